@@ -1,0 +1,236 @@
+"""Files: atomic writes, append-only row logs, tables with provenance, run folders that resume."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+PACKAGES = ("imad-steerkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas")
+
+
+class SupportsTable(Protocol):
+    """What `write_table` needs of a table: a pandas DataFrame has it (named here so that this file needs no pandas)."""
+
+    columns: Any
+
+    def to_csv(self, path: Any, index: bool = ...) -> Any: ...
+    def to_parquet(self, path: Any, index: bool = ...) -> Any: ...
+
+
+def sha256(data: bytes | str | Path) -> str:
+    """SHA-256 in hexadecimal of bytes, of a text's UTF-8, or of a file's content (`Path`)."""
+    if isinstance(data, Path):
+        with data.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed and compared."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's own types; NaN and infinities become null, paths and other objects their text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
+        if hasattr(value, "tolist"):
+            return _plain(value.tolist())
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):
+        return _plain(value.item())
+    return str(value)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, synced to disk, if the `with` body succeeds.
+
+    A reader sees the old file or the whole new one, never half of it; on an exception the old file is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(text.encode())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; NaN and infinities become null."""
+    write_text(path, json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; `ValueError` naming the file and the place where it is not JSON."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"expected JSON in {path}; got something else ({error}). Mend or delete the file.") from error
+
+
+def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a JSON-lines file and sync it to disk, so that they outlive the process.
+
+    A torn last line (a write that was cut off) is dropped before the first new row is written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = b"".join(json.dumps(_plain(row), ensure_ascii=False).encode() + b"\n" for row in rows)
+    with path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.seek(0, os.SEEK_END)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines file of objects; a torn last line (no newline at its end) is left out.
+
+    Raises:
+        ValueError: a whole line is not a JSON object; the message names file and line.
+    """
+    lines = Path(path).read_bytes().split(b"\n")
+    torn = lines.pop()  # what follows the last newline: nothing, or a line that was cut off
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            rows.append(_row(path, number, line))
+    if torn.strip():  # a file written by hand may lack its last newline
+        with contextlib.suppress(ValueError):
+            rows.append(_row(path, len(lines) + 1, torn))
+    return rows
+
+
+def _row(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"expected a JSON object in {path}, line {number}; got {line[:80]!r} ({error}).") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object in {path}, line {number}; got {line[:80]!r}.")
+    return row
+
+
+def write_table(path: str | Path, table: SupportsTable, meta: Mapping[str, Any]) -> None:
+    """Write a table as `.parquet` or `.csv` and its provenance beside it as `NAME.meta.json`, each atomically."""
+    path = Path(path)
+    if path.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"expected a table path that ends in .parquet or .csv; got {path.name!r}.")
+    with atomic_path(path) as temporary:
+        if path.suffix == ".csv":
+            table.to_csv(temporary, index=False)
+        else:
+            table.to_parquet(temporary, index=False)
+    write_json(path.with_suffix(".meta.json"), {**meta, "sha256": sha256(path), "columns": list(table.columns)})
+
+
+def read_table(path: str | Path) -> tuple[Any, dict[str, Any]]:
+    """Read a table written by `write_table`: `(DataFrame, meta)`; a table without meta gives an empty one."""
+    import pandas as pd
+
+    path = Path(path)
+    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    beside = path.with_suffix(".meta.json")
+    return table, read_json(beside) if beside.exists() else {}
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a number can depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+class RunFolderBusy(RuntimeError):
+    """Another run holds the folder."""
+
+
+class ConfigurationChanged(ValueError):
+    """The folder belongs to a run with another configuration."""
+
+
+@contextlib.contextmanager
+def run_folder(folder: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
+    """Hold a folder for one run: writes `config.json`, or checks that it is the same run that is resumed.
+
+    The lock is released by the operating system when the process ends, however it ends.
+
+    Raises:
+        RunFolderBusy: another process holds the folder.
+        ConfigurationChanged: `config.json` differs; the message lists each differing key with both values.
+    """
+    import fcntl
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunFolderBusy(f"expected {folder} to be free; another run holds it. Wait, or use another folder.") from error
+        check_config(folder, config)
+        yield folder
+
+
+def check_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write `config.json`, or raise `ConfigurationChanged` with the differences if another one is there."""
+    path = folder / "config.json"
+    wanted = json.loads(canonical_json(config))
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    there = read_json(path)
+    changed = [key for key in sorted({*there, *wanted}) if there.get(key) != wanted.get(key)]
+    if changed:
+        lines = "\n".join(f"  {key}: {_short(there.get(key))} -> {_short(wanted.get(key))}" for key in changed)
+        raise ConfigurationChanged(
+            f"expected the configuration that {folder} was begun with; these differ (there -> now):\n{lines}\n"
+            "Use another folder, or the old configuration."
+        )
+
+
+def _short(value: Any, width: int = 120) -> str:
+    text = canonical_json(value)
+    return text if len(text) <= width else f"{text[: width - 12]}... ({len(text)} characters)"

@@ -1,0 +1,147 @@
+"""Blocks: where a model's residual stream stands, found by a rule and verified by running it."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steerkit import residual
+
+_found: weakref.WeakKeyDictionary[nn.Module, Blocks] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The decoder blocks of a model.
+
+    Args:
+        path: where the list of blocks stands in the unwrapped model, e.g. `model.layers`.
+        modules: the blocks by layer; the stream of layer l (`resid_post`) is the output of `modules[l]`.
+        owner: the module that runs the blocks; its forward sees the cache before any block does.
+        d_model: the width of the stream.
+    """
+
+    path: str
+    modules: dict[int, nn.Module]
+    owner: nn.Module
+    d_model: int
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def check(self, layer: object) -> int:
+        """`layer` if it is one of the model's, else `ValueError`; -1 is refused, since it would be ambiguous."""
+        if isinstance(layer, bool) or not isinstance(layer, int) or layer not in self.modules:
+            raise ValueError(
+                f"expected a layer from 0 to {len(self) - 1} (the stream after that block); got {layer!r}."
+                + (f" For the last layer say {len(self) - 1}." if layer == -1 else "")
+            )
+        return layer
+
+
+class NoResidualStream(ValueError):
+    """The model has no list of blocks that passes verification."""
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The transformers model inside a PEFT wrapper; any other model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the text decoder."""
+    config = unwrap(model).config
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def find_blocks(model: nn.Module, path: str | None = None) -> Blocks:
+    """The model's decoder blocks, verified once per model by two forwards of a five-token probe.
+
+    The rule: a list of modules as long as the configuration says the decoder has layers (the shallowest such list), in
+    which every block runs once, in order, returns a stream of shape `[batch, pos, d_model]`, and receives exactly what
+    the block before it returned; and a change of the last block's output moves the logits. No table of names.
+
+    Raises:
+        NoResidualStream: no list passes; the message gives the reason for each candidate, and the override.
+    """
+    base = unwrap(model)
+    if path is None and base in _found:
+        return _found[base]
+    reasons = []
+    for candidate in _candidates(base) if path is None else [path]:
+        blocks = _verified(base, candidate)
+        if isinstance(blocks, Blocks):
+            _found[base] = blocks
+            return blocks
+        reasons.append(f"  {candidate}: {blocks}")
+    raise NoResidualStream(
+        f"expected a list of decoder blocks in {type(base).__name__}; none passed verification.\n"
+        + ("\n".join(reasons) or "  no list of modules is as long as the configuration says the decoder is")
+        + '\nIf you know where they are, say blocks="path.to.modulelist" when loading. A model whose stream does not '
+        "pass unchanged from block to block cannot be steered rightly and is refused."
+    )
+
+
+def _candidates(model: nn.Module) -> list[str]:
+    config = text_config(model)
+    names = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+    lengths = {getattr(config, name, None) for name in names} - {None}
+    lists = [(name, len(module)) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    return sorted((name for name, length in lists if length in lengths), key=lambda name: name.count("."))
+
+
+def _verified(model: nn.Module, path: str) -> Blocks | str:
+    """The blocks at `path`, or why they are no residual stream."""
+    try:
+        modules = dict(enumerate(model.get_submodule(path)))  # type: ignore[arg-type]
+    except (AttributeError, TypeError):
+        return "there is no list of modules"
+    if not modules:
+        return "the list is empty"
+    device = next(model.parameters()).device
+    ids = (torch.arange(1, 6, device=device) % text_config(model).vocab_size).unsqueeze(0)
+    calls: list[tuple[int, Tensor | None, Tensor | None]] = []
+
+    def perturbed(_: int, stream: Tensor) -> Tensor:
+        return stream + stream.std() * torch.linspace(-1, 1, stream.shape[-1]).to(stream)
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            with residual.reading(modules, lambda *call: calls.append(call)):
+                plain = model(input_ids=ids, use_cache=False).logits
+            if reason := _broken_chain(calls, len(modules), ids.shape[1]):
+                return reason
+            last = len(modules) - 1
+            with residual.writing({last: modules[last]}, perturbed):
+                moved = model(input_ids=ids, use_cache=False).logits
+    finally:
+        model.train(was_training)
+    if torch.equal(plain, moved):
+        return "a change of the last block's output does not move the logits"
+    stream = calls[0][2]
+    assert stream is not None
+    return Blocks(path, modules, model.get_submodule(path.rpartition(".")[0]), stream.shape[-1])
+
+
+def _broken_chain(calls: list[tuple[int, Tensor | None, Tensor | None]], count: int, width: int) -> str | None:
+    """Why these calls are not one stream through `count` blocks; None if they are."""
+    if [layer for layer, _, _ in calls] != list(range(count)):
+        return f"expected {count} blocks to run once each, in order; they ran as {[layer for layer, _, _ in calls][:12]}"
+    before: Tensor | None = None
+    for layer, entered, left in calls:
+        if left is None or left.ndim != 3 or left.shape[:2] != (1, width):
+            shape = None if left is None else list(left.shape)
+            return f"block {layer} returns {shape} for {width} tokens, not [1, {width}, d_model]"
+        if before is not None:
+            if left.shape != before.shape:
+                return f"block {layer} changes the stream's width from {before.shape[-1]} to {left.shape[-1]}"
+            if entered is None or entered.shape != before.shape or not torch.equal(entered, before):
+                return f"block {layer} does not receive what block {layer - 1} returned"
+        before = left
+    return None

@@ -1,0 +1,43 @@
+"""Trait scores of the demo's personas: the share of a text that is written in the persona's manner, by rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+NUMBERED = re.compile(r"^\W*(?:step\s+)?\d+\s*[.):]\s+\S", re.IGNORECASE)
+ASSIGNMENT = re.compile(r"^\s*(?:(?:let|const|var|int|float)\s+)?[A-Za-z_][\w.\[\]]*\s*(?:[-+*/]?=)(?!=)\s*\S")
+COMMENT = re.compile(r"(?:^|\s)(?://|#)\s*\S")
+KEYWORD = re.compile(r"^\s*(?:if|while|for|return|def|function|print|console\.log)\b.*[(:{;)]")
+CHECKING = re.compile(
+    r"\b(?:critique|check(?:s|ed|ing)?|double-check\w*|verif\w+|confirm\w*|mistake\w*|missed|overlook\w*|"
+    r"did i|do i|have i|am i|was i|let me|let's see|wait|re-?read\w*|is (?:it|that|this) right|"
+    r"could i have|should i have|i could have|i should have|i assumed|holds? up|look(?:ing)? back)\b",
+    re.IGNORECASE,
+)
+
+
+def steps(text: str) -> float:
+    """Share of the words that stand in lines that begin with a number (`1.`, `2)`, `Step 3:`)."""
+    return _share(text.splitlines(), lambda line: bool(NUMBERED.match(line)))
+
+
+def critique(text: str) -> float:
+    """Share of the words that stand in sentences with a word of checking one's own work."""
+    return _share(re.split(r"(?<=[.?!:])\s+|\n+", text), lambda sentence: bool(CHECKING.search(sentence)))
+
+
+def program(text: str) -> float:
+    """Share of the words that stand in lines of code: an assignment, a `//` comment, a control line."""
+    return _share(
+        text.splitlines(), lambda line: any(rule.search(line) for rule in (ASSIGNMENT, COMMENT, KEYWORD))
+    )
+
+
+def _share(parts: list[str], has: Callable[[str], bool]) -> float:
+    words = [(len(part.split()), has(part)) for part in parts]
+    total = sum(count for count, _ in words)
+    return sum(count for count, found in words if found) / total if total else 0.0
+
+
+TRAITS: dict[str, Callable[[str], float]] = {"steps": steps, "critique": critique, "program": program}

@@ -1,0 +1,219 @@
+"""The engine: a batch of rows, each with its own prompt and steering, over one KV cache with shared prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from steerkit import models, residual
+from steerkit.blocks import find_blocks, unwrap
+from steerkit.steering import RowSteering, Steering, taken_over, touches_prompt
+from steerkit.texts import pad
+
+BATCH_ROWS = {"cpu": 96, "cuda": 256}
+Done = TypeVar("Done")
+Choose = Callable[[Float[Tensor, "batch vocabulary"], Int[Tensor, " batch"], int], Int[Tensor, " batch"]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt and what steers it.
+
+    Args:
+        prompt: its ids, one at least.
+        steerings: each with a coefficient; applied in this order.
+    """
+
+    prompt: tuple[int, ...]
+    steerings: tuple[tuple[Steering, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a row became: its new ids without the end-of-sequence token, and whether that token came."""
+
+    ids: tuple[int, ...]
+    finished: bool
+
+    @property
+    def n_tokens(self) -> int:
+        """New tokens, the end-of-sequence token included: what the row cost, to its own end and not to its batch's."""
+        return len(self.ids) + self.finished
+
+
+def in_batches(
+    model: nn.Module,
+    rows: Sequence[Row],
+    room: int,
+    work: Callable[[Engine, Sequence[int]], Sequence[Done]],
+    batch_rows: int | None = None,
+) -> Iterator[list[tuple[int, Done]]]:
+    """Run `work(engine, row numbers)` over all rows in batches; yields each batch's `(row number, result)` when done.
+
+    Rows of similar prompt length share a batch, equal prompts stand together; a batch that does not fit into memory is
+    halved. The model is in eval mode meanwhile, and what `with steering.on(model)` set sleeps.
+
+    Raises:
+        ValueError: a steering that does not fit the model.
+    """
+    blocks = find_blocks(model)
+    weights = models.fingerprint(model)
+    for steering in {id(s): s for row in rows for s, _ in row.steerings}.values():
+        steering.check(model, blocks, weights)
+    size = batch_rows or BATCH_ROWS.get(next(unwrap(model).parameters()).device.type, 96)
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].prompt), rows[i].prompt))
+    queue = [order[i : i + size] for i in range(0, len(order), size)][::-1]
+    with models.evaluating(model):
+        while queue:
+            numbers = queue.pop()
+            try:
+                with taken_over(model), torch.inference_mode():
+                    done = work(Engine(model, [rows[i] for i in numbers], room), numbers)
+            except torch.OutOfMemoryError:
+                if len(numbers) == 1:
+                    raise
+                queue += [numbers[len(numbers) // 2 :], numbers[: len(numbers) // 2]]
+                continue
+            yield list(zip(numbers, done, strict=True))
+
+
+class Engine:
+    """One batch: prompts left-padded to one width, prefilled but for their last token, with room for `room` more.
+
+    Each distinct prompt is prefilled once (once per steering, where the prompt itself is steered), and its cache copied
+    to its rows. Absolute columns count from 0 at the left end of the padded batch; a prompt ends at column `width`.
+    """
+
+    def __init__(self, model: nn.Module, rows: Sequence[Row], room: int) -> None:
+        self.model, self.rows, self.room = model, list(rows), room
+        self.blocks = find_blocks(model)
+        self.device = next(unwrap(model).parameters()).device
+        self.width = max(len(row.prompt) for row in rows)
+        self.lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
+        self.takes = {name for name in ("position_ids", "logits_to_keep") if models.accepts(model, name)}
+        self.cache = DynamicCache(config=unwrap(model).config)
+        self.cache.layers = [
+            _Reserved(self.width + room) if type(layer) is DynamicLayer else layer for layer in self.cache.layers
+        ]
+        self._prefill()
+        self.keep(range(len(rows)))
+
+    def _prefill(self) -> None:
+        if self.width == 1:
+            return
+        keys = [
+            (row.prompt, tuple((id(s), c) for s, c in row.steerings if c and touches_prompt(s.positions)))
+            for row in self.rows
+        ]
+        place = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        first = [keys.index(key) for key in place]
+        ids, mask, positions = pad([self.rows[i].prompt for i in first], "left", self.device)
+        body = slice(0, self.width - 1)
+        self._forward(self._compile(first), 0, ids[:, body], mask[:, body], positions[:, body], keep=1)
+        if len(place) < len(keys):
+            self.cache.reorder_cache(torch.tensor([place[key] for key in keys], device=self.device))
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with these rows of the batch only."""
+        if len(places) < len(self.rows):
+            chosen = torch.tensor(list(places), device=self.device)
+            self.cache.reorder_cache(chosen)
+            self.rows, self.lengths = [self.rows[i] for i in places], self.lengths[chosen]
+        self.mask = (torch.arange(self.width + self.room, device=self.device) >= (self.width - self.lengths)[:, None]).long()
+        self.compiled = self._compile(range(len(self.rows)))
+
+    def forward(self, ids: Int[Tensor, "batch pos"], start: int) -> Float[Tensor, "batch pos vocabulary"]:
+        """Logits of a chunk whose first column is `start`; a row's last prompt token stands in column `width - 1`."""
+        columns = torch.arange(start, start + ids.shape[1], device=self.device)
+        positions = columns - (self.width - self.lengths)[:, None]
+        return self._forward(self.compiled, start, ids, self.mask[:, : start + ids.shape[1]], positions, keep=0)
+
+    def last_tokens(self) -> Int[Tensor, "batch 1"]:
+        """The last token of each prompt: the first chunk to forward, at column `width - 1`."""
+        return torch.tensor([[row.prompt[-1]] for row in self.rows], device=self.device)
+
+    def decode(self, new: int, ends: frozenset[int], choose: Choose) -> list[Continuation]:
+        """Up to `new` tokens per row, by `choose(logits, row numbers, step)`; rows that have ended leave the batch."""
+        out: list[list[int]] = [[] for _ in self.rows]
+        finished = [False] * len(out)
+        alive = list(range(len(out)))
+        token = self.last_tokens()
+        for step in range(new):
+            logits = self.forward(token, self.width - 1 + step)[:, -1]
+            token = choose(logits, torch.tensor(alive, device=self.device), step)[:, None]
+            keep = []
+            for place, (number, chosen) in enumerate(zip(alive, token[:, 0].tolist(), strict=True)):
+                if finished[number]:
+                    continue
+                if chosen in ends:
+                    finished[number] = True
+                else:
+                    out[number].append(chosen)
+                    keep.append(place)
+            if not keep:
+                break
+            if len(keep) <= 0.8 * len(alive) and step + 1 < new:
+                self.keep(keep)
+                token, alive = token[keep], [alive[place] for place in keep]
+        return [Continuation(tuple(ids), end) for ids, end in zip(out, finished, strict=True)]
+
+    def _compile(self, numbers: Sequence[int]) -> RowSteering:
+        prompts = [(self.width - len(self.rows[i].prompt), self.width) for i in numbers]
+        return RowSteering([self.rows[i].steerings for i in numbers], prompts)
+
+    def _forward(
+        self, compiled: RowSteering, start: int, ids: Tensor, mask: Tensor, positions: Tensor, keep: int
+    ) -> Float[Tensor, "batch pos vocabulary"]:
+        compiled.start = start
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
+        if "position_ids" in self.takes:
+            inputs["position_ids"] = positions.clamp(min=0)
+        if keep and "logits_to_keep" in self.takes:
+            inputs["logits_to_keep"] = keep
+        with residual.writing({layer: self.blocks.modules[layer] for layer in compiled.layers}, compiled.change):
+            logits: Tensor = self.model(**inputs).logits
+        return logits
+
+
+class _Reserved(DynamicLayer):
+    """A cache layer with room for all positions to come: a new token is written in place, nothing is copied."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+
+    def _reserve(self, like: Tensor) -> Tensor:
+        return like.new_empty(*like.shape[:-2], self.capacity, like.shape[-1])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.room = self._reserve(key_states), self._reserve(value_states)
+            start = 0
+        else:
+            start = self.keys.shape[-2]
+        stop = start + key_states.shape[-2]
+        for room, new in zip(self.room, (key_states, value_states), strict=True):
+            room[..., start:stop, :] = new
+        self.keys, self.values = (room[..., :stop, :] for room in self.room)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        if not self.is_initialized:
+            return
+        views, rooms = [], []
+        for kept in (self.keys, self.values):
+            room = kept.new_empty(len(beam_idx), kept.shape[1], self.capacity, kept.shape[-1])
+            view = room[..., : kept.shape[-2], :]
+            view.copy_(kept[beam_idx.to(kept.device)])
+            views.append(view)
+            rooms.append(room)
+        self.keys, self.values = views
+        self.room = rooms[0], rooms[1]

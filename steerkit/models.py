@@ -1,0 +1,191 @@
+"""Models: load a checkpoint, and say what it is."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from steerkit import artifacts
+from steerkit.blocks import find_blocks, unwrap
+
+ORIGIN = "_steerkit_origin"
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    gguf_file: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    blocks: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """Load a causal language model and its tokenizer, ready to be read and steered.
+
+    Args:
+        checkpoint: a hub id, a local folder, or the path of a `.gguf` file (dequantised to a dense model).
+        adapter: a PEFT adapter (hub id or folder) to put on it, unmerged.
+        gguf_file: the GGUF file's name inside `checkpoint`.
+        dtype: default float32 on a CPU, the checkpoint's own elsewhere.
+        device: default the first GPU if there is one, else the CPU.
+        blocks: path of the list of decoder blocks, where the rule does not find it.
+        trust_remote_code: run Python code that the checkpoint brings. It can do anything that you can.
+
+    Returns:
+        `(model, tokenizer)`: plain transformers (or PEFT) objects; the model in eval mode, its blocks verified.
+
+    Raises:
+        OSError: nothing loadable at `checkpoint`.
+        NoResidualStream: its residual stream could not be found and verified.
+        ValueError: the adapter's weights did not land in the model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    checkpoint, gguf_file = _split_gguf(checkpoint, gguf_file)
+    target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    weights = None
+    if gguf_file is not None:
+        from transformers import GgufConfig
+
+        options["gguf_file"] = gguf_file
+        weights = _gguf_type(Path(checkpoint) / gguf_file)
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, **options)
+        if gguf_file is not None:
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        options["dtype"] = dtype if dtype is not None else torch.float32 if target.type == "cpu" else "auto"
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, **options)
+    if not getattr(model, "hf_device_map", None):
+        model = model.to(target)
+    name = f"{checkpoint}/{gguf_file}" if gguf_file else str(checkpoint)
+    setattr(model, ORIGIN, {"checkpoint": name, "weights": weights or str(model.dtype).removeprefix("torch.")})
+    if adapter is not None:
+        model = _with_adapter(model, adapter)
+    model.eval()
+    find_blocks(model, blocks)
+    return model, tokenizer
+
+
+def _split_gguf(checkpoint: str | Path, gguf_file: str | None) -> tuple[str, str | None]:
+    path = Path(checkpoint)
+    if gguf_file is None and path.suffix == ".gguf":
+        if not path.is_file():
+            raise FileNotFoundError(f"expected a GGUF file at {path}; there is none. Check the path.")
+        return str(path.parent), path.name
+    return str(checkpoint), gguf_file
+
+
+def _gguf_type(path: Path) -> str | None:
+    """The commonest quantisation of the file's tensors, by number of weights."""
+    if not path.is_file():
+        return "GGUF, dequantised"
+    from gguf import GGUFReader
+
+    sizes: dict[str, int] = {}
+    for tensor in GGUFReader(path).tensors:
+        sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
+    return f"{max(sizes, key=lambda kind: sizes[kind])}, dequantised"
+
+
+def _with_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
+    import peft
+    from peft.utils import load_peft_weights
+
+    adapted = peft.PeftModel.from_pretrained(model, str(adapter))
+    there = peft.get_peft_model_state_dict(adapted)
+    wanted = load_peft_weights(str(adapter), device="cpu")
+    lost = [k for k, v in wanted.items() if k not in there or not torch.equal(there[k].cpu(), v.to(there[k].dtype))]
+    if lost:
+        raise ValueError(
+            f"expected all {len(wanted)} tensors of the adapter {adapter} in the model; {len(lost)} did not land, "
+            f"e.g. {lost[0]!r}. It was made for another base model, or for other module names."
+        )
+    return adapted
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no advice from transformers inside the `with`."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode (no dropout) inside the `with`, and as it was afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def accepts(model: nn.Module, argument: str) -> bool:
+    """Whether the model's forward names this argument."""
+    return argument in inspect.signature(unwrap(model).forward).parameters
+
+
+def fingerprint(model: nn.Module) -> tuple[str, str | None]:
+    """What weights these are: `(base, adapter)`, 16 hexadecimal digits each; adapter is None where there is none.
+
+    SHA-256 over each parameter's name, shape and 64 evenly spaced values rounded to bfloat16, so that the same
+    checkpoint in another dtype or on another device has the same fingerprint.
+    """
+    base, adapter = hashlib.sha256(), hashlib.sha256()
+    adapted = False
+    for name, parameter in sorted(model.named_parameters(), key=lambda pair: pair[0]):
+        plain = re.sub(r"^base_model\.model\.|\.base_layer|\.original_module", "", name)
+        ours = base if "peft_config" not in model.__dict__ or not re.search(r"lora_|modules_to_save|trainable_tokens|ia3_", name) else adapter
+        adapted |= ours is adapter
+        flat = parameter.detach().reshape(-1)
+        where = (torch.arange(64) * max(flat.numel() - 1, 0) // 63).to(flat.device)
+        sample = flat[where].cpu()
+        sample = sample.to(torch.bfloat16).float() if sample.is_floating_point() else sample
+        ours.update(f"{plain}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return base.hexdigest()[:16], adapter.hexdigest()[:16] if adapted else None
+
+
+def describe(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
+    """Provenance of a model as plain data: checkpoint, weights, fingerprints, dtype, kernel, blocks, template, versions."""
+    base = unwrap(model)
+    blocks = find_blocks(model)
+    origin: Mapping[str, Any] = getattr(base, ORIGIN, {})
+    dtype = str(next(base.parameters()).dtype).removeprefix("torch.")
+    weights, adapter = fingerprint(model)
+    about = {
+        "checkpoint": origin.get("checkpoint") or getattr(base.config, "_name_or_path", "") or type(base).__name__,
+        "weights": origin.get("weights", dtype),
+        "model_fingerprint": weights,
+        "adapter_fingerprint": adapter,
+        "dtype": dtype,
+        "attention": getattr(base.config, "_attn_implementation", None),
+        "device": str(next(base.parameters()).device),
+        "blocks": blocks.path,
+        "n_layers": len(blocks),
+        "d_model": blocks.d_model,
+        "versions": artifacts.versions(),
+    }
+    if tokenizer is not None:
+        template = getattr(tokenizer, "chat_template", None)
+        about["template_sha256"] = artifacts.sha256(str(template)) if template else None
+    return about

@@ -1,0 +1,91 @@
+"""The residual stream: the only file that registers hooks. Every hook lives inside a `with`."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Leave(Exception):
+    """Raised inside a forward to leave it once the deepest layer is read; caught by `leaving`."""
+
+
+def stream_of(out: Any) -> Tensor | None:
+    """The stream in a block's output: the tensor itself, or the first entry of a tuple or list."""
+    first = out if isinstance(out, Tensor) else out[0] if isinstance(out, tuple | list) and out else None
+    return first if isinstance(first, Tensor) else None
+
+
+def _with_stream(out: Any, stream: Tensor) -> Any:
+    return stream if isinstance(out, Tensor) else type(out)((stream, *out[1:]))
+
+
+@contextlib.contextmanager
+def reading(modules: Mapping[int, nn.Module], see: Callable[[int, Tensor | None, Tensor | None], None]) -> Iterator[None]:
+    """Call `see(layer, entered, left)` after each block: the stream that went in, and the stream that came out.
+
+    The hooks are appended, so they see what steering wrote, whichever of the two was entered first.
+    """
+
+    def hook(layer: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+        see(layer, stream_of(args) if args else stream_of(kwargs.get("hidden_states")), stream_of(out))
+
+    with contextlib.ExitStack() as stack:
+        for layer, module in modules.items():
+            handle = module.register_forward_hook(
+                lambda _, args, kwargs, out, layer=layer: hook(layer, args, kwargs, out), with_kwargs=True
+            )
+            stack.callback(handle.remove)
+        yield
+
+
+@contextlib.contextmanager
+def writing(modules: Mapping[int, nn.Module], change: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
+    """Replace the stream after each block by `change(layer, stream)`, a new tensor; None leaves it as it is.
+
+    The hooks are prepended: transformers keeps hooks of its own on the blocks once hidden states were asked for, and
+    those must see the steered stream.
+    """
+
+    def hook(layer: int, out: Any) -> Any:
+        stream = stream_of(out)
+        if stream is None:
+            raise TypeError(f"expected block {layer} to return a tensor or a tuple that begins with one; got {type(out)}.")
+        changed = change(layer, stream)
+        return None if changed is None else _with_stream(out, changed)
+
+    with contextlib.ExitStack() as stack:
+        for layer, module in modules.items():
+            handle = module.register_forward_hook(lambda _, __, out, layer=layer: hook(layer, out), prepend=True)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextlib.contextmanager
+def arriving(owner: nn.Module, look: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Call `look(arguments)` with the named arguments of each forward of `owner`, before any of its blocks runs.
+
+    The cache's length is read here and nowhere else: inside a block it may or may not include the current chunk,
+    depending on the kind of layer, and raises for recurrent ones.
+    """
+    signature = inspect.signature(owner.forward)
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        look({**signature.bind_partial(*args).arguments, **kwargs})
+
+    handle = owner.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """Swallow the `Leave` that a reader raised to end a forward early."""
+    with contextlib.suppress(Leave):
+        yield

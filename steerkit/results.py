@@ -1,0 +1,197 @@
+"""The result of a sweep: one tidy table, its scores, curves, areas and gains with intervals. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steerkit import artifacts, scoring
+
+KEYS = ["vector", "layer", "coefficient", "prompt_id", "sample"]
+PLACE = ("vector", "layer")
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Rows of generated text and the scores added to them.
+
+    Args:
+        table: one row per vector, layer, coefficient, prompt and sample; see `steerkit.sweep` for the columns.
+        meta: provenance: model, weights, settings, versions.
+    """
+
+    table: pd.DataFrame
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = [column for column in (*KEYS, "text", "group") if column not in self.table]
+        if missing:
+            raise ValueError(f"expected the columns of a sweep; missing: {missing}. Got {list(self.table)[:12]}.")
+
+    @classmethod
+    def load(cls, path: str | Path) -> SweepResult:
+        """Read a sealed sweep: its folder, or its table file."""
+        path = Path(path)
+        file = path / "table.parquet" if path.is_dir() else path
+        if not file.is_file():
+            raise FileNotFoundError(f"expected a sealed sweep at {file}; there is none. An unfinished one has rows.jsonl only.")
+        return cls(*artifacts.read_table(file))
+
+    def save(self, path: str | Path) -> None:
+        """Write the table (`.parquet` or `.csv`) and its `.meta.json`."""
+        artifacts.write_table(path, self.table, self.meta)
+
+    def score(
+        self,
+        name: str | Callable[[pd.Series], float],
+        *,
+        column: str | None = None,
+        model: Any = None,
+        tokenizer: Any = None,
+        vectors: Any = None,
+    ) -> SweepResult:
+        """The same rows with one more column.
+
+        Args:
+            name: `"rouge_l"` (F1 against `reference`, rouge-score's tokenizer), `"rouge_l_symbols"` (one that keeps
+                `//`, `=` and `-`), `"distance"` (1 - rouge_l_symbols against the same prompt's text at coefficient 0),
+                `"distinct_2"`, `"repeated_4grams"`, `"perplexity"` (under the unsteered `model`; lower is more fluent),
+                `"kl"` (KL(steered || unsteered) per token on the unsteered text; needs `vectors` as given to the sweep),
+                or a function of a row.
+            column: its name; default the score's.
+
+        Raises:
+            ValueError: an unknown score, or what it needs is not there.
+        """
+        if callable(name):
+            values = self.table.apply(name, axis=1).astype(float).to_numpy()
+            return self._with(column or getattr(name, "__name__", "score"), values)
+        if name in ("perplexity", "kl"):
+            if model is None or tokenizer is None or (name == "kl" and vectors is None):
+                needed = "model= and tokenizer=" if name == "perplexity" else "model=, tokenizer= and vectors="
+                raise ValueError(f"expected {needed} for the score {name!r}.")
+            return self._with(column or name, self._by_model(name, model, tokenizer, vectors))
+        if name not in PURE:
+            raise ValueError(f"expected a score among {[*PURE, 'perplexity', 'kl']}, or a function of a row; got {name!r}.")
+        return self._with(column or name, PURE[name](self.table))
+
+    def _with(self, column: str, values: np.ndarray) -> SweepResult:
+        if column in KEYS:
+            raise ValueError(f"expected a name for the score that is no key of the table; got {column!r}.")
+        return replace(self, table=self.table.assign(**{column: values}))
+
+    def _by_model(self, name: str, model: Any, tokenizer: Any, vectors: Any) -> np.ndarray:
+        from steerkit import fluency
+        from steerkit.steering import Steering
+        from steerkit.texts import Rendered
+
+        table = self.table
+        chat = table["chat"] if "chat" in table else [False] * len(table)
+        prompts = [Rendered(p) if c else p for p, c in zip(table["prompt"], chat, strict=True)]
+        if name == "perplexity":
+            distinct = {key: place for place, key in enumerate(zip(prompts, table["text"], strict=True))}
+            scores = fluency.perplexity(model, tokenizer, [p for p, _ in distinct], [t for _, t in distinct])
+            of = dict(zip(distinct, scores, strict=True))
+            return np.array([of[key] for key in zip(prompts, table["text"], strict=True)])
+        named = dict(vectors) if isinstance(vectors, Mapping) else {"vector": vectors}
+        first = table.iloc[0]
+        steerings = [
+            Steering(
+                named[row.vector].at(*map(int, str(row.layer).split("+"))),
+                float(row.coefficient), first["positions"], first["operation"], foreign=True,
+            )
+            for row in table.itertuples()
+        ]  # fmt: skip
+        return fluency.kl(model, tokenizer, prompts, _unsteered(table), steerings)
+
+    def curve(self, score: str, by: Sequence[str] = PLACE, seed: int = 0) -> pd.DataFrame:
+        """Mean of a score per coefficient with a 95 % percentile bootstrap interval over groups (prompts, not rows).
+
+        Columns: `by`, coefficient, mean, low, high, n (groups), n_missing, relative_dose.
+        """
+        rows = []
+        for key, part in self._parts(score, [*by, "coefficient"]):
+            interval = scoring.bootstrap_ci(part[score].to_numpy(float), part["group"].to_numpy(), seed=seed)
+            dose = float(part["relative_dose"].mean()) if "relative_dose" in part else float("nan")
+            rows.append((*key, interval.mean, interval.low, interval.high, interval.n, interval.n_missing, dose))
+        return pd.DataFrame(rows, columns=[*by, "coefficient", "mean", "low", "high", "n", "n_missing", "relative_dose"])
+
+    def curve_auc(self, score: str, by: Sequence[str] = PLACE, normalize: bool = False, seed: int = 0) -> pd.DataFrame:
+        """Trapezoid area under the curve of a score over the coefficients, with its bootstrap interval over groups.
+
+        The area is linear in the scores, so it is the mean over prompts of each prompt's own area.
+        `normalize=True` divides by the width of the coefficient grid, which makes it a mean score.
+        Columns: `by`, curve_auc, low, high, n.
+        """
+        rows = []
+        for key, part in self._parts(score, list(by)):
+            wide = part.pivot_table(index=["group", "prompt_id"], columns="coefficient", values=score, dropna=False)
+            areas = [scoring.curve_auc(wide.columns, row, normalize) if row.notna().all() else np.nan for _, row in wide.iterrows()]
+            interval = scoring.bootstrap_ci(areas, wide.index.get_level_values("group"), seed=seed)
+            rows.append((*key, interval.mean, interval.low, interval.high, interval.n))
+        return pd.DataFrame(rows, columns=[*by, "curve_auc", "low", "high", "n"])
+
+    def gain(
+        self, score: str, over: Sequence[str] | None = None, vectors: Sequence[str] | None = None, seed: int = 0
+    ) -> pd.DataFrame:
+        """The paired gain of a score, per vector, layer and coefficient: over coefficient 0, or over control vectors.
+
+        Differences are taken within a prompt (samples averaged first). Over controls, prompts **and** controls are
+        resampled, so the spread of the random directions is in the interval.
+
+        Args:
+            over: names of control vectors that were swept at the same layer and coefficients; None is coefficient 0.
+            vectors: the vectors whose gain is wanted; default all that are not controls.
+
+        Columns: vector, layer, coefficient, gain, low, high, p (two-sided bootstrap against 0), n.
+
+        Raises:
+            ValueError: a control is not in the table at that layer and coefficient.
+        """
+        wide = self.table.pivot_table(index=[*PLACE, "coefficient"], columns=["group", "prompt_id"], values=score, dropna=False)
+        wide = wide.dropna(how="all", axis=0)
+        groups = wide.columns.get_level_values("group")
+        rows = []
+        for (vector, layer, coefficient), scores in wide.iterrows():
+            if coefficient == 0 or vector in (over or ()) or (vectors is not None and vector not in vectors):
+                continue
+            others = [(vector, layer, 0.0)] if over is None else [(name, layer, coefficient) for name in over]
+            absent = [other for other in others if other not in wide.index]
+            if absent:
+                raise ValueError(f"expected the controls in the table at the same layer and coefficient; missing: {absent[:3]}.")
+            differences = scores.to_numpy(float)[:, None] - wide.loc[others].to_numpy(float).T
+            interval = scoring.bootstrap_ci(differences, groups, resample_columns=len(others) > 1, seed=seed)
+            rows.append((vector, layer, coefficient, interval.mean, interval.low, interval.high, interval.p, interval.n))
+        return pd.DataFrame(rows, columns=[*PLACE, "coefficient", "gain", "low", "high", "p", "n"])
+
+    def _parts(self, score: str, by: list[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
+        if score not in self.table:
+            raise ValueError(f"expected a score among the columns; got {score!r}. Add it with .score({score!r}) first.")
+        return [(key, part) for key, part in self.table.groupby(by, sort=False, dropna=False)]
+
+
+def _unsteered(table: pd.DataFrame) -> list[str]:
+    """For each row, the text of the same prompt and sample at coefficient 0."""
+    zero = table[table["coefficient"] == 0].drop_duplicates(["prompt_id", "sample"])
+    texts = zero.set_index(["prompt_id", "sample"])["text"]
+    return texts.loc[list(zip(table["prompt_id"], table["sample"], strict=True))].tolist()
+
+
+def _references(table: pd.DataFrame) -> list[str]:
+    if "reference" not in table or table["reference"].isna().any():
+        raise ValueError("expected a reference for every prompt; give the sweep rows with 'prompt' and 'reference'.")
+    return table["reference"].tolist()
+
+
+PURE: dict[str, Callable[[pd.DataFrame], np.ndarray]] = {
+    "rouge_l": lambda t: scoring.rouge_l(t["text"].tolist(), _references(t)),
+    "rouge_l_symbols": lambda t: scoring.rouge_l(t["text"].tolist(), _references(t), tokenizer="symbols"),
+    "distance": lambda t: 1 - scoring.rouge_l(t["text"].tolist(), _unsteered(t), tokenizer="symbols"),
+    "distinct_2": lambda t: np.array([scoring.distinct_n(text, 2) for text in t["text"]]),
+    "repeated_4grams": lambda t: np.array([scoring.repeated_ngrams(text, 4) for text in t["text"]]),
+}

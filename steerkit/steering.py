@@ -1,0 +1,295 @@
+"""Steering: what is added to the residual stream, where, and how strongly, for each row of a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steerkit import models, residual
+from steerkit.blocks import Blocks, find_blocks, unwrap
+from steerkit.vectors import SteeringVector
+
+POSITIONS = ("generated", "from_last_prompt_token", "prompt", "all")
+END = 2**62
+
+
+@dataclass(frozen=True)
+class Steering:
+    """A vector, how strongly it acts, on which positions, and how.
+
+    `add`: `h <- h + coefficient * v` after block l, for every layer l of the vector.
+    `ablate`: `h <- h - coefficient * (h . u) u` with `u = v / |v|`; coefficient 1 leaves no component along u.
+
+    Args:
+        vector: as stored: the coefficient multiplies it with its norm; `vector.unit()` is for you to say.
+        coefficient: one number, or a tensor with one per row of the batch. 0 changes nothing, bit for bit.
+        positions: in absolute positions, hence the same with and without a cache and under left padding:
+            `"generated"`: the positions of new tokens. The first new token is decided at the last position of the
+            prompt, so it is not steered.
+            `"from_last_prompt_token"`: these and the last position of the prompt, so that every new token is steered.
+            `"prompt"`: the prompt's own positions (padding excluded).
+            `"all"`: prompt and new tokens.
+            Each may end in `:k` for its first k positions, e.g. `"generated:5"`.
+        operation: `"add"` or `"ablate"`.
+        foreign: allow a vector that was read from other weights (base against fine-tuned, say).
+
+    Raises:
+        ValueError: an unknown position or operation, or a coefficient that is not finite.
+    """
+
+    vector: SteeringVector
+    coefficient: float | Float[Tensor, " batch"] = 1.0
+    positions: str = "generated"
+    operation: Literal["add", "ablate"] = "add"
+    foreign: bool = False
+
+    def __post_init__(self) -> None:
+        parse_positions(self.positions)
+        if self.operation not in ("add", "ablate"):
+            raise ValueError(f"expected operation 'add' or 'ablate'; got {self.operation!r}.")
+        value = self.coefficient
+        if isinstance(value, Tensor) and value.ndim == 1:
+            if not torch.isfinite(value).all():
+                raise ValueError(f"expected finite coefficients; got {value.tolist()}.")
+        elif not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"expected a finite coefficient, or a 1-d tensor with one per row; got {value!r}.")
+
+    def rows(self, batch: int) -> list[tuple[Steering, float]]:
+        """This steering and its coefficient for each of `batch` rows."""
+        if isinstance(self.coefficient, Tensor):
+            if len(self.coefficient) != batch:
+                raise ValueError(f"expected one coefficient per row, {batch}; got {len(self.coefficient)}.")
+            return [(self, float(c)) for c in self.coefficient]
+        return [(self, float(self.coefficient))] * batch
+
+    def check(self, model: nn.Module, blocks: Blocks, weights: tuple[str, str | None]) -> None:
+        """`ValueError` unless the vector fits the model: its layers, its width, its weights (see `foreign`)."""
+        for layer in self.vector.layers:
+            blocks.check(layer)
+        if self.vector.d_model != blocks.d_model:
+            raise ValueError(f"expected a vector of width {blocks.d_model}, the model's; got {self.vector.d_model}.")
+        meta = self.vector.meta
+        read_from = (meta.get("model_fingerprint"), meta.get("adapter_fingerprint"))
+        if not self.foreign and read_from[0] is not None and read_from != weights:
+            raise ValueError(
+                f"expected a vector read from this model, {weights}; it was read from {read_from} "
+                f"({meta.get('checkpoint', 'unknown')}). Say foreign=True to steer with it all the same."
+            )
+
+    @contextlib.contextmanager
+    def on(self, model: nn.Module, prompt_length: int | Sequence[int] | None = None) -> Iterator[None]:
+        """Steer every forward of `model` inside the `with`. Of nested ones the inner acts on the stream first.
+
+        `steerkit.generate` takes it over row by row. For a plain `model.generate` or `model(...)`, the width of a
+        sequence's first forward is the prompt; `prompt_length` says it instead where one forward holds prompt and
+        continuation (one number, or one per row; columns of left padding not counted).
+
+        Raises:
+            ValueError: the vector does not fit the model.
+            RuntimeError: a prompt that comes in several chunks, which cannot be told from new tokens.
+        """
+        blocks = find_blocks(model)
+        self.check(model, blocks, models.fingerprint(model))
+        state = _Watch(self, blocks, prompt_length)
+        base = unwrap(model)
+        active = _active.setdefault(base, [])
+        active.append(state)
+        try:
+            with residual.arriving(blocks.owner, state.arrive), residual.writing(
+                {layer: blocks.modules[layer] for layer in self.vector.layers}, state.change
+            ):
+                yield
+        finally:
+            active.remove(state)
+
+
+def parse_positions(positions: str) -> tuple[str, int]:
+    """`"generated:5"` as `("generated", 5)`; without a number, no limit."""
+    name, colon, number = str(positions).partition(":")
+    if name not in POSITIONS or (colon and not (number.isdecimal() and int(number) > 0)):
+        raise ValueError(f"expected positions among {POSITIONS}, each with ':k' for its first k if wanted; got {positions!r}.")
+    return name, int(number) if colon else END
+
+
+def touches_prompt(positions: str) -> bool:
+    """Whether positions of the prompt before its last token are steered."""
+    return parse_positions(positions)[0] in ("prompt", "all")
+
+
+@dataclass
+class RowSteering:
+    """Steerings compiled for the rows of one batch: per layer, which rows move, by what, in which columns.
+
+    Args:
+        rows: for each row its steerings, each with a coefficient.
+        prompts: for each row the absolute columns `(start, stop)` of its prompt.
+        start: the absolute column of the chunk that is being forwarded; set before each forward.
+    """
+
+    rows: Sequence[Sequence[tuple[Steering, float]]]
+    prompts: Sequence[tuple[int, int]]
+    start: int = 0
+    _edits: dict[int, list[_Edit]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        cast: dict[tuple[int, int, str], Tensor] = {}
+        depth = max((len(row) for row in self.rows), default=0)
+        for turn in range(depth):  # a row's second steering acts after its first: one edit never holds a row twice
+            grouped: dict[tuple[int, str], list[tuple[int, int, int, float, Tensor]]] = {}
+            for number, row in enumerate(self.rows):
+                if turn >= len(row) or row[turn][1] == 0:
+                    continue
+                steering, coefficient = row[turn]
+                low, high = _columns(steering.positions, *self.prompts[number])
+                for layer, vector in steering.vector.layers.items():
+                    key = (id(steering.vector), layer, steering.operation)
+                    if key not in cast:
+                        cast[key] = vector if steering.operation == "add" else vector / vector.norm()
+                    grouped.setdefault((layer, steering.operation), []).append(
+                        (number, low, high, coefficient, cast[key])
+                    )
+            for (layer, operation), members in grouped.items():
+                self._edits.setdefault(layer, []).append(_Edit(operation, members))
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers at which any row moves."""
+        return sorted(self._edits)
+
+    def change(self, layer: int, stream: Tensor) -> Tensor | None:
+        """The stream `[batch, pos, d_model]` of the columns from `start` on, steered; None where nothing moves."""
+        changed = None
+        for edit in self._edits.get(layer, ()):
+            if edit.low < self.start + stream.shape[1] and self.start < edit.high:
+                changed = edit.apply(stream if changed is None else changed, self.start)
+        return changed
+
+
+class _Edit:
+    """One operation at one layer on some rows, each row at most once; its tensors follow the stream's device."""
+
+    def __init__(self, operation: str, members: Sequence[tuple[int, int, int, float, Tensor]]) -> None:
+        numbers, lows, highs, coefficients, vectors = zip(*members, strict=True)
+        self.operation, self.count = operation, len(numbers)
+        self.low, self.high = min(lows), max(highs)
+        self.all_from, self.all_to = max(lows), min(highs)
+        self.rows, self.lows, self.highs = (torch.tensor(column) for column in (numbers, lows, highs))
+        self.factor, self.vectors = torch.tensor(coefficients)[:, None, None], torch.stack(vectors)[:, None]
+        self.delta = self.factor * self.vectors
+
+    def follow(self, stream: Tensor) -> None:
+        self.rows, self.lows, self.highs, self.factor, self.vectors = (
+            t.to(stream.device) for t in (self.rows, self.lows, self.highs, self.factor, self.vectors)
+        )
+        self.delta = self.delta.to(stream.device, stream.dtype)
+
+    def apply(self, stream: Tensor, start: int) -> Tensor:
+        if self.delta.device != stream.device or self.delta.dtype != stream.dtype:
+            self.follow(stream)
+        every_row = self.count == stream.shape[0]
+        old = stream if every_row else stream[self.rows]
+        if self.operation == "add":
+            new = old + self.delta
+        else:
+            wide = old.float()
+            along = (wide * self.vectors).sum(-1, keepdim=True)
+            new = (wide - self.factor * along * self.vectors).to(old.dtype)
+        if not (self.all_from <= start and start + stream.shape[1] <= self.all_to):
+            columns = torch.arange(start, start + stream.shape[1], device=stream.device)
+            inside = (columns >= self.lows[:, None]) & (columns < self.highs[:, None])
+            new = torch.where(inside[..., None], new, old)
+        return new if every_row else stream.index_copy(0, self.rows, new)
+
+
+def _columns(positions: str, start: int, stop: int) -> tuple[int, int]:
+    """The half-open range of absolute columns that `positions` means for a prompt in columns `start..stop`."""
+    name, limit = parse_positions(positions)
+    low = {"generated": stop, "from_last_prompt_token": stop - 1, "prompt": start, "all": start}[name]
+    high = stop if name == "prompt" else END
+    return low, min(high, low + limit)
+
+
+_active: weakref.WeakKeyDictionary[nn.Module, list[_Watch]] = weakref.WeakKeyDictionary()
+
+
+class _Watch:
+    """Follows plain forwards of a model: where the prompt ended, and which columns the current chunk holds."""
+
+    def __init__(self, steering: Steering, blocks: Blocks, prompt_length: int | Sequence[int] | None) -> None:
+        self.steering, self.blocks, self.prompt_length = steering, blocks, prompt_length
+        self.asleep = False
+        self.prompts: list[tuple[int, int]] | None = None
+        self.ids: Tensor | None = None
+        self.compiled: RowSteering | None = None
+
+    def arrive(self, arguments: Mapping[str, Any]) -> None:
+        if self.asleep:
+            return
+        ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
+        entering = ids if ids is not None else embeds
+        assert entering is not None
+        batch, width = entering.shape[:2]
+        cache = arguments.get("past_key_values")
+        start = int(cache.get_seq_length()) if cache is not None else 0
+        if start == 0 and not self._continues(ids):
+            self._begin(batch, width, arguments.get("attention_mask"))
+        elif start and (self.prompts is None or len(self.prompts) != batch):
+            raise RuntimeError("expected to see a sequence from its first forward on; entered steering in its middle.")
+        elif start and width > 1 and self.prompt_length is None:
+            raise RuntimeError(
+                f"expected one new token per forward after the prompt; got {width} on top of {start}. A prompt that comes "
+                "in chunks cannot be told from new tokens: use steerkit.generate, or say prompt_length."
+            )
+        self.ids = ids if start == 0 else None
+        assert self.compiled is not None
+        self.compiled.start = start
+
+    def _continues(self, ids: Tensor | None) -> bool:
+        """Without a cache, a forward continues the last one if it repeats its tokens and adds one."""
+        last = self.ids
+        return (
+            last is not None
+            and ids is not None
+            and ids.shape == (last.shape[0], last.shape[1] + 1)
+            and torch.equal(ids[:, :-1], last)
+        )
+
+    def _begin(self, batch: int, width: int, mask: Tensor | None) -> None:
+        pads = [0] * batch
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            pads = (mask[:, :width] != 0).int().argmax(1).tolist()
+        lengths = [self.prompt_length] * batch if isinstance(self.prompt_length, int) else self.prompt_length
+        if lengths is None:
+            self.prompts = [(p, width) for p in pads]
+        elif len(lengths) != batch:
+            raise ValueError(f"expected one prompt length per row, {batch}; got {len(lengths)}.")
+        else:
+            self.prompts = [(p, p + n) for p, n in zip(pads, lengths, strict=True)]
+        self.compiled = RowSteering([[row] for row in self.steering.rows(batch)], self.prompts)
+
+    def change(self, layer: int, stream: Tensor) -> Tensor | None:
+        if self.asleep:
+            return None
+        assert self.compiled is not None
+        return self.compiled.change(layer, stream)
+
+
+@contextlib.contextmanager
+def taken_over(model: nn.Module) -> Iterator[list[Steering]]:
+    """The steerings that are on for this model, put to sleep inside the `with`: for an engine that applies them itself."""
+    states = [state for state in _active.get(unwrap(model), []) if not state.asleep]
+    for state in states:
+        state.asleep = True
+    try:
+        yield [state.steering for state in reversed(states)]
+    finally:
+        for state in states:
+            state.asleep = False

@@ -1,0 +1,282 @@
+"""Sweeps: vector x layer x coefficient x prompt x sample, all rows in mixed batches, to one tidy, resumable table."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from torch import nn
+
+from steerkit import artifacts, models
+from steerkit.activations import Layer
+from steerkit.capture import stream_norms as norms_of
+from steerkit.engine import Row
+from steerkit.generation import decode, text_of
+from steerkit.progress import progress
+from steerkit.results import SweepResult
+from steerkit.steering import Steering
+from steerkit.texts import Prompt, encode_prompt, render
+from steerkit.vectors import SteeringVector
+
+LayerSet = int | tuple[int, ...]
+ROWS, TABLE = "rows.jsonl", "table.parquet"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way of steering in a sweep: a vector at its layers with one coefficient; vector None is coefficient 0."""
+
+    vector: str | None
+    layer: str | None
+    coefficient: float
+
+
+def sweep(
+    model: nn.Module,
+    tokenizer: Any,
+    vectors: SteeringVector | Mapping[str, SteeringVector],
+    prompts: Sequence[Prompt | Mapping[str, Any]],
+    *,
+    coefficients: Sequence[float],
+    layers: Sequence[LayerSet] | None = None,
+    positions: str = "generated",
+    operation: Literal["add", "ablate"] = "add",
+    samples: int = 1,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    stream_norms: Mapping[Layer, float] | None = None,
+    foreign: bool = False,
+    batch_rows: int | None = None,
+    out: str | Path | None = None,
+) -> SweepResult:
+    """Generate every combination of vector, layer, coefficient, prompt and sample; one row of the table each.
+
+    Coefficient 0 is generated once per prompt and sample, whatever the vectors, and stands in the table under each of
+    them. Random streams are keyed by (seed, prompt id, sample) only, so all coefficients, layers and controls share
+    their random numbers and differences between them are paired.
+
+    Args:
+        vectors: one (named "vector") or several by name; controls are vectors like any other.
+        prompts: strings (verbatim), message lists, or rows with `prompt`, and optionally `id`, `reference` and `group`
+            (what is resampled together; default the id); other keys become columns.
+        coefficients: multiply the vectors as stored; 0 is added if it is not among them.
+        layers: each an index, or a tuple steered together; default: every vector at all layers that it holds, together.
+        samples: 1 is greedy unless a temperature is given; more use temperature 0.7 and top_p 0.9 unless given.
+        stream_norms: mean norm of the stream per layer, for `relative_dose`; default: measured on this sweep's own
+            unsteered texts.
+        foreign: allow vectors that were read from other weights.
+        out: a folder that rows are appended to as they come and the table is sealed in; an interrupted sweep goes on
+            there, and another configuration is refused. None keeps everything in memory.
+
+    Returns:
+        `SweepResult` with columns vector, layer, coefficient, prompt_id, group, sample, text, n_tokens, finished,
+        relative_dose (`|coefficient| * |v| / mean |h|` at that layer; for several layers their mean), prompt,
+        reference, and the settings.
+
+    Raises:
+        ValueError: nothing to do, repeated prompt ids, a vector that does not fit, a setting out of range.
+        ConfigurationChanged, RunFolderBusy: see `steerkit.artifacts.run_folder`.
+    """
+    named = {"vector": vectors} if isinstance(vectors, SteeringVector) else dict(vectors)
+    rows = _prompt_rows(prompts)
+    if not named or isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"expected one vector and one sample at least; got {len(named)} vectors and samples={samples!r}.")
+    temperature = (0.0 if samples == 1 else 0.7) if temperature is None else float(temperature)
+    top_p = (0.9 if temperature > 0 else 1.0) if top_p is None else float(top_p)
+    if samples > 1 and temperature == 0:
+        raise ValueError(f"expected a temperature above 0 for {samples} samples; at 0 they would all be equal.")
+    steerings = _steerings(named, layers, positions, operation, foreign)
+    cells = _cells(steerings, coefficients)
+    settings = {
+        "positions": positions, "operation": operation, "samples": samples, "temperature": temperature, "top_p": top_p,
+        "max_new_tokens": max_new_tokens, "seed": seed,
+    }  # fmt: skip
+    about = models.describe(model, tokenizer)
+    config = {
+        **settings,
+        **{key: about[key] for key in ("model_fingerprint", "adapter_fingerprint", "dtype", "attention", "template_sha256")},
+        "cells": [[cell.vector, cell.layer, cell.coefficient] for cell in cells],
+        "vectors": {name: _content(vector) for name, vector in named.items()},
+        "prompts": artifacts.sha256(artifacts.canonical_json(rows)),
+    }
+    keys = [(cell, row, sample) for row in rows for cell in cells for sample in range(samples)]
+    prompt_ids = {row["id"]: encode_prompt(tokenizer, row["prompt"]) for row in rows}
+    with _place(out, config) as log:
+        done = log.read()
+        todo = [key for key in keys if _identity(*key) not in done]
+        work = [
+            Row(prompt_ids[row["id"]], () if c.vector is None else ((steerings[c.vector, c.layer], c.coefficient),))
+            for c, row, _ in todo
+        ]
+        streams = [(seed, row["id"], sample) for _, row, sample in todo]
+        found = decode(
+            model, tokenizer, work, streams, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+            batch_rows=batch_rows,
+        )  # fmt: skip
+        with progress("sweep", len(keys)) as advance:
+            advance(len(keys) - len(todo))
+            for batch in found:
+                log.append(
+                    {
+                        "key": list(_identity(*todo[number])),
+                        "text": text_of(tokenizer, continuation),
+                        "n_tokens": continuation.n_tokens,
+                        "finished": continuation.finished,
+                    }
+                    for number, continuation in batch
+                )
+                advance(len(batch))
+        written = log.read()
+        norms = dict(stream_norms) if stream_norms is not None else _own_norms(model, tokenizer, keys, written, steerings)
+        table = _table(keys, written, cells, steerings, norms, settings, tokenizer)
+        meta = {**about, **settings, "stream_norms": norms, "kind": "sweep", "n_prompts": len(rows)}
+        result = SweepResult(table, meta)
+        log.seal(result)
+    return result
+
+
+def _prompt_rows(prompts: Sequence[Prompt | Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}.")
+    rows = []
+    for number, prompt in enumerate(prompts):
+        row = dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}
+        if "prompt" not in row:
+            raise ValueError(f"expected a 'prompt' in row {number}; got keys {sorted(row)}.")
+        row["id"] = str(row.get("id", number))
+        row["group"] = str(row.get("group", row["id"]))
+        row.setdefault("reference", None)
+        rows.append(row)
+    ids = [row["id"] for row in rows]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"expected prompt ids that differ; repeated: {sorted({i for i in ids if ids.count(i) > 1})[:5]}.")
+    return rows
+
+
+def _steerings(
+    named: Mapping[str, SteeringVector], layers: Sequence[LayerSet] | None, positions: str, operation: Any, foreign: bool
+) -> dict[tuple[str, str | None], Steering]:
+    found = {}
+    for name, vector in named.items():
+        for chosen in [tuple(vector.layers)] if layers is None else layers:
+            where = chosen if isinstance(chosen, tuple) else (chosen,)
+            label = "+".join(map(str, where))
+            found[name, label] = Steering(vector.at(*where), positions=positions, operation=operation, foreign=foreign)
+    return found
+
+
+def _cells(steerings: Mapping[tuple[str, str | None], Steering], coefficients: Sequence[float]) -> list[Cell]:
+    values = [float(c) for c in coefficients]
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"expected coefficients that differ, one at least; got {list(coefficients)}.")
+    for value in values:
+        replace(next(iter(steerings.values())), coefficient=value)  # refuses one that is not finite
+    return [Cell(None, None, 0.0)] + [Cell(name, layer, c) for name, layer in steerings for c in values if c != 0]
+
+
+def _identity(cell: Cell, row: Mapping[str, Any], sample: int) -> tuple[Any, ...]:
+    return (cell.vector, cell.layer, cell.coefficient, row["id"], sample)
+
+
+def _content(vector: SteeringVector) -> str:
+    values = b"".join(f"{layer}:".encode() + value.numpy().tobytes() for layer, value in vector.layers.items())
+    return artifacts.sha256(values)[:16]
+
+
+class _Log:
+    """Where finished rows go: a file, or memory."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder, self.rows = folder, list[dict[str, Any]]()
+
+    def read(self) -> dict[tuple[Any, ...], dict[str, Any]]:
+        rows = self.rows
+        if self.folder is not None:
+            path = self.folder / ROWS
+            rows = artifacts.read_rows(path) if path.exists() else []
+        return {tuple(row["key"]): row for row in rows}
+
+    def append(self, rows: Iterator[dict[str, Any]]) -> None:
+        if self.folder is None:
+            self.rows.extend(rows)
+        else:
+            artifacts.append_rows(self.folder / ROWS, rows)
+
+    def seal(self, result: SweepResult) -> None:
+        if self.folder is not None:
+            artifacts.write_table(self.folder / TABLE, result.table, result.meta)
+
+
+@contextlib.contextmanager
+def _place(out: str | Path | None, config: Mapping[str, Any]) -> Iterator[_Log]:
+    if out is None:
+        yield _Log(None)
+        return
+    with artifacts.run_folder(out, config) as folder:
+        try:
+            yield _Log(folder)
+        except KeyboardInterrupt:
+            print(f"interrupted: finished rows are safe in {folder / ROWS}; the same call goes on there.", file=sys.stderr)
+            raise
+
+
+def _own_norms(model: nn.Module, tokenizer: Any, keys: Any, written: Any, steerings: Any) -> dict[Layer, float]:
+    plain = [(row["prompt"], written[_identity(cell, row, s)]["text"]) for cell, row, s in keys if cell.vector is None]
+    layers = sorted({layer for steering in steerings.values() for layer in steering.vector.layers})
+    if not any(text for _, text in plain):
+        return {}
+    return norms_of(model, tokenizer, [p for p, _ in plain], [t for _, t in plain], layers)
+
+
+def _table(
+    keys: Any, written: Any, cells: Sequence[Cell], steerings: Any, norms: Any, settings: Mapping[str, Any], tokenizer: Any
+) -> pd.DataFrame:
+    by_place: dict[tuple[str | None, str | None], list[Cell]] = {}
+    for cell in cells[1:]:
+        by_place.setdefault((cell.vector, cell.layer), []).append(cell)
+    for place in steerings:
+        by_place.setdefault(place, [])
+    rows = []
+    for cell, row, sample in keys:
+        text = written[_identity(cell, row, sample)]
+        for place in by_place if cell.vector is None else [(cell.vector, cell.layer)]:
+            rows.append(
+                {
+                    "vector": place[0],
+                    "layer": place[1],
+                    "coefficient": cell.coefficient,
+                    "prompt_id": row["id"],
+                    "sample": sample,
+                    "group": row["group"],
+                    "prompt": render(tokenizer, row["prompt"]),
+                    "chat": not isinstance(row["prompt"], str),
+                    **{k: v for k, v in row.items() if k not in ("id", "group", "prompt")},
+                    "text": text["text"],
+                    "n_tokens": text["n_tokens"],
+                    "finished": text["finished"],
+                    "relative_dose": _dose(steerings[place].vector, cell.coefficient, norms),
+                    **{k: v for k, v in settings.items() if k != "samples"},
+                }
+            )
+    table = pd.DataFrame(rows)
+    if not table["layer"].str.contains("+", regex=False).any():
+        table["layer"] = table["layer"].astype(int)
+    names = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in steerings))}
+    order = table["vector"].map(names)
+    return table.assign(_order=order).sort_values(
+        ["_order", "layer", "coefficient"], kind="stable"
+    ).drop(columns="_order").reset_index(drop=True)  # fmt: skip
+
+
+def _dose(vector: SteeringVector, coefficient: float, norms: Mapping[Layer, float]) -> float:
+    if not all(layer in norms for layer in vector.layers):
+        return float("nan")
+    return abs(coefficient) * sum(norm / norms[layer] for layer, norm in vector.norms().items()) / len(vector.layers)
+

@@ -1,0 +1,186 @@
+"""Texts as token ids: prompts rendered, spans exact, rows padded, the caller's tokenizer never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message]
+
+
+class Rendered(str):
+    """A prompt that a chat template has rendered: used as it is, no first token added."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Token ids of one text, and the spans of it that are to be read.
+
+    Args:
+        ids: the tokens of the whole text.
+        spans: half-open token ranges `(start, stop)` in `ids`.
+        labels: one label per span.
+        group: what must not straddle a split.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    labels: tuple[str, ...]
+    group: str
+
+
+@dataclass(frozen=True)
+class SpannedText:
+    """A text and character ranges of it, each to be read in the one forward of the whole.
+
+    Args:
+        text: the text, used verbatim.
+        spans: half-open character ranges `(start, stop)`, in order and not overlapping.
+        labels: one label per span; default `"0"`, `"1"`, ...
+        group: what must not straddle a split; default the text's index in its data set.
+        cut: `"spans"` tokenises the text piece by piece, cut at the spans' ends, and concatenates the ids, so that no
+            token straddles an end. `"whole"` tokenises it in one go, as the paper's scripts do, and takes every token
+            that overlaps the span.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    labels: tuple[str, ...] = ()
+    group: str | None = None
+    cut: str = "spans"
+
+    def __post_init__(self) -> None:
+        end = 0
+        for start, stop in self.spans:
+            if not (end <= start < stop <= len(self.text)):
+                raise ValueError(
+                    f"expected character spans in order, not empty, not overlapping, within 0..{len(self.text)}; "
+                    f"got {self.spans}."
+                )
+            end = stop
+        if not self.spans or (self.labels and len(self.labels) != len(self.spans)):
+            raise ValueError(f"expected spans and one label for each; got {len(self.spans)} and {len(self.labels)} labels.")
+        if self.cut not in ("spans", "whole"):
+            raise ValueError(f"expected cut to be 'spans' or 'whole'; got {self.cut!r}.")
+
+
+def render(tokenizer: Any, prompt: Prompt) -> str:
+    """A prompt as the text that the model reads: a string verbatim, a list of messages through the chat template.
+
+    A template may add a system prompt of its own where the messages state none (SmolLM2's does): state one to be sure.
+
+    Raises:
+        ValueError: messages for a tokenizer without a chat template, or an empty prompt.
+    """
+    if isinstance(prompt, str):
+        text = prompt
+    else:
+        messages = list(prompt)
+        if not messages or not all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in messages):
+            raise ValueError(f"expected a prompt string or a list of {{'role', 'content'}} messages; got {messages!r:.200}.")
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError("expected a tokenizer with a chat template for a list of messages; this one has none. Pass a string.")
+        text = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
+    if not text:
+        raise ValueError("expected a prompt of at least one character; got an empty one.")
+    return str(text)
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
+    """The ids of a prompt. A string gets the tokenizer's own first token (BOS) unless it begins with it; a rendered
+    chat never does, since its template writes it; nothing is ever appended.
+
+    Raises:
+        ValueError: no token is left.
+    """
+    text = render(tokenizer, prompt)
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    bos = getattr(tokenizer, "bos_token", None)
+    if isinstance(prompt, str) and not isinstance(prompt, Rendered) and not (bos and text.startswith(bos)):
+        marked = tokenizer(text)["input_ids"]
+        for lead in range(len(marked) - len(plain) + 1):
+            if marked[lead : lead + len(plain)] == plain:
+                plain = marked[: lead + len(plain)]
+                break
+    if not plain:
+        raise ValueError(f"expected a prompt of at least one token; {text!r:.80} has none.")
+    return tuple(plain)
+
+
+def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """The ids of a text that continues another: no special tokens added."""
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def passage_of(tokenizer: Any, text: str | SpannedText, group: str) -> Passage:
+    """A text with one span (all of it) or a spanned text, tokenised."""
+    if isinstance(text, str):
+        ids = encode_prompt(tokenizer, text)
+        return Passage(ids, ((0, len(ids)),), ("",), group)
+    labels = text.labels or tuple(str(i) for i in range(len(text.spans)))
+    group = group if text.group is None else text.group
+    if text.cut == "whole":
+        return Passage(*_whole(tokenizer, text), labels, group)
+    ids, spans, at = [], [], 0
+    for start, stop in text.spans:
+        for piece_start, piece_stop, read in ((at, start, False), (start, stop, True)):
+            piece = text.text[piece_start:piece_stop]
+            new = () if not piece else encode_prompt(tokenizer, piece) if not ids else encode(tokenizer, piece)
+            lead = len(new) - len(encode(tokenizer, piece)) if read and not ids else 0
+            if read:
+                spans.append((len(ids) + lead, len(ids) + len(new)))
+            ids.extend(new)
+        at = stop
+    if at < len(text.text):
+        ids.extend(encode(tokenizer, text.text[at:]))
+    return Passage(tuple(ids), tuple(spans), labels, group)
+
+
+def _whole(tokenizer: Any, text: SpannedText) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError("expected a fast tokenizer for cut='whole' (it gives character offsets). Use cut='spans'.")
+    encoded = tokenizer(text.text, return_offsets_mapping=True)
+    spans = []
+    for start, stop in text.spans:
+        inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < stop and b > start and b > a]
+        if not inside:
+            raise ValueError(f"expected at least one token in characters {start}..{stop} of {text.text!r:.80}; found none.")
+        spans.append((inside[0], inside[-1] + 1))
+    return tuple(encoded["input_ids"]), tuple(spans)
+
+
+def pad(
+    rows: Sequence[Sequence[int]], side: str, device: torch.device | str = "cpu"
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Rows of ids as one batch: `(input_ids, attention_mask, position_ids)`, padded on one side with id 0.
+
+    Position ids count a row's own tokens from 0, so that padding moves nothing; pads carry position 0.
+    """
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        where = slice(0, len(tokens)) if side == "right" else slice(width - len(tokens), width)
+        ids[row, where] = torch.as_tensor(tokens, dtype=torch.long)
+        mask[row, where] = 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0) * mask
+    return ids.to(device), mask.to(device), positions.to(device)
+
+
+def context_length(model: Any) -> int | None:
+    """How many positions the model was built for; None where its configuration does not say."""
+    from steerkit.blocks import text_config
+
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
+        length = getattr(text_config(model), name, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    return None

