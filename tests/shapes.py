@@ -21,5 +21,5 @@ def checked(function: F) -> F:
 
 
 def is_shape(note: object) -> bool:
-    text = note if isinstance(note, str) else getattr(note, "__module__", "") + repr(note)
-    return any(mark in text for mark in ("Float[", "Int[", "jaxtyping"))
+    """Whether an annotation is one shape, and not a choice that has one among others."""
+    return any(mark in str(note) for mark in ("Float[", "Int[", "jaxtyping")) and " | " not in str(note)
