@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from steerkit.activations import Activations as Activations
     from steerkit.capture import capture_resid as capture_resid
     from steerkit.capture import collect as collect
+    from steerkit.capture import collect_each as collect_each
     from steerkit.capture import collect_means as collect_means
     from steerkit.generation import generate as generate
     from steerkit.models import load as load
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "activations": ("Activations", "ActivationMeans"),
-    "capture": ("capture_resid", "collect", "collect_means"),
+    "capture": ("capture_resid", "collect", "collect_each", "collect_means"),
     "generation": ("generate",),
     "models": ("load",),
     "pairs": ("ContrastPair", "read_pairs", "write_pairs"),

@@ -105,7 +105,8 @@ def read_json(path: str | Path) -> Any:
 def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a JSON-lines file and sync it to disk, so that they outlive the process.
 
-    A torn last line (a write that was cut off) is dropped before the first new row is written.
+    A torn last line (a write that was cut off) is dropped before the first new row is written; one that lacks only its
+    newline is kept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,11 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
             file.seek(end - 1)
             if file.read(1) != b"\n":
                 file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+                whole, _, torn = file.read().rpartition(b"\n")
+                if _is_row(torn):
+                    data = b"\n" + data
+                else:
+                    file.truncate(len(whole) + 1 if whole else 0)
         file.seek(0, os.SEEK_END)
         file.write(data)
         file.flush()
@@ -139,6 +144,13 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             rows.append(_row(path, len(lines) + 1, torn))
     return rows
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _row(path: str | Path, number: int, line: bytes) -> dict[str, Any]:

@@ -73,14 +73,36 @@ def collect(
     Raises:
         ValueError: no texts, an empty one, one longer than the model's context, an unknown layer or position.
     """
+    each = collect_each(model, tokenizer, texts, layers=layers, positions=[position], batch_tokens=batch_tokens)
+    return each[position]
+
+
+def collect_each(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[Text],
+    *,
+    positions: Sequence[Position],
+    layers: Layers = "all",
+    batch_tokens: int = BATCH_TOKENS,
+) -> dict[Position, Activations]:
+    """`collect` for several read positions from the same forwards."""
     passages = _passages(model, tokenizer, texts)
     blocks = find_blocks(model)
     wanted = resolve_layers(blocks, layers)
     items = _items(passages)
-    resid = torch.empty(len(items), len(wanted), blocks.d_model)
-    for where, pooled in _read(model, blocks, wanted, passages, _pool(position, passages), batch_tokens):
-        resid[where] = pooled.float().cpu()
-    return Activations(resid, wanted, items, _meta(model, tokenizer, texts, wanted, position, len(passages)))
+    pools = [_pool(position, passages) for position in positions]
+    resid = torch.empty(len(pools), len(items), len(wanted), blocks.d_model)
+
+    def pool(stream: Tensor, rows: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
+        return torch.cat([one(stream, rows, starts, stops).float() for one in pools], dim=-1)
+
+    for where, pooled in _read(model, blocks, wanted, passages, pool, batch_tokens):
+        resid[:, where] = pooled.cpu().unflatten(-1, (len(pools), -1)).permute(2, 0, 1, 3)
+    return {
+        position: Activations(resid[i], wanted, items, _meta(model, tokenizer, texts, wanted, position, len(passages)))
+        for i, position in enumerate(positions)
+    }
 
 
 def collect_means(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -115,14 +116,15 @@ def _with_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no advice from transformers inside the `with`."""
+    """No progress bars and no advice from transformers inside the `with` (its GGUF bar knows no other switch)."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

@@ -38,7 +38,7 @@ class Probe:
     bias: Float[Tensor, " class"]
 
     def direction(self, cls: Hashable) -> Float[Tensor, " d_model"]:
-        """Where to push for class k: `w_k - mean_{j != k} w_j` over its L2 norm. `ValueError` for no such class."""
+        """Where to push for class k: `w_k - mean_{j != k} w_j` over its L2 norm. `ValueError` if there is none."""
         if cls not in self.classes:
             raise ValueError(f"expected one of the classes {list(self.classes)}; got {cls!r}. Name one of those.")
         if not self.weights.any():
@@ -66,8 +66,7 @@ class ProbeResult:
             `labels`, `accuracy` (share), `accuracy_low`, `accuracy_high` (95 % bootstrap interval over groups),
             `roc_auc` (mean over classes, one against the rest), `n` items, `n_groups`, `n_classes`, `folds`.
         confusion: layer -> counts of held-out items `[class, class]`; rows are true, columns predicted.
-        directions: layer -> `Probe.direction` of every class `[class, d_model]`, fitted on all items; zero where all
-            items are equal.
+        directions: layer -> `Probe.direction` of each class `[class, d_model]`, from all items; zero if all are equal.
         classes: the labels, sorted, in the order of the rows.
         meta: provenance of the activations, the arguments, `majority_accuracy` (share of the largest class),
             `embed_read`, and `nested_layers`: the layer chosen within each training fold.
@@ -127,7 +126,7 @@ def probe_layers(
 ) -> ProbeResult:
     """Held-out accuracy of a linear probe at every layer, with its controls.
 
-    Each fold is predicted by `fit_probe` on the others. Groups are dealt to the folds at random, evenly among those
+    Each fold is predicted by `fit_probe` (`tol=1e-5`) on the others. Groups are dealt to the folds at random, evenly among those
     with the same most frequent label. The controls:
 
     - `labels == "shuffled"`, per layer: the labels permuted over all items, every fold getting its share of each class
@@ -197,10 +196,9 @@ def probe_layers(
     lengths = _features(torch.tensor(acts.items[LENGTH_POSITION].to_numpy(dtype=float)))
     _, _, p = _fit(lengths, y.expand(folds, n), outer, k, c)
     rows.append(row(None, "length_position", "true", truth, p[fold, :, items].numpy()[None]))
-    arguments = {"label": label, "group": group, "folds": folds, "c": c, "seed": seed, "permutations": PERMUTATIONS}
-    found = {"embed_read": EMBED in chosen, "nested_layers": [chosen[i] for i in best]}
-    meta = {**acts.meta, **arguments, **found, "majority_accuracy": float(np.bincount(y.numpy()).max() / n)}
-    return ProbeResult(pd.DataFrame(rows), confusion, directions, classes, meta)
+    meta = {"label": label, "group": group, "folds": folds, "c": c, "seed": seed, "embed_read": EMBED in chosen}
+    meta |= {"nested_layers": [chosen[i] for i in best], "majority_accuracy": float(np.bincount(y.numpy()).max() / n)}
+    return ProbeResult(pd.DataFrame(rows), confusion, directions, classes, {**acts.meta, **meta})
 
 
 def _encode(labels: Sequence[Hashable] | np.ndarray | pd.Series) -> tuple[Int[Tensor, " item"], tuple[Hashable, ...]]:
@@ -234,8 +232,9 @@ def _deal(groups: pd.Series, y: np.ndarray, classes: tuple[Hashable, ...], folds
 def _permuted(y: Int[Tensor, " item"], fold: np.ndarray, rng: np.random.Generator) -> Int[Tensor, " item"]:
     """The labels permuted over all items, each fold with its share of every class, and every class in two at least."""
     while True:
-        place = pd.Series(rng.random(len(fold))).groupby(fold).rank(pct=True)
-        shuffled = y.sort().values[np.lexsort((rng.random(len(fold)), place)).argsort()]
+        drawn = pd.Series(rng.random(len(fold))).groupby(fold)
+        place = (drawn.rank() - rng.random(len(fold))) / drawn.transform("size")
+        shuffled = y.sort().values[place.to_numpy().argsort().argsort()]
         if all(len(set(fold[shuffled == k])) > 1 for k in range(int(y.max()) + 1)):
             return shuffled
 
@@ -262,12 +261,12 @@ def _features(raw: Float[Tensor, "item d_model"]) -> tuple[Tensor, ...]:
 
 
 def _fit(
-    features: tuple[Tensor, ...], y: Tensor, train: Tensor, k: int, c: float, tol: float = 1e-6, max_iter: int = 1000
+    features: tuple[Tensor, ...], y: Tensor, train: Tensor, k: int, c: float, tol: float = 1e-5, max_iter: int = 1000
 ) -> tuple[Float[Tensor, "fit class d_model"], Float[Tensor, "fit class"], Float[Tensor, "fit class item"]]:
     """Many fits in one batch, of labels `[fit, item]` where `train`: raw weights, intercepts, all items' probabilities.
 
-    Each fit's own `(x - mean) / std` is folded into its weights, so that one matrix product serves all of them. They
-    descend in float32 as far as it goes, in 100 steps at most, and from there in float64.
+    Each fit's own `(x - mean) / std` is folded into its weights: one matrix product serves all. They descend in float32
+    as far as it goes, in 300 steps at most, and from there in float64.
     """
     if not c > 0:
         raise ValueError(f"expected c above 0; got {c}. It divides the penalty; 1.0 is usual.")
@@ -278,7 +277,7 @@ def _fit(
     mean[..., -1], std[..., -1] = 0, 1
     target = torch.nn.functional.one_hot(y, k).transpose(1, 2) * mask
     w = torch.zeros(len(y), k, x.shape[1], dtype=x.dtype)
-    for dtype, steps in ((torch.float32, min(100, max_iter)), (torch.float64, max_iter)):
+    for dtype, steps in ((torch.float32, min(300, max_iter)), (torch.float64, max_iter)):
         problem = [t.to(dtype) for t in (x, e, v, mask, target, mean, std)]
         w, z, done, norm = _descend(w.to(dtype), problem, (2 if k == 2 else 1) / c, tol, steps)
     if not done.all():
@@ -323,13 +322,14 @@ def _descend(w: Tensor, problem: Sequence[Tensor], ridge: float, tol: float, max
         done = dot(g / now, g) / 2 <= tol * loss
         if (over := done | stuck).all() or iteration == max_iter:
             break
-        moved = ((now > 2 * least) | (2 * now < least)).any(2, keepdim=True)
+        moved = ((now > 2 * least) | (2 * now < least)).any(2, keepdim=True)  # renews the preconditioner, and restarts
         least = torch.where(moved, now, least)
-        s, h = g / least, times(g[..., :-1], v)
-        curved = times(h / (least[..., -1:] / x.shape[0] * e + ridge), v.T)
+        f = (g * std)[..., :-1]  # in the units that all fits share
+        h = times(f, v)
+        s = times(h / (least[..., -1:] / x.shape[0] * e + ridge), v.T)
         if v.shape[0] > v.shape[1]:
-            curved += s[..., :-1] - times(h / ridge, v.T)
-        s = torch.cat([curved, s[..., -1:]], dim=2)
+            s += (f - times(h, v.T)) / ridge
+        s = torch.cat([s * std[..., :-1], (g / least)[..., -1:]], dim=2)
         d = torch.where(moved, 0, dot(g, s - last).clamp_min(0) / fell) * d - s
         d = torch.where(dot(g, d) < 0, d, -s)
         last, fell, slope0 = s, dot(g, s), dot(g, d)
@@ -347,5 +347,5 @@ def _descend(w: Tensor, problem: Sequence[Tensor], ridge: float, tol: float, max
                 break
             low, high = torch.where(slope < 0, t, low), torch.where(slope > 0, t, high)
         w, z = w + t * d, z + t * dz
-        stuck = stuck | (-slope0 * t <= 1e-3 * torch.finfo(w.dtype).eps * loss)
+        stuck = stuck | ~ok | (-slope0 * t <= 1e-3 * torch.finfo(w.dtype).eps * loss)
     return w, z, done, dot(g, g).sqrt()

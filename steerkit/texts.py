@@ -132,7 +132,7 @@ def passage_of(tokenizer: Any, text: str | SpannedText, group: str) -> Passage:
     ids, spans, at = [], [], 0
     for start, stop in text.spans:
         for piece_start, piece_stop, read in ((at, start, False), (start, stop, True)):
-            piece = text.text[piece_start:piece_stop]
+            piece = type(text.text)(text.text[piece_start:piece_stop])
             new = () if not piece else encode_prompt(tokenizer, piece) if not ids else encode(tokenizer, piece)
             lead = len(new) - len(encode(tokenizer, piece)) if read and not ids else 0
             if read:

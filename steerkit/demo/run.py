@@ -1,0 +1,219 @@
+"""The demo: three personas on a real model, from contrast pairs to a page of results, in stages that resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steerkit import artifacts, models, scoring
+from steerkit.activations import Layer
+from steerkit.demo.contrasts import make_vectors
+from steerkit.demo.pages import draw
+from steerkit.demo.questions import INSTRUCTIONS, PERSONAS, Question, read_questions, split
+from steerkit.demo.selection import Choice, Vectors, choose, near_unsteered, prompt_rows, scored
+from steerkit.demo.traits import TRAITS
+from steerkit.generation import generate
+from steerkit.results import SweepResult
+from steerkit.sweep import sweep
+from steerkit.vectors import random_like
+
+SCORES = ("trait", "rouge_l", "rouge_l_symbols", "distance", "repeated_4grams", "perplexity")
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo does; the defaults take under ten minutes on two cores with the 135M model.
+
+    Args:
+        train, choose, dose, test: how many questions make the vectors, choose source, layer and extent, choose the
+            coefficient, and are held out for the one run that is reported.
+        max_new_tokens: length of every text.
+        first_coefficients: the three doses at which places are compared.
+        coefficients: the grid of the dose sweep, 0 included.
+        random_directions: how many random directions the test holds the vector against.
+        seed: of the shuffled labels, the probes' folds and the random directions.
+    """
+
+    train: int = 72
+    choose: int = 8
+    dose: int = 14
+    test: int = 36
+    max_new_tokens: int = 32
+    first_coefficients: tuple[float, ...] = (1.0, 1.75, 2.5)
+    coefficients: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5)
+    random_directions: int = 8
+    seed: int = 0
+
+
+def run_demo(model: Any, tokenizer: Any, out: str | Path, settings: DemoSettings | None = None) -> dict[str, Any]:
+    """Run (or go on with) the demo in folder `out`; returns the summary that it also writes there.
+
+    Stages: pairs and vectors (`pairs/`, `vectors/`), choices (`validation/`, `choice.json`), one run on test
+    (`test/`), tables (`tables/`), figures (`figures/`, PNG and PDF), `report.html`, `summary.json`.
+
+    Raises:
+        ConfigurationChanged: the folder holds a run of another model or of other settings.
+    """
+    settings = settings or DemoSettings()
+    began = time.monotonic()
+    about = models.describe(model, tokenizer)
+    identity = ("model_fingerprint", "adapter_fingerprint", "dtype", "attention", "template_sha256", "weights")
+    questions = read_questions()
+    config = {
+        **asdict(settings),
+        **{key: about[key] for key in identity},
+        "questions": artifacts.sha256(artifacts.canonical_json([asdict(q) for q in questions])),
+    }
+    sizes = {name: getattr(settings, name) for name in ("train", "choose", "dose", "test")}
+    parts = split(questions, sizes)
+    with artifacts.run_folder(out, config) as folder:
+        artifacts.write_json(folder / "splits.json", {name: [q.id for q in part] for name, part in parts.items()})
+        vectors = make_vectors(model, tokenizer, parts["train"], folder, settings.seed)
+        choices, dose, norms = choose(model, tokenizer, vectors, parts, settings, folder)
+        test = run_test(model, tokenizer, vectors, choices, parts["test"], norms, settings, folder)
+        asked = ask(model, tokenizer, parts["test"], settings, folder)
+        gains = gain_table(test, choices)
+        meta = {**about, "n_test": len(parts["test"]), "settings": asdict(settings)}
+        for name, table in {"gains": gains, "dose_curves": dose_curves(dose), "means": means(test, asked)}.items():
+            artifacts.write_table(folder / "tables" / f"{name}.csv", table.assign(weights=about["weights"]), meta)
+        verdicts = {persona: verdict(persona, gains, test, choices[persona], asked[persona]) for persona in PERSONAS}
+        summary = {
+            "checkpoint": about["checkpoint"], "weights": about["weights"], "n_test": len(parts["test"]),
+            "choices": {name: asdict(choice) for name, choice in choices.items()}, "verdicts": verdicts,
+            "seconds_this_time": round(time.monotonic() - began, 1),
+        }  # fmt: skip
+        artifacts.write_json(folder / "summary.json", summary)
+        draw(folder, summary, dose, test)
+    return summary
+
+
+def run_test(
+    model: Any,
+    tokenizer: Any,
+    vectors: Vectors,
+    choices: Mapping[str, Choice],
+    questions: Sequence[Question],
+    norms: Mapping[Layer, float],
+    settings: DemoSettings,
+    out: Path,
+) -> SweepResult:
+    """One run on the test questions with everything frozen: each vector, its random directions, its shuffled labels."""
+    tables = []
+    for persona, choice in choices.items():
+        vector, shuffled = (v.at(choice.layer) for v in vectors[persona, choice.source])
+        named = {persona: vector, f"{persona}/shuffled": shuffled}
+        named |= {f"{persona}/random-{i}": random_like(vector, 100 + i) for i in range(settings.random_directions)}
+        result = sweep(
+            model, tokenizer, named, prompt_rows(questions), coefficients=[0.0, choice.coefficient],
+            positions=choice.positions, max_new_tokens=settings.max_new_tokens, seed=settings.seed, stream_norms=norms,
+            out=out / "test" / persona,
+        )  # fmt: skip
+        tables.append(result)
+    path = out / "tables" / "test.parquet"
+    if path.exists():
+        return SweepResult.load(path)
+    test = SweepResult(pd.concat([result.table for result in tables], ignore_index=True), tables[0].meta)
+    test = scored(test, model, tokenizer)
+    test.save(path)
+    return test
+
+
+def ask(
+    model: Any, tokenizer: Any, questions: Sequence[Question], settings: DemoSettings, out: Path
+) -> dict[str, list[float]]:
+    """The trait per test question when the persona is simply asked for, unsteered: what the model can do at all."""
+    path = out / "tables" / "asked.json"
+    if not path.exists():
+        asked = {}
+        for persona in PERSONAS:
+            prompts = [q.messages(INSTRUCTIONS[persona]) for q in questions]
+            texts = generate(model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens)
+            asked[persona] = [TRAITS[persona](text) for text in texts]
+        artifacts.write_json(path, asked)
+    found: dict[str, list[float]] = artifacts.read_json(path)
+    return found
+
+
+def gain_table(test: SweepResult, choices: Mapping[str, Choice]) -> pd.DataFrame:
+    """Trait and ROUGE-L gains over coefficient 0, the random directions and the shuffled labels.
+
+    Paired within questions, 95 % bootstrap intervals over questions (and over the random directions); `p_holm` is
+    adjusted over the personas within each score and comparison.
+    """
+    rows = []
+    for persona, choice in choices.items():
+        table = test.table[test.table["persona"] == persona]
+        mine = SweepResult(table, test.meta)
+        names = sorted(table["vector"].unique())
+        comparisons = {
+            "coefficient 0": None,
+            "random directions": [name for name in names if "/random-" in name],
+            "shuffled labels": [f"{persona}/shuffled"],
+        }
+        for score in ("trait", "rouge_l", "rouge_l_symbols"):
+            for comparison, over in comparisons.items():
+                gain = mine.gain(score, over=over, vectors=[persona]).iloc[0]
+                rows.append(
+                    {
+                        "persona": persona, "score": score, "over": comparison, "layer": choice.layer,
+                        "coefficient": choice.coefficient, "positions": choice.positions, "source": choice.source,
+                        **{key: gain[key] for key in ("gain", "low", "high", "p", "n")},
+                        "n_controls": len(over or []),
+                    }
+                )  # fmt: skip
+    table = pd.DataFrame(rows)
+    table["p_holm"] = table.groupby(["score", "over"])["p"].transform(lambda p: scoring.holm(p.to_numpy()))
+    return table
+
+
+def dose_curves(dose: SweepResult) -> pd.DataFrame:
+    """Every score's curve over the coefficients on validation, with intervals: vector and both controls."""
+    return pd.concat([dose.curve(score).assign(score=score) for score in SCORES], ignore_index=True)
+
+
+def means(test: SweepResult, asked: Mapping[str, Sequence[float]]) -> pd.DataFrame:
+    """Mean and interval of every score on test, per vector and coefficient; and the trait when simply asked for."""
+    table = pd.concat([test.curve(score).assign(score=score) for score in SCORES], ignore_index=True)
+    rows = []
+    for persona, traits in asked.items():
+        interval = scoring.bootstrap_ci(np.array(traits))
+        rows.append(
+            {
+                "vector": f"{persona}/asked", "coefficient": 0.0, "score": "trait", "mean": interval.mean,
+                "low": interval.low, "high": interval.high, "n": interval.n, "n_missing": interval.n_missing,
+            }
+        )  # fmt: skip
+    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+
+
+def verdict(
+    persona: str, gains: pd.DataFrame, test: SweepResult, choice: Choice, asked: Sequence[float]
+) -> dict[str, Any]:
+    """Steered or not: gains over 0, random and shuffled above zero (interval and Holm), in text that stayed fluent."""
+    mine = gains[(gains["persona"] == persona) & (gains["score"] == "trait")].set_index("over")
+    table = test.table[test.table["vector"] == persona]
+    fluent = bool(near_unsteered(table)[choice.coefficient])
+    clear = bool(((mine["low"] > 0) & (mine["p_holm"] < 0.05)).all())
+    level = table.groupby("coefficient")["trait"].mean()
+    perplexity = np.exp(np.log(table["perplexity"]).groupby(table["coefficient"]).mean())
+    repetition = table.groupby("coefficient")["repeated_4grams"].mean()
+    steered = float(choice.coefficient)
+    return {
+        "steered": clear and fluent,
+        "trait_unsteered": float(level[0.0]),
+        "trait_steered": float(level[steered]),
+        "trait_when_asked": float(np.mean(asked)),
+        "gain_over_zero": [float(mine.loc["coefficient 0", key]) for key in ("gain", "low", "high")],
+        "gain_over_random": [float(mine.loc["random directions", key]) for key in ("gain", "low", "high")],
+        "gain_over_shuffled": [float(mine.loc["shuffled labels", key]) for key in ("gain", "low", "high")],
+        "fluent": fluent,
+        "repetition": [float(repetition[0.0]), float(repetition[steered])],
+        "perplexity": [float(perplexity[0.0]), float(perplexity[steered])],
+        "relative_dose": float(table.loc[table["coefficient"] == steered, "relative_dose"].mean()),
+    }

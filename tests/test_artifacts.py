@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from steerkit import artifacts
+from steerkit.pairs import ContrastPair, read_pairs, write_pairs
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
+    path = tmp_path / "a.txt"
+    artifacts.write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), artifacts.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("cut", range(1, 30))
+def test_a_file_cut_anywhere_in_its_last_row_keeps_the_others_and_takes_new_ones(tmp_path, cut: int) -> None:
+    path = tmp_path / "rows.jsonl"
+    artifacts.append_rows(path, [{"a": 1}, {"a": 2}])
+    whole = path.read_bytes()
+    artifacts.append_rows(path, [{"a": 3, "text": "naïve"}])
+    last = path.read_bytes()[len(whole) :]
+    path.write_bytes(whole + last[: min(cut, len(last) - 1)])
+    there = [row["a"] for row in artifacts.read_rows(path)]
+    assert there == ([1, 2, 3] if cut >= len(last) - 1 else [1, 2])
+    artifacts.append_rows(path, [{"a": 4}])
+    assert [row["a"] for row in artifacts.read_rows(path)] == [*there, 4]
+
+
+def test_a_broken_row_in_the_middle_is_an_error_that_names_its_line(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for bad in (b"{broken", b"[1, 2]", b'"text"'):
+        path.write_bytes(b'{"a": 1}\n' + bad + b'\n{"a": 2}\n')
+        with pytest.raises(ValueError, match=r"JSON object in .*rows\.jsonl, line 2"):
+            artifacts.read_rows(path)
+
+
+def test_values_that_json_lacks_become_null_and_equal_values_equal_text() -> None:
+    value = {"b": float("nan"), "a": np.float32(0.5), "c": np.array([1, 2]), "d": (1, "x"), "e": float("inf")}
+    assert artifacts.canonical_json(value) == '{"a":0.5,"b":null,"c":[1,2],"d":[1,"x"],"e":null}'
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_comes_back_with_its_provenance(tmp_path, suffix: str) -> None:
+    table = pd.DataFrame({"a": [1, 2], "b": ["x", "ü, y"], "c": [0.5, np.nan]})
+    artifacts.write_table(tmp_path / f"t{suffix}", table, {"seed": 3})
+    back, meta = artifacts.read_table(tmp_path / f"t{suffix}")
+    pd.testing.assert_frame_equal(back, table, check_dtype=False)
+    assert meta["seed"] == 3 and meta["sha256"] == artifacts.sha256(tmp_path / f"t{suffix}")
+    with pytest.raises(ValueError, match=r"\.parquet or \.csv"):
+        artifacts.write_table(tmp_path / "t.pkl", table, {})
+
+
+def test_one_folder_belongs_to_one_run_at_a_time(tmp_path) -> None:
+    other = (
+        "import sys; from steerkit.artifacts import run_folder, RunFolderBusy\n"
+        "try:\n  with run_folder(sys.argv[1], {'a': 1}): print('got it')\n"
+        "except RunFolderBusy as error: print('busy', error)"
+    )
+    command = [sys.executable, "-c", other, str(tmp_path)]
+    with artifacts.run_folder(tmp_path, {"a": 1}):
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("busy expected")
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "got it\n"
+
+
+def test_a_changed_configuration_names_every_difference(tmp_path) -> None:
+    with artifacts.run_folder(tmp_path, {"a": 1, "b": [1, 2], "same": "x"}):
+        pass
+    with (
+        pytest.raises(artifacts.ConfigurationChanged, match=r"a: 1 -> 2\n  b: \[1,2\] -> null\n  c: null -> 3"),
+        artifacts.run_folder(tmp_path, {"a": 2, "c": 3, "same": "x"}),
+    ):
+        pass
+
+
+def test_pairs_come_back_equal(tmp_path) -> None:
+    pairs = [
+        ContrastPair("plain ünïcode\nprompt", "yes\n", "no", "g1"),
+        ContrastPair([{"role": "user", "content": "hi"}], "a", "b"),
+    ]
+    write_pairs(tmp_path / "p.jsonl", pairs)
+    assert read_pairs(tmp_path / "p.jsonl") == pairs
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a", "positive": "b"}, "expected keys"),
+        ({"prompt": "a", "positive": "b", "negative": "c", "extra": 1}, "expected keys"),
+        ({"prompt": "a", "positive": "", "negative": "c"}, "non-empty string as the pair's positive"),
+        ({"prompt": "a", "positive": "b", "negative": 3}, "non-empty string as the pair's negative"),
+        ({"prompt": 3, "positive": "b", "negative": "c"}, "row 1"),
+    ],
+)
+def test_bad_pairs_are_refused_with_file_and_row(tmp_path, row, message: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=message):
+        read_pairs(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="at least one pair"):
+        read_pairs(path)

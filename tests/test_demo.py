@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from steerkit import artifacts
+from steerkit.demo.questions import PERSONAS, PLAIN, instruction_pairs, read_questions, split
+from steerkit.demo.run import DemoSettings, run_demo
+from steerkit.demo.traits import TRAITS
+from steerkit.pairs import read_pairs
+from tests.tiny import tiny_model, tiny_tokenizer
+
+SMALL = DemoSettings(
+    train=12, choose=3, dose=3, test=4, max_new_tokens=6, first_coefficients=(1.0,), coefficients=(0.0, 1.0, 2.0), random_directions=2
+)
+
+
+def long_model():
+    from tests.tiny import CONFIGS, LLAMA
+
+    kept = CONFIGS["llama"]
+    CONFIGS["llama"] = lambda: kept().__class__(**{**LLAMA, "max_position_embeddings": 2048, "num_hidden_layers": 3})
+    try:
+        return tiny_model("llama")
+    finally:
+        CONFIGS["llama"] = kept
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    model, tokenizer = long_model(), tiny_tokenizer()
+    return model, tokenizer, out, run_demo(model, tokenizer, out, SMALL)
+
+
+def test_the_demo_writes_every_table_figure_and_page(demo) -> None:
+    _, _, out, summary = demo
+    for name in ("gains.csv", "means.csv", "dose_curves.csv", "places.csv", "test.parquet", "validation.parquet"):
+        table, meta = artifacts.read_table(out / "tables" / name)
+        assert len(table) and meta["columns"] == list(table.columns)
+    for name in ("dose", "gains", "probes-answers-mean", "probes-instructions-last"):
+        assert (out / "figures" / f"{name}.png").read_bytes()[1:4] == b"PNG"
+        assert (out / "figures" / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
+    page = (out / "report.html").read_text()
+    assert "float32" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert set(summary["verdicts"]) == set(PERSONAS) == set(json.loads((out / "choice.json").read_text()))
+    gains = pd.read_csv(out / "tables" / "gains.csv")
+    assert len(gains) == 3 * 3 * 3
+    assert gains["weights"].eq("float32").all()
+    assert (gains["p_holm"].dropna() >= gains["p"].dropna()).all()
+
+
+def test_every_dose_has_its_controls_and_the_test_has_its_random_directions(demo) -> None:
+    _, _, out, summary = demo
+    test = pd.read_parquet(out / "tables" / "test.parquet")
+    for persona, choice in summary["choices"].items():
+        mine = test[test["persona"] == persona]
+        names = {persona, f"{persona}/shuffled", f"{persona}/random-0", f"{persona}/random-1"}
+        assert set(mine["vector"]) == names
+        assert set(mine["coefficient"]) == {0.0, choice["coefficient"]}
+        doses = mine[mine["coefficient"] != 0].groupby("vector")["relative_dose"].mean()
+        assert doses.max() - doses.min() < 1e-6 * doses.max()
+        assert set(mine["layer"]) == {choice["layer"]}
+        assert mine["prompt_id"].nunique() == 4
+
+
+def test_no_question_stands_in_two_parts(demo) -> None:
+    parts = json.loads((demo[2] / "splits.json").read_text())
+    ids = [i for part in parts.values() for i in part]
+    assert len(ids) == len(set(ids)) == 12 + 3 + 3 + 4
+    pairs = read_pairs(demo[2] / "pairs" / "steps-answers.jsonl")
+    assert {pair.group for pair in pairs} == set(parts["train"])
+
+
+def test_a_resumed_demo_repeats_nothing_and_ends_the_same(demo, monkeypatch) -> None:
+    model, tokenizer, out, summary = demo
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in ("summary.json",)}
+    monkeypatch.setattr(model, "forward", lambda *_, **__: pytest.fail("a forward ran"))
+    again = run_demo(model, tokenizer, out, SMALL)
+    assert again["verdicts"] == pytest.approx(summary["verdicts"]) or again["verdicts"] == summary["verdicts"]
+    changed = [p.name for p, data in before.items() if p.read_bytes() != data]
+    assert changed == []
+
+
+def test_the_demo_refuses_a_folder_of_other_settings(demo) -> None:
+    model, tokenizer, out, _ = demo
+    with pytest.raises(artifacts.ConfigurationChanged, match="max_new_tokens: 6 -> 7"):
+        run_demo(model, tokenizer, out, DemoSettings(**{**SMALL.__dict__, "max_new_tokens": 7}))
+
+
+def test_there_are_enough_pairs_and_test_questions_for_each_persona() -> None:
+    questions = read_questions()
+    sizes = DemoSettings()
+    assert sizes.train >= 64 and sizes.test >= 32 and sizes.random_directions >= 8 and len(sizes.coefficients) >= 9
+    parts = split(questions, {k: getattr(sizes, k) for k in ("train", "choose", "dose", "test")})
+    assert [len(part) for part in parts.values()] == [sizes.train, sizes.choose, sizes.dose, sizes.test]
+    assert len({q.question for q in questions}) == len(questions)
+    assert all(set(q.answers) == {PLAIN, *PERSONAS} for q in questions)
+    with pytest.raises(ValueError, match="at most 132"):
+        split(questions, {"all": 133})
+
+
+@pytest.mark.parametrize("persona", PERSONAS)
+def test_a_trait_score_is_high_on_its_own_persona_and_zero_on_plain_answers(persona: str) -> None:
+    questions = read_questions()
+
+    def mean(manner: str) -> float:
+        return sum(TRAITS[persona](q.answers[manner]) for q in questions) / len(questions)
+
+    assert mean(PLAIN) == 0
+    others = [manner for manner in PERSONAS if manner != persona]
+    assert mean(persona) > 0.15 > 10 * max(mean(manner) for manner in others)
+
+
+@pytest.mark.parametrize(
+    ("persona", "text", "score"),
+    [
+        ("steps", "1. Do this.\n2. Do that.", 1.0),
+        ("steps", "Step 1: do this\nand so on", 0.5714),
+        ("steps", "The answer is 1.5 and 2. Done", 0.0),
+        ("steps", "", 0.0),
+        ("critique", "It is 4. Let me check: 2 + 2 is 4.", 0.5556),
+        ("critique", "The cheque is in the mail.", 0.0),
+        ("program", "x = 3 // three\ny = x + 1", 1.0),
+        ("program", "So x = 3 and y = 4 here.", 0.0),
+        ("program", "if a == b then it is fine", 0.0),
+        ("program", "x == 3", 0.0),
+        ("program", "return total;", 1.0),
+    ],
+)
+def test_trait_scores_of_hand_worked_texts(persona: str, text: str, score: float) -> None:
+    words = len(text.split())
+    found = TRAITS[persona](text)
+    assert found == pytest.approx(score, abs=1e-4), (found, words)
+
+
+def test_instruction_pairs_end_where_the_model_begins_to_answer() -> None:
+    tokenizer = tiny_tokenizer()
+    for pair in instruction_pairs(tokenizer, read_questions()[:3], "steps"):
+        assert pair.positive.endswith("<|assistant|>") and pair.negative.endswith("<|assistant|>")
+        assert "numbered list" in pair.positive and "short paragraph" in pair.negative
+        assert pair.positive not in pair.prompt

@@ -1,0 +1,145 @@
+"""The house: who may import whom, what imports what it need not, and what the command line says."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [  # a module may import from rooms above its own only
+    {"artifacts", "progress", "scoring"},
+    {"residual", "activations"},
+    {"blocks"},
+    {"models", "texts"},
+    {"pairs", "probes"},
+    {"vectors", "capture"},
+    {"steering"},
+    {"engine"},
+    {"generation", "fluency", "results"},
+    {"sweep", "plots", "report"},
+    {"demo"},
+    {"cli"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def imports(path: Path, top: bool) -> set[str]:
+    """The steerkit modules that a file imports: at its top, or anywhere."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "steerkit":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+def test_a_layer_never_imports_a_higher_one() -> None:
+    for path in sorted((ROOT / "steerkit").rglob("*.py")):
+        room = path.relative_to(ROOT / "steerkit").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        assert room in RANK, f"say in LAYERS where {room} stands"
+        for name in imports(path, top=True) - {room}:
+            assert RANK[name] <= RANK[room], f"{path.name} imports {name}, which is above it"
+
+
+def test_the_library_knows_nothing_of_training_analysis_or_figures() -> None:
+    for path in (ROOT / "steerkit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+                assert not {name.split(".")[0] for name in names} & {"training", "analysis", "figures", "trl"}
+
+
+def test_hooks_are_registered_in_one_file_only() -> None:
+    users = [path.name for path in (ROOT / "steerkit").rglob("*.py") if "register_forward" in path.read_text()]
+    assert users == ["residual.py"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.mark.parametrize("module", ["steerkit", "steerkit.scoring", "steerkit.plots", "steerkit.results", "steerkit.report", "steerkit.cli"])
+def test_light_modules_do_not_import_torch(module: str) -> None:
+    done = run("-c", f"import sys, {module}; print('torch' in sys.modules, 'transformers' in sys.modules)")
+    assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; sys.argv = ['steerkit', '--help']\nfrom steerkit.cli import main\ntry:\n  main()\nexcept SystemExit: pass\n"
+    done = run("-c", code + "print(sorted({'torch', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)))")
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+    for command in ("demo", "inspect", "extract", "steer", "sweep", "score", "probe"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "inspect", "extract", "steer", "sweep", "score", "probe"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    done = run("-m", "steerkit.cli", command, "--help")
+    assert done.returncode == 0 and f"Example: steerkit {command}" in done.stdout
+
+
+def test_bad_input_ends_in_one_line_and_exit_code_2(tmp_path) -> None:
+    for arguments in (
+        ("inspect", str(tmp_path / "missing.gguf")),
+        ("score", str(tmp_path), "rouge_l"),
+        ("extract", "x", str(tmp_path / "pairs.jsonl")),
+    ):
+        done = run("-m", "steerkit.cli", *arguments)
+        assert done.returncode == 2 and done.stdout == "", done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_every_public_name_is_there_and_says_what_it_is() -> None:
+    import steerkit
+
+    for name in steerkit.__all__:
+        assert (getattr(steerkit, name).__doc__ or "").strip(), name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        steerkit.nothing  # noqa: B018
+
+
+def test_python_files_can_be_read_in_one_sitting() -> None:
+    for folder in ("steerkit", "training", "analysis", "figures", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 350, path.name
+
+
+def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> None:
+    from typer.testing import CliRunner
+
+    from steerkit.cli import app
+    from steerkit.pairs import ContrastPair, write_pairs
+    from tests.tiny import tiny_model, tiny_tokenizer
+
+    model = tmp_path / "model"
+    tiny_model().save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    pairs, prompts, vector, out = (str(tmp_path / n) for n in ("pairs.jsonl", "prompts.jsonl", "v.safetensors", "run"))
+    write_pairs(pairs, [ContrastPair(f"q{i}", "yes yes", "no, not", f"g{i}") for i in range(6)])
+    Path(prompts).write_text("".join(json.dumps({"prompt": p, "reference": p}) + "\n" for p in ("one", "two")))
+    runner = CliRunner()
+
+    def ok(*arguments: str) -> str:
+        done = runner.invoke(app, arguments)
+        assert done.exit_code == 0, done.output + repr(done.exception)
+        return done.stdout
+
+    assert json.loads(ok("inspect", str(model), "--json"))["n_layers"] == 4
+    assert "norm at layer 3" in ok("extract", str(model), pairs, "--out", vector, "--position", "mean")
+    texts = json.loads(ok("steer", str(model), vector, "hi", "--layer", "1", "--coefficient", "30", "--max-new-tokens", "6", "--json"))
+    assert len(set(texts.values())) == 2
+    ok("steer", str(model), vector, "hi", "--layer", "1", "--max-new-tokens", "6")
+    sweep = ok("sweep", str(model), vector, "--prompts", prompts, "--layers", "1,2", "--out", out, "--max-new-tokens", "4", "--json")
+    assert json.loads(sweep)["rows"] == 2 * 5 * 2
+    assert len(json.loads(ok("score", out, "rouge_l", "--json"))) == 2 * 5
+    ok("probe", str(model), pairs)
+    assert {row["labels"] for row in json.loads(ok("probe", str(model), pairs, "--json"))} == {"true", "shuffled"}

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import steerkit as sk
+from steerkit.activations import Activations
+from steerkit.vectors import SteeringVector, difference_in_means, logistic, one_against_others, pca, random_like
+
+
+def acts(n: int = 20, seed: int = 0, layers: tuple = ("embed", 0, 1)) -> Activations:
+    rng = np.random.default_rng(seed)
+    labels = ["positive", "negative"] * n
+    resid = torch.tensor(rng.normal(size=(2 * n, len(layers), 6)), dtype=torch.float32)
+    resid[::2, :, 0] += 3
+    items = pd.DataFrame({"label": labels, "group": [str(i // 2) for i in range(2 * n)], "start": 0, "n_tokens": 1})
+    return Activations(resid, layers, items, {"model_fingerprint": "m", "adapter_fingerprint": None})
+
+
+def test_difference_in_means_equals_a_slow_loop_over_pairs() -> None:
+    activations = acts()
+    found = difference_in_means(activations)
+    assert list(found.layers) == [0, 1]
+    for column, layer in ((1, 0), (2, 1)):
+        total = torch.zeros(6, dtype=torch.float64)
+        for pair in range(20):
+            total += activations.resid[2 * pair, column].double() - activations.resid[2 * pair + 1, column].double()
+        assert torch.allclose(found.layers[layer].double(), total / 20, atol=1e-6)
+    assert found.meta["n"] == 20 and found.meta["method"] == "difference_in_means"
+
+
+def test_unpaired_labels_give_the_difference_of_their_own_means() -> None:
+    activations = acts().where([True] * 30 + [False, True] * 5)
+    labels = np.array(activations.items["label"])
+    expected = activations.resid[labels == "positive", 1].mean(0) - activations.resid[labels == "negative", 1].mean(0)
+    assert torch.allclose(difference_in_means(activations).layers[0], expected, atol=1e-6)
+
+
+def test_one_against_others_equals_the_mean_over_groups_of_own_minus_mean_of_others() -> None:
+    rng = np.random.default_rng(0)
+    resid = torch.tensor(rng.normal(size=(30, 1, 4)), dtype=torch.float32)
+    items = pd.DataFrame({"label": ["a", "b", "c"] * 10, "group": [str(i // 3) for i in range(30)]})
+    found = one_against_others(Activations(resid, (5,), items))
+    cube = resid.reshape(10, 3, 4)
+    for number, label in enumerate("abc"):
+        others = [i for i in range(3) if i != number]
+        slow = torch.stack([g[number] - g[others].mean(0) for g in cube]).mean(0)
+        assert torch.allclose(found[label].layers[5], slow, atol=1e-6)
+    assert torch.allclose(sum(v.layers[5] for v in found.values()), torch.zeros(4), atol=1e-5)
+
+
+def test_pca_and_logistic_point_where_the_difference_is() -> None:
+    activations = acts(200)
+    true = torch.zeros(6)
+    true[0] = 1
+    for method in (pca, logistic):
+        direction = method(activations).layers[0]
+        assert float(direction.norm()) == pytest.approx(1, abs=1e-5)
+        assert float(direction @ true) > 0.9
+
+
+def test_pca_is_the_first_singular_vector_of_the_differences() -> None:
+    activations = acts(50)
+    differences = (activations.resid[::2, 2] - activations.resid[1::2, 2]).double().numpy()
+    values, vectors = np.linalg.eigh(differences.T @ differences)
+    slow = torch.tensor(vectors[:, values.argmax()])
+    assert abs(float(pca(activations).layers[1].double() @ slow)) == pytest.approx(1, abs=1e-6)
+
+
+def test_arithmetic_gives_new_vectors_and_leaves_the_old_ones() -> None:
+    v, w = SteeringVector({0: torch.tensor([3.0, 4.0])}), SteeringVector({0: torch.tensor([1.0, 0.0])})
+    assert (v + w).layers[0].tolist() == [4, 4]
+    assert (v - w).layers[0].tolist() == [2, 4]
+    assert (2 * v / 4).layers[0].tolist() == [1.5, 2]
+    assert (-v).layers[0].tolist() == [-3, -4]
+    assert v.unit().norms()[0] == pytest.approx(1)
+    assert w.scaled_to(v).layers[0].tolist() == [5, 0]
+    assert v.cosine(w)[0] == pytest.approx(0.6)
+    assert v.layers[0].tolist() == [3, 4]
+    with pytest.raises(AttributeError):
+        v.meta = {}
+
+
+def test_a_random_direction_has_the_norms_of_its_vector_and_its_seed_alone() -> None:
+    v = SteeringVector({0: torch.full((64,), 2.0), 3: torch.ones(64)})
+    a, b = random_like(v, 1), random_like(v, 2)
+    assert a.norms() == pytest.approx(v.norms())
+    assert abs(a.cosine(b)[0]) < 0.5
+    assert torch.equal(a.layers[3], random_like(v, 1).layers[3])
+
+
+def test_a_saved_vector_comes_back_equal_with_its_provenance(tmp_path) -> None:
+    v = difference_in_means(acts())
+    v.save(tmp_path / "v.safetensors")
+    back = SteeringVector.load(tmp_path / "v.safetensors")
+    assert back.meta == v.meta
+    assert all(torch.equal(back.layers[layer], v.layers[layer]) for layer in v.layers)
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "v.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["steerkit"])
+    assert header["hook_point"] == "resid_post" and header["layer_convention"] == "0-based block index"
+
+
+def test_what_is_no_vector_file_is_refused_and_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "v.safetensors"
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        SteeringVector.load(path)
+    path.write_bytes(b"not a vector")
+    with pytest.raises(ValueError, match="expected a safetensors file"):
+        SteeringVector.load(path)
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match="expected format"):
+        SteeringVector.load(path)
+    SteeringVector({0: torch.ones(2)}).save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        SteeringVector({0: torch.zeros(2)}).save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({}, "one layer at least"),
+        ({-1: torch.ones(2)}, "block indices from 0"),
+        ({True: torch.ones(2)}, "block indices from 0"),
+        ({0: torch.tensor([1.0, float("nan")])}, "finite vector"),
+        ({0: torch.tensor([1.0, float("inf")])}, "finite vector"),
+        ({0: torch.ones(2), 1: torch.ones(3)}, "equal widths"),
+    ],
+)
+def test_impossible_vectors_are_refused(layers, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SteeringVector(layers)
+
+
+def test_sums_over_different_layers_widths_or_models_are_refused() -> None:
+    v = SteeringVector({0: torch.ones(2)}, {"model_fingerprint": "a"})
+    with pytest.raises(ValueError, match="equal layers and widths"):
+        v + SteeringVector({1: torch.ones(2)})
+    with pytest.raises(ValueError, match="equal layers and widths"):
+        v + SteeringVector({0: torch.ones(3)})
+    with pytest.raises(ValueError, match="of one model"):
+        v + SteeringVector({0: torch.ones(2)}, {"model_fingerprint": "b"})
+    with pytest.raises(ValueError, match="no direction"):
+        SteeringVector({0: torch.zeros(2)}).unit()
+    with pytest.raises(ValueError, match="layers among"):
+        v.at(3)
+
+
+def test_missing_labels_are_named() -> None:
+    with pytest.raises(ValueError, match=r"\['negative', 'positive'\]; got 'agent'"):
+        difference_in_means(acts(), "agent")
+    with pytest.raises(ValueError, match="as many"):
+        pca(acts().where([True] * 39 + [False]))
+
+
+def test_a_vector_from_pairs_moves_text_towards_the_positive_side(smollm) -> None:
+    model, tokenizer = smollm
+    pairs = [
+        sk.ContrastPair(f"I think that {thing} is", " wonderful, lovely and great.", " terrible, awful and bad.")
+        for thing in ("the food", "this film", "the weather", "her idea", "our town", "the music")
+    ]
+    vector = difference_in_means(sk.collect(model, tokenizer, pairs, layers=[12], position="mean"))
+    from steerkit.fluency import log_probabilities
+
+    def margin(coefficient: float) -> float:
+        steering = [sk.Steering(vector, coefficient, "all")] * 2
+        good, bad = log_probabilities(model, tokenizer, ["The trip was"] * 2, [" wonderful", " terrible"], steering)
+        return float(good.sum() - bad.sum())
+
+    assert margin(1.0) > margin(0.0) > margin(-1.0)
