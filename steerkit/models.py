@@ -18,6 +18,8 @@ from steerkit import artifacts
 from steerkit.blocks import find_blocks, unwrap
 
 ORIGIN = "_steerkit_origin"
+WRAPPERS = r"^base_model\.model\.|\.base_layer|\.original_module"
+ADAPTERS = r"lora_|modules_to_save|trainable_tokens|ia3_"
 
 
 def load(
@@ -153,18 +155,18 @@ def fingerprint(model: nn.Module) -> tuple[str, str | None]:
     SHA-256 over each parameter's name, shape and 64 evenly spaced values rounded to bfloat16, so that the same
     checkpoint in another dtype or on another device has the same fingerprint.
     """
-    base, adapter = hashlib.sha256(), hashlib.sha256()
-    adapted = False
-    for name, parameter in sorted(model.named_parameters(), key=lambda pair: pair[0]):
-        plain = re.sub(r"^base_model\.model\.|\.base_layer|\.original_module", "", name)
-        ours = base if "peft_config" not in model.__dict__ or not re.search(r"lora_|modules_to_save|trainable_tokens|ia3_", name) else adapter
-        adapted |= ours is adapter
+    digests = {False: hashlib.sha256(), True: hashlib.sha256()}
+    found = {False}
+    named = [(re.sub(WRAPPERS, "", name), name, parameter) for name, parameter in model.named_parameters()]
+    for plain, name, parameter in sorted(named, key=lambda entry: entry[0]):
+        ours = hasattr(model, "peft_config") and bool(re.search(ADAPTERS, name))
+        found.add(ours)
         flat = parameter.detach().reshape(-1)
-        where = (torch.arange(64) * max(flat.numel() - 1, 0) // 63).to(flat.device)
-        sample = flat[where].cpu()
+        sample = flat[(torch.arange(64) * max(flat.numel() - 1, 0) // 63).to(flat.device)].cpu()
         sample = sample.to(torch.bfloat16).float() if sample.is_floating_point() else sample
-        ours.update(f"{plain}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
-    return base.hexdigest()[:16], adapter.hexdigest()[:16] if adapted else None
+        digests[ours].update(f"{plain}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    base, adapter = (digests[ours].hexdigest()[:16] for ours in (False, True))
+    return base, adapter if True in found else None
 
 
 def describe(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Figures for papers: curves with their bands, layer profiles, heat maps, forest plots. Imports no torch.
 
-Each function takes a frame and gives a matplotlib `Figure` that no global state refers to. Each figure says its n and
-its intervals. Widths are those of one and of two columns of a page, in inches.
+Each function gives a matplotlib `Figure`, outside pyplot's state, that says its n and its intervals.
 """
 
 from __future__ import annotations
@@ -24,18 +23,15 @@ ONE_COLUMN, TWO_COLUMNS, DPI = 3.3, 6.9, 200
 INK, GREY = "#262626", "#6E6E6E"
 # Okabe and Ito, "Color Universal Design", 2008, without the yellow: a thin line of it is not seen on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-GREYS = ("#5A5A5A", "#8A8A8A", "#737373", "#A0A0A0")
+MARKERS, GREYS = "os^DvPX", ("#5A5A5A", "#8A8A8A", "#737373", "#A0A0A0")
 DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (7, 2)))
 STYLE: dict[str, Any] = {
-    "font.family": ["DejaVu Sans"], "font.size": 6.5, "text.color": INK, "text.parse_math": False,
-    "axes.titlesize": 7.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 7,
-    "axes.labelcolor": INK, "axes.edgecolor": GREY, "axes.linewidth": 0.6, "axes.axisbelow": True, "axes.grid": True,
-    "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#E8E8E8", "grid.linewidth": 0.5,
-    "xtick.color": GREY, "xtick.labelcolor": INK, "xtick.labelsize": 6.5, "xtick.major.size": 2.5,
-    "ytick.color": GREY, "ytick.labelcolor": INK, "ytick.labelsize": 6.5, "ytick.major.size": 2.5,
-    "lines.linewidth": 1.2, "lines.markersize": 3.2, "legend.frameon": False, "legend.fontsize": 6.5,
-    "legend.title_fontsize": 6.5, "legend.handlelength": 2.4, "pdf.fonttype": 42, "figure.dpi": DPI,
+    "font.family": ["DejaVu Sans"], "font.size": 6.5, "text.color": INK, "text.parse_math": False, "pdf.fonttype": 42,
+    "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelcolor": INK, "axes.edgecolor": GREY,
+    "axes.linewidth": 0.6, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#E8E8E8", "grid.linewidth": 0.5, "lines.linewidth": 1.2, "lines.markersize": 3.2,
+    "xtick.color": GREY, "xtick.labelcolor": INK, "xtick.major.size": 2.5, "legend.frameon": False, "figure.dpi": DPI,
+    "ytick.color": GREY, "ytick.labelcolor": INK, "ytick.major.size": 2.5, "legend.handlelength": 2.4,
 }  # fmt: skip
 
 
@@ -91,71 +87,64 @@ def curves(
     Args:
         curve: what `SweepResult.curve` gives: `series`, coefficient, mean, low, high, n (groups), and optionally
             n_missing and relative_dose. One row per series and coefficient.
-        label_x: what the coefficient is.
-        label_y: the score and its unit.
+        label_x, label_y: what the coefficient is; the score and its unit.
         series: the column that tells the lines apart.
         controls: names of series to draw in grey, dashed or dotted.
-        zero: a score to draw a horizontal line at, such as chance.
+        zero, log: a score to draw a horizontal line at, such as chance; whether the score's axis is logarithmic.
         areas: what `SweepResult.curve_auc` gives for these series; goes into the legend.
-        log: a logarithmic axis for the score.
 
     Raises:
         ValueError: a column is missing, a coefficient stands twice in a series, or a control is not among the series.
     """
     labels, zeros, logs = {}, {} if zero is None else {label_y: zero}, [label_y] if log else []
-    for row in [] if areas is None else areas.to_dict("records"):
-        labels[str(row[series])] = f"{row[series]}: area {_estimate(None, row['curve_auc'], row['low'], row['high'])}"
+    for name, *area in [] if areas is None else areas[[series, "curve_auc", "low", "high"]].itertuples(index=False):
+        labels[str(name)] = f"{name}: area {_estimate(_digits(area[0]), *area)}"
     panels = {label_y: {title or "": curve}}
     return curve_grid(panels, label_x, series, controls, zero=zeros, log=logs, labels=labels, width=ONE_COLUMN)
 
 
 @_style()
 def curve_grid(
-    panels: Mapping[str, Mapping[str, pd.DataFrame]], label_x: str, series: str = "vector", controls: Sequence[str] = (),
-    title: str | None = None, zero: Mapping[str, float] | None = None, log: Sequence[str] = (),
-    labels: Mapping[str, str] | None = None, width: float = TWO_COLUMNS,
+    panels: Mapping[str, Mapping[str, pd.DataFrame]], label_x: str, series: str = "vector",
+    controls: Sequence[str] = (), title: str | None = None, zero: Mapping[str, float] | None = None,
+    log: Sequence[str] = (), labels: Mapping[str, str] | None = None, width: float = TWO_COLUMNS,
 ) -> Figure:  # fmt: skip
     """A grid of `curves`: a row per score, a column per persona, x shared by all, and the scale of a score by its row.
 
     The relative dose is on top of a column, where it is the same multiple of |coefficient| in all its curves.
+    `ValueError` without a panel or with one missing, and as for `curves`.
 
     Args:
-        panels: score -> persona -> frame as for `curves`; a persona that a score lacks leaves an empty place.
+        panels: score -> persona -> frame as for `curves`; the same personas for every score.
         label_x, series, controls: as for `curves`; a series looks the same in all panels.
         zero, log: score -> where its horizontal line goes; the scores with a logarithmic axis.
-        labels, width: series -> its text in the legend, if not its name; inches.
-
-    Raises:
-        ValueError: no panels, or as for `curves`.
+        labels, width: series -> its text in the legend, if not its name; the figure's width in inches.
     """
-    columns = list(dict.fromkeys(persona for row in panels.values() for persona in row))
-    frames = [frame for row in panels.values() for frame in row.values()]
+    columns, frames = [list(row) for row in panels.values()], [x for row in panels.values() for x in row.values()]
+    if not frames or columns != columns[:1] * len(columns):
+        raise ValueError(f"expected the same personas for every score, one at least; got {columns}.")
     looks, handles = _looks(frames, series, controls), dict[str, Any]()
     names = {name: (labels or {}).get(name, name) for name in looks}
     across = max(1, min(len(names), int(width * 16) // (max(map(len, names.values())) + 8)))
-    doses = [_dose([row[persona] for row in panels.values() if persona in row]) for persona in columns]
-    height = max(1.65, 1.1 * len(panels)) + 0.14 * math.ceil(len(names) / across) + 0.25 * any(doses)
-    height += 0.55 + 0.2 * bool(title) + 0.15 * any(columns)
-    figure, grid = _figure(width, height, len(panels), len(columns), sharex=True, sharey="row")
+    doses = {persona: _dose([row[persona] for row in panels.values()]) for persona in columns[0]}
+    height = max(1.65, 1.1 * len(panels)) + 0.14 * math.ceil(len(names) / across) + 0.25 * any(doses.values())
+    height += 0.55 + 0.2 * bool(title) + 0.15 * any(doses)
+    figure, grid = _figure(width, height, len(panels), len(doses), sharex=True, sharey="row")
     ticker = _matplotlib().ticker
     for (score, row), line in zip(panels.items(), grid, strict=True):
         line[0].set_ylabel(score)
-        for persona, axes in zip(columns, line, strict=True):
-            if persona not in row:
-                axes.set_axis_off()
-                continue
+        for frame, axes in zip(row.values(), line, strict=True):
             for name, look in looks.items():
-                part = row[persona][row[persona][series].astype(str) == name].sort_values("coefficient")
+                part = frame[frame[series].astype(str) == name].sort_values("coefficient")
                 handles[names[name]] = _line(axes, part[["coefficient", "mean", "low", "high"]], **look)
             axes.axvline(0, color=GREY, lw=0.6, zorder=1)
             if zero and score in zero:
                 axes.axhline(zero[score], color=INK, lw=0.7, ls=(0, (2, 2)), zorder=1)
             if score in log:
-                axes.set_yscale("log")
+                axes.set_yscale("log", subs=[])
                 axes.yaxis.set(major_locator=ticker.LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
-                axes.yaxis.set(minor_locator=ticker.NullLocator())
-            axes.xaxis.set_major_locator(ticker.MaxNLocator(8 if len(columns) == 1 else 5, steps=[1, 2, 4, 5, 10]))
-    for persona, dose, top, bottom in zip(columns, doses, grid[0], grid[-1], strict=True):
+            axes.xaxis.set_major_locator(ticker.MaxNLocator(8 if len(doses) == 1 else 5, steps=[1, 2, 4, 5, 10]))
+    for (persona, dose), top, bottom in zip(doses.items(), grid[0], grid[-1], strict=True):
         top.set_title(persona)
         bottom.set_xlabel(label_x)
         if dose:
@@ -163,7 +152,6 @@ def curve_grid(
             axis.set_xlabel("relative dose |c|\u00b7\u2016v\u2016 / \u2016h\u2016", size=6, color=GREY)
             axis.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
             axis.tick_params(labelsize=5.5, labelcolor=GREY)
-            axis.spines["top"].set_visible(True)
     figure.align_ylabels(list(grid[:, 0]))
     figure.suptitle(title or "", x=0.01, ha="left", size=8, weight="bold")
     missing = max(int(frame["n_missing"].max()) if "n_missing" in frame else 0 for frame in frames)
@@ -177,17 +165,14 @@ def layer_profile(table: pd.DataFrame, title: str | None = None, majority: float
     """Held-out accuracy of a probe by layer with its controls; one column wide.
 
     The embedding has a tick of its own at the left. The layer chosen within the training folds is a point at the
-    right, under "nested", and a line at its height.
+    right, under "nested", and a line at its height. `ValueError` if a column is missing or no row is of a block.
 
     Args:
         table: `ProbeResult.table`.
         majority: share of the largest class (`ProbeResult.meta["majority_accuracy"]`); a thin line.
-
-    Raises:
-        ValueError: a column is missing, or no row is of a block's layer.
     """
     means, handles = ["accuracy", "accuracy_low", "accuracy_high"], dict[str, Any]()
-    _check_columns(table, ["layer", "features", "labels", *means, "n", "n_groups"])
+    _check(table, ["layer", "features", "labels", *means, "n", "n_groups"])
     layers = pd.to_numeric(table["layer"], errors="coerce")
     if layers.isna().all():
         raise ValueError(f"expected rows of block layers; got {list(table['layer'])}. Pass the table of probe_layers.")
@@ -196,21 +181,20 @@ def layer_profile(table: pd.DataFrame, title: str | None = None, majority: float
     x = layers.mask(table["layer"] == "embed", first - gap).mask(table["layer"] == "nested", last + gap)
     kind = table["labels"].where(table["features"] == "resid", "length").mask(table["layer"] == "nested", "nested")
     figure, [[axes]] = _figure(ONE_COLUMN, 2.85 + 0.15 * bool(title))
-    kinds: tuple[tuple[str, str, dict[str, Any]], ...] = (
-        ("true", "probe at each layer", {"color": PALETTE[0], "marker": "o", "markersize": 2.4, "band": 0.2}),
-        ("nested", "layer chosen in training folds", {"color": PALETTE[1], "ls": DASHES[1], "marker": "D", "band": 0}),
-        ("length", "length and position alone", {"color": PALETTE[2], "ls": DASHES[2], "band": 0.12}),
-        ("shuffled", "shuffled labels", {"color": GREYS[1], "ls": DASHES[0], "band": 0.22}),
-    )
-    for name, text, look in kinds:
+    for name, text, color, ls, marker, band in (
+        ("true", "probe at each layer", PALETTE[0], "-", "o", 0.2),
+        ("nested", "layer chosen in training folds", PALETTE[1], DASHES[1], "D", 0.0),
+        ("length", "length and position alone", PALETTE[2], DASHES[2], "", 0.12),
+        ("shuffled", "shuffled labels", GREYS[1], DASHES[0], "", 0.22),
+    ):
         part = table[kind == name].assign(x=x).sort_values("x")
         if name in ("nested", "length") and len(part):
             mean, low, high = map(float, part[means].iloc[0])
             text += f": {_estimate(2, mean, low, high)}"
-            axes.axhline(mean, color=look["color"], ls=look["ls"], lw=1, zorder=1.5)
-            axes.axhspan(low, high, color=look["color"], alpha=look["band"], lw=0)
+            axes.axhline(mean, color=color, ls=ls, lw=1, zorder=1.5)
+            axes.axhspan(low, high, color=color, alpha=band, lw=0)
         for some in (part[part["layer"] == "embed"], part[part["layer"] != "embed"]):
-            drawn = _line(axes, some[["x", *means]].dropna(), **look)
+            drawn = _line(axes, some[["x", *means]].dropna(), color, band, ls, marker)
         handles |= {text: drawn} if len(part) else {}
     if majority is not None:
         handles[f"largest class: {_estimate(2, majority)}"] = axes.axhline(majority, color=INK, lw=0.6, zorder=1)
@@ -230,15 +214,14 @@ def heat_map(
 ) -> Figure:  # fmt: skip
     """A matrix in colours with its values in the cells; as wide as it needs, two columns of a page at most.
 
+    `ValueError` where there is no finite value, or `low` and `high` are not both in the frame's shape.
+
     Args:
         frame: rows x columns of numbers; NaN is a dash on white. The names of its two axes become the labels.
         label: what the numbers are, with their unit; stands at the colour bar.
         centre: the value that is white, with a colour on either side of it; None for one scale of brightness.
         low, high: the ends of the 95 % intervals, shaped like `frame`; printed below the values.
         n: how many prompt groups each value rests on. Exact numbers, such as cosines of vectors, have none.
-
-    Raises:
-        ValueError: no finite value, or `low` and `high` not both in the frame's shape.
     """
     values, *bounds = (part.to_numpy(dtype=float) for part in (frame, low, high) if part is not None)
     if not np.isfinite(values).any() or len(bounds) == 1 or any(part.shape != values.shape for part in bounds):
@@ -277,56 +260,48 @@ def heat_map(
 def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Figure:
     """A forest plot, two columns of a page wide: a mean with its 95 % interval per comparison, and a line at 0.
 
+    `ValueError` if a column is missing or there are no rows.
+
     Args:
         frame: a row per name and comparison: name (its rows stand together under it), comparison, gain (the mean), low,
-            high, n (prompt groups), p (adjusted already, by `steerkit.scoring.holm`; below 0.05 the point is filled).
+            high, n (prompt groups), p (adjusted already, by `steerkit.scoring.holm`).
         label_x: what the gain is, with its unit.
-
-    Raises:
-        ValueError: a column is missing, or there are no rows.
     """
-    _check_columns(frame, ["name", "comparison", "gain", "low", "high", "n", "p"])
-    if frame.empty:
-        raise ValueError("expected one row at least; got none. Compare something first.")
-    parts, digits = [part for _, part in frame.groupby("name", sort=False)], _digits(frame["gain"])
-    left, right = [""], [f"{'mean [95 % interval]':>24} {'n':>5} {'p (Holm)':>9}"]
-    for part in parts:
-        left += [str(part["name"].iloc[0]), *part["comparison"].astype(str)]
-        right.append("")
+    _check(frame, ["name", "comparison", "gain", "low", "high", "n", "p"])
+    digits, left, right = _digits(frame["gain"]), [""], [f"{'mean [95 % interval]':>24} {'n':>5} {'p (Holm)':>9}"]
+    figure, [[axes]] = _figure(TWO_COLUMNS, 0.17 * (len(frame) + frame["name"].nunique()) + 0.75 + 0.2 * bool(title))
+    for name, part in frame.groupby("name", sort=False):
+        left, right = [*left, str(name)], [*right, ""]
         for row in part.to_dict("records"):
+            axes.hlines(len(left), row["low"], row["high"], color=PALETTE[0], lw=1.2)
+            axes.plot(row["gain"], len(left), "o", color=PALETTE[0], markersize=4)
+            left.append(str(row["comparison"]))
             p = "<0.001" if row["p"] < 0.001 else _estimate(3, row["p"])
             right.append(f"{_estimate(digits, row['gain'], row['low'], row['high']):>24} {row['n']:>5.0f} {p:>9}")
-    at, rows = [y for y, text in enumerate(right) if y and text], pd.concat(parts)
-    figure, [[axes]] = _figure(TWO_COLUMNS, 0.17 * len(left) + 0.7 + 0.2 * bool(title))
-    axes.hlines(at, rows["low"], rows["high"], color=PALETTE[0], lw=1.2)
-    fill = [PALETTE[0] if p < 0.05 else "white" for p in rows["p"]]
-    axes.scatter(rows["gain"], at, s=16, c=fill, edgecolors=PALETTE[0], linewidths=1, zorder=3)
     axes.axvline(0, color=INK, lw=0.7, zorder=1)
     axes.set_yticks(range(len(left)), left)
-    for y, tick in enumerate(axes.get_yticklabels()):
-        tick.set_weight("normal" if right[y] else "bold")
+    for text, tick in zip(right, axes.get_yticklabels(), strict=True):
+        tick.set_weight("normal" if text else "bold")
     table = axes.secondary_yaxis("right")
     table.set_yticks(range(len(right)), right, family="DejaVu Sans Mono", size=6)
-    for axis, side in ((axes, "left"), (table, "right")):
+    for axis in (axes, table):
         axis.tick_params(axis="y", length=0)
-        axis.spines[side].set_visible(False)
+        axis.spines[:].set_visible(False)
     axes.grid(False, axis="y")
     axes.set(xlabel=label_x, ylim=(len(left) - 0.5, -0.5), title=title or "")
-    figure.supxlabel("Filled: p < 0.05. n: prompt groups.", x=0.01, ha="left", size=6.5)
     return figure
 
 
-def _check_columns(frame: pd.DataFrame, wanted: Sequence[str]) -> None:
-    if missing := [column for column in wanted if column not in frame]:
-        raise ValueError(f"expected the columns {list(wanted)}; missing: {missing}. Got {list(frame)[:12]}.")
+def _check(frame: pd.DataFrame, wanted: Sequence[str]) -> None:
+    missing = [column for column in wanted if column not in frame]
+    if missing or frame.empty:
+        raise ValueError(f"expected rows with the columns {list(wanted)}; got {len(frame)}, and {missing} are missing.")
 
 
 def _looks(frames: Sequence[pd.DataFrame], series: str, controls: Sequence[str]) -> dict[str, dict[str, Any]]:
     """How each series is drawn, by name, controls last; `ValueError` if the frames cannot be drawn."""
-    if not frames:
-        raise ValueError("expected one panel at least; got none. Pass score -> persona -> frame.")
     for frame in frames:
-        _check_columns(frame, [series, "coefficient", "mean", "low", "high", "n"])
+        _check(frame, [series, "coefficient", "mean", "low", "high", "n"])
         if (twice := frame.duplicated([series, "coefficient"])).any():
             found = frame.loc[twice, [series, "coefficient"]].iloc[0].tolist()
             raise ValueError(f"expected one row per {series} and coefficient; {found} stands twice. Choose one layer.")
@@ -334,16 +309,16 @@ def _looks(frames: Sequence[pd.DataFrame], series: str, controls: Sequence[str])
     if absent := [name for name in controls if name not in names]:
         raise ValueError(f"expected controls among the series {list(names)}; got {absent}. Leave those out.")
     shown = [name for name in names if name not in controls]
-    bright = {x: {"color": PALETTE[i % 7], "marker": MARKERS[i % 7], "band": 0.18} for i, x in enumerate(shown)}
-    return bright | {x: {"color": GREYS[i % 4], "ls": DASHES[i % 4], "band": 0.12} for i, x in enumerate(controls)}
+    bright = {x: {"color": PALETTE[i % 7], "band": 0.18, "marker": MARKERS[i % 7]} for i, x in enumerate(shown)}
+    return bright | {x: {"color": GREYS[i % 4], "band": 0.12, "ls": DASHES[i % 4]} for i, x in enumerate(controls)}
 
 
-def _line(axes: Any, points: pd.DataFrame, color: str, band: float, **look: Any) -> tuple[Any, Any]:
+def _line(axes: Any, points: pd.DataFrame, color: str, band: float, ls: Any = "-", marker: str = "") -> tuple[Any, Any]:
     """Columns x, mean, low, high: a line in its band, with a bar where a point is alone; both, for the legend."""
     x, mean, low, high = (points[column].astype(float) for column in points)
-    lone = {"marker": "_"} if len(x) == 1 else {}
-    axes.vlines(x, low, high, color=color, lw=len(lone))
-    (line,) = axes.plot(x, mean, color=color, **lone | look, zorder=2.5 + ("marker" in look))
+    lone = len(x) == 1
+    axes.vlines(x, low, high, color=color, lw=lone)
+    (line,) = axes.plot(x, mean, color=color, ls=ls, marker=marker or "_" * lone, zorder=3 if marker else 2)
     return axes.fill_between(x, low, high, color=color, alpha=band, lw=0), line
 
 
@@ -369,9 +344,8 @@ def _digits(values: Any) -> int:
     return min(4, max(0, 2 - power if power >= 0 else 1 - power))
 
 
-def _estimate(digits: int | None, mean: float, low: float | None = None, high: float | None = None) -> str:
-    """`0.42`, or with an interval `0.42 [0.31, 0.53]`; NaN is a dash, digits None those that suit the mean."""
-    digits = _digits(mean) if digits is None else digits
+def _estimate(digits: int, mean: float, low: float | None = None, high: float | None = None) -> str:
+    """`0.42`, or with an interval `0.42 [0.31, 0.53]`; NaN is a dash."""
     ends = (np.nan if x is None else x for x in (mean, low, high))
     shown = ["\u2013" if np.isnan(x) else f"{x:z.{digits}f}".replace("-", "\u2212") for x in ends]
     return shown[0] if low is None or np.isnan(mean) else f"{shown[0]} [{shown[1]}, {shown[2]}]"

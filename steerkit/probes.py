@@ -126,8 +126,8 @@ def probe_layers(
 ) -> ProbeResult:
     """Held-out accuracy of a linear probe at every layer, with its controls.
 
-    Each fold is predicted by `fit_probe` (`tol=1e-5`) on the others. Groups are dealt to the folds at random, evenly among those
-    with the same most frequent label. The controls:
+    Each fold is predicted by `fit_probe` (with `tol=1e-5`) on the others. Groups are dealt to the folds at random,
+    evenly among those with the same most frequent label. The controls:
 
     - `labels == "shuffled"`, per layer: the labels permuted over all items, every fold getting its share of each class
       (else held-out figures fall below chance); mean of five permutations: what fitting noise reaches.
@@ -325,10 +325,9 @@ def _descend(w: Tensor, problem: Sequence[Tensor], ridge: float, tol: float, max
         moved = ((now > 2 * least) | (2 * now < least)).any(2, keepdim=True)  # renews the preconditioner, and restarts
         least = torch.where(moved, now, least)
         f = (g * std)[..., :-1]  # in the units that all fits share
-        h = times(f, v)
-        s = times(h / (least[..., -1:] / x.shape[0] * e + ridge), v.T)
+        s = times(times(f, v) / (least[..., -1:] / x.shape[0] * e + ridge), v.T)
         if v.shape[0] > v.shape[1]:
-            s += (f - times(h, v.T)) / ridge
+            s += (f - times(times(f, v), v.T)) / ridge
         s = torch.cat([s * std[..., :-1], (g / least)[..., -1:]], dim=2)
         d = torch.where(moved, 0, dot(g, s - last).clamp_min(0) / fell) * d - s
         d = torch.where(dot(g, d) < 0, d, -s)

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from steerkit.activations import Activations
-from steerkit.probes import Probe, _deal, fit_probe, probe_layers
+from steerkit.probes import Probe, _deal, _permuted, fit_probe, probe_layers
 from steerkit.scoring import macro_roc_auc
 
 COUNTS = ["n", "n_groups", "n_classes", "folds"]
@@ -229,6 +229,41 @@ def test_shuffled_labels_are_at_chance_within_their_interval(paired: bool) -> No
     assert shuffled.roc_auc.mean() == pytest.approx(0.5, abs=0.03)
 
 
+def test_shuffled_labels_are_at_chance_where_every_group_has_one_label() -> None:
+    y = np.arange(240) // 30 % 2
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(240, 5)) + 3 * y[:, None])
+    result = probe_layers(activations(x, y, np.arange(240) // 30), folds=8)
+    assert rows(result, layer=0, labels="true").accuracy.item() > 0.99
+    assert rows(result, labels="shuffled").accuracy.item() == pytest.approx(0.5, abs=0.06)
+
+
+def test_permuted_labels_keep_their_number_and_give_every_fold_its_share() -> None:
+    y = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
+    fold = np.repeat(np.arange(5), 20)
+    permuted = _permuted(y, fold, np.random.default_rng(0))
+    assert torch.equal(permuted.sort().values, y)
+    counts = pd.crosstab(fold, permuted.numpy()).to_numpy()
+    assert np.abs(counts - [10, 6, 4]).max() <= 1
+    again = _permuted(y, fold, np.random.default_rng(1))
+    assert 0.2 < (permuted == again).double().mean() < 0.6
+    rare, sizes = torch.tensor([0] * 500 + [1] * 3 + [2] * 7), np.repeat([0, 1, 2], [500, 5, 5])
+    assert len(set(sizes[_permuted(rare, sizes, np.random.default_rng(0)) == 1])) > 1
+
+
+def test_one_huge_activation_neither_stops_the_fits_nor_changes_their_optimum() -> None:
+    x, y = made(300, 40, 2, 1.0)
+    x[7] = 1000 * x.std(0)
+    groups = np.arange(300) // 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = probe_layers(activations(x, y, groups))
+    _, fold = _deal(pd.Series(groups), y, (0, 1), 5, 0)
+    p = np.zeros(300)
+    for i in range(5):
+        p[fold == i] = sklearn_fit(x[fold != i], y[fold != i]).predict(x[fold == i].double().numpy()) == y[fold == i]
+    assert rows(result, layer=0, labels="true").accuracy.item() == pytest.approx(p.mean(), abs=0.01)
+
+
 def test_length_and_position_alone_reach_one_when_they_give_the_label_away() -> None:
     rng = np.random.default_rng(6)
     y = np.arange(120) % 2
@@ -274,7 +309,9 @@ def test_same_seed_same_result_and_another_seed_another_one() -> None:
     a, b, c = (probe_layers(acts, seed=seed) for seed in (1, 1, 2))
     pd.testing.assert_frame_equal(a.table, b.table)
     assert all(torch.equal(a.directions[layer], b.directions[layer]) for layer in a.directions)
-    assert not a.table.accuracy.equals(c.table.accuracy)
+    true = [rows(result, layer=0, labels="true").accuracy.item() for result in (a, c)]
+    assert true[0] != true[1]
+    assert not rows(a, labels="shuffled").accuracy.equals(rows(c, labels="shuffled").accuracy)
 
 
 def test_order_of_the_items_does_not_change_the_accuracy() -> None:
