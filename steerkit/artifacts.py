@@ -12,18 +12,9 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 PACKAGES = ("imad-steerkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas")
-
-
-class SupportsTable(Protocol):
-    """What `write_table` needs of a table: a pandas DataFrame has it (named here so that this file needs no pandas)."""
-
-    columns: Any
-
-    def to_csv(self, path: Any, index: bool = ...) -> Any: ...
-    def to_parquet(self, path: Any, index: bool = ...) -> Any: ...
 
 
 def sha256(data: bytes | str | Path) -> str:
@@ -163,8 +154,8 @@ def _row(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def write_table(path: str | Path, table: SupportsTable, meta: Mapping[str, Any]) -> None:
-    """Write a table as `.parquet` or `.csv` and its provenance beside it as `NAME.meta.json`, each atomically."""
+def write_table(path: str | Path, table: Any, meta: Mapping[str, Any]) -> None:
+    """Write a DataFrame as `.parquet` or `.csv` and its provenance beside it as `NAME.meta.json`, each atomically."""
     path = Path(path)
     if path.suffix not in (".parquet", ".csv"):
         raise ValueError(f"expected a table path that ends in .parquet or .csv; got {path.name!r}.")
@@ -221,7 +212,9 @@ def run_folder(folder: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunFolderBusy(f"expected {folder} to be free; another run holds it. Wait, or use another folder.") from error
+            raise RunFolderBusy(
+                f"expected {folder} to be free; another run holds it. Wait, or use another folder."
+            ) from error
         check_config(folder, config)
         yield folder
 

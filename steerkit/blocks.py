@@ -132,7 +132,9 @@ def _verified(model: nn.Module, path: str) -> Blocks | str:
 def _broken_chain(calls: list[tuple[int, Tensor | None, Tensor | None]], count: int, width: int) -> str | None:
     """Why these calls are not one stream through `count` blocks; None if they are."""
     if [layer for layer, _, _ in calls] != list(range(count)):
-        return f"expected {count} blocks to run once each, in order; they ran as {[layer for layer, _, _ in calls][:12]}"
+        return (
+            f"expected {count} blocks to run once each, in order; they ran as {[layer for layer, _, _ in calls][:12]}"
+        )
     before: Tensor | None = None
     for layer, entered, left in calls:
         if left is None or left.ndim != 3 or left.shape[:2] != (1, width):

@@ -24,7 +24,9 @@ BATCH_TOKENS = 1024
 
 
 @contextlib.contextmanager
-def capture_resid(model: nn.Module, layers: Layers = "all") -> Iterator[dict[Layer, Float[Tensor, "batch pos d_model"]]]:
+def capture_resid(
+    model: nn.Module, layers: Layers = "all"
+) -> Iterator[dict[Layer, Float[Tensor, "batch pos d_model"]]]:
     """Read the residual stream of the one forward that runs inside the `with`.
 
     Yields a dictionary, filled by that forward: layer -> stream after that block (`resid_post`), before the final norm
@@ -42,7 +44,9 @@ def capture_resid(model: nn.Module, layers: Layers = "all") -> Iterator[dict[Lay
         for key, stream in ((EMBED, entered if layer == 0 else None), (layer, left)):
             if key in wanted and stream is not None:
                 if key in streams:
-                    raise RuntimeError("expected one forward inside capture_resid; got a second. Use `collect` for many texts.")
+                    raise RuntimeError(
+                        "expected one forward inside capture_resid; got a second. Use `collect` for many texts."
+                    )
                 streams[key] = stream
 
     with residual.reading(_hooked(blocks, wanted), see):
@@ -195,7 +199,9 @@ def _pool(position: Position, passages: Sequence[Passage]) -> Pool:
         raise ValueError(f"expected position 'last', 'first', 'mean' or an integer; got {position!r}.")
     shortest = min(stop - start for passage in passages for start, stop in passage.spans)
     if not -shortest <= index < shortest:
-        raise ValueError(f"expected a position inside every span; {index} is outside the shortest, of {shortest} tokens.")
+        raise ValueError(
+            f"expected a position inside every span; {index} is outside the shortest, of {shortest} tokens."
+        )
 
     def at(stream: Tensor, rows: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
         return stream[rows, (starts if index >= 0 else stops) + index]
@@ -203,15 +209,15 @@ def _pool(position: Position, passages: Sequence[Passage]) -> Pool:
     return at
 
 
-def _mean(
-    stream: Float[Tensor, "batch pos d"], rows: Tensor, starts: Tensor, stops: Tensor
-) -> Float[Tensor, "span d"]:
+def _mean(stream: Float[Tensor, "batch pos d"], rows: Tensor, starts: Tensor, stops: Tensor) -> Float[Tensor, "span d"]:
     columns = torch.arange(stream.shape[1], device=stream.device)
     inside = (columns >= starts[:, None]) & (columns < stops[:, None])
     weights = inside.to(torch.float32) / (stops - starts)[:, None]
     if len(rows) == len(stream):  # one span per row, in order: no copy of the stream
         return torch.bmm(weights[:, None], stream.float()).squeeze(1)
-    return torch.stack([w[a:b] @ stream[r, a:b].float() for r, a, b, w in zip(rows, starts, stops, weights, strict=True)])
+    return torch.stack(
+        [w[a:b] @ stream[r, a:b].float() for r, a, b, w in zip(rows, starts, stops, weights, strict=True)]
+    )
 
 
 def _read(
@@ -236,19 +242,8 @@ def _read(
             ids, mask, positions = pad([passages[i].ids for i in batch], "right", device)
             spans = [(row, *span) for row, i in enumerate(batch) for span in passages[i].spans]
             where = torch.cat([torch.arange(int(first[i]), int(first[i + 1])) for i in batch])
-            rows, starts, stops = torch.tensor(spans, device=device).T
             read: dict[Layer, Tensor] = {}
-
-            def see(layer: int, entered: Tensor | None, left: Tensor | None) -> None:
-                if layer == 0 and EMBED in layers:
-                    assert entered is not None
-                    read[EMBED] = pool(entered, rows.to(entered.device), starts.to(entered.device), stops.to(entered.device))  # noqa: B023
-                if layer in layers:
-                    assert left is not None
-                    read[layer] = pool(left, rows.to(left.device), starts.to(left.device), stops.to(left.device))  # noqa: B023
-                if layer == deepest:
-                    raise residual.Leave
-
+            see = _pooling(read, layers, deepest, pool, torch.tensor(spans, device=device).T)
             inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
             if takes_positions:
                 inputs["position_ids"] = positions
@@ -262,6 +257,22 @@ def _read(
                 queue += [batch[half:], batch[:half]]
                 continue
             yield where, torch.stack([read[layer].to(device) for layer in layers], dim=1)
+
+
+def _pooling(
+    read: dict[Layer, Tensor], layers: Sequence[Layer], deepest: int, pool: Pool, spans: Tensor
+) -> Callable[[int, Tensor | None, Tensor | None], None]:
+    """A reader that fills `read` with the pooled streams of `layers`, and leaves the forward after the deepest."""
+
+    def see(layer: int, entered: Tensor | None, left: Tensor | None) -> None:
+        for key, stream in ((EMBED, entered if layer == 0 else None), (layer, left)):
+            if key in layers and stream is not None:
+                rows, starts, stops = spans.to(stream.device)
+                read[key] = pool(stream, rows, starts, stops)
+        if layer == deepest:
+            raise residual.Leave
+
+    return see
 
 
 def _hooked(blocks: Blocks, layers: Sequence[Layer]) -> dict[int, nn.Module]:
@@ -278,11 +289,15 @@ def _passages(model: nn.Module, tokenizer: Any, texts: Sequence[Text]) -> list[P
         elif isinstance(text, str | SpannedText):
             passages.append(passage_of(tokenizer, text, str(number)))
         else:
-            raise TypeError(f"expected a string, SpannedText or ContrastPair as text {number}; got {type(text).__name__}.")
+            raise TypeError(
+                f"expected a string, SpannedText or ContrastPair as text {number}; got {type(text).__name__}."
+            )
     limit = context_length(model)
     for passage in passages:
         if limit is not None and len(passage.ids) > limit:
-            raise ValueError(f"expected texts of at most {limit} tokens, the model's context; got {len(passage.ids)}. Cut it.")
+            raise ValueError(
+                f"expected texts of at most {limit} tokens, the model's context; got {len(passage.ids)}. Cut it."
+            )
         if any(start >= stop for start, stop in passage.spans):
             raise ValueError(f"expected at least one token in every span; group {passage.group} has one without.")
     return passages
@@ -301,4 +316,10 @@ def _meta(
     model: nn.Module, tokenizer: Any, texts: Sequence[Text], layers: Sequence[Layer], position: Position, n: int
 ) -> Mapping[str, Any]:
     data = artifacts.sha256("\n".join(map(repr, texts)))
-    return {**models.describe(model, tokenizer), "read_position": position, "read_layers": list(layers), "n_texts": n, "data_sha256": data}
+    return {
+        **models.describe(model, tokenizer),
+        "read_position": position,
+        "read_layers": list(layers),
+        "n_texts": n,
+        "data_sha256": data,
+    }

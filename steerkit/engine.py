@@ -126,7 +126,9 @@ class Engine:
             chosen = torch.tensor(list(places), device=self.device)
             self.cache.reorder_cache(chosen)
             self.rows, self.lengths = [self.rows[i] for i in places], self.lengths[chosen]
-        self.mask = (torch.arange(self.width + self.room, device=self.device) >= (self.width - self.lengths)[:, None]).long()
+        self.mask = (
+            torch.arange(self.width + self.room, device=self.device) >= (self.width - self.lengths)[:, None]
+        ).long()
         self.compiled = self._compile(range(len(self.rows)))
 
     def forward(self, ids: Int[Tensor, "batch pos"], start: int) -> Float[Tensor, "batch pos vocabulary"]:
@@ -172,7 +174,12 @@ class Engine:
         self, compiled: RowSteering, start: int, ids: Tensor, mask: Tensor, positions: Tensor, keep: int
     ) -> Float[Tensor, "batch pos vocabulary"]:
         compiled.start = start
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
+        inputs: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
         if "position_ids" in self.takes:
             inputs["position_ids"] = positions.clamp(min=0)
         if keep and "logits_to_keep" in self.takes:

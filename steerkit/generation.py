@@ -39,7 +39,7 @@ def generate(
 
     Args:
         prompts: strings (verbatim) or lists of messages (rendered by the chat template).
-        steering: one for all rows, or one (or None) per prompt; None also takes over what `with steering.on(model)` set.
+        steering: one for all rows, or one (or None) per prompt; what `with steering.on(model)` set acts besides.
         temperature: 0 is greedy.
         top_p: nucleus (Holtzman et al. 2020): the fewest most likely tokens whose probability reaches top_p.
         batch_rows: rows decoded at once; default by device, halved when memory runs out.
@@ -99,7 +99,7 @@ def decode(
         streams: per row, what its random numbers are keyed by; unused when greedy.
 
     Raises:
-        ValueError: a prompt that does not fit the context, a steering that does not fit the model, a setting out of range.
+        ValueError: a prompt too long for the context, a steering that does not fit, a setting out of range.
     """
     _check_settings(model, rows, max_new_tokens, temperature, top_p)
     ends = _ends(model, tokenizer)
@@ -127,7 +127,7 @@ def _check_settings(model: nn.Module, rows: Sequence[Row], new: int, temperature
     longest = max((len(row.prompt) for row in rows), default=0)
     if limit is not None and longest + new > limit:
         raise ValueError(
-            f"expected prompt and new tokens within the model's context of {limit}; got {longest} + {new}. Shorten either."
+            f"expected prompt and new tokens within the model's context of {limit}; got {longest} + {new}. Cut either."
         )
 
 

@@ -170,7 +170,7 @@ def fingerprint(model: nn.Module) -> tuple[str, str | None]:
 
 
 def describe(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
-    """Provenance of a model as plain data: checkpoint, weights, fingerprints, dtype, kernel, blocks, template, versions."""
+    """Provenance of a model as plain data: checkpoint, weights, fingerprints, dtype, kernel, blocks, versions."""
     base = unwrap(model)
     blocks = find_blocks(model)
     origin: Mapping[str, Any] = getattr(base, ORIGIN, {})

@@ -57,7 +57,9 @@ def read_pairs(path: str | Path) -> list[ContrastPair]:
     pairs = []
     for number, row in enumerate(artifacts.read_rows(path), 1):
         if not names <= set(row) or not set(row) <= names | {"group"}:
-            raise ValueError(f"expected keys {sorted(names)} and optionally 'group' in {path}, row {number}; got {sorted(row)}.")
+            raise ValueError(
+                f"expected keys {sorted(names)} and optionally 'group' in {path}, row {number}; got {sorted(row)}."
+            )
         try:
             if row.get("group") is not None:
                 row["group"] = str(row["group"])

@@ -82,19 +82,16 @@ def curves(
 ) -> Figure:  # fmt: skip
     """The mean of a score over the coefficient, a line per series in its 95 % interval as a band; one column wide.
 
-    An axis on top gives the relative dose, where that is the same multiple of |coefficient| in all series.
+    An axis on top gives the relative dose, where that is the same multiple of |coefficient| in all series. `ValueError`
+    if a column is missing, a coefficient stands twice in a series, or a control is not among the series.
 
     Args:
         curve: what `SweepResult.curve` gives: `series`, coefficient, mean, low, high, n (groups), and optionally
             n_missing and relative_dose. One row per series and coefficient.
         label_x, label_y: what the coefficient is; the score and its unit.
-        series: the column that tells the lines apart.
-        controls: names of series to draw in grey, dashed or dotted.
+        series, controls: the column that tells the lines apart; those of its values to draw in grey, dashed or dotted.
         zero, log: a score to draw a horizontal line at, such as chance; whether the score's axis is logarithmic.
         areas: what `SweepResult.curve_auc` gives for these series; goes into the legend.
-
-    Raises:
-        ValueError: a column is missing, a coefficient stands twice in a series, or a control is not among the series.
     """
     labels, zeros, logs = {}, {} if zero is None else {label_y: zero}, [label_y] if log else []
     for name, *area in [] if areas is None else areas[[series, "curve_auc", "low", "high"]].itertuples(index=False):
@@ -111,8 +108,7 @@ def curve_grid(
 ) -> Figure:  # fmt: skip
     """A grid of `curves`: a row per score, a column per persona, x shared by all, and the scale of a score by its row.
 
-    The relative dose is on top of a column, where it is the same multiple of |coefficient| in all its curves.
-    `ValueError` without a panel or with one missing, and as for `curves`.
+    A column has the axis of the relative dose that `curves` has. `ValueError` if a panel is missing, and as there.
 
     Args:
         panels: score -> persona -> frame as for `curves`; the same personas for every score.
@@ -156,7 +152,7 @@ def curve_grid(
     figure.suptitle(title or "", x=0.01, ha="left", size=8, weight="bold")
     missing = max(int(frame["n_missing"].max()) if "n_missing" in frame else 0 for frame in frames)
     size = f"n = {_span(pd.concat([frame['n'] for frame in frames]))} prompt groups"
-    _legend(figure, handles, size + f", up to {missing} values missing" * bool(missing), across)
+    _legend(figure, handles, size + f", {missing} missing at most" * bool(missing), across)
     return figure
 
 
@@ -187,15 +183,14 @@ def layer_profile(table: pd.DataFrame, title: str | None = None, majority: float
         ("length", "length and position alone", PALETTE[2], DASHES[2], "", 0.12),
         ("shuffled", "shuffled labels", GREYS[1], DASHES[0], "", 0.22),
     ):
-        part = table[kind == name].assign(x=x).sort_values("x")
+        part = table.assign(x=x)[kind == name].sort_values("x")
         if name in ("nested", "length") and len(part):
             mean, low, high = map(float, part[means].iloc[0])
             text += f": {_estimate(2, mean, low, high)}"
             axes.axhline(mean, color=color, ls=ls, lw=1, zorder=1.5)
             axes.axhspan(low, high, color=color, alpha=band, lw=0)
-        for some in (part[part["layer"] == "embed"], part[part["layer"] != "embed"]):
-            drawn = _line(axes, some[["x", *means]].dropna(), color, band, ls, marker)
-        handles |= {text: drawn} if len(part) else {}
+        for _, some in part.groupby(part["layer"] != "embed"):
+            handles[text] = _line(axes, some[["x", *means]].dropna(), color, band, ls, marker)
     if majority is not None:
         handles[f"largest class: {_estimate(2, majority)}"] = axes.axhline(majority, color=INK, lw=0.6, zorder=1)
     numbers = _matplotlib().ticker.MaxNLocator(6, integer=True).tick_values(first, last)
@@ -214,26 +209,26 @@ def heat_map(
 ) -> Figure:  # fmt: skip
     """A matrix in colours with its values in the cells; as wide as it needs, two columns of a page at most.
 
-    `ValueError` where there is no finite value, or `low` and `high` are not both in the frame's shape.
-
     Args:
-        frame: rows x columns of numbers; NaN is a dash on white. The names of its two axes become the labels.
+        frame: rows x columns of numbers, NaN a dash, not all NaN. The names of its two axes become the labels.
         label: what the numbers are, with their unit; stands at the colour bar.
         centre: the value that is white, with a colour on either side of it; None for one scale of brightness.
-        low, high: the ends of the 95 % intervals, shaped like `frame`; printed below the values.
+        low, high: the ends of the 95 % intervals, both or neither, in the frame's shape (else `ValueError`).
         n: how many prompt groups each value rests on. Exact numbers, such as cosines of vectors, have none.
     """
     values, *bounds = (part.to_numpy(dtype=float) for part in (frame, low, high) if part is not None)
     if not np.isfinite(values).any() or len(bounds) == 1 or any(part.shape != values.shape for part in bounds):
-        got = [list(part.shape) for part in (values, *bounds)]
-        raise ValueError(f"expected finite values, and low and high both or neither, in their shape; got shapes {got}.")
+        raise ValueError(f"expected finite values {values.shape}, and low and high both or neither, in that shape.")
     digits, (rows, columns) = _digits(values), values.shape
     margin = 1.0 + 0.055 * max(len(str(name)) for name in frame.index)
     width = min(TWO_COLUMNS, max(ONE_COLUMN, margin + (0.65 if bounds else 0.36) * columns))
     cell = (width - margin) / columns
     figure, [[axes]] = _figure(width, rows * (0.3 if bounds else 0.24) + 0.75 + 0.2 * bool(title))
-    cmap, norm = ("Blues", None) if centre is None else ("RdBu_r", _matplotlib().colors.CenteredNorm(centre))
+    norm = None if centre is None else _matplotlib().colors.CenteredNorm(centre)
+    cmap = _matplotlib().colormaps["RdBu_r" if norm else "Blues"].with_extremes(bad="#E8E8E8")
     image = axes.pcolormesh(values, cmap=cmap, norm=norm, edgecolors="white", linewidth=0.8)
+    bar = figure.colorbar(image, ax=axes, label=label, aspect=max(8, rows * 3), pad=0.02, fraction=0.04)
+    bar.outline.set_visible(False)
     size = min(6.5, max(3.5, cell * (9 if bounds else 16)))
     for i, j in np.ndindex(rows, columns):
         text = _estimate(digits, *(float(part[i, j]) for part in (values, *bounds))).replace(" ", "\n", 1)
@@ -245,8 +240,6 @@ def heat_map(
         axis.set_label_text(str(names.name or ""))
         if axis is axes.xaxis and 0.06 * max(map(len, texts)) > cell:
             axis.set_ticks(axis.get_ticklocs(), texts, rotation=40, ha="right", rotation_mode="anchor")
-    bar = figure.colorbar(image, ax=axes, label=label, aspect=max(8, rows * 3), pad=0.02, fraction=0.04)
-    bar.outline.set_visible(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.grid(False)
@@ -302,9 +295,8 @@ def _looks(frames: Sequence[pd.DataFrame], series: str, controls: Sequence[str])
     """How each series is drawn, by name, controls last; `ValueError` if the frames cannot be drawn."""
     for frame in frames:
         _check(frame, [series, "coefficient", "mean", "low", "high", "n"])
-        if (twice := frame.duplicated([series, "coefficient"])).any():
-            found = frame.loc[twice, [series, "coefficient"]].iloc[0].tolist()
-            raise ValueError(f"expected one row per {series} and coefficient; {found} stands twice. Choose one layer.")
+        if frame.duplicated([series, "coefficient"]).any():
+            raise ValueError(f"expected one row per {series} and coefficient; some have more. Choose one layer first.")
     names = dict.fromkeys(str(name) for frame in frames for name in frame[series])
     if absent := [name for name in controls if name not in names]:
         raise ValueError(f"expected controls among the series {list(names)}; got {absent}. Leave those out.")
@@ -339,8 +331,9 @@ def _span(values: pd.Series) -> str:
 
 
 def _digits(values: Any) -> int:
-    """Decimals that show the largest value with two or three figures."""
-    power = math.floor(math.log10(np.nanmax(np.abs(values), initial=0) or 1))
+    """Decimals that show the middling value, its sign and zeros apart, with two or three figures."""
+    sizes = np.abs(np.atleast_1d(np.asarray(values, dtype=float)))
+    power = math.floor(math.log10(np.median(sizes[(sizes > 0) & (sizes < np.inf)].tolist() or [1])))
     return min(4, max(0, 2 - power if power >= 0 else 1 - power))
 
 

@@ -27,7 +27,9 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         if now - last >= LINE_EVERY:
             last = now
             left = (now - began) / done * (total - done)
-            print(f"{what}: {done} of {total}, {now - began:.0f} s, about {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{what}: {done} of {total}, {now - began:.0f} s, about {left:.0f} s left", file=sys.stderr, flush=True
+            )
 
     yield advance
 
@@ -35,9 +37,22 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 @contextlib.contextmanager
 def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda n: bar.advance(task, n)

@@ -25,7 +25,9 @@ def _with_stream(out: Any, stream: Tensor) -> Any:
 
 
 @contextlib.contextmanager
-def reading(modules: Mapping[int, nn.Module], see: Callable[[int, Tensor | None, Tensor | None], None]) -> Iterator[None]:
+def reading(
+    modules: Mapping[int, nn.Module], see: Callable[[int, Tensor | None, Tensor | None], None]
+) -> Iterator[None]:
     """Call `see(layer, entered, left)` after each block: the stream that went in, and the stream that came out.
 
     The hooks are appended, so they see what steering wrote, whichever of the two was entered first.
@@ -54,7 +56,9 @@ def writing(modules: Mapping[int, nn.Module], change: Callable[[int, Tensor], Te
     def hook(layer: int, out: Any) -> Any:
         stream = stream_of(out)
         if stream is None:
-            raise TypeError(f"expected block {layer} to return a tensor or a tuple that begins with one; got {type(out)}.")
+            raise TypeError(
+                f"expected block {layer} to return a tensor or a tuple that begins with one; got {type(out)}."
+            )
         changed = change(layer, stream)
         return None if changed is None else _with_stream(out, changed)
 

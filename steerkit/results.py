@@ -39,7 +39,9 @@ class SweepResult:
         path = Path(path)
         file = path / "table.parquet" if path.is_dir() else path
         if not file.is_file():
-            raise FileNotFoundError(f"expected a sealed sweep at {file}; there is none. An unfinished one has rows.jsonl only.")
+            raise FileNotFoundError(
+                f"expected a sealed sweep at {file}; there is none. An unfinished one has rows.jsonl only."
+            )
         return cls(*artifacts.read_table(file))
 
     def save(self, path: str | Path) -> None:
@@ -61,7 +63,7 @@ class SweepResult:
             name: `"rouge_l"` (F1 against `reference`, rouge-score's tokenizer), `"rouge_l_symbols"` (one that keeps
                 `//`, `=` and `-`), `"distance"` (1 - rouge_l_symbols against the same prompt's text at coefficient 0),
                 `"distinct_2"`, `"repeated_4grams"`, `"perplexity"` (under the unsteered `model`; lower is more fluent),
-                `"kl"` (KL(steered || unsteered) per token on the unsteered text; needs `vectors` as given to the sweep),
+                `"kl"` (KL(steered || unsteered) per token on the unsteered text; needs the sweep's `vectors`),
                 or a function of a row.
             column: its name; default the score's.
 
@@ -77,7 +79,9 @@ class SweepResult:
                 raise ValueError(f"expected {needed} for the score {name!r}.")
             return self._with(column or name, self._by_model(name, model, tokenizer, vectors))
         if name not in PURE:
-            raise ValueError(f"expected a score among {[*PURE, 'perplexity', 'kl']}, or a function of a row; got {name!r}.")
+            raise ValueError(
+                f"expected a score among {[*PURE, 'perplexity', 'kl']}, or a function of a row; got {name!r}."
+            )
         return self._with(column or name, PURE[name](self.table))
 
     def _with(self, column: str, values: np.ndarray) -> SweepResult:
@@ -119,7 +123,9 @@ class SweepResult:
             interval = scoring.bootstrap_ci(part[score].to_numpy(float), part["group"].to_numpy(), seed=seed)
             dose = float(part["relative_dose"].mean()) if "relative_dose" in part else float("nan")
             rows.append((*key, interval.mean, interval.low, interval.high, interval.n, interval.n_missing, dose))
-        return pd.DataFrame(rows, columns=[*by, "coefficient", "mean", "low", "high", "n", "n_missing", "relative_dose"])
+        return pd.DataFrame(
+            rows, columns=[*by, "coefficient", "mean", "low", "high", "n", "n_missing", "relative_dose"]
+        )
 
     def curve_auc(self, score: str, by: Sequence[str] = PLACE, normalize: bool = False, seed: int = 0) -> pd.DataFrame:
         """Trapezoid area under the curve of a score over the coefficients, with its bootstrap interval over groups.
@@ -131,7 +137,10 @@ class SweepResult:
         rows = []
         for key, part in self._parts(score, list(by)):
             wide = part.pivot_table(index=["group", "prompt_id"], columns="coefficient", values=score, dropna=False)
-            areas = [scoring.curve_auc(wide.columns, row, normalize) if row.notna().all() else np.nan for _, row in wide.iterrows()]
+            areas = [
+                scoring.curve_auc(wide.columns, row, normalize) if row.notna().all() else np.nan
+                for _, row in wide.iterrows()
+            ]
             interval = scoring.bootstrap_ci(areas, wide.index.get_level_values("group"), seed=seed)
             rows.append((*key, interval.mean, interval.low, interval.high, interval.n))
         return pd.DataFrame(rows, columns=[*by, "curve_auc", "low", "high", "n"])
@@ -153,7 +162,9 @@ class SweepResult:
         Raises:
             ValueError: a control is not in the table at that layer and coefficient.
         """
-        wide = self.table.pivot_table(index=[*PLACE, "coefficient"], columns=["group", "prompt_id"], values=score, dropna=False)
+        wide = self.table.pivot_table(
+            index=[*PLACE, "coefficient"], columns=["group", "prompt_id"], values=score, dropna=False
+        )
         wide = wide.dropna(how="all", axis=0)
         groups = wide.columns.get_level_values("group")
         rows = []
@@ -163,10 +174,14 @@ class SweepResult:
             others = [(vector, layer, 0.0)] if over is None else [(name, layer, coefficient) for name in over]
             absent = [other for other in others if other not in wide.index]
             if absent:
-                raise ValueError(f"expected the controls in the table at the same layer and coefficient; missing: {absent[:3]}.")
+                raise ValueError(
+                    f"expected the controls in the table at the same layer and coefficient; missing: {absent[:3]}."
+                )
             differences = scores.to_numpy(float)[:, None] - wide.loc[others].to_numpy(float).T
             interval = scoring.bootstrap_ci(differences, groups, resample_columns=len(others) > 1, seed=seed)
-            rows.append((vector, layer, coefficient, interval.mean, interval.low, interval.high, interval.p, interval.n))
+            rows.append(
+                (vector, layer, coefficient, interval.mean, interval.low, interval.high, interval.p, interval.n)
+            )
         return pd.DataFrame(rows, columns=[*PLACE, "coefficient", "gain", "low", "high", "p", "n"])
 
     def _parts(self, score: str, by: list[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:

@@ -103,8 +103,9 @@ class Steering:
         active = _active.setdefault(base, [])
         active.append(state)
         try:
-            with residual.arriving(blocks.owner, state.arrive), residual.writing(
-                {layer: blocks.modules[layer] for layer in self.vector.layers}, state.change
+            with (
+                residual.arriving(blocks.owner, state.arrive),
+                residual.writing({layer: blocks.modules[layer] for layer in self.vector.layers}, state.change),
             ):
                 yield
         finally:
@@ -115,7 +116,9 @@ def parse_positions(positions: str) -> tuple[str, int]:
     """`"generated:5"` as `("generated", 5)`; without a number, no limit."""
     name, colon, number = str(positions).partition(":")
     if name not in POSITIONS or (colon and not (number.isdecimal() and int(number) > 0)):
-        raise ValueError(f"expected positions among {POSITIONS}, each with ':k' for its first k if wanted; got {positions!r}.")
+        raise ValueError(
+            f"expected positions among {POSITIONS}, each with ':k' for its first k if wanted; got {positions!r}."
+        )
     return name, int(number) if colon else END
 
 
@@ -245,8 +248,8 @@ class _Watch:
             raise RuntimeError("expected to see a sequence from its first forward on; entered steering in its middle.")
         elif start and width > 1 and self.prompt_length is None:
             raise RuntimeError(
-                f"expected one new token per forward after the prompt; got {width} on top of {start}. A prompt that comes "
-                "in chunks cannot be told from new tokens: use steerkit.generate, or say prompt_length."
+                f"expected one new token per forward after the prompt; got {width} on top of {start}. A prompt that "
+                "comes in chunks cannot be told from new tokens: use steerkit.generate, or say prompt_length."
             )
         self.ids = ids if start == 0 else None
         assert self.compiled is not None
@@ -284,7 +287,7 @@ class _Watch:
 
 @contextlib.contextmanager
 def taken_over(model: nn.Module) -> Iterator[list[Steering]]:
-    """The steerings that are on for this model, put to sleep inside the `with`: for an engine that applies them itself."""
+    """The steerings that are on for this model, asleep inside the `with`: for an engine that applies them itself."""
     states = [state for state in _active.get(unwrap(model), []) if not state.asleep]
     for state in states:
         state.asleep = True

@@ -87,7 +87,9 @@ def sweep(
     named = {"vector": vectors} if isinstance(vectors, SteeringVector) else dict(vectors)
     rows = _prompt_rows(prompts)
     if not named or isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"expected one vector and one sample at least; got {len(named)} vectors and samples={samples!r}.")
+        raise ValueError(
+            f"expected one vector and one sample at least; got {len(named)} vectors and samples={samples!r}."
+        )
     temperature = (0.0 if samples == 1 else 0.7) if temperature is None else float(temperature)
     top_p = (0.9 if temperature > 0 else 1.0) if top_p is None else float(top_p)
     if samples > 1 and temperature == 0:
@@ -101,7 +103,10 @@ def sweep(
     about = models.describe(model, tokenizer)
     config = {
         **settings,
-        **{key: about[key] for key in ("model_fingerprint", "adapter_fingerprint", "dtype", "attention", "template_sha256")},
+        **{
+            key: about[key]
+            for key in ("model_fingerprint", "adapter_fingerprint", "dtype", "attention", "template_sha256")
+        },
         "cells": [[cell.vector, cell.layer, cell.coefficient] for cell in cells],
         "vectors": {name: _content(vector) for name, vector in named.items()},
         "prompts": artifacts.sha256(artifacts.canonical_json(rows)),
@@ -134,7 +139,9 @@ def sweep(
                 )
                 advance(len(batch))
         written = log.read()
-        norms = dict(stream_norms) if stream_norms is not None else _own_norms(model, tokenizer, keys, written, steerings)
+        norms = (
+            dict(stream_norms) if stream_norms is not None else _own_norms(model, tokenizer, keys, written, steerings)
+        )
         table = _table(keys, written, cells, steerings, norms, settings, tokenizer)
         meta = {**about, **settings, "stream_norms": norms, "kind": "sweep", "n_prompts": len(rows)}
         result = SweepResult(table, meta)
@@ -156,12 +163,18 @@ def _prompt_rows(prompts: Sequence[Prompt | Mapping[str, Any]]) -> list[dict[str
         rows.append(row)
     ids = [row["id"] for row in rows]
     if len(set(ids)) < len(ids):
-        raise ValueError(f"expected prompt ids that differ; repeated: {sorted({i for i in ids if ids.count(i) > 1})[:5]}.")
+        raise ValueError(
+            f"expected prompt ids that differ; repeated: {sorted({i for i in ids if ids.count(i) > 1})[:5]}."
+        )
     return rows
 
 
 def _steerings(
-    named: Mapping[str, SteeringVector], layers: Sequence[LayerSet] | None, positions: str, operation: Any, foreign: bool
+    named: Mapping[str, SteeringVector],
+    layers: Sequence[LayerSet] | None,
+    positions: str,
+    operation: Any,
+    foreign: bool,
 ) -> dict[tuple[str, str | None], Steering]:
     found = {}
     for name, vector in named.items():
@@ -223,7 +236,9 @@ def _place(out: str | Path | None, config: Mapping[str, Any]) -> Iterator[_Log]:
         try:
             yield _Log(folder)
         except KeyboardInterrupt:
-            print(f"interrupted: finished rows are safe in {folder / ROWS}; the same call goes on there.", file=sys.stderr)
+            print(
+                f"interrupted: finished rows are safe in {folder / ROWS}; the same call goes on there.", file=sys.stderr
+            )
             raise
 
 
@@ -236,7 +251,13 @@ def _own_norms(model: nn.Module, tokenizer: Any, keys: Any, written: Any, steeri
 
 
 def _table(
-    keys: Any, written: Any, cells: Sequence[Cell], steerings: Any, norms: Any, settings: Mapping[str, Any], tokenizer: Any
+    keys: Any,
+    written: Any,
+    cells: Sequence[Cell],
+    steerings: Any,
+    norms: Any,
+    settings: Mapping[str, Any],
+    tokenizer: Any,
 ) -> pd.DataFrame:
     by_place: dict[tuple[str | None, str | None], list[Cell]] = {}
     for cell in cells[1:]:
@@ -279,4 +300,3 @@ def _dose(vector: SteeringVector, coefficient: float, norms: Mapping[Layer, floa
     if not all(layer in norms for layer in vector.layers):
         return float("nan")
     return abs(coefficient) * sum(norm / norms[layer] for layer, norm in vector.norms().items()) / len(vector.layers)
-

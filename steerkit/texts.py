@@ -67,7 +67,9 @@ class SpannedText:
                 )
             end = stop
         if not self.spans or (self.labels and len(self.labels) != len(self.spans)):
-            raise ValueError(f"expected spans and one label for each; got {len(self.spans)} and {len(self.labels)} labels.")
+            raise ValueError(
+                f"expected spans and one label for each; got {len(self.spans)} and {len(self.labels)} labels."
+            )
         if self.cut not in ("spans", "whole"):
             raise ValueError(f"expected cut to be 'spans' or 'whole'; got {self.cut!r}.")
 
@@ -85,9 +87,13 @@ def render(tokenizer: Any, prompt: Prompt) -> str:
     else:
         messages = list(prompt)
         if not messages or not all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in messages):
-            raise ValueError(f"expected a prompt string or a list of {{'role', 'content'}} messages; got {messages!r:.200}.")
+            raise ValueError(
+                f"expected a prompt string or a list of {{'role', 'content'}} messages; got {messages!r:.200}."
+            )
         if not getattr(tokenizer, "chat_template", None):
-            raise ValueError("expected a tokenizer with a chat template for a list of messages; this one has none. Pass a string.")
+            raise ValueError(
+                "expected a tokenizer with a chat template for a list of messages; this one has none. Pass a string."
+            )
         text = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
     if not text:
         raise ValueError("expected a prompt of at least one character; got an empty one.")
@@ -152,7 +158,9 @@ def _whole(tokenizer: Any, text: SpannedText) -> tuple[tuple[int, ...], tuple[tu
     for start, stop in text.spans:
         inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < stop and b > start and b > a]
         if not inside:
-            raise ValueError(f"expected at least one token in characters {start}..{stop} of {text.text!r:.80}; found none.")
+            raise ValueError(
+                f"expected at least one token in characters {start}..{stop} of {text.text!r:.80}; found none."
+            )
         spans.append((inside[0], inside[-1] + 1))
     return tuple(encoded["input_ids"]), tuple(spans)
 

@@ -51,7 +51,9 @@ class SteeringVector:
                 )
             clean[layer] = value.detach().to("cpu", torch.float32)
         if len({v.shape for v in clean.values()}) != 1:
-            raise ValueError(f"expected equal widths at all layers; got {sorted({v.shape[0] for v in clean.values()})}.")
+            raise ValueError(
+                f"expected equal widths at all layers; got {sorted({v.shape[0] for v in clean.values()})}."
+            )
         object.__setattr__(self, "layers", clean)
         object.__setattr__(self, "meta", dict(self.meta))
 
@@ -67,7 +69,8 @@ class SteeringVector:
     def __repr__(self) -> str:
         norms = list(self.norms().values())
         count = f", {self.meta['n']} pairs" if "n" in self.meta else ""
-        return f"SteeringVector({len(norms)} layers, d_model {self.d_model}{count}, norms {min(norms):.3g}-{max(norms):.3g})"
+        sizes = f"norms {min(norms):.3g}-{max(norms):.3g}"
+        return f"SteeringVector({len(norms)} layers, d_model {self.d_model}{count}, {sizes})"
 
     def at(self, *layers: int) -> SteeringVector:
         """The same vector at these layers only."""
@@ -110,7 +113,9 @@ class SteeringVector:
         self._same_layers(other)
         for key in ("model_fingerprint", "adapter_fingerprint"):
             if self.meta.get(key) != other.meta.get(key):
-                raise ValueError(f"expected vectors of one model; {key} is {self.meta.get(key)} and {other.meta.get(key)}.")
+                raise ValueError(
+                    f"expected vectors of one model; {key} is {self.meta.get(key)} and {other.meta.get(key)}."
+                )
         return replace(self, layers={layer: value + other.layers[layer] for layer, value in self.layers.items()})
 
     def __sub__(self, other: SteeringVector) -> SteeringVector:
@@ -182,7 +187,7 @@ def difference_in_means(
 
 
 def one_against_others(activations: Activations | ActivationMeans) -> dict[str, SteeringVector]:
-    """Per label i: `v_i = m_i - mean of m_j over j != i`, m the label's mean (Yi et al. 2026, arXiv 2604.24881, sec. 4).
+    """Per label i: `v_i = m_i - mean of m_j over j != i`, m the label's mean (Yi et al. 2026, arXiv 2604.24881, 4).
 
     Equal to the paper's mean over groups where every group holds every label equally often.
     """

@@ -13,7 +13,18 @@ import tests.shapes  # noqa: F401  the hook names it by its path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-CHECKED = ("activations", "capture", "engine", "fluency", "generation", "probes", "scoring", "steering", "texts", "vectors")
+CHECKED = (
+    "activations",
+    "capture",
+    "engine",
+    "fluency",
+    "generation",
+    "probes",
+    "scoring",
+    "steering",
+    "texts",
+    "vectors",
+)
 hook = install_import_hook([f"steerkit.{name}" for name in CHECKED], "tests.shapes.checked")
 
 from tests.tiny import tiny_model, tiny_tokenizer  # noqa: E402

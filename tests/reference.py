@@ -60,7 +60,11 @@ def greedy(
     ids = list(prompt)
     start = len(prompt) if first is None else first
     for _ in range(new):
-        token = int(steered_logits(model, ids, layers or {}, coefficient, range(start, stop if stop < 10**9 else len(ids)), ablate)[-1].argmax())
+        token = int(
+            steered_logits(
+                model, ids, layers or {}, coefficient, range(start, stop if stop < 10**9 else len(ids)), ablate
+            )[-1].argmax()
+        )
         if token in ends:
             break
         ids.append(token)

@@ -13,7 +13,16 @@ from steerkit.texts import SpannedText, encode, encode_prompt
 from tests.reference import hidden_states
 from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
 
-TEXTS = ["a", "Two words", "A longer text, with a comma.", "x = 3 // three", "héllo wörld", "short one", "12 + 7 = 19", "the end"]
+TEXTS = [
+    "a",
+    "Two words",
+    "A longer text, with a comma.",
+    "x = 3 // three",
+    "héllo wörld",
+    "short one",
+    "12 + 7 = 19",
+    "the end",
+]
 PAIRS = [sk.ContrastPair(f"Question {i}?", "1. yes it is", "it is not so", group=str(i // 2)) for i in range(6)]
 
 
@@ -39,7 +48,11 @@ def test_captured_streams_equal_hidden_states_and_the_last_is_before_the_final_n
         index = 0 if layer == "embed" else layer + 1
         assert torch.equal(streams[layer][0], states[index])
     last = streams[layers[-1]][0]
-    norm = next(m for name, m in model.named_modules() if name.endswith((".norm", "ln_f", "final_layer_norm")) and "layers." not in name)
+    norm = next(
+        m
+        for name, m in model.named_modules()
+        if name.endswith((".norm", "ln_f", "final_layer_norm")) and "layers." not in name
+    )
     assert relative(states[-1], norm(last)) < 1e-6
     assert relative(states[-1], last) > 0.01
 
@@ -90,7 +103,9 @@ def test_spans_of_one_text_equal_separate_forwards(llama) -> None:
         alone = SpannedText(text[:stop], ((start, stop),))
         separate = collect(model, tokenizer, [alone], position="mean")
         assert relative(separate.resid[0], acts.resid[row]) < 1e-5
-        slow = torch.stack(hidden_states(model, encode_prompt(tokenizer, text)))[1:-1, lead : lead + stop - start].mean(1)
+        slow = torch.stack(hidden_states(model, encode_prompt(tokenizer, text)))[1:-1, lead : lead + stop - start].mean(
+            1
+        )
         assert relative(slow, acts.resid[row, :-1]) < 1e-5
     assert acts.items["label"].tolist() == ["one", "two"]
 
@@ -176,7 +191,13 @@ def test_unknown_positions_are_refused(llama, position) -> None:
 
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [([], "non-empty list"), ("one string", "non-empty list"), ([""], "at least one"), ([3], "text 0"), (["x" * 300], "256 tokens")],
+    [
+        ([], "non-empty list"),
+        ("one string", "non-empty list"),
+        ([""], "at least one"),
+        ([3], "text 0"),
+        (["x" * 300], "256 tokens"),
+    ],
 )
 def test_bad_texts_are_refused(llama, texts, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):

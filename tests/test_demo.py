@@ -13,7 +13,14 @@ from steerkit.pairs import read_pairs
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SMALL = DemoSettings(
-    train=12, choose=3, dose=3, test=4, max_new_tokens=6, first_coefficients=(1.0,), coefficients=(0.0, 1.0, 2.0), random_directions=2
+    train=12,
+    choose=3,
+    dose=3,
+    test=4,
+    max_new_tokens=6,
+    first_coefficients=(1.0,),
+    coefficients=(0.0, 1.0, 2.0),
+    random_directions=2,
 )
 
 

@@ -9,7 +9,7 @@ from steerkit.engine import Row
 from steerkit.generation import decode, random_stream, sample
 from steerkit.texts import encode_prompt, pad
 from tests.reference import greedy
-from tests.test_steering import PROMPTS, vector
+from tests.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
 
 MIXED = ["Hello", "A rather longer prompt than that", "x = 1", "?", "Hello", "once upon a time", "12 + 3", "abc"]
@@ -26,7 +26,9 @@ def test_unsteered_greedy_text_equals_transformers_generate(smollm) -> None:
 
 def test_steered_text_of_the_real_checkpoint_equals_one_at_a_time_without_a_cache(smollm) -> None:
     model, tokenizer = smollm
-    prompts = [[{"role": "user", "content": question}] for question in ("What is rain?", "Name two colours of the rainbow.")]
+    prompts = [
+        [{"role": "user", "content": question}] for question in ("What is rain?", "Name two colours of the rainbow.")
+    ]
     steering = sk.Steering(vector(model, 14, size=2.0), 1.0, "from_last_prompt_token")
     ours = sk.generate(model, tokenizer, prompts, max_new_tokens=6, steering=steering)
     slow = []

@@ -67,14 +67,17 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-@pytest.mark.parametrize("module", ["steerkit", "steerkit.scoring", "steerkit.plots", "steerkit.results", "steerkit.report", "steerkit.cli"])
+@pytest.mark.parametrize(
+    "module", ["steerkit", "steerkit.scoring", "steerkit.plots", "steerkit.results", "steerkit.report", "steerkit.cli"]
+)
 def test_light_modules_do_not_import_torch(module: str) -> None:
     done = run("-c", f"import sys, {module}; print('torch' in sys.modules, 'transformers' in sys.modules)")
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; sys.argv = ['steerkit', '--help']\nfrom steerkit.cli import main\ntry:\n  main()\nexcept SystemExit: pass\n"
+    code = "import sys; sys.argv = ['steerkit', '--help']\nfrom steerkit.cli import main\n"
+    code += "try:\n  main()\nexcept SystemExit: pass\n"
     done = run("-c", code + "print(sorted({'torch', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)))")
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
     for command in ("demo", "inspect", "extract", "steer", "sweep", "score", "probe"):
@@ -135,10 +138,25 @@ def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> 
 
     assert json.loads(ok("inspect", str(model), "--json"))["n_layers"] == 4
     assert "norm at layer 3" in ok("extract", str(model), pairs, "--out", vector, "--position", "mean")
-    texts = json.loads(ok("steer", str(model), vector, "hi", "--layer", "1", "--coefficient", "30", "--max-new-tokens", "6", "--json"))
+    texts = json.loads(
+        ok("steer", str(model), vector, "hi", "--layer", "1", "--coefficient", "30", "--max-new-tokens", "6", "--json")
+    )
     assert len(set(texts.values())) == 2
     ok("steer", str(model), vector, "hi", "--layer", "1", "--max-new-tokens", "6")
-    sweep = ok("sweep", str(model), vector, "--prompts", prompts, "--layers", "1,2", "--out", out, "--max-new-tokens", "4", "--json")
+    sweep = ok(
+        "sweep",
+        str(model),
+        vector,
+        "--prompts",
+        prompts,
+        "--layers",
+        "1,2",
+        "--out",
+        out,
+        "--max-new-tokens",
+        "4",
+        "--json",
+    )
     assert json.loads(sweep)["rows"] == 2 * 5 * 2
     assert len(json.loads(ok("score", out, "rouge_l", "--json"))) == 2 * 5
     ok("probe", str(model), pairs)

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from steerkit.activations import Activations
 from steerkit.probes import Probe, _deal, _permuted, fit_probe, probe_layers
-from steerkit.scoring import macro_roc_auc
+from steerkit.scoring import bootstrap_ci, macro_roc_auc
 
 COUNTS = ["n", "n_groups", "n_classes", "folds"]
 COLUMNS = ["layer", "features", "labels", "accuracy", "accuracy_low", "accuracy_high", "roc_auc", *COUNTS]
@@ -196,7 +196,8 @@ def test_every_figure_is_that_of_separate_fits_fold_by_fold() -> None:
         row = rows(result, layer=layer, labels="true").iloc[0]
         assert row.accuracy == pytest.approx((p[layer].argmax(1) == y).mean())
         assert row.roc_auc == pytest.approx(macro_roc_auc(y.tolist(), p[layer], range(k)), abs=1e-3)
-        assert row.accuracy_low < row.accuracy < row.accuracy_high
+        interval = bootstrap_ci((p[layer].argmax(1) == y).astype(float), groups.tolist(), seed=4)
+        assert (row.accuracy_low, row.accuracy_high) == pytest.approx((interval.low, interval.high))
         confusion = np.zeros((k, k), dtype=int)
         np.add.at(confusion, (y, p[layer].argmax(1)), 1)
         np.testing.assert_array_equal(result.confusion[layer], confusion)

@@ -100,7 +100,13 @@ def test_each_row_has_its_own_coefficient(llama) -> None:
     steering = Steering(vector(model, 1), coefficients, "from_last_prompt_token")
     together = sk.generate(model, tokenizer, ["Hello"] * 4, max_new_tokens=8, steering=steering)
     alone = [
-        sk.generate(model, tokenizer, ["Hello"], max_new_tokens=8, steering=Steering(vector(model, 1), float(c), "from_last_prompt_token"))[0]
+        sk.generate(
+            model,
+            tokenizer,
+            ["Hello"],
+            max_new_tokens=8,
+            steering=Steering(vector(model, 1), float(c), "from_last_prompt_token"),
+        )[0]
         for c in coefficients
     ]
     assert together == alone
@@ -120,7 +126,10 @@ def test_different_vectors_layers_and_operations_share_a_batch(llama) -> None:
     ]
     prompts = ["Hello", "Hello", "Hello", "Hello there", "Hello"]
     together = sk.generate(model, tokenizer, prompts, max_new_tokens=9, steering=steerings)
-    alone = [sk.generate(model, tokenizer, [p], max_new_tokens=9, steering=s)[0] for p, s in zip(prompts, steerings, strict=True)]
+    alone = [
+        sk.generate(model, tokenizer, [p], max_new_tokens=9, steering=s)[0]
+        for p, s in zip(prompts, steerings, strict=True)
+    ]
     assert together == alone
     assert len(set(together)) >= 4
 

@@ -21,7 +21,12 @@ ROWS = [
     {"id": "b", "prompt": "A longer one", "reference": "x = 1", "group": "g"},
     {"id": "c", "prompt": [{"role": "user", "content": "hi"}], "reference": "hi", "topic": "chat"},
 ]
-SETTINGS = {"coefficients": [-0.3, 0, 0.3], "layers": [1, 2], "max_new_tokens": 8, "positions": "from_last_prompt_token"}
+SETTINGS = {
+    "coefficients": [-0.3, 0, 0.3],
+    "layers": [1, 2],
+    "max_new_tokens": 8,
+    "positions": "from_last_prompt_token",
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,9 @@ def test_coefficient_zero_is_generated_once_and_stands_under_every_vector(settin
     import steerkit.sweep as module
 
     decode = module.decode
-    monkeypatch.setattr(module, "decode", lambda m, t, rows, *a, **k: counted.append(len(rows)) or decode(m, t, rows, *a, **k))
+    monkeypatch.setattr(
+        module, "decode", lambda m, t, rows, *a, **k: counted.append(len(rows)) or decode(m, t, rows, *a, **k)
+    )
     table = sweep(model, tokenizer, vectors, ROWS, **SETTINGS).table
     assert counted == [3 + 2 * 2 * 2 * 3]
     zero = table[table.coefficient == 0]
@@ -74,7 +81,11 @@ def test_rows_do_not_depend_on_batch_size_or_on_the_order_of_the_prompts(setting
     options = {**SETTINGS, "samples": 2, "seed": 1}
     whole = sweep(model, tokenizer, vectors, ROWS, **options).table.set_index(keys)["text"].sort_index()
     for rows, size in ((ROWS[::-1], 1), (ROWS, 3), (ROWS[1:] + ROWS[:1], 64)):
-        assert whole.equals(sweep(model, tokenizer, vectors, rows, batch_rows=size, **options).table.set_index(keys)["text"].sort_index())
+        assert whole.equals(
+            sweep(model, tokenizer, vectors, rows, batch_rows=size, **options)
+            .table.set_index(keys)["text"]
+            .sort_index()
+        )
 
 
 def test_an_interrupted_sweep_goes_on_and_equals_an_uninterrupted_one(setting, tmp_path, monkeypatch) -> None:
@@ -135,7 +146,9 @@ def test_scores_of_a_sweep_equal_their_slow_definitions(setting) -> None:
     model, tokenizer, vectors = setting
     result = sweep(model, tokenizer, vectors, ROWS, **SETTINGS)
     result = result.score("rouge_l").score("rouge_l_symbols").score("distance").score("repeated_4grams")
-    result = result.score("perplexity", model=model, tokenizer=tokenizer).score("kl", model=model, tokenizer=tokenizer, vectors=vectors)
+    result = result.score("perplexity", model=model, tokenizer=tokenizer).score(
+        "kl", model=model, tokenizer=tokenizer, vectors=vectors
+    )
     result = result.score(lambda row: len(row.text), column="length")
     prompts = {row["id"]: row["prompt"] for row in ROWS}
     zero = result.table[result.table.coefficient == 0].drop_duplicates("prompt_id").set_index("prompt_id")["text"]
@@ -143,7 +156,9 @@ def test_scores_of_a_sweep_equal_their_slow_definitions(setting) -> None:
         lead = encode_prompt(tokenizer, prompts[row.prompt_id])
         assert row.length == len(row.text)
         assert row.rouge_l == scoring.rouge_l([row.text], [row.reference])[0]
-        assert row.distance == pytest.approx(1 - scoring.rouge_l([row.text], [zero[row.prompt_id]], tokenizer="symbols")[0])
+        assert row.distance == pytest.approx(
+            1 - scoring.rouge_l([row.text], [zero[row.prompt_id]], tokenizer="symbols")[0]
+        )
         ids = encode(tokenizer, row.text)
         logits = steered_logits(model, (*lead, *ids), {}, 0, range(0))[len(lead) - 1 : -1]
         nll = torch.nn.functional.cross_entropy(logits.double(), torch.tensor(ids))
@@ -152,7 +167,9 @@ def test_scores_of_a_sweep_equal_their_slow_definitions(setting) -> None:
         text = (*lead, *plain_ids)
         layers = {row.layer: vectors[row.vector].layers[row.layer]}
         both = [
-            steered_logits(model, text, layers, c, range(len(lead) - 1, len(text)))[len(lead) - 1 : -1].double().log_softmax(-1)
+            steered_logits(model, text, layers, c, range(len(lead) - 1, len(text)))[len(lead) - 1 : -1]
+            .double()
+            .log_softmax(-1)
             for c in (row.coefficient, 0.0)
         ]
         slow = float((both[0].exp() * (both[0] - both[1])).sum(-1).mean())
@@ -165,7 +182,16 @@ def _result(values: dict[tuple[str, float], list[float]]) -> SweepResult:
     import pandas as pd
 
     rows = [
-        {"vector": v, "layer": 3, "coefficient": c, "prompt_id": str(i), "sample": 0, "group": str(i), "text": "t", "s": x}
+        {
+            "vector": v,
+            "layer": 3,
+            "coefficient": c,
+            "prompt_id": str(i),
+            "sample": 0,
+            "group": str(i),
+            "text": "t",
+            "s": x,
+        }
         for (v, c), column in values.items()
         for i, x in enumerate(column)
     ]
@@ -210,7 +236,14 @@ def test_the_spread_of_the_controls_is_in_the_interval_of_the_gain_over_them() -
     base = {("v", 0.0): [0.0] * 30, ("v", 1.0): [0.5] * 30}
     names = [f"r{i}" for i in range(8)]
     alike = _result({**base, **{(n, c): [0.2] * 30 for n in names for c in (0.0, 1.0)}}).gain("s", over=names).iloc[0]
-    spread = _result({**base, **{(n, c): [float(x)] * 30 for n, x in zip(names, rng.normal(0.2, 0.2, 8), strict=True) for c in (0.0, 1.0)}})
+    spread = _result(
+        {
+            **base,
+            **{
+                (n, c): [float(x)] * 30 for n, x in zip(names, rng.normal(0.2, 0.2, 8), strict=True) for c in (0.0, 1.0)
+            },
+        }
+    )
     wide = spread.gain("s", over=names).iloc[0]
     assert alike["high"] - alike["low"] < 1e-9
     assert wide["high"] - wide["low"] > 0.1
@@ -264,7 +297,9 @@ def test_perplexity_is_of_the_texts_own_tokens_and_missing_for_an_empty_text(lla
 def test_steered_log_probabilities_favour_what_the_vector_pushes_towards(llama) -> None:
     model, tokenizer = llama
     v = vector(model, 2)
-    text = sk.generate(model, tokenizer, ["Hello"], max_new_tokens=8, steering=sk.Steering(v, 1.0, "from_last_prompt_token"))
+    text = sk.generate(
+        model, tokenizer, ["Hello"], max_new_tokens=8, steering=sk.Steering(v, 1.0, "from_last_prompt_token")
+    )
     steered, plain = (
         fluency.log_probabilities(model, tokenizer, ["Hello"], text, [s])[0].sum()
         for s in (sk.Steering(v, 1.0, "from_last_prompt_token"), None)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     Gemma2Config,
     GPT2Config,
@@ -14,7 +15,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
-from transformers import AutoModelForCausalLM as Auto
 
 VOCABULARY = 260
 CHAT = (
@@ -32,7 +32,12 @@ CONFIGS: dict[str, Any] = {
     "gemma2": lambda: Gemma2Config(**LLAMA, head_dim=8, sliding_window=8),
     "gpt2": lambda: GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=256, **SMALL),
     "gpt_neox": lambda: GPTNeoXConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=256, **SMALL
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        **SMALL,
     ),
 }
 

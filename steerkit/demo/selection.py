@@ -19,7 +19,11 @@ from steerkit.sweep import sweep
 from steerkit.vectors import SteeringVector, random_like
 
 EVERY, FIRST_FOUR = "from_last_prompt_token", "from_last_prompt_token:4"
-DEPTHS = {"answers-mean": (0.35, 0.5, 0.65), "answers-last": (0.35, 0.5, 0.65), "instructions-last": (0.6, 0.67, 0.74, 0.8)}
+DEPTHS = {
+    "answers-mean": (0.35, 0.5, 0.65),
+    "answers-last": (0.35, 0.5, 0.65),
+    "instructions-last": (0.6, 0.67, 0.74, 0.8),
+}
 EXTENTS = {"answers-mean": (EVERY,), "answers-last": (EVERY,), "instructions-last": (EVERY, FIRST_FOUR)}
 REPETITION_ROOM, PERPLEXITY_ROOM = 0.10, 2.0
 Vectors = Mapping[tuple[str, str], tuple[SteeringVector, SteeringVector]]
@@ -98,8 +102,8 @@ def choose(
     tables = []
     for number, (positions, named) in enumerate(sorted(parts_of.items())):
         result = sweep(
-            model, tokenizer, named, prompt_rows(parts["dose"]), coefficients=settings.coefficients, positions=positions,
-            max_new_tokens=settings.max_new_tokens, seed=settings.seed, stream_norms=norms,
+            model, tokenizer, named, prompt_rows(parts["dose"]), coefficients=settings.coefficients,
+            positions=positions, max_new_tokens=settings.max_new_tokens, seed=settings.seed, stream_norms=norms,
             out=out / "validation" / f"dose-{number}",
         )  # fmt: skip
         tables.append(result)
@@ -139,9 +143,13 @@ def _choose_places(
         fine = near_unsteered(part)
         for coefficient, group in part[part["coefficient"] != 0].groupby("coefficient"):
             persona, source, layer = name.split("/")
-            rows.append((persona, source, int(layer), positions, coefficient, group["trait"].mean(), bool(fine[coefficient])))
+            rows.append(
+                (persona, source, int(layer), positions, coefficient, group["trait"].mean(), bool(fine[coefficient]))
+            )
     grid = pd.DataFrame(rows, columns=["persona", "source", "layer", "positions", "coefficient", "trait", "fluent"])
-    artifacts.write_table(out / "tables" / "places.csv", grid, {"kind": "validation, places", "n_prompts": len(questions)})
+    artifacts.write_table(
+        out / "tables" / "places.csv", grid, {"kind": "validation, places", "n_prompts": len(questions)}
+    )
     best = {}
     for persona in PERSONAS:
         mine = grid[grid["persona"] == persona]

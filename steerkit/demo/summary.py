@@ -21,9 +21,10 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             f"{PERSONAS[persona].capitalize()}: {word}{why}. Trait {verdict['trait_unsteered']:.2f} -> "
             f"{verdict['trait_steered']:.2f} ({verdict['trait_when_asked']:.2f} when simply asked for); gain over "
             f"coefficient 0 {_interval(verdict['gain_over_zero'])}, over random directions "
-            f"{_interval(verdict['gain_over_random'])}, over shuffled labels {_interval(verdict['gain_over_shuffled'])}; "
-            f"layer {choice['layer']}, coefficient {choice['coefficient']:g} (relative dose "
-            f"{verdict['relative_dose']:.2f}) on the last prompt token and the answer, {extent}; vector: {choice['source']}."
+            f"{_interval(verdict['gain_over_random'])}, over shuffled labels "
+            f"{_interval(verdict['gain_over_shuffled'])}; layer {choice['layer']}, coefficient {choice['coefficient']:g} "
+            f"(relative dose {verdict['relative_dose']:.2f}) on the last prompt token and the answer, {extent}; "
+            f"vector: {choice['source']}."
         )
     return found
 
@@ -46,9 +47,22 @@ def print_summary(summary: Mapping[str, Any], out: Path) -> None:
     from rich.table import Table
 
     console = Console()
-    title = f"{Path(summary['checkpoint']).name} ({summary['weights']}), {summary['n_test']} test questions, 95 % intervals"
+    title = (
+        f"{Path(summary['checkpoint']).name} ({summary['weights']}), {summary['n_test']} test questions, 95 % intervals"
+    )
     table = Table(title=title, title_justify="left")
-    for column in ("persona", "trait 0", "trait", "asked", "gain over 0", "over random", "over shuffled", "repetition", "perplexity", "verdict"):
+    for column in (
+        "persona",
+        "trait 0",
+        "trait",
+        "asked",
+        "gain over 0",
+        "over random",
+        "over shuffled",
+        "repetition",
+        "perplexity",
+        "verdict",
+    ):
         table.add_column(column, justify="left" if column in ("persona", "verdict") else "right")
     for persona, verdict in summary["verdicts"].items():
         table.add_row(

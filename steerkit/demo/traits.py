@@ -29,9 +29,7 @@ def critique(text: str) -> float:
 
 def program(text: str) -> float:
     """Share of the words that stand in lines of code: an assignment, a `//` comment, a control line."""
-    return _share(
-        text.splitlines(), lambda line: any(rule.search(line) for rule in (ASSIGNMENT, COMMENT, KEYWORD))
-    )
+    return _share(text.splitlines(), lambda line: any(rule.search(line) for rule in (ASSIGNMENT, COMMENT, KEYWORD)))
 
 
 def _share(parts: list[str], has: Callable[[str], bool]) -> float:
