@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from steerkit.probes import probe_layers as probe_layers
     from steerkit.results import SweepResult as SweepResult
     from steerkit.steering import Steering as Steering
-    from steerkit.sweep import sweep as sweep
+    from steerkit.sweeps import sweep as sweep
     from steerkit.texts import SpannedText as SpannedText
     from steerkit.vectors import SteeringVector as SteeringVector
     from steerkit.vectors import difference_in_means as difference_in_means
@@ -43,7 +43,7 @@ _HOME = {
     "probes": ("ProbeResult", "fit_probe", "probe_layers"),
     "results": ("SweepResult",),
     "steering": ("Steering",),
-    "sweep": ("sweep",),
+    "sweeps": ("sweep",),
     "texts": ("SpannedText",),
     "vectors": ("SteeringVector", "difference_in_means", "logistic", "one_against_others", "pca", "random_like"),
 }

@@ -47,7 +47,7 @@ class NoResidualStream(ValueError):
     """The model has no list of blocks that passes verification."""
 
 
-def unwrap(model: nn.Module) -> Any:
+def unwrap(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper; any other model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
@@ -97,7 +97,8 @@ def _candidates(model: nn.Module) -> list[str]:
 def _verified(model: nn.Module, path: str) -> Blocks | str:
     """The blocks at `path`, or why they are no residual stream."""
     try:
-        modules = dict(enumerate(model.get_submodule(path)))  # type: ignore[arg-type]
+        found: Any = model.get_submodule(path)
+        modules: dict[int, nn.Module] = dict(enumerate(found))
     except (AttributeError, TypeError):
         return "there is no list of modules"
     if not modules:

@@ -118,14 +118,17 @@ class Engine:
         body = slice(0, self.width - 1)
         self._forward(self._compile(first), 0, ids[:, body], mask[:, body], positions[:, body], keep=1)
         if len(place) < len(keys):
-            self.cache.reorder_cache(torch.tensor([place[key] for key in keys], device=self.device))
+            self._copy_rows([place[key] for key in keys])
+
+    def _copy_rows(self, places: Sequence[int]) -> None:
+        chosen: Any = torch.tensor(list(places), device=self.device)
+        self.cache.reorder_cache(chosen)
 
     def keep(self, places: Sequence[int]) -> None:
         """Go on with these rows of the batch only."""
         if len(places) < len(self.rows):
-            chosen = torch.tensor(list(places), device=self.device)
-            self.cache.reorder_cache(chosen)
-            self.rows, self.lengths = [self.rows[i] for i in places], self.lengths[chosen]
+            self._copy_rows(places)
+            self.rows, self.lengths = [self.rows[i] for i in places], self.lengths[list(places)]
         self.mask = (
             torch.arange(self.width + self.room, device=self.device) >= (self.width - self.lengths)[:, None]
         ).long()
@@ -205,16 +208,18 @@ class _Reserved(DynamicLayer):
             self.room = self._reserve(key_states), self._reserve(value_states)
             start = 0
         else:
-            start = self.keys.shape[-2]
+            start = self.get_seq_length()
         stop = start + key_states.shape[-2]
         for room, new in zip(self.room, (key_states, value_states), strict=True):
             room[..., start:stop, :] = new
-        self.keys, self.values = (room[..., :stop, :] for room in self.room)
-        return self.keys, self.values
+        keys, values = (room[..., :stop, :] for room in self.room)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if not self.is_initialized:
             return
+        assert self.keys is not None and self.values is not None
         views, rooms = [], []
         for kept in (self.keys, self.values):
             room = kept.new_empty(len(beam_idx), kept.shape[1], self.capacity, kept.shape[-1])

@@ -91,7 +91,7 @@ def _teacher_forced(
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     todo = [number for number in range(len(rows)) if ids[number]]
     room = max((len(ids[number]) for number in todo), default=1)
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator, union-attr]
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     size = max(1, LOGIT_BYTES // (4 * vocabulary * room * (2 if paired else 1)))
 
     def work(engine: Engine, numbers: Sequence[int]) -> list[Tensor]:

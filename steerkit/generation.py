@@ -58,7 +58,7 @@ def generate(
             streams.append((seed, text, seen[text]))
             seen[text] += 1
         rows = [Row(encode_prompt(tokenizer, prompt), row) for prompt, row in zip(prompts, each, strict=True)]
-        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         found = decode(model, tokenizer, rows, streams, **settings, batch_rows=batch_rows)
         texts = {number: text_of(tokenizer, continuation) for batch in found for number, continuation in batch}
     return [texts[number] for number in range(len(rows))]

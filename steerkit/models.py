@@ -67,7 +67,7 @@ def load(
         if gguf_file is not None:
             options["quantization_config"] = GgufConfig(dequantize=True)
         options["dtype"] = dtype if dtype is not None else torch.float32 if target.type == "cpu" else "auto"
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, **options)
     if not getattr(model, "hf_device_map", None):
         model = model.to(target)
     name = f"{checkpoint}/{gguf_file}" if gguf_file else str(checkpoint)

@@ -14,8 +14,8 @@ LINE_EVERY = 20.0
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yields `advance(n)`. On a terminal a bar on stderr; else a line every 20 seconds, and none for short work."""
     if sys.stderr.isatty():
-        with _bar(what, total) as advance:
-            yield advance
+        with _bar(what, total) as bar:
+            yield bar
         return
     began = last = time.monotonic()
     done = 0

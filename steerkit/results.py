@@ -21,7 +21,7 @@ class SweepResult:
     """Rows of generated text and the scores added to them.
 
     Args:
-        table: one row per vector, layer, coefficient, prompt and sample; see `steerkit.sweep` for the columns.
+        table: one row per vector, layer, coefficient, prompt and sample, with the columns that a sweep gives it.
         meta: provenance: model, weights, settings, versions.
     """
 
@@ -72,7 +72,7 @@ class SweepResult:
         """
         if callable(name):
             values = self.table.apply(name, axis=1).astype(float).to_numpy()
-            return self._with(column or getattr(name, "__name__", "score"), values)
+            return self._with(column or str(getattr(name, "__name__", "score")), values)
         if name in ("perplexity", "kl"):
             if model is None or tokenizer is None or (name == "kl" and vectors is None):
                 needed = "model= and tokenizer=" if name == "perplexity" else "model=, tokenizer= and vectors="

@@ -135,19 +135,21 @@ def passage_of(tokenizer: Any, text: str | SpannedText, group: str) -> Passage:
     group = group if text.group is None else text.group
     if text.cut == "whole":
         return Passage(*_whole(tokenizer, text), labels, group)
-    ids, spans, at = [], [], 0
+    tokens: list[int] = []
+    spans: list[tuple[int, int]] = []
+    at = 0
     for start, stop in text.spans:
         for piece_start, piece_stop, read in ((at, start, False), (start, stop, True)):
             piece = type(text.text)(text.text[piece_start:piece_stop])
-            new = () if not piece else encode_prompt(tokenizer, piece) if not ids else encode(tokenizer, piece)
-            lead = len(new) - len(encode(tokenizer, piece)) if read and not ids else 0
+            new = () if not piece else encode_prompt(tokenizer, piece) if not tokens else encode(tokenizer, piece)
+            lead = len(new) - len(encode(tokenizer, piece)) if read and not tokens else 0
             if read:
-                spans.append((len(ids) + lead, len(ids) + len(new)))
-            ids.extend(new)
+                spans.append((len(tokens) + lead, len(tokens) + len(new)))
+            tokens.extend(new)
         at = stop
     if at < len(text.text):
-        ids.extend(encode(tokenizer, text.text[at:]))
-    return Passage(tuple(ids), tuple(spans), labels, group)
+        tokens.extend(encode(tokenizer, text.text[at:]))
+    return Passage(tuple(tokens), tuple(spans), labels, group)
 
 
 def _whole(tokenizer: Any, text: SpannedText) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:

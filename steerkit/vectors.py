@@ -233,9 +233,11 @@ def logistic(
 
     labels = activations.items["label"]
     kept = activations.where(labels.isin([positive, negative]))
+    blocks = tuple(layer for layer in kept.layers if layer != EMBED)
+    kept = replace(kept, resid=kept.resid[:, [kept.layers.index(layer) for layer in blocks]], layers=blocks)
     names = kept.items["label"].tolist()
-    rows = [fit_probe(kept.resid[:, i], names, c=c).direction(positive) for i in range(len(kept.layers))]
-    return _vector(torch.stack(rows), activations, "logistic", len(kept) // 2, positive=positive, negative=negative)
+    rows = [fit_probe(kept.at(layer), names, c=c).direction(positive) for layer in blocks]
+    return _vector(torch.stack(rows), kept, "logistic", len(kept) // 2, positive=positive, negative=negative)
 
 
 def random_like(vector: SteeringVector, seed: int) -> SteeringVector:

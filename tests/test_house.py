@@ -21,7 +21,7 @@ LAYERS = [  # a module may import from rooms above its own only
     {"steering"},
     {"engine"},
     {"generation", "fluency", "results"},
-    {"sweep", "plots", "report"},
+    {"sweeps", "plots", "report"},
     {"demo"},
     {"cli"},
 ]
@@ -106,6 +106,8 @@ def test_every_public_name_is_there_and_says_what_it_is() -> None:
 
     for name in steerkit.__all__:
         assert (getattr(steerkit, name).__doc__ or "").strip(), name
+    modules = {path.stem for path in (ROOT / "steerkit").glob("*.py")}
+    assert not modules & set(steerkit.__all__), "importing a module of that name would hide the public name"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         steerkit.nothing  # noqa: B018
 

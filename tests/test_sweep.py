@@ -10,7 +10,7 @@ import steerkit as sk
 from steerkit import artifacts, fluency, scoring
 from steerkit.capture import stream_norms
 from steerkit.results import SweepResult
-from steerkit.sweep import sweep
+from steerkit.sweeps import sweep
 from steerkit.texts import encode, encode_prompt
 from tests.reference import steered_logits
 from tests.test_steering import vector
@@ -52,7 +52,7 @@ def test_every_row_equals_its_own_generate_call(setting) -> None:
 def test_coefficient_zero_is_generated_once_and_stands_under_every_vector(setting, monkeypatch) -> None:
     model, tokenizer, vectors = setting
     counted = []
-    import steerkit.sweep as module
+    import steerkit.sweeps as module
 
     decode = module.decode
     monkeypatch.setattr(

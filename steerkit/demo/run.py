@@ -20,7 +20,7 @@ from steerkit.demo.selection import Choice, Vectors, choose, near_unsteered, pro
 from steerkit.demo.traits import TRAITS
 from steerkit.generation import generate
 from steerkit.results import SweepResult
-from steerkit.sweep import sweep
+from steerkit.sweeps import sweep
 from steerkit.vectors import random_like
 
 SCORES = ("trait", "rouge_l", "rouge_l_symbols", "distance", "repeated_4grams", "perplexity")

@@ -15,7 +15,7 @@ from steerkit.activations import Layer
 from steerkit.demo.questions import PERSONAS, Question
 from steerkit.demo.traits import TRAITS
 from steerkit.results import SweepResult
-from steerkit.sweep import sweep
+from steerkit.sweeps import sweep
 from steerkit.vectors import SteeringVector, random_like
 
 EVERY, FIRST_FOUR = "from_last_prompt_token", "from_last_prompt_token:4"

@@ -22,9 +22,9 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             f"{verdict['trait_steered']:.2f} ({verdict['trait_when_asked']:.2f} when simply asked for); gain over "
             f"coefficient 0 {_interval(verdict['gain_over_zero'])}, over random directions "
             f"{_interval(verdict['gain_over_random'])}, over shuffled labels "
-            f"{_interval(verdict['gain_over_shuffled'])}; layer {choice['layer']}, coefficient {choice['coefficient']:g} "
-            f"(relative dose {verdict['relative_dose']:.2f}) on the last prompt token and the answer, {extent}; "
-            f"vector: {choice['source']}."
+            f"{_interval(verdict['gain_over_shuffled'])}; layer {choice['layer']}, coefficient "
+            f"{choice['coefficient']:g} (relative dose {verdict['relative_dose']:.2f}) on the last prompt "
+            f"token and the answer, {extent}; vector: {choice['source']}."
         )
     return found
 

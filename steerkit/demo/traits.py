@@ -24,7 +24,7 @@ def steps(text: str) -> float:
 
 def critique(text: str) -> float:
     """Share of the words that stand in sentences with a word of checking one's own work."""
-    return _share(re.split(r"(?<=[.?!:])\s+|\n+", text), lambda sentence: bool(CHECKING.search(sentence)))
+    return _share(re.split(r"(?<=[.?!])\s+|\n+", text), lambda sentence: bool(CHECKING.search(sentence)))
 
 
 def program(text: str) -> float:

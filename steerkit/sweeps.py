@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from steerkit.texts import Prompt, encode_prompt, render
 from steerkit.vectors import SteeringVector
 
 LayerSet = int | tuple[int, ...]
-ROWS, TABLE = "rows.jsonl", "table.parquet"
+ROWS, NORMS, TABLE = "rows.jsonl", "stream_norms.json", "table.parquet"
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ def sweep(
                 )
                 advance(len(batch))
         written = log.read()
-        norms = (
-            dict(stream_norms) if stream_norms is not None else _own_norms(model, tokenizer, keys, written, steerings)
-        )
+        if stream_norms is None:
+            stream_norms = log.norms(lambda: _own_norms(model, tokenizer, keys, written, steerings))
+        norms = dict(stream_norms)
         table = _table(keys, written, cells, steerings, norms, settings, tokenizer)
         meta = {**about, **settings, "stream_norms": norms, "kind": "sweep", "n_prompts": len(rows)}
         result = SweepResult(table, meta)
@@ -154,7 +154,7 @@ def _prompt_rows(prompts: Sequence[Prompt | Mapping[str, Any]]) -> list[dict[str
         raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}.")
     rows = []
     for number, prompt in enumerate(prompts):
-        row = dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}
+        row: dict[str, Any] = dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}
         if "prompt" not in row:
             raise ValueError(f"expected a 'prompt' in row {number}; got keys {sorted(row)}.")
         row["id"] = str(row.get("id", number))
@@ -176,7 +176,7 @@ def _steerings(
     operation: Any,
     foreign: bool,
 ) -> dict[tuple[str, str | None], Steering]:
-    found = {}
+    found: dict[tuple[str, str | None], Steering] = {}
     for name, vector in named.items():
         for chosen in [tuple(vector.layers)] if layers is None else layers:
             where = chosen if isinstance(chosen, tuple) else (chosen,)
@@ -221,6 +221,15 @@ class _Log:
             self.rows.extend(rows)
         else:
             artifacts.append_rows(self.folder / ROWS, rows)
+
+    def norms(self, measure: Callable[[], dict[Layer, float]]) -> dict[Layer, float]:
+        """The stream's norms, measured once: a finished sweep that is asked for again runs no forward."""
+        if self.folder is None:
+            return measure()
+        path = self.folder / NORMS
+        if not path.exists():
+            artifacts.write_json(path, measure())
+        return {int(layer): norm for layer, norm in artifacts.read_json(path).items()}
 
     def seal(self, result: SweepResult) -> None:
         if self.folder is not None:
