@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint clean
 
 demo: $(STAMP)  ## the main job: three personas on a real model, from contrast pairs to a page of results
 	$(BIN)/steerkit demo --out runs/demo
@@ -13,9 +13,6 @@ test: $(STAMP)  ## the tests
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-
-bench: $(STAMP)  ## ours against the plain way, in one run; writes benchmarks/RESULTS.md
-	$(BIN)/python -m benchmarks
 
 setup: $(STAMP)
 

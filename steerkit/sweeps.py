@@ -78,7 +78,7 @@ def sweep(
     Returns:
         `SweepResult` with columns vector, layer, coefficient, prompt_id, group, sample, text, n_tokens, finished,
         relative_dose (`|coefficient| * |v| / mean |h|` at that layer; for several layers their mean), prompt,
-        reference, and the settings.
+        reference, the settings, and what the weights are (a dtype, or a quantisation they were in).
 
     Raises:
         ValueError: nothing to do, repeated prompt ids, a vector that does not fit, a setting out of range.
@@ -142,7 +142,8 @@ def sweep(
         if stream_norms is None:
             stream_norms = log.norms(lambda: _own_norms(model, tokenizer, keys, written, steerings))
         norms = dict(stream_norms)
-        table = _table(keys, written, cells, steerings, norms, settings, tokenizer)
+        said = {**settings, "weights": about["weights"]}
+        table = _table(keys, written, cells, steerings, norms, said, tokenizer)
         meta = {**about, **settings, "stream_norms": norms, "kind": "sweep", "n_prompts": len(rows)}
         result = SweepResult(table, meta)
         log.seal(result)

@@ -44,9 +44,11 @@ def demo(tmp_path_factory):
 
 def test_the_demo_writes_every_table_figure_and_page(demo) -> None:
     _, _, out, summary = demo
-    for name in ("gains.csv", "means.csv", "dose_curves.csv", "places.csv", "test.parquet", "validation.parquet"):
+    tables = ["gains.csv", "means.csv", "dose_curves.csv", "places.csv", "test.parquet", "validation.parquet"]
+    for name in (*tables, "probes-answers-mean.csv", "probes-instructions-last.csv"):
         table, meta = artifacts.read_table(out / "tables" / name)
         assert len(table) and meta["columns"] == list(table.columns)
+        assert table["weights"].eq("float32").all()
     for name in ("dose", "gains", "probes-answers-mean", "probes-instructions-last"):
         assert (out / "figures" / f"{name}.png").read_bytes()[1:4] == b"PNG"
         assert (out / "figures" / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
@@ -71,6 +73,8 @@ def test_every_dose_has_its_controls_and_the_test_has_its_random_directions(demo
         assert doses.max() - doses.min() < 1e-6 * doses.max()
         assert set(mine["layer"]) == {choice["layer"]}
         assert mine["prompt_id"].nunique() == 4
+        scored = mine[mine["n_tokens"] > 1].groupby("vector")["perplexity"].count()
+        assert scored[f"{persona}/random-1"] == 0 < scored[f"{persona}/random-0"]
 
 
 def test_no_question_stands_in_two_parts(demo) -> None:

@@ -67,7 +67,8 @@ def _read_vectors(
     for source in ("answers-mean", "instructions-last"):
         probes = probe_layers(read[source], seed=seed)
         path = out / "tables" / f"probes-{source}.csv"
-        artifacts.write_table(path, probes.table, {**read[source].meta, **probes.meta})
+        table = probes.table.assign(weights=read[source].meta["weights"])
+        artifacts.write_table(path, table, {**read[source].meta, **probes.meta})
     for persona in PERSONAS:
         write_pairs(out / "pairs" / f"{persona}-answers.jsonl", answer_pairs(questions, persona))
         write_pairs(out / "pairs" / f"{persona}-instructions.jsonl", instruction_pairs(tokenizer, questions, persona))

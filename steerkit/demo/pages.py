@@ -65,10 +65,12 @@ def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, test: Swee
         title="steerkit demo: three personas",
         summary=sentences(summary),
         tables={
-            "Gains on test": gains.drop(columns=["weights"]),
-            "Frozen on validation": pd.DataFrame(list(summary["choices"].values())),
-            "Means on test": pd.read_csv(tables / "means.csv").drop(columns=["weights"]),
-            "Settings compared on validation": pd.read_csv(tables / "places.csv"),
+            f"Gains on test ({weights})": gains.drop(columns=["weights"]),
+            f"Frozen on validation ({weights})": pd.DataFrame(list(summary["choices"].values())),
+            f"Means on test ({weights})": pd.read_csv(tables / "means.csv").drop(columns=["weights"]),
+            f"Settings compared on validation ({weights})": pd.read_csv(tables / "places.csv").drop(
+                columns=["weights"]
+            ),
         },
         figures=shown,
         sweep=dose,
@@ -86,6 +88,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         "Steering acts on the last token of the prompt too, since that position decides the first new token.",
         "A gain counts only if the share of repeated 4-grams rises by at most 0.10 and the perplexity under the "
         "unsteered model at most doubles (geometric mean).",
+        "Of the random directions on test only the first has a perplexity.",
         "The probes read the manner from the tokens alone (embedding) as well where whole answers are read: there a "
         "probe shows the style of the text, not a state of the model. At the last token of the prompt the embedding "
         "is the same for all, and is at chance.",

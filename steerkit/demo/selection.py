@@ -26,6 +26,7 @@ DEPTHS = {
 }
 EXTENTS = {"answers-mean": (EVERY,), "answers-last": (EVERY,), "instructions-last": (EVERY, FIRST_FOUR)}
 REPETITION_ROOM, PERPLEXITY_ROOM = 0.10, 2.0
+MORE_RANDOM = r"/random-[1-9]"
 Vectors = Mapping[tuple[str, str], tuple[SteeringVector, SteeringVector]]
 
 
@@ -64,6 +65,7 @@ def scored(result: SweepResult, model: Any, tokenizer: Any, perplexity: bool = T
     """The rows with trait, ROUGE-L against the persona's own answer, repetition and distance, and perplexity.
 
     A vector's name begins with its persona; an unsteered row is scored as the persona under whose vector it stands.
+    Perplexity costs a forward per row: of several random directions only the first has it, the others are NaN.
     """
     persona = result.table["vector"].str.partition("/")[0]
     references = [row[f"answer_{name}"] for name, (_, row) in zip(persona, result.table.iterrows(), strict=True)]
@@ -72,7 +74,11 @@ def scored(result: SweepResult, model: Any, tokenizer: Any, perplexity: bool = T
     result = result.score(lambda row: TRAITS[row["persona"]](row["text"]), column="trait")
     for name in ("rouge_l", "rouge_l_symbols", "distance", "repeated_4grams", "distinct_2"):
         result = result.score(name)
-    return result.score("perplexity", model=model, tokenizer=tokenizer) if perplexity else result
+    if not perplexity:
+        return result
+    of = ~result.table["vector"].str.contains(MORE_RANDOM)
+    part = SweepResult(result.table[of], result.meta).score("perplexity", model=model, tokenizer=tokenizer)
+    return SweepResult(result.table.assign(perplexity=part.table["perplexity"]), result.meta)
 
 
 def near_unsteered(table: pd.DataFrame) -> pd.Series:
@@ -147,9 +153,8 @@ def _choose_places(
                 (persona, source, int(layer), positions, coefficient, group["trait"].mean(), bool(fine[coefficient]))
             )
     grid = pd.DataFrame(rows, columns=["persona", "source", "layer", "positions", "coefficient", "trait", "fluent"])
-    artifacts.write_table(
-        out / "tables" / "places.csv", grid, {"kind": "validation, places", "n_prompts": len(questions)}
-    )
+    about = {"kind": "validation, places", "n_prompts": len(questions)}
+    artifacts.write_table(out / "tables" / "places.csv", grid.assign(weights=table["weights"].iloc[0]), about)
     best = {}
     for persona in PERSONAS:
         mine = grid[grid["persona"] == persona]

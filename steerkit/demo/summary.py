@@ -24,13 +24,18 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             f"{_interval(verdict['gain_over_random'])}, over shuffled labels "
             f"{_interval(verdict['gain_over_shuffled'])}; layer {choice['layer']}, coefficient "
             f"{choice['coefficient']:g} (relative dose {verdict['relative_dose']:.2f}) on the last prompt "
-            f"token and the answer, {extent}; vector: {choice['source']}."
+            f"token and the answer, {extent}; vector: {choice['source']}; repetition {_change(verdict['repetition'])}, "
+            f"perplexity {_change(verdict['perplexity'])}."
         )
     return found
 
 
 def _interval(values: list[float]) -> str:
     return "{:.2f} [{:.2f}, {:.2f}]".format(*values)
+
+
+def _change(values: list[float]) -> str:
+    return "{:.2f} -> {:.2f}".format(*values)
 
 
 def _why_not(verdict: Mapping[str, Any]) -> str:
@@ -51,28 +56,14 @@ def print_summary(summary: Mapping[str, Any], out: Path) -> None:
         f"{Path(summary['checkpoint']).name} ({summary['weights']}), {summary['n_test']} test questions, 95 % intervals"
     )
     table = Table(title=title, title_justify="left")
-    for column in (
-        "persona",
-        "trait 0",
-        "trait",
-        "asked",
-        "gain over 0",
-        "over random",
-        "over shuffled",
-        "repetition",
-        "perplexity",
-        "verdict",
-    ):
-        table.add_column(column, justify="left" if column in ("persona", "verdict") else "right")
+    for column in ("persona", "trait", "gain over 0", "over random", "verdict"):
+        table.add_column(column, no_wrap=True)
     for persona, verdict in summary["verdicts"].items():
         table.add_row(
             PERSONAS[persona],
-            f"{verdict['trait_unsteered']:.2f}",
-            f"{verdict['trait_steered']:.2f}",
-            f"{verdict['trait_when_asked']:.2f}",
-            *(_interval(verdict[key]) for key in ("gain_over_zero", "gain_over_random", "gain_over_shuffled")),
-            "{:.2f} -> {:.2f}".format(*verdict["repetition"]),
-            "{:.1f} -> {:.1f}".format(*verdict["perplexity"]),
+            f"{verdict['trait_unsteered']:.2f} -> {verdict['trait_steered']:.2f}",
+            _interval(verdict["gain_over_zero"]),
+            _interval(verdict["gain_over_random"]),
             "steered" if verdict["steered"] else "not steered",
         )
     console.print(table)
