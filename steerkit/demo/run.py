@@ -42,7 +42,7 @@ class DemoSettings:
 
     train: int = 72
     choose: int = 8
-    dose: int = 10
+    dose: int = 14
     test: int = 36
     max_new_tokens: int = 32
     first_coefficients: tuple[float, ...] = (1.0, 1.75, 2.5)

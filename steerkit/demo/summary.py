@@ -48,23 +48,22 @@ def _why_not(verdict: Mapping[str, Any]) -> str:
 
 def print_summary(summary: Mapping[str, Any], out: Path) -> None:
     """Print the table, the sentences and where the files are."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    title = (
-        f"{Path(summary['checkpoint']).name} ({summary['weights']}), {summary['n_test']} test questions, 95 % intervals"
-    )
-    table = Table(title=title, title_justify="left")
-    for column in ("persona", "trait", "gain over 0", "over random", "verdict"):
+    title = f"{Path(summary['checkpoint']).name} ({summary['weights']}), n = {summary['n_test']}, 95 % intervals"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for column in ("persona", "trait", "gain over 0", "over random", "steered"):
         table.add_column(column, no_wrap=True)
     for persona, verdict in summary["verdicts"].items():
         table.add_row(
-            PERSONAS[persona],
+            persona,
             f"{verdict['trait_unsteered']:.2f} -> {verdict['trait_steered']:.2f}",
             _interval(verdict["gain_over_zero"]),
             _interval(verdict["gain_over_random"]),
-            "steered" if verdict["steered"] else "not steered",
+            "yes" if verdict["steered"] else "no",
         )
     console.print(table)
     for sentence in sentences(summary):
