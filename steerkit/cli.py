@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -255,8 +254,8 @@ def _side_by_side(texts: dict[str, str], as_json: bool) -> None:
 
     console = Console()
     width = console.width // 2 - 2
-    panel: Callable[[str, str], Panel] = lambda title, text: Panel(Text(text), title=title, width=width)  # noqa: E731
-    console.print(Columns([panel(title, text) for title, text in texts.items()]))
+    panels = [Panel(Text(text), title=title, width=width) for title, text in texts.items()]
+    console.print(Columns(panels))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Leave(Exception):
-    """Raised inside a forward to leave it once the deepest layer is read; caught by `leaving`."""
+    """Raised inside a forward to leave it once the deepest layer is read; caught where that forward was begun."""
 
 
 def stream_of(out: Any) -> Tensor | None:
@@ -86,10 +86,3 @@ def arriving(owner: nn.Module, look: Callable[[Mapping[str, Any]], None]) -> Ite
         yield
     finally:
         handle.remove()
-
-
-@contextlib.contextmanager
-def leaving() -> Iterator[None]:
-    """Swallow the `Leave` that a reader raised to end a forward early."""
-    with contextlib.suppress(Leave):
-        yield

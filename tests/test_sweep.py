@@ -218,8 +218,6 @@ def test_curves_areas_and_gains_equal_hand_worked_numbers() -> None:
     gain = result.gain("s", vectors=["v"]).set_index("coefficient")
     assert gain.loc[1.0, "gain"] == pytest.approx(0.5)
     assert gain.loc[1.0, "low"] > 0 and gain.loc[1.0, "p"] < 0.05
-    over = result.gain("s", over=["r1", "r2"], vectors=["v"]) if False else None
-    assert over is None
     single = _result({k: v for k, v in _cells(result).items() if k[1] != 3.0}).gain("s", over=["r1", "r2"])
     assert single["vector"].tolist() == ["v"]
     assert single["gain"].iloc[0] == pytest.approx(0.7 - 0.2)

@@ -28,7 +28,7 @@ SCORES = ("trait", "rouge_l", "rouge_l_symbols", "distance", "repeated_4grams", 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo does; the defaults take under ten minutes on two cores with the 135M model.
+    """What the demo does; the defaults are sized for two cores and the 135M model.
 
     Args:
         train, choose, dose, test: how many questions make the vectors, choose source, layer and extent, choose the
