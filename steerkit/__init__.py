@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from steerkit.steering import Steering as Steering
     from steerkit.sweeps import sweep as sweep
     from steerkit.texts import SpannedText as SpannedText
+    from steerkit.traces import DebateTrace as DebateTrace
+    from steerkit.traces import read_traces as read_traces
+    from steerkit.traces import write_traces as write_traces
     from steerkit.vectors import SteeringVector as SteeringVector
     from steerkit.vectors import difference_in_means as difference_in_means
     from steerkit.vectors import logistic as logistic
@@ -45,6 +48,7 @@ _HOME = {
     "steering": ("Steering",),
     "sweeps": ("sweep",),
     "texts": ("SpannedText",),
+    "traces": ("DebateTrace", "read_traces", "write_traces"),
     "vectors": ("SteeringVector", "difference_in_means", "logistic", "one_against_others", "pca", "random_like"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -16,7 +16,7 @@ LAYERS = [  # a module may import from rooms above its own only
     {"residual", "activations"},
     {"blocks"},
     {"models", "texts"},
-    {"pairs", "probes"},
+    {"pairs", "probes", "traces"},
     {"vectors", "capture"},
     {"steering"},
     {"engine"},

@@ -42,12 +42,15 @@ CONFIGS: dict[str, Any] = {
 }
 
 
-def tiny_model(kind: str = "llama", seed: int = 0) -> Any:
+def tiny_model(kind: str = "llama", seed: int = 0, context: int = 256) -> Any:
     """A random model of a few thousand parameters, wide enough in its weights that its texts are not constant."""
+    config = CONFIGS[kind]()
+    if context != 256:
+        config.max_position_embeddings = context
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        model = Auto.from_config(CONFIGS[kind](), dtype=torch.float32)
+        model = Auto.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.12)

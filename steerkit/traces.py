@@ -1,0 +1,307 @@
+"""Debate traces: tagged text and the turns in it, as the paper's released data writes them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steerkit import artifacts
+from steerkit.texts import SpannedText
+
+CONSENSUS, END = "<|Consensus|>", "<|endofdebate|>"
+_TAG = re.compile(
+    r"<\|(?:Round (?P<round>[1-9]\d*) - (?P<opens>Initial Solutions|Revision)"
+    r"|Agent (?P<agent>[1-9]\d*) (?P<says>Solution|Revision)|(?P<last>Consensus|endofdebate))\|>"
+)
+
+
+def round_tag(number: int) -> str:
+    """The tag that opens a round, counted from 1."""
+    return f"<|Round {number} - {'Initial Solutions' if number == 1 else 'Revision'}|>"
+
+
+def agent_tag(agent: int, number: int) -> str:
+    """The tag that opens an agent's turn in a round, both counted from 1."""
+    return f"<|Agent {agent} {'Solution' if number == 1 else 'Revision'}|>"
+
+
+def tags(agents: int = 3, rounds: int = 2) -> tuple[str, ...]:
+    """All different tags of such a debate in the order in which they first come; the paper's ten by default."""
+    body = [
+        tag
+        for number in range(1, rounds + 1)
+        for tag in (round_tag(number), *(agent_tag(agent, number) for agent in range(1, agents + 1)))
+    ]
+    return tuple(dict.fromkeys((*body, CONSENSUS, END)))
+
+
+def agents_in(text: str) -> set[int]:
+    """The agents whose tag stands anywhere in a text, well-formed or not: who really speaks in a model's output."""
+    return {int(tag["agent"]) for tag in _TAG.finditer(text) if tag["agent"]}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one agent says in one round, both counted from 1; without white space at either end."""
+
+    agent: int
+    round: int
+    text: str
+
+
+@dataclass(frozen=True)
+class DebateTrace:
+    r"""A debate as one tagged text, kept verbatim.
+
+    The layout, a blank line between parts: `<|Round 1 - Initial Solutions|>`, `<|Agent 1 Solution|>: ...`, ...,
+    `<|Round 2 - Revision|>`, `<|Agent 1 Revision|>: ...`, ..., `<|Consensus|>` and its sentence, `<|endofdebate|>`.
+    Agreement in round 1 leaves round 2 out; text may stand before the first tag (`Problem: ...`).
+
+    Args:
+        question: what is debated.
+        text: the tagged text.
+        gold: the right answer, if there is one.
+        extra: further fields of its record, e.g. `consensus_type`.
+        turns: read from the text, in its order.
+        consensus: the sentence after `<|Consensus|>`, read from the text; None where the tag is missing.
+
+    Raises:
+        ValueError: tags that are missing, repeated or out of order; the message names the tag and what was expected.
+
+    Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3, and its released data.
+    """
+
+    question: str
+    text: str
+    gold: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    turns: tuple[Turn, ...] = field(init=False)
+    consensus: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        places, consensus = _parse(self.text)
+        turns = tuple(Turn(agent, number, self.text[a:b]) for agent, number, a, b in places)
+        object.__setattr__(self, "turns", turns)
+        object.__setattr__(self, "consensus", consensus)
+
+    @classmethod
+    def of(
+        cls,
+        question: str,
+        turns: Sequence[Turn],
+        consensus: str | None,
+        gold: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> DebateTrace:
+        """Write turns, in the order of rounds and agents, as tagged text.
+
+        Raises:
+            ValueError: a turn's text that holds a tag, or turns that are no debate.
+        """
+        if tagged := [turn for turn in turns if _TAG.search(turn.text)]:
+            raise ValueError(f"expected turns without tags in their text; got {tagged[0].text!r:.80}. Take them out.")
+        parts: list[str] = []
+        number = 0
+        for turn in turns:
+            if turn.round != number:
+                number = turn.round
+                parts.append(round_tag(number))
+            parts.append(f"{agent_tag(turn.agent, turn.round)}: {turn.text.strip()}")
+        if consensus is not None:
+            parts.append(f"{CONSENSUS}\n{consensus.strip()}")
+        return cls(question, "\n\n".join([*parts, END]), gold, extra or {})
+
+    @property
+    def body(self) -> str:
+        """The text from the first tag on."""
+        return self.text[self.text.index(round_tag(1)) :]
+
+    @property
+    def prompt(self) -> str:
+        """What stands before the trace in training: `Problem: {question}` and a blank line."""
+        return f"Problem: {self.question}\n\n"
+
+    def spans(self) -> SpannedText:
+        """Prompt and body as one text with a span per turn, labelled with its agent and grouped by question.
+
+        Attention looks back only, so reading all spans in one forward equals one forward per turn over the text up to
+        that turn's end. A turn without text has no span.
+        """
+        lead, body = len(self.prompt), self.body
+        places = [(agent, a, b) for agent, _, a, b in _parse(body)[0] if b > a]
+        where = tuple((a + lead, b + lead) for _, a, b in places)
+        return SpannedText(self.prompt + body, where, tuple(str(agent) for agent, _, _ in places), self.question)
+
+    def alone(self) -> list[SpannedText]:
+        """Each turn right after the prompt, without tags and without the other turns: nothing tells who speaks."""
+        lead = len(self.prompt)
+        return [
+            SpannedText(self.prompt + t.text, ((lead, lead + len(t.text)),), (str(t.agent),), self.question)
+            for t in self.turns
+            if t.text
+        ]
+
+
+def _parse(text: str) -> tuple[list[tuple[int, int, int, int]], str | None]:
+    """Each turn's agent, round and character range; and the consensus."""
+    found = list(_TAG.finditer(text))
+    if not found or found[0]["round"] != "1" or found[-1].group() != END:
+        ends = [tag.group() for tag in found[:: max(1, len(found) - 1)]]
+        raise ValueError(f"expected a trace from {round_tag(1)} to {END}; the first and last tag are {ends}.")
+    turns: list[tuple[int, int, int, int]] = []
+    consensus = None
+    number, spoke, first = 0, list[int](), None
+    stops = [*(tag.start() for tag in found[1:]), len(text)]
+    for tag, stop in zip(found, stops, strict=True):
+        after, inside = tag.end(), text[tag.end() : stop]
+        if tag["agent"]:
+            agent = int(tag["agent"])
+            if consensus is not None or tag.group() != agent_tag(agent, number) or agent in spoke:
+                raise ValueError(
+                    f"expected each agent once per round, as {agent_tag(agent, max(number, 1))}, and before "
+                    f"{CONSENSUS}; got {tag.group()} at character {tag.start()} of round {number}, after {spoke}."
+                )
+            spoke.append(agent)
+            lead = len(inside) - len(inside.removeprefix(":").lstrip())
+            turns.append((agent, number, after + lead, max(after + lead, after + len(inside.rstrip()))))
+            continue
+        if number and first is None:
+            first = spoke
+        if number and consensus is None and (not spoke or set(spoke) != set(first or ())):
+            raise ValueError(
+                f"expected the agents {sorted(first or [])} in round {number}, one at least; got {spoke} before "
+                f"{tag.group()} at character {tag.start()}."
+            )
+        if tag["round"]:
+            if tag.group() != round_tag(number + 1) or consensus is not None:
+                raise ValueError(
+                    f"expected {round_tag(number + 1)} next, before {CONSENSUS}; got {tag.group()} at character "
+                    f"{tag.start()}."
+                )
+            number, spoke = number + 1, []
+        elif tag["last"] == "Consensus":
+            if consensus is not None:
+                raise ValueError(f"expected {CONSENSUS} once; got it again at character {tag.start()}.")
+            consensus = inside.strip()
+        elif tag is not found[-1]:
+            raise ValueError(f"expected {END} once, as the last tag; got it at character {tag.start()} too.")
+    return turns, consensus
+
+
+def read_traces(path: str | Path) -> list[DebateTrace]:
+    """Read traces: a JSON list as the paper released it, or JSON lines of the same records.
+
+    A record has `question`, `debate_trace`, and `gold_answer` or other fields, which are kept in `extra`.
+
+    Raises:
+        ValueError: no such list, or a record that is no trace; the message names file and record.
+    """
+    traces = []
+    for number, row in enumerate(_records(path), 1):
+        try:
+            if missing := {"question", "debate_trace"} - set(row):
+                raise ValueError(f"expected the keys 'question' and 'debate_trace'; {sorted(missing)} missing.")
+            extra = {k: v for k, v in row.items() if k not in ("question", "debate_trace", "gold_answer")}
+            traces.append(DebateTrace(row["question"], row["debate_trace"], row.get("gold_answer"), extra))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, record {number}: {error}") from error
+    return traces
+
+
+def write_traces(path: str | Path, traces: Iterable[DebateTrace]) -> None:
+    """Write traces, atomically: a `.json` path as the released list, byte for byte its layout, else JSON lines."""
+    rows = [
+        {
+            "question": trace.question,
+            "debate_trace": trace.text,
+            **({} if trace.gold is None else {"gold_answer": trace.gold}),
+            **trace.extra,
+        }
+        for trace in traces
+    ]
+    _write(path, rows)
+
+
+@dataclass(frozen=True)
+class TurnContrast:
+    """A turn, the text before it, and what the other agents said in the same round: a released steering pair.
+
+    Args:
+        identifier: e.g. `question_8_round_1_agent_1`.
+        context: the text up to and including the agent's tag, without the colon.
+        agent: who speaks.
+        response: the turn's own text.
+        others: agent -> its text.
+    """
+
+    identifier: str
+    context: str
+    agent: str
+    response: str
+    others: Mapping[str, str]
+
+
+def turn_contrasts(trace: DebateTrace, number: int) -> list[TurnContrast]:
+    """A contrast for every turn of a trace, which is question `number` of its data set."""
+    text = trace.prompt + trace.body
+    found = []
+    for turn in trace.turns:
+        tag = agent_tag(turn.agent, turn.round)
+        opened = text.index(round_tag(turn.round))
+        others = {str(t.agent): t.text for t in trace.turns if t.round == turn.round and t.agent != turn.agent}
+        context = text[: text.index(tag, opened) + len(tag)]
+        identifier = f"question_{number}_round_{turn.round}_agent_{turn.agent}"
+        found.append(TurnContrast(identifier, context, str(turn.agent), turn.text, others))
+    return found
+
+
+def read_contrasts(path: str | Path) -> list[TurnContrast]:
+    """Read the released steering-pair file (or JSON lines of its records).
+
+    Raises:
+        ValueError: a record without the released keys; the message names file and record.
+    """
+    found = []
+    for number, row in enumerate(_records(path), 1):
+        try:
+            others = {pair["negative_agent_id"]: pair["negative_response"] for pair in row["negative_pairs"]}
+            texts = (row["turn_identifier"], row["context"], row["positive_agent_id"], row["positive_response"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}, record {number}: expected the released keys; got {sorted(row)}.") from error
+        found.append(TurnContrast(*texts, others))
+    return found
+
+
+def write_contrasts(path: str | Path, contrasts: Iterable[TurnContrast]) -> None:
+    """Write steering pairs in the released format, atomically."""
+    rows = [
+        {
+            "turn_identifier": one.identifier,
+            "context": one.context,
+            "positive_agent_id": one.agent,
+            "positive_response": one.response,
+            "negative_pairs": [{"negative_agent_id": k, "negative_response": v} for k, v in one.others.items()],
+        }
+        for one in contrasts
+    ]
+    _write(path, rows)
+
+
+def _records(path: str | Path) -> list[dict[str, Any]]:
+    if Path(path).suffix != ".json":
+        return artifacts.read_rows(path)
+    rows = artifacts.read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"expected a JSON list of objects in {path}; got {type(rows).__name__}.")
+    return rows
+
+
+def _write(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    if Path(path).suffix == ".json":
+        artifacts.write_text(path, json.dumps(rows, indent=2))
+    else:
+        artifacts.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,221 @@
+"""Traces: tagged text and turns are two views of one thing, and what is malformed is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import steerkit as sk
+from steerkit.texts import encode
+from steerkit.traces import (
+    CONSENSUS,
+    END,
+    DebateTrace,
+    Turn,
+    agent_tag,
+    agents_in,
+    read_contrasts,
+    read_traces,
+    round_tag,
+    tags,
+    turn_contrasts,
+    write_contrasts,
+    write_traces,
+)
+from tests.tiny import tiny_model, tiny_tokenizer
+
+PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "published"
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="|"), max_size=40).map(str.strip)
+TWO_ROUNDS = DebateTrace.of(
+    "2+3*4",
+    [
+        Turn(1, 1, "1. 3*4 = 12\n2. 2+12 = 14\n\n\\(\\boxed{14}\\)"),
+        Turn(2, 1, "\\boxed{20}\n\n---\n\nSELF-CRITIQUE\nI added first."),
+        Turn(3, 1, "x = 3*4 // first\n$\\boxed{14}$"),
+        Turn(1, 2, "I stay with \\boxed{14}."),
+        Turn(2, 2, "The product comes first: \\boxed{14}"),
+        Turn(3, 2, "\\boxed{14}"),
+    ],
+    "All agents reached a consensus of \\boxed{14}",
+    gold="14",
+)
+
+
+def test_the_ten_tags_of_the_paper_come_in_order() -> None:
+    found = tags()
+    assert len(found) == 10
+    assert found[0] == "<|Round 1 - Initial Solutions|>"
+    assert found[5] == "<|Agent 1 Revision|>"
+    assert found[-2:] == (CONSENSUS, END)
+    assert len(tags(agents=3, rounds=3)) == 11  # a third round is a revision by the same agents
+
+
+def test_a_trace_is_written_with_a_blank_line_before_every_tag_and_a_colon_after_an_agent() -> None:
+    text = DebateTrace.of("q", [Turn(1, 1, " a "), Turn(2, 1, "b")], "they agree").text
+    assert text == (
+        "<|Round 1 - Initial Solutions|>\n\n<|Agent 1 Solution|>: a\n\n<|Agent 2 Solution|>: b\n\n"
+        "<|Consensus|>\nthey agree\n\n<|endofdebate|>"
+    )
+
+
+@given(
+    agents=st.integers(1, 4),
+    rounds=st.integers(1, 3),
+    texts=st.lists(WORDS, min_size=12, max_size=12),
+    consensus=st.none() | WORDS,
+)
+def test_turns_written_as_text_are_read_back(agents: int, rounds: int, texts: list[str], consensus: str | None) -> None:
+    turns = tuple(Turn(a + 1, r + 1, texts[r * 4 + a]) for r in range(rounds) for a in range(agents))
+    trace = DebateTrace.of("q", turns, consensus)
+    # a colon of the text's own is kept, and only the tag's is taken away
+    assert trace.turns == turns
+    assert trace.consensus == consensus
+    assert DebateTrace("q", trace.text) == trace
+
+
+def test_what_stands_before_the_first_tag_is_kept_and_not_said_twice() -> None:
+    text = "Problem: 2+3*4\n\n" + TWO_ROUNDS.text
+    trace = DebateTrace("2+3*4", text)
+    assert trace.text == text
+    assert trace.turns == TWO_ROUNDS.turns
+    assert trace.spans().text.count("Problem:") == 1
+
+
+R1, R2 = round_tag(1), round_tag(2)
+A1, A2, B1, B2 = agent_tag(1, 1), agent_tag(2, 1), agent_tag(1, 2), agent_tag(2, 2)
+MALFORMED = {
+    "no tag": "hello",
+    "empty": "",
+    "no first round": f"{A1}: x\n\n{END}",
+    "no end": f"{R1}\n\n{A1}: x",
+    "end twice": f"{R1} {A1}: x {END} {END}",
+    "round without agents": f"{R1}\n\n{END}",
+    "agent twice": f"{R1} {A1}: x {A1}: y {END}",
+    "agent missing in round 2": f"{R1} {A1}: x {A2}: y {R2} {B1}: z {END}",
+    "new agent in round 2": f"{R1} {A1}: x {R2} {B1}: y {B2}: z {END}",
+    "revision in round 1": f"{R1} {B1}: x {END}",
+    "solution in round 2": f"{R1} {A1}: x {R2} {A1}: y {END}",
+    "round skipped": f"{R1} {A1}: x {round_tag(3)} {B1}: y {END}",
+    "round twice": f"{R1} {A1}: x {R1} {A1}: y {END}",
+    "agent after consensus": f"{R1} {A1}: x {CONSENSUS} c {A2}: y {END}",
+    "round after consensus": f"{R1} {A1}: x {CONSENSUS} c {R2} {B1}: y {END}",
+    "consensus twice": f"{R1} {A1}: x {CONSENSUS} c {CONSENSUS} d {END}",
+    "consensus before agents": f"{R1} {CONSENSUS} c {END}",
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_trace_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=r"expected .*; "):
+        DebateTrace("q", MALFORMED[name])
+
+
+def test_a_turn_that_holds_a_tag_is_refused() -> None:
+    with pytest.raises(ValueError, match="without tags"):
+        DebateTrace.of("q", [Turn(1, 1, f"x {A2}: y")], None)
+
+
+def test_the_agents_in_a_broken_text_are_counted() -> None:
+    assert agents_in(f"{A1}: x {A1}: y {B2} z") == {1, 2}
+    assert agents_in("nobody") == set()
+
+
+def test_all_turns_in_one_forward_equal_one_forward_per_turn() -> None:
+    model, tokenizer = tiny_model(context=1024), tiny_tokenizer()
+    trace = TWO_ROUNDS
+    got = {position: sk.collect(model, tokenizer, [trace.spans()], position=position) for position in ("last", "mean")}
+    assert list(got["last"].items["label"]) == list("123123")
+    assert set(got["last"].items["group"]) == {"2+3*4"}
+    text = trace.prompt + trace.text
+    pieces: list[int] = []
+    at = 0
+    for number, turn in enumerate(trace.turns):
+        start = text.index(f": {turn.text}\n\n<|", at) + 2  # the turn itself, not the same words in an earlier one
+        pieces += encode(tokenizer, text[at:start])
+        before = len(pieces)
+        at = start + len(turn.text)
+        pieces += encode(tokenizer, text[start:at])
+        with torch.no_grad(), sk.capture_resid(model) as streams:
+            model(input_ids=torch.tensor([pieces]))
+        for layer, stream in streams.items():
+            for position, wanted in (("last", stream[0, -1]), ("mean", stream[0, before:].mean(0))):
+                torch.testing.assert_close(got[position].at(layer)[number], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_alone_leaves_no_tag_and_no_other_turn() -> None:
+    alone = TWO_ROUNDS.alone()
+    assert [spanned.labels for spanned in alone] == [(agent,) for agent in "123123"]
+    for spanned, turn in zip(alone, TWO_ROUNDS.turns, strict=True):
+        assert spanned.text == f"Problem: 2+3*4\n\n{turn.text}"
+        ((start, stop),) = spanned.spans
+        assert spanned.text[start:stop] == turn.text
+
+
+def released() -> str:
+    """A file in the released layout: a JSON list, indented by two, with a leading question in one record."""
+    rows = [
+        {"question": "2+3*4", "debate_trace": TWO_ROUNDS.text, "gold_answer": "14"},
+        {
+            "question": "Who crossed the river?",
+            "debate_trace": "Question: Who crossed the river?\n\n"
+            + DebateTrace.of("", [Turn(1, 1, "Nobody knows \u2013 \u00e9"), Turn(2, 1, "It was I")], "none").text,
+            "consensus_type": "majority",
+            "consensus_explanation": "two of three",
+        },
+    ]
+    return json.dumps(rows, indent=2)
+
+
+def test_a_file_in_the_released_format_comes_out_as_it_went_in(tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_text(released())
+    traces = read_traces(tmp_path / "in.json")
+    write_traces(tmp_path / "out.json", traces)
+    assert (tmp_path / "out.json").read_bytes() == (tmp_path / "in.json").read_bytes()
+    assert traces[1].extra["consensus_type"] == "majority"
+    write_traces(tmp_path / "rows.jsonl", traces)
+    assert read_traces(tmp_path / "rows.jsonl") == traces
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the paper's released records are not beside this checkout")
+def test_the_papers_own_files_come_out_as_they_went_in(tmp_path: Path) -> None:
+    traces = read_traces(PUBLISHED / "debates.json")
+    assert [len(trace.turns) for trace in traces] == [6, 3]
+    write_traces(tmp_path / "debates.json", traces)
+    assert (tmp_path / "debates.json").read_bytes() == (PUBLISHED / "debates.json").read_bytes()
+    contrasts = read_contrasts(PUBLISHED / "steering_pairs.json")
+    write_contrasts(tmp_path / "pairs.json", contrasts)
+    assert (tmp_path / "pairs.json").read_bytes() == (PUBLISHED / "steering_pairs.json").read_bytes()
+
+
+def test_a_turns_contrast_has_its_context_and_the_others_of_its_round(tmp_path: Path) -> None:
+    contrasts = turn_contrasts(TWO_ROUNDS, 8)
+    second = contrasts[4]
+    assert second.identifier == "question_8_round_2_agent_2"
+    assert second.context.startswith("Problem: 2+3*4\n\n<|Round 1")
+    assert second.context.endswith("I stay with \\boxed{14}.\n\n<|Agent 2 Revision|>")
+    assert second.others == {"1": "I stay with \\boxed{14}.", "3": "\\boxed{14}"}
+    write_contrasts(tmp_path / "pairs.json", contrasts)
+    assert read_contrasts(tmp_path / "pairs.json") == contrasts
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "expected a JSON list of objects"),
+        ("[1]", "expected a JSON list of objects"),
+        ('[{"question": "q"}]', "record 1: expected the keys"),
+        ('[{"question": "q", "debate_trace": "none"}]', "record 1: expected a trace from"),
+        ('[{"question": "q", "debate_trace": null}]', "record 1"),
+        ("[", "expected JSON in"),
+    ],
+)
+def test_a_file_that_holds_no_traces_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_traces(tmp_path / "bad.json")
+    assert "bad.json" in str(caught.value)
