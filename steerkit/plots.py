@@ -1,7 +1,4 @@
-"""Figures for papers: curves with their bands, layer profiles, heat maps, forest plots. Imports no torch.
-
-Each function gives a matplotlib `Figure`, outside pyplot's state, that says its n and its intervals.
-"""
+"""Figures for papers, outside pyplot's state, each with its n and its intervals. Imports no torch."""
 
 from __future__ import annotations
 
@@ -52,11 +49,12 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure of a size in inches, outside pyplot's state, and its axes `[row, column]`."""
+def _figure(width: float, height: float, title: str | None, rows: int = 1, columns: int = 1, **share: Any) -> Any:
+    """A figure of a size in inches, outside pyplot's state, under its title, and its axes `[row, column]`."""
     figure = _matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title or "", x=0.01, ha="left", size=8, weight="bold", wrap=True)
     _matplotlib().backends.backend_agg.FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, figure.subplots(rows, columns, squeeze=False, **share)
 
 
 @_style()
@@ -96,8 +94,8 @@ def curves(
     labels, zeros, logs = {}, {} if zero is None else {label_y: zero}, [label_y] if log else []
     for name, *area in [] if areas is None else areas[[series, "curve_auc", "low", "high"]].itertuples(index=False):
         labels[str(name)] = f"{name}: area {_estimate(_digits(area[0]), *area)}"
-    panels = {label_y: {title or "": curve}}
-    return curve_grid(panels, label_x, series, controls, zero=zeros, log=logs, labels=labels, width=ONE_COLUMN)
+    panels = {label_y: {"": curve}}
+    return curve_grid(panels, label_x, series, controls, title, zeros, logs, labels, ONE_COLUMN)
 
 
 @_style()
@@ -125,7 +123,7 @@ def curve_grid(
     doses = {persona: _dose([row[persona] for row in panels.values()]) for persona in columns[0]}
     height = max(1.65, 1.1 * len(panels)) + 0.14 * math.ceil(len(names) / across) + 0.25 * any(doses.values())
     height += 0.55 + 0.2 * bool(title) + 0.15 * any(doses)
-    figure, grid = _figure(width, height, len(panels), len(doses), sharex=True, sharey="row")
+    figure, grid = _figure(width, height, title, len(panels), len(doses), sharex=True, sharey="row")
     ticker = _matplotlib().ticker
     for (score, row), line in zip(panels.items(), grid, strict=True):
         line[0].set_ylabel(score)
@@ -149,7 +147,6 @@ def curve_grid(
             axis.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
             axis.tick_params(labelsize=5.5, labelcolor=GREY)
     figure.align_ylabels(list(grid[:, 0]))
-    figure.suptitle(title or "", x=0.01, ha="left", size=8, weight="bold")
     missing = max(int(frame["n_missing"].max()) if "n_missing" in frame else 0 for frame in frames)
     size = f"n = {_span(pd.concat([frame['n'] for frame in frames]))} prompt groups"
     _legend(figure, handles, size + f", {missing} missing at most" * bool(missing), across)
@@ -176,7 +173,7 @@ def layer_profile(table: pd.DataFrame, title: str | None = None, majority: float
     gap = max(1.0, (last - first) / 8)
     x = layers.mask(table["layer"] == "embed", first - gap).mask(table["layer"] == "nested", last + gap)
     kind = table["labels"].where(table["features"] == "resid", "length").mask(table["layer"] == "nested", "nested")
-    figure, [[axes]] = _figure(ONE_COLUMN, 2.85 + 0.15 * bool(title))
+    figure, [[axes]] = _figure(ONE_COLUMN, 2.85 + 0.15 * bool(title), title)
     for name, text, color, ls, marker, band in (
         ("true", "probe at each layer", PALETTE[0], "-", "o", 0.2),
         ("nested", "layer chosen in training folds", PALETTE[1], DASHES[1], "D", 0.0),
@@ -197,7 +194,7 @@ def layer_profile(table: pd.DataFrame, title: str | None = None, majority: float
     ticks = {at: f"{at:.0f}" for at in numbers if first <= at <= last}
     ticks |= {at: str(layer) for at, layer in zip(x, table["layer"], strict=True) if at < first or at > last}
     axes.set_xticks(list(ticks), list(ticks.values()))
-    axes.set(xlabel="layer", ylabel="held-out accuracy", title=title or "", xlim=(x.min() - gap / 2, x.max() + gap / 2))
+    axes.set(xlabel="layer", ylabel="held-out accuracy", xlim=(x.min() - gap / 2, x.max() + gap / 2))
     _legend(figure, handles, f"n = {_span(table['n'])} items in {_span(table['n_groups'])} groups", 1)
     return figure
 
@@ -223,7 +220,7 @@ def heat_map(
     margin = 1.0 + 0.055 * max(len(str(name)) for name in frame.index)
     width = min(TWO_COLUMNS, max(ONE_COLUMN, margin + (0.65 if bounds else 0.36) * columns))
     cell = (width - margin) / columns
-    figure, [[axes]] = _figure(width, rows * (0.3 if bounds else 0.24) + 0.75 + 0.2 * bool(title))
+    figure, [[axes]] = _figure(width, rows * (0.3 if bounds else 0.24) + 0.75 + 0.2 * bool(title), title)
     norm = None if centre is None else _matplotlib().colors.CenteredNorm(centre)
     cmap = _matplotlib().colormaps["RdBu_r" if norm else "Blues"].with_extremes(bad="#E8E8E8")
     image = axes.pcolormesh(values, cmap=cmap, norm=norm, edgecolors="white", linewidth=0.8)
@@ -243,7 +240,7 @@ def heat_map(
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.grid(False)
-    axes.set(title=title or "", ylim=(rows, 0))
+    axes.set_ylim(rows, 0)
     note = ["Below the value its 95 % interval."] * bool(bounds) + ([] if n is None else [f"n = {n} prompt groups."])
     figure.supxlabel(" ".join(note), x=0.01, ha="left", size=6.5)
     return figure
@@ -262,7 +259,8 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
     """
     _check(frame, ["name", "comparison", "gain", "low", "high", "n", "p"])
     digits, left, right = _digits(frame["gain"]), [""], [f"{'mean [95 % interval]':>24} {'n':>5} {'p (Holm)':>9}"]
-    figure, [[axes]] = _figure(TWO_COLUMNS, 0.17 * (len(frame) + frame["name"].nunique()) + 0.75 + 0.2 * bool(title))
+    lines = len(frame) + frame["name"].nunique()
+    figure, [[axes]] = _figure(TWO_COLUMNS, 0.17 * lines + 0.75 + 0.2 * bool(title), title)
     for name, part in frame.groupby("name", sort=False):
         left, right = [*left, str(name)], [*right, ""]
         for row in part.to_dict("records"):
@@ -281,7 +279,7 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
         axis.tick_params(axis="y", length=0)
         axis.spines[:].set_visible(False)
     axes.grid(False, axis="y")
-    axes.set(xlabel=label_x, ylim=(len(left) - 0.5, -0.5), title=title or "")
+    axes.set(xlabel=label_x, ylim=(len(left) - 0.5, -0.5))
     return figure
 
 

@@ -90,6 +90,29 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
 
 
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("curves", "curves"),
+        ("grid", "curve_grid"),
+        ("profile", "layer_profile"),
+        ("heat map", "heat_map"),
+        ("intervals", "intervals"),
+    ],
+)
+def test_a_long_title_is_broken_into_lines_and_stays_inside_the_figure(name, function, monkeypatch) -> None:
+    words = "a title that says rather more than a narrow figure has room for in one line " * 2
+    drawn = getattr(plots, function)
+    monkeypatch.setattr(plots, function, lambda *a, **k: drawn(*a, **{**k, "title": words.strip()}))
+    figure = FIGURES[name]()
+    figure.canvas.draw()
+    (title,) = [text for text in figure.findobj(Text) if text.get_text() == words.strip()]
+    box = title.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert box.height > 2 * title.get_fontsize() * figure.dpi / 72
+    assert all(box.y0 >= axes.get_tightbbox().y1 for axes in figure.axes)
+
+
 def lines(axes: Any) -> dict[str, list[Any]]:
     """The lines with more than two points, by colour."""
     return {to_hex(line.get_color()).upper(): line for line in axes.lines if len(line.get_xdata()) > 2}

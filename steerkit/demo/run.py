@@ -130,12 +130,9 @@ def ask(
     """The trait per test question when the persona is simply asked for, unsteered: what the model can do at all."""
     path = out / "tables" / "asked.json"
     if not path.exists():
-        asked = {}
-        for persona in PERSONAS:
-            prompts = [q.messages(INSTRUCTIONS[persona]) for q in questions]
-            texts = generate(model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens)
-            asked[persona] = [TRAITS[persona](text) for text in texts]
-        artifacts.write_json(path, asked)
+        prompts = [q.messages(INSTRUCTIONS[persona]) for persona in PERSONAS for q in questions]
+        texts = iter(generate(model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens))
+        artifacts.write_json(path, {p: [TRAITS[p](next(texts)) for _ in questions] for p in PERSONAS})
     found: dict[str, list[float]] = artifacts.read_json(path)
     return found
 
