@@ -18,6 +18,7 @@ from steerkit.steering import RowSteering, Steering, taken_over, touches_prompt
 from steerkit.texts import pad
 
 BATCH_ROWS = {"cpu": 96, "cuda": 256}
+COMPACT_BELOW = 0.8  # a batch is compacted once at most this share of its rows goes on
 Done = TypeVar("Done")
 Choose = Callable[[Float[Tensor, "batch vocabulary"], Int[Tensor, " batch"], int], Int[Tensor, " batch"]]
 
@@ -164,7 +165,7 @@ class Engine:
                     keep.append(place)
             if not keep:
                 break
-            if len(keep) <= 0.8 * len(alive) and step + 1 < new:
+            if len(keep) <= COMPACT_BELOW * len(alive) and step + 1 < new:
                 self.keep(keep)
                 token, alive = token[keep], [alive[place] for place in keep]
         return [Continuation(tuple(ids), end) for ids, end in zip(out, finished, strict=True)]

@@ -1,0 +1,139 @@
+"""`python -m benchmarks [job ...]`: run the jobs (all of them by default) and write RESULTS.md beside this file."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from benchmarks import capture, decoding, growth, scores, startup
+from benchmarks.timing import Measured
+from steerkit import artifacts
+from steerkit.artifacts import read_json, write_json, write_text
+
+HERE = Path(__file__).parent
+STORE = HERE.parent / "runs" / "bench"
+PEERS = ("nnsight", "transformer-lens", "steering-vectors", "rouge-score", "scikit-learn", "rapidfuzz")
+JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
+    "startup": startup.startup,
+    "capture": capture.against_peers,
+    "turns": capture.turns,
+    "sweep": decoding.sweep,
+    "prefill": decoding.shared_prefill,
+    "compaction": decoding.compaction,
+    "rouge": scores.rouge,
+    "probes": scores.all_probes,
+    "memory": capture.memory,
+}
+
+
+def main(names: list[str]) -> None:
+    wanted = names or [*JOBS, "growth"]
+    if unknown := set(wanted) - {*JOBS, "growth"}:
+        raise SystemExit(f"expected jobs among {[*JOBS, 'growth']}; got {sorted(unknown)}.")
+    warnings.simplefilter("ignore")
+    for name in wanted:
+        print(f"# {name}", flush=True)
+        if name == "growth":
+            table = growth.table()
+            growth.draw(table, HERE)
+            rows: Any = growth.slopes(table).to_dict("records")
+        else:
+            rows = []
+            for line in JOBS[name]():
+                rows.append({**line.row(), "holds": line.holds})
+                print(sentence(rows[-1]), flush=True)
+        write_json(STORE / f"{name}.json", {"machine": machine(), "rows": rows})
+    write_text(HERE / "RESULTS.md", results())
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ": unknown")
+    found = artifacts.versions()
+    for package in PEERS:
+        try:
+            found[package] = artifacts.metadata.version(package)
+        except artifacts.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return {
+        "cpu": cpu.split(":", 1)[1].strip(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "versions": found,
+    }
+
+
+def sentence(row: dict[str, Any]) -> str:
+    holds = {True: " met", False: " MISSED", None: ""}[row["holds"]]
+    return (
+        f"{row['job']} | {row['against']}: {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        f" {row['target']}{holds} ({row['ours']:.3g} / {row['theirs']:.3g} {row['unit']}) {row['note']}"
+    )
+
+
+def results() -> str:
+    """RESULTS.md from what the jobs left."""
+    stored = {
+        name: read_json(STORE / f"{name}.json") for name in [*JOBS, "growth"] if (STORE / f"{name}.json").exists()
+    }
+    about = next(iter(stored.values()))["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    loads = [part["machine"]["load"] for part in stored.values()]
+    lines = [
+        "# Speed",
+        "",
+        "Written by `make bench`. Both sides of a line run by turns in one process, after one call each that does not "
+        "count; the ratio is the geometric mean over the pairs of (other side's seconds / ours), so above 1 steerkit "
+        "is faster, except against a floor: there it is ours / floor. Brackets: 95 % bootstrap interval over pairs.",
+        "",
+        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, {about['system']}; load average when the "
+        f"jobs ended {min(loads)} to {max(loads)}. SmolLM2-135M-Instruct, Q4_1 dequantised to float32. {versions}.",
+        "",
+        "| job | against | ratio | target | pairs | ours, median (spread) | other, median | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, part in stored.items():
+        if name == "growth":
+            continue
+        for row in part["rows"]:
+            holds = {True: "met", False: "**missed**", None: ""}[row["holds"]]
+            target = " ".join(filter(None, [row["target"].replace(">=", "\u2265").replace("<=", "\u2264"), holds]))
+            lines.append(
+                f"| {row['job']} | {row['against']} | {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}] "
+                f"| {target} | {row['pairs']} | {row['ours']:.3g} {row['unit']} ({row['spread']:.0%}) "
+                f"| {row['theirs']:.3g} {row['unit']} | {row['note']} |"
+            )
+    if "growth" in stored:
+        table = pd.DataFrame(stored["growth"]["rows"])
+        lines += [
+            "",
+            "## Growth",
+            "",
+            "Slopes of log seconds over log size (1: proportional). ![growth](growth.png)",
+            "",
+        ]
+        lines += ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+        for row in table.itertuples(index=False):
+            cells = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row]
+            lines.append("| " + " | ".join(cells) + " |")
+    gpu = STORE / "gpu.json"
+    lines += ["", "## GPU", ""]
+    if gpu.exists():
+        lines += ["```", *(f"{key}: {value}" for key, value in read_json(gpu).items()), "```"]
+    else:
+        lines += ["`python benchmarks/gpu.py` has not been run: no GPU was at hand."]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

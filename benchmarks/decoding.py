@@ -1,0 +1,184 @@
+"""Decoding: a sweep in one batch against HF `generate`, a batch per coefficient, rows one by one, and itself without
+its means."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+import steerkit as sk
+from benchmarks import inputs
+from benchmarks.timing import Measured, compare, measured, seconds
+from steerkit import engine
+from steerkit.engine import Engine, Row
+from steerkit.generation import decode
+from steerkit.texts import encode_prompt, pad
+
+COEFFICIENTS = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
+LAYER, NEW, PROMPTS = 14, 64, 8
+
+
+@contextlib.contextmanager
+def endless() -> Iterator[tuple[Any, Any]]:
+    """The model and a copy of its tokenizer without an end-of-sequence token: every row has exactly its new tokens."""
+    model, tokenizer = inputs.model()
+    unending = copy.deepcopy(tokenizer)
+    unending.eos_token = None
+    kept = model.generation_config
+    model.generation_config = copy.deepcopy(kept)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    try:
+        yield model, unending
+    finally:
+        model.generation_config = kept
+
+
+def prompt_ids(count: int = PROMPTS, at_least: int = 0) -> list[tuple[int, ...]]:
+    """The demo's chat prompts; with `at_least`, preceded by as much text as makes them that long."""
+    _, tokenizer = inputs.model()
+    found = []
+    for number, question in enumerate(inputs.questions()[:count]):
+        messages = question.messages()
+        if at_least:
+            context = inputs.texts(count, at_least - 40, at_least - 40)[number]
+            messages[-1] = {"role": "user", "content": f"{context}\n\n{messages[-1]['content']}"}
+        found.append(encode_prompt(tokenizer, messages))
+    return found
+
+
+def steered_rows(prompts: list[tuple[int, ...]]) -> list[Row]:
+    """Every prompt under every coefficient, from the last prompt token on."""
+    vector = inputs.vector().at(LAYER)
+    steering = sk.Steering(vector, positions="from_last_prompt_token")
+    return [Row(prompt, ((steering, c),)) for prompt in prompts for c in COEFFICIENTS]
+
+
+def run(model: Any, tokenizer: Any, rows: list[Row], new: int = NEW) -> list[tuple[int, ...]]:
+    found = decode(model, tokenizer, rows, [], max_new_tokens=new)
+    done = dict(pair for batch in found for pair in batch)
+    return [done[i].ids for i in range(len(rows))]
+
+
+def hf(model: Any, rows: list[Row], new: int = NEW, **options: Any) -> list[list[int]]:
+    """HF `generate` on the same rows in one left-padded batch."""
+    ids, mask, _ = pad([row.prompt for row in rows], "left")
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0, **options
+        )
+    return out[:, ids.shape[1] :].tolist()
+
+
+def sweep() -> Iterator[Measured]:
+    job = f"sweep of {len(COEFFICIENTS)} coefficients x {PROMPTS} prompts x {NEW} tokens"
+    with endless() as (model, tokenizer):
+        rows = steered_rows(prompt_ids())
+        bare = [Row(row.prompt) for row in rows]
+        assert run(model, tokenizer, bare) == [tuple(ids) for ids in hf(model, rows)]
+        changed = sum(a != b for a, b in zip(run(model, tokenizer, rows), run(model, tokenizer, bare), strict=True))
+
+        def batch() -> None:
+            run(model, tokenizer, rows)
+
+        def per_coefficient() -> None:
+            for c in COEFFICIENTS:
+                run(model, tokenizer, [row for row in rows if row.steerings[0][1] == c])
+
+        yield compare(
+            job, "HF generate, unsteered, the same 72 rows", batch, lambda: hf(model, rows), 5, ">= 0.95",
+            f"steering changed {changed} of {len(rows)} rows; unsteered, both give the same tokens",
+        )  # fmt: skip
+        yield compare(
+            job, "HF generate, unsteered, static cache", batch,
+            lambda: hf(model, rows, cache_implementation="static", disable_compile=True), 3, "",
+        )  # fmt: skip
+        yield compare(job, "our engine, a batch per coefficient", batch, per_coefficient, 3, ">= 2.5")
+        yield from one_by_one(model, rows, job, batch)
+    yield with_end(job)
+
+
+def one_by_one(model: Any, rows: list[Row], job: str, batch: Callable[[], None]) -> Iterator[Measured]:
+    """One row at a time through plain `generate` inside `with steering.on(model)`: rates, from a few rows."""
+    for cached, count, target in ((True, 4, ">= 8"), (False, 2, ">= 25")):
+        ours, theirs = [], []
+        for start in range(3):
+            some = rows[start * 8 : start * 8 + count]
+
+            def serial(some: list[Row] = some, cached: bool = cached) -> None:
+                for row in some:
+                    steering = sk.Steering(row.steerings[0][0].vector, row.steerings[0][1], "from_last_prompt_token")
+                    with steering.on(model):
+                        hf(model, [row], use_cache=cached)
+
+            theirs.append(seconds(serial) * len(rows) / count)
+            ours.append(seconds(batch))
+        how = "with a cache" if cached else "without a cache (the paper's way)"
+        yield measured(
+            job, f"one row at a time, {how}", ours, theirs, target,
+            f"extrapolated from {count} of {len(rows)} rows, three times",
+        )  # fmt: skip
+
+
+def with_end(job: str) -> Measured:
+    """Rows that end by themselves leave the batch: tokens per second, each side charged for its own tokens only."""
+    model, tokenizer = inputs.model()
+    rows = steered_rows(prompt_ids())
+    return compare(
+        job + ", rows may end", "HF generate, unsteered, the same 72 rows",
+        lambda: run(model, tokenizer, [Row(row.prompt) for row in rows], 128), lambda: hf(model, rows, 128), 3, "",
+        "both unsteered, up to 128 tokens, equal texts",
+    )  # fmt: skip
+
+
+def shared_prefill() -> Iterator[Measured]:
+    """72 rows of 8 prompts of 300+ tokens against 72 prompts of the same lengths that all differ, 4 new tokens."""
+    with endless() as (model, tokenizer):
+        prompts = prompt_ids(at_least=300)
+        rows = steered_rows(prompts)
+        apart = [Row((1000 + i, *row.prompt[1:]), row.steerings) for i, row in enumerate(rows)]
+        lengths = sorted(map(len, prompts))
+        yield compare(
+            f"prompts of {lengths[0]}-{lengths[-1]} tokens, 4 new tokens, {len(rows)} rows",
+            "the same engine and lengths, prompts that all differ (nothing to share)",
+            lambda: run(model, tokenizer, rows, 4), lambda: run(model, tokenizer, apart, 4), 3, ">= 4",
+        )  # fmt: skip
+        yield compare(
+            f"prompts of {lengths[0]}-{lengths[-1]} tokens, 4 new tokens, {len(rows)} rows",
+            "HF generate, unsteered, the same rows",
+            lambda: run(model, tokenizer, rows, 4), lambda: hf(model, rows, 4), 3, "",
+        )  # fmt: skip
+
+
+def compaction() -> Iterator[Measured]:
+    """Rows whose lengths are spread from 4 to 128 tokens (half below 24), with and without leaving the batch."""
+    model, tokenizer = inputs.model()
+    end = tokenizer.eos_token_id
+    rows = [Row(prompt) for prompt in prompt_ids() for _ in range(6)]
+    lengths = np.geomspace(4, 128, len(rows)).round().astype(int)
+    np.random.default_rng(0).shuffle(lengths)
+    stop = torch.tensor(lengths)
+
+    def choose(logits: torch.Tensor, numbers: torch.Tensor, step: int) -> torch.Tensor:
+        logits[:, end] = -torch.inf
+        return torch.where(stop[numbers] <= step + 1, end, logits.argmax(-1))
+
+    def work() -> list[Any]:
+        with torch.inference_mode():
+            return Engine(model, rows, 128).decode(128, frozenset([end]), choose)
+
+    def unpacked() -> list[Any]:
+        with mock.patch.object(engine, "COMPACT_BELOW", -1.0):
+            return work()
+
+    assert [c.ids for c in work()] == [c.ids for c in unpacked()]
+    job = f"{len(rows)} rows of 4 to 128 new tokens (median {int(np.median(lengths))})"
+    yield compare(
+        job, "finished rows stay in the batch", work, unpacked, 3, ">= 1.5", "lengths imposed; equal tokens",
+    )  # fmt: skip

@@ -1,0 +1,56 @@
+"""What is measured on: the real model that `make setup` brings, and texts and prompts made of the demo's questions."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import steerkit as sk
+from steerkit.demo.checkpoint import default_checkpoint
+from steerkit.demo.questions import PERSONAS, Question, answer_pairs, read_questions
+from steerkit.traces import DebateTrace, Turn
+
+
+@functools.cache
+def model() -> tuple[Any, Any]:
+    """SmolLM2-135M-Instruct in float32, and its tokenizer."""
+    return sk.load(default_checkpoint())
+
+
+@functools.cache
+def questions() -> tuple[Question, ...]:
+    return tuple(read_questions())
+
+
+def texts(count: int, low: int = 20, high: int = 60) -> list[str]:
+    """Texts of `low` to `high` tokens, cut from the demo's answers, lengths spread evenly."""
+    _, tokenizer = model()
+    answers = [answer for question in questions() for answer in question.answers.values()]
+    ids = tokenizer("\n".join(answers), add_special_tokens=False)["input_ids"]
+    found, at = [], 0
+    for number in range(count):
+        length = low + (number * 37) % (high - low + 1)
+        if at + length > len(ids):
+            at = number % 17
+        found.append(tokenizer.decode(ids[at : at + length]))
+        at += length
+    return found
+
+
+def vector() -> sk.SteeringVector:
+    """A difference in means of the first persona, all layers, from 16 contrast pairs."""
+    loaded, tokenizer = model()
+    persona = next(iter(PERSONAS))
+    return sk.difference_in_means(
+        sk.collect(loaded, tokenizer, answer_pairs(questions()[:16], persona), position="mean")
+    )
+
+
+def traces(count: int) -> list[DebateTrace]:
+    """Two-round debates of three agents, made of the demo's answers: six turns each."""
+    found = []
+    for question in questions()[:count]:
+        answers = [question.answers[persona] for persona in PERSONAS]
+        turns = [Turn(a + 1, r, answers[(a + r - 1) % 3]) for r in (1, 2) for a in range(3)]
+        found.append(DebateTrace.of(question.question, turns, "A majority of agents converged on the solution"))
+    return found

@@ -1,0 +1,186 @@
+"""Debates: votes over all agents, one batch a round, and no call made twice however often a run is killed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from steerkit import artifacts
+from steerkit.traces import read_traces
+from training.chat import Reply, Request, Rule, Sampling
+from training.debate import Call, Debate, Setting, hold
+from training.personas import CASTS, Cast, cast_of
+from training.problems import Problem, arithmetic
+
+PROBLEM = Problem("p", "2+3*4", "14", "number", "small")
+
+
+def debate(*answers: str | None, agents: int = 3) -> Debate:
+    calls = tuple(
+        Call(i % agents + 1, i // agents + 1, None if a is None else rf"so \boxed{{{a}}}" if a else "no box", 5, 7)
+        for i, a in enumerate(answers)
+    )
+    return Debate(PROBLEM, calls, agents)
+
+
+VOTES = [  # last round's answers, majority, unanimous, correct
+    (("14", "14", "14"), "14", True, True),
+    (("14", "20", "14"), "14", False, True),
+    (("20", "20", "14"), "20", False, False),  # a wrong consensus is one
+    (("14", "20", "3"), None, False, False),
+    (("14", "", ""), None, False, False),  # two that say nothing agree on nothing
+    (("14", "14", ""), "14", False, True),
+    (("14", "14.0", None), "14", False, True),  # a failed call is a vote for nothing
+    (("", "", ""), None, False, False),
+]
+
+
+@pytest.mark.parametrize(("answers", "majority", "unanimous", "correct"), VOTES)
+def test_a_strict_majority_of_all_agents_is_the_answer(answers, majority, unanimous, correct) -> None:
+    held = debate(*answers)
+    assert (held.answer(), held.unanimous, held.correct) == (majority, unanimous, correct)
+
+
+def test_two_of_four_are_no_majority() -> None:
+    assert debate("14", "14", "20", "3", agents=4).answer() is None
+    assert debate("14", "14", "14", "3", agents=4).answer() == "14"
+
+
+def test_the_last_round_decides_and_the_first_is_still_known() -> None:
+    held = debate("20", "20", "14", "14", "14", "14")
+    assert (held.answer(), held.answer(1), held.rounds) == ("14", "20", 2)
+    assert held.tokens() == (30, 42)
+    trace = held.trace()
+    assert trace is not None
+    assert trace.consensus == r"All agents reached a consensus of \boxed{14}"
+    assert len(trace.turns) == 6
+
+
+def test_a_wrong_consensus_is_kept_and_no_consensus_is_not() -> None:
+    wrong = debate("20", "20", "14").trace()
+    assert wrong is not None
+    assert wrong.consensus == r"A majority of agents converged on the solution of \boxed{20}"
+    assert debate("14", "20", "3").trace() is None
+    assert debate("14", "14", None).trace() is None
+
+
+def answer(request: Request, rng: random.Random) -> str:
+    """Right three times in five in round 1, and what the others say in most of round 2."""
+    expression = next(m["content"] for m in request.prompt if m["role"] == "user").split("\n")[0][9:]
+    right = eval(expression)
+    return rf"I find \boxed{{{right if rng.random() < 0.6 else right + 1}}}."
+
+
+class Counting:
+    """A rule that notes what it was asked, and can be stopped after some replies."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.rule, self.batches, self.stop, self.given = Rule(answer), list[list[str]](), stop, 0
+
+    def __call__(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Reply]:
+        self.batches.append([request.id for request in requests])
+        for reply in self.rule(requests, sampling):
+            if self.stop is not None and self.given >= self.stop:
+                raise KeyboardInterrupt
+            self.given += 1
+            yield reply
+
+    def about(self) -> dict[str, Any]:
+        return {"kind": "rule"}
+
+
+PROBLEMS = arithmetic(12, 0, "train")
+CAST = CASTS["diverse"]
+
+
+def test_all_questions_of_a_round_go_out_as_one_batch_and_agreement_ends_a_debate() -> None:
+    answerer = Counting()
+    debates = hold(PROBLEMS, answerer, CAST)
+    assert len(answerer.batches) == 2
+    assert len(answerer.batches[0]) == 36
+    late = [held for held in debates if held.rounds == 2]
+    assert 0 < len(late) < 12
+    assert len(answerer.batches[1]) == 3 * len(late)
+    assert all(held.unanimous for held in debates if held.rounds == 1)
+    without = hold(PROBLEMS, Counting(), CAST, Setting(early_stop=False))
+    assert {held.rounds for held in without} == {2}
+
+
+def test_a_run_stopped_anywhere_goes_on_without_losing_or_repeating_a_call(tmp_path) -> None:
+    whole = hold(PROBLEMS, Counting(), CAST, out=tmp_path / "whole")
+    calls = sum(len(held.calls) for held in whole)
+    for stop in (0, 1, 17, 36, 40, calls - 1):
+        folder = tmp_path / str(stop)
+        first, second = Counting(stop), Counting()
+        with pytest.raises(KeyboardInterrupt):
+            hold(PROBLEMS, first, CAST, out=folder)
+        assert hold(PROBLEMS, second, CAST, out=folder) == whole
+        assert first.given + second.given == calls
+        for name in ("debates.jsonl", "traces.jsonl"):
+            assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    third = Counting()
+    hold(PROBLEMS, third, CAST, out=tmp_path / "whole")
+    assert third.given == 0
+
+
+class Failing(Counting):
+    """Fails one call of the first round."""
+
+    def __call__(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Reply]:
+        for reply in super().__call__(requests, sampling):
+            broken = reply.id.endswith("round-1/agent-2")
+            yield Reply(reply.id, None, None, None, False, "no answer") if broken else reply
+
+
+def test_a_failed_call_is_recorded_and_made_again_with_all_that_had_read_it(tmp_path) -> None:
+    broken = hold(PROBLEMS, Failing(), CAST, out=tmp_path / "run")
+    assert all(held.failed == 1 and held.trace() is None for held in broken)
+    assert "no answer" in (tmp_path / "run" / "calls.jsonl").read_text()
+    mended = hold(PROBLEMS, Counting(), CAST, out=tmp_path / "run")
+    assert mended == hold(PROBLEMS, Counting(), CAST)
+
+
+def test_the_files_say_what_the_debates_were(tmp_path) -> None:
+    debates = hold(PROBLEMS, Counting(), CAST, out=tmp_path / "run")
+    rows = artifacts.read_rows(tmp_path / "run" / "debates.jsonl")
+    assert [row["id"] for row in rows] == [problem.id for problem in PROBLEMS]
+    assert [row["correct"] for row in rows] == [held.correct for held in debates]
+    kept = read_traces(tmp_path / "run" / "traces.jsonl")
+    assert [trace.question for trace in kept] == [h.problem.question for h in debates if h.answer() is not None]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["cast"]["name"] == "diverse"
+    with pytest.raises(artifacts.ConfigurationChanged, match="setting"):
+        hold(PROBLEMS, Counting(), CAST, Setting(rounds=3), out=tmp_path / "run")
+
+
+def test_in_round_two_an_agent_reads_its_own_answer_and_the_others_but_no_name() -> None:
+    seen: list[Any] = []
+
+    def note(request: Request, rng: random.Random) -> str:
+        seen.append(request)
+        return f"reply of {request.id.split('/')[-1]} in {request.id.split('/')[-2]}"
+
+    hold([PROBLEM], Rule(note), CAST)
+    second = next(request.prompt for request in seen if request.id.endswith("round-2/agent-2"))
+    assert [message["role"] for message in second] == ["system", "user", "assistant", "user"]
+    assert second[0]["content"] == CAST.personas[1].system
+    assert second[2]["content"] == "reply of agent-2 in round-1"
+    for other in ("agent-1", "agent-3"):
+        assert f"reply of {other} in round-1" in second[3]["content"]
+    assert "reply of agent-2" not in second[3]["content"]
+
+
+def test_a_cast_of_one_or_an_unknown_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="two agents"):
+        cast_of("diverse", 1)
+    with pytest.raises(ValueError, match="expected a cast among"):
+        cast_of("kind")
+    assert len(cast_of("diverse", 5).personas) == 5
+
+
+def test_problems_with_one_id_are_refused() -> None:
+    with pytest.raises(ValueError, match="different ids"):
+        hold([PROBLEM, PROBLEM], Counting(), Cast("two", CAST.personas[:2]))

@@ -1,0 +1,217 @@
+r"""Debates: agents answer alone, read each other, answer again, and vote. Each reply is on disk once it has come."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steerkit import artifacts
+from steerkit.progress import progress
+from steerkit.traces import DebateTrace, Turn, write_traces
+from training.answers import majority, read_answer, same
+from training.chat import Answerer, Request, Sampling
+from training.personas import Cast
+from training.problems import Problem
+
+CALLS, TRACES, DEBATES = "calls.jsonl", "traces.jsonl", "debates.jsonl"
+UNANIMOUS = "All agents reached a consensus of \\boxed{{{}}}"
+MAJORITY = "A majority of agents converged on the solution of \\boxed{{{}}}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One turn as it was answered.
+
+    Args:
+        agent, round: whose, counted from 1.
+        text: None where the call failed.
+        tokens_in, tokens_out: of this call; None where whoever answered did not say.
+        error: why it failed.
+    """
+
+    agent: int
+    round: int
+    text: str | None
+    tokens_in: int | None
+    tokens_out: int | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Debate:
+    """A finished debate: its calls in the order of rounds and agents.
+
+    A vote counts over all agents: an answer that cannot be read, or a failed call, is a vote for nothing.
+    """
+
+    problem: Problem
+    calls: tuple[Call, ...]
+    agents: int
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds it took."""
+        return max(call.round for call in self.calls)
+
+    def votes(self, number: int | None = None) -> list[str | None]:
+        """Each agent's answer in a round, by default the last; None where there is none to read."""
+        number = self.rounds if number is None else number
+        return [
+            None if call.text is None else read_answer(call.text, self.problem.kind)
+            for call in self.calls
+            if call.round == number
+        ]
+
+    def answer(self, number: int | None = None) -> str | None:
+        """The strict majority over all agents in a round, by default the last; None where there is none."""
+        return majority(self.votes(number), self.agents)
+
+    @property
+    def unanimous(self) -> bool:
+        return self.answer() is not None and len(set(self.votes())) == 1
+
+    @property
+    def failed(self) -> int:
+        """Calls without a text."""
+        return sum(call.text is None for call in self.calls)
+
+    @property
+    def correct(self) -> bool:
+        """Whether the last round's majority is the gold answer; no majority is not."""
+        return same(self.answer(), self.problem.gold)
+
+    def tokens(self) -> tuple[int, int]:
+        """Tokens in and out, over all calls that said."""
+        return sum(c.tokens_in or 0 for c in self.calls), sum(c.tokens_out or 0 for c in self.calls)
+
+    def trace(self) -> DebateTrace | None:
+        """The debate as a trace, if it reached a consensus without a failed call, right or wrong; else None."""
+        answer = self.answer()
+        if answer is None or self.failed:
+            return None
+        turns = [Turn(call.agent, call.round, call.text or "") for call in self.calls]
+        consensus = (UNANIMOUS if self.unanimous else MAJORITY).format(answer)
+        try:
+            return DebateTrace.of(self.problem.question, turns, consensus, self.problem.gold)
+        except ValueError:  # an answer that holds a tag itself
+            return None
+
+    def row(self) -> dict[str, Any]:
+        """What a table needs of it."""
+        tokens_in, tokens_out = self.tokens()
+        return {
+            "id": self.problem.id, "question": self.problem.question, "gold": self.problem.gold,
+            "answer": self.answer(), "correct": self.correct, "unanimous": self.unanimous, "rounds": self.rounds,
+            "first_answer": self.answer(1), "votes": self.votes(), "tokens_in": tokens_in, "tokens_out": tokens_out,
+            "unparsed": sum(vote is None for vote in self.votes()), "failed": self.failed,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How debates are held.
+
+    Args:
+        rounds: at most.
+        early_stop: end once all agents give the same answer.
+        sampling: of every call; its seed and the call's place decide a reply.
+    """
+
+    rounds: int = 2
+    early_stop: bool = True
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"expected one round at least; got {self.rounds}.")
+
+
+def hold(
+    problems: Sequence[Problem],
+    answerer: Answerer,
+    cast: Cast,
+    setting: Setting | None = None,
+    out: str | Path | None = None,
+) -> list[Debate]:
+    """Hold a debate on every problem; the calls of a round go out as one batch.
+
+    With `out`, each reply is on disk (`calls.jsonl`) once it has come, and the same call goes on where a run that was
+    killed left off: no finished call is made again, a failed one is. At the end `debates.jsonl` has a row per debate
+    and `traces.jsonl` the traces of those with a consensus.
+
+    Raises:
+        ValueError: no problems, or two with the same id.
+        ConfigurationChanged, RunFolderBusy: see `steerkit.artifacts.run_folder`.
+    """
+    setting = setting or Setting()
+    if not problems or len({problem.id for problem in problems}) < len(problems):
+        raise ValueError(f"expected problems with different ids, one at least; got {len(problems)}.")
+    config = {
+        "problems": artifacts.sha256(artifacts.canonical_json([asdict(problem) for problem in problems])),
+        "cast": {"name": cast.name, "personas": [asdict(persona) for persona in cast.personas]},
+        "setting": asdict(setting),
+        "answerer": answerer.about(),
+    }
+    with contextlib.ExitStack() as stack:
+        folder = None if out is None else stack.enter_context(artifacts.run_folder(out, config))
+        debates = list(_held(problems, answerer, cast, setting, folder))
+        if folder is not None:
+            write_debates(folder, debates)
+    return debates
+
+
+def _held(
+    problems: Sequence[Problem], answerer: Answerer, cast: Cast, setting: Setting, folder: Path | None
+) -> Iterator[Debate]:
+    there = _read_calls(folder)
+    agents = range(1, len(cast.personas) + 1)
+    going = list(problems)
+    calls: dict[str, tuple[Call, ...]] = {problem.id: () for problem in problems}
+    for number in range(1, setting.rounds + 1):
+        places: dict[str, tuple[Problem, int, Request]] = {}
+        for problem in going:
+            said = [Turn(call.agent, call.round, call.text or "") for call in calls[problem.id]]
+            for agent in agents:
+                name = f"{problem.id}/round-{number}/agent-{agent}"
+                places[name] = (problem, agent, Request(name, cast.ask(problem, agent, number, said)))
+        asked = {name: artifacts.sha256(repr(request.prompt)) for name, (_, _, request) in places.items()}
+        known = {name: there[name][1] for name in places if name in there and there[name][0] == asked[name]}
+        todo = [request for name, (_, _, request) in places.items() if name not in known]
+        with progress(f"debate, round {number}", len(places)) as advance:
+            advance(len(known))
+            for reply in answerer(todo, setting.sampling) if todo else ():
+                agent = places[reply.id][1]
+                call = Call(agent, number, reply.text, reply.tokens_in, reply.tokens_out, reply.error)
+                known[reply.id] = call
+                if folder is not None:
+                    row = {"key": reply.id, "prompt_sha256": asked[reply.id], **asdict(call)}
+                    artifacts.append_rows(folder / CALLS, [row])
+                advance(1)
+        for name, (problem, _, _) in places.items():
+            calls[problem.id] += (known[name],)
+        if setting.early_stop:
+            going = [problem for problem in going if not Debate(problem, calls[problem.id], len(agents)).unanimous]
+    for problem in problems:
+        yield Debate(problem, calls[problem.id], len(agents))
+
+
+def _read_calls(folder: Path | None) -> dict[str, tuple[str, Call]]:
+    """The calls on disk that have a text, with their prompt's hash: one whose prompt has changed is made again."""
+    if folder is None or not (folder / CALLS).exists():
+        return {}
+    rows = [row for row in artifacts.read_rows(folder / CALLS) if row["text"] is not None]
+    return {
+        row["key"]: (row["prompt_sha256"], Call(**{k: v for k, v in row.items() if k not in ("key", "prompt_sha256")}))
+        for row in rows
+    }
+
+
+def write_debates(folder: Path, debates: Sequence[Debate]) -> None:
+    """`debates.jsonl`, a row each, and `traces.jsonl`, the kept traces; atomically."""
+    rows = [artifacts.canonical_json(debate.row()) + "\n" for debate in debates]
+    artifacts.write_text(folder / DEBATES, "".join(rows))
+    traces = [trace for debate in debates if (trace := debate.trace()) is not None]
+    write_traces(folder / TRACES, traces)
