@@ -166,7 +166,7 @@ def _parse(text: str) -> tuple[list[tuple[int, int, int, int]], str | None]:
                     f"{CONSENSUS}; got {tag.group()} at character {tag.start()} of round {number}, after {spoke}."
                 )
             spoke.append(agent)
-            lead = len(inside) - len(inside.removeprefix(":").lstrip())
+            lead = len(inside) - len(inside.lstrip().removeprefix(":").lstrip())
             turns.append((agent, number, after + lead, max(after + lead, after + len(inside.rstrip()))))
             continue
         if number and first is None:

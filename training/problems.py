@@ -1,0 +1,346 @@
+"""Problems: questions with gold answers, generated in families or read from the benchmarks' own files."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import count, product
+from pathlib import Path
+from typing import Any
+
+from steerkit import artifacts
+from training import answers
+
+KINDS = (*answers.KINDS, "open")
+SPLITS = ("train", "validation", "test")
+PATIENCE = 100_000  # draws in a row without a new question, after which a family counts as used up
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question and what is known of its answer.
+
+    Args:
+        id: names the problem; a generated question has the same id wherever it is drawn.
+        question: what is asked, with the options where there are some.
+        gold: the right answer in canonical form (`training.answers`); None for an open question and no other.
+        kind: what the answer is, one of `KINDS`: `number`, `option`, `word`, `pair` or `open`.
+        family: where the problem comes from, e.g. `arithmetic` or `bbh/web_of_lies`.
+
+    Raises:
+        ValueError: an empty question, a kind that does not exist, or a gold answer that is not canonical.
+    """
+
+    id: str
+    question: str
+    gold: str | None
+    kind: str
+    family: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.question, str) or not self.question.strip():
+            raise ValueError(f"expected a question in words; got {self.question!r}.")
+        if self.kind not in KINDS:
+            raise ValueError(f"expected a kind of {KINDS}; got {self.kind!r}.")
+        if (self.kind == "open") != (self.gold is None):
+            raise ValueError(f"expected None as gold answer of an open question only; got {self.gold!r} ({self.kind}).")
+        if self.gold is not None and self.gold != (wanted := answers.canonical(str(self.gold), self.kind)):
+            raise ValueError(f"expected the gold answer in canonical form, {wanted!r}; got {self.gold!r}.")
+
+
+def read_problems(path: str | Path) -> list[Problem]:
+    """Read problems from JSON lines with `Problem`'s fields as keys.
+
+    Raises:
+        ValueError: no problems, or a line that is none; the message names file and row.
+    """
+    names = {field.name for field in fields(Problem)}
+
+    def problem(number: int, row: Mapping[str, Any]) -> Problem:
+        if set(row) != names:
+            raise ValueError(f"expected the keys {sorted(names)}; got {sorted(row)}.")
+        return Problem(**row)
+
+    return _read(path, artifacts.read_rows(path), {"id": str, "question": str, "kind": str, "family": str}, problem)
+
+
+def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
+    """Write problems as JSON lines, atomically; `read_problems` gives back equal ones."""
+    artifacts.write_text(path, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in problems))
+
+
+def split_of(question: str) -> str:
+    """The split of a generated question: `train` for about 11 of 20, `validation` for 2, `test` for 7.
+
+    It hangs on the numbers in the question alone, in whatever order: SHA-256 of the sorted numbers, modulo 20. So no
+    question stands in two splits, nor does a rearrangement of it (`3+4` and `4+3`, the same eight numbers in another
+    order), however many are drawn with whatever seed.
+    """
+    numbers = " ".join(sorted(re.findall("[0-9]+", question)))
+    return (*["train"] * 11, *["validation"] * 2, *["test"] * 7)[int(artifacts.sha256(numbers), 16) % 20]
+
+
+def _problems(family: str, kind: str, drawn: Iterable[tuple[str, str] | None], n: int, split: str) -> list[Problem]:
+    """The first `n` different questions of a split among the (question, gold) that are drawn."""
+    if split not in SPLITS:
+        raise ValueError(f"expected a split of {SPLITS}; got {split!r}.")
+    found: dict[str, str] = {}
+    missed = 0
+    for one in drawn:
+        if len(found) >= n or missed == PATIENCE:
+            break
+        missed += 1
+        if one is not None and one[0] not in found and split_of(one[0]) == split:
+            found[one[0]] = answers.canonical(one[1], kind)
+            missed = 0
+    if len(found) < n:
+        raise ValueError(
+            f"expected {n} different problems of the family {family} in the split {split!r}; found {len(found)}. "
+            "Ask for fewer."
+        )
+    return [
+        Problem(f"{family}/{artifacts.sha256(text)[:12]}", text, gold, kind, family) for text, gold in found.items()
+    ]
+
+
+def _random(family: str, seed: int, split: str) -> random.Random:
+    return random.Random(f"{family} {seed} {split}")  # a string seeds by its SHA-512: the same on every machine
+
+
+def arithmetic(n: int, seed: int, split: str) -> list[Problem]:
+    """The paper's `a+b*c+d-e*f`: six two-digit integers, 10 to 99, products first.
+
+    As in every family: `n` different questions of a split (see `split_of`), the same for the same seed, fewer being the
+    first of more; ValueError for an unknown split, or one that holds fewer.
+
+    Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3, after Du et al. 2023, arXiv 2305.14325.
+    """
+    rng = _random("arithmetic", seed, split)
+
+    def draw() -> tuple[str, str]:
+        a, b, c, d, e, f = (rng.randint(10, 99) for _ in range(6))
+        return f"{a}+{b}*{c}+{d}-{e}*{f}", str(a + b * c + d - e * f)
+
+    return _problems("arithmetic", "number", (draw() for _ in count()), n, split)
+
+
+def small_arithmetic(n: int, seed: int, split: str) -> list[Problem]:
+    """`a+b*c-d` with a result of 0 or more: a and d from 1 to 9, b and c from 2 to 9; 5168 questions in all."""
+    pool = [
+        (f"{a}+{b}*{c}-{d}", str(a + b * c - d))
+        for a, b, c, d in product(range(1, 10), range(2, 10), range(2, 10), range(1, 10))
+        if a + b * c >= d
+    ]
+    _random("small_arithmetic", seed, split).shuffle(pool)
+    return _problems("small_arithmetic", "number", pool, n, split)
+
+
+def addition(n: int, seed: int, split: str) -> list[Problem]:
+    """`a+b` from 1 to 99, each operand of one digit or of two with equal chance; 9801 questions in all.
+
+    No question comes twice, so the share of short ones falls as they run out: 81 have two one-digit operands.
+    """
+    rng = _random("addition", seed, split)
+    pool = [  # in the order of exponential waiting times, whose rate is a question's chance
+        (rng.expovariate(1) * math.prod(9 if x < 10 else 90 for x in (a, b)), f"{a}+{b}", str(a + b))
+        for a, b in product(range(1, 100), repeat=2)
+    ]
+    return _problems("addition", "number", [(question, gold) for _, question, gold in sorted(pool)], n, split)
+
+
+def two_sum(n: int, seed: int, split: str, k: int = 8) -> list[Problem]:
+    """`7 12 25 3 sum 19 ?`: k different numbers from 1 to 30, of which exactly one pair, the answer, has that sum."""
+    if not 2 <= k <= 30:
+        raise ValueError(f"expected k from 2 to 30; got {k}.")
+    rng = _random(f"two_sum {k}", seed, split)
+
+    def draw() -> tuple[str, str] | None:
+        numbers = rng.sample(range(1, 31), k)
+        total = sum(rng.sample(numbers, 2))
+        pairs = [f"{x} {total - x}" for x in numbers if 2 * x < total and total - x in numbers]
+        return (f"{' '.join(map(str, numbers))} sum {total} ?", pairs[0]) if len(pairs) == 1 else None
+
+    return _problems("two_sum", "pair", (draw() for _ in count()), n, split)
+
+
+FAMILIES: Mapping[str, Callable[[int, int, str], list[Problem]]] = {
+    "arithmetic": arithmetic,
+    "small_arithmetic": small_arithmetic,
+    "two_sum": two_sum,
+    "addition": addition,
+}
+
+
+def load_gsm8k(source: str | Path) -> list[Problem]:
+    """GSM8K: a file of `{"question", "answer"}` rows, `.jsonl` or `.parquet`, or the hub id `openai/gsm8k` (its test).
+
+    The gold answer is what follows the last `#### `. Raises as `load_problems` does.
+
+    Source: Cobbe et al. 2021, arXiv 2110.14168.
+    """
+
+    def problem(number: int, row: Mapping[str, Any]) -> Problem:
+        _, mark, gold = row["answer"].rpartition("#### ")
+        if not mark:
+            raise ValueError(f"expected a gold answer after '#### '; got {row['answer'][-80:]!r}.")
+        return Problem(f"gsm8k/{number}", row["question"], answers.canonical(gold, "number"), "number", "gsm8k")
+
+    return _read(source, _rows(source, "main"), {"question": str, "answer": str}, problem)
+
+
+def load_mmlu_pro(source: str | Path) -> list[Problem]:
+    """MMLU-Pro: a file of its rows, `.jsonl` or `.parquet`, or the hub id `TIGER-Lab/MMLU-Pro` (its test).
+
+    The options stand below the question, `(A) ...` on a line each. Raises as `load_problems` does.
+
+    Source: Wang et al. 2024, arXiv 2406.01574.
+    """
+    columns = {"question_id": int, "question": str, "options": list, "answer": str, "answer_index": int}
+
+    def problem(number: int, row: Mapping[str, Any]) -> Problem:
+        options, gold, index = row["options"], row["answer"], row["answer_index"]
+        if not 0 <= index < len(options) <= len(LETTERS) or LETTERS[index] != gold:
+            raise ValueError(f"expected the letter and index of one of {len(options)} options; got {gold!r}, {index}.")
+        lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
+        question = "\n".join([row["question"], "Options:", *lines])
+        return Problem(f"mmlu_pro/{row['question_id']}", question, gold, "option", "mmlu_pro")
+
+    return _read(source, _rows(source, None), columns, problem)
+
+
+BBH_TASKS = {  # the paper's five, and the kind of their answers
+    "formal_fallacies": "word",
+    "logical_deduction_five_objects": "option",
+    "tracking_shuffled_objects_five_objects": "option",
+    "causal_judgement": "word",
+    "web_of_lies": "word",
+}
+
+
+def load_bbh(source: str | Path, task: str) -> list[Problem]:
+    """A task of BIG-Bench Hard: `{task}.json` in a folder, as released, or the hub id `lukaemon/bbh` (its test).
+
+    The options of a task that has some stand in its questions already. Raises as `load_problems` does.
+
+    Source: Suzgun et al. 2022, arXiv 2210.09261.
+    """
+    if task not in BBH_TASKS:
+        raise ValueError(f"expected a task of {tuple(BBH_TASKS)}; got {task!r}.")
+    kind, family = BBH_TASKS[task], f"bbh/{task}"
+
+    def problem(number: int, row: Mapping[str, Any]) -> Problem:
+        gold = answers.canonical(row["target"], kind)
+        if kind == "option" and f"\n({gold}) " not in row["input"]:
+            raise ValueError(f"expected as target one of the question's options; got {row['target']!r}.")
+        return Problem(f"{family}/{number}", row["input"], gold, kind, family)
+
+    columns = {"input": str, "target": str}
+    if not Path(source).exists():
+        return _read(f"{source}, {task}", _rows(source, task), columns, problem)
+    file = Path(source) / f"{task}.json"
+    content = artifacts.read_json(file)
+    return _read(file, content.get("examples") if isinstance(content, dict) else None, columns, problem)
+
+
+def load_open(source: str | Path) -> list[Problem]:
+    """Open questions, which have no gold answer: a JSON list of strings, as the paper releases its malicious sets.
+
+    Raises as `load_problems` does.
+    """
+
+    def problem(number: int, row: Mapping[str, Any]) -> Problem:
+        return Problem(f"open/{number}", row["question"], None, "open", "open")
+
+    listed = artifacts.read_json(source)
+    rows = [{"question": question} for question in listed] if isinstance(listed, list) else None
+    return _read(source, rows, {"question": str}, problem)
+
+
+_LOADERS = {"gsm8k": load_gsm8k, "mmlu_pro": load_mmlu_pro, "open": load_open}
+
+
+def load_problems(name: str, source: str | Path, limit: int | None = None, seed: int = 0) -> list[Problem]:
+    """A benchmark by its name.
+
+    Args:
+        name: `gsm8k`, `mmlu_pro`, `bbh/{task}`, `bbh` (the five tasks one after another), or `open`.
+        source: a local file (a folder for BBH), or a hub id.
+        limit: draw so many with the seed, or all if there are fewer; a smaller draw is the beginning of a larger one.
+            None gives all, in the source's order.
+        seed: of the draw.
+
+    Raises:
+        ValueError: an unknown name, a negative limit, an empty source, or a row that is not of the data set's schema or
+            whose gold answer cannot be read; the message names source and row.
+        OSError: no such file, or the hub cannot be read.
+        ImportError: a hub id, and the package `datasets` is not installed.
+    """
+    if limit is not None and limit < 0:
+        raise ValueError(f"expected a limit of 0 or more, or None; got {limit}.")
+    if name == "bbh":
+        problems = [problem for task in BBH_TASKS for problem in load_bbh(source, task)]
+    elif name.startswith("bbh/"):
+        problems = load_bbh(source, name.removeprefix("bbh/"))
+    elif name in _LOADERS:
+        problems = _LOADERS[name](source)
+    else:
+        raise ValueError(f"expected a benchmark, one of {(*_LOADERS, 'bbh', 'bbh/TASK')}; got {name!r}.")
+    if limit is not None:
+        random.Random(f"{name} {seed}").shuffle(problems)
+    return problems[:limit]
+
+
+def _read(
+    source: str | Path, rows: Any, columns: Mapping[str, type], problem: Callable[[int, Mapping[str, Any]], Problem]
+) -> list[Problem]:
+    """A problem per row, counted from 1, once its columns are checked; a row that is refused is named."""
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"expected a list of at least one problem in {source}; found none. Look at its layout.")
+    wanted = ", ".join(f"{key}: {kind.__name__}" for key, kind in columns.items())
+    problems = []
+    for number, row in enumerate(rows, 1):
+        try:
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in columns.items()):
+                raise ValueError(f"expected an object with {wanted}; got {row!r:.200}.")
+            problems.append(problem(number, row))
+        except ValueError as error:
+            raise ValueError(f"{source}, row {number}: {error}") from error
+    return problems
+
+
+def _rows(source: str | Path, config: str | None) -> list[Any]:
+    """The rows of a local file, or of a hub data set's test split where there is no such file."""
+    path = Path(source)
+    if not path.exists():
+        return _hub_rows(str(source), config)
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import read_table
+
+        return read_table(path).to_pylist()
+    rows = artifacts.read_rows(path)
+    if len(rows) < sum(1 for line in path.read_bytes().split(b"\n") if line.strip()):
+        raise ValueError(f"expected whole lines in {path}; its last one is cut off. Fetch the file again.")
+    return rows
+
+
+def _hub_rows(source: str, config: str | None) -> list[Any]:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(?<!\.jsonl)(?<!\.json)(?<!\.parquet)", source):
+        raise FileNotFoundError(f"expected a local file or folder, or a hub id like owner/name; there is no {source}.")
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(
+            f"expected a local file, or the package `datasets` to read {source} from the hub; it is not installed. "
+            "Install it (`pip install datasets`), or give a file."
+        ) from error
+    try:
+        return [dict(row) for row in load_dataset(source, config, split="test")]
+    except Exception as error:  # each layer below, down to the HTTP client, has its own
+        raise OSError(
+            f"expected to read {source} from the hub; got {error!r}. If offline, give a local file."
+        ) from error

@@ -1,0 +1,142 @@
+"""Supervised fine-tuning on debate traces, and the DebateGPT baselines, which are the same on shorter targets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from steerkit import artifacts
+from steerkit.traces import DebateTrace, tags
+from training.answers import read_answer, same
+from training.checkpoints import LoRA, adapted, add_tags, device_options, last_checkpoint, save
+
+Target = Literal["trace", "answer", "response"]
+
+
+@dataclass(frozen=True)
+class SFT:
+    """How to fine-tune; the defaults are the paper's (arXiv 2604.24881, section 3).
+
+    Args:
+        target: what is learnt after `Problem: ...`: the whole `"trace"`; DebateGPT's `"answer"`, the box alone; or its
+            `"response"`, a last turn that gave the consensus.
+        structure_dropout: share of traces that are cut to one or two agents of the first round and the consensus;
+            without it a later length reward finds no short output to reinforce.
+        batch: examples per optimisation step, `micro_batch` of them at a time on each device.
+        lora: None trains all weights.
+        steps: optimisation steps; None for `epochs`.
+    """
+
+    target: Target = "trace"
+    epochs: float = 3.0
+    steps: int | None = None
+    learning_rate: float = 5e-5
+    batch: int = 16
+    micro_batch: int = 4
+    warmup: float = 0.1
+    max_length: int = 2048
+    max_grad_norm: float = 0.3
+    lora: LoRA | None = LoRA()  # noqa: RUF009  frozen
+    structure_dropout: float = 0.0
+    seed: int = 0
+
+
+def examples(traces: Sequence[DebateTrace], setting: SFT, kind: str = "number") -> list[dict[str, str]]:
+    """`{"prompt", "completion"}` of each trace; loss falls on the completion alone.
+
+    A trace that begins with its problem does not get it twice. `ValueError` where no trace gives an example.
+    """
+    rng = random.Random(setting.seed)
+    rows = []
+    for trace in traces:
+        if setting.target == "trace":
+            cut = rng.random() < setting.structure_dropout
+            kept = shortened(trace, kind, rng) if cut else trace
+            completion: str | None = kept.body
+        else:
+            completion = debategpt(trace, setting.target, kind)
+        if completion is not None:
+            rows.append({"prompt": trace.prompt, "completion": completion})
+    if not rows:
+        raise ValueError(f"expected traces that give examples for {setting.target!r}; {len(traces)} gave none.")
+    return rows
+
+
+def shortened(trace: DebateTrace, kind: str, rng: random.Random) -> DebateTrace:
+    """A trace of one or two agents whose first turn already gave the consensus; the trace itself where none did."""
+    answer = read_answer(trace.consensus or "", kind)
+    first = [turn for turn in trace.turns if turn.round == 1 and same(read_answer(turn.text, kind), answer)]
+    if not first:
+        return trace
+    count = min(len(first), rng.choice((1, 2)))
+    kept = sorted(rng.sample(first, count), key=lambda turn: turn.agent)
+    return DebateTrace.of(trace.question, kept, trace.consensus, trace.gold)
+
+
+def debategpt(trace: DebateTrace, target: Target, kind: str) -> str | None:
+    r"""DebateGPT's target: `\boxed{answer}`, or the last turn of the first agent that gave the consensus."""
+    answer = read_answer(trace.consensus or "", kind)
+    if answer is None:
+        return None
+    if target == "answer":
+        return rf"\boxed{{{answer}}}"
+    last = max(turn.round for turn in trace.turns)
+    mine = [turn.text for turn in trace.turns if turn.round == last and same(read_answer(turn.text, kind), answer)]
+    return mine[0] if mine else None
+
+
+def train_sft(
+    model: Any, tokenizer: Any, traces: Sequence[DebateTrace], setting: SFT, out: str | Path, kind: str = "number"
+) -> Path:
+    """Fine-tune and write a standalone checkpoint, `out/checkpoint`; goes on from the trainer's last if interrupted.
+
+    The model is trained in place: load it anew to use the old one.
+
+    Raises:
+        ConfigurationChanged, RunFolderBusy: see `steerkit.artifacts.run_folder`.
+    """
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    rows = examples(traces, setting, kind)
+    config = {**asdict(setting), "examples": artifacts.sha256(artifacts.canonical_json(rows))}
+    with artifacts.run_folder(out, config) as folder:
+        done = folder / "checkpoint"
+        if done.exists():
+            return done
+        needs_tags = setting.target == "trace"
+        tagged = add_tags(model, tokenizer, found_tags(traces)) if needs_tags else tokenizer
+        if tagged.pad_token is None:
+            tagged = _with_pad(tagged)
+        trained = adapted(model, setting.lora, needs_tags)
+        length = {"max_steps": setting.steps} if setting.steps is not None else {"num_train_epochs": setting.epochs}
+        arguments = SFTConfig(
+            output_dir=str(folder / "trainer"), learning_rate=setting.learning_rate, **length,
+            per_device_train_batch_size=setting.micro_batch,
+            gradient_accumulation_steps=max(1, setting.batch // setting.micro_batch), lr_scheduler_type="cosine",
+            warmup_ratio=setting.warmup, max_length=setting.max_length, max_grad_norm=setting.max_grad_norm,
+            save_strategy="steps", save_steps=100, save_total_limit=2, logging_steps=10, seed=setting.seed,
+            gradient_checkpointing=False, disable_tqdm=True, **device_options(),
+        )  # fmt: skip
+        trainer = SFTTrainer(trained, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tagged)
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
+        artifacts.write_json(folder / "log.json", trainer.state.log_history)
+        return save(trainer.model, tagged, done)
+
+
+def found_tags(traces: Sequence[DebateTrace]) -> tuple[str, ...]:
+    """All tags that debates of as many agents and rounds as these have."""
+    agents = max(turn.agent for trace in traces for turn in trace.turns)
+    rounds = max(turn.round for trace in traces for turn in trace.turns)
+    return tags(agents, rounds)
+
+
+def _with_pad(tokenizer: Any) -> Any:
+    import copy
+
+    padded = copy.deepcopy(tokenizer)
+    padded.pad_token = tokenizer.eos_token
+    return padded
