@@ -69,7 +69,7 @@ class GRPO:
     seed: int = 0
 
 
-class Annealed(TrainerCallback):  # type: ignore[misc]
+class Annealed(TrainerCallback):
     """The reward function that TRL calls, and the callback that moves its schedule: one state for both.
 
     The state is the gate; it is written into each of the trainer's checkpoints and read back on resuming. A line of
@@ -176,11 +176,11 @@ def train_grpo(model: Any, tokenizer: Any, problems: Sequence[Problem], setting:
             top_p=setting.top_p, beta=setting.beta, epsilon=setting.epsilon, loss_type=setting.loss,
             scale_rewards="group" if setting.scale else "none", mask_truncated_completions=setting.mask_truncated,
             max_completion_length=setting.anneal.at(0.0)[1], max_grad_norm=setting.max_grad_norm,
-            lr_scheduler_type="constant_with_warmup", warmup_ratio=0.05, save_strategy="steps",
+            lr_scheduler_type="constant_with_warmup", warmup_steps=0.05, save_strategy="steps",
             save_steps=setting.save_every, logging_steps=10, seed=setting.seed, gradient_checkpointing=False,
             disable_tqdm=True, **device_options(),
         )  # fmt: skip
-        annealed = Annealed(setting, tokenizer, folder)
+        annealed: Any = Annealed(setting, tokenizer, folder)
         trainer = GRPOTrainer(
             adapted(model, setting.lora, tokens=False), reward_funcs=annealed, args=arguments,
             train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[annealed],

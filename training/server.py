@@ -39,9 +39,12 @@ class Server:
     """A server with OpenAI's interface: vLLM, `transformers serve`, llama.cpp, Ollama, or a hosted one.
 
     Messages go to `/chat/completions`, a string goes verbatim to `/completions`. Each request carries a seed made of
-    (seed, request id); whether equal seeds give equal texts is up to the server. What may pass is tried again with
-    growing waits and with `Retry-After` heeded up to 60 s: status 408, 409, 425, 429 and 5xx, lost connections,
-    time-outs, answers that are half or not as agreed. Redirects are not followed, no proxy is used.
+    (seed, request id). What is made of it and of the other settings is up to the server: `transformers serve` is greedy
+    at any temperature unless the checkpoint's `generation_config.json` says `"do_sample": true`.
+
+    What may pass is tried again with growing waits and with `Retry-After` heeded up to 60 s: status 408, 409, 425, 429
+    and 5xx, lost connections, time-outs, answers that are half or not as agreed. Redirects are not followed, and no
+    proxy is used.
 
     The key is read from the environment when a call begins; it is sent in the header to this address only, and stands
     in no attribute, error or log.

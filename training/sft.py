@@ -117,7 +117,7 @@ def train_sft(
             output_dir=str(folder / "trainer"), learning_rate=setting.learning_rate, **length,
             per_device_train_batch_size=setting.micro_batch,
             gradient_accumulation_steps=max(1, setting.batch // setting.micro_batch), lr_scheduler_type="cosine",
-            warmup_ratio=setting.warmup, max_length=setting.max_length, max_grad_norm=setting.max_grad_norm,
+            warmup_steps=setting.warmup, max_length=setting.max_length, max_grad_norm=setting.max_grad_norm,
             save_strategy="steps", save_steps=100, save_total_limit=2, logging_steps=10, seed=setting.seed,
             gradient_checkpointing=False, disable_tqdm=True, **device_options(),
         )  # fmt: skip

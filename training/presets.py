@@ -1,0 +1,129 @@
+"""Presets: everything that a run of IMAD does, as frozen data; `--set field=value` changes a copy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from training.chat import Sampling
+from training.checkpoints import LoRA
+from training.debate import Setting
+from training.grpo import GRPO
+from training.schedules import Anneal
+from training.sft import SFT
+from training.tiny import Base
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One run: where it begins, what it debates, how it is trained and judged.
+
+    Args:
+        checkpoint: hub id, folder or GGUF file; None trains `base` from scratch in the family's small world.
+        family: a family of `training.problems`, or a small world of `training.worlds` where there is no checkpoint.
+        cast: of the debates, by name in `training.personas`; a small world has its own.
+        debates, test: how many problems are debated for training, and how many questions judge all methods.
+        debate, sft, grpo: the stages.
+        sampling: of the evaluation.
+        consistency: samples of the self-consistency control.
+    """
+
+    name: str
+    checkpoint: str | None
+    family: str
+    cast: str
+    debates: int
+    test: int
+    debate: Setting
+    sft: SFT
+    grpo: GRPO
+    sampling: Sampling
+    consistency: int = 3
+    base: Base = field(default_factory=Base)
+
+
+TINY = Preset(
+    name="tiny",
+    checkpoint=None,
+    family="arithmetic",
+    cast="world",
+    debates=1200,
+    test=1500,
+    debate=Setting(sampling=Sampling(0.8, 1.0, 80)),
+    sft=SFT(
+        steps=150, learning_rate=1.5e-3, batch=32, micro_batch=32, lora=None, structure_dropout=0.2, max_grad_norm=1.0
+    ),
+    grpo=GRPO(
+        anneal=Anneal("gated", weight=(0.3, 0.015), clip=(235, 52)), steps=40, prompts=12, generations=8, micro_batch=96,
+        inner=1, learning_rate=2e-4, temperature=0.8, top_p=1.0, beta=0.0, epsilon=0.2, scale=False, max_grad_norm=1.0,
+        lora=None, save_every=10,
+    ),
+    sampling=Sampling(0.8, 1.0, 240),
+)  # fmt: skip
+PAPER_SAMPLING = Sampling(0.7, 0.9, 1024)
+
+
+def _paper(name: str, checkpoint: str, epochs: float = 3.0, sft_rate: float = 5e-5, grpo_rate: float = 5e-6) -> Preset:
+    return Preset(
+        name=name, checkpoint=checkpoint, family="arithmetic", cast="diverse", debates=1000, test=1000,
+        debate=Setting(sampling=PAPER_SAMPLING), sft=SFT(epochs=epochs, learning_rate=sft_rate),
+        grpo=GRPO(anneal=Anneal("linear"), learning_rate=grpo_rate, steps=700), sampling=PAPER_SAMPLING,
+    )  # fmt: skip
+
+
+PRESETS: Mapping[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        TINY,
+        Preset(
+            name="smollm2", checkpoint="smollm2", family="addition", cast="diverse", debates=400, test=300,
+            debate=Setting(sampling=Sampling(0.7, 0.9, 128)),
+            sft=SFT(epochs=2, learning_rate=2e-4, batch=16, micro_batch=4, max_length=1024, structure_dropout=0.2),
+            grpo=GRPO(
+                anneal=Anneal("gated", weight=(0.3, 0.015), clip=(480, 96)), steps=40, prompts=4, generations=8,
+                micro_batch=8, inner=1, learning_rate=2e-5, scale=False, lora=LoRA(32, 64, 0.0), save_every=10,
+            ),
+            sampling=Sampling(0.7, 0.9, 512),
+        ),
+        _paper("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct"),
+        _paper("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct"),
+        _paper("mistral-nemo-12b", "mistralai/Mistral-Nemo-Instruct-2407", 6.0, 3e-5, 3e-6),
+    )
+}  # fmt: skip
+
+
+def changed(preset: Preset, settings: Sequence[str]) -> Preset:
+    """A preset with fields replaced: `grpo.steps=60`, `sft.lora=null`, `family=two_sum`; values are JSON or plain text.
+
+    Raises:
+        ValueError: a field that does not exist, or a value of another type than the field's.
+    """
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"expected field=value; got {setting!r}.")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        preset = _replaced(preset, path.split("."), value, path)
+    return preset
+
+
+def _replaced(data: Any, path: Sequence[str], value: Any, whole: str) -> Any:
+    names = [one.name for one in dataclasses.fields(data)] if dataclasses.is_dataclass(data) else []
+    if path[0] not in names:
+        raise ValueError(f"expected a field among {names} for {whole!r}; got {path[0]!r}.")
+    old = getattr(data, path[0])
+    if len(path) > 1:
+        return dataclasses.replace(data, **{path[0]: _replaced(old, path[1:], value, whole)})
+    if isinstance(old, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
+    if old is not None and value is not None and type(value) is not type(old):
+        raise ValueError(f"expected a value of type {type(old).__name__} for {whole!r}; got {value!r}.")
+    return dataclasses.replace(data, **{path[0]: value})

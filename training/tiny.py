@@ -1,0 +1,173 @@
+"""The base model of a small world: a word tokenizer, a Llama of a third of a million weights, trained from scratch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import steerkit as sk
+from steerkit import artifacts
+from steerkit.progress import progress
+from steerkit.traces import tags
+from training.answers import read_answer, same
+from training.checkpoints import save
+from training.problems import Problem
+from training.worlds import World, asked, document
+
+PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
+WORD = r"\\boxed\{|//|[A-Za-z]+(?:-[A-Za-z]+)*|[0-9]|[^\sA-Za-z0-9]"
+
+
+@dataclass(frozen=True)
+class Base:
+    """How the base model is built and trained.
+
+    Args:
+        width, layers, heads, inner: its shape.
+        shares: of the kinds of documents, see `training.worlds.document`.
+        stop_at: training ends once the accuracy on validation problems, sampled at temperature 0.8, is at least this:
+            accuracy jumps within a few hundred steps, so that a fixed number of steps would be a lottery.
+        steps: at most.
+        check_every, check_from: steps between looks at validation, and before the first.
+        held: validation problems looked at.
+    """
+
+    width: int = 96
+    layers: int = 3
+    heads: int = 3
+    inner: int = 288
+    shares: dict[str, float] = field(
+        default_factory=lambda: {"bare": 0.35, "persona": 0.34, "revision": 0.22, "several": 0.09}
+    )
+    learning_rate: float = 3e-3
+    batch: int = 64
+    stop_at: float = 0.62
+    steps: int = 1500
+    check_every: int = 25
+    check_from: int = 150
+    held: int = 150
+    seed: int = 0
+
+
+def tokenizer_of(world: World) -> Any:
+    """A tokenizer with one token per word, digit, sign and tag; decoding puts a space between any two."""
+    from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [PAD, END, UNKNOWN, *world.vocabulary()]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags()])
+    return tokenizer
+
+
+def fresh_model(tokenizer: Any, base: Base) -> Any:
+    """A random Llama with tied embeddings."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=base.width, intermediate_size=base.inner,
+        num_hidden_layers=base.layers, num_attention_heads=base.heads, num_key_value_heads=base.heads,
+        max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(base.seed)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def train_base(world: World, base: Base, out: str | Path) -> Path:
+    """Train the base model of a world and write `out/checkpoint`; a finished one is not trained again.
+
+    Raises:
+        RuntimeError: validation accuracy never reached `stop_at`.
+        ConfigurationChanged, RunFolderBusy: see `steerkit.artifacts.run_folder`.
+    """
+    with artifacts.run_folder(out, {**asdict(base), "family": world.family}) as folder:
+        done = folder / "checkpoint"
+        if done.exists():
+            return done
+        tokenizer = tokenizer_of(world)
+        model = fresh_model(tokenizer, base)
+        held = world.problems(base.held, base.seed, "validation")
+        optimiser = torch.optim.AdamW(model.parameters(), lr=base.learning_rate, weight_decay=0.01)
+        log = []
+        with progress("base model", base.steps) as advance:
+            for step, (ids, labels, mask) in enumerate(_batches(world, tokenizer, base), 1):
+                rate = base.learning_rate * min(1.0, step / 50)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimiser.step()
+                advance(1)
+                if step >= base.check_from and step % base.check_every == 0:
+                    found = accuracy(model, tokenizer, held)
+                    log.append({"step": step, "loss": float(loss.detach()), "accuracy": found})
+                    artifacts.write_json(folder / "log.json", log)
+                    if found >= base.stop_at:
+                        return save(model.eval(), tokenizer, done)
+                if step == base.steps:
+                    break
+        raise RuntimeError(
+            f"expected an accuracy of {base.stop_at} on validation within {base.steps} steps; got {log[-1:]}. "
+            "Give it more steps or another seed."
+        )
+
+
+def accuracy(model: Any, tokenizer: Any, problems: Sequence[Problem], temperature: float = 0.8) -> float:
+    """Share of bare problems answered rightly in one sample each."""
+    texts = sk.generate(
+        model, tokenizer, [asked(p) for p in problems], max_new_tokens=80, temperature=temperature, batch_rows=256
+    )
+    right = [same(read_answer(text, p.kind), p.gold) for text, p in zip(texts, problems, strict=True)]
+    return sum(right) / len(right)
+
+
+def _batches(world: World, tokenizer: Any, base: Base) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Endless batches of documents over the training problems, similar lengths together; loss on what is learnt."""
+    rng = random.Random(f"base {base.seed}")
+    problems = _all_training(world, base.seed)
+    while True:
+        rows = []
+        for _ in range(8 * base.batch):
+            ids: list[int] = []
+            labels: list[int] = []
+            for text, learnt in document(world, rng.choice(problems), rng, base.shares):
+                piece = tokenizer(text)["input_ids"]
+                ids += piece
+                labels += piece if learnt else [-100] * len(piece)
+            rows.append(([*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]))
+        rows.sort(key=lambda row: len(row[0]))
+        batches = [rows[i : i + base.batch] for i in range(0, len(rows), base.batch)]
+        rng.shuffle(batches)
+        for batch in batches:
+            width = max(len(ids) for ids, _ in batch)
+            yield (
+                torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch]),
+                torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in batch]),
+                torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch]),
+            )
+
+
+def _all_training(world: World, seed: int) -> list[Problem]:
+    """As many training problems as there are, up to 5 000."""
+    low, high = 1, 5000
+    while low < high:
+        middle = (low + high + 1) // 2
+        try:
+            world.problems(middle, seed, "train")
+            low = middle
+        except ValueError:
+            high = middle - 1
+    return world.problems(low, seed, "train")

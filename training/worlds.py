@@ -1,0 +1,153 @@
+"""Small worlds: families of problems with agents whose texts are written by rule, for models trained from scratch."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from steerkit.traces import Turn, tags
+from training.personas import Cast, Persona
+from training.problems import FAMILIES, Problem
+
+Write = Callable[[Problem, str, random.Random], str]
+Revise = Callable[[Problem, str, Sequence[str], random.Random], str]
+
+
+@dataclass(frozen=True)
+class World:
+    """A family and how its agents write.
+
+    Args:
+        family: its name in `training.problems.FAMILIES`.
+        personas: the agents' manners, in order.
+        write: `(problem, persona, rng) -> text`, always right.
+        spoil: `(problem, persona, rng) -> text` with a slip in it, and what follows from the slip.
+        revise: `(problem, persona, answers seen, rng) -> text`: what an agent says that has read them; always right.
+        words: all tokens that its texts can hold, besides digits and tags.
+    """
+
+    family: str
+    personas: tuple[str, ...]
+    write: Write
+    spoil: Write
+    revise: Revise
+    words: tuple[str, ...]
+
+    def problems(self, n: int, seed: int, split: str) -> list[Problem]:
+        return FAMILIES[self.family](n, seed, split)
+
+    def cast(self, agents: int = 3) -> Cast:
+        """The agents of its debates, asked as the base model was trained to be."""
+        manners = tuple(self.personas[i % len(self.personas)] for i in range(agents))
+
+        def ask(problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> str:
+            last = [turn for turn in turns if turn.round == number - 1]
+            own = next((turn.text for turn in last if turn.agent == agent), None)
+            others = [turn.text for turn in last if turn.agent != agent]
+            return asked(problem, manners[agent - 1], own, others)
+
+        return Cast(self.family, tuple(Persona(manner) for manner in manners), ask)
+
+    def vocabulary(self) -> list[str]:
+        """All its tokens, tags aside, in a fixed order."""
+        return list(dict.fromkeys([*"0123456789", *FRAME, *self.words]))
+
+
+SENTENCES = "All agents reached a consensus of A majority of agents converged on the solution of"
+FRAME = ("Problem", ":", "as", "own", "other", "revise", "\\boxed{", "}", *re.findall("[A-Za-z]+", SENTENCES))
+
+
+def asked(problem: Problem, persona: str | None = None, own: str | None = None, others: Sequence[str] = ()) -> str:
+    """The prompt of one turn; without a persona the bare problem, which the trained models get."""
+    lead = f"Problem: {problem.question}\n\n"
+    if persona is None:
+        return lead
+    if own is None:
+        return f"{lead}as {persona}:"
+    seen = "".join(f"other: {text}\n\n" for text in others)
+    return f"{lead}own: {own}\n\n{seen}revise as {persona}:"
+
+
+def document(world: World, problem: Problem, rng: random.Random, shares: Mapping[str, float]) -> list[tuple[str, bool]]:
+    """One text of the base model's training in pieces, each with whether it is learnt; of a kind drawn by its share.
+
+    Kinds: `bare` problem, `persona` asked for, `revision` after one's own and the others' answers (of which the spoilt
+    ones are read and not learnt), and `several` agents one after the other without tags.
+    """
+    kind = rng.choices(list(shares), list(shares.values()))[0]
+    persona = rng.choice(world.personas)
+    if kind == "bare":
+        return [(asked(problem), False), (world.write(problem, persona, rng), True)]
+    if kind == "persona":
+        return [(asked(problem, persona), False), (world.write(problem, persona, rng), True)]
+    manners = rng.sample(world.personas, len(world.personas))
+    if kind == "several":
+        texts = [world.write(problem, manner, rng) for manner in manners[: rng.randint(2, len(manners))]]
+        return [(asked(problem), False), ("\n\n".join(texts), True)]
+    spoilt = [rng.random() < 0.35 for _ in manners]
+    seen = [(world.spoil if bad else world.write)(problem, m, rng) for m, bad in zip(manners, spoilt, strict=True)]
+    marked = asked(problem, manners[0], "\0", ["\0"] * (len(seen) - 1)).split("\0")
+    pieces = [(marked[0], False)]
+    for text, bad, after in zip(seen, spoilt, marked[1:], strict=True):
+        pieces += [(text, not bad), (after, False)]
+    return [*pieces, (world.revise(problem, manners[0], seen, rng), True)]
+
+
+# --- arithmetic: a+b*c-d in three manners
+
+
+def _numbers(problem: Problem) -> tuple[int, int, int, int]:
+    a, rest = problem.question.split("+")
+    b, rest = rest.split("*")
+    c, d = rest.split("-")
+    return int(a), int(b), int(c), int(d)
+
+
+def _manner(persona: str, a: int, b: int, c: int, d: int, m: int, s: int, r: int) -> str:
+    if persona == "steps":
+        return f"step 1: {b} * {c} = {m}. step 2: {a} + {m} = {s}. step 3: {s} - {d} = {r}. so \\boxed{{{r}}}"
+    if persona == "critique":
+        return (
+            f"the product is {m}, the sum is {s}, less {d} is {r}. SELF-CRITIQUE: {b} * {c} is {m}, {s} - {d} is {r}, "
+            f"\\boxed{{{r}}}"
+        )
+    return f"x = {b} * {c} // {m}; y = {a} + x // {s}; z = y - {d} // {r}; print z \\boxed{{{r}}}"
+
+
+def _right(problem: Problem, persona: str, rng: random.Random) -> str:
+    a, b, c, d = _numbers(problem)
+    return _manner(persona, a, b, c, d, b * c, a + b * c, a + b * c - d)
+
+
+def _spoilt(problem: Problem, persona: str, rng: random.Random) -> str:
+    a, b, c, d = _numbers(problem)
+    slip = [0, 0, 0]
+    slip[rng.randrange(3)] = rng.choice((-10, -2, -1, 1, 2, 10))
+    m = max(0, b * c + slip[0])
+    s = max(0, a + m + slip[1])
+    return _manner(persona, a, b, c, d, m, s, max(0, s - d + slip[2]))
+
+
+def _revised(problem: Problem, persona: str, seen: Sequence[str], rng: random.Random) -> str:
+    a, b, c, d = _numbers(problem)
+    r = a + b * c - d
+    boxes = [text.rpartition("\\boxed{")[2].rstrip("} ") for text in seen]
+    same = sum(box == str(r) for box in boxes)
+    opening = "we agree" if same == len(boxes) else "some differ"
+    return f"{opening}. {_manner(persona, a, b, c, d, b * c, a + b * c, r)}"
+
+
+MANNERS = """+ - * = . , ; //
+step so SELF-CRITIQUE the product is sum less x y z print we agree some differ steps critique code"""
+ARITHMETIC = World(
+    "small_arithmetic",
+    ("steps", "critique", "code"),
+    _right,
+    _spoilt,
+    _revised,
+    tuple(re.findall(r"\S+", MANNERS)),
+)
+WORLDS: Mapping[str, World] = {"arithmetic": ARITHMETIC}
+TAGS = tags()
