@@ -57,9 +57,9 @@ TINY = Preset(
         steps=150, learning_rate=1.5e-3, batch=32, micro_batch=32, lora=None, structure_dropout=0.2, max_grad_norm=1.0
     ),
     grpo=GRPO(
-        anneal=Anneal("gated", weight=(0.3, 0.015), clip=(235, 52)), steps=40, prompts=12, generations=8, micro_batch=96,
-        inner=1, learning_rate=2e-4, temperature=0.8, top_p=1.0, beta=0.0, epsilon=0.2, scale=False, max_grad_norm=1.0,
-        lora=None, save_every=10,
+        anneal=Anneal("gated", weight=(0.3, 0.015), clip=(235, 52)), steps=40, prompts=12, generations=8,
+        micro_batch=96, inner=1, learning_rate=2e-4, temperature=0.8, top_p=1.0, beta=0.0, epsilon=0.2, scale=False,
+        max_grad_norm=1.0, lora=None, save_every=10,
     ),
     sampling=Sampling(0.8, 1.0, 240),
 )  # fmt: skip
