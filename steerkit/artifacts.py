@@ -155,7 +155,10 @@ def _row(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def write_table(path: str | Path, table: Any, meta: Mapping[str, Any]) -> None:
-    """Write a DataFrame as `.parquet` or `.csv` and its provenance beside it as `NAME.meta.json`, each atomically."""
+    """Write a DataFrame as `.parquet` or `.csv` and its provenance beside it as `NAME.meta.json`, each atomically.
+
+    Read back from CSV, texts are as they were, but for a missing one, which becomes empty.
+    """
     path = Path(path)
     if path.suffix not in (".parquet", ".csv"):
         raise ValueError(f"expected a table path that ends in .parquet or .csv; got {path.name!r}.")
@@ -164,7 +167,9 @@ def write_table(path: str | Path, table: Any, meta: Mapping[str, Any]) -> None:
             table.to_csv(temporary, index=False)
         else:
             table.to_parquet(temporary, index=False)
-    write_json(path.with_suffix(".meta.json"), {**meta, "sha256": sha256(path), "columns": list(table.columns)})
+    texts = [name for name, kind in table.dtypes.items() if str(kind) in ("object", "str", "string")]
+    about = {"sha256": sha256(path), "columns": list(table.columns), "text_columns": texts}
+    write_json(path.with_suffix(".meta.json"), {**meta, **about})
 
 
 def read_table(path: str | Path) -> tuple[Any, dict[str, Any]]:
@@ -172,9 +177,13 @@ def read_table(path: str | Path) -> tuple[Any, dict[str, Any]]:
     import pandas as pd
 
     path = Path(path)
-    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     beside = path.with_suffix(".meta.json")
-    return table, read_json(beside) if beside.exists() else {}
+    meta = read_json(beside) if beside.exists() else {}
+    if path.suffix != ".csv":
+        return pd.read_parquet(path), meta
+    texts = dict.fromkeys(meta.get("text_columns", ()), str)
+    numbers = {name: ["", "nan"] for name in meta.get("columns", ()) if name not in texts}
+    return pd.read_csv(path, dtype=texts, keep_default_na=not meta, na_values=numbers), meta
 
 
 def versions() -> dict[str, str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -35,12 +38,13 @@ class Blocks:
 
     def check(self, layer: object) -> int:
         """`layer` if it is one of the model's, else `ValueError`; -1 is refused, since it would be ambiguous."""
-        if isinstance(layer, bool) or not isinstance(layer, int) or layer not in self.modules:
+        number = int(layer) if isinstance(layer, Integral) and not isinstance(layer, bool) else -1
+        if number not in self.modules:
             raise ValueError(
                 f"expected a layer from 0 to {len(self) - 1} (the stream after that block); got {layer!r}."
                 + (f" For the last layer say {len(self) - 1}." if layer == -1 else "")
             )
-        return layer
+        return number
 
 
 class NoResidualStream(ValueError):
@@ -50,6 +54,18 @@ class NoResidualStream(ValueError):
 def unwrap(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper; any other model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode (no dropout) inside the `with`; afterwards each of its modules is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def text_config(model: nn.Module) -> Any:
@@ -69,10 +85,19 @@ def find_blocks(model: nn.Module, path: str | None = None) -> Blocks:
         NoResidualStream: no list passes; the message gives the reason for each candidate, and the override.
     """
     base = unwrap(model)
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise NoResidualStream(
+            "expected a model, or one with an adapter on its weights; got one with learnt prompts, whose virtual "
+            "tokens have no place in a text. Write the prompt in words."
+        )
     if path is None and base in _found:
-        return _found[base]
+        known = _found[base]
+        if list(base.get_submodule(known.path)) == list(known.modules.values()):
+            _refuse_compiled(model, base, known.path)
+            return known
     reasons = []
     for candidate in _candidates(base) if path is None else [path]:
+        _refuse_compiled(model, base, candidate)
         blocks = _verified(base, candidate)
         if isinstance(blocks, Blocks):
             _found[base] = blocks
@@ -84,6 +109,17 @@ def find_blocks(model: nn.Module, path: str | None = None) -> Blocks:
         + '\nIf you know where they are, say blocks="path.to.modulelist" when loading. A model whose stream does not '
         "pass unchanged from block to block cannot be steered rightly and is refused."
     )
+
+
+def _refuse_compiled(model: nn.Module, base: nn.Module, path: str) -> None:
+    """`ValueError` if code that was compiled as a whole runs the blocks: it does not call hooks that came later."""
+    parts = path.split(".")
+    above = [base, *(base.get_submodule(".".join(parts[:n])) for n in range(1, len(parts)))]
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in (model, *above)):
+        raise ValueError(
+            "expected a model that is not compiled as a whole: compiled code never calls the hooks that steer it. "
+            "Compile its blocks instead, one by one: `for block in blocks: block.compile()`."
+        )
 
 
 def _candidates(model: nn.Module) -> list[str]:
@@ -110,19 +146,14 @@ def _verified(model: nn.Module, path: str) -> Blocks | str:
     def perturbed(_: int, stream: Tensor) -> Tensor:
         return stream + stream.std() * torch.linspace(-1, 1, stream.shape[-1]).to(stream)
 
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            with residual.reading(modules, lambda *call: calls.append(call)):
-                plain = model(input_ids=ids, use_cache=False).logits
-            if reason := _broken_chain(calls, len(modules), ids.shape[1]):
-                return reason
-            last = len(modules) - 1
-            with residual.writing({last: modules[last]}, perturbed):
-                moved = model(input_ids=ids, use_cache=False).logits
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.inference_mode():
+        with residual.reading(modules, lambda *call: calls.append(call)):
+            plain = model(input_ids=ids, use_cache=False).logits
+        if reason := _broken_chain(calls, len(modules), ids.shape[1]):
+            return reason
+        last = len(modules) - 1
+        with residual.writing({last: modules[last]}, perturbed):
+            moved = model(input_ids=ids, use_cache=False).logits
     if torch.equal(plain, moved):
         return "a change of the last block's output does not move the logits"
     stream = calls[0][2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from steerkit import artifacts, models, residual
 from steerkit.activations import EMBED, ActivationMeans, Activations, Layer
-from steerkit.blocks import Blocks, find_blocks, unwrap
+from steerkit.blocks import Blocks, evaluating, find_blocks, unwrap
 from steerkit.pairs import ContrastPair
 from steerkit.texts import Passage, Prompt, SpannedText, context_length, encode, encode_prompt, pad, passage_of
 
@@ -167,12 +168,12 @@ def stream_norms(
 
 def resolve_layers(blocks: Blocks, layers: Layers) -> tuple[Layer, ...]:
     """`"all"`, one layer or several as a tuple of block indices (and `"embed"`), each checked, none twice."""
-    if layers == "all":
+    if isinstance(layers, str) and layers == "all":
         return tuple(blocks.modules)
-    several = [layers] if isinstance(layers, str | int) else list(layers)
+    several = [layers] if isinstance(layers, str | int | Integral) else list(layers)
     if not several or len(set(several)) != len(several):
         raise ValueError(f"expected one layer at least, and each once; got {several}.")
-    return tuple(EMBED if layer == EMBED else blocks.check(layer) for layer in several)
+    return tuple(EMBED if isinstance(layer, str) and layer == EMBED else blocks.check(layer) for layer in several)
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int, max_rows: int | None = None) -> list[list[int]]:
@@ -236,7 +237,7 @@ def _read(
     deepest = max(hooked)
     takes_positions = models.accepts(model, "position_ids")
     queue = token_batches([len(p.ids) for p in passages], batch_tokens)[::-1]
-    with models.evaluating(base), torch.inference_mode():
+    with evaluating(base), torch.inference_mode():
         while queue:
             batch = queue.pop()
             ids, mask, positions = pad([passages[i].ids for i in batch], "right", device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from steerkit import models, residual
-from steerkit.blocks import find_blocks, unwrap
+from steerkit.blocks import evaluating, find_blocks, text_config, unwrap
 from steerkit.steering import RowSteering, Steering, taken_over, touches_prompt
 from steerkit.texts import pad
 
@@ -62,16 +63,18 @@ def in_batches(
     halved. The model is in eval mode meanwhile, and what `with steering.on(model)` set sleeps.
 
     Raises:
-        ValueError: a steering that does not fit the model.
+        ValueError: a steering that does not fit the model, or a model whose cached forward is not its plain one.
     """
     blocks = find_blocks(model)
+    with taken_over(model):
+        exact_chunks(model)
     weights = models.fingerprint(model)
     for steering in {id(s): s for row in rows for s, _ in row.steerings}.values():
         steering.check(model, blocks, weights)
     size = batch_rows or BATCH_ROWS.get(next(unwrap(model).parameters()).device.type, 96)
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].prompt), rows[i].prompt))
     queue = [order[i : i + size] for i in range(0, len(order), size)][::-1]
-    with models.evaluating(model):
+    with evaluating(model):
         while queue:
             numbers = queue.pop()
             try:
@@ -137,6 +140,8 @@ class Engine:
 
     def forward(self, ids: Int[Tensor, "batch pos"], start: int) -> Float[Tensor, "batch pos vocabulary"]:
         """Logits of a chunk whose first column is `start`; a row's last prompt token stands in column `width - 1`."""
+        if ids.shape[1] > 1 and not _exact_chunks.get(unwrap(self.model), True):
+            return torch.cat([self.forward(ids[:, i : i + 1], start + i) for i in range(ids.shape[1])], dim=1)
         columns = torch.arange(start, start + ids.shape[1], device=self.device)
         positions = columns - (self.width - self.lengths)[:, None]
         return self._forward(self.compiled, start, ids, self.mask[:, : start + ids.shape[1]], positions, keep=0)
@@ -188,9 +193,69 @@ class Engine:
             inputs["position_ids"] = positions.clamp(min=0)
         if keep and "logits_to_keep" in self.takes:
             inputs["logits_to_keep"] = keep
-        with residual.writing({layer: self.blocks.modules[layer] for layer in compiled.layers}, compiled.change):
+        with residual.writing({layer: self.blocks.modules[layer] for layer in compiled.layers}, compiled.change) as ran:
             logits: Tensor = self.model(**inputs).logits
+        residual.check_called(ran, set(compiled.layers))
         return logits
+
+
+_exact_chunks: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+PROBE, NEW = ((1, 2, 3, 4, 5, 6), (7, 8, 9)), (10, 11, 12)
+
+
+def exact_chunks(model: nn.Module) -> bool:
+    """Whether a chunk of several tokens after a prefill gives what it gives in one plain forward.
+
+    Found once per model, by running a padded batch of two short rows with a cache and each row without. Some recurrent
+    layers forget their state between such chunks and are forwarded token by token instead.
+
+    Raises:
+        ValueError: even token by token the model, cached and left-padded, is not what it is plain. It keeps no cache
+            that can be passed in, or counts its positions in another way; its texts would be silently wrong.
+    """
+    base = unwrap(model)
+    if base not in _exact_chunks:
+        try:
+            _exact_chunks[base] = _probe(model)
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"expected a model that forwards a left-padded batch with a cache; {type(base).__name__} failed a "
+                f"probe of it ({type(error).__name__}: {error}). Steer its plain forwards with `steering.on(model)`."
+            ) from error
+    return _exact_chunks[base]
+
+
+def _probe(model: nn.Module) -> bool:
+    base = unwrap(model)
+    vocabulary = text_config(model).vocab_size
+    new, *prompts = (tuple(i % vocabulary for i in ids) for ids in (NEW, *PROBE))
+    rows = [Row(prompt) for prompt in prompts]
+    device = next(base.parameters()).device
+
+    def off(found: Tensor) -> float:
+        return float(((found - truth).float().norm(dim=-1) / truth.float().norm(dim=-1)).max())
+
+    with evaluating(model), torch.inference_mode():
+        plain = [torch.tensor([(*prompt, *new)], device=device) for prompt in prompts]
+        truth = torch.cat([model(input_ids=ids, use_cache=False).logits[:, -len(new) - 1 :] for ids in plain])
+        limit = 1e-3 if truth.dtype in (torch.float32, torch.float64) else 0.1
+        ways = []
+        for step in (1, len(new) + 1):
+            engine = Engine(model, rows, len(new))
+            chunk = torch.cat([engine.last_tokens(), torch.tensor([new] * len(rows), device=device)], dim=1)
+            starts = range(0, chunk.shape[1], step)
+            ways.append(
+                off(torch.cat([engine.forward(chunk[:, i : i + step], engine.width - 1 + i) for i in starts], dim=1))
+            )
+    if not ways[0] <= limit:
+        raise ValueError(
+            "expected a cached, left-padded batch to give the logits of plain forwards; those of "
+            f"{type(base).__name__} differ by {ways[0]:.1e} of their size. Steer its plain forwards with "
+            "`steering.on(model)`."
+        )
+    return ways[1] <= limit
 
 
 class _Reserved(DynamicLayer):

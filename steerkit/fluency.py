@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from steerkit.engine import Engine, Row, in_batches
 from steerkit.progress import progress
 from steerkit.steering import Steering
-from steerkit.texts import Prompt, encode, encode_prompt
+from steerkit.texts import Prompt, context_length, encode, encode_prompt
 
 LOGIT_BYTES = 2**28
 
@@ -84,7 +84,7 @@ def _teacher_forced(
     encoded: dict[str, tuple[int, ...]] = {}
     rows = []
     for number, prompt in enumerate(prompts):
-        key = repr(prompt)
+        key = f"{type(prompt).__name__} {prompt!r}"
         encoded.setdefault(key, encode_prompt(tokenizer, prompt))
         steering = steerings[number] if steerings is not None else None
         rows.append(Row(encoded[key], () if steering is None else tuple(steering.rows(1))))
@@ -92,6 +92,12 @@ def _teacher_forced(
     todo = [number for number in range(len(rows)) if ids[number]]
     room = max((len(ids[number]) for number in todo), default=1)
     vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    limit = context_length(model)
+    longest = max((len(rows[number].prompt) + len(ids[number]) for number in todo), default=0)
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"expected prompt and text within the model's context of {limit} tokens; got {longest}. Cut the texts."
+        )
     size = max(1, LOGIT_BYTES // (4 * vocabulary * room * (2 if paired else 1)))
 
     def work(engine: Engine, numbers: Sequence[int]) -> list[Tensor]:
@@ -107,11 +113,11 @@ def _teacher_forced(
             bare = Engine(model, [Row(row.prompt) for row in engine.rows], room)
             plain = bare.forward(entering, bare.width - 1).float()
         scores = read(logits, plain, chunk).cpu()
-        return [scores[row, : len(tokens)].clone() for row, tokens in enumerate(mine)]
+        return [scores[row, : len(tokens)] for row, tokens in enumerate(mine)]
 
     with progress("scoring", len(todo)) as advance:
         for batch in in_batches(model, [rows[i] for i in todo], room, work, size):
             for place, scores in batch:
-                out[todo[place]] = scores
+                out[todo[place]] = scores.clone()  # out of inference mode, so that it is an ordinary tensor
             advance(len(batch))
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def decode(
         ValueError: a prompt too long for the context, a steering that does not fit, a setting out of range.
     """
     _check_settings(model, rows, max_new_tokens, temperature, top_p)
-    ends = _ends(model, tokenizer)
+    ends = ends_of(model, tokenizer)
 
     def work(engine: Engine, numbers: Sequence[int]) -> list[Continuation]:
         if temperature == 0:
@@ -117,7 +118,7 @@ def decode(
 
 
 def _check_settings(model: nn.Module, rows: Sequence[Row], new: int, temperature: float, top_p: float) -> None:
-    if isinstance(new, bool) or not isinstance(new, int) or new < 1:
+    if isinstance(new, bool) or not isinstance(new, Integral) or new < 1:
         raise ValueError(f"expected max_new_tokens to be an integer from 1; got {new!r}.")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"expected a finite temperature from 0 (greedy); got {temperature!r}.")
@@ -131,7 +132,7 @@ def _check_settings(model: nn.Module, rows: Sequence[Row], new: int, temperature
         )
 
 
-def _ends(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+def ends_of(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     """Ids that end a text: those of the model's generation configuration and the tokenizer's."""
     configured = getattr(getattr(unwrap(model), "generation_config", None), "eos_token_id", None)
     several = configured if isinstance(configured, list | tuple) else [configured]
@@ -151,15 +152,16 @@ def sample(
 
     The distribution is softmax(logits / temperature), cut to its nucleus of `top_p`; it is summed in the order of the
     token ids, so that rows with nearly equal logits and the same number choose the same token. A token is in the
-    nucleus if the probability of all likelier ones is below `top_p`.
+    nucleus if the probability of all likelier ones is below `top_p`; so are all that are as likely as its last.
     """
     probabilities = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p < 1:
         likely, ids = probabilities.topk(min(NUCLEUS, probabilities.shape[-1]), dim=-1)
-        if likely.shape[-1] < probabilities.shape[-1] and bool((likely.double().sum(-1) < top_p).any()):
+        least = _least_likely(likely, top_p)
+        if likely.shape[-1] < probabilities.shape[-1] and bool((least <= likely[:, -1:]).any()):
             likely, ids = probabilities.sort(dim=-1, descending=True)
-        likely = likely.double()
-        likely = torch.where(likely.cumsum(-1) - likely < top_p, likely, 0)
+            least = _least_likely(likely, top_p)
+        likely = torch.where(likely >= least, likely, 0).double()
         ids, order = ids.sort(dim=-1)
         weights = likely.gather(-1, order)
     else:
@@ -168,3 +170,10 @@ def sample(
     target = (uniform.to(cumulative) * cumulative[:, -1])[:, None]
     place = torch.searchsorted(cumulative, target, right=True).clamp(max=weights.shape[-1] - 1)
     return (place if ids is None else ids.gather(-1, place)).squeeze(-1)
+
+
+def _least_likely(likely: Float[Tensor, "batch n"], top_p: float) -> Float[Tensor, "batch 1"]:
+    """The probability of the nucleus' last token, given the likeliest ones in falling order."""
+    wide = likely.double()
+    last = (wide.cumsum(-1) - wide < top_p).sum(-1, keepdim=True) - 1
+    return likely.gather(-1, last)

@@ -133,33 +133,26 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode (no dropout) inside the `with`, and as it was afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 def accepts(model: nn.Module, argument: str) -> bool:
     """Whether the model's forward names this argument."""
     return argument in inspect.signature(unwrap(model).forward).parameters
 
 
 def fingerprint(model: nn.Module) -> tuple[str, str | None]:
-    """What weights these are: `(base, adapter)`, 16 hexadecimal digits each; adapter is None where there is none.
+    """What weights these are: `(base, adapter)`, 16 hexadecimal digits each; adapter is None where none is active.
 
     SHA-256 over each parameter's name, shape and 64 evenly spaced values rounded to bfloat16, so that the same
-    checkpoint in another dtype or on another device has the same fingerprint.
+    checkpoint in float32, float64 or bfloat16 and on any device has the same fingerprint (float16 rounds otherwise and
+    has its own). Of several adapters those count that are active now.
     """
+    active = _active_adapters(model)
     digests = {False: hashlib.sha256(), True: hashlib.sha256()}
     found = {False}
     named = [(re.sub(WRAPPERS, "", name), name, parameter) for name, parameter in model.named_parameters()]
     for plain, name, parameter in sorted(named, key=lambda entry: entry[0]):
         ours = hasattr(model, "peft_config") and bool(re.search(ADAPTERS, name))
+        if ours and not any(f".{one}." in f".{name}." for one in active):
+            continue
         found.add(ours)
         flat = parameter.detach().reshape(-1)
         sample = flat[(torch.arange(64) * max(flat.numel() - 1, 0) // 63).to(flat.device)].cpu()
@@ -167,6 +160,16 @@ def fingerprint(model: nn.Module) -> tuple[str, str | None]:
         digests[ours].update(f"{plain}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     base, adapter = (digests[ours].hexdigest()[:16] for ours in (False, True))
     return base, adapter if True in found else None
+
+
+def _active_adapters(model: nn.Module) -> set[str]:
+    """The names of the adapters that act in a forward now; none where they are disabled."""
+    if not hasattr(model, "peft_config"):
+        return set()
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return {name for layer in layers if not layer.disable_adapters for name in layer.active_adapters}
 
 
 def describe(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:

@@ -46,14 +46,18 @@ def reading(
 
 
 @contextlib.contextmanager
-def writing(modules: Mapping[int, nn.Module], change: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
+def writing(modules: Mapping[int, nn.Module], change: Callable[[int, Tensor], Tensor | None]) -> Iterator[set[int]]:
     """Replace the stream after each block by `change(layer, stream)`, a new tensor; None leaves it as it is.
 
+    Yields the layers whose blocks have run, for the caller to see that those it steers did.
     The hooks are prepended: transformers keeps hooks of its own on the blocks once hidden states were asked for, and
     those must see the steered stream.
     """
 
+    called: set[int] = set()
+
     def hook(layer: int, out: Any) -> Any:
+        called.add(layer)
         stream = stream_of(out)
         if stream is None:
             raise TypeError(
@@ -66,12 +70,16 @@ def writing(modules: Mapping[int, nn.Module], change: Callable[[int, Tensor], Te
         for layer, module in modules.items():
             handle = module.register_forward_hook(lambda _, __, out, layer=layer: hook(layer, out), prepend=True)
             stack.callback(handle.remove)
-        yield
+        yield called
 
 
 @contextlib.contextmanager
-def arriving(owner: nn.Module, look: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+def arriving(
+    owner: nn.Module, look: Callable[[Mapping[str, Any]], None], done: Callable[[Any], None] | None = None
+) -> Iterator[None]:
     """Call `look(arguments)` with the named arguments of each forward of `owner`, before any of its blocks runs.
+
+    `done(output)` is called after each forward that went through.
 
     The cache's length is read here and nowhere else: inside a block it may or may not include the current chunk,
     depending on the kind of layer, and raises for recurrent ones.
@@ -81,8 +89,17 @@ def arriving(owner: nn.Module, look: Callable[[Mapping[str, Any]], None]) -> Ite
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         look({**signature.bind_partial(*args).arguments, **kwargs})
 
-    handle = owner.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(owner.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        if done is not None:
+            stack.callback(owner.register_forward_hook(lambda _, __, out: done(out)).remove)
         yield
-    finally:
-        handle.remove()
+
+
+def check_called(called: set[int], wanted: set[int]) -> None:
+    """`RuntimeError` unless all blocks that are to be steered ran: the model was changed, or skips some."""
+    if missed := sorted(wanted - called):
+        raise RuntimeError(
+            f"expected the blocks {sorted(wanted)} to run in this forward, so that they are steered; {missed} did not. "
+            "The model's layers were changed or compiled since; load it anew."
+        )

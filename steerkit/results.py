@@ -103,11 +103,13 @@ class SweepResult:
             of = dict(zip(distinct, scores, strict=True))
             return np.array([of[key] for key in zip(prompts, table["text"], strict=True)])
         named = dict(vectors) if isinstance(vectors, Mapping) else {"vector": vectors}
-        first = table.iloc[0]
+        known = self.meta.get("vectors", {})
+        if other := [n for n in table["vector"].unique() if n in known and named[n].content() != known[n]]:
+            raise ValueError(f"expected the vectors that the sweep was run with; these are others: {other[:5]}.")
         steerings = [
             Steering(
                 named[row.vector].at(*map(int, str(row.layer).split("+"))),
-                float(row.coefficient), first["positions"], first["operation"], foreign=True,
+                float(row.coefficient), row.positions, row.operation, foreign=True,
             )
             for row in table.itertuples()
         ]  # fmt: skip
@@ -131,19 +133,20 @@ class SweepResult:
         """Trapezoid area under the curve of a score over the coefficients, with its bootstrap interval over groups.
 
         The area is linear in the scores, so it is the mean over prompts of each prompt's own area.
+        A prompt without a score at one of the coefficients has no area: it is left out, and counted in `n_missing`.
         `normalize=True` divides by the width of the coefficient grid, which makes it a mean score.
-        Columns: `by`, curve_auc, low, high, n.
+        Columns: `by`, curve_auc, low, high, n (groups), n_missing (prompts).
         """
         rows = []
         for key, part in self._parts(score, list(by)):
-            wide = part.pivot_table(index=["group", "prompt_id"], columns="coefficient", values=score, dropna=False)
+            wide = part.groupby(["group", "prompt_id", "coefficient"])[score].mean().unstack()
             areas = [
-                scoring.curve_auc(wide.columns, row, normalize) if row.notna().all() else np.nan
-                for _, row in wide.iterrows()
+                scoring.curve_auc(wide.columns, row, normalize) if np.isfinite(row).all() else np.nan
+                for row in wide.to_numpy()
             ]
             interval = scoring.bootstrap_ci(areas, wide.index.get_level_values("group"), seed=seed)
-            rows.append((*key, interval.mean, interval.low, interval.high, interval.n))
-        return pd.DataFrame(rows, columns=[*by, "curve_auc", "low", "high", "n"])
+            rows.append((*key, interval.mean, interval.low, interval.high, interval.n, int(np.isnan(areas).sum())))
+        return pd.DataFrame(rows, columns=[*by, "curve_auc", "low", "high", "n", "n_missing"])
 
     def gain(
         self, score: str, over: Sequence[str] | None = None, vectors: Sequence[str] | None = None, seed: int = 0
@@ -162,10 +165,8 @@ class SweepResult:
         Raises:
             ValueError: a control is not in the table at that layer and coefficient.
         """
-        wide = self.table.pivot_table(
-            index=[*PLACE, "coefficient"], columns=["group", "prompt_id"], values=score, dropna=False
-        )
-        wide = wide.dropna(how="all", axis=0)
+        keys = [*PLACE, "coefficient", "group", "prompt_id"]
+        wide = self.table.groupby(keys, dropna=False)[score].mean().unstack(["group", "prompt_id"])
         groups = wide.columns.get_level_values("group")
         rows = []
         for (vector, layer, coefficient), scores in wide.iterrows():

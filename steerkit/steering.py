@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -59,8 +60,13 @@ class Steering:
         if isinstance(value, Tensor) and value.ndim == 1:
             if not torch.isfinite(value).all():
                 raise ValueError(f"expected finite coefficients; got {value.tolist()}.")
-        elif not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        elif not isinstance(value, Real | Tensor) or isinstance(value, bool) or not math.isfinite(float(value)):
             raise ValueError(f"expected a finite coefficient, or a 1-d tensor with one per row; got {value!r}.")
+        else:
+            object.__setattr__(self, "coefficient", float(value))
+        zero = [layer for layer, norm in self.vector.norms().items() if norm == 0]
+        if self.operation == "ablate" and zero:
+            raise ValueError(f"expected a direction to ablate; the vector is zero at layers {zero}. Take others.")
 
     def rows(self, batch: int) -> list[tuple[Steering, float]]:
         """This steering and its coefficient for each of `batch` rows."""
@@ -90,22 +96,32 @@ class Steering:
 
         `steerkit.generate` takes it over row by row. For a plain `model.generate` or `model(...)`, the width of a
         sequence's first forward is the prompt; `prompt_length` says it instead where one forward holds prompt and
-        continuation (one number, or one per row; columns of left padding not counted).
+        continuation (one number, or one per row; columns of left padding not counted). Sequences are told apart by
+        their cache; without one, `use_cache=False` has to be said for a forward to continue the one before. With beams
+        the coefficient has to be one number.
 
         Raises:
-            ValueError: the vector does not fit the model.
-            RuntimeError: a prompt that comes in several chunks, which cannot be told from new tokens.
+            ValueError: the vector does not fit the model, or the model keeps no cache to tell new tokens by.
+            RuntimeError: a prompt that comes in several chunks, which cannot be told from new tokens; a sequence that
+                was begun outside; a block that was to be steered and did not run.
         """
         blocks = find_blocks(model)
         self.check(model, blocks, models.fingerprint(model))
+        if self.positions != "all" and not models.accepts(model, "past_key_values"):
+            raise ValueError(
+                f"expected positions 'all' for {type(unwrap(model)).__name__}, whose forward takes no "
+                f"`past_key_values`: its new tokens cannot be told from a prompt; got {self.positions!r}."
+            )
         state = _Watch(self, blocks, prompt_length)
         base = unwrap(model)
         active = _active.setdefault(base, [])
         active.append(state)
         try:
+            modules = {layer: blocks.modules[layer] for layer in self.vector.layers}
             with (
-                residual.arriving(blocks.owner, state.arrive),
-                residual.writing({layer: blocks.modules[layer] for layer in self.vector.layers}, state.change),
+                residual.arriving(base, state.enter),
+                residual.arriving(blocks.owner, state.arrive, state.leave),
+                residual.writing(modules, state.change) as state.ran,
             ):
                 yield
         finally:
@@ -224,59 +240,90 @@ _active: weakref.WeakKeyDictionary[nn.Module, list[_Watch]] = weakref.WeakKeyDic
 
 
 class _Watch:
-    """Follows plain forwards of a model: where the prompt ended, and which columns the current chunk holds."""
+    """Follows plain forwards of a model: where each sequence's prompt ended, and which columns the chunk holds."""
 
     def __init__(self, steering: Steering, blocks: Blocks, prompt_length: int | Sequence[int] | None) -> None:
         self.steering, self.blocks, self.prompt_length = steering, blocks, prompt_length
         self.asleep = False
-        self.prompts: list[tuple[int, int]] | None = None
-        self.ids: Tensor | None = None
+        self.ran: set[int] = set()
+        self.outer: Mapping[str, Any] = {}
+        self.known: weakref.WeakKeyDictionary[Any, RowSteering] = weakref.WeakKeyDictionary()
         self.compiled: RowSteering | None = None
+        self.prompt: Tensor | None = None
+
+    def enter(self, arguments: Mapping[str, Any]) -> None:
+        """The whole model's arguments: the padding is read off its mask where the decoder gets a prepared one."""
+        self.outer = arguments
 
     def arrive(self, arguments: Mapping[str, Any]) -> None:
         if self.asleep:
             return
         ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
-        entering = ids if ids is not None else embeds
-        assert entering is not None
+        entering = ids if ids is not None else embeds if embeds is not None else arguments.get("hidden_states")
+        if entering is None:
+            raise RuntimeError(
+                f"expected ids or embeddings to enter {type(self.blocks.owner).__name__}; got {sorted(arguments)}. "
+                "Use steerkit.generate."
+            )
         batch, width = entering.shape[:2]
         cache = arguments.get("past_key_values")
         start = int(cache.get_seq_length()) if cache is not None else 0
-        if start == 0 and not self._continues(ids):
-            self._begin(batch, width, arguments.get("attention_mask"))
-        elif start and (self.prompts is None or len(self.prompts) != batch):
-            raise RuntimeError("expected to see a sequence from its first forward on; entered steering in its middle.")
-        elif start and width > 1 and self.prompt_length is None:
-            raise RuntimeError(
-                f"expected one new token per forward after the prompt; got {width} on top of {start}. A prompt that "
-                "comes in chunks cannot be told from new tokens: use steerkit.generate, or say prompt_length."
-            )
-        self.ids = ids if start == 0 else None
+        if start:
+            self.compiled = self._continued(cache, batch)
+            if width > 1 and self.prompt_length is None:
+                raise RuntimeError(
+                    f"expected one new token per forward after the prompt; got {width} on top of {start}. A prompt "
+                    "that comes in chunks cannot be told from new tokens: use steerkit.generate, or say prompt_length."
+                )
+        elif not self._repeats(arguments, ids):
+            masks = (arguments.get("attention_mask"), self.outer.get("attention_mask"))
+            flat = [mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2]
+            self.compiled = self._begin(batch, width, flat[0] if flat else None)
+            self.prompt = ids
+            if cache is not None:
+                self.known[cache] = self.compiled
         assert self.compiled is not None
         self.compiled.start = start
+        self.ran.clear()
 
-    def _continues(self, ids: Tensor | None) -> bool:
-        """Without a cache, a forward continues the last one if it repeats its tokens and adds one."""
-        last = self.ids
+    def leave(self, output: Any) -> None:
+        if self.asleep:
+            return
+        residual.check_called(self.ran, set(self.steering.vector.layers))
+        cache = getattr(output, "past_key_values", None)  # made inside, where none was passed in
+        if cache is not None and cache not in self.known and self.compiled is not None:
+            self.known[cache] = self.compiled
+
+    def _continued(self, cache: Any, batch: int) -> RowSteering:
+        """The steering of a cache that was seen before."""
+        compiled = self.known.get(cache)
+        if compiled is None or len(compiled.rows) != batch:
+            raise RuntimeError("expected to see a sequence from its first forward on; entered steering in its middle.")
+        return compiled
+
+    def _repeats(self, arguments: Mapping[str, Any], ids: Tensor | None) -> bool:
+        """Whether a forward that is said to use no cache begins with the last prompt, and goes on from there."""
         return (
-            last is not None
+            False in (arguments.get("use_cache"), self.outer.get("use_cache"))
+            and self.compiled is not None
+            and self.prompt is not None
             and ids is not None
-            and ids.shape == (last.shape[0], last.shape[1] + 1)
-            and torch.equal(ids[:, :-1], last)
+            and ids.shape[0] == self.prompt.shape[0]
+            and ids.shape[1] > self.prompt.shape[1]
+            and torch.equal(ids[:, : self.prompt.shape[1]], self.prompt)
         )
 
-    def _begin(self, batch: int, width: int, mask: Tensor | None) -> None:
-        pads = [0] * batch
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            pads = (mask[:, :width] != 0).int().argmax(1).tolist()
+    def _begin(self, batch: int, width: int, mask: Tensor | None) -> RowSteering:
+        starts, stops = [0] * batch, [width] * batch
+        if mask is not None:
+            real = (mask[:, :width] != 0).int()
+            starts, stops = real.argmax(1).tolist(), (width - real.flip(1).argmax(1)).tolist()
         lengths = [self.prompt_length] * batch if isinstance(self.prompt_length, int) else self.prompt_length
-        if lengths is None:
-            self.prompts = [(p, width) for p in pads]
-        elif len(lengths) != batch:
-            raise ValueError(f"expected one prompt length per row, {batch}; got {len(lengths)}.")
-        else:
-            self.prompts = [(p, p + n) for p, n in zip(pads, lengths, strict=True)]
-        self.compiled = RowSteering([[row] for row in self.steering.rows(batch)], self.prompts)
+        if lengths is not None:
+            if len(lengths) != batch:
+                raise ValueError(f"expected one prompt length per row, {batch}; got {len(lengths)}.")
+            stops = [start + length for start, length in zip(starts, lengths, strict=True)]
+        return RowSteering([[row] for row in self.steering.rows(batch)], list(zip(starts, stops, strict=True)))
 
     def change(self, layer: int, stream: Tensor) -> Tensor | None:
         if self.asleep:

@@ -16,14 +16,18 @@ from steerkit import artifacts, models
 from steerkit.activations import Layer
 from steerkit.capture import stream_norms as norms_of
 from steerkit.engine import Row
-from steerkit.generation import decode, text_of
+from steerkit.generation import decode, ends_of, text_of
 from steerkit.progress import progress
 from steerkit.results import SweepResult
-from steerkit.steering import Steering
+from steerkit.steering import Steering, taken_over
 from steerkit.texts import Prompt, encode_prompt, render
 from steerkit.vectors import SteeringVector
 
 LayerSet = int | tuple[int, ...]
+RESERVED = {
+    "vector", "layer", "coefficient", "prompt_id", "sample", "chat", "text", "n_tokens", "finished", "relative_dose",
+    "positions", "operation", "samples", "temperature", "top_p", "max_new_tokens", "seed", "weights",
+}  # fmt: skip
 ROWS, NORMS, TABLE = "rows.jsonl", "stream_norms.json", "table.parquet"
 
 
@@ -77,13 +81,17 @@ def sweep(
 
     Returns:
         `SweepResult` with columns vector, layer, coefficient, prompt_id, group, sample, text, n_tokens, finished,
-        relative_dose (`|coefficient| * |v| / mean |h|` at that layer; for several layers their mean), prompt,
-        reference, the settings, and what the weights are (a dtype, or a quantisation they were in).
+        relative_dose (`|coefficient| * |v| / mean |h|` at that layer; for several layers their mean; NaN for
+        `"ablate"`, where the length does not matter), prompt, reference, the settings, and what the weights are (a
+        dtype, or a quantisation they were in).
 
     Raises:
         ValueError: nothing to do, repeated prompt ids, a vector that does not fit, a setting out of range.
         ConfigurationChanged, RunFolderBusy: see `steerkit.artifacts.run_folder`.
     """
+    with taken_over(model) as active:
+        if active:
+            raise ValueError("expected no steering on during a sweep, which steers by itself; leave the `with` first.")
     named = {"vector": vectors} if isinstance(vectors, SteeringVector) else dict(vectors)
     rows = _prompt_rows(prompts)
     if not named or isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
@@ -108,7 +116,9 @@ def sweep(
             for key in ("model_fingerprint", "adapter_fingerprint", "dtype", "attention", "template_sha256")
         },
         "cells": [[cell.vector, cell.layer, cell.coefficient] for cell in cells],
-        "vectors": {name: _content(vector) for name, vector in named.items()},
+        "vectors": {name: vector.content() for name, vector in named.items()},
+        "ends": sorted(ends_of(model, tokenizer)),
+        "vocabulary": artifacts.sha256(artifacts.canonical_json(tokenizer.get_vocab())),
         "prompts": artifacts.sha256(artifacts.canonical_json(rows)),
     }
     keys = [(cell, row, sample) for row in rows for cell in cells for sample in range(samples)]
@@ -145,6 +155,7 @@ def sweep(
         said = {**settings, "weights": about["weights"]}
         table = _table(keys, written, cells, steerings, norms, said, tokenizer)
         meta = {**about, **settings, "stream_norms": norms, "kind": "sweep", "n_prompts": len(rows)}
+        meta["vectors"] = config["vectors"]
         result = SweepResult(table, meta)
         log.seal(result)
     return result
@@ -159,8 +170,12 @@ def _prompt_rows(prompts: Sequence[Prompt | Mapping[str, Any]]) -> list[dict[str
         if "prompt" not in row:
             raise ValueError(f"expected a 'prompt' in row {number}; got keys {sorted(row)}.")
         row["id"] = str(row.get("id", number))
-        row["group"] = str(row.get("group", row["id"]))
+        row["group"] = str(row["id"] if row.get("group") is None else row["group"])
         row.setdefault("reference", None)
+        if taken := RESERVED & set(row):
+            raise ValueError(
+                f"expected other names than the sweep's own columns in row {number}; got {sorted(taken)}. Rename them."
+            )
         rows.append(row)
     ids = [row["id"] for row in rows]
     if len(set(ids)) < len(ids):
@@ -197,11 +212,6 @@ def _cells(steerings: Mapping[tuple[str, str | None], Steering], coefficients: S
 
 def _identity(cell: Cell, row: Mapping[str, Any], sample: int) -> tuple[Any, ...]:
     return (cell.vector, cell.layer, cell.coefficient, row["id"], sample)
-
-
-def _content(vector: SteeringVector) -> str:
-    values = b"".join(f"{layer}:".encode() + value.numpy().tobytes() for layer, value in vector.layers.items())
-    return artifacts.sha256(values)[:16]
 
 
 class _Log:
@@ -292,7 +302,7 @@ def _table(
                     "text": text["text"],
                     "n_tokens": text["n_tokens"],
                     "finished": text["finished"],
-                    "relative_dose": _dose(steerings[place].vector, cell.coefficient, norms),
+                    "relative_dose": _dose(steerings[place], cell.coefficient, norms),
                     **{k: v for k, v in settings.items() if k != "samples"},
                 }
             )
@@ -306,7 +316,8 @@ def _table(
     ).drop(columns="_order").reset_index(drop=True)  # fmt: skip
 
 
-def _dose(vector: SteeringVector, coefficient: float, norms: Mapping[Layer, float]) -> float:
-    if not all(layer in norms for layer in vector.layers):
+def _dose(steering: Steering, coefficient: float, norms: Mapping[Layer, float]) -> float:
+    vector, operation = steering.vector, steering.operation
+    if operation == "ablate" or not all(layer in norms for layer in vector.layers):
         return float("nan")
     return abs(coefficient) * sum(norm / norms[layer] for layer, norm in vector.norms().items()) / len(vector.layers)

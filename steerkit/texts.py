@@ -14,6 +14,9 @@ Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
 
 
+SPACE = "\u2581"  # how SentencePiece writes a space
+
+
 class Rendered(str):
     """A prompt that a chat template has rendered: used as it is, no first token added."""
 
@@ -122,15 +125,30 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
 
 
 def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """The ids of a text that continues another: no special tokens added."""
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """The ids of a text that continues another: no special tokens added, and no space that the text has not.
+
+    Tokenizers of the SentencePiece kind put a space before any text that they are given; here it is cut off again.
+
+    Raises:
+        ValueError: it cannot be cut off.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids or text[0].isspace() or not str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(SPACE):
+        return tuple(ids)
+    for lead in ("^", "|", "\n"):
+        before = tokenizer(lead, add_special_tokens=False)["input_ids"]
+        both = tokenizer(lead + text, add_special_tokens=False)["input_ids"]
+        if both[: len(before)] == before and len(both) > len(before):
+            return tuple(both[len(before) :])
+    raise ValueError(f"expected ids of {text!r:.80} without a space before it; the tokenizer puts one. Begin with one.")
 
 
 def passage_of(tokenizer: Any, text: str | SpannedText, group: str) -> Passage:
-    """A text with one span (all of it) or a spanned text, tokenised."""
+    """A text with one span (all of it but the tokenizer's own first token) or a spanned text, tokenised."""
     if isinstance(text, str):
         ids = encode_prompt(tokenizer, text)
-        return Passage(ids, ((0, len(ids)),), ("",), group)
+        lead = len(ids) - len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return Passage(ids, ((lead, len(ids)),), ("",), group)
     labels = text.labels or tuple(str(i) for i in range(len(text.spans)))
     group = group if text.group is None else text.group
     if text.cut == "whole":
@@ -155,16 +173,18 @@ def passage_of(tokenizer: Any, text: str | SpannedText, group: str) -> Passage:
 def _whole(tokenizer: Any, text: SpannedText) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError("expected a fast tokenizer for cut='whole' (it gives character offsets). Use cut='spans'.")
-    encoded = tokenizer(text.text, return_offsets_mapping=True)
+    encoded = tokenizer(text.text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = encode_prompt(tokenizer, text.text)
+    lead = len(ids) - len(encoded["input_ids"])
     spans = []
     for start, stop in text.spans:
-        inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < stop and b > start and b > a]
+        inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"], lead) if a < stop and b > start and b > a]
         if not inside:
             raise ValueError(
                 f"expected at least one token in characters {start}..{stop} of {text.text!r:.80}; found none."
             )
         spans.append((inside[0], inside[-1] + 1))
-    return tuple(encoded["input_ids"]), tuple(spans)
+    return ids, tuple(spans)
 
 
 def pad(

@@ -251,7 +251,7 @@ def turn_contrasts(trace: DebateTrace, number: int) -> list[TurnContrast]:
     found = []
     for turn in trace.turns:
         tag = agent_tag(turn.agent, turn.round)
-        opened = text.index(round_tag(turn.round))
+        opened = text.index(round_tag(turn.round), len(trace.prompt))
         others = {str(t.agent): t.text for t in trace.turns if t.round == turn.round and t.agent != turn.agent}
         context = text[: text.index(tag, opened) + len(tag)]
         identifier = f"question_{number}_round_{turn.round}_agent_{turn.agent}"

@@ -49,7 +49,7 @@ class SteeringVector:
                     f"expected a finite vector [d_model] at layer {layer}; got shape {list(value.shape)}"
                     + (", with NaN or infinity in it." if value.ndim == 1 else ".")
                 )
-            clean[layer] = value.detach().to("cpu", torch.float32)
+            clean[layer] = value.detach().to("cpu", torch.float32, copy=True)
         if len({v.shape for v in clean.values()}) != 1:
             raise ValueError(
                 f"expected equal widths at all layers; got {sorted({v.shape[0] for v in clean.values()})}."
@@ -120,6 +120,11 @@ class SteeringVector:
 
     def __sub__(self, other: SteeringVector) -> SteeringVector:
         return self + (-other)
+
+    def content(self) -> str:
+        """16 hexadecimal digits that depend on the layers and values alone, for provenance."""
+        values = b"".join(f"{layer}:".encode() + value.numpy().tobytes() for layer, value in self.layers.items())
+        return artifacts.sha256(values)[:16]
 
     def _map(self, change: Callable[[Tensor], Tensor], **meta: Any) -> SteeringVector:
         return replace(self, layers={k: change(v) for k, v in self.layers.items()}, meta={**self.meta, **meta})
