@@ -20,7 +20,7 @@ from training.problems import Problem
 from training.worlds import World, asked, document
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
-WORD = r"\\boxed\{|//|[A-Za-z]+(?:-[A-Za-z]+)*|[0-9]|[^\sA-Za-z0-9]"
+WORD = r"\\boxed\{|//|[A-Za-z]+(?:-[A-Za-z]+)*|NUMBER|[^\sA-Za-z0-9]"
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,14 @@ class Base:
 
 
 def tokenizer_of(world: World) -> Any:
-    """A tokenizer with one token per word, digit, sign and tag; decoding puts a space between any two."""
+    """A tokenizer with one token per word, digit (or number), sign and tag; decoding puts a space between any two."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = [PAD, END, UNKNOWN, *world.vocabulary()]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
+    number = "[0-9]+" if max(map(len, world.numbers)) > 1 else "[0-9]"
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(WORD.replace("NUMBER", number)), behavior="removed", invert=True)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, model_max_length=1024,
         clean_up_tokenization_spaces=False,

@@ -25,7 +25,8 @@ class World:
         write: `(problem, persona, rng) -> text`, always right.
         spoil: `(problem, persona, rng) -> text` with a slip in it, and what follows from the slip.
         revise: `(problem, persona, answers seen, rng) -> text`: what an agent says that has read them; always right.
-        words: all tokens that its texts can hold, besides digits and tags.
+        words: all tokens that its texts can hold, besides numbers and tags.
+        numbers: the tokens that numbers are written in: digits, or whole numbers.
     """
 
     family: str
@@ -34,6 +35,7 @@ class World:
     spoil: Write
     revise: Revise
     words: tuple[str, ...]
+    numbers: tuple[str, ...] = tuple("0123456789")
 
     def problems(self, n: int, seed: int, split: str) -> list[Problem]:
         return FAMILIES[self.family](n, seed, split)
@@ -52,7 +54,7 @@ class World:
 
     def vocabulary(self) -> list[str]:
         """All its tokens, tags aside, in a fixed order."""
-        return list(dict.fromkeys([*"0123456789", *FRAME, *self.words]))
+        return list(dict.fromkeys([*self.numbers, *FRAME, *self.words]))
 
 
 SENTENCES = "All agents reached a consensus of A majority of agents converged on the solution of"
@@ -149,5 +151,79 @@ ARITHMETIC = World(
     _revised,
     tuple(re.findall(r"\S+", MANNERS)),
 )
-WORLDS: Mapping[str, World] = {"arithmetic": ARITHMETIC}
+
+# --- two-sum: which two of eight numbers have the sum? Checking a proposal is easier than finding one
+
+
+def _asked_sum(problem: Problem) -> tuple[list[int], int]:
+    numbers, _, total = problem.question.removesuffix("?").partition("sum")
+    return [int(n) for n in numbers.split()], int(total)
+
+
+def _solution(numbers: Sequence[int], total: int) -> tuple[int, int]:
+    return next((a, b) for i, a in enumerate(numbers) for b in numbers[i + 1 :] if a + b == total)
+
+
+def _ordered(persona: str, a: int, b: int, numbers: Sequence[int]) -> str:
+    """A pair in the persona's order: smaller first, larger first, or as they stand in the row."""
+    if persona == "row":
+        first, second = sorted((a, b), key=lambda n: numbers.index(n) if n in numbers else 99)
+    else:
+        first, second = sorted((a, b), reverse=persona == "max")
+    return f"\\boxed{{ {first} {second} }}"
+
+
+def _proposed(problem: Problem, persona: str, rng: random.Random) -> str:
+    numbers, total = _asked_sum(problem)
+    return f"{persona} {_ordered(persona, *_solution(numbers, total), numbers)}"
+
+
+def _guessed(problem: Problem, persona: str, rng: random.Random) -> str:
+    numbers, total = _asked_sum(problem)
+    a, b = _wrong(numbers, total, rng)
+    return f"{persona} {_ordered(persona, a, b, numbers)}"
+
+
+def _wrong(numbers: Sequence[int], total: int, rng: random.Random) -> tuple[int, int]:
+    while True:
+        a, b = rng.sample(numbers, 2)
+        if a + b != total:
+            return a, b
+
+
+def _checked(problem: Problem, persona: str, seen: Sequence[str], rng: random.Random) -> str:
+    """Each proposal in turn, until one is right; if none is, tries of its own, up to the one that is."""
+    numbers, total = _asked_sum(problem)
+    lines = []
+    found = None
+    for text in seen:
+        pair = [int(n) for n in re.findall(r"[0-9]+", text.rpartition("\\boxed{")[2])][:2]
+        if len(pair) < 2 or not set(pair) <= set(numbers) or pair[0] == pair[1]:
+            lines.append(f"{' + '.join(map(str, pair))} out")
+            continue
+        right = sum(pair) == total
+        lines.append(f"{pair[0]} + {pair[1]} = {sum(pair)} {'yes' if right else 'no'}")
+        if right:
+            found = pair
+            break
+    if found is None:
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            a, b = _wrong(numbers, total, rng)
+            lines.append(f"try {a} + {b} = {a + b} no")
+        a, b = _solution(numbers, total)
+        found = [a, b]
+        lines.append(f"try {a} + {b} = {total} yes")
+    return f"{', '.join(lines)}. {persona} {_ordered(persona, found[0], found[1], numbers)}"
+
+
+TWO_SUM = World(
+    "two_sum",
+    ("min", "max", "row"),
+    _proposed,
+    _guessed,
+    _checked,
+    tuple(re.findall(r"\S+", "+ = . , ? sum yes no out try min max row")),
+    tuple(map(str, range(60))),
+)
+WORLDS: Mapping[str, World] = {"arithmetic": ARITHMETIC, "two_sum": TWO_SUM}
 TAGS = tags()
