@@ -91,10 +91,11 @@ def nnsight(layer: int) -> Callable[[int], Callable[[], Any]]:
 
     model, tokenizer = inputs.model()
     wrapped = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
-    ids = [encode_prompt(tokenizer, text) for text in inputs.texts(TEXTS)]
+    texts = inputs.texts(TEXTS)
 
     def run(size: int) -> torch.Tensor:
         total = torch.zeros(model.config.hidden_size)
+        ids = [encode_prompt(tokenizer, text) for text in texts]
         for batch, mask in _batches(ids, size):
             weights = mask / mask.sum(1, keepdim=True)
             with torch.inference_mode(), wrapped.trace({"input_ids": batch, "attention_mask": mask}) as tracer:
@@ -117,10 +118,11 @@ def transformer_lens(layer: int) -> Callable[[int], Callable[[], Any]]:
         bridge = TransformerBridge.boot_transformers(
             "SmolLM2-135M-Instruct", hf_model=copy.deepcopy(model), tokenizer=tokenizer, device="cpu"
         )
-    ids = [encode_prompt(tokenizer, text) for text in inputs.texts(TEXTS)]
+    texts = inputs.texts(TEXTS)
 
     def run(size: int) -> torch.Tensor:
         total = torch.zeros(model.config.hidden_size)
+        ids = [encode_prompt(tokenizer, text) for text in texts]
         for batch, mask in _batches(ids, size):
             weights = mask / mask.sum(1, keepdim=True)
 

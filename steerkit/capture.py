@@ -21,7 +21,7 @@ from steerkit.texts import Passage, Prompt, SpannedText, context_length, encode,
 Text = str | SpannedText | ContrastPair
 Layers = str | int | Sequence[Layer]
 Position = str | int
-BATCH_TOKENS = 1024
+BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def collect(
     *,
     layers: Layers = "all",
     position: Position = "last",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> Activations:
     """Read one vector per text (or span) and layer.
 
@@ -89,7 +89,7 @@ def collect_each(
     *,
     positions: Sequence[Position],
     layers: Layers = "all",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> dict[Position, Activations]:
     """`collect` for several read positions from the same forwards."""
     passages = _passages(model, tokenizer, texts)
@@ -117,7 +117,7 @@ def collect_means(
     *,
     layers: Layers = "all",
     position: Position = "last",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> ActivationMeans:
     """The means of `collect`'s activations per label, in float64, without keeping the activations.
 
@@ -160,7 +160,7 @@ def stream_norms(
     def pool(stream: Tensor, rows: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
         return _mean(stream.float().norm(dim=-1, keepdim=True), rows, starts, stops) * (stops - starts)[:, None]
 
-    for _, pooled in _read(model, blocks, wanted, passages, pool, BATCH_TOKENS):
+    for _, pooled in _read(model, blocks, wanted, passages, pool, None):
         total += pooled.double().cpu().sum(0).squeeze(-1)
     tokens = sum(stop - start for passage in passages for start, stop in passage.spans)
     return dict(zip(wanted, (total / tokens).tolist(), strict=True))
@@ -227,7 +227,7 @@ def _read(
     layers: Sequence[Layer],
     passages: Sequence[Passage],
     pool: Pool,
-    batch_tokens: int,
+    batch_tokens: int | None,
 ) -> Iterator[tuple[Tensor, Float[Tensor, "span layer d"]]]:
     """Yield `(span indices, pooled streams)` batch by batch; spans are numbered through all passages in order."""
     base = unwrap(model)
@@ -236,7 +236,8 @@ def _read(
     hooked = _hooked(blocks, layers)
     deepest = max(hooked)
     takes_positions = models.accepts(model, "position_ids")
-    queue = token_batches([len(p.ids) for p in passages], batch_tokens)[::-1]
+    size = batch_tokens or BATCH_TOKENS.get(device.type, 512)
+    queue = token_batches([len(p.ids) for p in passages], size)[::-1]
     with evaluating(base), torch.inference_mode():
         while queue:
             batch = queue.pop()
