@@ -40,10 +40,10 @@ class DemoSettings:
         seed: of the shuffled labels, the probes' folds and the random directions.
     """
 
-    train: int = 72
-    choose: int = 8
-    dose: int = 14
-    test: int = 36
+    train: int = 64
+    choose: int = 6
+    dose: int = 10
+    test: int = 32
     max_new_tokens: int = 32
     first_coefficients: tuple[float, ...] = (1.0, 1.75, 2.5)
     coefficients: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5)
