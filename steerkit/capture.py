@@ -65,9 +65,9 @@ def collect(
 ) -> Activations:
     """Read one vector per text (or span) and layer.
 
-    Texts are tokenised once, sorted by length, right-padded in batches of at most `batch_tokens` tokens (512 on a CPU,
-    16 384 on a GPU unless given; halved when memory runs out), pooled inside the hook; each forward is left after the deepest layer that is read, so the
-    vocabulary logits are never computed.
+    Texts are tokenised once, sorted by length, right-padded in batches of at most `batch_tokens` tokens (512 on a CPU
+    and 16 384 on a GPU unless given; halved when memory runs out), pooled inside the hook; each forward is left after
+    the deepest layer that is read, so the vocabulary logits are never computed.
 
     Args:
         texts: strings (used verbatim), `SpannedText`s (one item per span, one forward per text), or `ContrastPair`s

@@ -505,7 +505,15 @@ def test_closing_ends_the_calls_under_way_and_begins_no_other(serve, waits, capl
     assert waits == [] and caplog.text == ""  # nor is one tried again
 
 
-def test_an_interrupt_while_waiting_for_a_reply_cuts_the_calls_and_does_not_hang(serve) -> None:
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also where the tests were started in the background by a shell that has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_while_waiting_for_a_reply_cuts_the_calls_and_does_not_hang(serve, interruptible) -> None:
     dropped = threading.Semaphore(0)
 
     def script(call: Call, number: int) -> None:
