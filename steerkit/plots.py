@@ -136,7 +136,9 @@ def curve_grid(
                 axes.axhline(zero[score], color=INK, lw=0.7, ls=(0, (2, 2)), zorder=1)
             if score in log:
                 axes.set_yscale("log", subs=[])
-                axes.yaxis.set(major_locator=ticker.LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
+                low, high = axes.get_ylim()
+                ticks = ticker.LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,), numticks=99)
+                axes.yaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_formatter=ticker.NullFormatter())
             axes.xaxis.set_major_locator(ticker.MaxNLocator(8 if len(doses) == 1 else 5, steps=[1, 2, 4, 5, 10]))
     for (persona, dose), top, bottom in zip(doses.items(), grid[0], grid[-1], strict=True):
         top.set_title(persona)

@@ -417,3 +417,18 @@ def test_intervals_print_the_rows_under_their_names() -> None:
 def test_what_cannot_be_drawn_is_refused_with_the_reason(draw: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+@pytest.mark.parametrize(("top", "wanted"), [(40.0, ["2", "5", "10", "20"]), (2e5, ["10", "100", "1000", "10000"])])
+def test_a_logarithmic_axis_has_plain_numbers_over_two_decades_and_over_five(top, wanted) -> None:
+    frame = curve_frame()
+    rising = np.geomspace(1.5, top, len(frame))
+    frame = frame.assign(mean=rising, low=rising, high=rising)
+    panels = {"perplexity": dict.fromkeys("abc", frame)}
+    figure = plots.curve_grid(panels, "coefficient", controls=CONTROLS, log=["perplexity"])
+    figure.canvas.draw()
+    for axes in figure.axes[:3]:
+        shown = [axes.yaxis.get_major_formatter()(at) for at in axes.yaxis.get_majorticklocs()]
+        assert set(wanted) <= set(shown)
+        assert len(shown) < 12
+        assert not any(label.get_text() for label in axes.get_yticklabels(minor=True))
