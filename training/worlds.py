@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from steerkit.traces import Turn, tags
+from steerkit.traces import Turn
 from training.personas import Cast, Persona
 from training.problems import FAMILIES, Problem
 
@@ -226,4 +226,3 @@ TWO_SUM = World(
     tuple(map(str, range(60))),
 )
 WORLDS: Mapping[str, World] = {"arithmetic": ARITHMETIC, "two_sum": TWO_SUM}
-TAGS = tags()
