@@ -23,7 +23,7 @@ bench: $(VENV)/.bench  ## speed against the plain way and the peers; writes benc
 	$(BIN)/python -m benchmarks
 
 imad-tiny: $(STAMP)  ## IMAD in miniature, from scratch: make imad-tiny SEED=7 FAMILY=arithmetic
-	$(ARENAS) $(BIN)/python -m training.imad tiny --seed $(SEED) --set family=$(FAMILY)
+	$(ARENAS) $(BIN)/python -m training.imad tiny --seed $(SEED) --family $(FAMILY)
 
 setup: $(STAMP)
 

@@ -207,7 +207,8 @@ class ConfigurationChanged(ValueError):
 def run_folder(folder: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
     """Hold a folder for one run: writes `config.json`, or checks that it is the same run that is resumed.
 
-    The lock is released by the operating system when the process ends, however it ends.
+    The lock is released by the operating system when the process ends, however it ends. Of several processes that
+    torchrun has started as one run, the first (`RANK` 0) holds it for all.
 
     Raises:
         RunFolderBusy: another process holds the folder.
@@ -219,7 +220,8 @@ def run_folder(folder: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.environ.get("RANK", "0") == "0":
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunFolderBusy(
                 f"expected {folder} to be free; another run holds it. Wait, or use another folder."

@@ -3,16 +3,18 @@ r"""Debates: agents answer alone, read each other, answer again, and vote. Each 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from steerkit import artifacts
 from steerkit.progress import progress
+from steerkit.texts import Prompt
 from steerkit.traces import DebateTrace, Turn, write_traces
 from training.answers import majority, read_answer, same
 from training.chat import Answerer, Request, Sampling
+from training.moderator import Verdict, moderation, read_verdict
 from training.personas import Cast
 from training.problems import Problem
 
@@ -45,22 +47,34 @@ class Debate:
     """A finished debate: its calls in the order of rounds and agents.
 
     A vote counts over all agents: an answer that cannot be read, or a failed call, is a vote for nothing.
+
+    Args:
+        problem: what was debated.
+        calls: the turns.
+        agents: how many there are.
+        moderated: the moderator's call after an open question's last round (agent 0); None for all others.
     """
 
     problem: Problem
     calls: tuple[Call, ...]
     agents: int
+    moderated: Call | None = None
 
     @property
     def rounds(self) -> int:
         """How many rounds it took."""
         return max(call.round for call in self.calls)
 
+    @property
+    def open(self) -> bool:
+        """Whether the question is an open one, without votes to count."""
+        return self.problem.kind == "open"
+
     def votes(self, number: int | None = None) -> list[str | None]:
         """Each agent's answer in a round, by default the last; None where there is none to read."""
         number = self.rounds if number is None else number
         return [
-            None if call.text is None else read_answer(call.text, self.problem.kind)
+            None if call.text is None or self.open else read_answer(call.text, self.problem.kind)
             for call in self.calls
             if call.round == number
         ]
@@ -76,7 +90,16 @@ class Debate:
     @property
     def failed(self) -> int:
         """Calls without a text."""
-        return sum(call.text is None for call in self.calls)
+        return sum(call.text is None for call in self._all)
+
+    @property
+    def _all(self) -> tuple[Call, ...]:
+        return self.calls if self.moderated is None else (*self.calls, self.moderated)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The moderator's; None without one, or where it cannot be read."""
+        return None if self.moderated is None else read_verdict(self.moderated.text or "")
 
     @property
     def correct(self) -> bool:
@@ -85,17 +108,25 @@ class Debate:
 
     def tokens(self) -> tuple[int, int]:
         """Tokens in and out, over all calls that said."""
-        return sum(c.tokens_in or 0 for c in self.calls), sum(c.tokens_out or 0 for c in self.calls)
+        return sum(c.tokens_in or 0 for c in self._all), sum(c.tokens_out or 0 for c in self._all)
 
     def trace(self) -> DebateTrace | None:
-        """The debate as a trace, if it reached a consensus without a failed call, right or wrong; else None."""
-        answer = self.answer()
-        if answer is None or self.failed:
+        """The debate as a trace, if it reached a consensus without a failed call, right or wrong; else None.
+
+        Of an open question the consensus is the moderator's explanation, and the record has `consensus_type` too.
+        """
+        answer, verdict = self.answer(), self.verdict
+        if self.failed or (answer is None and (verdict is None or verdict.type == "none")):
             return None
         turns = [Turn(call.agent, call.round, call.text or "") for call in self.calls]
-        consensus = (UNANIMOUS if self.unanimous else MAJORITY).format(answer)
+        extra = {}
+        if verdict is None:
+            consensus = (UNANIMOUS if self.unanimous else MAJORITY).format(answer)
+        else:
+            consensus = verdict.explanation
+            extra = {"consensus_type": verdict.type, "consensus_explanation": verdict.explanation}
         try:
-            return DebateTrace.of(self.problem.question, turns, consensus, self.problem.gold)
+            return DebateTrace.of(self.problem.question, turns, consensus, self.problem.gold, extra)
         except ValueError:  # an answer that holds a tag itself
             return None
 
@@ -106,7 +137,8 @@ class Debate:
             "id": self.problem.id, "question": self.problem.question, "gold": self.problem.gold,
             "answer": self.answer(), "correct": self.correct, "unanimous": self.unanimous, "rounds": self.rounds,
             "first_answer": self.answer(1), "votes": self.votes(), "tokens_in": tokens_in, "tokens_out": tokens_out,
-            "unparsed": sum(vote is None for vote in self.votes()), "failed": self.failed,
+            "unparsed": 0 if self.open else sum(vote is None for vote in self.votes()), "failed": self.failed,
+            "consensus_type": self.verdict.type if self.verdict else None,
         }  # fmt: skip
 
 
@@ -138,6 +170,8 @@ def hold(
 ) -> list[Debate]:
     """Hold a debate on every problem; the calls of a round go out as one batch.
 
+    After the last round of an open question one more call asks a moderator (`training.moderator`) for the consensus.
+
     With `out`, each reply is on disk (`calls.jsonl`) once it has come, and the same call goes on where a run that was
     killed left off: no finished call is made again, a failed one is. At the end `debates.jsonl` has a row per debate
     and `traces.jsonl` the traces of those with a consensus.
@@ -168,34 +202,51 @@ def _held(
 ) -> Iterator[Debate]:
     there = _read_calls(folder)
     agents = range(1, len(cast.personas) + 1)
-    going = list(problems)
     calls: dict[str, tuple[Call, ...]] = {problem.id: () for problem in problems}
-    for number in range(1, setting.rounds + 1):
-        places: dict[str, tuple[Problem, int, Request]] = {}
-        for problem in going:
-            said = [Turn(call.agent, call.round, call.text or "") for call in calls[problem.id]]
-            for agent in agents:
-                name = f"{problem.id}/round-{number}/agent-{agent}"
-                places[name] = (problem, agent, Request(name, cast.ask(problem, agent, number, said)))
-        asked = {name: artifacts.sha256(repr(request.prompt)) for name, (_, _, request) in places.items()}
+
+    def ask(places: Mapping[str, tuple[int, int, Prompt]], label: str) -> dict[str, Call]:
+        """The calls of one round by name, from disk where the same prompt was answered before."""
+        asked = {name: artifacts.sha256(repr(prompt)) for name, (_, _, prompt) in places.items()}
         known = {name: there[name][1] for name in places if name in there and there[name][0] == asked[name]}
-        todo = [request for name, (_, _, request) in places.items() if name not in known]
-        with progress(f"debate, round {number}", len(places)) as advance:
+        todo = [Request(name, prompt) for name, (_, _, prompt) in places.items() if name not in known]
+        with progress(label, len(places)) as advance:
             advance(len(known))
             for reply in answerer(todo, setting.sampling) if todo else ():
-                agent = places[reply.id][1]
+                agent, number, _ = places[reply.id]
                 call = Call(agent, number, reply.text, reply.tokens_in, reply.tokens_out, reply.error)
                 known[reply.id] = call
                 if folder is not None:
                     row = {"key": reply.id, "prompt_sha256": asked[reply.id], **asdict(call)}
                     artifacts.append_rows(folder / CALLS, [row])
                 advance(1)
-        for name, (problem, _, _) in places.items():
-            calls[problem.id] += (known[name],)
+        return known
+
+    going = list(problems)
+    for number in range(1, setting.rounds + 1):
+        places = {}
+        for problem in going:
+            said = [Turn(call.agent, call.round, call.text or "") for call in calls[problem.id]]
+            for agent in agents:
+                prompt = cast.ask(problem, agent, number, said)
+                places[f"{problem.id}/round-{number}/agent-{agent}"] = (agent, number, prompt)
+        known = ask(places, f"debate, round {number}")
+        for problem in going:
+            calls[problem.id] += tuple(known[f"{problem.id}/round-{number}/agent-{agent}"] for agent in agents)
         if setting.early_stop:
             going = [problem for problem in going if not Debate(problem, calls[problem.id], len(agents)).unanimous]
+    last = {
+        f"{problem.id}/moderator": (0, setting.rounds + 1, moderation(problem.question, _last(calls[problem.id])))
+        for problem in problems
+        if problem.kind == "open"
+    }
+    verdicts = ask(last, "moderator") if last else {}
     for problem in problems:
-        yield Debate(problem, calls[problem.id], len(agents))
+        yield Debate(problem, calls[problem.id], len(agents), verdicts.get(f"{problem.id}/moderator"))
+
+
+def _last(calls: Sequence[Call]) -> list[str]:
+    """The texts of the last round."""
+    return [call.text or "" for call in calls if call.round == max(call.round for call in calls)]
 
 
 def _read_calls(folder: Path | None) -> dict[str, tuple[str, Call]]:

@@ -54,12 +54,15 @@ def one_answer(problems: Sequence[Problem], answerer: Answerer, ask: Ask, sampli
 
 
 def self_consistency(
-    problems: Sequence[Problem], answerer: Answerer, ask: Ask, sampling: Sampling, samples: int
-) -> pd.DataFrame:
-    """The most frequent answer of several samples, the earliest on a tie (Wang et al. 2022, arXiv 2203.11171)."""
-    requests = [Request(f"{p.id}/{i}", ask(p)) for p in problems for i in range(samples)]
+    problems: Sequence[Problem], answerer: Answerer, ask: Ask, sampling: Sampling, samples: Sequence[int]
+) -> list[pd.DataFrame]:
+    """The most frequent answer of several samples, the earliest on a tie (Wang et al. 2022, arXiv 2203.11171).
+
+    One table per number of samples; fewer are the first of more.
+    """
+    requests = [Request(f"{p.id}/{i}", ask(p)) for p in problems for i in range(max(samples))]
     replies = {reply.id: reply for reply in answerer(requests, sampling)}
-    return pd.DataFrame([_row(p, [replies[f"{p.id}/{i}"] for i in range(samples)]) for p in problems])
+    return [pd.DataFrame([_row(p, [replies[f"{p.id}/{i}"] for i in range(k)]) for p in problems]) for k in samples]
 
 
 def _row(problem: Problem, replies: Sequence[Reply]) -> dict[str, Any]:

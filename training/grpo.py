@@ -12,7 +12,9 @@ from transformers import TrainerCallback
 
 from steerkit import artifacts
 from steerkit.traces import agents_in
+from training import ranks
 from training.checkpoints import LoRA, adapted, device_options, last_checkpoint, save
+from training.judge import Judge
 from training.problems import Problem
 from training.rewards import Box, Completion, clip_reward, format_reward, tag_weights, weighted_format
 from training.schedules import Anneal, Gate, pass_gate
@@ -40,6 +42,7 @@ class GRPO:
         mask_truncated: leave completions that never ended out of the loss.
         lora: None trains all weights.
         save_every: steps between checkpoints.
+        vllm: let vLLM, in the same process, write the completions; it has to be installed, and a GPU to be there.
     """
 
     anneal: Anneal = Anneal()  # noqa: RUF009  frozen
@@ -66,6 +69,7 @@ class GRPO:
     max_grad_norm: float = 0.3
     lora: LoRA | None = LoRA(32, 64, 0.1)  # noqa: RUF009  frozen
     save_every: int = 50
+    vllm: bool = False
     seed: int = 0
 
 
@@ -76,8 +80,11 @@ class Annealed(TrainerCallback):
     `log.jsonl` per step has the step, `l`, `w_fmt`, the reward's parts, accuracy, length and shares.
     """
 
-    def __init__(self, setting: GRPO, tokenizer: Any, folder: Path, on_clip: Any = None) -> None:
+    def __init__(
+        self, setting: GRPO, tokenizer: Any, folder: Path, on_clip: Any = None, judge: Judge | None = None
+    ) -> None:
         self.setting, self.tokenizer, self.folder, self.on_clip = setting, tokenizer, folder, on_clip
+        self.judge = judge
         self.gate = Gate()
         self.weights = tag_weights(setting.agents, setting.rounds)
         self.__name__ = "imad"
@@ -88,35 +95,53 @@ class Annealed(TrainerCallback):
         return self.setting.anneal.at(self.gate.progress if gated else step / max(1, self.setting.steps - 1))
 
     def __call__(
-        self, completion_ids: Sequence[Sequence[int]], gold: Sequence[str], kind: Sequence[str], trainer_state: Any,
-        **_: Any,
+        self, completion_ids: Sequence[Sequence[int]], question: Sequence[str], gold: Sequence[str],
+        kind: Sequence[str], trainer_state: Any, **_: Any,
     ) -> list[float]:  # fmt: skip
         w_fmt, clip = self.now(trainer_state.global_step)
         ends = {self.tokenizer.eos_token_id}
         rows = []
-        for ids, right, how in zip(completion_ids, gold, kind, strict=True):
+        passed = self._judged(completion_ids, question, kind, clip)
+        for number, (ids, right, how) in enumerate(zip(completion_ids, gold, kind, strict=True)):
             finished = bool(ids) and ids[-1] in ends
             text = self._decode(ids)
             completion = Completion(tuple(ids), finished)
+            in_time = finished and len(ids) <= clip
+            if how == "open":
+                right_at_all = float(passed[number])
+                right_now = right_at_all if in_time or not self.setting.must_end else 0.0
+            else:
+                right_now = clip_reward(
+                    completion, clip, self._decode, right, how, self.setting.box, self.setting.must_end
+                )
+                right_at_all = clip_reward(completion, len(ids), self._decode, right, how, "last", False)
             parts = {
                 "format": weighted_format(text, self.weights, w_fmt, self.setting.kept) if self.setting.format else 0.0,
                 "tags": format_reward(text, self.weights),
-                "clip": clip_reward(
-                    completion, clip, self._decode, right, how, self.setting.box, self.setting.must_end
-                ),
-                "correct": clip_reward(completion, len(ids), self._decode, right, how, "last", False),
+                "clip": right_now, "correct": right_at_all,
                 "length": len(ids), "truncated": not finished, "agents": len(agents_in(text)),
             }  # fmt: skip
             rows.append({**parts, "reward": parts["format"] + self.setting.clip_weight * parts["clip"]})
         self._note(trainer_state.global_step, w_fmt, clip, rows)
         return [row["reward"] for row in rows]
 
+    def _judged(
+        self, completion_ids: Sequence[Sequence[int]], question: Sequence[str], kind: Sequence[str], clip: int
+    ) -> dict[int, bool]:
+        """The judge's verdict on the first `clip` tokens of each completion of an open question, by place."""
+        places = [number for number, how in enumerate(kind) if how == "open"]
+        if not places:
+            return {}
+        assert self.judge is not None
+        verdicts = self.judge([(question[number], self._decode(completion_ids[number][:clip])) for number in places])
+        return dict(zip(places, verdicts, strict=True))
+
     def _note(self, step: int, w_fmt: float, clip: int, rows: Sequence[Mapping[str, float]]) -> None:
         rewards = np.array([row["reward"] for row in rows]).reshape(-1, self.setting.generations)
         line = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        line["success"] = _mean_over_processes(line["clip"])
+        line["success"] = ranks.mean(line["clip"])
         flat = float((rewards.std(1) == 0).mean())
-        if _is_first():
+        if ranks.is_first():
             row = {"step": step, "w_fmt": w_fmt, "clip_tokens": clip, **line, "groups_without_spread": flat}
             artifacts.append_rows(self.folder / LOG, [{**row, "progress": self.gate.progress}])
         if self.setting.anneal.kind == "gated":
@@ -131,7 +156,7 @@ class Annealed(TrainerCallback):
             self.on_clip(self.now(state.global_step)[1])
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if _is_first():
+        if ranks.is_first():
             artifacts.write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / GATE, asdict(self.gate))
 
     def resume(self, checkpoint: str | None) -> None:
@@ -141,27 +166,40 @@ class Annealed(TrainerCallback):
         if checkpoint is not None:
             self.gate = Gate(**artifacts.read_json(Path(checkpoint) / GATE))
             step = int(checkpoint.rpartition("-")[2])
-        if log.exists() and _is_first():
+        if log.exists() and ranks.is_first():
             rows = [row for row in artifacts.read_rows(log) if row["step"] < step]
             artifacts.write_text(log, "")
             artifacts.append_rows(log, rows)
 
 
-def train_grpo(model: Any, tokenizer: Any, problems: Sequence[Problem], setting: GRPO, out: str | Path) -> Path:
+def train_grpo(
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    setting: GRPO,
+    out: str | Path,
+    judge: Judge | None = None,
+) -> Path:
     """Train and write a standalone checkpoint, `out/checkpoint`; goes on from the trainer's last if interrupted.
 
-    The model is trained in place: load it anew to use the old one.
+    The model is trained in place: load it anew to use the old one. `judge` takes the place of the right answer where a
+    question is open: the clip reward is then 1 if it passes the first `l` tokens.
 
     Raises:
-        ValueError: a problem without a gold answer.
+        ValueError: no problems, or an open one without a judge.
         ConfigurationChanged, RunFolderBusy: see `steerkit.artifacts.run_folder`.
     """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    rows = [{"prompt": f"Problem: {p.question}\n\n", "gold": p.gold, "kind": p.kind} for p in problems]
-    if not rows or any(row["gold"] is None for row in rows):
-        raise ValueError(f"expected problems with gold answers, one at least; got {len(rows)}.")
+    rows = [
+        {"prompt": f"Problem: {p.question}\n\n", "question": p.question, "gold": p.gold or "", "kind": p.kind}
+        for p in problems
+    ]
+    if not rows or (judge is None and any(p.kind == "open" for p in problems)):
+        raise ValueError(
+            f"expected problems, and a judge where one is open; got {len(rows)} problems and {judge}. See judge.py."
+        )
     config = {**asdict(setting), "problems": artifacts.sha256(artifacts.canonical_json(rows))}
     with artifacts.run_folder(out, config) as folder:
         done = folder / "checkpoint"
@@ -178,9 +216,9 @@ def train_grpo(model: Any, tokenizer: Any, problems: Sequence[Problem], setting:
             max_completion_length=setting.anneal.at(0.0)[1], max_grad_norm=setting.max_grad_norm,
             lr_scheduler_type="constant_with_warmup", warmup_steps=0.05, save_strategy="steps",
             save_steps=setting.save_every, logging_steps=10, seed=setting.seed, gradient_checkpointing=False,
-            disable_tqdm=True, **device_options(),
+            disable_tqdm=True, use_vllm=setting.vllm, vllm_mode="colocate", **device_options(),
         )  # fmt: skip
-        annealed: Any = Annealed(setting, tokenizer, folder)
+        annealed: Any = Annealed(setting, tokenizer, folder, judge=judge)
         trainer = GRPOTrainer(
             adapted(model, setting.lora, tokens=False), reward_funcs=annealed, args=arguments,
             train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[annealed],
@@ -189,7 +227,9 @@ def train_grpo(model: Any, tokenizer: Any, problems: Sequence[Problem], setting:
         checkpoint = last_checkpoint(folder / "trainer")
         annealed.resume(checkpoint)
         trainer.train(resume_from_checkpoint=checkpoint)
-        return save(trainer.model, tokenizer, done)
+        with ranks.whole_weights(trainer):
+            ranks.first_alone(lambda: save(trainer.model, tokenizer, done))
+        return done
 
 
 def shorten_generation(trainer: Any, length: int) -> None:
@@ -200,21 +240,3 @@ def shorten_generation(trainer: Any, length: int) -> None:
         trainer.generation_kwargs["max_new_tokens"] = length
     if getattr(trainer, "vllm_generation", None) is not None:
         trainer.vllm_generation.max_completion_length = length
-
-
-def _is_first() -> bool:
-    import torch.distributed as ranks
-
-    return not (ranks.is_available() and ranks.is_initialized()) or ranks.get_rank() == 0
-
-
-def _mean_over_processes(value: float) -> float:
-    """The mean of a number over all processes, so that every rank's gate moves alike."""
-    import torch
-    import torch.distributed as ranks
-
-    if not (ranks.is_available() and ranks.is_initialized()):
-        return value
-    total = torch.tensor(value, dtype=torch.float64)
-    ranks.all_reduce(total)
-    return float(total) / ranks.get_world_size()

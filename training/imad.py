@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,20 @@ import pandas as pd
 import steerkit as sk
 from steerkit import artifacts
 from steerkit.traces import DebateTrace, read_traces
+from training import ranks
 from training.chat import LocalModel, Sampling
-from training.debate import TRACES, Setting, hold
+from training.debate import TRACES, hold
+from training.estimate import estimate, shape_of
 from training.evaluate import DEBATES, debates, one_answer, self_consistency, write_results
-from training.grpo import train_grpo
-from training.personas import Cast, cast_of
-from training.presets import PRESETS, Preset, changed
+from training.grpo import GRPO, train_grpo
+from training.personas import Cast, alone, cast_of
+from training.presets import Preset, chosen, names
 from training.problems import FAMILIES, Problem
 from training.sft import SFT, train_sft
 from training.tiny import train_base
-from training.worlds import WORLDS, asked
+from training.worlds import WORLDS, bare
+
+CHECKING = "Self-checking agents"
 
 
 @dataclass(frozen=True)
@@ -34,18 +38,25 @@ class Run:
     seed: int
     folder: Path
 
+    @property
+    def in_a_small_world(self) -> bool:
+        return self.preset.checkpoint is None
+
     def problems(self, n: int, split: str) -> list[Problem]:
-        if self.preset.checkpoint is None:
+        if self.in_a_small_world:
             return WORLDS[self.preset.family].problems(n, self.seed, split)
         return FAMILIES[self.preset.family](n, self.seed, split)
 
     @property
-    def cast(self) -> Cast:
-        return WORLDS[self.preset.family].cast() if self.preset.checkpoint is None else cast_of(self.preset.cast)
+    def training_problems(self) -> list[Problem]:
+        return self.problems(self.preset.debates, "train")
 
     @property
-    def sampling(self) -> Sampling:
-        return replace(self.preset.sampling, seed=self.seed)
+    def cast(self) -> Cast:
+        return WORLDS[self.preset.family].cast() if self.in_a_small_world else cast_of(self.preset.cast)
+
+    def seeded(self, sampling: Sampling) -> Sampling:
+        return replace(sampling, seed=self.seed)
 
 
 def base_checkpoint(run: Run) -> str | Path:
@@ -59,99 +70,132 @@ def base_checkpoint(run: Run) -> str | Path:
     return train_base(WORLDS[run.preset.family], replace(run.preset.base, seed=run.seed), run.folder / "base")
 
 
-def collect_debates(run: Run, base: str | Path) -> list[DebateTrace]:
+def collect_debates(run: Run, base: str | Path, cast: Cast, name: str = "debates") -> list[DebateTrace]:
     """Debates of the base model on training problems; the kept traces."""
-    model, tokenizer = sk.load(base)
-    setting = replace(run.preset.debate, sampling=replace(run.preset.debate.sampling, seed=run.seed))
-    hold(
-        run.problems(run.preset.debates, "train"),
-        LocalModel(model, tokenizer),
-        run.cast,
-        setting,
-        run.folder / "debates",
-    )
-    return read_traces(run.folder / "debates" / TRACES)
+    setting = replace(run.preset.debate, sampling=run.seeded(run.preset.debate.sampling))
+    problems = run.training_problems
+    ranks.first_alone(lambda: hold(problems, LocalModel(*sk.load(base)), cast, setting, run.folder / name))
+    return read_traces(run.folder / name / TRACES)
 
 
-def train(run: Run, base: str | Path, traces: list[DebateTrace]) -> dict[str, Path]:
-    """All trained checkpoints by name: SFT, IMAD, both DebateGPTs, and the same GRPO without any debate."""
-    problems = run.problems(run.preset.debates, "train")
-    kind = problems[0].kind
-    sft = replace(run.preset.sft, seed=run.seed)
-    grpo = replace(run.preset.grpo, seed=run.seed)
+def train(run: Run, base: str | Path) -> dict[str, Path]:
+    """All trained checkpoints by name: SFT, IMAD, both DebateGPTs, and the controls that never saw a debate."""
+    problems = run.training_problems
+    sft: SFT = replace(run.preset.sft, seed=run.seed)
+    grpo: GRPO = replace(run.preset.grpo, seed=run.seed)
+    traces = collect_debates(run, base, run.cast)
 
-    def tuned(name: str, setting: SFT) -> Path:
-        return train_sft(*sk.load(base), traces, setting, run.folder / name, kind)
+    def tuned(name: str, traces: list[DebateTrace], setting: SFT) -> Path:
+        return train_sft(*sk.load(base), traces, setting, run.folder / name, problems[0].kind)
 
-    found = {"SFT": tuned("sft", sft)}
-    found["IMAD"] = train_grpo(*sk.load(found["SFT"]), problems, grpo, run.folder / "grpo")
-    found["DebateGPT (answer)"] = tuned("debategpt-answer", replace(sft, target="answer"))
-    found["DebateGPT (response)"] = tuned("debategpt-response", replace(sft, target="response"))
-    alone = replace(grpo, format=False)
-    found["GRPO without debate"] = train_grpo(*sk.load(base), problems, alone, run.folder / "grpo-alone")
+    def rewarded(name: str, start: str | Path, setting: GRPO) -> Path:
+        return train_grpo(*sk.load(start), problems, setting, run.folder / name)
+
+    found = {"SFT": tuned("sft", traces, sft)}
+    found["IMAD"] = rewarded("grpo", found["SFT"], grpo)
+    found["DebateGPT (answer)"] = tuned("debategpt-answer", traces, replace(sft, target="answer"))
+    found["DebateGPT (response)"] = tuned("debategpt-response", traces, replace(sft, target="response"))
+    found["GRPO without debate"] = rewarded("grpo-alone", base, replace(grpo, format=False))
+    if run.preset.self_check:
+        one = alone(Cast(f"{run.cast.name}-one", run.cast.personas[:1], run.cast.ask))
+        checked = tuned("sft-self-check", collect_debates(run, base, one, "self-checks"), sft)
+        found["SFT of one self-check"] = checked
+        found["IMAD of one self-check"] = rewarded("grpo-self-check", checked, replace(grpo, agents=1))
     return found
 
 
-def evaluate(run: Run, base: str | Path, checkpoints: dict[str, Path]) -> pd.DataFrame:
-    """Every method on the same test questions, sampled and greedy."""
+def evaluate(run: Run, base: str | Path, checkpoints: Mapping[str, Path]) -> pd.DataFrame:
+    """Every method on the same test questions, sampled and greedy; a finished method is not run again."""
     problems = run.problems(run.preset.test, "test")
-    base_model = LocalModel(*sk.load(base))
-    own = run.preset.checkpoint is None
-    ask: Callable[[Problem], Any] = asked if own else lambda p: run.cast.ask(p, 1, 1, ())
-    k = run.preset.consistency
     parts = []
     for decoding in ("sampled", "greedy"):
-        sampling = run.sampling if decoding == "sampled" else replace(run.sampling, temperature=0.0)
-        methods: dict[str, Callable[[], pd.DataFrame]] = {
-            "Single": partial(one_answer, problems, base_model, ask, sampling),
-            **{name: partial(_trained, path, problems, sampling) for name, path in checkpoints.items()},
-        }
-        if decoding == "sampled":  # greedy samples would all be equal
-            methods[f"Self-consistency of {k}"] = partial(self_consistency, problems, base_model, ask, sampling, k)
-        folder = run.folder / "evaluation" / decoding
-        setting = Setting(run.preset.debate.rounds, run.preset.debate.early_stop, sampling)
-        held = cache(partial(debates, problems, base_model, run.cast, setting, folder / "debates"))
-        methods |= {name: partial(lambda name, held: held()[name], name, held) for name in DEBATES}
-        for method, work in methods.items():
-            path = folder / f"{method.lower().replace(' ', '-')}.parquet"
-            if not path.exists():
-                artifacts.write_table(path, work(), {"method": method, "sampling": asdict(sampling)})
-            table, _ = artifacts.read_table(path)
-            parts.append(table.assign(method=method, decoding=decoding, seed=run.seed, family=run.preset.family))
+        sampling = run.seeded(run.preset.sampling)
+        if decoding == "greedy":
+            sampling = replace(sampling, temperature=0.0)
+        for method, rows in _methods(run, base, checkpoints, problems, sampling, run.folder / "evaluation" / decoding):
+            parts.append(rows.assign(method=method, decoding=decoding, seed=run.seed, family=run.preset.family))
     return pd.concat(parts, ignore_index=True)
 
 
-def _trained(checkpoint: Path, problems: list[Problem], sampling: Sampling) -> pd.DataFrame:
-    return one_answer(problems, LocalModel(*sk.load(checkpoint)), asked, sampling)
+def _methods(
+    run: Run,
+    base: str | Path,
+    checkpoints: Mapping[str, Path],
+    problems: list[Problem],
+    sampling: Sampling,
+    folder: Path,
+) -> list[tuple[str, pd.DataFrame]]:
+    answerer = LocalModel(*sk.load(base))
+    ask: Callable[[Problem], Any] = bare if run.in_a_small_world else lambda p: run.cast.ask(p, 1, 1, ())
+    setting = replace(run.preset.debate, sampling=sampling)
+    found: dict[str, pd.DataFrame] = {}
+
+    def keep(methods: tuple[str, ...], work: Callable[[], list[pd.DataFrame]]) -> None:
+        paths = [folder / f"{artifacts.sha256(method)[:8]}.parquet" for method in methods]
+        if not all(path.exists() for path in paths):
+            for method, path, table in zip(methods, paths, work(), strict=True):
+                artifacts.write_table(path, table, {"method": method, "sampling": asdict(sampling)})
+        found.update({m: artifacts.read_table(path)[0] for m, path in zip(methods, paths, strict=True)})
+
+    def held(cast: Cast, name: str) -> dict[str, pd.DataFrame]:
+        return debates(problems, answerer, cast, setting, folder / name)
+
+    keep(("Single",), lambda: [one_answer(problems, answerer, ask, sampling)])
+    keep(DEBATES, lambda: [held(run.cast, "debates")[name] for name in DEBATES])
+    if run.preset.self_check:
+        keep((CHECKING,), lambda: [held(alone(run.cast), "self-checks")[DEBATES[0]]])
+    for name, path in checkpoints.items():
+        keep((name,), partial(lambda path: [one_answer(problems, LocalModel(*sk.load(path)), bare, sampling)], path))
+    if sampling.temperature > 0:  # greedy samples would all be equal
+        cost = {method: float((rows["tokens_in"] + rows["tokens_out"]).mean()) for method, rows in found.items()}
+        paid = {like: max(1, round(cost[like] / cost["Single"])) for like in ("IMAD", "Debate")}
+        counts = {"Self-consistency of 3": 3} | {f"Self-consistency at {m}'s tokens": k for m, k in paid.items()}
+        keep(tuple(counts), lambda: self_consistency(problems, answerer, ask, sampling, list(counts.values())))
+    return list(found.items())
 
 
-def run_all(run: Run) -> pd.DataFrame:
-    """All stages, each skipped if its output is there; returns the results table."""
+def run_all(run: Run) -> pd.DataFrame | None:
+    """All stages, each skipped if its output is there; returns the results table.
+
+    Of several processes that torchrun started, all train together; the first does the rest and returns the table.
+    """
     run.folder.mkdir(parents=True, exist_ok=True)
-    artifacts.check_config(run.folder, {**asdict(run.preset), "seed": run.seed})
+    preset = {**asdict(run.preset), "seed": run.seed}
+    artifacts.check_config(run.folder, preset)
+    ranks.first_alone(lambda: base_checkpoint(run))
     base = base_checkpoint(run)
-    traces = collect_debates(run, base)
-    checkpoints = train(run, base, traces)
-    rows = evaluate(run, base, checkpoints)
-    meta = {
-        "preset": asdict(run.preset),
-        "seed": run.seed,
-        "kept_traces": len(traces),
-        "versions": artifacts.versions(),
-    }
-    return write_results(run.folder, rows, "IMAD", meta)
+    checkpoints = train(run, base)
+
+    def judge() -> pd.DataFrame:
+        kept = len(read_traces(run.folder / "debates" / TRACES))
+        meta = {"preset": preset, "kept_traces": kept, "versions": artifacts.versions()}
+        return write_results(run.folder, evaluate(run, base, checkpoints), "IMAD", meta)
+
+    return ranks.first_alone(judge)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.imad", description=__doc__)
-    parser.add_argument("preset", choices=sorted(PRESETS))
+    parser.add_argument("preset", choices=names())
+    parser.add_argument("--family", help="of problems; tiny has a recipe for each of its own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="default: runs/imad-PRESET/FAMILY/seed-SEED")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. grpo.steps=60")
+    parser.add_argument("--dry-run", action="store_true", help="print estimates of tokens and memory, and do nothing")
     given = parser.parse_args(arguments)
-    preset = changed(PRESETS[given.preset], given.set)
+    try:
+        preset = chosen(given.preset, given.family, given.set)
+    except ValueError as error:
+        parser.error(str(error))
+    if given.dry_run:
+        shape = shape_of(preset)
+        print(f"{preset.name}: {shape.parameters:,} parameters, {shape.layers} layers, d_model {shape.width}; at most:")
+        print(estimate(preset, shape).round(2).to_string(index=False))
+        return
     out = given.out or Path("runs") / f"imad-{preset.name}" / preset.family / f"seed-{given.seed}"
     table = run_all(Run(preset, given.seed, out))
+    if table is None:
+        return
     print(table.round(3).to_string(index=False))
     print(f"Tables in {out}: results.csv, results.md, results.tex, differences.csv, questions.parquet.")
 

@@ -54,6 +54,15 @@ class Cast:
         return chat_prompt(self.personas[agent - 1], problem, agent, number, turns)
 
 
+def alone(cast: Cast) -> Cast:
+    """The same agents, none of which ever reads another: from round 2 on each has its own last answer to check."""
+
+    def ask(problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> Prompt:
+        return cast.ask(problem, agent, number, [turn for turn in turns if turn.agent == agent])
+
+    return Cast(f"{cast.name}-alone", cast.personas, ask)
+
+
 def chat_prompt(persona: Persona, problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> Prompt:
     """System prompt, problem, and from round 2 on the agent's own last answer and the others' last answers.
 
@@ -67,7 +76,8 @@ def chat_prompt(persona: Persona, problem: Problem, agent: int, number: int, tur
     last = [turn for turn in turns if turn.round == number - 1]
     own = next(turn.text for turn in last if turn.agent == agent)
     others = "\n\n".join(f"One agent's answer:\n{turn.text}" for turn in last if turn.agent != agent)
-    asked = f"These are the other agents' answers.\n\n{others}\n\nConsider them, check yours, and answer again."
+    read = f"These are the other agents' answers.\n\n{others}\n\nConsider them, check yours"
+    asked = f"{read if others else 'Check your answer'}, and answer again."
     return [
         *messages,
         {"role": "assistant", "content": own},

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from training.chat import Sampling
 from training.checkpoints import LoRA
 from training.debate import Setting
 from training.grpo import GRPO
+from training.problems import FAMILIES
 from training.schedules import Anneal
 from training.sft import SFT
 from training.tiny import Base
@@ -28,7 +29,7 @@ class Preset:
         debates, test: how many problems are debated for training, and how many questions judge all methods.
         debate, sft, grpo: the stages.
         sampling: of the evaluation.
-        consistency: samples of the self-consistency control.
+        self_check: run the controls in which agents check themselves and never read each other, too.
     """
 
     name: str
@@ -41,11 +42,11 @@ class Preset:
     sft: SFT
     grpo: GRPO
     sampling: Sampling
-    consistency: int = 3
+    self_check: bool = False
     base: Base = field(default_factory=Base)
 
 
-TINY = Preset(
+ARITHMETIC = Preset(
     name="tiny",
     checkpoint=None,
     family="arithmetic",
@@ -63,6 +64,22 @@ TINY = Preset(
     ),
     sampling=Sampling(0.8, 1.0, 240),
 )  # fmt: skip
+CHECKED = replace(
+    ARITHMETIC, family="two_sum", debates=2000, self_check=True,
+    debate=Setting(early_stop=False, sampling=Sampling(0.8, 1.0, 80)),
+    sft=replace(ARITHMETIC.sft, steps=1000, structure_dropout=0.5, cut_to="revision"),
+    grpo=replace(ARITHMETIC.grpo, anneal=Anneal("gated", weight=(0.3, 0.015), clip=(160, 64)), steps=150),
+    base=Base(
+        shares={"bare": 0.25, "persona": 0.2, "revision": 0.35, "several": 0.05, "facts": 0.15}, stop_at=0.35,
+        revised_at=0.85, steps=4000, width=128, heads=4, inner=384,
+    ),
+)  # fmt: skip
+TINY: Mapping[str, Preset] = {
+    "arithmetic": ARITHMETIC,
+    "two_sum": CHECKED,
+    "clues": replace(CHECKED, family="clues", base=replace(CHECKED.base, stop_at=0.2)),
+}
+"""The miniature, trained from scratch on a CPU, a recipe for each small world."""
 PAPER_SAMPLING = Sampling(0.7, 0.9, 1024)
 
 
@@ -77,7 +94,6 @@ def _paper(name: str, checkpoint: str, epochs: float = 3.0, sft_rate: float = 5e
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset
     for preset in (
-        TINY,
         Preset(
             name="smollm2", checkpoint="smollm2", family="addition", cast="diverse", debates=400, test=300,
             debate=Setting(sampling=Sampling(0.7, 0.9, 128)),
@@ -93,6 +109,28 @@ PRESETS: Mapping[str, Preset] = {
         _paper("mistral-nemo-12b", "mistralai/Mistral-Nemo-Instruct-2407", 6.0, 3e-5, 3e-6),
     )
 }  # fmt: skip
+
+
+def names() -> list[str]:
+    """Of all presets."""
+    return ["tiny", *PRESETS]
+
+
+def chosen(name: str, family: str | None = None, settings: Sequence[str] = ()) -> Preset:
+    """A preset by name, for a family of problems, with fields replaced.
+
+    Raises:
+        ValueError: a preset, family or field that does not exist, or a value of another type than the field's.
+    """
+    if name == "tiny":
+        if (family := family or "arithmetic") not in TINY:
+            raise ValueError(f"expected a family among {sorted(TINY)} for the preset tiny; got {family!r}.")
+        return changed(TINY[family], settings)
+    if name not in PRESETS:
+        raise ValueError(f"expected a preset among {names()}; got {name!r}.")
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f"expected a family among {sorted(FAMILIES)}; got {family!r}.")
+    return changed(replace(PRESETS[name], family=family or PRESETS[name].family), settings)
 
 
 def changed(preset: Preset, settings: Sequence[str]) -> Preset:

@@ -53,6 +53,17 @@ class Problem:
             raise ValueError(f"expected the gold answer in canonical form, {wanted!r}; got {self.gold!r}.")
 
 
+class TooFew(ValueError):
+    """A family has fewer different questions in a split than were asked for; `found` says how many."""
+
+    def __init__(self, family: str, split: str, wanted: int, found: int) -> None:
+        super().__init__(
+            f"expected {wanted} different problems of the family {family} in the split {split!r}; found {found}. "
+            "Ask for fewer."
+        )
+        self.found = found
+
+
 def read_problems(path: str | Path) -> list[Problem]:
     """Read problems from JSON lines with `Problem`'s fields as keys.
 
@@ -99,10 +110,7 @@ def _problems(family: str, kind: str, drawn: Iterable[tuple[str, str] | None], n
             found[one[0]] = answers.canonical(one[1], kind)
             missed = 0
     if len(found) < n:
-        raise ValueError(
-            f"expected {n} different problems of the family {family} in the split {split!r}; found {len(found)}. "
-            "Ask for fewer."
-        )
+        raise TooFew(family, split, n, len(found))
     return [
         Problem(f"{family}/{artifacts.sha256(text)[:12]}", text, gold, kind, family) for text, gold in found.items()
     ]
@@ -116,7 +124,7 @@ def arithmetic(n: int, seed: int, split: str) -> list[Problem]:
     """The paper's `a+b*c+d-e*f`: six two-digit integers, 10 to 99, products first.
 
     As in every family: `n` different questions of a split (see `split_of`), the same for the same seed, fewer being the
-    first of more; ValueError for an unknown split, or one that holds fewer.
+    first of more; ValueError for an unknown split, `TooFew` for one that holds fewer.
 
     Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3, after Du et al. 2023, arXiv 2305.14325.
     """
@@ -168,10 +176,40 @@ def two_sum(n: int, seed: int, split: str, k: int = 8) -> list[Problem]:
     return _problems("two_sum", "pair", (draw() for _ in count()), n, split)
 
 
+CLUES: Mapping[str, Callable[[int, str], bool]] = {
+    "over": lambda n, than: n > int(than),
+    "rest": lambda n, rest: n % 3 == int(rest),
+    "kind": lambda n, kind: kind == ("odd" if n % 2 else "even"),
+}
+"""What each clue of the family `clues` asks of a number: larger than that, that remainder by 3, odd or even."""
+
+
+def clues(n: int, seed: int, split: str) -> list[Problem]:
+    """`7 12 25 3 44 51 8 30 over 10 rest 0 kind odd ?`: eight numbers from 1 to 59, of which one fits all three clues.
+
+    Each clue fits two to five of them, and each two clues together fit two at least: who knows two clues cannot tell.
+    """
+    rng = _random("clues", seed, split)
+
+    def draw() -> tuple[str, str] | None:
+        numbers = rng.sample(range(1, 60), 8)
+        told = {"over": str(rng.choice(numbers)), "rest": str(rng.randrange(3)), "kind": rng.choice(("odd", "even"))}
+        fits = {clue: {x for x in numbers if CLUES[clue](x, what)} for clue, what in told.items()}
+        pairs = [fits[a] & fits[b] for a, b in (("over", "rest"), ("over", "kind"), ("rest", "kind"))]
+        left = set.intersection(*fits.values())
+        if len(left) != 1 or min(map(len, pairs)) < 2 or max(map(len, fits.values())) > 5:
+            return None
+        asked = " ".join(f"{clue} {what}" for clue, what in told.items())
+        return f"{' '.join(map(str, numbers))} {asked} ?", str(left.pop())
+
+    return _problems("clues", "number", (draw() for _ in count()), n, split)
+
+
 FAMILIES: Mapping[str, Callable[[int, int, str], list[Problem]]] = {
     "arithmetic": arithmetic,
     "small_arithmetic": small_arithmetic,
     "two_sum": two_sum,
+    "clues": clues,
     "addition": addition,
 }
 

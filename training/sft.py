@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from steerkit import artifacts
-from steerkit.traces import DebateTrace, tags
+from steerkit.traces import CONSENSUS, END, DebateTrace, agent_tag, round_tag, tags
+from training import ranks
 from training.answers import read_answer, same
 from training.checkpoints import LoRA, adapted, add_tags, device_options, last_checkpoint, save
 
 Target = Literal["trace", "answer", "response"]
+Cut = Literal["answers", "revision"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,10 @@ class SFT:
     Args:
         target: what is learnt after `Problem: ...`: the whole `"trace"`; DebateGPT's `"answer"`, the box alone; or its
             `"response"`, a last turn that gave the consensus.
-        structure_dropout: share of traces that are cut to one or two agents of the first round and the consensus;
-            without it a later length reward finds no short output to reinforce.
+        structure_dropout: share of traces that are cut short, to what `cut_to` says and the consensus; without it a
+            later length reward finds no short output to reinforce.
+        cut_to: one or two agents' first turns that gave the consensus (`"answers"`), or all but the last round and one
+            turn of that which gave it (`"revision"`), for problems in which the first round is seldom right.
         batch: examples per optimisation step, `micro_batch` of them at a time on each device.
         lora: None trains all weights.
         steps: optimisation steps; None for `epochs`.
@@ -41,6 +46,7 @@ class SFT:
     max_grad_norm: float = 0.3
     lora: LoRA | None = LoRA()  # noqa: RUF009  frozen
     structure_dropout: float = 0.0
+    cut_to: Cut = "answers"
     seed: int = 0
 
 
@@ -54,8 +60,7 @@ def examples(traces: Sequence[DebateTrace], setting: SFT, kind: str = "number") 
     for trace in traces:
         if setting.target == "trace":
             cut = rng.random() < setting.structure_dropout
-            kept = shortened(trace, kind, rng) if cut else trace
-            completion: str | None = kept.body
+            completion: str | None = shortened(trace, kind, rng, setting.cut_to) if cut else trace.body
         else:
             completion = debategpt(trace, setting.target, kind)
         if completion is not None:
@@ -65,15 +70,20 @@ def examples(traces: Sequence[DebateTrace], setting: SFT, kind: str = "number") 
     return rows
 
 
-def shortened(trace: DebateTrace, kind: str, rng: random.Random) -> DebateTrace:
-    """A trace of one or two agents whose first turn already gave the consensus; the trace itself where none did."""
+def shortened(trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut = "answers") -> str:
+    """A trace's tagged text cut as `SFT.cut_to` says; all of it where no turn of that round gave the consensus."""
     answer = read_answer(trace.consensus or "", kind)
-    first = [turn for turn in trace.turns if turn.round == 1 and same(read_answer(turn.text, kind), answer)]
-    if not first:
-        return trace
-    count = min(len(first), rng.choice((1, 2)))
-    kept = sorted(rng.sample(first, count), key=lambda turn: turn.agent)
-    return DebateTrace.of(trace.question, kept, trace.consensus, trace.gold)
+    number = 1 if cut_to == "answers" else max(turn.round for turn in trace.turns)
+    gave = [turn for turn in trace.turns if turn.round == number and same(read_answer(turn.text, kind), answer)]
+    if not gave:
+        return trace.body
+    if cut_to == "answers":
+        turns = rng.sample(gave, min(len(gave), rng.choice((1, 2))))
+    else:
+        turns = [*(turn for turn in trace.turns if turn.round < number), rng.choice(gave)]
+    kept = {agent_tag(turn.agent, turn.round) for turn in turns} | {round_tag(turn.round) for turn in turns}
+    parts = re.split(f"(?={'|'.join(map(re.escape, found_tags([trace])))})", trace.body)
+    return "".join(part for part in parts if part.startswith((*kept, CONSENSUS, END)))
 
 
 def debategpt(trace: DebateTrace, target: Target, kind: str) -> str | None:
@@ -123,8 +133,14 @@ def train_sft(
         )  # fmt: skip
         trainer = SFTTrainer(trained, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tagged)
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
-        artifacts.write_json(folder / "log.json", trainer.state.log_history)
-        return save(trainer.model, tagged, done)
+        with ranks.whole_weights(trainer):
+            ranks.first_alone(lambda: _leave(folder, trainer, tagged))
+        return done
+
+
+def _leave(folder: Path, trainer: Any, tokenizer: Any) -> None:
+    artifacts.write_json(folder / "log.json", trainer.state.log_history)
+    save(trainer.model, tokenizer, folder / "checkpoint")
 
 
 def found_tags(traces: Sequence[DebateTrace]) -> tuple[str, ...]:

@@ -1,0 +1,114 @@
+"""Open questions: a moderator's consensus in place of votes, and a judge's word in place of a right answer."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from steerkit.traces import read_traces
+from training.chat import Request, Rule
+from training.debate import Setting, hold
+from training.judge import CRITERIA, YesNo, says_yes
+from training.moderator import moderation, read_verdict
+from training.personas import cast_of
+from training.problems import Problem
+
+QUESTIONS = [Problem(f"open/{i}", f"Who led expedition {i}?", None, "open", "open") for i in range(4)]
+VERDICTS = ["UNANIMOUS: nobody knows.", "**Majority**: two do not know.", "NONE: they differ.", "I cannot say."]
+
+
+def answer(request: Request, rng: random.Random) -> str:
+    if request.id.endswith("moderator"):
+        return VERDICTS[int(request.id.split("/")[1])]
+    return f"{request.id} does not know"
+
+
+def test_an_open_debate_ends_with_the_moderators_sentence_and_keeps_its_type(tmp_path) -> None:
+    held = hold(QUESTIONS, Rule(answer), cast_of("hallucination"), Setting(rounds=2), tmp_path / "run")
+    assert [debate.rounds for debate in held] == [2] * 4
+    assert all(debate.answer() is None and not debate.correct for debate in held)
+    kept = read_traces(tmp_path / "run" / "traces.jsonl")
+    assert [trace.consensus for trace in kept] == ["nobody knows.", "two do not know."]
+    assert [trace.extra["consensus_type"] for trace in kept] == ["unanimous", "majority"]
+    assert kept[0].gold is None
+    assert held[0].row()["consensus_type"] == "unanimous"
+    assert held[0].tokens()[1] == sum(len(call.text.split()) for call in (*held[0].calls, held[0].moderated))
+
+
+def test_the_moderator_reads_the_last_answers_and_no_names() -> None:
+    seen: list[Request] = []
+
+    def note(request: Request, rng: random.Random) -> str:
+        seen.append(request)
+        return answer(request, rng)
+
+    hold(QUESTIONS[:1], Rule(note), cast_of("evil"), Setting(rounds=2))
+    prompt = seen[-1].prompt
+    assert seen[-1].id == "open/0/moderator"
+    assert all(f"round-2/agent-{i} does not know" in prompt[-1]["content"] for i in (1, 2, 3))
+    assert "round-1" not in prompt[-1]["content"]
+    assert "Agent" not in str(moderation("q", ["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("UNANIMOUS: all say so", ("unanimous", "all say so")),
+        ("majority - two\nof them", ("majority", "two of them")),
+        ("> None", ("none", "")),
+        ("**NONE**: nothing", ("none", "nothing")),
+        ("UNANIMOUS", None),
+        ("unanimously: yes", None),
+        ("The answers agree. UNANIMOUS: yes", None),
+        ("", None),
+    ],
+)
+def test_a_verdict_is_read_from_the_first_word_or_not_at_all(text, wanted) -> None:
+    found = read_verdict(text)
+    assert (found and (found.type, found.explanation)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("reply", "wanted"),
+    [
+        ("YES", True), ("Yes, it is.", True), (" **NO**", False), ("no", False), ("Yesterday", None), ("It is", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_a_judges_word_is_read_or_left_open(reply, wanted) -> None:
+    assert says_yes(reply) is wanted
+
+
+def test_a_judge_says_no_where_it_says_nothing_and_sees_question_and_response() -> None:
+    def judge(request: Request, rng: random.Random) -> str:
+        content = request.prompt[-1]["content"]
+        assert CRITERIA["admits"] in content and "Question: who" in content
+        return "YES." if "not know" in content.split("Response:")[1].split("Does")[0] else "perhaps"
+
+    judged = YesNo(Rule(judge), CRITERIA["admits"])
+    assert judged([("who?", "I do not know"), ("who?", "Alvin Crost")]) == [True, False]
+    assert judged([]) == []
+
+
+def test_a_judge_takes_the_place_of_the_right_answer_in_the_clip_reward(tmp_path) -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    from tests.tiny import tiny_model, tiny_tokenizer
+    from training.grpo import GRPO, Annealed, train_grpo
+    from training.schedules import Anneal
+
+    tokenizer = tiny_tokenizer()
+    setting = GRPO(anneal=Anneal("linear", clip=(6, 6)), generations=4, format=False, clip_weight=1.0)
+    reward = Annealed(setting, tokenizer, tmp_path, judge=lambda pairs: ["ok" in text for _, text in pairs])
+    texts = ["ok", "no", "late ok", "ok"]
+    ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    ids[3] = ids[3][:-1]  # never ended
+    found = reward(
+        completion_ids=ids, question=["who?"] * 4, gold=[""] * 4, kind=["open"] * 4,
+        trainer_state=SimpleNamespace(global_step=0),
+    )  # fmt: skip
+    assert found == [1.0, 0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="a judge where one is open"):
+        train_grpo(tiny_model(), tokenizer, QUESTIONS, setting, tmp_path / "grpo")
+    assert not (tmp_path / "grpo").exists()

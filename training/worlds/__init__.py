@@ -1,0 +1,11 @@
+"""Small worlds, by name."""
+
+from collections.abc import Mapping
+
+from training.worlds.arithmetic import ARITHMETIC
+from training.worlds.clues import CLUES
+from training.worlds.two_sum import TWO_SUM
+from training.worlds.world import World, bare, document
+
+WORLDS: Mapping[str, World] = {"arithmetic": ARITHMETIC, "two_sum": TWO_SUM, "clues": CLUES}
+__all__ = ["WORLDS", "World", "bare", "document"]

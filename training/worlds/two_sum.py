@@ -1,0 +1,88 @@
+"""Which two of eight numbers have the sum? Checking a proposal is easier than finding one."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+
+from training.problems import Problem
+from training.worlds.world import World
+
+
+def _asked(problem: Problem) -> tuple[list[int], int]:
+    numbers, _, total = problem.question.removesuffix("?").partition("sum")
+    return [int(n) for n in numbers.split()], int(total)
+
+
+def _solution(numbers: Sequence[int], total: int) -> tuple[int, int]:
+    return next((a, b) for i, a in enumerate(numbers) for b in numbers[i + 1 :] if a + b == total)
+
+
+def _ordered(persona: str, a: int, b: int, numbers: Sequence[int]) -> str:
+    """A pair in the persona's order: smaller first, larger first, or as they stand in the row."""
+    if persona == "row":
+        first, second = sorted((a, b), key=lambda n: numbers.index(n) if n in numbers else 99)
+    else:
+        first, second = sorted((a, b), reverse=persona == "max")
+    return f"\\boxed{{ {first} {second} }}"
+
+
+def _proposed(problem: Problem, persona: str, rng: random.Random) -> str:
+    numbers, total = _asked(problem)
+    return f"{persona} {_ordered(persona, *_solution(numbers, total), numbers)}"
+
+
+def _guessed(problem: Problem, persona: str, rng: random.Random) -> str:
+    numbers, total = _asked(problem)
+    return f"{persona} {_ordered(persona, *_wrong(numbers, total, rng), numbers)}"
+
+
+def _wrong(numbers: Sequence[int], total: int, rng: random.Random) -> tuple[int, int]:
+    while True:
+        a, b = rng.sample(numbers, 2)
+        if a + b != total:
+            return a, b
+
+
+def _checked(problem: Problem, persona: str, seen: Sequence[str], rng: random.Random) -> str:
+    """Each proposal in turn, until one is right; if none is, tries of its own, up to the one that is."""
+    numbers, total = _asked(problem)
+    lines = []
+    found = None
+    for text in seen:
+        pair = [int(n) for n in re.findall(r"[0-9]+", text.rpartition("\\boxed{")[2])][:2]
+        if len(pair) < 2 or not set(pair) <= set(numbers) or pair[0] == pair[1]:
+            lines.append(f"{' + '.join(map(str, pair))} out")
+            continue
+        right = sum(pair) == total
+        lines.append(f"{pair[0]} + {pair[1]} = {sum(pair)} {'yes' if right else 'no'}")
+        if right:
+            found = pair
+            break
+    if found is None:
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            a, b = _wrong(numbers, total, rng)
+            lines.append(f"try {a} + {b} = {a + b} no")
+        a, b = _solution(numbers, total)
+        found = [a, b]
+        lines.append(f"try {a} + {b} = {total} yes")
+    return f"{', '.join(lines)}. {persona} {_ordered(persona, found[0], found[1], numbers)}"
+
+
+def _facts(rng: random.Random) -> str:
+    """Six sums of two of the numbers."""
+    pairs = [rng.sample(range(1, 31), 2) for _ in range(6)]
+    return ", ".join(f"{a} + {b} = {a + b}" for a, b in pairs)
+
+
+TWO_SUM = World(
+    family="two_sum",
+    personas=("min", "max", "row"),
+    write=_proposed,
+    spoil=_guessed,
+    revise=_checked,
+    facts=_facts,
+    words=tuple(re.findall(r"\S+", "+ = . , ? sum yes no out try min max row")),
+    numbers=tuple(map(str, range(60))),
+)
