@@ -13,7 +13,7 @@ from steerkit import artifacts
 from steerkit.traces import read_traces
 from training.chat import Reply, Request, Rule, Sampling
 from training.debate import Call, Debate, Setting, hold
-from training.personas import CASTS, Cast, cast_of
+from training.personas import CASTS, Cast, alone, cast_of
 from training.problems import Problem, arithmetic
 
 PROBLEM = Problem("p", "2+3*4", "14", "number", "small")
@@ -184,3 +184,18 @@ def test_a_cast_of_one_or_an_unknown_one_is_refused() -> None:
 def test_problems_with_one_id_are_refused() -> None:
     with pytest.raises(ValueError, match="different ids"):
         hold([PROBLEM, PROBLEM], Counting(), Cast("two", CAST.personas[:2]))
+
+
+def test_agents_that_are_alone_see_their_own_last_answer_and_no_other() -> None:
+    seen: dict[str, Any] = {}
+
+    def note(request: Request, rng: random.Random) -> str:
+        seen[request.id.partition("/")[2]] = request.prompt
+        return f"reply of {request.id.partition('/')[2]}"
+
+    hold([PROBLEM], Rule(note), alone(CAST))
+    second = next(prompt for name, prompt in seen.items() if name.endswith("round-2/agent-2"))
+    assert second[2]["content"].endswith("round-1/agent-2")
+    assert "reply of" not in second[3]["content"] and second[3]["content"].startswith("Check your answer, and answer")
+    assert alone(CAST).name == "diverse-alone"
+    assert next(prompt for name, prompt in seen.items() if name.endswith("round-1/agent-2"))[0] == second[0]

@@ -174,6 +174,15 @@ def run_all(run: Run) -> pd.DataFrame | None:
     return ranks.first_alone(judge)
 
 
+def _quiet() -> None:
+    """No bars of the libraries' own: each stage tells its progress itself, and a log stays readable."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.imad", description=__doc__)
     parser.add_argument("preset", choices=names())
@@ -193,6 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(estimate(preset, shape).round(2).to_string(index=False))
         return
     out = given.out or Path("runs") / f"imad-{preset.name}" / preset.family / f"seed-{given.seed}"
+    _quiet()
     table = run_all(Run(preset, given.seed, out))
     if table is None:
         return

@@ -68,10 +68,10 @@ CHECKED = replace(
     ARITHMETIC, family="two_sum", debates=2000, self_check=True,
     debate=Setting(early_stop=False, sampling=Sampling(0.8, 1.0, 80)),
     sft=replace(ARITHMETIC.sft, steps=1000, structure_dropout=0.5, cut_to="revision"),
-    grpo=replace(ARITHMETIC.grpo, anneal=Anneal("gated", weight=(0.3, 0.015), clip=(160, 64)), steps=150),
+    grpo=replace(ARITHMETIC.grpo, anneal=Anneal("gated", weight=(0.3, 0.015), clip=(200, 80)), steps=150),
     base=Base(
-        shares={"bare": 0.25, "persona": 0.2, "revision": 0.35, "several": 0.05, "facts": 0.15}, stop_at=0.35,
-        revised_at=0.85, steps=4000, width=128, heads=4, inner=384,
+        shares={"bare": 0.2, "persona": 0.15, "revision": 0.4, "several": 0.05, "facts": 0.2}, stop_at=0.35,
+        revised_at=0.8, steps=3500, width=128, heads=4, inner=384,
     ),
 )  # fmt: skip
 TINY: Mapping[str, Preset] = {

@@ -56,24 +56,33 @@ def _checked(problem: Problem, persona: str, seen: Sequence[str], rng: random.Ra
             lines.append(f"{' + '.join(map(str, pair))} out")
             continue
         right = sum(pair) == total
-        lines.append(f"{pair[0]} + {pair[1]} = {sum(pair)} {'yes' if right else 'no'}")
+        lines.append(_check(pair[0], pair[1], total))
         if right:
             found = pair
             break
     if found is None:
         for _ in range(rng.choice((0, 0, 1, 2))):
             a, b = _wrong(numbers, total, rng)
-            lines.append(f"try {a} + {b} = {a + b} no")
+            lines.append(f"try {_check(a, b, total)}")
         a, b = _solution(numbers, total)
         found = [a, b]
-        lines.append(f"try {a} + {b} = {total} yes")
+        lines.append(f"try {_check(a, b, total)}")
     return f"{', '.join(lines)}. {persona} {_ordered(persona, found[0], found[1], numbers)}"
 
 
+def _check(a: int, b: int, total: int) -> str:
+    """The sum beside the one that is asked for: a small model sees that two neighbours are equal long before it sees
+    that a number equals one far back."""
+    return f"{a} + {b} = {a + b} vs {total} {'yes' if a + b == total else 'no'}"
+
+
 def _facts(rng: random.Random) -> str:
-    """Six sums of two of the numbers."""
-    pairs = [rng.sample(range(1, 31), 2) for _ in range(6)]
-    return ", ".join(f"{a} + {b} = {a + b}" for a, b in pairs)
+    """Six sums of two of the numbers, each held against one that is as often the same as not."""
+    lines = []
+    for _ in range(6):
+        a, b = rng.sample(range(1, 31), 2)
+        lines.append(_check(a, b, rng.choice((a + b, rng.randint(3, 59)))))
+    return ", ".join(lines)
 
 
 TWO_SUM = World(
@@ -83,6 +92,6 @@ TWO_SUM = World(
     spoil=_guessed,
     revise=_checked,
     facts=_facts,
-    words=tuple(re.findall(r"\S+", "+ = . , ? sum yes no out try min max row")),
+    words=tuple(re.findall(r"\S+", "+ = . , ? vs sum yes no out try min max row")),
     numbers=tuple(map(str, range(60))),
 )

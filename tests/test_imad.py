@@ -1,0 +1,90 @@
+"""The whole run, base to tables, on a model of two thousand weights: each stage leaves its files, none runs twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from steerkit import artifacts
+
+trl = pytest.importorskip("trl", reason="the extra `train` is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")
+from training import imad  # noqa: E402
+from training.estimate import KNOWN, estimate, shape_of  # noqa: E402
+from training.presets import chosen, names  # noqa: E402
+
+SMALL = (
+    "base.width=16", "base.heads=2", "base.inner=32", "base.layers=1", "base.stop_at=0.0", "base.revised_at=0.0",
+    "base.check_from=2", "base.check_every=2", "base.steps=4", "base.batch=8", "base.held=4", "debates=24", "test=6",
+    "debate.sampling.max_new_tokens=12", "sft.steps=2", "sft.batch=4", "sft.micro_batch=4", "grpo.steps=2",
+    "grpo.prompts=2", "grpo.generations=2", "grpo.micro_batch=4", "sampling.max_new_tokens=12",
+)  # fmt: skip
+COLUMNS = [
+    "family", "method", "decoding", "seed", "n", "accuracy", "accuracy_low", "accuracy_high", "tokens_in", "tokens_out",
+    "parse_failures", "mean_agents",
+]  # fmt: skip
+
+
+def test_a_run_goes_from_nothing_to_tables_and_a_second_call_only_reads_them(tmp_path, monkeypatch, capsys) -> None:
+    def answers(self, requests, sampling):
+        from training.chat import Reply
+
+        for request in requests:
+            yield Reply(request.id, "\\boxed{ 7 }", 5, 4, True)
+
+    monkeypatch.setattr(imad.LocalModel, "__call__", answers)
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    call = ["tiny", "--family", "clues", "--seed", "3", "--out", str(tmp_path / "run"), *settings]
+    imad.main(call)
+    table, meta = artifacts.read_table(tmp_path / "run" / "results.csv")
+    assert list(table.columns) == COLUMNS
+    methods = set(table["method"])
+    wanted = {
+        "Single", "Self-consistency of 3", "Self-consistency at IMAD's tokens", "Self-consistency at Debate's tokens",
+        "Debate", "Round-1 majority", "Self-checking agents", "DebateGPT (answer)", "DebateGPT (response)", "SFT",
+        "IMAD", "GRPO without debate", "SFT of one self-check", "IMAD of one self-check",
+    }  # fmt: skip
+    assert methods == wanted
+    assert set(table["n"]) == {6}
+    assert meta["kept_traces"] == 24
+    assert "published" in (tmp_path / "run" / "results.md").read_text().lower()
+    monkeypatch.setattr(imad, "one_answer", pytest.fail)
+    monkeypatch.setattr(imad, "self_consistency", pytest.fail)
+    before = (tmp_path / "run" / "results.csv").read_bytes()
+    imad.main(call)
+    assert (tmp_path / "run" / "results.csv").read_bytes() == before
+    assert "IMAD" in capsys.readouterr().out
+    with pytest.raises(artifacts.ConfigurationChanged, match="test"):
+        imad.main([*call, "--set", "test=7"])
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_dry_run_counts_tokens_and_memory_and_does_nothing(name, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    imad.main([name, "--dry-run"])
+    shown = capsys.readouterr().out
+    assert "GRPO" in shown and "memory_gib" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_estimate_is_the_sum_that_one_does_by_hand() -> None:
+    preset = chosen("llama-3.1-8b")
+    shape = shape_of(preset)
+    assert shape is KNOWN[preset.checkpoint]
+    table = estimate(preset, shape, rows=10).set_index("stage")
+    assert table.loc["debates", "tokens"] == 1000 * 6 * 1024
+    assert table.loc["GRPO", "texts"] == 700 * 8 * 4
+    weights, cache = 2 * 8_030_261_248, 2 * 10 * 1024 * 32 * 2048
+    assert table.loc["debates", "memory_gib"] == pytest.approx((weights + cache) / 2**30)
+
+
+def test_what_does_not_exist_is_refused_by_name(capsys) -> None:
+    for call, said in (
+        (["tiny", "--family", "chess"], "expected a family among"),
+        (["smollm2", "--family", "chess"], "expected a family among"),
+        (["tiny", "--set", "grpo.stepz=3"], "expected a field among"),
+        (["tiny", "--set", "test=many"], "expected a value of type int"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            imad.main([*call, "--dry-run"])
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
