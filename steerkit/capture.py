@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -18,7 +17,6 @@ from steerkit.activations import EMBED, ActivationMeans, Activations, Layer
 from steerkit.blocks import Blocks, evaluating, find_blocks, unwrap
 from steerkit.pairs import ContrastPair
 from steerkit.texts import Passage, Prompt, SpannedText, context_length, encode, encode_prompt, pad, passage_of
-from steerkit.threads import Watched, depends_on_thread, side_by_side
 
 Text = str | SpannedText | ContrastPair
 Layers = str | int | Sequence[Layer]
@@ -235,60 +233,48 @@ def _read(
     base = unwrap(model)
     device = next(base.parameters()).device
     first = torch.tensor([0, *(len(p.spans) for p in passages)]).cumsum(0)
+    hooked = _hooked(blocks, layers)
+    deepest = max(hooked)
     takes_positions = models.accepts(model, "position_ids")
     size = batch_tokens or BATCH_TOKENS.get(device.type, 512)
-    alike = not depends_on_thread(base) and torch.get_num_threads() > 1
-    with evaluating(base), _reader(model, _hooked(blocks, layers), layers, pool) as read:
-
-        def one(batch: list[int]) -> list[tuple[Tensor, Tensor]]:
+    queue = token_batches([len(p.ids) for p in passages], size)[::-1]
+    with evaluating(base), torch.inference_mode():
+        while queue:
+            batch = queue.pop()
             ids, mask, positions = pad([passages[i].ids for i in batch], "right", device)
             spans = [(row, *span) for row, i in enumerate(batch) for span in passages[i].spans]
             where = torch.cat([torch.arange(int(first[i]), int(first[i + 1])) for i in batch])
-            inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+            read: dict[Layer, Tensor] = {}
+            see = _pooling(read, layers, deepest, pool, torch.tensor(spans, device=device).T)
+            inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
             if takes_positions:
                 inputs["position_ids"] = positions
-            with contextlib.suppress(torch.OutOfMemoryError):
-                return [(where, read(inputs, torch.tensor(spans, device=device).T))]
-            if len(batch) == 1:
-                raise torch.OutOfMemoryError(
-                    f"expected memory for a text of {ids.shape[1]} tokens; got none. Cut the text or free memory."
-                )
-            half = len(batch) // 2
-            return [*one(batch[:half]), *one(batch[half:])]
-
-        longest, *rest = token_batches([len(p.ids) for p in passages], size)
-        before = Watched(base) if alike and len(rest) > 2 else None
-        yield from one(longest)
-        together = before is not None and before.unchanged()
-        for found in side_by_side(one, rest) if together else map(one, rest):
-            yield from found
+            try:
+                with residual.reading(hooked, see), contextlib.suppress(residual.Leave):
+                    model(**inputs)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                half = len(batch) // 2
+                queue += [batch[half:], batch[:half]]
+                continue
+            yield where, torch.stack([read[layer].to(device) for layer in layers], dim=1)
 
 
-@contextlib.contextmanager
-def _reader(
-    model: nn.Module, hooked: Mapping[int, nn.Module], layers: Sequence[Layer], pool: Pool
-) -> Iterator[Callable[[Mapping[str, Any], Tensor], Float[Tensor, "span layer d"]]]:
-    """A function of a batch's inputs and spans that runs the forward and gives the pooled streams; several threads may
-    call it at once."""
-    deepest = max(hooked)
-    here = threading.local()
+def _pooling(
+    read: dict[Layer, Tensor], layers: Sequence[Layer], deepest: int, pool: Pool, spans: Tensor
+) -> Callable[[int, Tensor | None, Tensor | None], None]:
+    """A reader that fills `read` with the pooled streams of `layers`, and leaves the forward after the deepest."""
 
     def see(layer: int, entered: Tensor | None, left: Tensor | None) -> None:
         for key, stream in ((EMBED, entered if layer == 0 else None), (layer, left)):
             if key in layers and stream is not None:
-                rows, starts, stops = here.spans.to(stream.device)
-                here.read[key] = pool(stream, rows, starts, stops)
+                rows, starts, stops = spans.to(stream.device)
+                read[key] = pool(stream, rows, starts, stops)
         if layer == deepest:
             raise residual.Leave
 
-    def read(inputs: Mapping[str, Any], spans: Tensor) -> Tensor:
-        here.spans, here.read = spans, {}
-        with torch.inference_mode(), contextlib.suppress(residual.Leave):
-            model(**inputs)
-        return torch.stack([here.read[layer].to(spans.device) for layer in layers], dim=1)
-
-    with residual.reading(hooked, see):
-        yield read
+    return see
 
 
 def _hooked(blocks: Blocks, layers: Sequence[Layer]) -> dict[int, nn.Module]:

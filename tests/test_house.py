@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module may import from rooms above its own only
     {"artifacts", "progress", "scoring"},
-    {"residual", "activations", "threads"},
+    {"residual", "activations"},
     {"blocks"},
     {"models", "texts"},
     {"pairs", "probes", "traces"},
