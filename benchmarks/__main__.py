@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -73,10 +74,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def ratio(row: dict[str, Any]) -> str:
+    """With its interval, where there was more than one pair."""
+    alone = row["low"] is None or math.isnan(row["low"])
+    return f"{row['ratio']:.2f}" + ("" if alone else f" [{row['low']:.2f}, {row['high']:.2f}]")
+
+
 def sentence(row: dict[str, Any]) -> str:
     holds = {True: " met", False: " MISSED", None: ""}[row["holds"]]
     return (
-        f"{row['job']} | {row['against']}: {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        f"{row['job']} | {row['against']}: {ratio(row)}"
         f" {row['target']}{holds} ({row['ours']:.3g} / {row['theirs']:.3g} {row['unit']}) {row['note']}"
     )
 
@@ -109,7 +116,7 @@ def results() -> str:
             holds = {True: "met", False: "**missed**", None: ""}[row["holds"]]
             target = " ".join(filter(None, [row["target"].replace(">=", "\u2265").replace("<=", "\u2264"), holds]))
             lines.append(
-                f"| {row['job']} | {row['against']} | {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}] "
+                f"| {row['job']} | {row['against']} | {ratio(row)} "
                 f"| {target} | {row['pairs']} | {row['ours']:.3g} {row['unit']} ({row['spread']:.0%}) "
                 f"| {row['theirs']:.3g} {row['unit']} | {row['note']} |"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -22,6 +23,7 @@ Text = str | SpannedText | ContrastPair
 Layers = str | int | Sequence[Layer]
 Position = str | int
 BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+WINDOW = 1000
 
 
 @contextlib.contextmanager
@@ -123,20 +125,25 @@ def collect_means(
 
     Memory above the model's is one batch and `labels x layers x d_model` sums, however many texts there are.
     """
-    passages = _passages(model, tokenizer, texts)
     blocks = find_blocks(model)
     wanted = resolve_layers(blocks, layers)
-    labels = tuple(sorted({label for passage in passages for label in passage.labels}))
-    index = torch.tensor([labels.index(label) for passage in passages for label in passage.labels])
-    total = torch.zeros(len(labels), len(wanted), blocks.d_model, dtype=torch.float64)
-    for where, pooled in _read(model, blocks, wanted, passages, _pool(position, passages), batch_tokens):
-        total.index_add_(0, index[where], pooled.cpu().double())
-    counts = torch.bincount(index, minlength=len(labels))
-    mean = total / counts[:, None, None]
+    total: dict[str, Tensor] = {}
+    found: Counter[str] = Counter()
+    for passages, pool in _windows(model, tokenizer, texts, position):
+        names = [label for passage in passages for label in passage.labels]
+        for label in {*names} - {*total}:
+            total[label] = torch.zeros(len(wanted), blocks.d_model, dtype=torch.float64)
+        found.update(names)
+        for where, pooled in _read(model, blocks, wanted, passages, pool, batch_tokens):
+            for span, streams in zip(where.tolist(), pooled.cpu().double(), strict=True):
+                total[names[span]] += streams
+    labels = tuple(sorted(total))
+    mean = torch.stack([total[label] / found[label] for label in labels])
     if not torch.isfinite(mean).all():
         raise ValueError("expected finite activations; got NaN or infinity. Load the model in float32 or bfloat16.")
-    meta = _meta(model, tokenizer, texts, wanted, position, len(passages))
-    return ActivationMeans(mean, tuple(counts.tolist()), labels, wanted, meta)
+    count = sum(2 if isinstance(text, ContrastPair) else 1 for text in texts)
+    meta = _meta(model, tokenizer, texts, wanted, position, count)
+    return ActivationMeans(mean, tuple(found[label] for label in labels), labels, wanted, meta)
 
 
 def stream_norms(
@@ -281,11 +288,24 @@ def _hooked(blocks: Blocks, layers: Sequence[Layer]) -> dict[int, nn.Module]:
     return {layer: blocks.modules[layer] for layer in sorted({0 if k == EMBED else int(k) for k in layers})}
 
 
-def _passages(model: nn.Module, tokenizer: Any, texts: Sequence[Text]) -> list[Passage]:
+def _windows(
+    model: nn.Module, tokenizer: Any, texts: Sequence[Text], position: Position
+) -> Iterator[tuple[list[Passage], Pool]]:
+    """The texts tokenised, some at a time, so that memory stays; all of them are checked before the first is read."""
+    windows = range(0, max(1, len(texts)), WINDOW)
+    if len(windows) > 1:
+        for start in windows:
+            _pool(position, _passages(model, tokenizer, texts[start : start + WINDOW], start))
+    for start in windows:
+        passages = _passages(model, tokenizer, texts[start : start + WINDOW], start)
+        yield passages, _pool(position, passages)
+
+
+def _passages(model: nn.Module, tokenizer: Any, texts: Sequence[Text], first: int = 0) -> list[Passage]:
     if isinstance(texts, str) or not len(texts):
         raise ValueError(f"expected a non-empty list of texts; got {texts!r:.80}.")
     passages: list[Passage] = []
-    for number, text in enumerate(texts):
+    for number, text in enumerate(texts, first):
         if isinstance(text, ContrastPair):
             passages += text.passages(tokenizer, str(number))
         elif isinstance(text, str | SpannedText):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit import blocks, residual
+from steerkit import blocks, capture, residual
 from steerkit.capture import capture_resid, collect, collect_means, stream_norms, token_batches
 from steerkit.texts import SpannedText, encode, encode_prompt
 from tests.reference import hidden_states
@@ -256,3 +256,19 @@ def test_captured_activations_are_ordinary_tensors_that_autograd_takes(llama) ->
     (acts.at(1) @ weight).sum().backward()
     assert weight.grad is not None
     gc.collect()
+
+
+def test_means_read_some_texts_at_a_time_and_refuse_a_bad_one_before_any(monkeypatch) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    texts = [f"text {number} " * (1 + number % 3) for number in range(11)]
+    whole = sk.collect_means(model, tokenizer, texts, position="mean")
+    monkeypatch.setattr(capture, "WINDOW", 3)
+    parts = sk.collect_means(model, tokenizer, texts, position="mean")
+    torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-6, atol=1e-7)
+    assert (parts.counts, parts.labels, parts.meta) == (whole.counts, whole.labels, whole.meta)
+    ran: list[int] = []
+    handle = model.register_forward_pre_hook(lambda *_: ran.append(1))
+    with pytest.raises(ValueError, match="at most 256 tokens"):
+        sk.collect_means(model, tokenizer, [*texts, "x" * 300])
+    assert ran == []
+    handle.remove()
