@@ -67,6 +67,27 @@ def inspect(checkpoint: Checkpoint, adapter: Adapter = None, as_json: Json = Fal
 
 
 @app.command()
+def doctor(checkpoint: Checkpoint, adapter: Adapter = None, as_json: Json = False) -> None:
+    """Try on this very checkpoint what steering relies on; exit code 1 if a check fails.
+
+    Example: steerkit doctor HuggingFaceTB/SmolLM2-135M-Instruct
+    """
+    from dataclasses import asdict
+
+    import pandas as pd
+
+    from steerkit.doctor import examine
+
+    findings = examine(*_load(checkpoint, adapter))
+    _table(f"doctor: {checkpoint}", pd.DataFrame([asdict(finding) for finding in findings]), as_json)
+    failed = [finding.check for finding in findings if finding.state == "failed"]
+    if not as_json:
+        print(f"Do not trust: {', '.join(failed)}." if failed else "Safe to read and to steer.")
+    if failed:
+        sys.exit(1)
+
+
+@app.command()
 def extract(
     checkpoint: Checkpoint,
     pairs: Annotated[

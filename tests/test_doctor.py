@@ -1,0 +1,104 @@
+"""The check-up passes a sound model, and finds each fault that is planted in one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from steerkit import cli
+from steerkit.doctor import Finding, examine
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+def states(findings: list[Finding]) -> dict[str, str]:
+    return {finding.check: finding.state for finding in findings}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "gpt_neox", "qwen2"])
+def test_a_sound_model_has_no_failed_check(kind) -> None:
+    found = examine(tiny_model(kind), tiny_tokenizer())
+    assert not [finding for finding in found if finding.state == "failed"], found
+    assert states(found) == {
+        "residual stream": "ok", "weights": "ok", "tokenizer": "ok", "hidden states": "note", "padding": "ok",
+        "coefficient 0": "ok", "cache": "ok", "first new token": "note", "adapter": "ok",
+    }  # fmt: skip
+
+
+def test_a_tokenizer_without_template_is_noted_and_one_with_too_many_tokens_fails() -> None:
+    found = examine(tiny_model(), tiny_tokenizer(template=False))
+    assert states(found)["tokenizer"] == "note"
+    larger = tiny_tokenizer()
+    larger.add_tokens(["<a>", "<b>"])
+    found = examine(tiny_model(), larger)
+    assert states(found)["tokenizer"] == "failed"
+    assert "262 tokens for 260 embeddings" in str(found)
+
+
+class Leaky(torch.nn.Module):
+    """Adds to every row the mean over its batch: rows are not independent."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.inner(x)
+        return out + 0.1 * out.mean(dim=(0, 1), keepdim=True)
+
+
+def test_rows_that_see_their_batch_are_found() -> None:
+    model = tiny_model()
+    model.model.layers[1].mlp = Leaky(model.model.layers[1].mlp)
+    found = states(examine(model, tiny_tokenizer()))
+    assert found["padding"] == "failed"
+    assert found["cache"] == "failed"
+
+
+def test_a_stream_that_is_replaced_between_blocks_is_refused_with_the_reason() -> None:
+    model = tiny_model()
+    block = model.model.layers[2]
+    plain = block.forward
+
+    def other(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return plain(hidden_states, *args, **kwargs).repeat(1, 1, 1)[:, :, :16]
+
+    block.forward = other
+    try:
+        found = examine(model, tiny_tokenizer())
+    except RuntimeError:  # the model itself cannot run
+        return
+    assert states(found) == {"residual stream": "failed"}
+
+
+def test_an_adapter_that_does_nothing_is_found_and_one_that_does_is_not() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(tiny_model(), config).eval()
+    found = examine(model, tiny_tokenizer())
+    assert states(found)["adapter"] == "failed"  # B is zero: nothing was trained
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1)
+    found = examine(model, tiny_tokenizer())
+    assert states(found)["adapter"] == "ok"
+
+
+def test_the_command_prints_json_and_says_by_its_exit_code_whether_a_check_failed(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    monkeypatch.setattr(cli, "_load", lambda checkpoint, adapter: (model, tokenizer))
+    cli.doctor("somewhere", as_json=True)
+    shown = json.loads(capsys.readouterr().out)
+    assert {row["check"] for row in shown} >= {"padding", "cache"}
+    cli.doctor("somewhere")
+    assert "Safe to read and to steer." in capsys.readouterr().out
+    tokenizer.add_tokens(["<a>", "<b>"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.doctor("somewhere")
+    assert stopped.value.code == 1
+    assert "Do not trust: tokenizer" in capsys.readouterr().out
