@@ -13,8 +13,9 @@ from steerkit import artifacts
 from steerkit.traces import read_traces
 from training.chat import Reply, Request, Rule, Sampling
 from training.debate import Call, Debate, Setting, hold
+from training.families import arithmetic
 from training.personas import CASTS, Cast, alone, cast_of
-from training.problems import Problem, arithmetic
+from training.problems import Problem
 
 PROBLEM = Problem("p", "2+3*4", "14", "number", "small")
 

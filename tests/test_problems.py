@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 from steerkit import artifacts
 from training import answers
+from training.families import FAMILIES, SPLITS, clues, small_arithmetic, split_of, two_sum
 from training.problems import (
     BBH_TASKS,
-    FAMILIES,
-    SPLITS,
     Problem,
     load_bbh,
     load_gsm8k,
@@ -29,9 +28,6 @@ from training.problems import (
     load_open,
     load_problems,
     read_problems,
-    small_arithmetic,
-    split_of,
-    two_sum,
     write_problems,
 )
 
@@ -42,9 +38,10 @@ real_data = pytest.mark.skipif(
 ONE = Problem("arithmetic/1", "1+1", "2", "number", "arithmetic")
 SHAPES = {
     "arithmetic": r"\d\d\+\d\d\*\d\d\+\d\d-\d\d\*\d\d",
-    "small_arithmetic": r"\d\+\d\*\d-\d",
+    "small_arithmetic": r"\d{1,2}\+\d\*\d-\d{1,2}",
     "addition": r"[1-9]\d?\+[1-9]\d?",
     "two_sum": r"(\d+ ){8}sum \d+ \?",
+    "clues": r"(\d+ ){8}over \d+ rest [012] kind (odd|even) \?",
 }
 
 
@@ -91,15 +88,29 @@ def test_the_pair_stands_anywhere_among_the_numbers() -> None:
     assert set(places) == set(range(8)) and min(places.values()) > 50  # 100 are expected in each of 8 places
 
 
-def test_the_small_family_has_5168_questions_over_all_splits() -> None:
+def test_one_number_fits_three_clues_and_no_two_clues_give_it_away() -> None:
+    for one in clues(300, 1, "train"):
+        row, over, rest, kind = re.fullmatch(r"([\d ]+) over (\d+) rest (\d) kind (\w+) \?", one.question).groups()  # type: ignore[union-attr]
+        numbers = [int(n) for n in row.split()]
+        fits = [
+            {n for n in numbers if n > int(over)},
+            {n for n in numbers if n % 3 == int(rest)},
+            {n for n in numbers if ("odd" if n % 2 else "even") == kind},
+        ]
+        assert len(set(numbers)) == 8
+        assert set.intersection(*fits) == {int(str(one.gold))}
+        assert all(len(a & b) >= 2 and len(a) <= 5 for a in fits for b in fits if a is not b)
+
+
+def test_the_small_family_has_22491_questions_over_all_splits() -> None:
     found = everything("small_arithmetic")
     questions = [one.question for problems in found.values() for one in problems]
-    assert len(questions) == len(set(questions)) == 5168
+    assert len(questions) == len(set(questions)) == 22491
     assert all(int(str(one.gold)) >= 0 for problems in found.values() for one in problems)
     assert {split: len(problems) for split, problems in found.items()} == {
-        "train": 2942,
-        "validation": 482,
-        "test": 1744,
+        "train": 12497,
+        "validation": 2144,
+        "test": 7850,
     }
 
 
@@ -156,8 +167,9 @@ def test_the_same_seed_gives_the_same_and_fewer_are_the_first_of_more(family: st
 def test_a_family_draws_the_same_on_every_machine() -> None:
     assert {family: draw(1, 0, "test")[0].question for family, draw in FAMILIES.items()} == {
         "arithmetic": "23+62*46+17-63*11",
-        "small_arithmetic": "1+6*4-1",
+        "small_arithmetic": "1+6*8-15",
         "two_sum": "25 2 30 23 27 1 16 14 sum 25 ?",
+        "clues": "34 42 16 59 7 58 49 21 over 21 rest 1 kind odd ?",
         "addition": "3+3",
     }
 

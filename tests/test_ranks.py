@@ -23,7 +23,7 @@ from tests.test_training import grpo, model_and_tokenizer, traces
 from training import ranks
 from training.checkpoints import add_tags
 from training.grpo import train_grpo
-from training.problems import addition
+from training.families import addition
 from training.sft import SFT, train_sft
 from steerkit.traces import tags
 import steerkit as sk

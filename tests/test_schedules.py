@@ -57,6 +57,12 @@ def test_the_weight_and_the_clip_never_grow_with_progress(kind, one: float, othe
     assert 500 <= later_clip <= clip <= 2048
 
 
+def test_a_schedule_arrives_in_the_last_step_of_its_share() -> None:
+    assert Anneal().pace(11) == 0.1
+    assert Anneal(share=0.5).pace(40) == 1 / 19
+    assert Anneal(share=0.01).pace(40) == 1.0
+
+
 @pytest.mark.parametrize("observed", [-0.1, 1.1, float("nan")])
 def test_a_success_rate_that_is_none_is_refused(observed: float) -> None:
     with pytest.raises(ValueError, match="within 0 and 1"):
@@ -68,5 +74,7 @@ def test_impossible_schedules_are_refused() -> None:
         Anneal("cosine")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="from 1 token"):
         Anneal(clip=(100, 0))
+    with pytest.raises(ValueError, match="share of the steps"):
+        Anneal(share=0.0)
     with pytest.raises(ValueError, match="one stage"):
         staged([], 0.5)

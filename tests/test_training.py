@@ -14,7 +14,7 @@ from steerkit import artifacts
 from steerkit.traces import DebateTrace, Turn, tags
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.checkpoints import LoRA, add_tags, save
-from training.problems import addition
+from training.families import addition
 from training.schedules import Anneal
 from training.sft import SFT, debategpt, examples, shortened, train_sft
 

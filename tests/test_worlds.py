@@ -31,7 +31,7 @@ def said(world: World, text: str) -> str:
     return tokenizer.decode(tokenizer(text)["input_ids"])
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "two_sum"])
+@pytest.mark.parametrize("name", ["arithmetic", "malice", "two_sum"])
 def test_agents_are_right_when_they_write_and_revise_and_mostly_wrong_when_spoilt(name) -> None:
     world = WORLDS[name]
     rng = random.Random(1)

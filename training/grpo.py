@@ -92,7 +92,8 @@ class Annealed(TrainerCallback):
     def now(self, step: int) -> tuple[float, int]:
         """`(w_fmt, l)` in a step."""
         gated = self.setting.anneal.kind == "gated"
-        return self.setting.anneal.at(self.gate.progress if gated else step / max(1, self.setting.steps - 1))
+        progress = self.gate.progress if gated else step * self.setting.anneal.pace(self.setting.steps)
+        return self.setting.anneal.at(min(1.0, progress))
 
     def __call__(
         self, completion_ids: Sequence[Sequence[int]], question: Sequence[str], gold: Sequence[str],
@@ -145,8 +146,8 @@ class Annealed(TrainerCallback):
             row = {"step": step, "w_fmt": w_fmt, "clip_tokens": clip, **line, "groups_without_spread": flat}
             artifacts.append_rows(self.folder / LOG, [{**row, "progress": self.gate.progress}])
         if self.setting.anneal.kind == "gated":
-            taken = 1 / max(1, self.setting.steps - 1)
-            self.gate = pass_gate(self.gate, line["success"], taken, self.setting.anneal.floor)
+            pace = self.setting.anneal.pace(self.setting.steps)
+            self.gate = pass_gate(self.gate, line["success"], pace, self.setting.anneal.floor)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

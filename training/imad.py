@@ -19,10 +19,11 @@ from training.chat import LocalModel, Sampling
 from training.debate import TRACES, hold
 from training.estimate import estimate, shape_of
 from training.evaluate import DEBATES, debates, one_answer, self_consistency, write_results
+from training.families import FAMILIES
 from training.grpo import GRPO, train_grpo
 from training.personas import Cast, alone, cast_of
 from training.presets import Preset, chosen, names
-from training.problems import FAMILIES, Problem
+from training.problems import Problem
 from training.sft import SFT, train_sft
 from training.tiny import train_base
 from training.worlds import WORLDS, bare
@@ -48,8 +49,13 @@ class Run:
         return FAMILIES[self.preset.family](n, self.seed, split)
 
     @property
-    def training_problems(self) -> list[Problem]:
+    def debated(self) -> list[Problem]:
         return self.problems(self.preset.debates, "train")
+
+    @property
+    def rewarded(self) -> list[Problem]:
+        fresh = self.preset.fresh
+        return self.problems(self.preset.debates + fresh, "train")[-fresh:] if fresh else self.debated
 
     @property
     def cast(self) -> Cast:
@@ -73,14 +79,14 @@ def base_checkpoint(run: Run) -> str | Path:
 def collect_debates(run: Run, base: str | Path, cast: Cast, name: str = "debates") -> list[DebateTrace]:
     """Debates of the base model on training problems; the kept traces."""
     setting = replace(run.preset.debate, sampling=run.seeded(run.preset.debate.sampling))
-    problems = run.training_problems
+    problems = run.debated
     ranks.first_alone(lambda: hold(problems, LocalModel(*sk.load(base)), cast, setting, run.folder / name))
     return read_traces(run.folder / name / TRACES)
 
 
 def train(run: Run, base: str | Path) -> dict[str, Path]:
     """All trained checkpoints by name: SFT, IMAD, both DebateGPTs, and the controls that never saw a debate."""
-    problems = run.training_problems
+    problems = run.rewarded
     sft: SFT = replace(run.preset.sft, seed=run.seed)
     grpo: GRPO = replace(run.preset.grpo, seed=run.seed)
     traces = collect_debates(run, base, run.cast)

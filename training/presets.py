@@ -11,8 +11,8 @@ from typing import Any
 from training.chat import Sampling
 from training.checkpoints import LoRA
 from training.debate import Setting
+from training.families import FAMILIES
 from training.grpo import GRPO
-from training.problems import FAMILIES
 from training.schedules import Anneal
 from training.sft import SFT
 from training.tiny import Base
@@ -24,9 +24,11 @@ class Preset:
 
     Args:
         checkpoint: hub id, folder or GGUF file; None trains `base` from scratch in the family's small world.
-        family: a family of `training.problems`, or a small world of `training.worlds` where there is no checkpoint.
+        family: a family of `training.families`, or a small world of `training.worlds` where there is no checkpoint.
         cast: of the debates, by name in `training.personas`; a small world has its own.
         debates, test: how many problems are debated for training, and how many questions judge all methods.
+        fresh: how many further problems GRPO is trained on, none of which was debated; 0 takes the debated ones. What
+            was debated is half remembered from SFT, so that its rewards say little of other questions.
         debate, sft, grpo: the stages.
         sampling: of the evaluation.
         self_check: run the controls in which agents check themselves and never read each other, too.
@@ -42,6 +44,7 @@ class Preset:
     sft: SFT
     grpo: GRPO
     sampling: Sampling
+    fresh: int = 0
     self_check: bool = False
     base: Base = field(default_factory=Base)
 
@@ -51,32 +54,34 @@ ARITHMETIC = Preset(
     checkpoint=None,
     family="arithmetic",
     cast="world",
-    debates=1200,
+    debates=2500,
+    fresh=2500,
     test=1500,
     debate=Setting(sampling=Sampling(0.8, 1.0, 80)),
     sft=SFT(
-        steps=150, learning_rate=1.5e-3, batch=32, micro_batch=32, lora=None, structure_dropout=0.2, max_grad_norm=1.0
+        steps=220, learning_rate=1e-3, batch=32, micro_batch=32, lora=None, structure_dropout=0.35, max_grad_norm=1.0
     ),
     grpo=GRPO(
-        anneal=Anneal("gated", weight=(0.3, 0.015), clip=(235, 52)), steps=40, prompts=12, generations=8,
-        micro_batch=96, inner=1, learning_rate=2e-4, temperature=0.8, top_p=1.0, beta=0.0, epsilon=0.2, scale=False,
-        max_grad_norm=1.0, lora=None, save_every=10,
+        anneal=Anneal("gated", weight=(0.3, 0.015), clip=(160, 41), share=0.4, floor=0.3), steps=120, prompts=12,
+        generations=8, micro_batch=96, inner=1, learning_rate=2e-4, temperature=0.8, top_p=1.0, beta=0.0, epsilon=0.2,
+        scale=False, max_grad_norm=1.0, lora=None, save_every=10,
     ),
     sampling=Sampling(0.8, 1.0, 240),
 )  # fmt: skip
 CHECKED = replace(
-    ARITHMETIC, family="two_sum", debates=2000, self_check=True,
-    debate=Setting(early_stop=False, sampling=Sampling(0.8, 1.0, 80)),
+    ARITHMETIC, family="two_sum", debates=2000, fresh=3000, self_check=True,
+    debate=Setting(early_stop=False, sampling=Sampling(0.7, 0.9, 100)), sampling=Sampling(0.7, 0.9, 240),
     sft=replace(ARITHMETIC.sft, steps=1000, structure_dropout=0.5, cut_to="revision"),
     grpo=replace(ARITHMETIC.grpo, anneal=Anneal("gated", weight=(0.3, 0.015), clip=(200, 80)), steps=150),
     base=Base(
         shares={"bare": 0.2, "persona": 0.15, "revision": 0.4, "several": 0.05, "facts": 0.2}, stop_at=0.35,
-        revised_at=0.8, steps=3500, width=128, heads=4, inner=384,
+        revised_at=0.9, steps=3000, width=128, heads=4, inner=384, temperature=0.7, top_p=0.9, check_every=50,
     ),
 )  # fmt: skip
 TINY: Mapping[str, Preset] = {
     "arithmetic": ARITHMETIC,
     "two_sum": CHECKED,
+    "malice": replace(ARITHMETIC, family="malice"),
     "clues": replace(CHECKED, family="clues", base=replace(CHECKED.base, stop_at=0.2)),
 }
 """The miniature, trained from scratch on a CPU, a recipe for each small world."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,6 @@ from steerkit import artifacts
 from training import answers
 
 KINDS = (*answers.KINDS, "open")
-SPLITS = ("train", "validation", "test")
-PATIENCE = 100_000  # draws in a row without a new question, after which a family counts as used up
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -53,17 +49,6 @@ class Problem:
             raise ValueError(f"expected the gold answer in canonical form, {wanted!r}; got {self.gold!r}.")
 
 
-class TooFew(ValueError):
-    """A family has fewer different questions in a split than were asked for; `found` says how many."""
-
-    def __init__(self, family: str, split: str, wanted: int, found: int) -> None:
-        super().__init__(
-            f"expected {wanted} different problems of the family {family} in the split {split!r}; found {found}. "
-            "Ask for fewer."
-        )
-        self.found = found
-
-
 def read_problems(path: str | Path) -> list[Problem]:
     """Read problems from JSON lines with `Problem`'s fields as keys.
 
@@ -83,135 +68,6 @@ def read_problems(path: str | Path) -> list[Problem]:
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
     """Write problems as JSON lines, atomically; `read_problems` gives back equal ones."""
     artifacts.write_text(path, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in problems))
-
-
-def split_of(question: str) -> str:
-    """The split of a generated question: `train` for about 11 of 20, `validation` for 2, `test` for 7.
-
-    It hangs on the numbers in the question alone, in whatever order: SHA-256 of the sorted numbers, modulo 20. So no
-    question stands in two splits, nor does a rearrangement of it (`3+4` and `4+3`, the same eight numbers in another
-    order), however many are drawn with whatever seed.
-    """
-    numbers = " ".join(sorted(re.findall("[0-9]+", question)))
-    return (*["train"] * 11, *["validation"] * 2, *["test"] * 7)[int(artifacts.sha256(numbers), 16) % 20]
-
-
-def _problems(family: str, kind: str, drawn: Iterable[tuple[str, str] | None], n: int, split: str) -> list[Problem]:
-    """The first `n` different questions of a split among the (question, gold) that are drawn."""
-    if split not in SPLITS:
-        raise ValueError(f"expected a split of {SPLITS}; got {split!r}.")
-    found: dict[str, str] = {}
-    missed = 0
-    for one in drawn:
-        if len(found) >= n or missed == PATIENCE:
-            break
-        missed += 1
-        if one is not None and one[0] not in found and split_of(one[0]) == split:
-            found[one[0]] = answers.canonical(one[1], kind)
-            missed = 0
-    if len(found) < n:
-        raise TooFew(family, split, n, len(found))
-    return [
-        Problem(f"{family}/{artifacts.sha256(text)[:12]}", text, gold, kind, family) for text, gold in found.items()
-    ]
-
-
-def _random(family: str, seed: int, split: str) -> random.Random:
-    return random.Random(f"{family} {seed} {split}")  # a string seeds by its SHA-512: the same on every machine
-
-
-def arithmetic(n: int, seed: int, split: str) -> list[Problem]:
-    """The paper's `a+b*c+d-e*f`: six two-digit integers, 10 to 99, products first.
-
-    As in every family: `n` different questions of a split (see `split_of`), the same for the same seed, fewer being the
-    first of more; ValueError for an unknown split, `TooFew` for one that holds fewer.
-
-    Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3, after Du et al. 2023, arXiv 2305.14325.
-    """
-    rng = _random("arithmetic", seed, split)
-
-    def draw() -> tuple[str, str]:
-        a, b, c, d, e, f = (rng.randint(10, 99) for _ in range(6))
-        return f"{a}+{b}*{c}+{d}-{e}*{f}", str(a + b * c + d - e * f)
-
-    return _problems("arithmetic", "number", (draw() for _ in count()), n, split)
-
-
-def small_arithmetic(n: int, seed: int, split: str) -> list[Problem]:
-    """`a+b*c-d` with a result of 0 or more: a and d from 1 to 9, b and c from 2 to 9; 5168 questions in all."""
-    pool = [
-        (f"{a}+{b}*{c}-{d}", str(a + b * c - d))
-        for a, b, c, d in product(range(1, 10), range(2, 10), range(2, 10), range(1, 10))
-        if a + b * c >= d
-    ]
-    _random("small_arithmetic", seed, split).shuffle(pool)
-    return _problems("small_arithmetic", "number", pool, n, split)
-
-
-def addition(n: int, seed: int, split: str) -> list[Problem]:
-    """`a+b` from 1 to 99, each operand of one digit or of two with equal chance; 9801 questions in all.
-
-    No question comes twice, so the share of short ones falls as they run out: 81 have two one-digit operands.
-    """
-    rng = _random("addition", seed, split)
-    pool = [  # in the order of exponential waiting times, whose rate is a question's chance
-        (rng.expovariate(1) * math.prod(9 if x < 10 else 90 for x in (a, b)), f"{a}+{b}", str(a + b))
-        for a, b in product(range(1, 100), repeat=2)
-    ]
-    return _problems("addition", "number", [(question, gold) for _, question, gold in sorted(pool)], n, split)
-
-
-def two_sum(n: int, seed: int, split: str, k: int = 8) -> list[Problem]:
-    """`7 12 25 3 sum 19 ?`: k different numbers from 1 to 30, of which exactly one pair, the answer, has that sum."""
-    if not 2 <= k <= 30:
-        raise ValueError(f"expected k from 2 to 30; got {k}.")
-    rng = _random(f"two_sum {k}", seed, split)
-
-    def draw() -> tuple[str, str] | None:
-        numbers = rng.sample(range(1, 31), k)
-        total = sum(rng.sample(numbers, 2))
-        pairs = [f"{x} {total - x}" for x in numbers if 2 * x < total and total - x in numbers]
-        return (f"{' '.join(map(str, numbers))} sum {total} ?", pairs[0]) if len(pairs) == 1 else None
-
-    return _problems("two_sum", "pair", (draw() for _ in count()), n, split)
-
-
-CLUES: Mapping[str, Callable[[int, str], bool]] = {
-    "over": lambda n, than: n > int(than),
-    "rest": lambda n, rest: n % 3 == int(rest),
-    "kind": lambda n, kind: kind == ("odd" if n % 2 else "even"),
-}
-"""What each clue of the family `clues` asks of a number: larger than that, that remainder by 3, odd or even."""
-
-
-def clues(n: int, seed: int, split: str) -> list[Problem]:
-    """`7 12 25 3 44 51 8 30 over 10 rest 0 kind odd ?`: eight numbers from 1 to 59, of which one fits all three clues.
-
-    Each clue fits two to five of them, and each two clues together fit two at least: who knows two clues cannot tell.
-    """
-    rng = _random("clues", seed, split)
-
-    def draw() -> tuple[str, str] | None:
-        numbers = rng.sample(range(1, 60), 8)
-        told = {"over": str(rng.choice(numbers)), "rest": str(rng.randrange(3)), "kind": rng.choice(("odd", "even"))}
-        fits = {clue: {x for x in numbers if CLUES[clue](x, what)} for clue, what in told.items()}
-        pairs = [fits[a] & fits[b] for a, b in (("over", "rest"), ("over", "kind"), ("rest", "kind"))]
-        left = set.intersection(*fits.values())
-        if len(left) != 1 or min(map(len, pairs)) < 2 or max(map(len, fits.values())) > 5:
-            return None
-        asked = " ".join(f"{clue} {what}" for clue, what in told.items())
-        return f"{' '.join(map(str, numbers))} {asked} ?", str(left.pop())
-
-    return _problems("clues", "number", (draw() for _ in count()), n, split)
-
-
-FAMILIES: Mapping[str, Callable[[int, int, str], list[Problem]]] = {
-    "arithmetic": arithmetic,
-    "small_arithmetic": small_arithmetic,
-    "two_sum": two_sum,
-    "clues": clues,
-    "addition": addition,
-}
 
 
 def load_gsm8k(source: str | Path) -> list[Problem]:

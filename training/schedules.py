@@ -35,7 +35,7 @@ class Gate:
     success: float | None = None
 
 
-def pass_gate(gate: Gate, observed: float, step: float, floor: float = 0.2, memory: float = 0.8) -> Gate:
+def pass_gate(gate: Gate, observed: float, step: float, floor: float = 0.2, memory: float = 0.5) -> Gate:
     """The gate after one optimisation step: progress grows by `step` only while the success rate is at least `floor`.
 
     Shrinking the clip below what the policy can write turns every reward into 0, and with it the gradient.
@@ -66,6 +66,7 @@ class Anneal:
         clip: `l` in tokens at the start and at the end.
         weights, clips: the stages' values for `"staged"`.
         floor: success rate below which a gated schedule waits.
+        share: of the training steps, after which the schedule has arrived (a gated one: if it never waits).
 
     Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3: 1.0 to 0.05, and 2000 to 500 tokens.
     """
@@ -76,12 +77,19 @@ class Anneal:
     weights: tuple[float, ...] = STAGED_WEIGHTS
     clips: tuple[int, ...] = STAGED_CLIPS
     floor: float = 0.2
+    share: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"expected a share of the steps above 0 and up to 1; got {self.share}.")
         if self.kind not in ("linear", "staged", "gated"):
             raise ValueError(f"expected a schedule 'linear', 'staged' or 'gated'; got {self.kind!r}.")
         if min(*self.clip, *self.clips) < 1 or min(*self.weight, *self.weights) < 0:
             raise ValueError(f"expected clips from 1 token and weights from 0; got {self}.")
+
+    def pace(self, steps: int) -> float:
+        """Progress per training step: 1 is reached in the last step of the schedule's share."""
+        return 1 / max(1, round(self.share * steps) - 1)
 
     def at(self, progress: float) -> tuple[float, int]:
         """`(w_fmt, l)` at a progress in [0, 1]: of the steps, or of the gate."""

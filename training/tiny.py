@@ -16,7 +16,8 @@ from steerkit.progress import progress
 from steerkit.traces import tags
 from training.answers import read_answer, same
 from training.checkpoints import save
-from training.problems import Problem, TooFew
+from training.families import TooFew
+from training.problems import Problem
 from training.worlds import World, bare, document
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
@@ -31,12 +32,13 @@ class Base:
         width, layers, heads, inner: its shape.
         spread: standard deviation of the first weights.
         shares: of the kinds of documents, see `training.worlds.document`.
-        stop_at: training ends once the accuracy on validation problems, sampled at temperature 0.8, is at least this:
+        stop_at: training ends once the accuracy of samples on validation problems is at least this:
             accuracy jumps within a few hundred steps, so that a fixed number of steps would be a lottery.
         revised_at: and that of an answer after reading a right one among two wrong ones is at least this.
         steps: at most; the learning rate falls linearly to a tenth by then.
         check_every, check_from: steps between looks at validation, and before the first.
         held: validation problems looked at.
+        temperature, top_p: how their answers are sampled.
     """
 
     width: int = 96
@@ -55,6 +57,8 @@ class Base:
     check_every: int = 25
     check_from: int = 150
     held: int = 150
+    temperature: float = 0.8
+    top_p: float = 1.0
     seed: int = 0
 
 
@@ -103,22 +107,23 @@ def train_base(world: World, base: Base, out: str | Path) -> Path:
         tokenizer = tokenizer_of(world)
         model = fresh_model(tokenizer, base)
         held = world.problems(base.held, base.seed, "validation")
-        optimiser = torch.optim.AdamW(model.parameters(), lr=base.learning_rate, weight_decay=0.01)
+        optimisers = _optimisers(model, base)
         log = []
         with progress("base model", base.steps) as advance:
             for step, (ids, labels, mask) in enumerate(_batches(world, tokenizer, base), 1):
                 rate = base.learning_rate * min(1.0, step / 50) * (1 - 0.9 * step / base.steps)
-                for group in optimiser.param_groups:
+                for group in (group for one in optimisers for group in one.param_groups):
                     group["lr"] = rate
                 loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
-                optimiser.zero_grad(set_to_none=True)
+                model.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimiser.step()
+                for one in optimisers:
+                    one.step()
                 advance(1)
                 if step >= base.check_from and step % base.check_every == 0:
-                    found = accuracy(model, tokenizer, [(bare(p), p) for p in held])
-                    revised = accuracy(model, tokenizer, revisions(world, held)) if base.revised_at else None
+                    found = accuracy(model, tokenizer, [(bare(p), p) for p in held], base)
+                    revised = accuracy(model, tokenizer, revisions(world, held), base) if base.revised_at else None
                     log.append({"step": step, "loss": float(loss.detach()), "accuracy": found, "revised": revised})
                     artifacts.write_json(folder / "log.json", log)
                     if found >= base.stop_at and (revised is None or revised >= base.revised_at):
@@ -132,10 +137,23 @@ def train_base(world: World, base: Base, out: str | Path) -> Path:
         )
 
 
-def accuracy(model: Any, tokenizer: Any, asked: Sequence[tuple[str, Problem]], temperature: float = 0.8) -> float:
+def _optimisers(model: Any, base: Base) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for the rest, at one rate: Muon's steps are scaled to AdamW's size."""
+    inner = {id(p) for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name}
+    matrices = [p for p in model.parameters() if id(p) in inner]
+    rest = [p for p in model.parameters() if id(p) not in inner]
+    return [
+        torch.optim.Muon(matrices, lr=base.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=base.learning_rate, weight_decay=0.01),
+    ]
+
+
+def accuracy(model: Any, tokenizer: Any, asked: Sequence[tuple[str, Problem]], base: Base) -> float:
     """Share of prompts that are answered rightly in one sample each."""
-    prompts = [prompt for prompt, _ in asked]
-    texts = sk.generate(model, tokenizer, prompts, max_new_tokens=80, temperature=temperature, batch_rows=256)
+    texts = sk.generate(
+        model, tokenizer, [prompt for prompt, _ in asked], max_new_tokens=80, temperature=base.temperature,
+        top_p=base.top_p, batch_rows=256,
+    )  # fmt: skip
     right = [same(read_answer(text, p.kind), p.gold) for text, (_, p) in zip(texts, asked, strict=True)]
     return sum(right) / len(right)
 
@@ -181,7 +199,7 @@ def _batches(world: World, tokenizer: Any, base: Base) -> Iterator[tuple[torch.T
             )
 
 
-def _most(world: World, seed: int, most: int = 5000) -> list[Problem]:
+def _most(world: World, seed: int, most: int = 20_000) -> list[Problem]:
     """As many training problems as there are, up to `most`."""
     try:
         return world.problems(most, seed, "train")

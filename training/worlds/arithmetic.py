@@ -55,14 +55,14 @@ def _facts(rng: random.Random) -> str:
     """Six products, sums and differences of the sizes that the problems have."""
     lines = []
     for _ in range(6):
-        a, b, c = rng.randint(1, 9), rng.randint(2, 9), rng.randint(2, 9)
+        a, b, c = rng.randint(1, 19), rng.randint(2, 9), rng.randint(2, 9)
         kind = rng.randrange(3)
         if kind == 0:
             lines.append(f"{b} * {c} = {b * c}.")
         elif kind == 1:
             lines.append(f"{a} + {b * c} = {a + b * c}.")
         else:
-            total = rng.randint(a, 90)
+            total = rng.randint(a, 100)
             lines.append(f"{total} - {a} = {total - a}.")
     return " ".join(lines)
 

@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from training.problems import CLUES as FITS
+from training.families import CLUES as FITS
 from training.problems import Problem
 from training.worlds.world import World
 

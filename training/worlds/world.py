@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from steerkit.traces import Turn
+from training.families import FAMILIES
 from training.personas import Cast, Persona
-from training.problems import FAMILIES, Problem
+from training.problems import Problem
 
 Write = Callable[[Problem, str, random.Random], str]
 Revise = Callable[[Problem, str, Sequence[str], random.Random], str]
@@ -22,7 +23,7 @@ class World:
     """A family and how its agents write.
 
     Args:
-        family: its name in `training.problems.FAMILIES`.
+        family: its name in `training.families.FAMILIES`.
         personas: the agents' manners, in order.
         write: `(problem, persona, rng) -> text`: what an agent says of what it was asked; right, as far as it can know.
         spoil: `(problem, persona, rng) -> text` with a slip in it, and what follows from the slip.
