@@ -1,0 +1,127 @@
+"""What an analysis reads: checkpoints in the order of training, and debates that are split by question."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.fidelity import Named, by_cast, by_tag
+from steerkit import artifacts
+from steerkit.traces import DebateTrace, read_traces
+from training.families import FAMILIES
+from training.personas import cast_of
+from training.worlds import WORLDS
+
+BASE, SFT, IMAD = "base", "SFT", "IMAD"
+
+
+@dataclass(frozen=True)
+class Material:
+    """Checkpoints and debates.
+
+    Args:
+        stages: name -> checkpoint, in the order of training.
+        train: debates from which vectors are made.
+        validation: debates that choose settings.
+        test: debates that judge them.
+        base_identity: how the first stage, which was trained on no tags, is told who speaks; by default by the tag too.
+
+    No question stands in two of the three.
+    """
+
+    stages: Mapping[str, str | Path]
+    train: tuple[DebateTrace, ...]
+    validation: tuple[DebateTrace, ...]
+    test: tuple[DebateTrace, ...]
+    base_identity: Named = by_tag
+
+    def identity(self, stage: str) -> Named:
+        """How a checkpoint is told who speaks."""
+        return self.base_identity if stage == BASE else by_tag
+
+    def __post_init__(self) -> None:
+        parts = [{trace.question for trace in part} for part in (self.train, self.validation, self.test)]
+        if not self.stages or not all(parts):
+            raise ValueError(
+                f"expected a checkpoint, and debates for vectors, validation and test; got {len(self.stages)}, "
+                f"{', '.join(str(len(part)) for part in parts)}."
+            )
+        if parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2]:
+            raise ValueError("expected questions that stand in one part only; some stand in two. Split by question.")
+
+
+def of_files(stages: Mapping[str, str | Path], path: str | Path) -> Material:
+    """Any checkpoints and any traces file: 60 % of its questions for vectors, 15 % for validation, 25 % for test."""
+    traces = read_traces(path)
+    part = {trace.question: _share(trace.question) for trace in traces}
+    train, validation, test = (
+        tuple(t for t in traces if low <= part[t.question] < high) for low, high in ((0, 60), (60, 75), (75, 100))
+    )
+    return Material(stages, train, validation, test)
+
+
+def of_run(folder: str | Path, steps: Sequence[int] = ()) -> Material:
+    """A run of `training.imad`: base, SFT, GRPO at the given steps, IMAD; its training and test debates.
+
+    A quarter of the test questions are for validation.
+
+    Raises:
+        FileNotFoundError: the run has not got so far.
+    """
+    folder = Path(folder)
+    stages = {BASE: _base(folder), SFT: folder / "sft" / "checkpoint"}
+    stages |= {f"GRPO step {step}": folder / "grpo" / "trainer" / f"checkpoint-{step}" for step in steps}
+    stages[IMAD] = folder / "grpo" / "checkpoint"
+    if missing := [str(path) for path in stages.values() if isinstance(path, Path) and not path.exists()]:
+        raise FileNotFoundError(f"expected a finished run of training.imad in {folder}; missing: {missing}.")
+    held = read_traces(folder / "evaluation" / "sampled" / "debates" / "traces.jsonl")
+    validation = tuple(trace for trace in held if _share(trace.question) < 25)
+    test = tuple(trace for trace in held if _share(trace.question) >= 25)
+    return Material(stages, tuple(read_traces(folder / "debates" / "traces.jsonl")), validation, test, _asked(folder))
+
+
+def _asked(folder: Path) -> Named:
+    """How the agents of a run's debates were asked."""
+    preset = artifacts.read_json(folder / "config.json")
+    world = WORLDS.get(preset["family"]) if preset["checkpoint"] is None else None
+    family = preset["family"] if world is None else world.family
+    cast = cast_of(preset["cast"]) if world is None else world.cast()
+    return by_cast(cast, FAMILIES[family](1, 0, "train")[0].kind)
+
+
+def add_material(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name what an analysis reads and where it writes."""
+    parser.add_argument("--run", type=Path, help="a folder of training.imad")
+    parser.add_argument("--step", type=int, action="append", default=[], help="a GRPO step of the run, too")
+    parser.add_argument("--stage", action="append", default=[], metavar="NAME=CHECKPOINT")
+    parser.add_argument("--traces", type=Path, help="debates, with --stage")
+    parser.add_argument("--out", type=Path, required=True)
+
+
+def material_of(given: argparse.Namespace, parser: argparse.ArgumentParser) -> Material:
+    """What the command line names: a run of training.imad, or checkpoints and a traces file."""
+    if (given.run is None) == (given.traces is None or not given.stage):
+        parser.error("expected --run FOLDER, or --traces FILE with one --stage NAME=CHECKPOINT at least, and not both.")
+    if given.run is not None:
+        return of_run(given.run, given.step)
+    pairs = [stage.partition("=") for stage in given.stage]
+    return of_files({name: path for name, _, path in pairs}, given.traces)
+
+
+def _base(folder: Path) -> str | Path:
+    own = folder / "base" / "checkpoint"
+    if own.exists():
+        return own
+    checkpoint = artifacts.read_json(folder / "config.json")["checkpoint"]
+    if checkpoint == "smollm2":
+        from steerkit.demo.checkpoint import default_checkpoint
+
+        return default_checkpoint()
+    return str(checkpoint)
+
+
+def _share(question: str) -> int:
+    """A number from 0 to 99 that hangs on the question alone."""
+    return int(artifacts.sha256(question)[:8], 16) % 100

@@ -1,0 +1,71 @@
+"""`python -m analysis.separability`: can a linear probe tell the agents apart, at which layer, and by what?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+import steerkit as sk
+from analysis.directions import turn_streams
+from analysis.material import add_material, material_of
+from steerkit import artifacts
+from steerkit.traces import DebateTrace
+
+POSITIONS = ("last", "mean", "tag")
+
+
+def separability(
+    checkpoint: str | Path, traces: Mapping[str, Sequence[DebateTrace]], folds: int = 5, seed: int = 0
+) -> pd.DataFrame:
+    """`steerkit.probe_layers` of the agents' names on the turns' streams, questions never straddling a fold.
+
+    Args:
+        checkpoint: whose stream is read.
+        traces: by kind of debate: `personas`, and where there is one `same persona`, in which style tells nothing.
+
+    Returns a row per debates, source (`trace`: whole traces; `plain`: each turn alone, without tags), position, layer,
+    features and labels, with the columns of `ProbeResult.table`: accuracy with its interval over questions, shuffled
+    labels and the length/position control among the rows. `majority` is the share of the largest class.
+    """
+    model, tokenizer = sk.load(checkpoint)
+    parts = []
+    for debates, held in traces.items():
+        for source in ("trace", "plain"):
+            streams = turn_streams(model, tokenizer, held, tagged=source == "trace", embed=True)
+            for position, acts in streams.items():
+                if position not in POSITIONS:
+                    continue
+                first = acts.items.groupby(["text", "label"]).cumcount() == 0  # round 1: nobody has read anybody
+                result = sk.probe_layers(acts.where(first.to_numpy()), folds=folds, seed=seed)
+                about = {"debates": debates, "source": source, "position": position}
+                parts.append(result.table.assign(**about, majority=result.meta["majority_accuracy"]))
+    return pd.concat(parts, ignore_index=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m analysis.separability", description=__doc__)
+    add_material(parser)
+    parser.add_argument("--same-persona", type=Path, metavar="TRACES", help="debates of agents with one persona")
+    parser.add_argument("--n", type=int, default=150, help="at most so many debates of each kind")
+    given = parser.parse_args(arguments)
+    material = material_of(given, parser)
+    traces: dict[str, Sequence[DebateTrace]] = {"personas": material.train[: given.n]}
+    if given.same_persona:
+        traces["same persona"] = sk.read_traces(given.same_persona)[: given.n]
+    parts = []
+    for stage, checkpoint in material.stages.items():
+        path = given.out / f"separability-{stage.replace(' ', '-').lower()}.csv"
+        if not path.exists():
+            artifacts.write_table(path, separability(checkpoint, traces), {"checkpoint": str(checkpoint)})
+        parts.append(artifacts.read_table(path)[0].assign(stage=stage))
+    table = pd.concat(parts, ignore_index=True)
+    artifacts.write_table(given.out / "separability.csv", table, {"stages": list(material.stages)})
+    best = table[table["layer"].astype(str) == "nested"]
+    print(best.round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The analyses' parts against what one would do by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import steerkit as sk
+from analysis import main_table
+from analysis.directions import agent_vectors, controls, matched_like, shuffled, turn_streams
+from analysis.fidelity import by_cast, by_tag, fidelity, first_texts, unnamed
+from analysis.material import Material, of_files
+from analysis.reliability import reliability
+from steerkit import artifacts
+from steerkit.activations import Activations
+from steerkit.traces import DebateTrace, Turn, agent_tag, round_tag, write_traces
+from tests.tiny import tiny_model, tiny_tokenizer
+from training.personas import cast_of
+
+SAID = {1: "first {}", 2: "so second {}", 3: "third {} it is"}
+
+
+def traces(count: int = 6) -> list[DebateTrace]:
+    found = []
+    for number in range(count):
+        turns = [Turn(a, r, text.format(number)) for r in (1, 2) for a, text in SAID.items()]
+        found.append(DebateTrace.of(f"{number}+0", turns, f"All agents agree on \\boxed{{{number}}}", str(number)))
+    return found
+
+
+def test_the_tag_position_reads_what_the_model_knows_right_after_an_agents_tag() -> None:
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    one = traces(1)
+    tag = turn_streams(model, tokenizer, one)["tag"]
+    text = one[0].prompt + one[0].body
+    for row, turn in enumerate(one[0].turns):
+        opened = text.index(round_tag(turn.round), len(one[0].prompt))
+        stop = text.index(agent_tag(turn.agent, turn.round), opened) + len(agent_tag(turn.agent, turn.round))
+        before = sk.collect(model, tokenizer, [text[:stop]]).resid[0]
+        torch.testing.assert_close(tag.resid[row], before, rtol=1e-4, atol=1e-5)
+    assert list(tag.items["label"]) == ["1", "2", "3"] * 2
+    assert "tag" not in turn_streams(model, tokenizer, one, tagged=False)
+
+
+def test_controls_have_the_agents_mean_norm_and_labels_are_permuted_within_a_question_only() -> None:
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    acts = turn_streams(model, tokenizer, traces())["mean"]
+    own = agent_vectors(acts)
+    norm = {layer: np.mean([float(own[a].layers[layer].norm()) for a in own]) for layer in own["1"].layers}
+    for name, control in controls(acts, own, 2, 0).items():
+        assert name.split()[0] in ("random", "matched", "shuffled")
+        assert control.norms() == pytest.approx(norm)
+    mixed = shuffled(acts, 3)
+    for (_, a), (_, b) in zip(acts.items.groupby("group"), mixed.items.groupby("group"), strict=True):
+        assert sorted(a["label"]) == sorted(b["label"])
+    assert list(mixed.items["label"]) != list(acts.items["label"])
+
+
+def test_a_matched_direction_points_where_the_stream_varies_and_an_isotropic_one_does_not() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(200, 1, 50))
+    rows[:, 0, 0] *= 30
+    items = pd.DataFrame({"text": range(200), "label": "1", "group": range(200), "start": 0, "n_tokens": 1})
+    acts = Activations(torch.tensor(rows, dtype=torch.float32), (0,), items)
+    like = sk.SteeringVector({0: torch.ones(50)})
+    along = [abs(float(matched_like(like, acts, seed).unit().layers[0][0])) for seed in range(20)]
+    isotropic = [abs(float(sk.random_like(like, seed).unit().layers[0][0])) for seed in range(20)]
+    assert np.mean(along) > 0.7 > 0.3 > np.mean(isotropic)
+
+
+@pytest.mark.parametrize("before", [unnamed, by_tag], ids=["unnamed", "tag"])
+def test_fidelity_is_the_agents_own_log_probability_less_the_others_mean(before) -> None:
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    held = traces(3)
+    own = agent_vectors(turn_streams(model, tokenizer, held)["mean"])
+    table = fidelity(model, tokenizer, held, own, [2], [1.0, -2.0], before).table
+
+    def score(trace: DebateTrace, agent: str, text: str, vector: str, coefficient: float) -> float:
+        lead = tokenizer(before(trace, agent))["input_ids"]
+        after = tokenizer(text)["input_ids"]
+        with sk.Steering(own[vector].at(2), coefficient, "all").on(model), torch.no_grad():
+            logits = model(torch.tensor([lead + after]), use_cache=False).logits[0]
+        found = logits.log_softmax(-1)[range(len(lead) - 1, len(lead) + len(after) - 1), after]
+        return float(found.mean())
+
+    for row in table.sample(12, random_state=0).itertuples():
+        trace = next(t for t in held if t.question == row.group)
+        said = first_texts(trace)
+        scores = {a: score(trace, row.agent, said[a], row.vector, row.coefficient) for a in said}
+        mine = scores.pop(row.agent)
+        assert row.own == pytest.approx(mine, abs=1e-4)
+        assert row.fidelity == pytest.approx(mine - np.mean(list(scores.values())), abs=1e-4)
+    assert len(table) == 3 * 3 * 3 * 3  # vectors, coefficients with 0, traces, agents
+    assert table.groupby("coefficient")["fidelity"].mean().nunique() == 3
+
+
+def test_who_speaks_is_said_by_the_tag_or_by_the_prompt_of_the_debate() -> None:
+    trace = traces(1)[0]
+    assert by_tag(trace, "2") == "Problem: 0+0\n\n<|Round 1 - Initial Solutions|>\n\n<|Agent 2 Solution|>: "
+    assert unnamed(trace, "2") == "Problem: 0+0\n\n"
+    asked = by_cast(cast_of("diverse"), "number")(trace, "3")
+    assert asked[0]["content"] == cast_of("diverse").personas[2].system
+    assert asked[1]["content"].startswith("Problem: 0+0")
+
+
+def test_a_vector_of_equal_questions_is_reliable_and_one_of_noise_is_not_until_there_are_many() -> None:
+    rng = np.random.default_rng(0)
+    n = 64
+    items = pd.DataFrame(
+        [(q, a, str(q), 0, 1) for q in range(n) for a in ("1", "2")],
+        columns=["text", "label", "group", "start", "n_tokens"],
+    )
+    signal = np.tile(np.stack([np.ones(20), -np.ones(20)]), (n, 1))
+    sure = Activations(torch.tensor(signal, dtype=torch.float32)[:, None], (0,), items)
+    table = reliability(sure, [0], draws=20)
+    assert table["cosine"].min() == pytest.approx(1.0)
+    noisy = signal + 6 * rng.normal(size=signal.shape)
+    table = reliability(Activations(torch.tensor(noisy, dtype=torch.float32)[:, None], (0,), items), [0], draws=100)
+    by_size = table[table["kind"].str.startswith("size")].groupby("n")["cosine"].mean()
+    assert list(by_size.index) == [5, 10, 20]
+    assert by_size.is_monotonic_increasing and 0.2 < by_size[5] < by_size[20] < 0.95
+    none = rng.normal(size=signal.shape)
+    halves = reliability(Activations(torch.tensor(none, dtype=torch.float32)[:, None], (0,), items), [0], draws=100)
+    assert abs(halves[halves["kind"] == "halves"]["cosine"].mean()) < 0.4
+
+
+def test_any_traces_file_is_split_by_question(tmp_path) -> None:
+    write_traces(tmp_path / "traces.jsonl", traces(60))
+    material = of_files({"base": "somewhere"}, tmp_path / "traces.jsonl")
+    parts = [{t.question for t in part} for part in (material.train, material.validation, material.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 60
+    assert len(parts[0]) > len(parts[2]) > len(parts[1]) > 0
+    with pytest.raises(ValueError, match="stand in one part"):
+        Material({"base": "x"}, material.train, material.train, material.test)
+
+
+def rows(seed: int) -> pd.DataFrame:
+    right = {"Single": [1, 0, 0, 0], "Debate": [1, 1, 1, 0], "IMAD": [1, 1, 0, 0]}
+    cost = {"Single": 10, "Debate": 100, "IMAD": 25}
+    return pd.DataFrame(
+        [
+            (f"q{i}", bool(r), True, cost[m] - 5, 5, 1.0, m, "sampled", seed, "two_sum")
+            for m, some in right.items()
+            for i, r in enumerate(some)
+        ],
+        columns=[
+            "id",
+            "correct",
+            "parsed",
+            "tokens_in",
+            "tokens_out",
+            "agents",
+            "method",
+            "decoding",
+            "seed",
+            "family",
+        ],
+    )
+
+
+def test_the_main_table_pools_seeds_and_says_what_is_kept_of_debates_gain(tmp_path, capsys) -> None:
+    for seed in (1, 2):
+        artifacts.write_table(tmp_path / str(seed) / "questions.parquet", rows(seed), {})
+    main_table.main([str(tmp_path / "1"), str(tmp_path / "2"), "--out", str(tmp_path / "out")])
+    table, _ = artifacts.read_table(tmp_path / "out" / "main_table.csv")
+    line = table.set_index("method").loc["IMAD"]
+    assert (line["n"], line["seeds"], line["accuracy"], line["tokens"], line["of_debate"]) == (8, 2, 0.5, 25, 0.25)
+    assert line["gain_kept"] == pytest.approx(0.5)
+    assert 0 <= line["gain_kept_low"] <= 0.5 <= line["gain_kept_high"] <= 1
+    assert "| IMAD | sampled | 2 | 8 | 50.0 [" in (tmp_path / "out" / "main_table.md").read_text()
+    assert "IMAD" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="same family and seed"):
+        main_table.read_runs([tmp_path / "1", tmp_path / "1"])
+    with pytest.raises(SystemExit):
+        main_table.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "out")])
