@@ -41,7 +41,7 @@ def _matplotlib() -> Any:
 
 
 @contextlib.contextmanager
-def _style() -> Iterator[None]:
+def styled() -> Iterator[None]:
     """`STYLE` over matplotlib's defaults: the user's settings change no figure, and are not changed."""
     with _matplotlib().rc_context():
         _matplotlib().rcdefaults()
@@ -49,7 +49,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _figure(width: float, height: float, title: str | None, rows: int = 1, columns: int = 1, **share: Any) -> Any:
+def new_figure(width: float, height: float, title: str | None, rows: int = 1, columns: int = 1, **share: Any) -> Any:
     """A figure of a size in inches, outside pyplot's state, under its title, and its axes `[row, column]`."""
     figure = _matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title or "", x=0.01, ha="left", size=8, weight="bold", wrap=True)
@@ -57,7 +57,7 @@ def _figure(width: float, height: float, title: str | None, rows: int = 1, colum
     return figure, figure.subplots(rows, columns, squeeze=False, **share)
 
 
-@_style()
+@styled()
 def save_figure(figure: Figure, path: str | Path, meta: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write `PATH.png` (200 dpi) and `PATH.pdf` (fonts embedded), each atomically, and return these two paths.
 
@@ -98,7 +98,7 @@ def curves(
     return curve_grid(panels, label_x, series, controls, title, zeros, logs, labels, ONE_COLUMN)
 
 
-@_style()
+@styled()
 def curve_grid(
     panels: Mapping[str, Mapping[str, pd.DataFrame]], label_x: str, series: str = "vector",
     controls: Sequence[str] = (), title: str | None = None, zero: Mapping[str, float] | None = None,
@@ -123,7 +123,7 @@ def curve_grid(
     doses = {persona: _dose([row[persona] for row in panels.values()]) for persona in columns[0]}
     height = max(1.65, 1.1 * len(panels)) + 0.14 * math.ceil(len(names) / across) + 0.25 * any(doses.values())
     height += 0.55 + 0.2 * bool(title) + 0.15 * any(doses)
-    figure, grid = _figure(width, height, title, len(panels), len(doses), sharex=True, sharey="row")
+    figure, grid = new_figure(width, height, title, len(panels), len(doses), sharex=True, sharey="row")
     ticker = _matplotlib().ticker
     for (score, row), line in zip(panels.items(), grid, strict=True):
         line[0].set_ylabel(score)
@@ -155,7 +155,7 @@ def curve_grid(
     return figure
 
 
-@_style()
+@styled()
 def layer_profile(table: pd.DataFrame, title: str | None = None, majority: float | None = None) -> Figure:
     """Held-out accuracy of a probe by layer with its controls; one column wide.
 
@@ -175,7 +175,7 @@ def layer_profile(table: pd.DataFrame, title: str | None = None, majority: float
     gap = max(1.0, (last - first) / 8)
     x = layers.mask(table["layer"] == "embed", first - gap).mask(table["layer"] == "nested", last + gap)
     kind = table["labels"].where(table["features"] == "resid", "length").mask(table["layer"] == "nested", "nested")
-    figure, [[axes]] = _figure(ONE_COLUMN, 2.85 + 0.15 * bool(title), title)
+    figure, [[axes]] = new_figure(ONE_COLUMN, 2.85 + 0.15 * bool(title), title)
     for name, text, color, ls, marker, band in (
         ("true", "probe at each layer", PALETTE[0], "-", "o", 0.2),
         ("nested", "layer chosen in training folds", PALETTE[1], DASHES[1], "D", 0.0),
@@ -201,7 +201,7 @@ def layer_profile(table: pd.DataFrame, title: str | None = None, majority: float
     return figure
 
 
-@_style()
+@styled()
 def heat_map(
     frame: pd.DataFrame, label: str, centre: float | None = None, low: pd.DataFrame | None = None,
     high: pd.DataFrame | None = None, n: int | None = None, title: str | None = None,
@@ -222,7 +222,7 @@ def heat_map(
     margin = 1.0 + 0.055 * max(len(str(name)) for name in frame.index)
     width = min(TWO_COLUMNS, max(ONE_COLUMN, margin + (0.65 if bounds else 0.36) * columns))
     cell = (width - margin) / columns
-    figure, [[axes]] = _figure(width, rows * (0.3 if bounds else 0.24) + 0.75 + 0.2 * bool(title), title)
+    figure, [[axes]] = new_figure(width, rows * (0.3 if bounds else 0.24) + 0.75 + 0.2 * bool(title), title)
     norm = None if centre is None else _matplotlib().colors.CenteredNorm(centre)
     cmap = _matplotlib().colormaps["RdBu_r" if norm else "Blues"].with_extremes(bad="#E8E8E8")
     image = axes.pcolormesh(values, cmap=cmap, norm=norm, edgecolors="white", linewidth=0.8)
@@ -248,7 +248,7 @@ def heat_map(
     return figure
 
 
-@_style()
+@styled()
 def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Figure:
     """A forest plot, two columns of a page wide: a mean with its 95 % interval per comparison, and a line at 0.
 
@@ -262,7 +262,7 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
     _check(frame, ["name", "comparison", "gain", "low", "high", "n", "p"])
     digits, left, right = _digits(frame["gain"]), [""], [f"{'mean [95 % interval]':>24} {'n':>5} {'p (Holm)':>9}"]
     lines = len(frame) + frame["name"].nunique()
-    figure, [[axes]] = _figure(TWO_COLUMNS, 0.17 * lines + 0.75 + 0.2 * bool(title), title)
+    figure, [[axes]] = new_figure(TWO_COLUMNS, 0.17 * lines + 0.75 + 0.2 * bool(title), title)
     for name, part in frame.groupby("name", sort=False):
         left, right = [*left, str(name)], [*right, ""]
         for row in part.to_dict("records"):

@@ -1,0 +1,65 @@
+"""`python -m figures TABLES`: every picture whose table is in a folder, as PDF and PNG. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from figures import agents, tokens, training
+from steerkit import artifacts, plots
+
+Picture = tuple[str, Any, Any]
+
+
+def pictures(folder: Path) -> Iterator[Picture]:
+    """Name, figure and provenance of each picture that the tables in a folder give."""
+
+    def table(name: str) -> tuple[pd.DataFrame, Any] | None:
+        path = folder / name
+        return artifacts.read_table(path) if path.is_file() else None
+
+    if found := table("main_table.csv"):
+        yield "accuracy-tokens", tokens.accuracy_tokens(found[0]), found[1]
+    if found := table("training.csv"):
+        yield "training", training.training_curves(found[0]), found[1]
+    if found := table("curves.csv"):
+        for stage in dict.fromkeys(found[0]["stage"]):
+            for identity in (False, True):
+                name = f"steering-{_plain(stage)}-{'tag' if identity else 'none'}"
+                yield name, agents.steering_curves(found[0], stage, identity), found[1]
+    if (found := table("cosines.csv")) and (choice := table("choice.csv")):
+        for line in choice[0].itertuples():
+            yield f"cosines-{_plain(line.stage)}", agents.cosine_map(found[0], line.stage, line.layer), found[1]
+    if found := table("separability.csv"):
+        keys = ["stage", "debates", "source", "position"]
+        for key in found[0][keys].drop_duplicates().itertuples(index=False):
+            yield "probes-" + "-".join(map(_plain, key)), agents.probe_profile(found[0], *key), found[1]
+
+
+def _plain(name: str) -> str:
+    return str(name).lower().replace(" ", "-")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m figures", description=__doc__)
+    parser.add_argument("tables", type=Path, help="a folder with tables of the analyses")
+    parser.add_argument("--out", type=Path, help="default: TABLES/figures")
+    given = parser.parse_args(arguments)
+    out = given.out or given.tables / "figures"
+    count = 0
+    for name, figure, meta in pictures(given.tables):
+        plots.save_figure(figure, out / name, meta)
+        count += 1
+    if not count:
+        parser.error(
+            f"expected a table of an analysis in {given.tables}; there is none. Run one of `python -m analysis.*`."
+        )
+    print(f"{count} figures in {out}, as PDF and PNG.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Agents as directions: what steering towards each does, how alike their vectors are, and what a probe reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from steerkit import plots
+
+CONTROLS = ("other agents", "random", "matched", "shuffled")
+SCORES = {"rouge_l": "ROUGE-L against the agent's text", "fidelity": "fidelity, nats per token"}
+
+
+def steering_curves(curves: pd.DataFrame, stage: str, identity: bool) -> Any:
+    """A column per agent, a row per score: its own direction and the controls over the coefficient.
+
+    Args:
+        curves: what `analysis.agent_subspaces` writes.
+        stage: which checkpoint.
+        identity: with the agent's tag in the context, or without.
+    """
+    some = curves[(curves["stage"] == stage) & (curves["identity"] == identity)]
+    panels = {
+        label: {
+            f"agent {agent}": part[part["agent"].astype(str) == agent]
+            for agent in sorted(some["agent"].astype(str).unique())
+        }
+        for score, label in SCORES.items()
+        if len(part := some[some["score"] == score])
+    }
+    own = some[some["kind"] == "own"].groupby("score")[["area", "area_low", "area_high"]].mean()
+    title = f"{stage}, {'the tag of the agent in the context' if identity else 'no identity in the context'}"
+    if "rouge_l" in own.index:
+        title += f"; mean ROUGE-L of the own direction over all coefficients {own.loc['rouge_l', 'area']:.2f}"
+    kinds = set(some["kind"])
+    return plots.curve_grid(panels, "coefficient", "kind", [c for c in CONTROLS if c in kinds], title)
+
+
+def cosine_map(cosines: pd.DataFrame, stage: str, layer: int) -> Any:
+    """Cosines between the agents' vectors of one checkpoint at one layer."""
+    some = cosines[(cosines["stage"] == stage) & (cosines["layer"] == layer)]
+    frame = some.pivot(index="agent", columns="other", values="cosine")
+    return plots.heat_map(frame, "cosine", centre=0.0, title=f"{stage}, layer {layer}")
+
+
+def probe_profile(table: pd.DataFrame, stage: str, debates: str, source: str, position: str) -> Any:
+    """Held-out accuracy of the agents' names by layer, with its controls."""
+    keys = {"stage": stage, "debates": debates, "source": source, "position": position}
+    some = table
+    for key, value in keys.items():
+        some = some[some[key] == value]
+    title = f"{stage}, {debates}: {'whole traces' if source == 'trace' else 'turns alone, no tags'}, {position}"
+    return plots.layer_profile(some, title, majority=float(some["majority"].iloc[0]))

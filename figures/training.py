@@ -1,0 +1,51 @@
+"""GRPO's course: rewards, schedules, length, accuracy, and how many agents still speak."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from steerkit.plots import MARKERS, PALETTE, TWO_COLUMNS, new_figure, styled
+
+PANELS = (
+    ("reward parts", ("reward", "clip", "format")),
+    ("accuracy and ends in time", ("correct", "success")),
+    ("tokens", ("length", "clip_tokens")),
+    ("w_fmt", ("w_fmt",)),
+    ("agents in an output", ("agents",)),
+    ("groups without spread", ("groups_without_spread",)),
+)
+NAMES = {
+    "clip": "w_clip R(y; l)", "format": "w_fmt R_fmt", "correct": "right at all", "success": "right within l",
+    "clip_tokens": "l", "groups_without_spread": "share", "agents": "mean",
+}  # fmt: skip
+
+
+@styled()
+def training_curves(logs: pd.DataFrame, title: str | None = None) -> Any:
+    """A panel per quantity over the steps of GRPO, a thin line per seed and their mean as a thick one.
+
+    Args:
+        logs: the rows of `log.jsonl` of one or more runs with a column `seed`.
+    """
+    wanted = {"step", "seed", *(name for _, names in PANELS for name in names)}
+    if logs.empty or (missing := sorted(wanted - set(logs))):
+        raise ValueError(f"expected the log of GRPO with a column seed; got {len(logs)} rows, missing: {missing}.")
+    figure, grid = new_figure(TWO_COLUMNS, 3.2 + 0.2 * bool(title), title, 2, 3, sharex=True)
+    for axes, (label, names) in zip(grid.flat, PANELS, strict=True):
+        for place, name in enumerate(names):
+            for _, part in logs.groupby("seed"):
+                axes.plot(part["step"], part[name], color=PALETTE[place], lw=0.5, alpha=0.5)
+            mean = logs.groupby("step")[name].mean()
+            text = NAMES.get(name, name)
+            every = max(1, len(mean) // 6)
+            axes.plot(mean.index, mean, color=PALETTE[place], label=text, marker=MARKERS[place], markevery=every)
+        axes.set_title(label)
+        if len(names) > 1:
+            axes.legend(loc="best", fontsize=5.5)
+    for axes in grid[-1]:
+        axes.set_xlabel("GRPO step")
+    size = f"Thick: mean over {logs['seed'].nunique()} seeds, each step's batch of completions; thin: each seed."
+    figure.supxlabel(size, x=0.01, ha="left", size=6.5)
+    return figure
