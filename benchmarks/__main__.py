@@ -126,7 +126,7 @@ def results() -> str:
             "",
             "## Growth",
             "",
-            "Slopes of log seconds over log size (1: proportional). ![growth](growth.png)",
+            "Slopes on logarithmic axes (1: proportional), each size in a process of its own. ![growth](growth.png)",
             "",
         ]
         lines += ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
