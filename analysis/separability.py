@@ -38,7 +38,7 @@ def separability(
             for position, acts in streams.items():
                 if position not in POSITIONS:
                     continue
-                first = acts.items.groupby(["text", "label"]).cumcount() == 0  # round 1: nobody has read anybody
+                first = acts.items.groupby(["group", "label"]).cumcount() == 0  # round 1: nobody has read anybody
                 result = sk.probe_layers(acts.where(first.to_numpy()), folds=folds, seed=seed)
                 about = {"debates": debates, "source": source, "position": position}
                 parts.append(result.table.assign(**about, majority=result.meta["majority_accuracy"]))
@@ -55,14 +55,17 @@ def main(arguments: list[str] | None = None) -> None:
     traces: dict[str, Sequence[DebateTrace]] = {"personas": material.train[: given.n]}
     if given.same_persona:
         traces["same persona"] = sk.read_traces(given.same_persona)[: given.n]
+    text = "".join(trace.text for held in traces.values() for trace in held)
+    config = {"stages": {n: str(p) for n, p in material.stages.items()}, "traces": artifacts.sha256(text)}
     parts = []
-    for stage, checkpoint in material.stages.items():
-        path = given.out / f"separability-{stage.replace(' ', '-').lower()}.csv"
-        if not path.exists():
-            artifacts.write_table(path, separability(checkpoint, traces), {"checkpoint": str(checkpoint)})
-        parts.append(artifacts.read_table(path)[0].assign(stage=stage))
+    with artifacts.run_folder(given.out / "separability", config) as folder:
+        for stage, checkpoint in material.stages.items():
+            path = folder / f"{stage.replace(' ', '-').lower()}.csv"
+            if not path.exists():
+                artifacts.write_table(path, separability(checkpoint, traces), config)
+            parts.append(artifacts.read_table(path)[0].assign(stage=stage))
     table = pd.concat(parts, ignore_index=True)
-    artifacts.write_table(given.out / "separability.csv", table, {"stages": list(material.stages)})
+    artifacts.write_table(given.out / "separability.csv", table, config)
     best = table[table["layer"].astype(str) == "nested"]
     print(best.round(3).to_string(index=False))
 

@@ -197,14 +197,17 @@ def main(arguments: list[str] | None = None) -> None:
     setting = Suppression(agent=given.agent)
     trait = words_trait([word for word in given.words.split(",") if word])
     tables: dict[str, list[pd.DataFrame]] = {}
-    meta = {"setting": asdict(setting), "words": given.words}
-    for name, checkpoint in material.stages.items():
-        folder = given.out / "stages" / name.replace(" ", "-").lower()
-        if not (folder / "kept.csv").exists():
-            for kind, table in at_stage(name, checkpoint, material, trait, setting, folder).items():
-                artifacts.write_table(folder / f"{kind}.csv", table, meta)
-        for kind in ("curves", "kept"):
-            tables.setdefault(kind, []).append(artifacts.read_table(folder / f"{kind}.csv")[0])
+    traces = (*material.train, *material.validation, *material.test)
+    meta = {"setting": asdict(setting), "words": given.words, "stages": {n: str(p) for n, p in material.stages.items()}}
+    meta["traces"] = artifacts.sha256("".join(trace.text for trace in traces))
+    with artifacts.run_folder(given.out / "suppression", meta) as out:
+        for name, checkpoint in material.stages.items():
+            folder = out / name.replace(" ", "-").lower()
+            if not (folder / "kept.csv").exists():
+                for kind, table in at_stage(name, checkpoint, material, trait, setting, folder).items():
+                    artifacts.write_table(folder / f"{kind}.csv", table, meta)
+            for kind in ("curves", "kept"):
+                tables.setdefault(kind, []).append(artifacts.read_table(folder / f"{kind}.csv")[0])
     for kind, parts in tables.items():
         artifacts.write_table(given.out / f"suppression_{kind}.csv", pd.concat(parts, ignore_index=True), meta)
     print(pd.concat(tables["kept"]).round(3).to_string(index=False))
