@@ -1,0 +1,36 @@
+"""Probes of the agents' names read round 1 alone, and a folder holds one setting."""
+
+from __future__ import annotations
+
+import pytest
+
+from analysis import separability
+from steerkit import artifacts
+from steerkit.traces import write_traces
+from tests.test_analysis import traces
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+def test_both_sources_probe_one_turn_of_each_agent_and_question(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(separability.sk, "load", lambda _: (tiny_model(context=1024), tiny_tokenizer()))
+    write_traces(tmp_path / "traces.jsonl", traces(40))
+    call = [
+        "--traces",
+        str(tmp_path / "traces.jsonl"),
+        "--stage",
+        "base=x",
+        "--out",
+        str(tmp_path / "out"),
+        "--n",
+        "10",
+    ]
+    separability.main(call)
+    table, _ = artifacts.read_table(tmp_path / "out" / "separability.csv")
+    assert set(table["n"]) == {30}
+    assert set(table["n_groups"]) == {10}
+    assert set(zip(table["source"], table["position"], strict=True)) == {
+        ("trace", "last"), ("trace", "mean"), ("trace", "tag"), ("plain", "last"), ("plain", "mean"),
+    }  # fmt: skip
+    assert "nested" in capsys.readouterr().out
+    with pytest.raises(artifacts.ConfigurationChanged, match="traces"):
+        separability.main([*call[:-1], "8"])
