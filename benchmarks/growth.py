@@ -1,19 +1,29 @@
-"""Growth: time and peak memory against the size of the job, with their slopes on logarithmic axes."""
+"""Growth: time and peak memory against the size of the job, with their slopes on logarithmic axes.
+
+Each size runs in a process of its own: memory that an earlier job had would hide what a later one takes.
+`python -m benchmarks.growth JOB SIZE` is such a process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-import steerkit as sk
-from benchmarks import decoding, inputs
-from benchmarks.timing import seconds
-from steerkit.engine import Row
-
 NEW = 16
+SIZES: dict[str, tuple[int, ...]] = {
+    "prompts of a sweep": (8, 16, 32, 64, 128),
+    "coefficients of a sweep": (1, 2, 4, 8, 16),
+    "new tokens": (8, 16, 32, 64, 128),
+    "prompt tokens": (64, 128, 256, 512),
+    "texts of a capture": (64, 128, 256, 512),
+    "layers of a capture": (2, 4, 8, 16, 30),
+}
 
 
 def _status(name: str) -> float:
@@ -21,85 +31,103 @@ def _status(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def _peak(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of a call, and by how many MiB it raised the process' resident memory at its highest."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    took = seconds(work)
-    return took, max(_status("VmHWM") - before, 0.0)
+def _job(name: str, size: int) -> Callable[[], object]:
+    """The work of a job at a size."""
+    import steerkit as sk
+    from benchmarks import decoding, inputs
+    from steerkit.engine import Row
 
-
-def jobs() -> Iterator[tuple[str, int, Callable[[], object]]]:
-    """What grows, how large it is, and the job."""
     model, tokenizer = inputs.model()
-    vector = inputs.vector().at(decoding.LAYER)
-    steering = sk.Steering(vector, positions="from_last_prompt_token")
+    steering = sk.Steering(inputs.vector().at(decoding.LAYER), positions="from_last_prompt_token")
     prompts = decoding.prompt_ids(8)
-    for rows in (8, 16, 32, 64, 128):
-        work = [Row(prompts[i % 8], ((steering, 0.01 * (i + 1)),)) for i in range(rows)]
-        yield "rows of a sweep", rows, lambda work=work: decoding.run(model, tokenizer, work, NEW)
-    for new in (8, 16, 32, 64, 128):
-        work = [Row(prompt, ((steering, 1.0),)) for prompt in prompts]
-        yield "new tokens", new, lambda work=work, new=new: decoding.run(model, tokenizer, work, new)
-    for length in (64, 128, 256, 512):
-        work = [Row(prompt[:1] * (length - len(prompt)) + prompt, ((steering, 1.0),)) for prompt in prompts]
-        yield "prompt tokens", length, lambda work=work: decoding.run(model, tokenizer, work, 4)
-    for count in (64, 128, 256, 512):
-        some = inputs.texts(count)
-        yield "texts of a capture", count, lambda some=some: sk.collect_means(model, tokenizer, some, position="mean")
+
+    def sweep(rows: list[tuple[tuple[int, ...], float]], new: int = NEW) -> Callable[[], object]:
+        return lambda: decoding.run(model, tokenizer, [Row(prompt, ((steering, c),)) for prompt, c in rows], new)
+
+    if name == "prompts of a sweep":
+        return sweep([((*prompts[i % 8], i), 1.0) for i in range(size)])
+    if name == "coefficients of a sweep":
+        return sweep([(prompt, 0.01 * (c + 1)) for prompt in prompts for c in range(size)])
+    if name == "new tokens":
+        return sweep([(prompt, 1.0) for prompt in prompts], size)
+    if name == "prompt tokens":
+        return sweep([((*prompt[:1] * (size - len(prompt)), *prompt), 1.0) for prompt in prompts], 4)
+    if name == "texts of a capture":
+        some = inputs.texts(size)
+        return lambda: sk.collect_means(model, tokenizer, some, position="mean")
     some = inputs.texts(128)
-    for depth in (2, 4, 8, 16, 30):
-        layers = list(range(depth))
-        yield "layers of a capture", depth, lambda layers=layers: sk.collect(model, tokenizer, some, layers=layers)
+    return lambda: sk.collect(model, tokenizer, some, layers=list(range(size)))
+
+
+def measure(name: str, size: int) -> tuple[float, float]:
+    """Seconds (the lesser of two runs), and by how many MiB the first raised the process' memory at its highest."""
+    from benchmarks import decoding
+    from benchmarks.timing import seconds
+
+    with decoding.endless():
+        _job(name, SIZES[name][0])()
+        work = _job(name, size)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        first = seconds(work)
+        peak = max(_status("VmHWM") - before, 0.0)
+        return min(first, seconds(work)), peak
 
 
 def table() -> pd.DataFrame:
-    """Columns `grows`, `size`, `seconds` (lesser of two runs), `mib`."""
-    model, tokenizer = inputs.model()
-    sk.collect_means(model, tokenizer, inputs.texts(256), position="mean")
+    """Columns `grows`, `size`, `seconds`, `mib`."""
     rows = []
-    with decoding.endless():
-        for grows, size, work in jobs():
-            runs = [_peak(work) for _ in range(2)]
-            rows.append((grows, size, min(t for t, _ in runs), max(m for _, m in runs)))
+    for name, sizes in SIZES.items():
+        for size in sizes:
+            command = [sys.executable, "-m", "benchmarks.growth", name, str(size)]
+            shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            rows.append((name, size, *json.loads(shown.splitlines()[-1])))
     return pd.DataFrame(rows, columns=["grows", "size", "seconds", "mib"])
 
 
 def slopes(found: pd.DataFrame) -> pd.DataFrame:
-    """Per job the least-squares slope of log seconds over log size, over all sizes and over the two largest."""
+    """Per job the least-squares slope of log seconds (and MiB) over log size, and of seconds over the two largest."""
     rows = []
     for grows, part in found.groupby("grows", sort=False):
-        x, y = np.log(part["size"]), np.log(part["seconds"])
+        x, y, z = np.log(part["size"]), np.log(part["seconds"]), np.log(part["mib"].clip(lower=1.0))
+        ends = part.iloc[[0, -1]]
         rows.append(
             {
-                "grows": grows,
-                "from": part["size"].min(),
-                "to": part["size"].max(),
-                "slope": np.polyfit(x, y, 1)[0],
-                "last slope": float(np.diff(y)[-1] / np.diff(x)[-1]),
-                "seconds": f"{part['seconds'].iloc[0]:.2f} to {part['seconds'].iloc[-1]:.2f}",
-                "peak MiB": f"{part['mib'].iloc[0]:.0f} to {part['mib'].iloc[-1]:.0f}",
+                "grows": grows, "from": part["size"].min(), "to": part["size"].max(),
+                "slope of seconds": np.polyfit(x, y, 1)[0], "at the end": float(np.diff(y)[-1] / np.diff(x)[-1]),
+                "seconds": " to ".join(f"{s:.2f}" for s in ends["seconds"]),
+                "slope of MiB": np.polyfit(x, z, 1)[0], "peak MiB": " to ".join(f"{m:.0f}" for m in ends["mib"]),
             }
-        )
+        )  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def draw(found: pd.DataFrame, folder: Path) -> None:
-    """`growth.png` and `growth.pdf`: seconds over size, both logarithmic, with a line of slope 1 beside each."""
+    """`growth.png` and `growth.pdf`: seconds and MiB over size, logarithmic, with a line of slope 1 beside each."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     names = list(found["grows"].unique())
-    figure = Figure(figsize=(2.1 * len(names), 2.3), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
+    figure = Figure(figsize=(1.8 * len(names), 3.6), layout="constrained")
+    grid = figure.subplots(2, len(names), squeeze=False, sharex="col")
+    for column, name in zip(grid.T, names, strict=True):
         part = found[found["grows"] == name]
-        size, took = part["size"].to_numpy(), part["seconds"].to_numpy()
-        axes.loglog(size, took, "o-", color="#0072B2", lw=1.2, ms=3)
-        axes.loglog(size, took[-1] * size / size[-1], color="#8A8A8A", lw=0.8, ls="--")
-        axes.set_xlabel(name, size=7)
-        axes.set_xticks(size, [str(s) for s in size], size=6)
-        axes.minorticks_off()
-        axes.tick_params(labelsize=6)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("seconds (dashed: slope 1)", size=7)
-    for suffix in ("png", "pdf"):
-        figure.savefig(folder / f"growth.{suffix}", dpi=200)
+        size = part["size"].to_numpy()
+        for axes, values, color in zip(column, ("seconds", "mib"), ("#0072B2", "#D55E00"), strict=True):
+            y = part[values].clip(lower=1.0 if values == "mib" else None).to_numpy()
+            axes.loglog(size, y, "o-", color=color, lw=1.2, ms=3)
+            axes.loglog(size, y[-1] * size / size[-1], color="#8A8A8A", lw=0.8, ls="--")
+            axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=FuncFormatter("{0:g}".format))
+            axes.set_xticks(size, [str(s) for s in size], size=6)
+            axes.minorticks_off()
+            axes.tick_params(labelsize=6)
+            axes.spines[["top", "right"]].set_visible(False)
+        column[-1].set_xlabel(name, size=7)
+    for axes, label in zip(grid[:, 0], ("seconds", "MiB above the loaded model"), strict=True):
+        axes.set_ylabel(f"{label}\n(dashed: slope 1)", size=7)
+    for suffix, undated in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
+        figure.savefig(folder / f"growth.{suffix}", dpi=200, metadata=undated)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
