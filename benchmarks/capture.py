@@ -147,7 +147,7 @@ def against_peers() -> Iterator[Measured]:
         job = f"means of {TEXTS} texts, layer {layer} of 30"
         size, least = _best(floor(layer))
         yield compare(
-            job, f"the floor: forward only, left at the layer, best batch ({size} rows)", ours(layer, "mean"), least, 7,
+            job, f"the floor: forward only, left at the layer, best batch ({size} rows)", ours(layer, "mean"), least, 11,
             "<= 1.08", "ratio = ours / floor", inverse=True,
         )  # fmt: skip
         mean = ours(layer, "mean")().mean[0, 0].float()
@@ -159,7 +159,8 @@ def against_peers() -> Iterator[Measured]:
             size, run = _best(peer(layer))
             if position == "mean":
                 torch.testing.assert_close(run(), mean, rtol=1e-3, atol=1e-3 * float(mean.norm()))
-            yield compare(job, f"{name}, best batch ({size} rows)", ours(layer, position), run, 5, ">= 1.0")
+            pairs = 5 if name == "steering-vectors" else 11  # the others come near the floor
+            yield compare(job, f"{name}, best batch ({size} rows)", ours(layer, position), run, pairs, ">= 1.0")
 
 
 def turns() -> Iterator[Measured]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -188,6 +189,11 @@ def read_table(path: str | Path) -> tuple[Any, dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that a number can depend on."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -110,8 +110,14 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
     Raises:
         ValueError: no token is left.
     """
+    return _encoded(tokenizer, prompt)[0]
+
+
+def _encoded(tokenizer: Any, prompt: Prompt) -> tuple[tuple[int, ...], int]:
+    """The ids of a prompt, and how many of them are the text's own."""
     text = render(tokenizer, prompt)
     plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    own = len(plain)
     bos = getattr(tokenizer, "bos_token", None)
     if isinstance(prompt, str) and not isinstance(prompt, Rendered) and not (bos and text.startswith(bos)):
         marked = tokenizer(text)["input_ids"]
@@ -121,7 +127,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
                 break
     if not plain:
         raise ValueError(f"expected a prompt of at least one token; {text!r:.80} has none.")
-    return tuple(plain)
+    return tuple(plain), own
 
 
 def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
@@ -146,9 +152,8 @@ def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
 def passage_of(tokenizer: Any, text: str | SpannedText, group: str) -> Passage:
     """A text with one span (all of it but the tokenizer's own first token) or a spanned text, tokenised."""
     if isinstance(text, str):
-        ids = encode_prompt(tokenizer, text)
-        lead = len(ids) - len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return Passage(ids, ((lead, len(ids)),), ("",), group)
+        ids, own = _encoded(tokenizer, text)
+        return Passage(ids, ((len(ids) - own, len(ids)),), ("",), group)
     labels = text.labels or tuple(str(i) for i in range(len(text.spans)))
     group = group if text.group is None else text.group
     if text.cut == "whole":

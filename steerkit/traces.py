@@ -39,6 +39,11 @@ def tags(agents: int = 3, rounds: int = 2) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*body, CONSENSUS, END)))
 
 
+def without_tags(text: str) -> str:
+    """A tagged text, well-formed or not, without its tags and the colons after them: what is said, and not who says it."""
+    return re.sub(rf"(?:{_TAG.pattern}):?\s*", "", text).strip()
+
+
 def agents_in(text: str) -> set[int]:
     """The agents whose tag stands anywhere in a text, well-formed or not: who really speaks in a model's output."""
     return {int(tag["agent"]) for tag in _TAG.finditer(text) if tag["agent"]}
@@ -135,6 +140,16 @@ class DebateTrace:
         places = [(agent, a, b) for agent, _, a, b in _parse(body)[0] if b > a]
         where = tuple((a + lead, b + lead) for _, a, b in places)
         return SpannedText(self.prompt + body, where, tuple(str(agent) for agent, _, _ in places), self.question)
+
+    def untagged(self) -> SpannedText:
+        """`spans` of the same text without its tags: the turns stand one after the other, and nothing names them."""
+        text, spans, labels = self.prompt, [], []
+        for turn in self.turns:
+            if turn.text:
+                spans.append((len(text), len(text) + len(turn.text)))
+                labels.append(str(turn.agent))
+                text += f"{turn.text}\n\n"
+        return SpannedText(text + (self.consensus or ""), tuple(spans), tuple(labels), self.question)
 
     def alone(self) -> list[SpannedText]:
         """Each turn right after the prompt, without tags and without the other turns: nothing tells who speaks."""
