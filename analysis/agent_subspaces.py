@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 import steerkit as sk
-from analysis.directions import agent_vectors, controls, turn_streams
+from analysis.directions import Source, agent_vectors, controls, turn_streams
 from analysis.fidelity import Named, fidelity, first_texts, unnamed
 from analysis.material import Material, add_material, material_of
 from analysis.reliability import reliability
@@ -32,7 +32,7 @@ class Grid:
     """What is tried, and on how much.
 
     Args:
-        sources: `trace` (read inside whole traces) and `plain` (each turn right after its question, without tags).
+        sources: what is read, see `analysis.directions.turn_streams`.
         positions: read positions, see `analysis.directions`.
         layers: None for all.
         coefficients: of the choice on validation, and of the curves.
@@ -42,7 +42,7 @@ class Grid:
         max_new_tokens: of the continuations.
     """
 
-    sources: tuple[str, ...] = ("trace", "plain")
+    sources: tuple[Source, ...] = ("trace", "plain")
     positions: tuple[str, ...] = ("last", "mean", "first", "tag")
     layers: tuple[int, ...] | None = None
     coefficients: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -69,7 +69,7 @@ def directions_of(model: Any, tokenizer: Any, traces: Sequence[DebateTrace], gri
     """(source, position) -> the turns' streams."""
     found: dict[tuple[str, str], Activations] = {}
     for source in grid.sources:
-        for position, acts in turn_streams(model, tokenizer, traces, tagged=source == "trace").items():
+        for position, acts in turn_streams(model, tokenizer, traces, source).items():
             if position in grid.positions:
                 found[source, position] = acts
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from steerkit.texts import SpannedText
 from steerkit.traces import DebateTrace, agent_tag, round_tag
 
 POSITIONS = ("last", "mean", "first", "tag")
+Source = Literal["trace", "untagged", "plain"]
 
 
 def turn_streams(
-    model: Any, tokenizer: Any, traces: Sequence[DebateTrace], tagged: bool = True, embed: bool = False
+    model: Any, tokenizer: Any, traces: Sequence[DebateTrace], source: Source = "trace", embed: bool = False
 ) -> dict[str, Activations]:
     """The stream of every turn at all layers, by read position; labels are the agents, groups the questions.
 
@@ -27,19 +28,24 @@ def turn_streams(
     (its last token, the only one that knows the agent and nothing of what it says).
 
     Args:
-        tagged: read whole traces, one forward each; else each turn right after its question, without tags or other
-            turns, where there is no position `tag`.
+        source: read whole traces, one forward each, as a `"trace"` with its tags or `"untagged"`; or, `"plain"`, each
+            turn right after its question, without the others. Where there are no tags there is no position `tag`.
         embed: read what enters block 0, too.
     """
     layers: Any = [EMBED, *find_blocks(model).modules] if embed else "all"
-    texts = [trace.spans() for trace in traces] if tagged else [text for trace in traces for text in trace.alone()]
+    if source not in ("trace", "untagged", "plain"):
+        raise ValueError(f"expected a source 'trace', 'untagged' or 'plain'; got {source!r}.")
+    if source == "plain":
+        texts = [text for trace in traces for text in trace.alone()]
+    else:
+        texts = [trace.spans() if source == "trace" else trace.untagged() for trace in traces]
     found: dict[str, Activations] = {
         str(position): acts
         for position, acts in sk.collect_each(
             model, tokenizer, texts, layers=layers, positions=["last", "mean", "first"]
         ).items()
     }
-    if tagged:
+    if source == "trace":
         tags = [_tag_spans(trace) for trace in traces]
         found["tag"] = sk.collect(model, tokenizer, tags, layers=layers, position="last")
     return found

@@ -15,6 +15,7 @@ from training.personas import cast_of
 from training.worlds import WORLDS
 
 BASE, SFT, IMAD = "base", "SFT", "IMAD"
+UNTAGGED = "SFT without tags"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Material:
         train: debates from which vectors are made.
         validation: debates that choose settings.
         test: debates that judge them.
-        base_identity: how the first stage, which was trained on no tags, is told who speaks; by default by the tag too.
+        base_identity: how stages that were trained on no tags are told who speaks; by default by the tag too.
 
     No question stands in two of the three.
     """
@@ -39,7 +40,7 @@ class Material:
 
     def identity(self, stage: str) -> Named:
         """How a checkpoint is told who speaks."""
-        return self.base_identity if stage == BASE else by_tag
+        return self.base_identity if stage in (BASE, UNTAGGED) else by_tag
 
     def __post_init__(self) -> None:
         parts = [{trace.question for trace in part} for part in (self.train, self.validation, self.test)]
@@ -63,9 +64,9 @@ def of_files(stages: Mapping[str, str | Path], path: str | Path) -> Material:
 
 
 def of_run(folder: str | Path, steps: Sequence[int] = ()) -> Material:
-    """A run of `training.imad`: base, SFT, GRPO at the given steps, IMAD; its training and test debates.
+    """A run of `training.imad`: base, SFT (and without tags, if it is there), GRPO at the given steps, IMAD.
 
-    A quarter of the test questions are for validation.
+    Vectors are made from its training debates; of its test debates a quarter is for validation.
 
     Raises:
         FileNotFoundError: the run has not got so far.
@@ -74,6 +75,8 @@ def of_run(folder: str | Path, steps: Sequence[int] = ()) -> Material:
     stages = {BASE: _base(folder), SFT: folder / "sft" / "checkpoint"}
     stages |= {f"GRPO step {step}": folder / "grpo" / "trainer" / f"checkpoint-{step}" for step in steps}
     stages[IMAD] = folder / "grpo" / "checkpoint"
+    if (untagged := folder / "sft-untagged" / "checkpoint").exists():
+        stages[UNTAGGED] = untagged
     if missing := [str(path) for path in stages.values() if isinstance(path, Path) and not path.exists()]:
         raise FileNotFoundError(f"expected a finished run of training.imad in {folder}; missing: {missing}.")
     held = read_traces(folder / "evaluation" / "sampled" / "debates" / "traces.jsonl")

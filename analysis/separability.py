@@ -9,12 +9,13 @@ from pathlib import Path
 import pandas as pd
 
 import steerkit as sk
-from analysis.directions import turn_streams
+from analysis.directions import Source, turn_streams
 from analysis.material import add_material, material_of
 from steerkit import artifacts
 from steerkit.traces import DebateTrace
 
 POSITIONS = ("last", "mean", "tag")
+SOURCES: tuple[Source, ...] = ("trace", "untagged", "plain")
 
 
 def separability(
@@ -26,15 +27,16 @@ def separability(
         checkpoint: whose stream is read.
         traces: by kind of debate: `personas`, and where there is one `same persona`, in which style tells nothing.
 
-    Returns a row per debates, source (`trace`: whole traces; `plain`: each turn alone, without tags), position, layer,
+    Returns a row per debates, source (`trace`: whole traces; `untagged`: the same
+    without tags; `plain`: each turn alone), position, layer,
     features and labels, with the columns of `ProbeResult.table`: accuracy with its interval over questions, shuffled
     labels and the length/position control among the rows. `majority` is the share of the largest class.
     """
     model, tokenizer = sk.load(checkpoint)
     parts = []
     for debates, held in traces.items():
-        for source in ("trace", "plain"):
-            streams = turn_streams(model, tokenizer, held, tagged=source == "trace", embed=True)
+        for source in SOURCES:
+            streams = turn_streams(model, tokenizer, held, source, embed=True)
             for position, acts in streams.items():
                 if position not in POSITIONS:
                     continue

@@ -41,7 +41,7 @@ def test_the_tag_position_reads_what_the_model_knows_right_after_an_agents_tag()
         before = sk.collect(model, tokenizer, [text[:stop]]).resid[0]
         torch.testing.assert_close(tag.resid[row], before, rtol=1e-4, atol=1e-5)
     assert list(tag.items["label"]) == ["1", "2", "3"] * 2
-    assert "tag" not in turn_streams(model, tokenizer, one, tagged=False)
+    assert "tag" not in turn_streams(model, tokenizer, one, "plain")
 
 
 def test_controls_have_the_agents_mean_norm_and_labels_are_permuted_within_a_question_only() -> None:

@@ -30,6 +30,7 @@ def test_both_sources_probe_one_turn_of_each_agent_and_question(tmp_path, monkey
     assert set(table["n_groups"]) == {10}
     assert set(zip(table["source"], table["position"], strict=True)) == {
         ("trace", "last"), ("trace", "mean"), ("trace", "tag"), ("plain", "last"), ("plain", "mean"),
+        ("untagged", "last"), ("untagged", "mean"),
     }  # fmt: skip
     assert "nested" in capsys.readouterr().out
     with pytest.raises(artifacts.ConfigurationChanged, match="traces"):

@@ -24,6 +24,7 @@ from steerkit.traces import (
     round_tag,
     tags,
     turn_contrasts,
+    without_tags,
     write_contrasts,
     write_traces,
 )
@@ -76,6 +77,20 @@ def test_turns_written_as_text_are_read_back(agents: int, rounds: int, texts: li
     assert trace.turns == turns
     assert trace.consensus == consensus
     assert DebateTrace("q", trace.text) == trace
+
+
+def test_without_its_tags_a_trace_says_the_same_and_names_nobody() -> None:
+    bare = TWO_ROUNDS.untagged()
+    assert bare.text == TWO_ROUNDS.prompt + without_tags(TWO_ROUNDS.body)
+    assert "<|" not in bare.text and not agents_in(bare.text)
+    assert [bare.text[a:b] for a, b in bare.spans] == [turn.text for turn in TWO_ROUNDS.turns]
+    assert list(bare.labels) == ["1", "2", "3"] * 2 and bare.group == TWO_ROUNDS.question
+
+
+def test_a_colon_and_a_bar_of_a_texts_own_outlive_its_tags() -> None:
+    assert (
+        without_tags("<|Agent 1 Solution|>: : a <| b |> <|Agent 2 Revision|>: c\n\n<|endofdebate|>") == ": a <| b |> c"
+    )
 
 
 def test_what_stands_before_the_first_tag_is_kept_and_not_said_twice() -> None:

@@ -99,6 +99,8 @@ def train(run: Run, base: str | Path) -> dict[str, Path]:
 
     found = {"SFT": tuned("sft", traces, sft)}
     found["IMAD"] = rewarded("grpo", found["SFT"], grpo)
+    if run.preset.untagged:
+        found["SFT without tags"] = tuned("sft-untagged", traces, replace(sft, target="untagged"))
     found["DebateGPT (answer)"] = tuned("debategpt-answer", traces, replace(sft, target="answer"))
     found["DebateGPT (response)"] = tuned("debategpt-response", traces, replace(sft, target="response"))
     found["GRPO without debate"] = rewarded("grpo-alone", base, replace(grpo, format=False))

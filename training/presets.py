@@ -32,6 +32,7 @@ class Preset:
         debate, sft, grpo: the stages.
         sampling: of the evaluation.
         self_check: run the controls in which agents check themselves and never read each other, too.
+        untagged: fine-tune on the traces without their tags, too.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Preset:
     sampling: Sampling
     fresh: int = 0
     self_check: bool = False
+    untagged: bool = False
     base: Base = field(default_factory=Base)
 
 
@@ -69,7 +71,7 @@ ARITHMETIC = Preset(
     sampling=Sampling(0.8, 1.0, 240),
 )  # fmt: skip
 CHECKED = replace(
-    ARITHMETIC, family="two_sum", debates=2000, fresh=3000, self_check=True,
+    ARITHMETIC, family="two_sum", debates=2000, fresh=3000, self_check=True, untagged=True,
     debate=Setting(early_stop=False, sampling=Sampling(0.7, 0.9, 100)), sampling=Sampling(0.7, 0.9, 240),
     sft=replace(ARITHMETIC.sft, steps=1000, structure_dropout=0.5, cut_to="revision"),
     grpo=replace(ARITHMETIC.grpo, anneal=Anneal("gated", weight=(0.3, 0.015), clip=(200, 80)), steps=150),

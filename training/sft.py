@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steerkit import artifacts
-from steerkit.traces import CONSENSUS, END, DebateTrace, agent_tag, round_tag, tags
+from steerkit.traces import CONSENSUS, END, DebateTrace, agent_tag, round_tag, tags, without_tags
 from training import ranks
 from training.answers import read_answer, same
 from training.checkpoints import LoRA, adapted, add_tags, device_options, last_checkpoint, save
 
-Target = Literal["trace", "answer", "response"]
+Target = Literal["trace", "untagged", "answer", "response"]
 Cut = Literal["answers", "revision"]
 
 
@@ -24,8 +24,9 @@ class SFT:
     """How to fine-tune; the defaults are the paper's (arXiv 2604.24881, section 3).
 
     Args:
-        target: what is learnt after `Problem: ...`: the whole `"trace"`; DebateGPT's `"answer"`, the box alone; or its
-            `"response"`, a last turn that gave the consensus.
+        target: what is learnt after `Problem: ...`: the whole `"trace"`; the same `"untagged"`, a control in which
+            nothing names the agents; DebateGPT's `"answer"`, the box alone; or its `"response"`, a last turn that gave
+            the consensus.
         structure_dropout: share of traces that are cut short, to what `cut_to` says and the consensus; without it a
             later length reward finds no short output to reinforce.
         cut_to: one or two agents' first turns that gave the consensus (`"answers"`), or all but the last round and one
@@ -58,9 +59,10 @@ def examples(traces: Sequence[DebateTrace], setting: SFT, kind: str = "number") 
     rng = random.Random(setting.seed)
     rows = []
     for trace in traces:
-        if setting.target == "trace":
+        if setting.target in ("trace", "untagged"):
             cut = rng.random() < setting.structure_dropout
             completion: str | None = shortened(trace, kind, rng, setting.cut_to) if cut else trace.body
+            completion = without_tags(completion) if setting.target == "untagged" else completion
         else:
             completion = debategpt(trace, setting.target, kind)
         if completion is not None:
