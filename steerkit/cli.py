@@ -24,7 +24,7 @@ def main() -> None:
     """Run the command line; bad input ends in one line and exit code 2, an interruption in exit code 130."""
     try:
         app()
-    except (ValueError, OSError, RuntimeError, TypeError) as error:
+    except (ValueError, OSError, RuntimeError, TypeError, ImportError) as error:
         print(f"steerkit: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -85,6 +85,24 @@ def doctor(checkpoint: Checkpoint, adapter: Adapter = None, as_json: Json = Fals
         print(f"Do not trust: {', '.join(failed)}." if failed else "Safe to read and to steer.")
     if failed:
         sys.exit(1)
+
+
+@app.command()
+def play(
+    checkpoint: Checkpoint,
+    vectors: Annotated[Path, typer.Option(help="A folder of vector files, or one file.")],
+    port: Annotated[int, typer.Option(help="On this machine only.")] = 8765,
+    adapter: Adapter = None,
+) -> None:
+    """A local page whose sliders steer the model, both texts streaming side by side; needs the extra `play`.
+
+    Example: steerkit play CHECKPOINT --vectors vectors/
+    """
+    import steerkit as sk
+    from steerkit.play import play as serve
+
+    files = sorted(vectors.glob("*.safetensors")) if vectors.is_dir() else [vectors]
+    serve(*_load(checkpoint, adapter), {path.stem: sk.SteeringVector.load(path) for path in files}, port)
 
 
 @app.command()

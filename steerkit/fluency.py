@@ -16,6 +16,7 @@ from steerkit.steering import Steering
 from steerkit.texts import Prompt, context_length, encode, encode_prompt
 
 LOGIT_BYTES = 2**28
+ROWS = 96
 
 
 def log_probabilities(
@@ -98,7 +99,7 @@ def _teacher_forced(
         raise ValueError(
             f"expected prompt and text within the model's context of {limit} tokens; got {longest}. Cut the texts."
         )
-    size = max(1, LOGIT_BYTES // (4 * vocabulary * room * (2 if paired else 1)))
+    size = max(1, min(ROWS, LOGIT_BYTES // (4 * vocabulary * room * (2 if paired else 1))))
 
     def work(engine: Engine, numbers: Sequence[int]) -> list[Tensor]:
         mine = [ids[todo[i]] for i in numbers]

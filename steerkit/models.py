@@ -28,7 +28,8 @@ def load(
     adapter: str | Path | None = None,
     gguf_file: str | None = None,
     dtype: torch.dtype | str | None = None,
-    device: str | torch.device | None = None,
+    device: str | torch.device | Mapping[str, str | int] | None = None,
+    bits: int | None = None,
     blocks: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
@@ -39,7 +40,9 @@ def load(
         adapter: a PEFT adapter (hub id or folder) to put on it, unmerged.
         gguf_file: the GGUF file's name inside `checkpoint`.
         dtype: default float32 on a CPU, the checkpoint's own elsewhere.
-        device: default the first GPU if there is one, else the CPU.
+        device: default the first GPU if there is one, else the CPU. `"auto"`, or a map from module to device, spreads
+            the model over several devices, the disk among them.
+        bits: 4 or 8 quantises the weights as they are loaded; needs a GPU and the package bitsandbytes.
         blocks: path of the list of decoder blocks, where the rule does not find it.
         trust_remote_code: run Python code that the checkpoint brings. It can do anything that you can.
 
@@ -49,12 +52,16 @@ def load(
     Raises:
         OSError: nothing loadable at `checkpoint`.
         NoResidualStream: its residual stream could not be found and verified.
-        ValueError: the adapter's weights did not land in the model.
+        ValueError: the adapter's weights did not land in the model, or `bits` where they cannot be had.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     checkpoint, gguf_file = _split_gguf(checkpoint, gguf_file)
-    target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    spread = device if device == "auto" or isinstance(device, Mapping) else None
+    target = torch.device(
+        device if isinstance(device, str | torch.device) and spread is None
+        else "cuda" if torch.cuda.is_available() else "cpu"
+    )  # fmt: skip
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     weights = None
     if gguf_file is not None:
@@ -66,9 +73,13 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, **options)
         if gguf_file is not None:
             options["quantization_config"] = GgufConfig(dequantize=True)
+        if spread is not None:
+            options["device_map"] = spread
+        if bits is not None:
+            options["quantization_config"] = _quantised(bits, gguf_file)
         options["dtype"] = dtype if dtype is not None else torch.float32 if target.type == "cpu" else "auto"
         model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, **options)
-    if not getattr(model, "hf_device_map", None):
+    if not getattr(model, "hf_device_map", None) and bits is None:
         model = model.to(target)
     name = f"{checkpoint}/{gguf_file}" if gguf_file else str(checkpoint)
     setattr(model, ORIGIN, {"checkpoint": name, "weights": weights or str(model.dtype).removeprefix("torch.")})
@@ -77,6 +88,22 @@ def load(
     model.eval()
     find_blocks(model, blocks)
     return model, tokenizer
+
+
+def _quantised(bits: int, gguf_file: str | None) -> Any:
+    from importlib.util import find_spec
+
+    if bits not in (4, 8) or gguf_file is not None:
+        raise ValueError(
+            f"expected bits to be 4 or 8, and no GGUF file, which has its own; got {bits!r}. Leave it out."
+        )
+    if not torch.cuda.is_available() or find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"expected a GPU and the package bitsandbytes for {bits}-bit weights; one is missing. Leave `bits` out."
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
 
 
 def _split_gguf(checkpoint: str | Path, gguf_file: str | None) -> tuple[str, str | None]:
@@ -154,12 +181,23 @@ def fingerprint(model: nn.Module) -> tuple[str, str | None]:
         if ours and not any(f".{one}." in f".{name}." for one in active):
             continue
         found.add(ours)
-        flat = parameter.detach().reshape(-1)
+        flat = _stored(model, name, parameter).detach().reshape(-1)
         sample = flat[(torch.arange(64) * max(flat.numel() - 1, 0) // 63).to(flat.device)].cpu()
         sample = sample.to(torch.bfloat16).float() if sample.is_floating_point() else sample
         digests[ours].update(f"{plain}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     base, adapter = (digests[ours].hexdigest()[:16] for ours in (False, True))
     return base, adapter if True in found else None
+
+
+def _stored(model: nn.Module, name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """The values of a parameter, also where accelerate keeps them on the disk and puts them in place for a forward."""
+    if not parameter.is_meta:
+        return parameter
+    owner, _, short = name.rpartition(".")
+    hook: Any = getattr(model.get_submodule(owner), "_hf_hook", None)
+    if getattr(hook, "weights_map", None) is None:
+        raise ValueError(f"expected the values of {name}; the model was built without them. Load its weights first.")
+    return hook.weights_map[short]
 
 
 def _active_adapters(model: nn.Module) -> set[str]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 from torch import nn
 
-from steerkit import artifacts, models
+from steerkit import artifacts, models, ranks
 from steerkit.activations import Layer
 from steerkit.capture import stream_norms as norms_of
 from steerkit.engine import Row
@@ -29,6 +29,7 @@ RESERVED = {
     "positions", "operation", "samples", "temperature", "top_p", "max_new_tokens", "seed", "weights",
 }  # fmt: skip
 ROWS, NORMS, TABLE = "rows.jsonl", "stream_norms.json", "table.parquet"
+ROWS_OF_ALL = "rows*.jsonl"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def sweep(
             unsteered texts.
         foreign: allow vectors that were read from other weights.
         out: a folder that rows are appended to as they come and the table is sealed in; an interrupted sweep goes on
-            there, and another configuration is refused. None keeps everything in memory.
+            there, and another configuration is refused. None keeps everything in memory. Processes that torchrun
+            has started together share the prompts and the folder; each has to make this call, and returns the whole.
 
     Returns:
         `SweepResult` with columns vector, layer, coefficient, prompt_id, group, sample, text, n_tokens, finished,
@@ -125,7 +127,8 @@ def sweep(
     prompt_ids = {row["id"]: encode_prompt(tokenizer, row["prompt"]) for row in rows}
     with _place(out, config) as log:
         done = log.read()
-        todo = [key for key in keys if _identity(*key) not in done]
+        mine = _share(rows, out)
+        todo = [key for key in keys if key[1]["id"] in mine and _identity(*key) not in done]
         work = [
             Row(prompt_ids[row["id"]], () if c.vector is None else ((steerings[c.vector, c.layer], c.coefficient),))
             for c, row, _ in todo
@@ -135,8 +138,7 @@ def sweep(
             model, tokenizer, work, streams, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
             batch_rows=batch_rows,
         )  # fmt: skip
-        with progress("sweep", len(keys)) as advance:
-            advance(len(keys) - len(todo))
+        with progress("sweep", len(todo)) as advance:
             for batch in found:
                 log.append(
                     {
@@ -148,6 +150,10 @@ def sweep(
                     for number, continuation in batch
                 )
                 advance(len(batch))
+        ranks.wait()
+        if not ranks.is_first():
+            ranks.wait()  # for the first to seal it
+            return SweepResult.load(Path(str(out)))
         written = log.read()
         if stream_norms is None:
             stream_norms = log.norms(lambda: _own_norms(model, tokenizer, keys, written, steerings))
@@ -158,7 +164,16 @@ def sweep(
         meta["vectors"] = config["vectors"]
         result = SweepResult(table, meta)
         log.seal(result)
+        ranks.wait()
     return result
+
+
+def _share(rows: Sequence[Mapping[str, Any]], out: str | Path | None) -> set[str]:
+    """The prompts that this process generates: every one, or its share where torchrun has started several."""
+    rank, world = ranks.place()
+    if world > 1 and out is None:
+        raise ValueError(f"expected a folder as out=, where {world} processes put their rows together; got none.")
+    return {row["id"] for row in rows[rank::world]}
 
 
 def _prompt_rows(prompts: Sequence[Prompt | Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -223,15 +238,15 @@ class _Log:
     def read(self) -> dict[tuple[Any, ...], dict[str, Any]]:
         rows = self.rows
         if self.folder is not None:
-            path = self.folder / ROWS
-            rows = artifacts.read_rows(path) if path.exists() else []
+            rows = [row for path in sorted(self.folder.glob(ROWS_OF_ALL)) for row in artifacts.read_rows(path)]
         return {tuple(row["key"]): row for row in rows}
 
     def append(self, rows: Iterator[dict[str, Any]]) -> None:
         if self.folder is None:
             self.rows.extend(rows)
         else:
-            artifacts.append_rows(self.folder / ROWS, rows)
+            rank, _ = ranks.place()
+            artifacts.append_rows(self.folder / (ROWS if rank == 0 else f"rows-{rank}.jsonl"), rows)
 
     def norms(self, measure: Callable[[], dict[Layer, float]]) -> dict[Layer, float]:
         """The stream's norms, measured once: a finished sweep that is asked for again runs no forward."""

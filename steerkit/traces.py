@@ -40,7 +40,7 @@ def tags(agents: int = 3, rounds: int = 2) -> tuple[str, ...]:
 
 
 def without_tags(text: str) -> str:
-    """A tagged text, well-formed or not, without its tags and the colons after them: what is said, and not who says it."""
+    """A tagged text, well-formed or not, without its tags and the colons after them: what is said, not who says it."""
     return re.sub(rf"(?:{_TAG.pattern}):?\s*", "", text).strip()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module may import from rooms above its own only
-    {"artifacts", "progress", "scoring"},
+    {"artifacts", "progress", "ranks", "scoring"},
     {"residual", "activations"},
     {"blocks"},
     {"models", "texts"},
@@ -22,7 +22,7 @@ LAYERS = [  # a module may import from rooms above its own only
     {"engine", "readout"},
     {"generation", "fluency", "results"},
     {"doctor"},
-    {"sweeps", "plots", "report"},
+    {"sweeps", "plots", "report", "play"},
     {"demo"},
     {"cli"},
 ]
@@ -81,11 +81,11 @@ def test_help_imports_nothing_heavy() -> None:
     code += "try:\n  main()\nexcept SystemExit: pass\n"
     done = run("-c", code + "print(sorted({'torch', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)))")
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
-    for command in ("demo", "inspect", "extract", "steer", "sweep", "score", "probe"):
+    for command in ("demo", "inspect", "extract", "steer", "sweep", "score", "probe", "play"):
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect", "extract", "steer", "sweep", "score", "probe"])
+@pytest.mark.parametrize("command", ["demo", "inspect", "extract", "steer", "sweep", "score", "probe", "play"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = run("-m", "steerkit.cli", command, "--help")
     assert done.returncode == 0 and f"Example: steerkit {command}" in done.stdout
@@ -164,3 +164,19 @@ def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> 
     assert len(json.loads(ok("score", out, "rouge_l", "--json"))) == 2 * 5
     ok("probe", str(model), pairs)
     assert {row["labels"] for row in json.loads(ok("probe", str(model), pairs, "--json"))} == {"true", "shuffled"}
+
+
+def test_the_diagram_of_the_house_is_the_house() -> None:
+    import re
+    from itertools import pairwise
+
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r'(\w+)\["([^"]+)"\]', page)
+    assert [set(names.split(", ")) for _, names in rows] == LAYERS
+    arrows = re.findall(r"(\w+)(?:\[[^\]]*\])? --> (\w+)", page)
+    order = list(dict.fromkeys(letter for letter, _ in rows))
+    assert arrows == list(pairwise(order))
+    described = {
+        name for line in re.findall(r"^\| (`.+?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)
+    }
+    assert described == set(RANK)

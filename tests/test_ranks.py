@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ import sys, json, torch
 from pathlib import Path
 from dataclasses import replace
 from tests.test_training import grpo, model_and_tokenizer, traces
-from training import ranks
+from steerkit import ranks
 from training.checkpoints import add_tags
 from training.grpo import train_grpo
 from training.families import addition
@@ -57,3 +58,75 @@ def test_two_ranks_train_one_model_in_one_folder(tmp_path) -> None:
     total = float(sum(weight.detach().double().sum() for weight in loaded.parameters()))
     assert total == pytest.approx(first["total"], rel=1e-9)
     assert all(torch.isfinite(weight).all() for weight in loaded.parameters())
+
+
+SWEEP = """
+import sys
+import steerkit as sk
+import torch
+from steerkit import ranks
+from tests.tiny import tiny_model, tiny_tokenizer
+
+vector = sk.SteeringVector({1: torch.linspace(-6, 6, 32)})
+result = sk.sweep(
+    tiny_model(), tiny_tokenizer(), vector, ["one", "two three", "four", "five six"], coefficients=[-1, 0, 1],
+    max_new_tokens=5, samples=2, out=sys.argv[1],
+)
+result.save(f"{sys.argv[1]}-seen-by-{ranks.place()[0]}.parquet")
+"""
+
+
+def test_a_sweep_by_two_ranks_is_the_sweep_of_one(tmp_path) -> None:
+    script = tmp_path / "sweep.py"
+    script.write_text(SWEEP)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    for command, out in ((two, "two"), ([sys.executable, str(script)], "one")):
+        ran = subprocess.run(
+            [*command, str(tmp_path / out)], env=environment, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr[-3000:]
+    one, two_ranks = (sk.SweepResult.load(tmp_path / name).table for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two_ranks, rtol=1e-4)
+    assert one["text"].nunique() > 8
+    shares = [len(artifacts.read_rows(tmp_path / "two" / name)) for name in ("rows.jsonl", "rows-1.jsonl")]
+    assert shares == [12, 12]
+    for rank in (0, 1):
+        pd.testing.assert_frame_equal(artifacts.read_table(tmp_path / f"two-seen-by-{rank}.parquet")[0], two_ranks)
+
+
+DEBATES = """
+import json, sys
+from dataclasses import asdict
+from steerkit import ranks
+from training.chat import Reply, Rule
+from training.debate import Setting, hold
+from training.families import addition
+from training.personas import cast_of
+
+def said(request, rng):
+    return f"{request.id} so \\\\boxed{{{sum(map(ord, request.id)) % 3}}}"
+
+out = sys.argv[1]
+held = hold(addition(7, 0, "train"), Rule(said), cast_of("standard"), Setting(), out, shared=True)
+open(f"{out}-seen-by-{ranks.place()[0]}.json", "w").write(json.dumps([asdict(debate) for debate in held]))
+"""
+
+
+def test_debates_by_two_ranks_are_the_debates_of_one(tmp_path) -> None:
+    script = tmp_path / "debates.py"
+    script.write_text(DEBATES)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    for command, out in ((two, "two"), ([sys.executable, str(script)], "one")):
+        ran = subprocess.run(
+            [*command, str(tmp_path / out)], env=environment, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr[-3000:]
+    for name in ("debates.jsonl", "traces.jsonl"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    seen = [
+        (tmp_path / name).read_text() for name in ("one-seen-by-0.json", "two-seen-by-0.json", "two-seen-by-1.json")
+    ]
+    assert len(set(seen)) == 1
+    assert (tmp_path / "two" / "calls-1.jsonl").exists()

@@ -3,22 +3,23 @@ r"""Debates: agents answer alone, read each other, answer again, and vote. Each 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steerkit import artifacts
+from steerkit import artifacts, ranks
 from steerkit.progress import progress
 from steerkit.texts import Prompt
 from steerkit.traces import DebateTrace, Turn, write_traces
 from training.answers import majority, read_answer, same
-from training.chat import Answerer, Request, Sampling
+from training.chat import Answerer, Reply, Request, Sampling
 from training.moderator import Verdict, moderation, read_verdict
 from training.personas import Cast
 from training.problems import Problem
 
 CALLS, TRACES, DEBATES = "calls.jsonl", "traces.jsonl", "debates.jsonl"
+CALLS_OF_ALL = "calls*.jsonl"
 UNANIMOUS = "All agents reached a consensus of \\boxed{{{}}}"
 MAJORITY = "A majority of agents converged on the solution of \\boxed{{{}}}"
 
@@ -167,6 +168,7 @@ def hold(
     cast: Cast,
     setting: Setting | None = None,
     out: str | Path | None = None,
+    shared: bool = False,
 ) -> list[Debate]:
     """Hold a debate on every problem; the calls of a round go out as one batch.
 
@@ -176,8 +178,13 @@ def hold(
     killed left off: no finished call is made again, a failed one is. At the end `debates.jsonl` has a row per debate
     and `traces.jsonl` the traces of those with a consensus.
 
+    Args:
+        shared: processes that torchrun has started together share the problems and the folder; each has to make this
+            call, and returns the whole.
+
     Raises:
-        ValueError: no problems, or two with the same id.
+        ValueError: no problems, two with the same id, or `shared` without a folder.
+        RuntimeError: one of the processes has ended.
         ConfigurationChanged, RunFolderBusy: see `steerkit.artifacts.run_folder`.
     """
     setting = setting or Setting()
@@ -189,16 +196,35 @@ def hold(
         "setting": asdict(setting),
         "answerer": answerer.about(),
     }
+    rank, world = ranks.place() if shared else (0, 1)
+    if world > 1 and out is None:
+        raise ValueError(f"expected a folder as out=, where {world} processes put their debates together; got none.")
     with contextlib.ExitStack() as stack:
         folder = None if out is None else stack.enter_context(artifacts.run_folder(out, config))
-        debates = list(_held(problems, answerer, cast, setting, folder))
-        if folder is not None:
+        debates = list(_held(problems[rank::world], answerer, cast, setting, folder, rank))
+        if world > 1:
+            ranks.wait()
+            debates = list(_held(problems, _not_again, cast, setting, folder, rank))
+        if folder is not None and rank == 0:
             write_debates(folder, debates)
+        if world > 1:
+            ranks.wait()
     return debates
 
 
+def _not_again(requests: Sequence[Request], sampling: Sampling) -> Iterator[Reply]:
+    """For calls that failed in the process that made them."""
+    for request in requests:
+        yield Reply(request.id, None, None, None, False, "failed in the process that asked")
+
+
 def _held(
-    problems: Sequence[Problem], answerer: Answerer, cast: Cast, setting: Setting, folder: Path | None
+    problems: Sequence[Problem],
+    answerer: Callable[[Sequence[Request], Sampling], Iterable[Reply]],
+    cast: Cast,
+    setting: Setting,
+    folder: Path | None,
+    rank: int = 0,
 ) -> Iterator[Debate]:
     there = _read_calls(folder)
     agents = range(1, len(cast.personas) + 1)
@@ -217,7 +243,7 @@ def _held(
                 known[reply.id] = call
                 if folder is not None:
                     row = {"key": reply.id, "prompt_sha256": asked[reply.id], **asdict(call)}
-                    artifacts.append_rows(folder / CALLS, [row])
+                    artifacts.append_rows(folder / (f"calls-{rank}.jsonl" if rank else CALLS), [row])
                 advance(1)
         return known
 
@@ -251,9 +277,8 @@ def _last(calls: Sequence[Call]) -> list[str]:
 
 def _read_calls(folder: Path | None) -> dict[str, tuple[str, Call]]:
     """The calls on disk that have a text, with their prompt's hash: one whose prompt has changed is made again."""
-    if folder is None or not (folder / CALLS).exists():
-        return {}
-    rows = [row for row in artifacts.read_rows(folder / CALLS) if row["text"] is not None]
+    files = sorted(folder.glob(CALLS_OF_ALL)) if folder is not None else []
+    rows = [row for path in files for row in artifacts.read_rows(path) if row["text"] is not None]
     return {
         row["key"]: (row["prompt_sha256"], Call(**{k: v for k, v in row.items() if k not in ("key", "prompt_sha256")}))
         for row in rows

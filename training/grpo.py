@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
-from steerkit import artifacts
+from steerkit import artifacts, ranks
 from steerkit.traces import agents_in
-from training import ranks
 from training.checkpoints import LoRA, adapted, device_options, last_checkpoint, save
 from training.judge import Judge
 from training.problems import Problem
+from training.ranks import mean as mean_over_ranks
+from training.ranks import whole_weights
 from training.rewards import Box, Completion, clip_reward, format_reward, tag_weights, weighted_format
 from training.schedules import Anneal, Gate, pass_gate
 
@@ -77,7 +78,8 @@ class Annealed(TrainerCallback):
     """The reward function that TRL calls, and the callback that moves its schedule: one state for both.
 
     The state is the gate; it is written into each of the trainer's checkpoints and read back on resuming. A line of
-    `log.jsonl` per step has the step, `l`, `w_fmt`, the reward's parts, accuracy, length and shares.
+    `log.jsonl` per step has the step, `l`, `w_fmt`, the reward's parts, accuracy, length, and the shares of
+    completions that hold 1, 2, ... agents.
     """
 
     def __init__(
@@ -140,7 +142,9 @@ class Annealed(TrainerCallback):
     def _note(self, step: int, w_fmt: float, clip: int, rows: Sequence[Mapping[str, float]]) -> None:
         rewards = np.array([row["reward"] for row in rows]).reshape(-1, self.setting.generations)
         line = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        line["success"] = ranks.mean(line["clip"])
+        line["success"] = mean_over_ranks(line["clip"])
+        several = range(1, self.setting.agents + 1)
+        line |= {f"agents_{k}": float(np.mean([row["agents"] == k for row in rows])) for k in several}
         flat = float((rewards.std(1) == 0).mean())
         if ranks.is_first():
             row = {"step": step, "w_fmt": w_fmt, "clip_tokens": clip, **line, "groups_without_spread": flat}
@@ -228,7 +232,7 @@ def train_grpo(
         checkpoint = last_checkpoint(folder / "trainer")
         annealed.resume(checkpoint)
         trainer.train(resume_from_checkpoint=checkpoint)
-        with ranks.whole_weights(trainer):
+        with whole_weights(trainer):
             ranks.first_alone(lambda: save(trainer.model, tokenizer, done))
         return done
 

@@ -12,9 +12,8 @@ from typing import Any
 import pandas as pd
 
 import steerkit as sk
-from steerkit import artifacts
+from steerkit import artifacts, ranks
 from steerkit.traces import DebateTrace, read_traces
-from training import ranks
 from training.chat import LocalModel, Sampling
 from training.debate import TRACES, hold
 from training.estimate import estimate, shape_of
@@ -80,7 +79,7 @@ def collect_debates(run: Run, base: str | Path, cast: Cast, name: str = "debates
     """Debates of the base model on training problems; the kept traces."""
     setting = replace(run.preset.debate, sampling=run.seeded(run.preset.debate.sampling))
     problems = run.debated
-    ranks.first_alone(lambda: hold(problems, LocalModel(*sk.load(base)), cast, setting, run.folder / name))
+    hold(problems, LocalModel(*sk.load(base)), cast, setting, run.folder / name, shared=True)
     return read_traces(run.folder / name / TRACES)
 
 

@@ -1,41 +1,15 @@
-"""Several processes of one run, as `torchrun` starts them: who is first, and who waits for whom."""
+"""What several processes that train one model have to say to each other, besides `steerkit.ranks`."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator
-from datetime import timedelta
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as distributed
 
-Result = TypeVar("Result")
-PATIENCE = timedelta(days=2)  # the others wait this long while the first holds debates
-
-
-def several() -> bool:
-    """Whether this is one process of several; the group they talk in is set up on the first call."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return False
-    from accelerate import PartialState
-
-    PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
-    return True
-
-
-def is_first() -> bool:
-    """Whether this is the first process, or the only one: the one that writes."""
-    return not several() or distributed.get_rank() == 0
-
-
-def first_alone(work: Callable[[], Result]) -> Result | None:
-    """`work()` in the first process while the others wait; its result there, and None elsewhere."""
-    found = work() if is_first() else None
-    if several():
-        distributed.barrier()
-    return found
+from steerkit.ranks import several
 
 
 def mean(value: float) -> float:

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from steerkit import artifacts
+from steerkit import artifacts, ranks
 from steerkit.traces import CONSENSUS, END, DebateTrace, agent_tag, round_tag, tags, without_tags
-from training import ranks
 from training.answers import read_answer, same
 from training.checkpoints import LoRA, adapted, add_tags, device_options, last_checkpoint, save
+from training.ranks import whole_weights
 
 Target = Literal["trace", "untagged", "answer", "response"]
 Cut = Literal["answers", "revision"]
@@ -61,8 +61,8 @@ def examples(traces: Sequence[DebateTrace], setting: SFT, kind: str = "number") 
     for trace in traces:
         if setting.target in ("trace", "untagged"):
             cut = rng.random() < setting.structure_dropout
-            completion: str | None = shortened(trace, kind, rng, setting.cut_to) if cut else trace.body
-            completion = without_tags(completion) if setting.target == "untagged" else completion
+            tagged = shortened(trace, kind, rng, setting.cut_to) if cut else trace.body
+            completion: str | None = without_tags(tagged) if setting.target == "untagged" else tagged
         else:
             completion = debategpt(trace, setting.target, kind)
         if completion is not None:
@@ -135,7 +135,7 @@ def train_sft(
         )  # fmt: skip
         trainer = SFTTrainer(trained, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tagged)
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
-        with ranks.whole_weights(trainer):
+        with whole_weights(trainer):
             ranks.first_alone(lambda: _leave(folder, trainer, tagged))
         return done
 
