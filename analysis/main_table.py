@@ -92,8 +92,18 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def training_logs(folders: Sequence[str | Path]) -> list[pd.DataFrame]:
+    """The lines that GRPO left in each run that has them, with its family and seed."""
+    parts = []
+    for folder in map(Path, folders):
+        if (log := folder / "grpo" / "log.jsonl").is_file():
+            config = artifacts.read_json(folder / "config.json")
+            parts.append(pd.DataFrame(artifacts.read_rows(log)).assign(family=config["family"], seed=config["seed"]))
+    return parts
+
+
 def write(folders: Sequence[str | Path], out: str | Path, method: str = "IMAD") -> pd.DataFrame:
-    """`main_table.csv`, `.md`, `.tex` and `differences.csv` in a folder."""
+    """`main_table.csv`, `.md`, `.tex`, `differences.csv`, and `training.csv`, GRPO's course, in a folder."""
     rows, out = read_runs(folders), Path(out)
     table = main_table(rows)
     meta: dict[str, Any] = {"runs": [str(folder) for folder in folders], "versions": artifacts.versions()}
@@ -102,6 +112,8 @@ def write(folders: Sequence[str | Path], out: str | Path, method: str = "IMAD") 
     text = f"{markdown(shown(table))}\n\nPublished, for comparison:\n\n{markdown(PAPER)}\n"
     artifacts.write_text(out / "main_table.md", text)
     artifacts.write_text(out / "main_table.tex", latex(shown(table)))
+    if logs := training_logs(folders):
+        artifacts.write_table(out / "training.csv", pd.concat(logs, ignore_index=True), meta)
     return table
 
 

@@ -72,7 +72,7 @@ def of_run(folder: str | Path, steps: Sequence[int] = ()) -> Material:
         FileNotFoundError: the run has not got so far.
     """
     folder = Path(folder)
-    stages = {BASE: _base(folder), SFT: folder / "sft" / "checkpoint"}
+    stages = {BASE: base_of(folder), SFT: folder / "sft" / "checkpoint"}
     stages |= {f"GRPO step {step}": folder / "grpo" / "trainer" / f"checkpoint-{step}" for step in steps}
     stages[IMAD] = folder / "grpo" / "checkpoint"
     if (untagged := folder / "sft-untagged" / "checkpoint").exists():
@@ -113,7 +113,9 @@ def material_of(given: argparse.Namespace, parser: argparse.ArgumentParser) -> M
     return of_files({name: path for name, _, path in pairs}, given.traces)
 
 
-def _base(folder: Path) -> str | Path:
+def base_of(run: str | Path) -> str | Path:
+    """The checkpoint that a run of `training.imad` begins with."""
+    folder = Path(run)
     own = folder / "base" / "checkpoint"
     if own.exists():
         return own

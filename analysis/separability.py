@@ -11,6 +11,7 @@ import pandas as pd
 import steerkit as sk
 from analysis.directions import Source, turn_streams
 from analysis.material import add_material, material_of
+from analysis.same_persona import same_persona
 from steerkit import artifacts
 from steerkit.traces import DebateTrace
 
@@ -50,13 +51,20 @@ def separability(
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.separability", description=__doc__)
     add_material(parser)
-    parser.add_argument("--same-persona", type=Path, metavar="TRACES", help="debates of agents with one persona")
+    parser.add_argument(
+        "--same-persona",
+        type=Path,
+        metavar="TRACES",
+        help="debates of agents with one persona; default with --run: held anew",
+    )
     parser.add_argument("--n", type=int, default=150, help="at most so many debates of each kind")
     given = parser.parse_args(arguments)
     material = material_of(given, parser)
     traces: dict[str, Sequence[DebateTrace]] = {"personas": material.train[: given.n]}
     if given.same_persona:
         traces["same persona"] = sk.read_traces(given.same_persona)[: given.n]
+    elif given.run:
+        traces["same persona"] = same_persona(given.run, given.n, given.out / "same-persona")
     text = "".join(trace.text for held in traces.values() for trace in held)
     config = {"stages": {n: str(p) for n, p in material.stages.items()}, "traces": artifacts.sha256(text)}
     parts = []

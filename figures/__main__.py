@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from figures import agents, tokens, training
+from figures import agents, suppression, tokens, training
 from steerkit import artifacts, plots
 
 Picture = tuple[str, Any, Any]
@@ -25,7 +25,8 @@ def pictures(folder: Path) -> Iterator[Picture]:
     if found := table("main_table.csv"):
         yield "accuracy-tokens", tokens.accuracy_tokens(found[0]), found[1]
     if found := table("training.csv"):
-        yield "training", training.training_curves(found[0]), found[1]
+        for family, part in found[0].groupby("family", sort=False):
+            yield f"training-{_plain(family)}", training.training_curves(part, str(family)), found[1]
     if found := table("curves.csv"):
         for stage in dict.fromkeys(found[0]["stage"]):
             for identity in (False, True):
@@ -34,6 +35,11 @@ def pictures(folder: Path) -> Iterator[Picture]:
     if (found := table("cosines.csv")) and (choice := table("choice.csv")):
         for line in choice[0].itertuples():
             yield f"cosines-{_plain(line.stage)}", agents.cosine_map(found[0], line.stage, line.layer), found[1]
+    if found := table("plane.csv"):
+        yield "plane", agents.plane(found[0]), found[1]
+    if found := table("suppression_curves.csv"):
+        for context in dict.fromkeys(found[0]["context"]):
+            yield f"suppression-{context}", suppression.suppression_curves(found[0], context), found[1]
     if found := table("separability.csv"):
         keys = ["stage", "debates", "source", "position"]
         for key in found[0][keys].drop_duplicates().itertuples(index=False):

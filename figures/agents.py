@@ -7,8 +7,10 @@ from typing import Any
 import pandas as pd
 
 from steerkit import plots
+from steerkit.plots import MARKERS, PALETTE, TWO_COLUMNS, new_figure, styled
 
 CONTROLS = ("other agents", "random", "matched", "shuffled")
+SOURCES = {"trace": "whole traces", "untagged": "traces without tags", "plain": "turns alone, no tags"}
 SCORES = {"rouge_l": "ROUGE-L against the agent's text", "fidelity": "fidelity, nats per token"}
 
 
@@ -50,5 +52,34 @@ def probe_profile(table: pd.DataFrame, stage: str, debates: str, source: str, po
     some = table
     for key, value in keys.items():
         some = some[some[key] == value]
-    title = f"{stage}, {debates}: {'whole traces' if source == 'trace' else 'turns alone, no tags'}, {position}"
+    title = f"{stage}, {debates}: {SOURCES[source]}, {position}"
     return plots.layer_profile(some, title, majority=float(some["majority"].iloc[0]))
+
+
+@styled()
+def plane(points: pd.DataFrame) -> Any:
+    """A panel per checkpoint: test turns in the plane that the agents' vectors span, the vectors as arrows.
+
+    Args:
+        points: what `analysis.agent_subspaces` writes: stage, kind (`turn` or `vector`), agent, x, y, n (questions).
+    """
+    stages = list(dict.fromkeys(points["stage"]))
+    figure, [row] = new_figure(TWO_COLUMNS, 2.5, None, 1, len(stages))
+    handles = {}
+    for axes, stage in zip(row, stages, strict=True):
+        some = points[points["stage"] == stage]
+        for number, agent in enumerate(sorted(some["agent"].astype(str).unique())):
+            mine = some[some["agent"].astype(str) == agent]
+            turns, vector = mine[mine["kind"] == "turn"], mine[mine["kind"] == "vector"].iloc[0]
+            color = PALETTE[number % len(PALETTE)]
+            handles[f"agent {agent}"] = axes.scatter(
+                turns["x"], turns["y"], s=5, color=color, marker=MARKERS[number % len(MARKERS)], alpha=0.5, lw=0
+            )
+            arrow = {"arrowstyle": "-|>", "color": color, "lw": 1.4, "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", (vector["x"], vector["y"]), (0, 0), arrowprops=arrow)
+        axes.set(title=stage, aspect="equal", xlabel="first direction", xticks=[], yticks=[])
+    row[0].set_ylabel("second direction")
+    n = int(points["n"].max())
+    about: Any = {"title": f"Turns of n = {n} test questions; arrows: the agents' vectors.", "alignment": "left"}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=3, **about)
+    return figure

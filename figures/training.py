@@ -13,12 +13,13 @@ PANELS = (
     ("accuracy and ends in time", ("correct", "success")),
     ("tokens", ("length", "clip_tokens")),
     ("w_fmt", ("w_fmt",)),
-    ("agents in an output", ("agents",)),
+    ("share of outputs by agents in them", ("agents_1", "agents_2", "agents_3")),
     ("groups without spread", ("groups_without_spread",)),
 )
 NAMES = {
     "clip": "w_clip R(y; l)", "format": "w_fmt R_fmt", "correct": "right at all", "success": "right within l",
-    "clip_tokens": "l", "groups_without_spread": "share", "agents": "mean",
+    "clip_tokens": "l", "groups_without_spread": "share", "agents_1": "one", "agents_2": "two",
+    "agents_3": "three",
 }  # fmt: skip
 
 

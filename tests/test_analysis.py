@@ -175,3 +175,24 @@ def test_the_main_table_pools_seeds_and_says_what_is_kept_of_debates_gain(tmp_pa
         main_table.read_runs([tmp_path / "1", tmp_path / "1"])
     with pytest.raises(SystemExit):
         main_table.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "out")])
+
+
+def test_areas_are_paired_by_question_and_the_mean_over_agents_stands_beside_them() -> None:
+    from analysis.stages import differences
+    from steerkit.results import SweepResult
+
+    rng = np.random.default_rng(0)
+    rows = [
+        (agent, agent, c, f"q{i}/{agent}", f"q{i}", 0, "", i / 10 + rng.normal() / 100)
+        for agent in "12"
+        for i in range(20)
+        for c in (0.0, 1.0, 2.0)
+    ]
+    columns = ["agent", "vector", "coefficient", "prompt_id", "group", "sample", "text", "rouge_l"]
+    first = pd.DataFrame(rows, columns=columns).assign(layer="1")
+    second = first.assign(rouge_l=first["rouge_l"] + 0.2 * (first["agent"] == "1") * (first["coefficient"] > 0))
+    found = differences(SweepResult(first), SweepResult(second), "rouge_l", ["1", "2"]).set_index("agent")
+    assert found.loc["1", "difference"] == pytest.approx(0.2 * 0.75)  # trapezoid: half of the first interval
+    assert found.loc["2", "difference"] == pytest.approx(0)
+    assert found.loc["all", "difference"] == pytest.approx(0.1 * 0.75)
+    assert found.loc["1", "low"] > 0.14 and found.loc["1", "n"] == 20

@@ -37,7 +37,11 @@ def main_table() -> pd.DataFrame:
 def logs() -> pd.DataFrame:
     names = [name for _, some in PANELS for name in some]
     return pd.DataFrame(
-        [{"step": step, "seed": seed, **{n: RNG.random() for n in names}} for seed in (1, 2) for step in range(12)]
+        [
+            {"step": step, "seed": seed, "family": "two_sum", **{n: RNG.random() for n in names}}
+            for seed in (1, 2)
+            for step in range(12)
+        ]
     )
 
 
@@ -68,12 +72,30 @@ def separability() -> pd.DataFrame:
     return pd.DataFrame(rows).assign(**about)
 
 
+def plane() -> pd.DataFrame:
+    keys = product(("base", "IMAD"), "123", ("vector", "turn", "turn"))
+    rows = [(stage, kind, agent, *RNG.normal(size=2), 20) for stage, agent, kind in keys]
+    return pd.DataFrame(rows, columns=["stage", "kind", "agent", "x", "y", "n"])
+
+
+def suppression_curves() -> pd.DataFrame:
+    keys = product(("base", "IMAD"), ("plain", "forced"), ("trait", "accuracy", "perplexity"), ("agent", "random 0"))
+    rows = [
+        {"stage": s, "context": where, "score": score, "vector": v, "coefficient": c, "mean": 0.5, "low": 0.4,
+         "high": 0.6, "n": 20}
+        for s, where, score, v in keys
+        for c in (-np.inf, -1.0, 0.0, 1.0)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 @pytest.fixture
 def tables(tmp_path) -> Path:
     cosines = pd.DataFrame(product(["base", "IMAD"], [1], "123", "123"), columns=["stage", "layer", "agent", "other"])
     cosines["cosine"] = [1.0 if a == b else -0.5 for a, b in zip(cosines["agent"], cosines["other"], strict=True)]
     every = {
         "main_table": main_table(), "training": logs(), "curves": curves(), "separability": separability(),
+        "plane": plane(), "suppression_curves": suppression_curves(),
         "cosines": cosines, "choice": pd.DataFrame({"stage": ["base", "IMAD"], "layer": [1, 1]}),
     }  # fmt: skip
     for name, table in every.items():
@@ -85,11 +107,12 @@ def test_every_table_gives_its_pictures_and_equal_tables_equal_bytes(tables, cap
     figures.main([str(tables), "--out", str(tables / "one")])
     names = sorted(path.name for path in (tables / "one").glob("*.png"))
     assert names == [
-        "accuracy-tokens.png", "cosines-base.png", "cosines-imad.png", "probes-base-personas-plain-mean.png",
+        "accuracy-tokens.png", "cosines-base.png", "cosines-imad.png", "plane.png",
+        "probes-base-personas-plain-mean.png",
         "steering-base-none.png", "steering-base-tag.png", "steering-imad-none.png", "steering-imad-tag.png",
-        "training.png",
+        "suppression-forced.png", "suppression-plain.png", "training-two_sum.png",
     ]  # fmt: skip
-    assert "9 figures" in capsys.readouterr().out
+    assert "12 figures" in capsys.readouterr().out
     figures.main([str(tables), "--out", str(tables / "two")])
     for path in (tables / "one").iterdir():
         assert path.read_bytes() == (tables / "two" / path.name).read_bytes(), path.name

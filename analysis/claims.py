@@ -1,0 +1,204 @@
+"""The paper's claims against what was measured: a line each, with n, interval and verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from steerkit.scoring import bootstrap_ci
+
+Tables = Mapping[str, Mapping[str, pd.DataFrame]]
+HOLDS, NOT, OPEN, UNTESTED = "holds", "does not hold", "open", "not testable here"
+MARGIN = 0.03
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim.
+
+    Args:
+        name: what is claimed.
+        published: the paper's figure (arXiv 2604.24881).
+        ours: what was found, with its interval.
+        n: questions, or what else was counted.
+        verdict: one of `HOLDS`, `NOT`, `OPEN`, `UNTESTED`.
+    """
+
+    name: str
+    published: str
+    ours: str
+    n: str
+    verdict: str
+
+
+def claims(rows: pd.DataFrame, tables: Tables) -> list[Claim]:
+    """All claims, family by family where they are about accuracy.
+
+    Args:
+        rows: the questions of all runs, see `analysis.main_table.read_runs`.
+        tables: pooled tables by family, see `analysis.results`.
+    """
+    found = []
+    for family, part in rows[rows["decoding"] == "sampled"].groupby("family", sort=False):
+        found += [tokens(str(family), part), accuracy(str(family), part), debated(str(family), part)]
+    for family, some in tables.items():
+        if "stage_differences" in some:
+            found += [area(family, some), steered(family, some, "base"), steered(family, some, "IMAD")]
+            found.append(low_dose(family, some))
+        if "separability" in some:
+            found.append(tag_ablation(family, some["separability"]))
+        if "suppression_kept" in some:
+            found += [suppressed(family, some), preserved(family, some)]
+    return found
+
+
+def verdict(low: float, high: float, bound: float = 0.0) -> str:
+    """Whether an interval lies above a bound, below it, or on both sides."""
+    return HOLDS if low > bound else NOT if high < bound else OPEN
+
+
+def tokens(family: str, rows: pd.DataFrame, draws: int = 2000) -> Claim:
+    """IMAD's tokens, in and out, as a share of Debate's."""
+    cost = rows.assign(cost=rows["tokens_in"] + rows["tokens_out"], key=rows["seed"].astype(str) + "/" + rows["id"])
+    wide = cost.pivot_table(index="key", columns="method", values="cost", aggfunc="first")[["IMAD", "Debate"]].dropna()
+    pair = wide.to_numpy(float)
+    picked = np.random.default_rng(0).integers(len(pair), size=(draws, len(pair)))
+    many = np.array([pair[rows].mean(0) for rows in picked])
+    saved = 1 - pair.mean(0)[0] / pair.mean(0)[1]
+    low, high = np.percentile(1 - many[:, 0] / many[:, 1], [2.5, 97.5])
+    ours = f"{saved:.1%} fewer [{low:.1%}, {high:.1%}] ({pair.mean(0)[0]:.0f} against {pair.mean(0)[1]:.0f})"
+    return Claim(
+        f"{family}: IMAD needs fewer tokens than Debate", "up to 93 % fewer", ours, str(len(pair)), verdict(low, high)
+    )
+
+
+def accuracy(family: str, rows: pd.DataFrame) -> Claim:
+    """IMAD's accuracy less Debate's; within three points counts as matching."""
+    gap, low, high, n = _difference(rows, "IMAD", "Debate")
+    ours = f"{100 * gap:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    name = f"{family}: IMAD matches Debate (no more than 3 points below)"
+    return Claim(name, "-6.2 to +19.0 points, better in 6 of 9", ours, str(n), verdict(low, high, -MARGIN))
+
+
+def debated(family: str, rows: pd.DataFrame) -> Claim:
+    """IMAD less the same GRPO on a model that never saw a debate."""
+    gap, low, high, n = _difference(rows, "IMAD", "GRPO without debate")
+    ours = f"{100 * gap:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] over the same GRPO without debate"
+    return Claim(f"{family}: it is the debate that helps", "no such control", ours, str(n), verdict(low, high))
+
+
+def _difference(rows: pd.DataFrame, first: str, second: str) -> tuple[float, float, float, int]:
+    wide = rows.pivot_table(index=["seed", "id"], columns="method", values="correct", aggfunc="first")
+    pair = wide[[first, second]].dropna().astype(float)
+    interval = bootstrap_ci((pair[first] - pair[second]).to_numpy(), seed=0)
+    return interval.mean, interval.low, interval.high, interval.n
+
+
+def area(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
+    """The area under the ROUGE-L curve, IMAD less base, agents named in the context, as in the paper."""
+    table = some["stage_differences"]
+    line = table[
+        (table["stage"] == "IMAD") & (table["agent"] == "all") & (table["score"] == "rouge_l") & table["identity"]
+    ].iloc[0]
+    gap = f"{line['difference']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]"
+    ours = f"{line['first']:.3f} to {line['second']:.3f}: {gap}"
+    name = f"{family}: agents are more steerable after IMAD (area under ROUGE-L, named)"
+    return Claim(name, "0.802 to 0.903", ours, str(int(line["n"])), verdict(line["low"], line["high"]))
+
+
+def steered(family: str, some: Mapping[str, pd.DataFrame], stage: str) -> Claim:
+    """Gains at the frozen setting without identity: every agent, over coefficient 0 and random, Holm over agents."""
+    gain = some["gains"]
+    kept = gain[
+        (gain["stage"] == stage)
+        & (gain["score"] == "rouge_l")
+        & ~gain["identity"]
+        & gain["over"].isin(["coefficient 0", "random"])
+    ]
+    parts = [
+        f"agent {agent}: "
+        + ", ".join(f"{r.gain:+.2f} [{r.low:+.2f}, {r.high:+.2f}] over {r.over}" for r in lines.itertuples())
+        for agent, lines in kept.groupby("agent")
+    ]
+    up = (kept["low"] > 0) & (kept["p_holm"] < 0.05)
+    said = HOLDS if up.all() else NOT if not up.groupby(kept["agent"]).all().any() else OPEN
+    tried = int(some["choice"].set_index("stage").loc[[stage], "settings_tried"].iloc[0])
+    name = f"{family}, {stage}: a push alone, nobody named, turns each agent up (ROUGE-L)"
+    turned = int(up.groupby(kept["agent"]).all().sum())
+    ours = f"{'; '.join(parts)}; {turned} of {len(parts)} agents; {tried} settings tried"
+    return Claim(name, "not tried", ours, str(int(kept["n"].max())), said)
+
+
+def low_dose(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
+    """Fidelity gained at the least coefficient of the grid, IMAD beside base, agents named."""
+    table = some["low_dose"]
+    kept = table[(table["score"] == "fidelity") & table["identity"] & (table["over"] == "coefficient 0")]
+    mean = {stage: part["gain"].mean() for stage, part in kept.groupby("stage")}
+    ends = {stage: (part["low"].mean(), part["high"].mean()) for stage, part in kept.groupby("stage")}
+    parts = [f"{s}: {mean[s]:+.3f} [{ends[s][0]:+.3f}, {ends[s][1]:+.3f}]" for s in ("base", "IMAD") if s in mean]
+    said = UNTESTED
+    if {"base", "IMAD"} <= set(mean):
+        said = HOLDS if ends["IMAD"][0] > ends["base"][1] else NOT if ends["IMAD"][1] < ends["base"][0] else OPEN
+    dose = kept["coefficient"].min()
+    name = f"{family}: IMAD answers to a smaller dose (fidelity at coefficient {dose:g}, mean over agents)"
+    return Claim(name, "fidelity rises from 0.5 on", "; ".join(parts), str(int(kept["n"].max())), said)
+
+
+def tag_ablation(family: str, table: pd.DataFrame) -> Claim:
+    """Probe accuracy after SFT with tags, read in tagged traces, and without, read in untagged ones."""
+    kept = table[
+        (table["layer"].astype(str) == "nested") & (table["labels"] == "true") & (table["debates"] == "personas")
+    ]
+    with_tags = kept[(kept["stage"] == "SFT") & (kept["source"] == "trace") & (kept["position"] == "last")]
+    without = kept[
+        (kept["stage"] == "SFT without tags") & (kept["source"] == "untagged") & (kept["position"] == "last")
+    ]
+    name = f"{family}: without tags in training, agents are less separable (probe, last token)"
+    if with_tags.empty or without.empty:
+        return Claim(name, "markedly less", "", "", UNTESTED)
+    a, b = with_tags.iloc[0], without.iloc[0]
+    ours = " against ".join(f"{x.accuracy:.3f} [{x.accuracy_low:.3f}, {x.accuracy_high:.3f}]" for x in (a, b))
+    said = HOLDS if a.accuracy_low > b.accuracy_high else NOT if a.accuracy_high < b.accuracy_low else OPEN
+    return Claim(name, "markedly less", f"{ours} without", str(int(a["n_groups"])), said)
+
+
+def suppressed(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
+    """Whether a negative coefficient halves the trait where the malicious agent is named, IMAD beside base."""
+    table = some["suppression_kept"]
+    forced = table[(table["context"] == "forced") & table["vector"].isin(["agent", "prompts"])]
+    parts, able = [], {}
+    for stage, lines in forced.groupby("stage", sort=False):
+        halved = lines[lines["coefficient"].notna() & np.isfinite(lines["coefficient"])]
+        able[stage] = len(halved) > 0
+        best = f"from {halved['coefficient'].max():g} on" if len(halved) else "at no coefficient"
+        parts.append(f"{stage}: trait {lines['trait'].iloc[0]:.2f}, halved {best}")
+    said = (
+        UNTESTED
+        if "IMAD" not in able
+        else HOLDS
+        if able["IMAD"] and not able.get("base")
+        else OPEN
+        if able["IMAD"]
+        else NOT
+    )
+    name = f"{family}: IMAD's malicious agent can be turned off, the base's cannot"
+    return Claim(name, "trait 0 from -3 to -5; base keeps about 1", "; ".join(parts), str(int(forced["n"].max())), said)
+
+
+def preserved(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
+    """Accuracy kept at the mildest coefficient that halves the trait, the better of the two vectors."""
+    table = some["suppression_kept"]
+    forced = table[(table["context"] == "forced") & table["vector"].isin(["agent", "prompts"])]
+    best = forced.sort_values("kept", ascending=False).groupby("stage", sort=False).head(1).set_index("stage")
+    parts = [
+        f"{stage}: "
+        + (f"{r.kept:.2f} [{r.low:.2f}, {r.high:.2f}] at {r.coefficient:g}" if np.isfinite(r.kept) else "none")
+        for stage, r in best.iterrows()
+    ]
+    line = best.loc["IMAD"] if "IMAD" in best.index else None
+    said = UNTESTED if line is None or not np.isfinite(line["kept"]) else verdict(line["low"], line["high"], 0.9)
+    name = f"{family}: turning it off leaves accuracy as it was (nine tenths at least)"
+    return Claim(name, "flat from -5 to +5", "; ".join(parts), str(int(forced["n"].max())), said)

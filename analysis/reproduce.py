@@ -1,0 +1,155 @@
+"""`python -m analysis.reproduce`: every run, analysis, table and figure from nothing, as one resumable command.
+
+The steps are commands of their own, two at a time on two cores; a step that is done is not run again, and one that was
+interrupted goes on where it stopped. Each writes to `logs/NAME.log`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from steerkit import artifacts
+
+ARENAS = {
+    "MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_TOP_PAD_": "200000000",
+}  # fmt: skip
+"""Without these the C library gives memory back, and asks for it again, in every training step."""
+TRAIT = "fools,ha"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command and what has to be done before it.
+
+    Args:
+        name: of its log and its mark; unique.
+        module: what `python -m` runs.
+        arguments: of the module.
+        needs: names of steps.
+    """
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> str:
+        """What its mark is of: another command under the same name is another step."""
+        return artifacts.sha256(artifacts.canonical_json([self.module, self.arguments]))
+
+
+def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
+    """All steps, longest chains first."""
+    families = ("clues", "arithmetic", "malice") if preset == "tiny" else ("",)
+    steps = []
+    for seed in seeds:
+        for family in families:
+            run, name = _run(out, family, seed), f"{family or preset}-{seed}"
+            of = ("--family", family) if family else ()
+            steps.append(Step(name, "training.imad", (preset, *of, "--seed", str(seed), "--out", str(run))))
+    for seed in seeds:
+        for family in families:
+            run, name = _run(out, family, seed), f"{family or preset}-{seed}"
+            common = ("--run", str(run), "--out", str(out / "analysis" / run.relative_to(out)))
+            if family == "malice":
+                steps.append(Step(f"suppression-{name}", "analysis.suppression", (*common, "--words", TRAIT), (name,)))
+                continue
+            steps.append(Step(f"agents-{name}", "analysis.agent_subspaces", common, (name,)))
+            steps.append(Step(f"probes-{name}", "analysis.separability", common, (name,)))
+    runs = tuple(str(_run(out, family, seed)) for family in families for seed in seeds)
+    tables, every = out / "tables", tuple(step.name for step in steps)
+    steps.append(Step("main-table", "analysis.main_table", (*runs, "--out", str(tables)), every))
+    steps.append(Step("results", "analysis.results", (str(out), "--out", str(tables)), (*every, "main-table")))
+    folders = {"figures": tables, **{f"figures-{family or preset}": tables / (family or "run") for family in families}}
+    steps += [Step(name, "figures", (str(folder),), ("main-table", "results")) for name, folder in folders.items()]
+    return steps
+
+
+def _run(out: Path, family: str, seed: int) -> Path:
+    return out / (family or "run") / f"seed-{seed}"
+
+
+def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
+    """Run steps as soon as what they need is done, some at a time.
+
+    Raises:
+        RuntimeError: a step failed; the others that run are waited for, and the end of its log is in the message.
+    """
+    marks, logs = out / "done", out / "logs"
+    marks.mkdir(parents=True, exist_ok=True)
+    logs.mkdir(exist_ok=True)
+    done = {step.name for step in steps if _marked(marks / step.name, step)}
+    running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+    failed: list[str] = []
+    by_name = {step.name: step for step in steps}
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    try:
+        while len(done) < len(steps) and (running or not failed):
+            ready = [s for s in steps if s.name not in done and s.name not in running and done.issuperset(s.needs)]
+            for step in ready[: 0 if failed else workers - len(running)]:
+                print(f"{step.name}: begun", flush=True)
+                with (logs / f"{step.name}.log").open("ab") as log:
+                    command = [sys.executable, "-m", step.module, *step.arguments]
+                    environment = {**os.environ, **ARENAS, "OMP_NUM_THREADS": threads}
+                    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+                running[step.name] = (process, time.monotonic())
+            for name, (process, began) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                took = time.monotonic() - began
+                if process.returncode:
+                    failed.append(name)
+                    print(f"{name}: failed after {took:.0f} s", flush=True)
+                else:
+                    artifacts.write_json(marks / name, {"step": by_name[name].config, "seconds": round(took, 1)})
+                    done.add(name)
+                    print(f"{name}: done in {took:.0f} s ({len(done)} of {len(steps)})", flush=True)
+            time.sleep(0.2)
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+    if failed:
+        said = logs / f"{failed[0]}.log"
+        end = "\n".join(said.read_text(errors="replace").splitlines()[-12:])
+        raise RuntimeError(f"expected every step to succeed; {failed} did not. The end of {said}:\n{end}")
+
+
+def _marked(mark: Path, step: Step) -> bool:
+    return mark.is_file() and artifacts.read_json(mark)["step"] == step.config
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m analysis.reproduce", description=__doc__)
+    parser.add_argument("--preset", choices=("tiny", "smollm2"), default="tiny")
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from --first on")
+    parser.add_argument("--first", type=int, default=7, help="the first seed; those from 100 on chose the recipes")
+    parser.add_argument("--out", type=Path, help="default: runs/reproduce/PRESET")
+    parser.add_argument("--workers", type=int, default=2, help="steps at a time")
+    given = parser.parse_args(arguments)
+    if given.seeds < 1 or given.workers < 1:
+        parser.error(f"expected a seed and a worker at least; got {given.seeds} and {given.workers}.")
+    out = given.out or Path("runs") / "reproduce" / given.preset
+    seeds = range(given.first, given.first + given.seeds)
+    began = time.monotonic()
+    try:
+        carry_out(plan(given.preset, seeds, out), out, given.workers)
+    except RuntimeError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where it stopped.")
+    print(
+        f"All steps done after {(time.monotonic() - began) / 60:.1f} minutes; tables and figures in {out / 'tables'}."
+    )
+
+
+if __name__ == "__main__":
+    main()

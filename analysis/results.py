@@ -1,0 +1,159 @@
+"""`python -m analysis.results FOLDER`: what a reproduction found, seeds pooled: tables, and each claim with a verdict.
+
+Reads what `analysis.reproduce` left, writes pooled tables per family and `results.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.agent_subspaces import SCORES, curves, gains
+from analysis.claims import Claim, claims
+from analysis.main_table import main_table, read_runs, shown
+from analysis.pooling import FROZEN, at_frozen, pooled
+from analysis.stages import differences
+from analysis.suppression import kept_accuracy
+from steerkit import artifacts
+from steerkit.results import SweepResult
+from training.evaluate import markdown
+
+SHOWN_OF_ONE_SEED = ("cosines", "plane", "choice", "reliability")
+
+
+def seeds_of(folder: Path) -> dict[int, Path]:
+    """The analysed seeds of a family, by number."""
+    return {int(path.name.removeprefix("seed-")): path for path in sorted(folder.glob("seed-*"))}
+
+
+def pool_agents(folder: Path) -> dict[str, pd.DataFrame]:
+    """Curves, gains at the frozen setting, and differences between checkpoints over all seeds of a family."""
+    seeds = seeds_of(folder)
+    choices = {seed: artifacts.read_table(path / "choice.csv")[0].set_index("stage") for seed, path in seeds.items()}
+    stages = list(next(iter(choices.values())).index)
+    found: dict[str, list[pd.DataFrame]] = {"curves": [], "gains": [], "low_dose": [], "stage_differences": []}
+    for score in SCORES:
+        for short in ("none", "tag"):
+            about: dict[str, Any] = {"score": score, "identity": short == "tag"}
+            whole: dict[str, SweepResult] = {}
+            for stage in stages:
+                name = f"stages/{stage.replace(' ', '-').lower()}/{score}-{short}.parquet"
+                each = {seed: SweepResult.load(path / name) for seed, path in seeds.items()}
+                whole[stage] = pooled(each)
+                table = whole[stage].table
+                agents = sorted(table["agent"].unique())
+                names = [name for name in table["vector"].unique() if name not in agents]
+                one_layer = SweepResult(table.assign(layer="chosen"), whole[stage].meta)
+                found["curves"].append(curves(one_layer, score, agents, names).assign(stage=stage, **about))
+                frozen = pooled(
+                    {seed: at_frozen(one, choices[seed].loc[stage, "coefficient"]) for seed, one in each.items()}
+                )
+                found["gains"].append(gains(frozen, score, agents, names, FROZEN).assign(stage=stage, **about))
+                least = min(c for c in table["coefficient"].unique() if c > 0)
+                low = pooled({seed: at_frozen(one, least) for seed, one in each.items()})
+                line = gains(low, score, agents, names, FROZEN).assign(stage=stage, coefficient=least, **about)
+                found["low_dose"].append(line)
+            first, *later = stages
+            for stage in later:
+                table = differences(whole[first], whole[stage], score, agents)
+                found["stage_differences"].append(table.assign(stage=stage, minus=first, **about))
+    tables = {kind: pd.concat(parts, ignore_index=True) for kind, parts in found.items()}
+    one = next(iter(seeds.values()))
+    for kind in SHOWN_OF_ONE_SEED:
+        tables[kind] = artifacts.read_table(one / f"{kind}.csv")[0]
+    tables["choice"] = pd.concat([c.reset_index().assign(seed=seed) for seed, c in choices.items()], ignore_index=True)
+    return tables
+
+
+def pool_probes(folder: Path) -> pd.DataFrame:
+    """Probe tables: mean over seeds of accuracies and of the ends of their intervals."""
+    parts = [artifacts.read_table(path / "separability.csv")[0].assign(seed=s) for s, path in seeds_of(folder).items()]
+    table = pd.concat(parts, ignore_index=True)
+    keys = ["stage", "debates", "source", "position", "layer", "features", "labels"]
+    means = ["accuracy", "accuracy_low", "accuracy_high", "majority"]
+    sums = ["n", "n_groups"]
+    grouped = table.groupby(keys, sort=False, dropna=False)
+    return grouped[means].mean().join(grouped[sums].sum()).join(grouped["seed"].nunique().rename("seeds")).reset_index()
+
+
+def pool_suppression(folder: Path) -> dict[str, pd.DataFrame]:
+    """Curves and the accuracy that is kept over all seeds; each seed's vectors act at its own chosen layer."""
+    seeds = seeds_of(folder)
+    stages = list(dict.fromkeys(artifacts.read_table(next(iter(seeds.values())) / "suppression_kept.csv")[0]["stage"]))
+    found: dict[str, list[pd.DataFrame]] = {"suppression_curves": [], "suppression_kept": []}
+    for stage in stages:
+        for context in ("plain", "forced"):
+            name = f"suppression/{stage.replace(' ', '-').lower()}/texts-{context}.parquet"
+            each = {seed: SweepResult.load(path / name) for seed, path in seeds.items()}
+            whole = pooled({s: SweepResult(r.table.assign(layer="chosen"), r.meta) for s, r in each.items()})
+            for score in ("trait", "accuracy", "perplexity"):
+                curve = whole.curve(score).assign(score=score, context=context, stage=stage)
+                found["suppression_curves"].append(curve)
+            found["suppression_kept"].append(kept_accuracy(whole).assign(context=context, stage=stage))
+    return {kind: pd.concat(parts, ignore_index=True) for kind, parts in found.items()}
+
+
+def collect_tables(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
+    """All pooled tables, by family."""
+    tables: dict[str, dict[str, pd.DataFrame]] = {}
+    for family in sorted(path for path in (folder / "analysis").iterdir() if path.is_dir()):
+        found: dict[str, pd.DataFrame] = {}
+        some = next(iter(seeds_of(family).values()))
+        if (some / "choice.csv").is_file():
+            found |= pool_agents(family)
+        if (some / "separability.csv").is_file():
+            found["separability"] = pool_probes(family)
+        if (some / "suppression_kept.csv").is_file():
+            found |= pool_suppression(family)
+        tables[family.name] = found
+    return tables
+
+
+def page(main: pd.DataFrame, found: Sequence[Claim], seeds: int) -> str:
+    """results.md."""
+    lines = [
+        "# Results",
+        "",
+        f"Written by `python -m analysis.results` from {seeds} seed{'s' if seeds > 1 else ''}. Intervals are 95 % "
+        "bootstraps over questions, seeds pooled; what was chosen was chosen on other questions. A claim **holds** "
+        "where its interval lies on its side, **does not hold** where it lies on the other, and is **open** between.",
+        "",
+        "## The paper's claims, in this setting",
+        "",
+        "| claim | in the paper | here | n | verdict |",
+        "|---|---|---|---|---|",
+        *(f"| {c.name} | {c.published} | {c.ours} | {c.n} | **{c.verdict}** |" for c in found),
+        "",
+        "## Accuracy and tokens",
+        "",
+        markdown(shown(main)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m analysis.results", description=__doc__)
+    parser.add_argument("folder", type=Path, help="what analysis.reproduce wrote")
+    parser.add_argument("--out", type=Path, help="default: FOLDER/tables")
+    given = parser.parse_args(arguments)
+    out = given.out or given.folder / "tables"
+    runs = sorted(path.parent for path in given.folder.glob("*/seed-*/questions.parquet"))
+    rows = read_runs(runs)
+    tables = collect_tables(given.folder)
+    meta = {"runs": [str(run) for run in runs], "versions": artifacts.versions()}
+    for family, some in tables.items():
+        for name, table in some.items():
+            artifacts.write_table(out / family / f"{name}.csv", table, meta)
+    found = claims(rows, tables)
+    artifacts.write_table(out / "claims.csv", pd.DataFrame([vars(claim) for claim in found]), meta)
+    artifacts.write_text(out / "results.md", page(main_table(rows), found, rows["seed"].nunique()))
+    print((out / "results.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

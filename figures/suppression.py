@@ -1,0 +1,35 @@
+"""A malicious agent's trait turned down: trait, accuracy and perplexity over the coefficient, base beside IMAD."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steerkit import plots
+
+SCORES = {"trait": "share with the trait", "accuracy": "accuracy", "perplexity": "perplexity"}
+
+
+def suppression_curves(curves: pd.DataFrame, context: str) -> Any:
+    """A column per checkpoint, a row per score; random directions in grey.
+
+    Args:
+        curves: what `analysis.suppression` writes.
+        context: `plain` prompts, or the malicious agent `forced` by its tag.
+    """
+    some = curves[(curves["context"] == context) & np.isfinite(curves["coefficient"])]
+    panels = {
+        label: {stage: part[(part["stage"] == stage) & (part["score"] == score)] for stage in _ordered(part["stage"])}
+        for score, label in SCORES.items()
+        if len(part := some[some["score"] == score])
+    }
+    controls = [name for name in _ordered(some["vector"]) if name.startswith("random")]
+    where = "with the malicious agent's tag" if context == "forced" else "on plain prompts"
+    log = [SCORES["perplexity"]] if SCORES["perplexity"] in panels else []
+    return plots.curve_grid(panels, "coefficient", "vector", controls, f"Suppression {where}", log=log)
+
+
+def _ordered(names: pd.Series) -> list[str]:
+    return [str(name) for name in dict.fromkeys(names)]

@@ -1,0 +1,77 @@
+"""A reproduction is steps in their order: each once, what is done not again, a failure told with the end of its log."""
+
+from __future__ import annotations
+
+import pytest
+
+from analysis.claims import HOLDS, NOT, OPEN, accuracy, tokens, verdict
+from analysis.pooling import FROZEN, at_frozen, pooled
+from analysis.reproduce import Step, carry_out, plan
+from steerkit.results import SweepResult
+
+QUICK = ("-n", "1", "-r", "1", "pass")
+
+
+def test_steps_run_once_in_the_order_of_their_needs(tmp_path, capsys) -> None:
+    steps = [Step("second", "timeit", QUICK, ("first",)), Step("first", "timeit", QUICK)]
+    carry_out(steps, tmp_path, workers=2)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["first", "first", "second", "second"]
+    carry_out(steps, tmp_path, workers=2)
+    assert capsys.readouterr().out == ""
+    carry_out([Step("first", "timeit", (*QUICK, "pass"))], tmp_path, workers=1)
+    assert "first: done" in capsys.readouterr().out  # another command under the same name is another step
+
+
+def test_a_step_that_fails_stops_what_needs_it_and_shows_its_log(tmp_path) -> None:
+    steps = [Step("broken", "json.tool", (str(tmp_path / "missing"),)), Step("after", "timeit", QUICK, ("broken",))]
+    with pytest.raises(RuntimeError, match=r"(?s)\['broken'\] did not.*No such file"):
+        carry_out(steps, tmp_path, workers=2)
+    assert not (tmp_path / "done" / "after").exists()
+
+
+@pytest.mark.parametrize("preset", ["tiny", "smollm2"])
+def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, tmp_path) -> None:
+    steps = plan(preset, [7, 8], tmp_path)
+    names = [step.name for step in steps]
+    assert len(set(names)) == len(names)
+    assert all(set(step.needs) <= set(names) for step in steps)
+    assert {"main-table", "results"} <= set(names) and sum(step.module == "training.imad" for step in steps) in (2, 6)
+
+
+def table(seed: int):
+    import pandas as pd
+
+    rows = [("v", 3 + seed, c, f"q{i}", f"q{i}", 0, "", float(c + i)) for c in (0.0, 1.0, 2.0) for i in range(4)]
+    columns = ["vector", "layer", "coefficient", "prompt_id", "group", "sample", "text", "score"]
+    return SweepResult(pd.DataFrame(rows, columns=columns))
+
+
+def test_pooled_questions_of_two_seeds_are_different_questions_and_each_seed_keeps_its_own_coefficient() -> None:
+    whole = pooled({1: at_frozen(table(1), 1.0), 2: at_frozen(table(2), 2.0)})
+    gain = whole.gain("score")
+    assert list(gain["coefficient"]) == [FROZEN] and list(gain["layer"]) == ["frozen"]
+    assert gain["n"].iloc[0] == 8
+    assert gain["gain"].iloc[0] == pytest.approx(1.5)
+
+
+def questions(right: dict[str, float], cost: dict[str, int], n: int = 400):
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {"seed": 1, "id": f"q{i}", "method": m, "correct": i < share * n, "tokens_in": 0, "tokens_out": cost[m]}
+            for m, share in right.items()
+            for i in range(n)
+        ]
+    )
+
+
+def test_verdicts_follow_the_interval() -> None:
+    assert [verdict(0.1, 0.2), verdict(-0.2, -0.1), verdict(-0.1, 0.1)] == [HOLDS, NOT, OPEN]
+    rows = questions({"IMAD": 0.70, "Debate": 0.70}, {"IMAD": 50, "Debate": 200})
+    assert tokens("x", rows).ours.startswith("75.0% fewer [75.0%, 75.0%]") and tokens("x", rows).verdict == HOLDS
+    assert accuracy("x", rows).verdict == HOLDS
+    worse = questions({"IMAD": 0.50, "Debate": 0.70}, {"IMAD": 50, "Debate": 200})
+    assert accuracy("x", worse).verdict == NOT
+    assert accuracy("x", questions({"IMAD": 0.67, "Debate": 0.70}, {"IMAD": 5, "Debate": 20})).verdict == OPEN
