@@ -1,0 +1,76 @@
+"""Every Python block of the documents runs as it stands on the real checkpoint, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import steerkit as sk
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(page for page in DOCS.rglob("*.md") if "```python" in page.read_text(encoding="utf-8"))
+LINKED = [*sorted(DOCS.rglob("*.md")), *sorted(DOCS.parent.glob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def at_hand(smollm):
+    """What a page may take for granted: a model, contrast pairs, a vector and its controls, a sweep."""
+    model, tokenizer = smollm
+    words = ["glad", "kind", "warm", "bright", "calm", "fond"]
+    pairs = [sk.ContrastPair(f"I am {w} and", " happy as well", " sad as ever", w) for w in words]
+    vector = sk.difference_in_means(sk.collect(model, tokenizer, pairs, position="mean"))
+    controls = {f"random-{i}": sk.random_like(vector, seed=i) for i in range(2)}
+    prompts = [
+        {"id": f"{i}", "prompt": text, "reference": "deep and blue"}
+        for i, text in enumerate(("The sea is", "A day is"))
+    ]
+    result = sk.sweep(
+        model,
+        tokenizer,
+        {"persona": vector, **controls},
+        prompts,
+        layers=[14],
+        coefficients=[-1, 0, 1],
+        max_new_tokens=6,
+    )
+    return {
+        "sk": sk, "model": model, "tokenizer": tokenizer, "pairs": pairs, "vector": vector, "controls": controls,
+        "result": result,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_the_code_of_a_page_runs(page, at_hand, smollm, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sk, "load", lambda *_, **__: smollm)
+    names = dict(at_hand)
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL), 1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_links_between_pages_lead_somewhere(page) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_reference_names_every_public_name() -> None:
+    listed = set(re.findall(r"^::: steerkit\.(\w+)$", (DOCS / "reference.md").read_text(), re.MULTILINE))
+    assert set(sk.__all__) <= listed
+
+
+@pytest.mark.parametrize("notebook", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs_from_its_first_cell_to_its_last_and_is_stored_without_output(
+    notebook, smollm, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sk, "load", lambda *_, **__: smollm)
+    names: dict[str, object] = {}
+    for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], f"{notebook.name}, cell {number}"
+            exec(compile("".join(cell["source"]), f"{notebook.name}, cell {number}", "exec"), names)
