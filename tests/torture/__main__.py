@@ -1,0 +1,57 @@
+"""`python -m tests.torture` (`make torture`): what must survive, in figures; writes docs/reliability.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+from steerkit.artifacts import versions, write_text
+
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="of each job")
+    parser.add_argument("--examples", type=int, default=20_000, help="of each fuzzed property")
+    parser.add_argument("--no-page", action="store_true", help="print only")
+    given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process with threads must not be forked
+    warnings.simplefilter("ignore")
+
+    import torch
+
+    torch.set_num_threads(1)
+    from tests.torture.faults import faults, fuzzed
+    from tests.torture.killed import kills
+
+    began = time.monotonic()
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (kills(Path(folder), given.kills), faults(Path(folder)), fuzzed(given.examples)):
+            for line in part:
+                lines.append(line)
+                print(f"{line.good} of {line.times}  {line.what}. {line.said}", flush=True)
+    about = versions()
+    text = [
+        "# Reliability",
+        "",
+        f"Written by `make torture` in {(time.monotonic() - began) / 60:.0f} minutes, with torch {about['torch']} and "
+        f"transformers {about['transformers']} on {os.cpu_count()} cores.",
+        "",
+        "| what was done | good | of | |",
+        "|---|---|---|---|",
+        *(f"| {line.what} | {line.good} | {line.times} | {line.said} |" for line in lines),
+    ]
+    if not given.no_page:
+        write_text(PAGE, "\n".join(text) + "\n")
+    if any(line.good < line.times for line in lines):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Full disks, cut files, dead ranks, and thousands of made-up inputs."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from steerkit import artifacts
+from tests.torture.jobs import JOBS
+from tests.torture.killed import Line
+
+ROOT = Path(__file__).parents[2]
+
+
+def faults(folder: Path) -> Iterator[Line]:
+    """All faults, each a line."""
+    yield cut_files(folder)
+    yield from full_disk(folder)
+    yield dead_rank(folder)
+
+
+def cut_files(folder: Path) -> Line:
+    """A sweep's rows cut at every byte of the last one: all whole rows are read, and the run ends the same."""
+    job = JOBS[0]
+    whole = folder / "cut-whole"
+    job.run(whole)
+    data = (whole / "rows.jsonl").read_bytes()
+    last = data.rstrip(b"\n").rfind(b"\n") + 1
+    rows = artifacts.read_rows(whole / "rows.jsonl")
+    places = range(last, len(data))
+    good = 0
+    for place in places:
+        path = folder / "cut.jsonl"
+        path.write_bytes(data[:place])
+        read = artifacts.read_rows(path)
+        artifacts.append_rows(path, [rows[-1]] if len(read) < len(rows) else [])
+        good += read in (rows, rows[:-1]) and artifacts.read_rows(path) == rows
+    return Line("rows cut at every byte of the last one, read and appended to", len(places), good, f"{len(rows)} rows")
+
+
+def full_disk(folder: Path) -> Iterator[Line]:
+    """A sweep on a disk of 64 KiB that is enlarged after it has failed: an error that names it, and nothing lost."""
+    disk = folder / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        yield Line("sweep on a full disk", 0, 0, "not run: this user may not mount a file system")
+        return
+    job = JOBS[0]
+    try:
+        message = ""
+        try:
+            job.run(disk / "run")
+        except OSError as error:
+            message = str(error)
+        kept = len(artifacts.read_rows(disk / "run" / "rows.jsonl"))
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        job.run(disk / "run")
+        same = job.outcome(disk / "run") == job.outcome(folder / "cut-whole")
+        good = "No space left" in message and kept > 0 and same and job.repeated(disk / "run") == 0
+        yield Line(
+            "sweep on a full disk, gone on with when there was room", 1, int(good), f"{kept} rows were kept: {message}"
+        )
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+RANKS = """
+import sys
+from pathlib import Path
+from tests.torture.jobs import JOBS
+JOBS[0].run(Path(sys.argv[1]))
+"""
+
+
+def dead_rank(folder: Path) -> Line:
+    """One of two processes of a sweep killed: the run ends with an error, and goes on from what both had written."""
+    script = folder / "ranks.py"
+    script.write_text(RANKS)
+    out = folder / "ranks"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+        str(out),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    other = out / "rows-1.jsonl"
+    for _ in range(1200):
+        if other.exists() and other.stat().st_size:
+            break
+        time.sleep(0.05)
+    workers = subprocess.run(
+        ["pgrep", "-f", f"ranks.py {out}"], capture_output=True, text=True, check=False
+    ).stdout.split()
+    ranked = {_rank(pid): int(pid) for pid in workers if _rank(pid) is not None}
+    os.kill(ranked["1"], signal.SIGKILL)
+    said, _ = running.communicate(timeout=300)
+    clear = running.returncode != 0 and ("Signal 9" in said or "has ended" in said)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    same = again.returncode == 0 and JOBS[0].outcome(out) == JOBS[0].outcome(folder / "cut-whole")
+    rows = [str(row["key"]) for name in ("rows.jsonl", "rows-1.jsonl") for row in artifacts.read_rows(out / name)]
+    good = clear and same and len(rows) == len(set(rows))
+    found = re.search(r"(Signal 9[^\n]*|expected all[^\n]*has ended[^\n]*)", said)
+    return Line(
+        "sweep by two processes, one killed, then gone on with", 1, int(good), found[1][:100] if found else said[-100:]
+    )
+
+
+def _rank(pid: str) -> str | None:
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return next((entry[5:].decode() for entry in entries if entry.startswith(b"RANK=")), None)
+
+
+def fuzzed(examples: int) -> Iterator[Line]:
+    """The properties of tests/test_fuzz.py with as many examples each as are asked for."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_fuzz.py"]
+    environment = {**os.environ, "STEERKIT_EXAMPLES": str(examples)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)}
+    good = counts.get("passed", 0)
+    yield Line(f"fuzzed properties, {examples} examples each", sum(counts.values()), good, "see tests/test_fuzz.py")

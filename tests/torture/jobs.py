@@ -1,0 +1,90 @@
+"""Three jobs that a killed process has to survive, each a function of its folder, and what they leave there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import steerkit as sk
+from steerkit import artifacts
+from steerkit.traces import tags
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job under torture.
+
+    Args:
+        name: what it is.
+        run: does the work in a folder, or goes on there.
+        outcome: what has to be the same as of a run that nobody killed.
+        repeated: how many rows stand twice in what was appended.
+    """
+
+    name: str
+    run: Callable[[Path], object]
+    outcome: Callable[[Path], Any]
+    repeated: Callable[[Path], int]
+
+
+def _sweep(folder: Path) -> object:
+    vector = sk.SteeringVector({1: torch.linspace(-6, 6, 32), 2: torch.linspace(4, -4, 32)})
+    prompts = [f"prompt number {i} {'and more ' * (i % 4)}" for i in range(24)]
+    return sk.sweep(
+        tiny_model(), tiny_tokenizer(), vector, prompts, layers=[1, 2], coefficients=[-2, -1, 0, 1, 2], samples=3,
+        max_new_tokens=24, batch_rows=32, out=folder,
+    )  # fmt: skip
+
+
+def _table(folder: Path) -> str:
+    table = sk.SweepResult.load(folder).table.drop(columns="relative_dose")
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest() + f" {len(table)} rows"
+
+
+def _debates(folder: Path) -> object:
+    from training.chat import LocalModel, Sampling
+    from training.debate import Setting, hold
+    from training.families import addition
+    from training.personas import cast_of
+
+    model = LocalModel(tiny_model(context=2048), tiny_tokenizer(), batch_rows=16)
+    setting = Setting(early_stop=False, sampling=Sampling(1.0, 1.0, 24))
+    return hold(addition(24, 0, "train"), model, cast_of("diverse"), setting, folder)
+
+
+def _grpo(folder: Path) -> object:
+    from tests.test_training import grpo, model_and_tokenizer
+    from training.checkpoints import add_tags
+    from training.families import addition
+    from training.grpo import train_grpo
+
+    model, tokenizer = model_and_tokenizer()
+    return train_grpo(model, add_tags(model, tokenizer, tags()), addition(12, 0, "train"), grpo(), folder)
+
+
+def _policy(folder: Path) -> str:
+    weights = sk.load(folder / "checkpoint")[0].state_dict()
+    digest = hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()
+    log = artifacts.read_rows(folder / "log.jsonl")
+    return f"{digest} {artifacts.sha256(artifacts.canonical_json(log))} {len(log)} steps"
+
+
+def _doubled(name: str, key: str) -> Callable[[Path], int]:
+    def count(folder: Path) -> int:
+        rows = [str(row[key]) for row in artifacts.read_rows(folder / name)]
+        return len(rows) - len(set(rows))
+
+    return count
+
+
+JOBS = (
+    Job("sweep", _sweep, _table, _doubled("rows.jsonl", "key")),
+    Job("debates", _debates, lambda folder: artifacts.sha256(folder / "debates.jsonl"), _doubled("calls.jsonl", "key")),
+    Job("GRPO", _grpo, _policy, _doubled("log.jsonl", "step")),
+)

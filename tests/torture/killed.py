@@ -1,0 +1,78 @@
+"""SIGKILL at random moments: what is resumed ends as what was never killed, nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.torture.jobs import JOBS, Job
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the report.
+
+    Args:
+        what: was done.
+        times: how often.
+        good: how often it ended as it should.
+        said: what else one has to know.
+    """
+
+    what: str
+    times: int
+    good: int
+    said: str
+
+
+def forked(job: Job, folder: Path, log: Path) -> int:
+    """The process id of a child that runs the job; its imports are those that this process has."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        job.run(folder)
+        os._exit(0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+
+
+def finished(child: int) -> bool:
+    """Wait for a child; whether it ended well."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def kills(folder: Path, times: int, seed: int = 0) -> Iterator[Line]:
+    """Each job killed `times` times, at moments spread over the time that it takes, and taken up again each time."""
+    rng = random.Random(seed)
+    for job in JOBS:
+        whole = folder / f"{job.name}-whole"
+        began = time.monotonic()
+        if not finished(forked(job, whole, folder / f"{job.name}.log")):
+            yield Line(f"{job.name}: killed and resumed", times, 0, f"it fails by itself: see {job.name}.log")
+            continue
+        took = time.monotonic() - began
+        wanted = job.outcome(whole)
+        good = hit = doubled = 0
+        for number in range(times):
+            cut = folder / f"{job.name}-{number}"
+            child = forked(job, cut, folder / f"{job.name}.log")
+            time.sleep(rng.uniform(0.05, 0.95) * took)
+            os.kill(child, signal.SIGKILL)
+            hit += not finished(child)
+            ended = finished(forked(job, cut, folder / f"{job.name}.log"))
+            good += ended and job.outcome(cut) == wanted and job.repeated(cut) == 0
+            doubled += job.repeated(cut) if ended else 0
+        said = f"{hit} kills hit a run of {took:.1f} s; rows doubled: {doubled}; outcome {str(wanted)[-12:]}"
+        yield Line(f"{job.name}: killed and resumed", times, good, said)
