@@ -31,6 +31,7 @@ def load(
     device: str | torch.device | Mapping[str, str | int] | None = None,
     bits: int | None = None,
     blocks: str | None = None,
+    backend: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer, ready to be read and steered.
@@ -44,6 +45,7 @@ def load(
             the model over several devices, the disk among them.
         bits: 4 or 8 quantises the weights as they are loaded; needs a GPU and the package bitsandbytes.
         blocks: path of the list of decoder blocks, where the rule does not find it.
+        backend: `"transformer_lens"` or `"nnsight"`: run it by that package (see `steerkit.backends.through`).
         trust_remote_code: run Python code that the checkpoint brings. It can do anything that you can.
 
     Returns:
@@ -87,6 +89,10 @@ def load(
         model = _with_adapter(model, adapter)
     model.eval()
     find_blocks(model, blocks)
+    if backend is not None:
+        from steerkit.backends import through
+
+        model = through(model, tokenizer, backend)
     return model, tokenizer
 
 

@@ -20,7 +20,8 @@ def stream_of(out: Any) -> Tensor | None:
     return first if isinstance(first, Tensor) else None
 
 
-def _with_stream(out: Any, stream: Tensor) -> Any:
+def with_stream(out: Any, stream: Tensor) -> Any:
+    """A block's output with another stream in it, of the same type."""
     return stream if isinstance(out, Tensor) else type(out)((stream, *out[1:]))
 
 
@@ -64,7 +65,7 @@ def writing(modules: Mapping[int, nn.Module], change: Callable[[int, Tensor], Te
                 f"expected block {layer} to return a tensor or a tuple that begins with one; got {type(out)}."
             )
         changed = change(layer, stream)
-        return None if changed is None else _with_stream(out, changed)
+        return None if changed is None else with_stream(out, changed)
 
     with contextlib.ExitStack() as stack:
         for layer, module in modules.items():
