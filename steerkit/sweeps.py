@@ -28,7 +28,7 @@ RESERVED = {
     "vector", "layer", "coefficient", "prompt_id", "sample", "chat", "text", "n_tokens", "finished", "relative_dose",
     "positions", "operation", "samples", "temperature", "top_p", "max_new_tokens", "seed", "weights",
 }  # fmt: skip
-ROWS, NORMS, TABLE = "rows.jsonl", "stream_norms.json", "table.parquet"
+ROWS, NORMS, TABLE, VECTORS = "rows.jsonl", "stream_norms.json", "table.parquet", "vectors"
 ROWS_OF_ALL = "rows*.jsonl"
 
 
@@ -77,9 +77,10 @@ def sweep(
         stream_norms: mean norm of the stream per layer, for `relative_dose`; default: measured on this sweep's own
             unsteered texts.
         foreign: allow vectors that were read from other weights.
-        out: a folder that rows are appended to as they come and the table is sealed in; an interrupted sweep goes on
-            there, and another configuration is refused. None keeps everything in memory. Processes that torchrun
-            has started together share the prompts and the folder; each has to make this call, and returns the whole.
+        out: a folder that rows are appended to as they come, the vectors are kept in and the table is sealed in; an
+            interrupted sweep goes on there, and another configuration is refused. None keeps everything in memory.
+            Processes that torchrun has started together share the prompts and the folder; each has to make this call,
+            and returns the whole.
 
     Returns:
         `SweepResult` with columns vector, layer, coefficient, prompt_id, group, sample, text, n_tokens, finished,
@@ -126,6 +127,7 @@ def sweep(
     keys = [(cell, row, sample) for row in rows for cell in cells for sample in range(samples)]
     prompt_ids = {row["id"]: encode_prompt(tokenizer, row["prompt"]) for row in rows}
     with _place(out, config) as log:
+        log.keep(named)
         done = log.read()
         mine = _share(rows, out)
         todo = [key for key in keys if key[1]["id"] in mine and _identity(*key) not in done]
@@ -174,6 +176,24 @@ def _share(rows: Sequence[Mapping[str, Any]], out: str | Path | None) -> set[str
     if world > 1 and out is None:
         raise ValueError(f"expected a folder as out=, where {world} processes put their rows together; got none.")
     return {row["id"] for row in rows[rank::world]}
+
+
+def swept_vectors(run: str | Path) -> dict[str, SteeringVector]:
+    """The vectors of a finished sweep by name, as its folder keeps them.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished sweep, or not its vectors. The same sweep once more, into the
+            same folder, generates nothing and puts them there.
+    """
+    folder = Path(run)
+    contents = SweepResult.load(folder).meta.get("vectors", {})
+    files = {name: folder / VECTORS / f"{content}.safetensors" for name, content in contents.items()}
+    if absent := [name for name, file in files.items() if not file.is_file()]:
+        raise FileNotFoundError(
+            f"expected the sweep's vectors in {folder / VECTORS}; missing: {absent[:5]}. Run the same sweep into "
+            f"{folder} once more: its rows are there, so it only adds them."
+        )
+    return {name: SteeringVector.load(file) for name, file in files.items()}
 
 
 def _prompt_rows(prompts: Sequence[Prompt | Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -247,6 +267,13 @@ class _Log:
         else:
             rank, _ = ranks.place()
             artifacts.append_rows(self.folder / (ROWS if rank == 0 else f"rows-{rank}.jsonl"), rows)
+
+    def keep(self, vectors: Mapping[str, SteeringVector]) -> None:
+        """The vectors, each in a file named by its content: who reads the sweep later needs no other folder."""
+        for vector in vectors.values() if self.folder is not None and ranks.is_first() else ():
+            path = self.folder / VECTORS / f"{vector.content()}.safetensors"  # type: ignore[operator]
+            if not path.exists():
+                vector.save(path)
 
     def norms(self, measure: Callable[[], dict[Layer, float]]) -> dict[Layer, float]:
         """The stream's norms, measured once: a finished sweep that is asked for again runs no forward."""
