@@ -219,6 +219,26 @@ def score(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished sweep.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write; default RUN/report.html.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="The sweep's model: shades each token by its projection on the direction.")
+    ] = None,
+    adapter: Adapter = None,
+    as_json: Json = False,
+) -> None:
+    """One HTML file of a sweep: texts beside the unsteered ones, curves with their controls, search, links.
+
+    Example: steerkit report runs/persona --checkpoint CHECKPOINT
+    """
+    from steerkit.report import report_run
+
+    page = report_run(run, out, _load(checkpoint, adapter) if checkpoint else None)
+    _show({"page": str(page), "bytes": page.stat().st_size}, as_json)
+
+
+@app.command()
 def probe(
     checkpoint: Checkpoint,
     pairs: Annotated[

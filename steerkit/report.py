@@ -1,13 +1,13 @@
-"""One self-contained page of results: provenance, summary, texts to compare, figures, tables. Imports no torch."""
+"""One self-contained page of results: texts to explore beside their curves, provenance, figures, tables. No torch."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import math
-import re
 import struct
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +16,45 @@ import pandas as pd
 from markupsafe import Markup
 
 from steerkit import artifacts
-from steerkit.results import KEYS, SweepResult
+from steerkit.explorer import LAST, explorer_data
+from steerkit.results import SweepResult
 
 DASH, MINUS = "\u2013", "\u2212"
 PNG = b"\x89PNG\r\n\x1a\n"
-SETTINGS = ("positions", "operation", "temperature", "top_p", "max_new_tokens", "seed")
-NO_SCORES = (*KEYS, *SETTINGS, "group", "prompt", "chat", "reference", "text", "finished", "relative_dose")
+SCRIPTS = ("state.js", "difference.js", "paint.js", "curves.js", "search.js", "explorer.js")
+PROJECTIONS, SCORED, PAGE = "projections.parquet", "scored.parquet", "report.html"
 
 
 def write_report(
     path: str | Path,
     *,
     title: str,
-    summary: Sequence[str],
-    tables: Mapping[str, pd.DataFrame],
-    figures: Mapping[str, str | Path],
     sweep: SweepResult,
+    summary: Sequence[str] = (),
+    tables: Mapping[str, pd.DataFrame] | None = None,
+    figures: Mapping[str, str | Path] | None = None,
     notes: Sequence[str] = (),
+    projections: pd.DataFrame | None = None,
 ) -> None:
     """Write one HTML page that needs no other file and no network, atomically; equal data gives equal bytes.
 
-    All text is data: markup in it is shown, never run. The page's policy forbids every script but its own, and every
-    request.
+    All text is data: markup in it is shown, never run. The page's policy forbids every script and style but its own,
+    and every request.
 
     Args:
         title: the heading.
+        sweep: its `meta` is the provenance; its rows are the texts that the reader goes through by vector, layer,
+            prompt, sample and coefficient, beside the one at coefficient 0; its numeric columns are scores, drawn over
+            the coefficient with their controls (`steerkit.explorer.explorer_data` says which vectors are controls).
         summary: plain sentences.
         tables: caption -> table. An index with a name, or of text, is its first column.
         figures: caption, which is the alternative text too -> path of a PNG.
-        sweep: its `meta` is the provenance in the header; its rows are the texts that the reader goes through by
-            vector, layer, prompt and coefficient, beside the one at coefficient 0; its numeric columns are scores.
         notes: sentences for the end of the page.
+        projections: what `steerkit.readout.sweep_projections` gives: shades the tokens of the texts.
 
     Raises:
         TypeError: a single str in place of `summary` or `notes`.
-        ValueError: a figure is no PNG, or the sweep has no rows.
+        ValueError: a figure is no PNG, the sweep has no rows, or the projections are of other texts.
     """
     for name, sentences in (("summary", summary), ("notes", notes)):
         if isinstance(sentences, str):
@@ -65,21 +69,73 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters["csp_hash"] = _csp_hash
+    data = explorer_data(sweep, projections)
     page = environment.get_template("report.html").render(
         title=title,
+        style=_source("report.css"),
+        script=_source(*SCRIPTS),
+        lede=_lede(sweep),
         facts=_facts(sweep.meta),
         summary=list(summary),
         notes=list(notes),
-        data=_inert(_texts(sweep.table)),
-        figures=[_figure(caption, Path(file)) for caption, file in figures.items()],
-        tables=[_table(caption, table) for caption, table in tables.items()],
+        data=_inert(data),
+        shaded=projections is not None,
+        scored=any(score not in LAST for score in data["scores"]),
+        figures=[_figure(caption, Path(file)) for caption, file in (figures or {}).items()],
+        tables=[_table(caption, table) for caption, table in (tables or {}).items()],
     )
     artifacts.write_text(path, page.encode("utf-8", "backslashreplace").decode())  # lone surrogates as JSON escapes
 
 
-def _csp_hash(script: str) -> str:
-    """The source expression that lets exactly this inline script run (Content Security Policy Level 3)."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
+def report_run(run: str | Path, out: str | Path | None = None, loaded: tuple[Any, Any] | None = None) -> Path:
+    """Write the page of a sweep's run folder, with the scores of its `scored.parquet` if there is one.
+
+    Args:
+        run: the folder of a finished sweep.
+        out: the page; default `report.html` in the folder.
+        loaded: the sweep's `(model, tokenizer)`. Reads the projections of all tokens on their rows' vectors and keeps
+            them as `projections.parquet` in the folder; without it those that are there already are shown.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FileNotFoundError: no finished sweep, or a model is given and the folder does not hold the sweep's vectors.
+        ValueError: the model is not the sweep's.
+    """
+    folder = Path(run)
+    sweep = SweepResult.load(folder / SCORED if (folder / SCORED).is_file() else folder)
+    if loaded is not None:
+        _project(folder, sweep, *loaded)
+    kept = folder / PROJECTIONS
+    projections = artifacts.read_table(kept)[0] if kept.is_file() else None
+    page = folder / PAGE if out is None else Path(out)
+    write_report(page, title=f"Sweep: {folder.resolve().name}", sweep=sweep, projections=projections)
+    return page
+
+
+def _project(folder: Path, sweep: SweepResult, model: Any, tokenizer: Any) -> None:
+    from steerkit.models import fingerprint
+    from steerkit.readout import sweep_projections
+    from steerkit.sweeps import swept_vectors
+
+    about = dict(zip(("model_fingerprint", "adapter_fingerprint"), fingerprint(model), strict=True))
+    wanted = {key: sweep.meta.get(key) for key in about}
+    if about != wanted:
+        raise ValueError(f"expected the sweep's own model, {wanted}; got {about}. Load that checkpoint and adapter.")
+    table = sweep_projections(model, tokenizer, sweep.table, swept_vectors(folder))
+    artifacts.write_table(folder / PROJECTIONS, table, {"kind": "projections", **about})
+
+
+def _source(*names: str) -> Markup:
+    """Files of the templates, one after the other, as they are."""
+    folder = resources.files("steerkit") / "templates"
+    return Markup("\n".join((folder / name).read_text(encoding="utf-8") for name in names))
+
+
+def _csp_hash(source: str) -> str:
+    """The source expression that lets exactly this inline script or style run (Content Security Policy Level 3)."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(str(source).encode()).digest()).decode()
 
 
 def _inert(value: Any) -> Markup:
@@ -90,8 +146,22 @@ def _inert(value: Any) -> Markup:
     return Markup(text)
 
 
+def _lede(sweep: SweepResult) -> str:
+    """How much of what is here, in one sentence."""
+    table = sweep.table
+    parts = []
+    for column, word in (("vector", "vector"), ("layer", "layer"), ("coefficient", "coefficient"),
+                         ("prompt_id", "prompt"), ("sample", "sample")):  # fmt: skip
+        count = table[column].nunique()
+        if count > 1 or column in ("vector", "prompt_id"):
+            parts.append(f"{count} {word}" + "s" * (count > 1))
+    checkpoint = sweep.meta.get("checkpoint")
+    of = f" of {Path(str(checkpoint)).name}" if checkpoint else ""
+    return f"{len(table)} texts{of}: {', '.join(parts)}."
+
+
 def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The provenance in words, in the order of the header; what was not recorded says so."""
+    """The provenance in words, in the order of the page; what was not recorded says so."""
     missing = "not recorded"
     weights, dtype, device = (meta.get(key) for key in ("weights", "dtype", "device"))
     computed = f"computed in {dtype}" + (f" on {device}" if device else "") if dtype else ""
@@ -117,56 +187,6 @@ def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in (meta.get("versions") or {}).items())
     seed = meta.get("seed")
     return [*facts, ("Seed", missing if seed is None else str(seed)), ("Versions", versions or missing)]
-
-
-def _texts(table: pd.DataFrame) -> dict[str, Any]:
-    """The rows as columns of small numbers, each distinct string once: what the page's script reads."""
-    strings: dict[str, int] = {}
-
-    def place(value: Any) -> int | None:
-        return None if pd.isna(value) else strings.setdefault(str(value), len(strings))
-
-    def codes(column: str) -> tuple[list[int], list[str]]:
-        numbers, names = pd.factorize(table[column].astype(str))
-        return numbers.tolist(), list(names)
-
-    columns: dict[str, Any] = {"coefficient": table["coefficient"].astype(float).tolist()}
-    names = {}
-    for column in ("vector", "layer", "prompt_id", "sample"):
-        columns[column], names[column] = codes(column)
-    columns["text"] = [place(text) for text in table["text"]]
-    for column in ("relative_dose", "finished"):
-        columns[column] = table[column].tolist() if column in table else [None] * len(table)
-    scores = [name for name in table if name not in NO_SCORES and pd.api.types.is_numeric_dtype(table[name])]
-    columns["scores"] = [[_rounded(value) for value in table[name]] for name in scores]
-    first = table.drop_duplicates("prompt_id")
-    prompts = first["prompt"].tolist() if "prompt" in first else first["prompt_id"].astype(str).tolist()
-    references = first["reference"].tolist() if "reference" in first else [None] * len(first)
-    return {
-        "rows": columns,
-        "names": names,
-        "scores": [str(name) for name in scores],
-        "labels": [f"{name}: {label}" for name, label in zip(names["prompt_id"], _labels(prompts), strict=True)],
-        "prompts": [place(prompt) for prompt in prompts],
-        "references": [place(reference) for reference in references],
-        "strings": list(strings),
-    }
-
-
-def _rounded(value: Any) -> float | None:
-    return None if pd.isna(value) or math.isinf(value) else float(f"{value:.6g}")
-
-
-def _labels(prompts: Sequence[str], width: int = 70) -> list[str]:
-    """What tells a prompt from the others: its lines that not all of them have, without tags, cut to a width."""
-    lines = [prompt.split("\n") for prompt in prompts]
-    shared = set.intersection(*map(set, lines))
-    own = ("\n".join(line for line in part if line not in shared) for part in lines)
-    labels = (
-        " ".join(re.sub(r"<[^<>\n]{1,40}>", " ", mine or prompt).split())
-        for mine, prompt in zip(own, prompts, strict=True)
-    )
-    return [label if len(label) <= width else label[: width - 1] + "\u2026" for label in labels]
 
 
 def _figure(caption: str, path: Path) -> dict[str, Any]:

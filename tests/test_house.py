@@ -22,6 +22,7 @@ LAYERS = [  # a module may import from rooms above its own only
     {"engine", "readout"},
     {"generation", "fluency", "results"},
     {"doctor"},
+    {"explorer"},
     {"sweeps", "plots", "report", "play", "lm_eval"},
     {"demo"},
     {"cli"},
@@ -81,11 +82,11 @@ def test_help_imports_nothing_heavy() -> None:
     code += "try:\n  main()\nexcept SystemExit: pass\n"
     done = run("-c", code + "print(sorted({'torch', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)))")
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
-    for command in ("demo", "inspect", "extract", "steer", "sweep", "score", "probe", "play"):
+    for command in ("demo", "inspect", "extract", "steer", "sweep", "score", "report", "probe", "play"):
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect", "extract", "steer", "sweep", "score", "probe", "play"])
+@pytest.mark.parametrize("command", ["demo", "inspect", "extract", "steer", "sweep", "score", "report", "probe", "play"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = run("-m", "steerkit.cli", command, "--help")
     assert done.returncode == 0 and f"Example: steerkit {command}" in done.stdout

@@ -19,6 +19,7 @@ import pytest
 from steerkit import report
 from steerkit.report import write_report
 from steerkit.results import SweepResult
+from tests.test_explorer import tokens
 
 EVIL = "</script><img src=x onerror=alert(1)>'\"&amp;\u2028<!--"
 PIXEL = base64.b64decode(
@@ -76,8 +77,12 @@ class Page(HTMLParser):
         return [text.strip() for tag, text in self.text if tag in tags]
 
     @property
+    def style(self) -> str:
+        return re.findall(r"<style>(.*?)</style>", self.raw.decode(), re.S)[0]
+
+    @property
     def script(self) -> str:
-        return re.findall(r"<script>(.*?)</script>", self.raw.decode(), re.S)[0]
+        return re.findall(r'<script type="module">(.*?)</script>', self.raw.decode(), re.S)[0]
 
     @property
     def data(self) -> dict[str, Any]:
@@ -111,29 +116,32 @@ def test_the_page_has_its_parts_and_needs_no_other_file(page: Any) -> None:
     found = page()
     assert found.raw.startswith(b'<!DOCTYPE html>\n<html lang="en">')
     assert found.words("title", "h1") == ["Three personas"] * 2
-    assert found.words("h2") == ["Summary", "Texts", "Figures", "Tables", "Notes"]
+    assert found.words("h2") == ["Summary", "Texts and curves", "Figures", "Tables", "Notes", "Keys"]
     assert found.words("li") == ["The first.", "The second.", "A note."]
     assert {tag for tag, _ in found.elements}.isdisjoint({"link", "iframe", "object", "base", "form"})
-    assert not re.search(rb"https?:|//[a-z]+\.|url\(|@import", found.raw)
+    assert not re.search(rb"https?:|//[a-z]+\.|url\(|@import", found.raw.replace(b"http://www.w3.org/2000/svg", b""))
     assert [image["src"] for image in found.all("img")] == [f"data:image/png;base64,{base64.b64encode(PIXEL).decode()}"]
     assert [image["alt"] for image in found.all("img")] == found.words("figcaption") == ["A curve."]
-    bare = page(tables={}, figures={}, notes=())
-    assert bare.words("h2") == ["Summary", "Texts"]
-    assert bare.words("a") == ["Summary", "Texts"]
+    bare = page(summary=(), tables=None, figures=None, notes=())
+    assert bare.words("h2") == ["Texts and curves", "Keys"]
+    assert bare.words("a") == ["Link to this text"] and bare.all("nav") == []
 
 
 def test_the_policy_lets_only_the_pages_own_script_run(page: Any) -> None:
     found = page()
     (policy,) = [meta["content"] for meta in found.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
-    digest = base64.b64encode(hashlib.sha256(found.script.encode()).digest()).decode()
+    style, script = (
+        base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in (found.style, found.script)
+    )
     assert dict(part.strip().split(" ", 1) for part in str(policy).split(";")) == {
-        "default-src": "'none'", "img-src": "data:", "style-src": "'unsafe-inline'",
-        "script-src": f"'sha256-{digest}'", "base-uri": "'none'", "form-action": "'none'",
+        "default-src": "'none'", "img-src": "data:", "style-src": f"'sha256-{style}'",
+        "script-src": f"'sha256-{script}'", "base-uri": "'none'", "form-action": "'none'",
+        "require-trusted-types-for": "'script'",
     }  # fmt: skip
     assert len(found.all("script")) == 2
-    assert "{{" not in found.script and "{%" not in found.script
+    assert "{{" not in found.style and "{%" not in found.script
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(", found.script)
-    assert not any(name.startswith("on") for _, attributes in found.elements for name in attributes)
+    assert not any(name.startswith("on") or name == "style" for _, attributes in found.elements for name in attributes)
 
 
 def test_hostile_text_stays_text_wherever_it_stands(page: Any, tmp_path: Path) -> None:
@@ -152,7 +160,7 @@ def test_hostile_text_stays_text_wherever_it_stands(page: Any, tmp_path: Path) -
     assert "\u2028" not in found.script
     assert [tag for tag, _ in found.elements] == [tag for tag, _ in harmless.elements]
     assert found.words("h1") == found.words("figcaption") == found.words("caption") == [EVIL.strip()]
-    assert found.data["names"]["vector"][0] == found.data["scores"][1] == EVIL
+    assert found.data["names"]["vector"][0] == found.data["scores"][0] == EVIL
     assert EVIL + "terse 2.0 0" in found.data["strings"]
     embedded = re.findall(rb'id="data">(.*?)</script>', found.raw, re.S)[0]
     assert not re.search(rb"[<>&]|\xe2\x80[\xa8\xa9]", embedded)
@@ -162,19 +170,19 @@ def test_every_row_of_the_sweep_is_in_the_data(page: Any) -> None:
     result = sweep()
     data = page(sweep=result).data
     rows, names, strings = data["rows"], data["names"], data["strings"]
-    assert data["scores"] == ["n_tokens", "trait"]
+    assert data["scores"] == ["trait", "n_tokens"]
     for place, row in enumerate(result.table.itertuples()):
         prompt = rows["prompt_id"][place]
         assert names["vector"][rows["vector"][place]] == row.vector
         assert names["layer"][rows["layer"][place]] == str(row.layer)
         assert names["prompt_id"][prompt] == row.prompt_id
         assert strings[data["prompts"][prompt]] == row.prompt
-        assert (data["references"][prompt] is None) == (row.prompt_id == "q0")
+        assert (rows["reference"][place] is None) == (row.prompt_id == "q0")
         assert rows["coefficient"][place] == row.coefficient
         assert strings[rows["text"][place]] == row.text
         assert rows["finished"][place] == row.finished
         assert rows["relative_dose"][place] == row.relative_dose
-        trait = rows["scores"][1][place]
+        trait = rows["scores"][0][place]
         assert trait is None if np.isnan(row.trait) else trait == pytest.approx(row.trait, rel=1e-5)
     assert len(strings) == len(set(strings))
 
@@ -197,21 +205,9 @@ def test_two_thousand_rows_stay_small_and_texts_are_there_once(page: Any) -> Non
     assert raw.count(b"plain 55word0 ") == 1
 
 
-def test_prompts_are_told_apart_by_what_is_their_own() -> None:
-    chat = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-    own = ["How do I bake?", "How do I sail?\nTell me  all.", "x" * 100]
-    assert report._labels([chat.format(text) for text in own]) == [
-        "How do I bake?",
-        "How do I sail? Tell me all.",
-        "x" * 69 + "\u2026",
-    ]
-    assert report._labels(["Once upon"]) == ["Once upon"]
-    assert report._labels(["same", "same"]) == ["same", "same"]
-
-
 def test_the_provenance_is_told_in_words(page: Any) -> None:
     found = page()
-    facts = dict(zip(found.words("dt"), found.words("dd"), strict=True))
+    facts = dict(zip(found.words("dt"), found.words("dd"), strict=False))  # the keys come after them
     assert facts == {
         "Checkpoint": "HuggingFaceTB/SmolLM2-135M-Instruct", "Weights": "Q4_1, dequantised; computed in float32 on cpu",
         "Fingerprint": "0f1e2d3c", "Model": "30 blocks, width 576", "Steering": "add, positions: generated",
@@ -264,15 +260,14 @@ def test_tables_show_an_index_that_says_something(page: Any) -> None:
 
 
 def test_controls_are_labelled_and_the_changing_text_is_announced(page: Any) -> None:
-    found = page()
+    result = sweep()
+    found = page(projections=tokens(result.table))
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    controls = {attributes["id"] for tag, attributes in found.elements if tag in ("select", "input")}
-    assert (
-        controls
-        == {label["for"] for label in found.all("label")}
-        == {"vector", "layer", "prompt_id", "sample", "coefficient"}
-    )
+    controls = {str(attributes["id"]) for tag, attributes in found.elements if tag in ("select", "input")}
+    assert controls == {"vector", "layer", "prompt_id", "sample", "find", "coefficient", "shade", "single-keys"}
+    wrapped = {"shade", "single-keys"}  # these stand inside their labels
+    assert {label["for"] for label in found.all("label") if "for" in label} == controls - wrapped
     assert set(re.findall(r'at\("([a-z_-]+)"\)', found.script)) <= set(ids)
     (live,) = [attributes for _, attributes in found.elements if "aria-live" in attributes]
     assert live["aria-live"] == "polite"

@@ -24,7 +24,9 @@ AXES = {
 CONTROLS = ("random-0", "shuffled")
 
 
-def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, test: SweepResult) -> None:
+def draw(
+    folder: Path, summary: Mapping[str, Any], dose: SweepResult, test: SweepResult, projections: pd.DataFrame
+) -> None:
     """Write `figures/*.png` and `.pdf`, and `report.html`."""
     tables = folder / "tables"
     gains, probes = pd.read_csv(tables / "gains.csv"), {}
@@ -74,6 +76,7 @@ def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, test: Swee
         },
         figures=shown,
         sweep=dose,
+        projections=projections,
         notes=notes(summary),
     )
 
@@ -89,6 +92,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         "A gain counts only if the share of repeated 4-grams rises by at most 0.10 and the perplexity under the "
         "unsteered model at most doubles (geometric mean).",
         "Of the random directions on test only the first has a perplexity.",
+        "Tokens are shaded by the projection of the unsteered model's stream on the persona's vector; the texts of its "
+        "controls are not.",
         "The probes read the manner from the tokens alone (embedding) as well where whole answers are read: there a "
         "probe shows the style of the text, not a state of the model. At the last token of the prompt the embedding "
         "is the same for all, and is at chance.",

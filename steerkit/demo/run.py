@@ -19,6 +19,7 @@ from steerkit.demo.questions import INSTRUCTIONS, PERSONAS, Question, read_quest
 from steerkit.demo.selection import Choice, Vectors, choose, near_unsteered, prompt_rows, scored
 from steerkit.demo.traits import TRAITS
 from steerkit.generation import generate
+from steerkit.readout import sweep_projections
 from steerkit.results import SweepResult
 from steerkit.sweeps import sweep
 from steerkit.vectors import random_like
@@ -78,6 +79,7 @@ def run_demo(model: Any, tokenizer: Any, out: str | Path, settings: DemoSettings
         choices, dose, norms = choose(model, tokenizer, vectors, parts, settings, folder)
         test = run_test(model, tokenizer, vectors, choices, parts["test"], norms, settings, folder)
         asked = ask(model, tokenizer, parts["test"], settings, folder)
+        along = project(model, tokenizer, vectors, choices, dose, folder)
         gains = gain_table(test, choices)
         meta = {**about, "n_test": len(parts["test"]), "settings": asdict(settings)}
         for name, table in {"gains": gains, "dose_curves": dose_curves(dose), "means": means(test, asked)}.items():
@@ -89,7 +91,7 @@ def run_demo(model: Any, tokenizer: Any, out: str | Path, settings: DemoSettings
             "seconds_this_time": round(time.monotonic() - began, 1),
         }  # fmt: skip
         artifacts.write_json(folder / "summary.json", summary)
-        draw(folder, summary, dose, test)
+        draw(folder, summary, dose, test, along)
     return summary
 
 
@@ -135,6 +137,21 @@ def ask(
         artifacts.write_json(path, {p: [TRAITS[p](next(texts)) for _ in questions] for p in PERSONAS})
     found: dict[str, list[float]] = artifacts.read_json(path)
     return found
+
+
+def project(
+    model: Any, tokenizer: Any, vectors: Vectors, choices: Mapping[str, Choice], dose: SweepResult, out: Path
+) -> pd.DataFrame:
+    """Where each token of the dose sweep's texts lies on its persona's vector; the texts of controls are left out."""
+    path = out / "tables" / "projections.parquet"
+    if not path.exists():
+        mine = dose.table[dose.table["vector"].isin(list(choices))]
+        named = {persona: vectors[persona, choice.source][0] for persona, choice in choices.items()}
+        found = sweep_projections(model, tokenizer, mine, named)
+        about = {key: dose.meta[key] for key in ("model_fingerprint", "adapter_fingerprint")}
+        artifacts.write_table(path, found, {"kind": "projections", **about})
+    table: pd.DataFrame = artifacts.read_table(path)[0]
+    return table
 
 
 def gain_table(test: SweepResult, choices: Mapping[str, Choice]) -> pd.DataFrame:

@@ -1,0 +1,231 @@
+// The page: choices, slider, keys and search change a wish; all that is seen follows from it.
+
+const at = (id) => document.getElementById(id);
+const slider = at("coefficient"), find = at("find"), help = at("help"), root = document.documentElement;
+const dark = matchMedia("(prefers-color-scheme: dark)");
+let wish = fromLink(location.hash);
+let view = settle(wish);
+let lastHit, pendingLink;
+
+function go(change) {
+  wish = { ...wish, ...change };
+  show();
+  clearTimeout(pendingLink);
+  pendingLink = setTimeout(() => history.replaceState(null, "", toLink(view)), 300);  // browsers refuse many in a row
+}
+
+// To a row that was found; an unsteered one is shown under the vector and layer that are chosen.
+function goTo(row) {
+  const place = Object.fromEntries(CHOICES.map((choice) => [choice, rows[choice][row]]));
+  const here = { ...place, vector: view.vector, layer: view.layer };
+  const stays = rows.coefficient[row] === 0 && settle(here).prompt_id === place.prompt_id;
+  lastHit = row;
+  go({ ...(stays ? here : place), coefficient: rows.coefficient[row] });
+}
+
+function show() {
+  const before = view.row;
+  view = settle(wish);
+  at("live").ariaLive = view.row === before ? "off" : "polite";
+  showChoices();
+  showTexts();
+  cards.forEach(showScore);
+  at("link").href = toLink(view);
+}
+
+function showChoices() {
+  for (const choice of CHOICES) {
+    const options = view.options[choice], texts = choice === "prompt_id" ? labels : names[choice];
+    const select = at(choice);
+    if (select.dataset.options !== options.join()) {
+      select.replaceChildren(...options.map((code) => make("option", { value: code, dir: "auto" }, texts[code])));
+      select.dataset.options = options.join();
+    }
+    select.value = view[choice];
+    select.parentElement.hidden = options.length < 2;
+  }
+  const values = view.list.map((row) => rows.coefficient[row]);
+  slider.max = values.length - 1;
+  slider.disabled = values.length < 2;
+  slider.value = view.index;
+  const dose = rows.relative_dose[view.row];
+  const said = signed(view.coefficient) + (dose === null ? "" : ` (relative dose ${number(dose)})`);
+  at("value").textContent = said;
+  slider.setAttribute("aria-valuetext", said);
+  const few = (value, k) => values.length < 12 || value === 0 || k === 0 || k === values.length - 1;
+  at("ticks").replaceChildren(...values.map((value, k) => make("span", {}, few(value, k) ? number(value) : "")));
+}
+
+function aboutRow(row, ...place) {
+  const ended = { true: "ended by itself", false: "cut off at the limit" }[rows.finished[row]];
+  return [...place, `coefficient ${signed(rows.coefficient[row])}`, ...(ended ? [ended] : [])].join(", ");
+}
+
+function showTexts() {
+  const { row, zero } = view, wanted = pattern(view.query);
+  const [gone, come] = zero === undefined ? [[], []] : differences(textOf(zero), textOf(row));
+  const shade = at("shade")?.checked && view.place.shade;
+  at("stage").classList.toggle("shaded", Boolean(shade));
+  for (const [id, which, ranges, tag] of [["plain", zero, gone, "del"], ["steered", row, come, "ins"]]) {
+    const layers = [
+      { ranges, wrap: marked(tag) },
+      ...(shade && which !== undefined ? [{ ranges: tokensOf(which), wrap: shaded(view.place.shade) }] : []),
+      { ranges: matches(textOf(which), wanted), wrap: marked("mark") },
+    ];
+    paint(at(id), textOf(which), layers);
+  }
+  at("plain-about").textContent = zero === undefined ? "not in this sweep" : aboutRow(zero);
+  at("steered-about").textContent = aboutRow(row, names.vector[view.vector], `layer ${names.layer[view.layer]}`);
+  at("prompt").textContent = strings[prompts[view.prompt_id]] ?? "";
+  const reference = rows.reference[row];
+  at("reference").textContent = strings[reference] ?? "";
+  at("reference").parentElement.hidden = reference === null;
+  showScale();
+}
+
+function showScale() {
+  if (!at("scale")) return;
+  const shade = view.place.shade;
+  at("scale").hidden = !shade;
+  at("no-scale").hidden = Boolean(shade);
+  if (!shade) return;
+  const [centre, extent] = shade;
+  [["low-end", centre - extent], ["centre", centre], ["high-end", centre + extent]].forEach(([id, value]) => {
+    at(id).textContent = number(Number(value.toPrecision(3)));
+  });
+}
+
+function newCard(score) {
+  const card = { score };
+  card.this = make("p", { class: "this" });
+  card.figure = make("div", { class: "chart" });
+  card.legend = make("ul", { class: "legend" });
+  card.values = make("table", {}, make("caption", {}, `${score}: mean and 95 % interval`));
+  const about = { class: "scroll", tabindex: "0", role: "group", "aria-label": `Values of ${score}` };
+  card.table = make("details", {}, make("summary", {}, "Values as a table"), make("div", about, card.values));
+  const parts = [make("h4", {}, score), card.this, card.figure, card.legend, card.table];
+  card.root = make("article", { class: "card score" }, ...parts);
+  return card;
+}
+
+function showScore(card, k) {
+  const mine = rows.scores[k];
+  const before = view.zero === undefined ? null : mine[view.zero], after = mine[view.row];
+  const change = before === null || after === null ? "" : ` (${signed(after - before)})`;
+  card.this.textContent = `These texts: ${number(before)} \u2192 ${number(after)}${change}`;
+  const lines = view.place.series.flatMap((place, nth) => {
+    const line = series[place].lines[k];
+    return line ? [{ ...line, name: series[place].name, style: STYLES[Math.min(nth, 2)] }] : [];
+  });
+  const coefficients = [...new Set(lines.flatMap(({ points }) => points.map(([coefficient]) => coefficient)))];
+  coefficients.sort((a, b) => a - b);
+  card.figure.hidden = card.table.hidden = !lines.length;
+  card.legend.replaceChildren(...legend(lines, view.coefficient));
+  if (!lines.length) return card.legend.replaceChildren(make("li", {}, "not measured here"));
+  card.figure.replaceChildren(
+    chart(card.score, lines, coefficients, view.coefficient, (coefficient) => go({ coefficient })));
+  card.values.replaceChildren(card.values.caption, ...valuesOf(lines, coefficients, view.coefficient));
+}
+
+function showHits() {
+  const hits = hitsOf(wish.query);
+  at("hits").replaceChildren(...hits.slice(0, SHOWN).map((row) => hit(row, wish.query, goTo)));
+  at("hits").hidden = !hits.length;
+  const more = hits.length > SHOWN ? `; the first ${SHOWN} are listed` : "";
+  at("found").textContent = wish.query.trim() ? `${hits.length} of ${searched.length} texts${more}` : "";
+}
+
+function search(query) {
+  lastHit = undefined;
+  go({ query });
+  showHits();
+}
+
+function nextHit(by) {
+  const hits = hitsOf(wish.query), here = hits.indexOf(lastHit);
+  if (hits.length) goTo(hits[here < 0 ? 0 : (here + by + hits.length) % hits.length]);
+}
+
+function step(choice, by) {
+  const options = view.options[choice], place = options.indexOf(view[choice]) + by;
+  if (place >= 0 && place < options.length) go({ [choice]: options[place] });
+}
+
+function slide(by) {
+  const row = view.list[view.index + by];
+  if (row !== undefined) go({ coefficient: rows.coefficient[row] });
+}
+
+const ACTIONS = {
+  ArrowLeft: () => slide(-1),
+  ArrowRight: () => slide(1),
+  ArrowUp: () => step("prompt_id", -1),
+  ArrowDown: () => step("prompt_id", 1),
+  "/": () => find.focus(),
+  "?": () => help.showModal(),
+};
+
+// Whether the arrows mean something to what has the focus.
+function hasArrows(element, key) {
+  if (element === slider) return true;
+  const pane = element.closest(".text, .scroll");
+  const across = key === "ArrowLeft" || key === "ArrowRight";
+  return pane && (across ? pane.scrollWidth > pane.clientWidth : pane.scrollHeight > pane.clientHeight);
+}
+
+function onKey(event) {
+  const { key, target } = event;
+  if (event.ctrlKey || event.metaKey || event.altKey || help.open || !Object.hasOwn(ACTIONS, key)) return;
+  if (target.closest("select, #find")) return;
+  if (key.startsWith("Arrow") ? hasArrows(target, key) : !at("single-keys").checked) return;
+  event.preventDefault();
+  ACTIONS[key]();
+}
+
+function onSearchKey(event) {
+  if (event.key === "Enter") nextHit(event.shiftKey ? -1 : 1);
+  if (event.key !== "Escape") return;
+  find.value = "";
+  search("");
+  find.blur();
+}
+
+function isDark() {
+  return (root.dataset.theme ?? (dark.matches ? "dark" : "light")) === "dark";
+}
+
+function showTheme() {
+  at("theme").setAttribute("aria-pressed", isDark());
+}
+
+function restore() {
+  if (!location.hash.includes("=")) return;  // a section's anchor
+  wish = fromLink(location.hash);
+  find.value = wish.query;
+  show();
+  showHits();
+}
+
+const cards = scores.map(newCard);
+at("scores").append(...cards.map(({ root }) => root));
+for (const choice of CHOICES) {
+  at(choice).addEventListener("change", (event) => go({ [choice]: Number(event.target.value) }));
+}
+slider.addEventListener("input", () => go({ coefficient: rows.coefficient[view.list[slider.value]] }));
+find.addEventListener("input", () => search(find.value));
+find.addEventListener("keydown", onSearchKey);
+at("shade")?.addEventListener("change", showTexts);
+at("theme").addEventListener("click", () => {
+  root.dataset.theme = isDark() ? "light" : "dark";
+  showTheme();
+});
+dark.addEventListener("change", showTheme);
+at("show-help").addEventListener("click", () => help.showModal());
+at("close-help").addEventListener("click", () => help.close());
+document.addEventListener("keydown", onKey);
+addEventListener("hashchange", restore);
+showTheme();
+find.value = wish.query;
+show();
+showHits();
+for (const id of ["stage", "buttons"]) at(id).hidden = false;
