@@ -52,15 +52,21 @@ class Browser:
 
     def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         """The result of one command; events that come meanwhile are kept."""
-        self.number += 1
-        message = {"id": self.number, "method": method, "params": parameters}
-        os.write(self.write_end, json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
-        while (answer := self.read()).get("id") != self.number:
+        number = self.send(method, session, parameters)
+        while (answer := self.read()).get("id") != number:
             self.events.append(answer)
+            if answer.get("method") == "Page.javascriptDialogOpening":  # until it is closed the page stands still
+                self.send("Page.handleJavaScriptDialog", answer["sessionId"], {"accept": False})
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
         result: dict[str, Any] = answer["result"]
         return result
+
+    def send(self, method: str, session: str | None, parameters: dict[str, Any]) -> int:
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters}
+        os.write(self.write_end, json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
+        return self.number
 
     def read(self) -> dict[str, Any]:
         while b"\0" not in self.rest:
