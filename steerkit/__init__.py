@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from steerkit.capture import collect as collect
     from steerkit.capture import collect_each as collect_each
     from steerkit.capture import collect_means as collect_means
+    from steerkit.convert import read_vectors as read_vectors
+    from steerkit.convert import write_vector as write_vector
     from steerkit.generation import generate as generate
     from steerkit.models import load as load
     from steerkit.pairs import ContrastPair as ContrastPair
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _HOME = {
     "activations": ("Activations", "ActivationMeans"),
     "capture": ("capture_resid", "collect", "collect_each", "collect_means"),
+    "convert": ("read_vectors", "write_vector"),
     "generation": ("generate",),
     "models": ("load",),
     "pairs": ("ContrastPair", "read_pairs", "write_pairs"),

@@ -262,6 +262,33 @@ def probe(
     _table("held-out accuracy of linear probes, by layer", sk.probe_layers(acts, seed=seed).table, as_json)
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A vector file of this project or another.", metavar="IN")],
+    out: Annotated[
+        Path, typer.Argument(help="A .safetensors or .gguf file; several vectors become OUT-NAME each.", metavar="OUT")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Vectors from and to other projects' formats, and what is lost on the way.
+
+    Example: steerkit convert agents.pt agents.safetensors
+    """
+    import warnings
+
+    from steerkit.convert import read_vectors, unsaid, write_vectors
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        vectors = read_vectors(source)
+        written = write_vectors(vectors, out)
+    facts: dict[str, Any] = {}
+    for name, vector in vectors.items():
+        facts |= {name: repr(vector), f"{name} written": str(written[name])}
+        facts |= {f"{name} not said": ", ".join(unsaid(vector)) or "nothing"}
+    _show({**facts, "lost": " ".join(dict.fromkeys(str(one.message) for one in said)) or "nothing"}, as_json)
+
+
 def _load(checkpoint: str, adapter: str | None) -> tuple[Any, Any]:
     import warnings
 

@@ -217,7 +217,7 @@ def _active_adapters(model: nn.Module) -> set[str]:
 
 
 def describe(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
-    """Provenance of a model as plain data: checkpoint, weights, fingerprints, dtype, kernel, blocks, versions."""
+    """Provenance of a model as plain data: checkpoint, type, weights, fingerprints, dtype, kernel, blocks, versions."""
     base = unwrap(model)
     blocks = find_blocks(model)
     origin: Mapping[str, Any] = getattr(base, ORIGIN, {})
@@ -228,6 +228,7 @@ def describe(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
         "weights": origin.get("weights", dtype),
         "model_fingerprint": weights,
         "adapter_fingerprint": adapter,
+        "model_type": getattr(base.config, "model_type", None),
         "dtype": dtype,
         "attention": getattr(base.config, "_attn_implementation", None),
         "device": str(next(base.parameters()).device),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,10 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerkit import artifacts
+from steerkit import artifacts, headers
 from steerkit.activations import EMBED, ActivationMeans, Activations
 
-FORMAT = "steerkit.vector/1"
 HEADER = "steerkit"
 
 
@@ -84,7 +82,7 @@ class SteeringVector:
         zero = [layer for layer, norm in self.norms().items() if norm == 0]
         if zero:
             raise ValueError(f"expected vectors of norm above 0; it is 0 at layers {zero}, so there is no direction.")
-        return self._map(lambda value: value / value.norm(), unit=True)
+        return self._map(lambda value: value / value.norm())
 
     def scaled_to(self, norms: SteeringVector) -> SteeringVector:
         """The same directions with another vector's norms, layer by layer: how a control gets an equal dose."""
@@ -123,11 +121,10 @@ class SteeringVector:
 
     def content(self) -> str:
         """16 hexadecimal digits that depend on the layers and values alone, for provenance."""
-        values = b"".join(f"{layer}:".encode() + value.numpy().tobytes() for layer, value in self.layers.items())
-        return artifacts.sha256(values)[:16]
+        return headers.content(self.layers)
 
-    def _map(self, change: Callable[[Tensor], Tensor], **meta: Any) -> SteeringVector:
-        return replace(self, layers={k: change(v) for k, v in self.layers.items()}, meta={**self.meta, **meta})
+    def _map(self, change: Callable[[Tensor], Tensor]) -> SteeringVector:
+        return replace(self, layers={k: change(v) for k, v in self.layers.items()})
 
     def _same_layers(self, other: SteeringVector) -> None:
         if list(self.layers) != list(other.layers) or self.d_model != other.d_model:
@@ -137,37 +134,37 @@ class SteeringVector:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file: tensors `layer.N`, and the provenance as JSON in its header; atomically."""
+        """Write a safetensors file: tensors `layer.N`, and a header as JSON (docs/vector-format.md); atomically.
+
+        Raises:
+            ValueError: `meta` contradicts what a steering vector is, or a field has a wrong type; nothing is written.
+        """
         from safetensors.torch import save_file
 
-        header = {"format": FORMAT, "hook_point": "resid_post", "layer_convention": "0-based block index", **self.meta}
+        header = headers.compose(self.meta, self.layers)
         tensors = {f"layer.{layer}": value.contiguous() for layer, value in self.layers.items()}
         with artifacts.atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={HEADER: artifacts.canonical_json(header)})
+            save_file(tensors, temporary, metadata={HEADER: header})
 
     @classmethod
     def load(cls, path: str | Path) -> SteeringVector:
-        """Read a file that `save` wrote.
+        """Read a file that `save` wrote; those of other projects are read by `steerkit.read_vectors`.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no safetensors file, or not one of ours.
+            ValueError: it is no safetensors file, not one of ours, damaged, or of another hook point or convention.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"expected a steering vector at {path}; there is no such file.")
+        metadata, tensors = headers.read_tensors(path)
+        if HEADER not in metadata:
+            raise ValueError(
+                f"expected format {headers.FORMAT!r} in the header {HEADER!r} of {path}; got no such header. "
+                "Files of other projects are read by steerkit.read_vectors."
+            )
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"expected a safetensors file with a steering vector at {path}; got {error}.") from error
-        if header.get("format") != FORMAT:
-            raise ValueError(f"expected format {FORMAT!r} in the header of {path}; got {header.get('format')!r}.")
-        drop = ("format", "hook_point", "layer_convention")
-        layers = {int(name.removeprefix("layer.")): value for name, value in tensors.items()}
-        return cls(layers, {k: v for k, v in header.items() if k not in drop})
+            layers = headers.layers_of(tensors, "layer")
+            return cls(layers, headers.parse(metadata[HEADER], layers))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def difference_in_means(

@@ -13,12 +13,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module may import from rooms above its own only
     {"artifacts", "progress", "ranks", "scoring"},
-    {"residual", "activations"},
+    {"residual", "activations", "headers"},
     {"blocks"},
     {"models", "texts", "backends"},
     {"pairs", "probes", "traces"},
     {"vectors", "capture"},
-    {"steering"},
+    {"steering", "convert"},
     {"engine", "readout"},
     {"generation", "fluency", "results"},
     {"doctor"},
@@ -82,11 +82,13 @@ def test_help_imports_nothing_heavy() -> None:
     code += "try:\n  main()\nexcept SystemExit: pass\n"
     done = run("-c", code + "print(sorted({'torch', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)))")
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
-    for command in ("demo", "inspect", "extract", "steer", "sweep", "score", "report", "probe", "play"):
-        assert command in done.stdout
+    commands = ("demo", "inspect", "extract", "steer", "sweep", "score", "report", "probe", "play", "convert")
+    assert all(command in done.stdout for command in commands)
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect", "extract", "steer", "sweep", "score", "report", "probe", "play"])
+@pytest.mark.parametrize(
+    "command", ["demo", "inspect", "extract", "steer", "sweep", "score", "report", "probe", "play", "convert"]
+)
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = run("-m", "steerkit.cli", command, "--help")
     assert done.returncode == 0 and f"Example: steerkit {command}" in done.stdout
