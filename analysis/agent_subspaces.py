@@ -282,7 +282,7 @@ def analyse(material: Material, grid: Grid, out: str | Path) -> dict[str, pd.Dat
     folders: dict[str, Path] = {}
     with artifacts.run_folder(out, config):
         for name, checkpoint in material.stages.items():
-            folder = out / "stages" / name.replace(" ", "-").lower()
+            folder = out / "stages" / artifacts.file_name(name)
             kinds = ("tried", "choice", "curves", "gains", "cosines", "plane", "reliability")
             if not all((folder / f"{kind}.csv").exists() for kind in kinds):
                 for kind, table in at_stage(name, checkpoint, material, grid, folder).items():

@@ -49,6 +49,9 @@ class Material:
                 f"expected a checkpoint, and debates for vectors, validation and test; got {len(self.stages)}, "
                 f"{', '.join(str(len(part)) for part in parts)}."
             )
+        names = [artifacts.file_name(name) for name in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected checkpoints whose names give files of their own; got {names}. Rename one.")
         if parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2]:
             raise ValueError("expected questions that stand in one part only; some stand in two. Split by question.")
 

@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parts = []
     with artifacts.run_folder(given.out / "separability", config) as folder:
         for stage, checkpoint in material.stages.items():
-            path = folder / f"{stage.replace(' ', '-').lower()}.csv"
+            path = folder / f"{artifacts.file_name(stage)}.csv"
             if not path.exists():
                 artifacts.write_table(path, separability(checkpoint, traces), config)
             parts.append(artifacts.read_table(path)[0].assign(stage=stage))

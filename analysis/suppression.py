@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     meta["traces"] = artifacts.sha256("".join(trace.text for trace in traces))
     with artifacts.run_folder(given.out / "suppression", meta) as out:
         for name, checkpoint in material.stages.items():
-            folder = out / name.replace(" ", "-").lower()
+            folder = out / artifacts.file_name(name)
             if not (folder / "kept.csv").exists():
                 for kind, table in at_stage(name, checkpoint, material, trait, setting, folder).items():
                     artifacts.write_table(folder / f"{kind}.csv", table, meta)

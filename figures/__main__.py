@@ -11,6 +11,7 @@ import pandas as pd
 
 from figures import agents, suppression, tokens, training
 from steerkit import artifacts, plots
+from steerkit.artifacts import file_name
 
 Picture = tuple[str, Any, Any]
 
@@ -26,15 +27,15 @@ def pictures(folder: Path) -> Iterator[Picture]:
         yield "accuracy-tokens", tokens.accuracy_tokens(found[0]), found[1]
     if found := table("training.csv"):
         for family, part in found[0].groupby("family", sort=False):
-            yield f"training-{_plain(family)}", training.training_curves(part, str(family)), found[1]
+            yield f"training-{file_name(str(family))}", training.training_curves(part, str(family)), found[1]
     if found := table("curves.csv"):
         for stage in dict.fromkeys(found[0]["stage"]):
             for identity in (False, True):
-                name = f"steering-{_plain(stage)}-{'tag' if identity else 'none'}"
+                name = f"steering-{file_name(stage)}-{'tag' if identity else 'none'}"
                 yield name, agents.steering_curves(found[0], stage, identity), found[1]
     if (found := table("cosines.csv")) and (choice := table("choice.csv")):
         for line in choice[0].itertuples():
-            yield f"cosines-{_plain(line.stage)}", agents.cosine_map(found[0], line.stage, line.layer), found[1]
+            yield f"cosines-{file_name(line.stage)}", agents.cosine_map(found[0], line.stage, line.layer), found[1]
     if found := table("plane.csv"):
         yield "plane", agents.plane(found[0]), found[1]
     if found := table("suppression_curves.csv"):
@@ -43,11 +44,7 @@ def pictures(folder: Path) -> Iterator[Picture]:
     if found := table("separability.csv"):
         keys = ["stage", "debates", "source", "position"]
         for key in found[0][keys].drop_duplicates().itertuples(index=False):
-            yield "probes-" + "-".join(map(_plain, key)), agents.probe_profile(found[0], *key), found[1]
-
-
-def _plain(name: str) -> str:
-    return str(name).lower().replace(" ", "-")
+            yield "probes-" + "-".join(map(file_name, key)), agents.probe_profile(found[0], *key), found[1]
 
 
 def main(arguments: list[str] | None = None) -> None:

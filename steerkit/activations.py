@@ -46,7 +46,7 @@ class Activations:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.resid.shape[:2] != (len(self.items), len(self.layers)):
+        if self.resid.ndim != 3 or self.resid.shape[:2] != (len(self.items), len(self.layers)):
             raise ValueError(
                 f"expected resid of shape [{len(self.items)} items, {len(self.layers)} layers, d_model]; "
                 f"got {list(self.resid.shape)}. Give one row of `items` per item and one entry of `layers` per layer."
@@ -70,7 +70,8 @@ class Activations:
         """The items for which `keep` (one boolean per item) is true."""
         kept = np.asarray(keep)
         if kept.dtype != bool or kept.shape != (len(self),):
-            raise ValueError(f"expected {len(self)} booleans, one per item; got {kept.dtype} of shape {kept.shape}.")
+            got = f"{kept.dtype} of shape {kept.shape}"
+            raise ValueError(f"expected {len(self)} booleans, one per item; got {got}. Compare a column of items.")
         return replace(self, resid=self.resid[torch.tensor(kept)], items=self.items[kept].reset_index(drop=True))
 
 
@@ -95,5 +96,5 @@ class ActivationMeans:
     def of(self, label: str) -> Float[Tensor, "layer d_model"]:
         """The mean of one label at every layer."""
         if label not in self.labels:
-            raise ValueError(f"expected one of the labels {list(self.labels)}; got {label!r}.")
+            raise ValueError(f"expected one of the labels {list(self.labels)}; got {label!r}. Name one of those.")
         return self.mean[self.labels.index(label)]

@@ -41,8 +41,8 @@ class Blocks:
         number = int(layer) if isinstance(layer, Integral) and not isinstance(layer, bool) else -1
         if number not in self.modules:
             raise ValueError(
-                f"expected a layer from 0 to {len(self) - 1} (the stream after that block); got {layer!r}."
-                + (f" For the last layer say {len(self) - 1}." if layer == -1 else "")
+                f"expected a layer from 0 to {len(self) - 1} (the stream after that block); got {layer!r}. "
+                f"Give a whole number in that range; the last layer is {len(self) - 1}."
             )
         return number
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,7 +16,7 @@ from steerkit import artifacts, models, residual
 from steerkit.activations import EMBED, ActivationMeans, Activations, Layer
 from steerkit.blocks import Blocks, evaluating, find_blocks, unwrap
 from steerkit.pairs import ContrastPair
-from steerkit.texts import Passage, Prompt, SpannedText, context_length, encode, encode_prompt, pad, passage_of
+from steerkit.texts import Passage, Prompt, SpannedText, check_fits, encode, encode_prompt, pad, passage_of
 
 Text = str | SpannedText | ContrastPair
 Layers = str | int | Sequence[Layer]
@@ -159,7 +158,8 @@ def stream_norms(
     rows = [(encode_prompt(tokenizer, p), encode(tokenizer, t)) for p, t in zip(prompts, texts, strict=True)]
     passages = [Passage((*p, *t), ((len(p), len(p) + len(t)),), ("",), "") for p, t in rows if t]
     if not passages:
-        raise ValueError("expected at least one text with a token; all are empty.")
+        raise ValueError("expected at least one text with a token; all are empty. Generate longer ones.")
+    check_fits(model, [passage.ids for passage in passages])
     blocks = find_blocks(model)
     wanted = resolve_layers(blocks, layers)
     total = torch.zeros(len(wanted), dtype=torch.float64)
@@ -177,10 +177,11 @@ def resolve_layers(blocks: Blocks, layers: Layers) -> tuple[Layer, ...]:
     """`"all"`, one layer or several as a tuple of block indices (and `"embed"`), each checked, none twice."""
     if isinstance(layers, str) and layers == "all":
         return tuple(blocks.modules)
-    several = [layers] if isinstance(layers, str | int | Integral) else list(layers)
-    if not several or len(set(several)) != len(several):
-        raise ValueError(f"expected one layer at least, and each once; got {several}.")
-    return tuple(EMBED if isinstance(layer, str) and layer == EMBED else blocks.check(layer) for layer in several)
+    several = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+    found = tuple(EMBED if isinstance(layer, str) and layer == EMBED else blocks.check(layer) for layer in several)
+    if not found or len(set(found)) != len(found):
+        raise ValueError(f"expected one layer at least, and each once; got {several}. Say 'all', or list them.")
+    return found
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int, max_rows: int | None = None) -> list[list[int]]:
@@ -204,11 +205,12 @@ def _pool(position: Position, passages: Sequence[Passage]) -> Pool:
         return _mean
     index = {"last": -1, "first": 0}.get(position, position) if isinstance(position, str) else position
     if isinstance(index, bool) or not isinstance(index, int):
-        raise ValueError(f"expected position 'last', 'first', 'mean' or an integer; got {position!r}.")
+        raise ValueError(f"expected position 'last', 'first', 'mean' or an integer; got {position!r}. Choose one.")
     shortest = min(stop - start for passage in passages for start, stop in passage.spans)
     if not -shortest <= index < shortest:
         raise ValueError(
-            f"expected a position inside every span; {index} is outside the shortest, of {shortest} tokens."
+            f"expected a position inside every span; {index} is outside the shortest, of {shortest} tokens. Take "
+            "one nearer to its end, or leave that text out."
         )
 
     def at(stream: Tensor, rows: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
@@ -302,8 +304,8 @@ def _windows(
 
 
 def _passages(model: nn.Module, tokenizer: Any, texts: Sequence[Text], first: int = 0) -> list[Passage]:
-    if isinstance(texts, str) or not len(texts):
-        raise ValueError(f"expected a non-empty list of texts; got {texts!r:.80}.")
+    if isinstance(texts, str | Mapping) or not len(texts):
+        raise ValueError(f"expected a non-empty list of texts; got {texts!r:.80}. Put them in a list.")
     passages: list[Passage] = []
     for number, text in enumerate(texts, first):
         if isinstance(text, ContrastPair):
@@ -311,17 +313,14 @@ def _passages(model: nn.Module, tokenizer: Any, texts: Sequence[Text], first: in
         elif isinstance(text, str | SpannedText):
             passages.append(passage_of(tokenizer, text, str(number)))
         else:
-            raise TypeError(
-                f"expected a string, SpannedText or ContrastPair as text {number}; got {type(text).__name__}."
-            )
-    limit = context_length(model)
+            got = f"got {type(text).__name__}. Convert it."
+            raise TypeError(f"expected a string, SpannedText or ContrastPair as text {number}; {got}")
+    check_fits(model, [passage.ids for passage in passages])
     for passage in passages:
-        if limit is not None and len(passage.ids) > limit:
-            raise ValueError(
-                f"expected texts of at most {limit} tokens, the model's context; got {len(passage.ids)}. Cut it."
-            )
         if any(start >= stop for start, stop in passage.spans):
-            raise ValueError(f"expected at least one token in every span; group {passage.group} has one without.")
+            raise ValueError(
+                f"expected at least one token in every span; group {passage.group} has one without. Leave it out."
+            )
     return passages
 
 

@@ -25,7 +25,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, RuntimeError, TypeError, ImportError) as error:
-        print(f"steerkit: {error}", file=sys.stderr)
+        lines = [" ".join(_shown(line, " ").split()) for line in str(error).splitlines()]
+        print(f"steerkit: {' / '.join(filter(None, lines))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("steerkit: interrupted; the same command goes on where it stopped.", file=sys.stderr)
@@ -126,8 +127,9 @@ def extract(
     import steerkit as sk
 
     contrast = sk.read_pairs(pairs)
-    where = int(position) if position.lstrip("-").isdigit() else position
-    means = sk.collect_means(*_load(checkpoint, adapter), contrast, layers=_layers(layers), position=where)
+    where = int(position) if position.removeprefix("-").isdecimal() else position
+    at = "all" if layers == "all" else _numbers(layers, int)
+    means = sk.collect_means(*_load(checkpoint, adapter), contrast, layers=at, position=where)
     vector = sk.difference_in_means(means)
     vector.save(out)
     _show(
@@ -155,10 +157,10 @@ def steer(
     """
     import steerkit as sk
 
+    steering = sk.Steering(sk.SteeringVector.load(vector).at(layer), coefficient, positions)
     model, tokenizer = _load(checkpoint, adapter)
     chat = not verbatim and bool(getattr(tokenizer, "chat_template", None))
     asked = [{"role": "user", "content": prompt}] if chat else prompt
-    steering = sk.Steering(sk.SteeringVector.load(vector).at(layer), coefficient, positions)
     texts = sk.generate(model, tokenizer, [asked, asked], max_new_tokens=max_new_tokens, steering=[None, steering])
     _side_by_side(dict(zip(("unsteered", f"layer {layer}, coefficient {coefficient:g}"), texts, strict=True)), as_json)
 
@@ -186,10 +188,12 @@ def sweep(
     from steerkit.artifacts import read_rows
 
     named = {path.stem: sk.SteeringVector.load(path) for path in vectors}
+    if len(named) < len(vectors):
+        raise ValueError(f"expected files with different names; got {[path.name for path in vectors]}. Rename one.")
+    rows, at, doses = read_rows(prompts, complete=True), _numbers(layers, int), _numbers(coefficients, float)
     result = sk.sweep(
-        *_load(checkpoint, adapter), named, read_rows(prompts), layers=_layers(layers), out=out, positions=positions,
-        coefficients=[float(c) for c in coefficients.split(",")], samples=samples,
-        max_new_tokens=max_new_tokens, seed=seed,
+        *_load(checkpoint, adapter), named, rows, layers=at, out=out, positions=positions, coefficients=doses,
+        samples=samples, max_new_tokens=max_new_tokens, seed=seed,
     )  # fmt: skip
     _show({"rows": len(result.table), "table": str(out / "table.parquet")}, as_json)
 
@@ -209,7 +213,7 @@ def score(
     """
     import steerkit as sk
 
-    result = sk.SweepResult.load(run)
+    result = sk.SweepResult.load(run / "table.parquet")
     model, tokenizer = _load(checkpoint, None) if checkpoint else (None, None)
     for name in names:
         result = result.score(name, model=model, tokenizer=tokenizer)
@@ -293,16 +297,25 @@ def _load(checkpoint: str, adapter: str | None) -> tuple[Any, Any]:
     import warnings
 
     from rich.console import Console
+    from rich.text import Text
 
     warnings.filterwarnings("ignore", category=FutureWarning)
-    with Console(stderr=True).status(f"loading {checkpoint}"):
+    with Console(stderr=True).status(Text(_shown(f"loading {checkpoint}"))):
         from steerkit.models import load
 
         return load(checkpoint, adapter=adapter)
 
 
-def _layers(text: str) -> Any:
-    return "all" if text == "all" else [int(part) for part in text.split(",")]
+def _numbers(text: str, kind: type[Any]) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"expected {kind.__name__}s with commas between; got {text!r}. Write 1,2,3.") from None
+
+
+def _shown(text: object, instead: str = "\ufffd") -> str:
+    """Text for a terminal: a control character in it, from a model or a file, must not act there."""
+    return "".join(c if c in "\n\t" or c.isprintable() or ord(c) > 159 else instead for c in str(text))
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:
@@ -311,7 +324,7 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
+        print(f"{name:<{width}}  {f'{value:.4g}' if isinstance(value, float) else _shown(value)}")
 
 
 def _table(title: str, table: Any, as_json: bool) -> None:
@@ -320,12 +333,13 @@ def _table(title: str, table: Any, as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table(title=Text(_shown(title)), title_justify="left")
     for column in table.columns:
-        drawn.add_column(str(column), justify="right")
+        drawn.add_column(Text(_shown(column)), justify="right")
     for row in table.itertuples(index=False):
-        drawn.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+        drawn.add_row(*(Text(f"{value:.3f}" if isinstance(value, float) else _shown(value)) for value in row))
     Console().print(drawn)
 
 
@@ -340,7 +354,7 @@ def _side_by_side(texts: dict[str, str], as_json: bool) -> None:
 
     console = Console()
     width = console.width // 2 - 2
-    panels = [Panel(Text(text), title=title, width=width) for title, text in texts.items()]
+    panels = [Panel(Text(_shown(text)), title=title, width=width) for title, text in texts.items()]
     console.print(Columns(panels))
 
 

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from steerkit import models, residual
 from steerkit.blocks import evaluating, find_blocks, text_config, unwrap
 from steerkit.steering import RowSteering, Steering, taken_over, touches_prompt
-from steerkit.texts import pad
+from steerkit.texts import check_vocabulary, pad
 
 BATCH_ROWS = {"cpu": 96, "cuda": 256}
 COMPACT_BELOW = 0.8  # a batch is compacted once at most this share of its rows goes on
@@ -63,14 +63,9 @@ def in_batches(
     halved. The model is in eval mode meanwhile, and what `with steering.on(model)` set sleeps.
 
     Raises:
-        ValueError: a steering that does not fit the model, or a model whose cached forward is not its plain one.
+        ValueError: see `check_rows`.
     """
-    blocks = find_blocks(model)
-    with taken_over(model):
-        exact_chunks(model)
-    weights = models.fingerprint(model)
-    for steering in {id(s): s for row in rows for s, _ in row.steerings}.values():
-        steering.check(model, blocks, weights)
+    check_rows(model, rows)
     size = batch_rows or BATCH_ROWS.get(next(unwrap(model).parameters()).device.type, 96)
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].prompt), rows[i].prompt))
     queue = [order[i : i + size] for i in range(0, len(order), size)][::-1]
@@ -86,6 +81,19 @@ def in_batches(
                 queue += [numbers[len(numbers) // 2 :], numbers[: len(numbers) // 2]]
                 continue
             yield list(zip(numbers, done, strict=True))
+
+
+def check_rows(model: nn.Module, rows: Sequence[Row]) -> None:
+    """`ValueError` unless these rows can be run: for a steering that does not fit the model, a token that it does not
+    have, or a model whose cached forward is not its plain one.
+    """
+    blocks = find_blocks(model)
+    with taken_over(model):
+        exact_chunks(model)
+    weights = models.fingerprint(model)
+    for steering in {id(s): s for row in rows for s, _ in row.steerings}.values():
+        steering.check(model, blocks, weights)
+    check_vocabulary(model, [row.prompt for row in rows])
 
 
 class Engine:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from steerkit.engine import Engine, Row, in_batches
 from steerkit.progress import progress
 from steerkit.steering import Steering
-from steerkit.texts import Prompt, context_length, encode, encode_prompt
+from steerkit.texts import Prompt, check_vocabulary, context_length, encode, encode_prompt
 
 LOGIT_BYTES = 2**28
 ROWS = 96
@@ -80,8 +80,10 @@ def _teacher_forced(
 ) -> list[Tensor]:
     """`read(logits, unsteered logits or None, ids)` per token of each text; `[token]` per row."""
     if not len(prompts) == len(texts) == len(steerings if steerings is not None else texts):
-        raise ValueError(f"expected one text (and steering) per prompt, {len(prompts)}; got {len(texts)}.")
+        got = [len(texts)] if steerings is None else [len(texts), len(steerings)]
+        raise ValueError(f"expected one text (and steering) per prompt, {len(prompts)}; got {got}. Pair them up.")
     ids = [encode(tokenizer, text) for text in texts]
+    check_vocabulary(model, ids)
     encoded: dict[str, tuple[int, ...]] = {}
     rows = []
     for number, prompt in enumerate(prompts):
@@ -114,7 +116,12 @@ def _teacher_forced(
             bare = Engine(model, [Row(row.prompt) for row in engine.rows], room)
             plain = bare.forward(entering, bare.width - 1).float()
         scores = read(logits, plain, chunk).cpu()
-        return [scores[row, : len(tokens)] for row, tokens in enumerate(mine)]
+        own = [scores[row, : len(tokens)] for row, tokens in enumerate(mine)]
+        if any(bool(torch.isnan(part).any()) for part in own):
+            raise ValueError(
+                "expected finite logits; got NaN. Lower the coefficient, or load the model in bfloat16 or float32."
+            )
+        return own
 
     with progress("scoring", len(todo)) as advance:
         for batch in in_batches(model, [rows[i] for i in todo], room, work, size):

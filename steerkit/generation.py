@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from numbers import Integral
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -46,10 +46,12 @@ def generate(
         batch_rows: rows decoded at once; default by device, halved when memory runs out.
 
     Raises:
-        ValueError: no prompts, an empty or too long prompt, a steering that does not fit, an impossible setting.
+        TypeError: a steering that is none.
+        ValueError: no prompts, an empty or too long prompt, a steering that does not fit, an impossible setting, or
+            logits that are not finite.
     """
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}.")
+    if isinstance(prompts, str | Mapping) or not len(prompts):
+        raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}. Put them in a list.")
     with taken_over(model) as active:
         each = _per_row(steering, active, len(prompts))
         seen: Counter[str] = Counter()
@@ -77,8 +79,14 @@ def _per_row(
     rows = [tuple(column[i] for column in shared) for i in range(count)]
     if steering is None or isinstance(steering, Steering):
         return rows
+    several = list(steering) if isinstance(steering, Sequence) else [steering]
+    if stray := [one for one in several if not (one is None or isinstance(one, Steering))]:
+        raise TypeError(
+            f"expected a Steering, or a list with one (or None) per prompt; got {type(stray[0]).__name__}. Say "
+            "Steering(vector, coefficient)."
+        )
     if len(steering) != count:
-        raise ValueError(f"expected one steering (or None) per prompt, {count}; got {len(steering)}.")
+        raise ValueError(f"expected one steering (or None) per prompt, {count}; got {len(steering)}. Pair them up.")
     return [row if one is None else (*row, *one.rows(1)) for row, one in zip(rows, steering, strict=True)]
 
 
@@ -100,14 +108,15 @@ def decode(
         streams: per row, what its random numbers are keyed by; unused when greedy.
 
     Raises:
-        ValueError: a prompt too long for the context, a steering that does not fit, a setting out of range.
+        ValueError: a prompt too long for the context, a steering that does not fit, a setting out of range, or logits
+            that are not finite.
     """
-    _check_settings(model, rows, max_new_tokens, temperature, top_p)
+    check_settings(model, rows, max_new_tokens, temperature, top_p, batch_rows)
     ends = ends_of(model, tokenizer)
 
     def work(engine: Engine, numbers: Sequence[int]) -> list[Continuation]:
         if temperature == 0:
-            return engine.decode(max_new_tokens, ends, lambda logits, _, __: logits.argmax(-1))
+            return engine.decode(max_new_tokens, ends, lambda logits, _, __: likeliest(logits))
         numbered = {streams[i]: random_stream(streams[i], max_new_tokens) for i in numbers}
         uniform = torch.from_numpy(np.stack([numbered[streams[i]] for i in numbers])).to(engine.device)
         return engine.decode(
@@ -117,19 +126,28 @@ def decode(
     yield from in_batches(model, rows, max_new_tokens, work, batch_rows)
 
 
-def _check_settings(model: nn.Module, rows: Sequence[Row], new: int, temperature: float, top_p: float) -> None:
-    if isinstance(new, bool) or not isinstance(new, Integral) or new < 1:
-        raise ValueError(f"expected max_new_tokens to be an integer from 1; got {new!r}.")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"expected a finite temperature from 0 (greedy); got {temperature!r}.")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"expected top_p above 0 and at most 1; got {top_p!r}.")
+def check_settings(
+    model: nn.Module, rows: Sequence[Row], new: int, temperature: float, top_p: float, batch_rows: int | None = None
+) -> None:
+    """`ValueError` for a setting of `decode` that is out of range, or a prompt that does not fit the context."""
+    if not _is_count(new):
+        raise ValueError(f"expected max_new_tokens to be an integer from 1; got {new!r}. Mend it.")
+    if batch_rows is not None and not _is_count(batch_rows):
+        raise ValueError(f"expected batch_rows to be an integer from 1, or None; got {batch_rows!r}. Mend it.")
+    if not isinstance(temperature, Real) or not 0 <= temperature < float("inf"):
+        raise ValueError(f"expected a finite temperature from 0 (greedy); got {temperature!r}. Mend it.")
+    if not isinstance(top_p, Real) or not 0 < top_p <= 1:
+        raise ValueError(f"expected top_p above 0 and at most 1; got {top_p!r}. Mend it.")
     limit = context_length(model)
     longest = max((len(row.prompt) for row in rows), default=0)
     if limit is not None and longest + new > limit:
         raise ValueError(
             f"expected prompt and new tokens within the model's context of {limit}; got {longest} + {new}. Cut either."
         )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def ends_of(model: nn.Module, tokenizer: Any) -> frozenset[int]:
@@ -145,6 +163,21 @@ def random_stream(key: Any, count: int) -> Float[np.ndarray, " count"]:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).random(count)
 
 
+def likeliest(logits: Float[Tensor, "batch v"]) -> Int[Tensor, " batch"]:
+    """The most likely token of each row; `ValueError` where a logit is NaN or infinite, which would be chosen first."""
+    token = logits.argmax(-1)
+    _check_finite(logits.gather(-1, token[:, None]))
+    return token
+
+
+def _check_finite(found: Tensor) -> None:
+    if not torch.isfinite(found).all():
+        raise ValueError(
+            "expected finite logits; got NaN or infinity. Lower the coefficient, or load the model in bfloat16 or "
+            "float32."
+        )
+
+
 def sample(
     logits: Float[Tensor, "batch v"], uniform: Float[Tensor, " batch"], temperature: float, top_p: float
 ) -> Int[Tensor, " batch"]:
@@ -153,8 +186,12 @@ def sample(
     The distribution is softmax(logits / temperature), cut to its nucleus of `top_p`; it is summed in the order of the
     token ids, so that rows with nearly equal logits and the same number choose the same token. A token is in the
     nucleus if the probability of all likelier ones is below `top_p`; so are all that are as likely as its last.
+
+    Raises:
+        ValueError: a logit is NaN or infinite.
     """
     probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    _check_finite(probabilities[:, 0])  # one NaN makes a row of them
     if top_p < 1:
         likely, ids = probabilities.topk(min(NUCLEUS, probabilities.shape[-1]), dim=-1)
         least = _least_likely(likely, top_p)

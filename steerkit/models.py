@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from steerkit import artifacts
-from steerkit.blocks import find_blocks, unwrap
+from steerkit.blocks import Blocks, find_blocks, unwrap
 
 ORIGIN = "_steerkit_origin"
 WRAPPERS = r"^base_model\.model\.|\.base_layer|\.original_module"
@@ -33,6 +33,7 @@ def load(
     blocks: str | None = None,
     backend: str | None = None,
     trust_remote_code: bool = False,
+    trust_pickle: bool = False,
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer, ready to be read and steered.
 
@@ -47,6 +48,8 @@ def load(
         blocks: path of the list of decoder blocks, where the rule does not find it.
         backend: `"transformer_lens"` or `"nnsight"`: run it by that package (see `steerkit.backends.through`).
         trust_remote_code: run Python code that the checkpoint brings. It can do anything that you can.
+        trust_pickle: read weights from pickles too (`.bin`), where there are no safetensors. A pickle can hold code;
+            torch's restricted reader refuses it, but has had holes.
 
     Returns:
         `(model, tokenizer)`: plain transformers (or PEFT) objects; the model in eval mode, its blocks verified.
@@ -54,41 +57,47 @@ def load(
     Raises:
         OSError: nothing loadable at `checkpoint`.
         NoResidualStream: its residual stream could not be found and verified.
-        ValueError: the adapter's weights did not land in the model, or `bits` where they cannot be had.
+        ValueError: weights that are cut off, pickled and not trusted, or fewer or more than the configuration says; an
+            adapter that did not land in the model; `bits` where they cannot be had.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     checkpoint, gguf_file = _split_gguf(checkpoint, gguf_file)
     spread = device if device == "auto" or isinstance(device, Mapping) else None
     target = torch.device(
         device if isinstance(device, str | torch.device) and spread is None
         else "cuda" if torch.cuda.is_available() else "cpu"
     )  # fmt: skip
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"expected a device that is there; got {device!r} without a GPU. Say device='cpu'.")
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"expected a dtype such as 'float32' or 'bfloat16'; got {dtype!r}. Choose one.")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     weights = None
-    if gguf_file is not None:
+    if gguf_file is None:
+        _check_folder(checkpoint, trust_pickle)
+    else:
         from transformers import GgufConfig
 
         options["gguf_file"] = gguf_file
         weights = _gguf_type(Path(checkpoint) / gguf_file)
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, **options)
-        if gguf_file is not None:
-            options["quantization_config"] = GgufConfig(dequantize=True)
-        if spread is not None:
-            options["device_map"] = spread
-        if bits is not None:
-            options["quantization_config"] = _quantised(bits, gguf_file)
-        options["dtype"] = dtype if dtype is not None else torch.float32 if target.type == "cpu" else "auto"
-        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, **options)
+    special: dict[str, Any] = {}
+    if gguf_file is not None:
+        special["quantization_config"] = GgufConfig(dequantize=True)
+    elif not trust_pickle:
+        special["use_safetensors"] = True
+    if spread is not None:
+        special["device_map"] = spread
+    if bits is not None:
+        special["quantization_config"] = _quantised(bits, gguf_file)
+    special["dtype"] = dtype if dtype is not None else torch.float32 if target.type == "cpu" else "auto"
+    model, tokenizer, report = _from_transformers(checkpoint, options, special)
     if not getattr(model, "hf_device_map", None) and bits is None:
         model = model.to(target)
     name = f"{checkpoint}/{gguf_file}" if gguf_file else str(checkpoint)
     setattr(model, ORIGIN, {"checkpoint": name, "weights": weights or str(model.dtype).removeprefix("torch.")})
     if adapter is not None:
-        model = _with_adapter(model, adapter)
+        model = _with_adapter(model, adapter, trust_pickle)
     model.eval()
-    find_blocks(model, blocks)
+    _check_whole(checkpoint, find_blocks(model, blocks), report)
     if backend is not None:
         from steerkit.backends import through
 
@@ -112,6 +121,57 @@ def _quantised(bits: int, gguf_file: str | None) -> Any:
     return BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
 
 
+def _from_transformers(checkpoint: str, options: Any, special: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer, and transformers' account of which weights it found; `OSError` or `ValueError` if it fails."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint, **options)
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                checkpoint, output_loading_info=True, **options, **special
+            )
+    except (OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each parser below has its own
+        raise ValueError(
+            f"expected a whole checkpoint at {checkpoint}; got {type(error).__name__}: {error}. Fetch it again, or "
+            "look at the file that this is about."
+        ) from error
+    return found[0], tokenizer, found[1]
+
+
+def _check_whole(checkpoint: str, blocks: Blocks, report: Mapping[str, Any]) -> None:
+    """`ValueError` for weights that are not those of the configuration, which transformers draws at random or drops."""
+    block = re.compile(rf"(?:^|\.){re.escape(blocks.path.rpartition('.')[2])}\.([0-9]+)\.")
+    beyond = [k for k in report["unexpected_keys"] if (at := block.search(k)) and int(at[1]) >= len(blocks)]
+    if lost := sorted(report["missing_keys"]) + sorted(beyond):
+        raise ValueError(
+            f"expected the weights that the configuration of {checkpoint} says, {len(blocks)} blocks; got "
+            f"{len(report['missing_keys'])} tensors too few and {len(beyond)} in further blocks, e.g. {lost[0]!r}. "
+            "Mend its config.json, or fetch it again."
+        )
+
+
+def _check_folder(checkpoint: str, trust_pickle: bool) -> None:
+    """Refuse a path that holds no checkpoint, or one with pickles only; a hub id is for transformers to find."""
+    folder = Path(checkpoint)
+    if not folder.exists() and checkpoint.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"expected a checkpoint at {folder}; there is none. Check the path, or give a hub id: owner/name."
+        )
+    if folder.is_file():
+        raise ValueError(f"expected a folder, a .gguf file or a hub id; got the file {folder}. Name its folder.")
+    if folder.is_dir() and not (folder / "adapter_config.json").is_file():
+        artifacts.read_json(folder / "config.json")
+    pickles = [] if trust_pickle else sorted(folder.glob("pytorch_model*.bin*"))
+    if pickles and not list(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"expected safetensors in {folder}; got the pickle {pickles[0].name}, which can hold code. Convert it "
+            "(load it where you trust it, and `save_pretrained`), or say trust_pickle=True."
+        )
+
+
 def _split_gguf(checkpoint: str | Path, gguf_file: str | None) -> tuple[str, str | None]:
     path = Path(checkpoint)
     if gguf_file is None and path.suffix == ".gguf":
@@ -128,23 +188,41 @@ def _gguf_type(path: Path) -> str | None:
     from gguf import GGUFReader
 
     sizes: dict[str, int] = {}
-    for tensor in GGUFReader(path).tensors:
-        sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
+    try:
+        for tensor in GGUFReader(path).tensors:
+            sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
+    except (ValueError, LookupError, ArithmeticError) as error:
+        raise ValueError(f"expected a whole GGUF file at {path}; got {error}. Fetch it again.") from error
+    if not sizes:
+        raise ValueError(f"expected weights in {path}; got a GGUF file without any. Fetch it again.")
     return f"{max(sizes, key=lambda kind: sizes[kind])}, dequantised"
 
 
-def _with_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
+def _with_adapter(model: nn.Module, adapter: str | Path, trust_pickle: bool) -> nn.Module:
     import peft
     from peft.utils import load_peft_weights
+    from safetensors import SafetensorError
+    from transformers.utils import cached_file
 
-    adapted = peft.PeftModel.from_pretrained(model, str(adapter))
+    try:
+        if not trust_pickle:
+            cached_file(str(adapter), "adapter_model.safetensors")
+    except OSError as error:
+        raise ValueError(
+            f"expected an adapter with safetensors at {adapter}; got none. Check the path; a pickled one needs "
+            "trust_pickle=True, and can hold code."
+        ) from error
+    try:
+        adapted = peft.PeftModel.from_pretrained(model, str(adapter))
+        wanted = load_peft_weights(str(adapter), device="cpu")
+    except SafetensorError as error:
+        raise ValueError(f"expected a whole adapter at {adapter}; got {error}. Fetch it again.") from error
     there = peft.get_peft_model_state_dict(adapted)
-    wanted = load_peft_weights(str(adapter), device="cpu")
     lost = [k for k, v in wanted.items() if k not in there or not torch.equal(there[k].cpu(), v.to(there[k].dtype))]
     if lost:
         raise ValueError(
             f"expected all {len(wanted)} tensors of the adapter {adapter} in the model; {len(lost)} did not land, "
-            f"e.g. {lost[0]!r}. It was made for another base model, or for other module names."
+            f"e.g. {lost[0]!r}: it was made for another base model, or other module names. Load it on that one."
         )
     return adapted
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steerkit import artifacts
-from steerkit.texts import Passage, Prompt, encode, encode_prompt
+from steerkit.texts import Passage, Prompt, encode, encode_prompt, messages_of
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class ContrastPair:
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
-            object.__setattr__(self, "prompt", tuple(dict(m) for m in self.prompt))
+            object.__setattr__(self, "prompt", tuple(messages_of(self.prompt)))
         for side in ("positive", "negative"):
             text = getattr(self, side)
             if not isinstance(text, str) or not text:
-                raise ValueError(f"expected a non-empty string as the pair's {side}; got {text!r:.80}.")
+                raise ValueError(f"expected a non-empty string as the pair's {side}; got {text!r:.80}. Write one.")
 
     def passages(self, tokenizer: Any, group: str) -> tuple[Passage, Passage]:
         """Both texts tokenised, each with one span: the continuation's own tokens, nothing of prompt or template."""
@@ -55,10 +55,11 @@ def read_pairs(path: str | Path) -> list[ContrastPair]:
     """
     names = {"prompt", "positive", "negative"}
     pairs = []
-    for number, row in enumerate(artifacts.read_rows(path), 1):
+    for number, row in enumerate(artifacts.read_rows(path, complete=True), 1):
         if not names <= set(row) or not set(row) <= names | {"group"}:
             raise ValueError(
-                f"expected keys {sorted(names)} and optionally 'group' in {path}, row {number}; got {sorted(row)}."
+                f"expected keys {sorted(names)} and optionally 'group' in {path}, row {number}; got {sorted(row)}. "
+                "Rename, add or drop keys."
             )
         try:
             if row.get("group") is not None:
@@ -67,7 +68,7 @@ def read_pairs(path: str | Path) -> list[ContrastPair]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, row {number}: {error}") from error
     if not pairs:
-        raise ValueError(f"expected at least one pair in {path}; it is empty.")
+        raise ValueError(f"expected at least one pair in {path}; it is empty. Write one object a line.")
     return pairs
 
 

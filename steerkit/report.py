@@ -192,8 +192,8 @@ def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _figure(caption: str, path: Path) -> dict[str, Any]:
     """A PNG for the page, its size there in CSS pixels: text of 6.5 points at 200 dpi becomes 12 of them high."""
     data = path.read_bytes()
-    if not data.startswith(PNG):
-        raise ValueError(f"expected a PNG at {path}; it begins with {data[:8]!r}. Save the figure as PNG.")
+    if not data.startswith(PNG) or len(data) < 24:
+        raise ValueError(f"expected a whole PNG at {path}; it begins with {data[:8]!r}. Save the figure as PNG.")
     width, height = (round(pixels * 0.65) for pixels in struct.unpack(">II", data[16:24]))
     return {"caption": caption, "width": width, "height": height, "data": base64.b64encode(data).decode()}
 

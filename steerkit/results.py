@@ -31,7 +31,9 @@ class SweepResult:
     def __post_init__(self) -> None:
         missing = [column for column in (*KEYS, "text", "group") if column not in self.table]
         if missing:
-            raise ValueError(f"expected the columns of a sweep; missing: {missing}. Got {list(self.table)[:12]}.")
+            raise ValueError(
+                f"expected the columns of a sweep; got {list(self.table)[:12]}. Add {missing}, or load another table."
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> SweepResult:
@@ -40,7 +42,7 @@ class SweepResult:
         file = path / "table.parquet" if path.is_dir() else path
         if not file.is_file():
             raise FileNotFoundError(
-                f"expected a sealed sweep at {file}; there is none. An unfinished one has rows.jsonl only."
+                f"expected a sealed sweep at {file}; there is none. An unfinished one has rows.jsonl only: run it on."
             )
         return cls(*artifacts.read_table(file))
 
@@ -76,17 +78,19 @@ class SweepResult:
         if name in ("perplexity", "kl"):
             if model is None or tokenizer is None or (name == "kl" and vectors is None):
                 needed = "model= and tokenizer=" if name == "perplexity" else "model=, tokenizer= and vectors="
-                raise ValueError(f"expected {needed} for the score {name!r}.")
+                raise ValueError(
+                    f"expected {needed} for the score {name!r}; one is None. Pass them (on the command line: "
+                    "--checkpoint)."
+                )
             return self._with(column or name, self._by_model(name, model, tokenizer, vectors))
         if name not in PURE:
-            raise ValueError(
-                f"expected a score among {[*PURE, 'perplexity', 'kl']}, or a function of a row; got {name!r}."
-            )
+            known = [*PURE, "perplexity", "kl"]
+            raise ValueError(f"expected a score among {known}, or a function of a row; got {name!r}. Choose one.")
         return self._with(column or name, PURE[name](self.table))
 
     def _with(self, column: str, values: np.ndarray) -> SweepResult:
-        if column in KEYS:
-            raise ValueError(f"expected a name for the score that is no key of the table; got {column!r}.")
+        if column in (*KEYS, "group", "prompt", "chat", "text", "reference"):
+            raise ValueError(f"expected a name for the score that no column of a sweep has; got {column!r}. Rename it.")
         return replace(self, table=self.table.assign(**{column: values}))
 
     def _by_model(self, name: str, model: Any, tokenizer: Any, vectors: Any) -> np.ndarray:
@@ -95,6 +99,8 @@ class SweepResult:
         from steerkit.texts import Rendered
 
         table = self.table
+        if "prompt" not in table:
+            raise ValueError(f"expected a column 'prompt'; got {list(table)[:12]}. Load a sweep's own table.")
         chat = table["chat"] if "chat" in table else [False] * len(table)
         prompts = [Rendered(p) if c else p for p, c in zip(table["prompt"], chat, strict=True)]
         if name == "perplexity":
@@ -104,8 +110,12 @@ class SweepResult:
             return np.array([of[key] for key in zip(prompts, table["text"], strict=True)])
         named = dict(vectors) if isinstance(vectors, Mapping) else {"vector": vectors}
         known = self.meta.get("vectors", {})
+        if missing := sorted(set(table["vector"]) - set(named)):
+            raise ValueError(f"expected the sweep's vectors by name; got {list(named)}. Add {missing[:5]}.")
         if other := [n for n in table["vector"].unique() if n in known and named[n].content() != known[n]]:
-            raise ValueError(f"expected the vectors that the sweep was run with; these are others: {other[:5]}.")
+            raise ValueError(
+                f"expected the vectors that the sweep was run with; got others as {other[:5]}. Load those files."
+            )
         steerings = [
             Steering(
                 named[row.vector].at(*map(int, str(row.layer).split("+"))),
@@ -163,8 +173,14 @@ class SweepResult:
         Columns: vector, layer, coefficient, gain, low, high, p (two-sided bootstrap against 0), n.
 
         Raises:
-            ValueError: a control is not in the table at that layer and coefficient.
+            ValueError: a vector is not in the table, or a control not at that layer and coefficient.
         """
+        self._check(score)
+        if isinstance(vectors, str) or isinstance(over, str) or (over is not None and not over):
+            raise ValueError(f"expected lists of names; got vectors={vectors!r}, over={over!r}. Put it in a list.")
+        there = list(self.table["vector"].unique())
+        if unknown := [name for name in vectors or () if name not in there]:
+            raise ValueError(f"expected vectors among {there[:12]}; got {unknown[:5]}. Choose of these.")
         keys = [*PLACE, "coefficient", "group", "prompt_id"]
         wide = self.table.groupby(keys, dropna=False)[score].mean().unstack(["group", "prompt_id"])
         groups = wide.columns.get_level_values("group")
@@ -176,7 +192,8 @@ class SweepResult:
             absent = [other for other in others if other not in wide.index]
             if absent:
                 raise ValueError(
-                    f"expected the controls in the table at the same layer and coefficient; missing: {absent[:3]}."
+                    f"expected the controls in the table at the same layer and coefficient; missing: {absent[:3]}. "
+                    "Sweep them too."
                 )
             differences = scores.to_numpy(float)[:, None] - wide.loc[others].to_numpy(float).T
             interval = scoring.bootstrap_ci(differences, groups, resample_columns=len(others) > 1, seed=seed)
@@ -186,21 +203,32 @@ class SweepResult:
         return pd.DataFrame(rows, columns=[*PLACE, "coefficient", "gain", "low", "high", "p", "n"])
 
     def _parts(self, score: str, by: list[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
+        self._check(score, by)
+        return [(key, part) for key, part in self.table.groupby(by, sort=False, dropna=False)]
+
+    def _check(self, score: str, by: Sequence[str] = ()) -> None:
         if score not in self.table:
             raise ValueError(f"expected a score among the columns; got {score!r}. Add it with .score({score!r}) first.")
-        return [(key, part) for key, part in self.table.groupby(by, sort=False, dropna=False)]
+        if missing := [column for column in by if column not in self.table]:
+            there = list(self.table)[:12]
+            raise ValueError(f"expected columns to group by, such as {there}; got {missing}. Choose of these.")
 
 
 def _unsteered(table: pd.DataFrame) -> list[str]:
     """For each row, the text of the same prompt and sample at coefficient 0."""
     zero = table[table["coefficient"] == 0].drop_duplicates(["prompt_id", "sample"])
-    texts = zero.set_index(["prompt_id", "sample"])["text"]
-    return texts.loc[list(zip(table["prompt_id"], table["sample"], strict=True))].tolist()
+    texts = dict(zip(zip(zero["prompt_id"], zero["sample"], strict=True), zero["text"], strict=True))
+    keys = list(zip(table["prompt_id"], table["sample"], strict=True))
+    if absent := [key for key in keys if key not in texts]:
+        raise ValueError(f"expected a text at coefficient 0 per prompt and sample; got none for {absent[0]}. Sweep it.")
+    return [texts[key] for key in keys]
 
 
 def _references(table: pd.DataFrame) -> list[str]:
     if "reference" not in table or table["reference"].isna().any():
-        raise ValueError("expected a reference for every prompt; give the sweep rows with 'prompt' and 'reference'.")
+        raise ValueError(
+            "expected a reference for every prompt; some have none. Give the sweep rows with 'prompt' and 'reference'."
+        )
     return table["reference"].tolist()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from steerkit.blocks import Blocks, find_blocks, unwrap
 from steerkit.vectors import SteeringVector
 
 POSITIONS = ("generated", "from_last_prompt_token", "prompt", "all")
-END = 2**62
+END, LARGEST = 2**62, torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Steering:
         foreign: allow a vector that was read from other weights (base against fine-tuned, say).
 
     Raises:
+        TypeError: the vector is no SteeringVector.
         ValueError: an unknown position or operation, or a coefficient that is not finite.
     """
 
@@ -53,15 +53,18 @@ class Steering:
     foreign: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.vector, SteeringVector):
+            raise TypeError(f"expected a SteeringVector; got {type(self.vector).__name__}. Load or make one.")
         parse_positions(self.positions)
         if self.operation not in ("add", "ablate"):
-            raise ValueError(f"expected operation 'add' or 'ablate'; got {self.operation!r}.")
+            raise ValueError(f"expected operation 'add' or 'ablate'; got {self.operation!r}. Choose one.")
         value = self.coefficient
+        number = isinstance(value, Real) or getattr(value, "ndim", 1) == 0
         if isinstance(value, Tensor) and value.ndim == 1:
             if not torch.isfinite(value).all():
-                raise ValueError(f"expected finite coefficients; got {value.tolist()}.")
-        elif not isinstance(value, Real | Tensor) or isinstance(value, bool) or not math.isfinite(float(value)):
-            raise ValueError(f"expected a finite coefficient, or a 1-d tensor with one per row; got {value!r}.")
+                raise ValueError(f"expected finite coefficients; got {value.tolist()}. Take out the others.")
+        elif isinstance(value, bool) or not number or not abs(float(value)) <= LARGEST:
+            raise ValueError(f"expected a finite coefficient, or a tensor with one per row; got {value!r}. Mend it.")
         else:
             object.__setattr__(self, "coefficient", float(value))
         zero = [layer for layer, norm in self.vector.norms().items() if norm == 0]
@@ -72,7 +75,7 @@ class Steering:
         """This steering and its coefficient for each of `batch` rows."""
         if isinstance(self.coefficient, Tensor):
             if len(self.coefficient) != batch:
-                raise ValueError(f"expected one coefficient per row, {batch}; got {len(self.coefficient)}.")
+                raise ValueError(f"expected one coefficient per row, {batch}; got {len(self.coefficient)}. Pair them.")
             return [(self, float(c)) for c in self.coefficient]
         return [(self, float(self.coefficient))] * batch
 
@@ -81,7 +84,8 @@ class Steering:
         for layer in self.vector.layers:
             blocks.check(layer)
         if self.vector.d_model != blocks.d_model:
-            raise ValueError(f"expected a vector of width {blocks.d_model}, the model's; got {self.vector.d_model}.")
+            got = f"got {self.vector.d_model}. Extract it from this model."
+            raise ValueError(f"expected a vector of width {blocks.d_model}, the model's; {got}")
         meta = self.vector.meta
         read_from = (meta.get("model_fingerprint"), meta.get("adapter_fingerprint"))
         if not self.foreign and read_from[0] is not None and read_from != weights:
@@ -133,7 +137,7 @@ def parse_positions(positions: str) -> tuple[str, int]:
     name, colon, number = str(positions).partition(":")
     if name not in POSITIONS or (colon and not (number.isdecimal() and int(number) > 0)):
         raise ValueError(
-            f"expected positions among {POSITIONS}, each with ':k' for its first k if wanted; got {positions!r}."
+            f"expected positions among {POSITIONS}, or ':k' after one for its first k; got {positions!r}. Choose one."
         )
     return name, int(number) if colon else END
 
@@ -171,7 +175,8 @@ class RowSteering:
                 for layer, vector in steering.vector.layers.items():
                     key = (id(steering.vector), layer, steering.operation)
                     if key not in cast:
-                        cast[key] = vector if steering.operation == "add" else vector / vector.norm()
+                        wide = vector.double()
+                        cast[key] = vector if steering.operation == "add" else (wide / wide.norm()).float()
                     grouped.setdefault((layer, steering.operation), []).append(
                         (number, low, high, coefficient, cast[key])
                     )
@@ -320,8 +325,8 @@ class _Watch:
             starts, stops = real.argmax(1).tolist(), (width - real.flip(1).argmax(1)).tolist()
         lengths = [self.prompt_length] * batch if isinstance(self.prompt_length, int) else self.prompt_length
         if lengths is not None:
-            if len(lengths) != batch:
-                raise ValueError(f"expected one prompt length per row, {batch}; got {len(lengths)}.")
+            if len(lengths) != batch or min(lengths) < 1:
+                raise ValueError(f"expected a prompt length from 1 for each row, {batch}; got {lengths}. Count tokens.")
             stops = [start + length for start, length in zip(starts, lengths, strict=True)]
         return RowSteering([[row] for row in self.steering.rows(batch)], list(zip(starts, stops, strict=True)))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,30 +14,17 @@ from torch import nn
 from steerkit import artifacts, models, ranks
 from steerkit.activations import Layer
 from steerkit.capture import stream_norms as norms_of
-from steerkit.engine import Row
-from steerkit.generation import decode, ends_of, text_of
+from steerkit.engine import Row, check_rows
+from steerkit.generation import check_settings, decode, ends_of, text_of
+from steerkit.plans import Cell, LayerSet, cells_of, named_vectors, prompt_rows, steerings_at
 from steerkit.progress import progress
 from steerkit.results import SweepResult
 from steerkit.steering import Steering, taken_over
 from steerkit.texts import Prompt, encode_prompt, render
 from steerkit.vectors import SteeringVector
 
-LayerSet = int | tuple[int, ...]
-RESERVED = {
-    "vector", "layer", "coefficient", "prompt_id", "sample", "chat", "text", "n_tokens", "finished", "relative_dose",
-    "positions", "operation", "samples", "temperature", "top_p", "max_new_tokens", "seed", "weights",
-}  # fmt: skip
 ROWS, NORMS, TABLE, VECTORS = "rows.jsonl", "stream_norms.json", "table.parquet", "vectors"
 ROWS_OF_ALL = "rows*.jsonl"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One way of steering in a sweep: a vector at its layers with one coefficient; vector None is coefficient 0."""
-
-    vector: str | None
-    layer: str | None
-    coefficient: float
 
 
 def sweep(
@@ -89,24 +75,26 @@ def sweep(
         dtype, or a quantisation they were in).
 
     Raises:
-        ValueError: nothing to do, repeated prompt ids, a vector that does not fit, a setting out of range.
+        TypeError: something else than vectors by name.
+        ValueError: nothing to do, repeated prompt ids, a vector that does not fit, a setting out of range; `out` is
+            then as it was.
         ConfigurationChanged, RunFolderBusy: see `steerkit.artifacts.run_folder`.
     """
     with taken_over(model) as active:
         if active:
             raise ValueError("expected no steering on during a sweep, which steers by itself; leave the `with` first.")
-    named = {"vector": vectors} if isinstance(vectors, SteeringVector) else dict(vectors)
-    rows = _prompt_rows(prompts)
+    named = named_vectors(vectors)
+    rows = prompt_rows(prompts)
     if not named or isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise ValueError(
-            f"expected one vector and one sample at least; got {len(named)} vectors and samples={samples!r}."
+            f"expected one vector and one sample at least; got {len(named)} vectors and samples={samples!r}. Add some."
         )
     temperature = (0.0 if samples == 1 else 0.7) if temperature is None else float(temperature)
     top_p = (0.9 if temperature > 0 else 1.0) if top_p is None else float(top_p)
     if samples > 1 and temperature == 0:
-        raise ValueError(f"expected a temperature above 0 for {samples} samples; at 0 they would all be equal.")
-    steerings = _steerings(named, layers, positions, operation, foreign)
-    cells = _cells(steerings, coefficients)
+        raise ValueError(f"expected a temperature above 0 for {samples} samples, else all are equal; got 0. Raise it.")
+    steerings = steerings_at(named, layers, positions, operation, foreign)
+    cells = cells_of(steerings, coefficients)
     settings = {
         "positions": positions, "operation": operation, "samples": samples, "temperature": temperature, "top_p": top_p,
         "max_new_tokens": max_new_tokens, "seed": seed,
@@ -126,6 +114,9 @@ def sweep(
     }
     keys = [(cell, row, sample) for row in rows for cell in cells for sample in range(samples)]
     prompt_ids = {row["id"]: encode_prompt(tokenizer, row["prompt"]) for row in rows}
+    tried = [*map(Row, prompt_ids.values()), *(Row((0,), ((steering, 1.0),)) for steering in steerings.values())]
+    check_settings(model, tried, max_new_tokens, temperature, top_p, batch_rows)
+    check_rows(model, tried)  # before anything is written
     with _place(out, config) as log:
         log.keep(named)
         done = log.read()
@@ -196,55 +187,6 @@ def swept_vectors(run: str | Path) -> dict[str, SteeringVector]:
     return {name: SteeringVector.load(file) for name, file in files.items()}
 
 
-def _prompt_rows(prompts: Sequence[Prompt | Mapping[str, Any]]) -> list[dict[str, Any]]:
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}.")
-    rows = []
-    for number, prompt in enumerate(prompts):
-        row: dict[str, Any] = dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}
-        if "prompt" not in row:
-            raise ValueError(f"expected a 'prompt' in row {number}; got keys {sorted(row)}.")
-        row["id"] = str(row.get("id", number))
-        row["group"] = str(row["id"] if row.get("group") is None else row["group"])
-        row.setdefault("reference", None)
-        if taken := RESERVED & set(row):
-            raise ValueError(
-                f"expected other names than the sweep's own columns in row {number}; got {sorted(taken)}. Rename them."
-            )
-        rows.append(row)
-    ids = [row["id"] for row in rows]
-    if len(set(ids)) < len(ids):
-        raise ValueError(
-            f"expected prompt ids that differ; repeated: {sorted({i for i in ids if ids.count(i) > 1})[:5]}."
-        )
-    return rows
-
-
-def _steerings(
-    named: Mapping[str, SteeringVector],
-    layers: Sequence[LayerSet] | None,
-    positions: str,
-    operation: Any,
-    foreign: bool,
-) -> dict[tuple[str, str | None], Steering]:
-    found: dict[tuple[str, str | None], Steering] = {}
-    for name, vector in named.items():
-        for chosen in [tuple(vector.layers)] if layers is None else layers:
-            where = chosen if isinstance(chosen, tuple) else (chosen,)
-            label = "+".join(map(str, where))
-            found[name, label] = Steering(vector.at(*where), positions=positions, operation=operation, foreign=foreign)
-    return found
-
-
-def _cells(steerings: Mapping[tuple[str, str | None], Steering], coefficients: Sequence[float]) -> list[Cell]:
-    values = [float(c) for c in coefficients]
-    if not values or len(set(values)) < len(values):
-        raise ValueError(f"expected coefficients that differ, one at least; got {list(coefficients)}.")
-    for value in values:
-        replace(next(iter(steerings.values())), coefficient=value)  # refuses one that is not finite
-    return [Cell(None, None, 0.0)] + [Cell(name, layer, c) for name, layer in steerings for c in values if c != 0]
-
-
 def _identity(cell: Cell, row: Mapping[str, Any], sample: int) -> tuple[Any, ...]:
     return (cell.vector, cell.layer, cell.coefficient, row["id"], sample)
 
@@ -259,6 +201,8 @@ class _Log:
         rows = self.rows
         if self.folder is not None:
             rows = [row for path in sorted(self.folder.glob(ROWS_OF_ALL)) for row in artifacts.read_rows(path)]
+            if any({"key", "text", "n_tokens", "finished"} - set(row) for row in rows):
+                raise ValueError(f"expected a sweep's rows in {self.folder}; got others. Use another folder.")
         return {tuple(row["key"]): row for row in rows}
 
     def append(self, rows: Iterator[dict[str, Any]]) -> None:

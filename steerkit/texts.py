@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from steerkit import artifacts
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
@@ -83,24 +85,42 @@ def render(tokenizer: Any, prompt: Prompt) -> str:
     A template may add a system prompt of its own where the messages state none (SmolLM2's does): state one to be sure.
 
     Raises:
-        ValueError: messages for a tokenizer without a chat template, or an empty prompt.
+        ValueError: messages for a tokenizer without a chat template, or which the template refuses; an empty prompt, or
+            one that UTF-8 cannot hold.
     """
     if isinstance(prompt, str):
-        text = prompt
+        text: Any = prompt
     else:
-        messages = list(prompt)
-        if not messages or not all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in messages):
-            raise ValueError(
-                f"expected a prompt string or a list of {{'role', 'content'}} messages; got {messages!r:.200}."
-            )
+        messages = messages_of(prompt)
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError(
                 "expected a tokenizer with a chat template for a list of messages; this one has none. Pass a string."
             )
-        text = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # the template is a program that the checkpoint brings: it may raise anything
+            raise ValueError(
+                f"expected messages that the chat template takes; it refuses them: {error}. Change their roles, or "
+                "pass a string."
+            ) from error
     if not text:
-        raise ValueError("expected a prompt of at least one character; got an empty one.")
+        raise ValueError("expected a prompt of at least one character; got an empty one. Write one, or leave it out.")
+    artifacts.utf8(text)
     return str(text)
+
+
+def messages_of(prompt: object) -> list[dict[str, str]]:
+    """A chat as a list of messages, each a text with a role; `ValueError` for anything else."""
+    messages = list(prompt) if isinstance(prompt, Iterable) else []
+    fields = ("role", "content")
+    if not messages or not all(
+        isinstance(one, Mapping) and all(isinstance(one.get(name), str) for name in fields) for one in messages
+    ):
+        raise ValueError(
+            f"expected a prompt string or a list of {{'role', 'content'}} messages, both texts; got {prompt!r:.200}. "
+            "Put a single message, or a conversation among several prompts, in a list of its own."
+        )
+    return [dict(one) for one in messages]
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
@@ -126,7 +146,7 @@ def _encoded(tokenizer: Any, prompt: Prompt) -> tuple[tuple[int, ...], int]:
                 plain = marked[: lead + len(plain)]
                 break
     if not plain:
-        raise ValueError(f"expected a prompt of at least one token; {text!r:.80} has none.")
+        raise ValueError(f"expected a prompt of at least one token; {text!r:.80} has none. Write one, or leave it out.")
     return tuple(plain), own
 
 
@@ -136,8 +156,12 @@ def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
     Tokenizers of the SentencePiece kind put a space before any text that they are given; here it is cut off again.
 
     Raises:
-        ValueError: it cannot be cut off.
+        TypeError: it is no text.
+        ValueError: it cannot be cut off, or UTF-8 cannot hold the text.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"expected a text; got {text!r:.80} ({type(text).__name__}). Drop or convert it.")
+    artifacts.utf8(text)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids or text[0].isspace() or not str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(SPACE):
         return tuple(ids)
@@ -208,6 +232,27 @@ def pad(
         mask[row, where] = 1
     positions = (mask.cumsum(1) - 1).clamp(min=0) * mask
     return ids.to(device), mask.to(device), positions.to(device)
+
+
+def check_fits(model: Any, rows: Sequence[Sequence[int]]) -> None:
+    """`ValueError` for a text longer than the model's context, or with a token that the model does not have."""
+    limit, longest = context_length(model), max(map(len, rows), default=0)
+    if limit is not None and longest > limit:
+        raise ValueError(f"expected texts of at most {limit} tokens, the model's context; got {longest}. Cut it.")
+    check_vocabulary(model, rows)
+
+
+def check_vocabulary(model: Any, rows: Iterable[Sequence[int]]) -> None:
+    """`ValueError` if the model has no embedding of a token: the tokenizer is another model's, or has grown."""
+    from steerkit.blocks import unwrap
+
+    count = getattr(unwrap(model).get_input_embeddings(), "num_embeddings", None)
+    highest = max((max(ids, default=-1) for ids in rows), default=-1)
+    if isinstance(count, int) and highest >= count:
+        raise ValueError(
+            f"expected tokens among the {count} that the model has; got token {highest}. Load this model's own "
+            "tokenizer, or resize its embeddings."
+        )
 
 
 def context_length(model: Any) -> int | None:

@@ -75,7 +75,8 @@ class DebateTrace:
         consensus: the sentence after `<|Consensus|>`, read from the text; None where the tag is missing.
 
     Raises:
-        ValueError: tags that are missing, repeated or out of order; the message names the tag and what was expected.
+        ValueError: tags that are missing, repeated or out of order (the message names the tag and what was expected),
+            or a question, text or answer that is no text.
 
     Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3, and its released data.
     """
@@ -88,7 +89,14 @@ class DebateTrace:
     consensus: str | None = field(init=False)
 
     def __post_init__(self) -> None:
-        places, consensus = _parse(self.text)
+        for name in ("question", "text", "gold"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (name == "gold" and value is None):
+                raise ValueError(f"expected the {name} of a debate as text; got {value!r:.80}. Put it in quotes.")
+        try:
+            places, consensus = _parse(self.text)
+        except ValueError as error:
+            raise ValueError(f"{error} Mend the tags, or leave this trace out.") from None
         turns = tuple(Turn(agent, number, self.text[a:b]) for agent, number, a, b in places)
         object.__setattr__(self, "turns", turns)
         object.__setattr__(self, "consensus", consensus)
@@ -219,7 +227,9 @@ def read_traces(path: str | Path) -> list[DebateTrace]:
     for number, row in enumerate(_records(path), 1):
         try:
             if missing := {"question", "debate_trace"} - set(row):
-                raise ValueError(f"expected the keys 'question' and 'debate_trace'; {sorted(missing)} missing.")
+                raise ValueError(
+                    f"expected the keys 'question' and 'debate_trace'; got {sorted(row)}. Add {sorted(missing)}."
+                )
             extra = {k: v for k, v in row.items() if k not in ("question", "debate_trace", "gold_answer")}
             traces.append(DebateTrace(row["question"], row["debate_trace"], row.get("gold_answer"), extra))
         except (ValueError, TypeError) as error:
@@ -286,7 +296,15 @@ def read_contrasts(path: str | Path) -> list[TurnContrast]:
             others = {pair["negative_agent_id"]: pair["negative_response"] for pair in row["negative_pairs"]}
             texts = (row["turn_identifier"], row["context"], row["positive_agent_id"], row["positive_response"])
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}, record {number}: expected the released keys; got {sorted(row)}.") from error
+            raise ValueError(
+                f"{path}, record {number}: expected the released keys; got {sorted(row)}. Write what `write_contrasts` "
+                "writes."
+            ) from error
+        if len(others) < len(row["negative_pairs"]):
+            raise ValueError(
+                f"{path}, record {number}: expected each negative agent once; got {list(others)} for "
+                f"{len(row['negative_pairs'])} pairs. Take out the repeated one."
+            )
         found.append(TurnContrast(*texts, others))
     return found
 
@@ -308,10 +326,13 @@ def write_contrasts(path: str | Path, contrasts: Iterable[TurnContrast]) -> None
 
 def _records(path: str | Path) -> list[dict[str, Any]]:
     if Path(path).suffix != ".json":
-        return artifacts.read_rows(path)
+        return artifacts.read_rows(path, complete=True)
     rows = artifacts.read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"expected a JSON list of objects in {path}; got {type(rows).__name__}.")
+        raise ValueError(
+            f"expected a JSON list of objects in {path}; got {str(rows)[:80]!r}. Put the records in [ and ], or write "
+            "one a line in a .jsonl file."
+        )
     return rows
 
 

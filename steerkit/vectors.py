@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +30,32 @@ class SteeringVector:
     `v + w`, `v - w`, `-v`, `v * 2.0`, `v.unit()` and `v.at(14)` give new vectors; sums need equal layers.
 
     Raises:
-        ValueError: no layer, unequal widths, a layer that is no block index, NaN or infinity.
+        ValueError: no layer, unequal widths, a layer that is no block index, NaN or infinity (in float32).
     """
 
     layers: Mapping[int, Float[Tensor, " d_model"]]
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.layers:
-            raise ValueError("expected a vector at one layer at least; got none.")
+        if not isinstance(self.layers, Mapping) or not self.layers:
+            got = "none" if isinstance(self.layers, Mapping) else type(self.layers).__name__
+            raise ValueError(f"expected a vector at one layer at least; got {got}. Give {{layer: tensor}}.")
         clean: dict[int, Tensor] = {}
-        for layer, value in sorted(self.layers.items()):
+        for layer, value in self.layers.items():
             if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
-                raise ValueError(f"expected layers to be block indices from 0; got {layer!r}.")
-            if value.ndim != 1 or not torch.isfinite(value).all():
-                raise ValueError(
-                    f"expected a finite vector [d_model] at layer {layer}; got shape {list(value.shape)}"
-                    + (", with NaN or infinity in it." if value.ndim == 1 else ".")
-                )
+                raise ValueError(f"expected layers to be block indices from 0; got {layer!r}. Count the blocks from 0.")
+            if not isinstance(value, Tensor) or value.ndim != 1 or not value.numel() or value.is_complex():
+                got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"expected a real tensor [d_model] at layer {layer}; got {got}. Reshape it.")
             clean[layer] = value.detach().to("cpu", torch.float32, copy=True)
+            if not torch.isfinite(clean[layer]).all():
+                raise ValueError(
+                    f"expected a finite vector at layer {layer}; got NaN or infinity in float32. Scale or mend it."
+                )
         if len({v.shape for v in clean.values()}) != 1:
-            raise ValueError(
-                f"expected equal widths at all layers; got {sorted({v.shape[0] for v in clean.values()})}."
-            )
-        object.__setattr__(self, "layers", clean)
+            widths = sorted({v.shape[0] for v in clean.values()})
+            raise ValueError(f"expected equal widths at all layers; got {widths}. Take vectors of one model.")
+        object.__setattr__(self, "layers", dict(sorted(clean.items())))
         object.__setattr__(self, "meta", dict(self.meta))
 
     @property
@@ -62,7 +65,7 @@ class SteeringVector:
 
     def norms(self) -> dict[int, float]:
         """The L2 norm per layer."""
-        return {layer: float(value.norm()) for layer, value in self.layers.items()}
+        return {layer: float(value.double().norm()) for layer, value in self.layers.items()}
 
     def __repr__(self) -> str:
         norms = list(self.norms().values())
@@ -72,47 +75,59 @@ class SteeringVector:
 
     def at(self, *layers: int) -> SteeringVector:
         """The same vector at these layers only."""
-        missing = [layer for layer in layers if layer not in self.layers]
-        if missing or not layers:
-            raise ValueError(f"expected layers among {list(self.layers)}; got {list(layers)}.")
-        return replace(self, layers={layer: self.layers[layer] for layer in layers})
+        whole = [int(n) for n in layers if isinstance(n, Integral) and not isinstance(n, bool) and n in self.layers]
+        if not layers or len(set(whole)) < len(layers):
+            raise ValueError(
+                f"expected layers among {list(self.layers)}, each once; got {list(layers)}. Choose of these, or "
+                "extract the vector there."
+            )
+        return replace(self, layers={layer: self.layers[layer] for layer in whole})
 
     def unit(self) -> SteeringVector:
         """The direction: each layer's vector divided by its L2 norm; `ValueError` where the norm is zero."""
         zero = [layer for layer, norm in self.norms().items() if norm == 0]
         if zero:
-            raise ValueError(f"expected vectors of norm above 0; it is 0 at layers {zero}, so there is no direction.")
-        return self._map(lambda value: value / value.norm())
+            raise ValueError(
+                f"expected vectors of norm above 0; it is 0 at layers {zero}, so there is no direction. Take others."
+            )
+        return self._map(lambda value: value.double() / value.double().norm())
 
     def scaled_to(self, norms: SteeringVector) -> SteeringVector:
         """The same directions with another vector's norms, layer by layer: how a control gets an equal dose."""
         self._same_layers(norms)
         unit = self.unit()
-        return replace(self, layers={layer: unit.layers[layer] * norms.layers[layer].norm() for layer in self.layers})
+        return replace(self, layers={layer: unit.layers[layer] * norm for layer, norm in norms.norms().items()})
 
     def cosine(self, other: SteeringVector) -> dict[int, float]:
         """The cosine with another vector, per layer."""
         self._same_layers(other)
-        a, b = self.unit(), other.unit()
-        return {layer: float(a.layers[layer] @ b.layers[layer]) for layer in self.layers}
+        a, b = self.unit().layers, other.unit().layers
+        return {layer: float((a[layer].double() @ b[layer].double()).clamp(-1, 1)) for layer in self.layers}
 
     def __mul__(self, factor: float) -> SteeringVector:
-        return self._map(lambda value: value * factor)
+        if isinstance(factor, bool) or not isinstance(factor, Real):
+            raise TypeError(f"expected a number to multiply the vector by; got {type(factor).__name__}. Give a float.")
+        return self._map(lambda value: value * float(factor))
 
     __rmul__ = __mul__
 
     def __truediv__(self, factor: float) -> SteeringVector:
+        if isinstance(factor, bool) or not isinstance(factor, Real) or not factor:
+            raise ValueError(f"expected a number other than 0 to divide the vector by; got {factor!r}. Give another.")
         return self * (1 / factor)
 
     def __neg__(self) -> SteeringVector:
         return self * -1.0
 
     def __add__(self, other: SteeringVector) -> SteeringVector:
+        if not isinstance(other, SteeringVector):
+            raise TypeError(f"expected a vector to add; got {type(other).__name__}. Make a SteeringVector of it.")
         self._same_layers(other)
         for key in ("model_fingerprint", "adapter_fingerprint"):
             if self.meta.get(key) != other.meta.get(key):
                 raise ValueError(
-                    f"expected vectors of one model; {key} is {self.meta.get(key)} and {other.meta.get(key)}."
+                    f"expected vectors of one model; {key} is {self.meta.get(key)} and {other.meta.get(key)}. Extract "
+                    "both from one."
                 )
         return replace(self, layers={layer: value + other.layers[layer] for layer, value in self.layers.items()})
 
@@ -180,8 +195,10 @@ def difference_in_means(
         negative: label of the items without it.
 
     Raises:
-        ValueError: a label has no items.
+        ValueError: a label has no items, or stands on both sides.
     """
+    if positive == negative:
+        raise ValueError(f"expected two different labels; got {positive!r} on both sides. Name another one.")
     means = activations if isinstance(activations, ActivationMeans) else means_of(activations)
     count = [n for label, n in zip(means.labels, means.counts, strict=True) if label in (positive, negative)]
     difference = means.of(positive) - means.of(negative)
@@ -195,7 +212,7 @@ def one_against_others(activations: Activations | ActivationMeans) -> dict[str, 
     """
     means = activations if isinstance(activations, ActivationMeans) else means_of(activations)
     if len(means.labels) < 2:
-        raise ValueError(f"expected two labels at least; got {list(means.labels)}.")
+        raise ValueError(f"expected two labels at least; got {list(means.labels)}. Read texts with another one too.")
     others = (means.mean.sum(0, keepdim=True) - means.mean) / (len(means.labels) - 1)
     return {
         label: _vector(means.mean[i] - others[i], means, "one_against_others", means.counts[i], positive=label)
@@ -213,14 +230,18 @@ def pca(activations: Activations, positive: str = "positive", negative: str = "n
     """
     plus, minus = _sides(activations, positive, negative)
     if len(plus) != len(minus):
-        raise ValueError(f"expected as many {positive!r} as {negative!r} items; got {len(plus)} and {len(minus)}.")
+        raise ValueError(
+            f"expected as many {positive!r} as {negative!r} items; got {len(plus)} and {len(minus)}. Pair them up."
+        )
     rows = []
     for column, layer in enumerate(activations.layers):
         difference = (plus[:, column] - minus[:, column]).double()
         direction = torch.linalg.svd(difference, full_matrices=False).Vh[0]
         rows.append(direction * torch.sign(difference.mean(0) @ direction))
         if not rows[-1].norm() > 0.5:
-            raise ValueError(f"expected differences that point somewhere; they are all zero at layer {layer}.")
+            raise ValueError(
+                f"expected differences that point somewhere; they are all zero at layer {layer}. Leave that layer out."
+            )
     return _vector(torch.stack(rows), activations, "pca", len(plus), positive=positive, negative=negative)
 
 
@@ -251,6 +272,8 @@ def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
 
 def means_of(activations: Activations) -> ActivationMeans:
     """Means per label in float64; labels in alphabetical order."""
+    if "label" not in activations.items:
+        raise ValueError(f"expected a column 'label' in the items; got {list(activations.items)}. Add one.")
     labels = activations.items["label"].astype(str)
     names = tuple(sorted(labels.unique()))
     rows = [activations.resid[torch.tensor((labels == name).tolist())] for name in names]

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -56,3 +57,11 @@ def llama():
 @pytest.fixture
 def tokenizer():
     return tiny_tokenizer()
+
+
+@pytest.fixture
+def only_our_own_checks():
+    """Wrong shapes reach the library, past the checks that this file puts on its functions."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -334,13 +334,6 @@ def test_a_pair_has_no_order(a: int, b: int) -> None:
     assert canonical(f"{a} {b}", "pair") == canonical(f"({b}, {a})", "pair") == f"{min(a, b)} {max(a, b)}"
 
 
-@given(text=st.text(st.sampled_from("\\{}$ 0123456789,.=+-*/%()eExyAB\n\u2009") | st.characters(codec="utf-8")))
-def test_whatever_stands_in_a_box_is_read_canonically_or_not_at_all(text: str) -> None:
-    for kind in KINDS:
-        for answer in (read_answer(f"\\boxed{{{text}}}", kind), read_answer(text, kind)):
-            assert answer is None or canonical(answer, kind) == answer
-
-
 def test_two_numbers_that_a_float_cannot_tell_apart_are_not_the_same() -> None:
     a, b = canonical("0.1", "number"), canonical("0.10000000000000000001", "number")
     assert float(Fraction(a)) == float(Fraction(b))

@@ -48,15 +48,6 @@ def test_a_gate_never_goes_back_and_never_beyond_its_end(observed: list[float], 
         gate = after
 
 
-@given(st.sampled_from(["linear", "staged", "gated"]), SHARE, SHARE)
-def test_the_weight_and_the_clip_never_grow_with_progress(kind, one: float, other: float) -> None:
-    early, late = sorted((one, other))
-    anneal = Anneal(kind)
-    (weight, clip), (later_weight, later_clip) = anneal.at(early), anneal.at(late)
-    assert 0 < later_weight <= weight <= 1
-    assert 500 <= later_clip <= clip <= 2048
-
-
 def test_a_schedule_arrives_in_the_last_step_of_its_share() -> None:
     assert Anneal().pace(11) == 0.1
     assert Anneal(share=0.5).pace(40) == 1 / 19

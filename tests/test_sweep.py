@@ -75,19 +75,6 @@ def test_samples_share_their_random_numbers_over_coefficients_and_vectors(settin
     assert table.groupby("prompt_id")["text"].nunique().eq(3).any()
 
 
-def test_rows_do_not_depend_on_batch_size_or_on_the_order_of_the_prompts(setting) -> None:
-    model, tokenizer, vectors = setting
-    keys = ["vector", "layer", "coefficient", "prompt_id", "sample"]
-    options = {**SETTINGS, "samples": 2, "seed": 1}
-    whole = sweep(model, tokenizer, vectors, ROWS, **options).table.set_index(keys)["text"].sort_index()
-    for rows, size in ((ROWS[::-1], 1), (ROWS, 3), (ROWS[1:] + ROWS[:1], 64)):
-        assert whole.equals(
-            sweep(model, tokenizer, vectors, rows, batch_rows=size, **options)
-            .table.set_index(keys)["text"]
-            .sort_index()
-        )
-
-
 def test_an_interrupted_sweep_goes_on_and_equals_an_uninterrupted_one(setting, tmp_path, monkeypatch) -> None:
     model, tokenizer, vectors = setting
     options = {**SETTINGS, "samples": 2, "batch_rows": 4}
@@ -245,43 +232,6 @@ def test_the_spread_of_the_controls_is_in_the_interval_of_the_gain_over_them() -
     wide = spread.gain("s", over=names).iloc[0]
     assert alike["high"] - alike["low"] < 1e-9
     assert wide["high"] - wide["low"] > 0.1
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"coefficients": []}, "coefficients that differ"),
-        ({"coefficients": [1, 1]}, "coefficients that differ"),
-        ({"coefficients": [float("nan")]}, "finite coefficient"),
-        ({"samples": 0}, "one sample at least"),
-        ({"samples": 2, "temperature": 0.0}, "temperature above 0"),
-        ({"layers": [7]}, "layers among"),
-        ({"prompts": []}, "non-empty list of prompts"),
-        ({"prompts": [{"id": 1}]}, "'prompt' in row 0"),
-        ({"prompts": [{"id": 1, "prompt": "a"}, {"id": 1, "prompt": "b"}]}, "prompt ids that differ"),
-        ({"vectors": {}}, "one vector"),
-        ({"positions": "everywhere"}, "expected positions"),
-        ({"operation": "mul"}, "'add' or 'ablate'"),
-    ],
-)
-def test_bad_sweeps_say_what_was_expected(setting, options, message: str) -> None:
-    model, tokenizer, vectors = setting
-    given = {"vectors": vectors, "prompts": ROWS, **SETTINGS, **options}
-    with pytest.raises(ValueError, match=message):
-        sweep(model, tokenizer, given.pop("vectors"), given.pop("prompts"), **given)
-
-
-def test_unknown_scores_and_missing_references_are_refused(setting) -> None:
-    model, tokenizer, vectors = setting
-    result = sweep(model, tokenizer, vectors["v"], ["a"], coefficients=[1], layers=[1], max_new_tokens=2)
-    with pytest.raises(ValueError, match="expected a score among"):
-        result.score("bleu")
-    with pytest.raises(ValueError, match="reference for every prompt"):
-        result.score("rouge_l")
-    with pytest.raises(ValueError, match="model= and tokenizer="):
-        result.score("perplexity")
-    with pytest.raises(ValueError, match="expected a score among the columns"):
-        result.curve("rouge_l")
 
 
 def test_perplexity_is_of_the_texts_own_tokens_and_missing_for_an_empty_text(llama) -> None:

@@ -126,43 +126,6 @@ def test_what_is_no_vector_file_is_refused_and_a_failed_save_leaves_the_old_file
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ({}, "one layer at least"),
-        ({-1: torch.ones(2)}, "block indices from 0"),
-        ({True: torch.ones(2)}, "block indices from 0"),
-        ({0: torch.tensor([1.0, float("nan")])}, "finite vector"),
-        ({0: torch.tensor([1.0, float("inf")])}, "finite vector"),
-        ({0: torch.ones(2), 1: torch.ones(3)}, "equal widths"),
-    ],
-)
-def test_impossible_vectors_are_refused(layers, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SteeringVector(layers)
-
-
-def test_sums_over_different_layers_widths_or_models_are_refused() -> None:
-    v = SteeringVector({0: torch.ones(2)}, {"model_fingerprint": "a"})
-    with pytest.raises(ValueError, match="equal layers and widths"):
-        v + SteeringVector({1: torch.ones(2)})
-    with pytest.raises(ValueError, match="equal layers and widths"):
-        v + SteeringVector({0: torch.ones(3)})
-    with pytest.raises(ValueError, match="of one model"):
-        v + SteeringVector({0: torch.ones(2)}, {"model_fingerprint": "b"})
-    with pytest.raises(ValueError, match="no direction"):
-        SteeringVector({0: torch.zeros(2)}).unit()
-    with pytest.raises(ValueError, match="layers among"):
-        v.at(3)
-
-
-def test_missing_labels_are_named() -> None:
-    with pytest.raises(ValueError, match=r"\['negative', 'positive'\]; got 'agent'"):
-        difference_in_means(acts(), "agent")
-    with pytest.raises(ValueError, match="as many"):
-        pca(acts().where([True] * 39 + [False]))
-
-
 def test_a_vector_from_pairs_moves_text_towards_the_positive_side(smollm) -> None:
     model, tokenizer = smollm
     pairs = [

@@ -62,7 +62,8 @@ def read_problems(path: str | Path) -> list[Problem]:
             raise ValueError(f"expected the keys {sorted(names)}; got {sorted(row)}.")
         return Problem(**row)
 
-    return _read(path, artifacts.read_rows(path), {"id": str, "question": str, "kind": str, "family": str}, problem)
+    columns = {"id": str, "question": str, "kind": str, "family": str}
+    return _read(path, artifacts.read_rows(path, complete=True), columns, problem)
 
 
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC
 from email.message import Message
 from typing import Any
@@ -47,7 +47,7 @@ class Server:
     proxy is used.
 
     The key is read from the environment when a call begins; it is sent in the header to this address only, and stands
-    in no attribute, error or log.
+    in no attribute, reply, error or log.
 
     Args:
         base_url: e.g. `http://127.0.0.1:8000/v1`; `/v1` is added where it has no path.
@@ -160,7 +160,8 @@ class Server:
         data = json.dumps(body).encode()
         for attempt in range(1, self.attempts + 1):
             try:
-                return _read(request.id, wire.post(path, data), chat, self.now())
+                reply = _read(request.id, wire.post(path, data), chat, self.now())
+                return replace(reply, text=wire.hidden(reply.text or "", 16))
             except _Failure as failure:
                 error = wire.told(f"POST {path}, attempt {attempt}: {failure}")
                 if not failure.passing or attempt == self.attempts or wire.down.is_set():
@@ -291,9 +292,12 @@ class _Wire:
 
     def told(self, message: str) -> str:
         """A message as one short printable line without the key."""
-        if self.key:
-            message = message.replace(self.key, "[key]")
-        return " ".join("".join(c if c.isprintable() else " " for c in message[:2000]).split())[:300]
+        message = self.hidden(message)[:2000]
+        return " ".join("".join(c if c.isprintable() else " " for c in message).split())[:300]
+
+    def hidden(self, text: str, shortest: int = 1) -> str:
+        """A text without the key; a key shorter than `shortest`, a dummy, may be a word of the text and stays."""
+        return text.replace(self.key, "[key]") if self.key and len(self.key) >= shortest else text
 
 
 def _shut(line: socket.socket) -> None:
