@@ -16,13 +16,13 @@ SEEDS ?= 1
 demo: $(STAMP)  ## the main job: three personas on a real model, from contrast pairs to a page of results
 	$(BIN)/steerkit demo --out runs/demo
 
-test: $(STAMP)  ## the tests
+test: $(VENV)/.peers  ## the tests, with every other package that they compare with
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(VENV)/.bench  ## speed against the plain way and the peers; writes benchmarks/RESULTS.md
+bench: $(VENV)/.peers  ## speed against the plain way and the peers; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
 imad-tiny: $(STAMP)  ## IMAD in miniature, from scratch: make imad-tiny SEED=7 FAMILY=arithmetic
@@ -43,9 +43,9 @@ torture: $(STAMP)  ## killed runs, full disks, dead ranks, made-up inputs; write
 
 setup: $(STAMP)
 
-$(VENV)/.bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,train,backends]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps steering-vectors==0.12.2
+$(VENV)/.peers: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,train,play,backends,lm-eval]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps steering-vectors==0.12.2 repeng==0.4.0
 	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
