@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from steerkit import terminal
 
 app = typer.Typer(
     help="Read, steer and measure the residual stream of causal language models.",
@@ -25,7 +26,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, RuntimeError, TypeError, ImportError) as error:
-        lines = [" ".join(_shown(line, " ").split()) for line in str(error).splitlines()]
+        lines = [" ".join(terminal.plain(line, " ").split()) for line in str(error).splitlines()]
         print(f"steerkit: {' / '.join(filter(None, lines))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -64,7 +65,7 @@ def inspect(checkpoint: Checkpoint, adapter: Adapter = None, as_json: Json = Fal
 
     about = describe(*_load(checkpoint, adapter))
     versions = about.pop("versions")
-    _show({**about, "versions": " ".join(f"{k} {v}" for k, v in versions.items())}, as_json)
+    terminal.facts({**about, "versions": " ".join(f"{k} {v}" for k, v in versions.items())}, as_json)
 
 
 @app.command()
@@ -80,7 +81,7 @@ def doctor(checkpoint: Checkpoint, adapter: Adapter = None, as_json: Json = Fals
     from steerkit.doctor import examine
 
     findings = examine(*_load(checkpoint, adapter))
-    _table(f"doctor: {checkpoint}", pd.DataFrame([asdict(finding) for finding in findings]), as_json)
+    terminal.table(f"doctor: {checkpoint}", pd.DataFrame([asdict(finding) for finding in findings]), as_json)
     failed = [finding.check for finding in findings if finding.state == "failed"]
     if not as_json:
         print(f"Do not trust: {', '.join(failed)}." if failed else "Safe to read and to steer.")
@@ -132,7 +133,7 @@ def extract(
     means = sk.collect_means(*_load(checkpoint, adapter), contrast, layers=at, position=where)
     vector = sk.difference_in_means(means)
     vector.save(out)
-    _show(
+    terminal.facts(
         {"written": str(out), "vector": repr(vector), **{f"norm at layer {k}": v for k, v in vector.norms().items()}},
         as_json,
     )
@@ -162,7 +163,9 @@ def steer(
     chat = not verbatim and bool(getattr(tokenizer, "chat_template", None))
     asked = [{"role": "user", "content": prompt}] if chat else prompt
     texts = sk.generate(model, tokenizer, [asked, asked], max_new_tokens=max_new_tokens, steering=[None, steering])
-    _side_by_side(dict(zip(("unsteered", f"layer {layer}, coefficient {coefficient:g}"), texts, strict=True)), as_json)
+    terminal.side_by_side(
+        dict(zip(("unsteered", f"layer {layer}, coefficient {coefficient:g}"), texts, strict=True)), as_json
+    )
 
 
 @app.command()
@@ -195,7 +198,7 @@ def sweep(
         *_load(checkpoint, adapter), named, rows, layers=at, out=out, positions=positions, coefficients=doses,
         samples=samples, max_new_tokens=max_new_tokens, seed=seed,
     )  # fmt: skip
-    _show({"rows": len(result.table), "table": str(out / "table.parquet")}, as_json)
+    terminal.facts({"rows": len(result.table), "table": str(out / "table.parquet")}, as_json)
 
 
 @app.command()
@@ -219,7 +222,7 @@ def score(
         result = result.score(name, model=model, tokenizer=tokenizer)
     result.save(run / "scored.parquet")
     for name in names:
-        _table(f"{name}, mean and 95 % interval over prompts", result.curve(name), as_json)
+        terminal.table(f"{name}, mean and 95 % interval over prompts", result.curve(name), as_json)
 
 
 @app.command()
@@ -239,7 +242,7 @@ def report(
     from steerkit.report import report_run
 
     page = report_run(run, out, _load(checkpoint, adapter) if checkpoint else None)
-    _show({"page": str(page), "bytes": page.stat().st_size}, as_json)
+    terminal.facts({"page": str(page), "bytes": page.stat().st_size}, as_json)
 
 
 @app.command()
@@ -263,7 +266,7 @@ def probe(
     model, tokenizer = _load(checkpoint, adapter)
     layers = ["embed", *range(len(find_blocks(model)))]
     acts = sk.collect(model, tokenizer, sk.read_pairs(pairs), layers=layers, position=position)
-    _table("held-out accuracy of linear probes, by layer", sk.probe_layers(acts, seed=seed).table, as_json)
+    terminal.table("held-out accuracy of linear probes, by layer", sk.probe_layers(acts, seed=seed).table, as_json)
 
 
 @app.command()
@@ -290,7 +293,7 @@ def convert(
     for name, vector in vectors.items():
         facts |= {name: repr(vector), f"{name} written": str(written[name])}
         facts |= {f"{name} not said": ", ".join(unsaid(vector)) or "nothing"}
-    _show({**facts, "lost": " ".join(dict.fromkeys(str(one.message) for one in said)) or "nothing"}, as_json)
+    terminal.facts({**facts, "lost": " ".join(dict.fromkeys(str(one.message) for one in said)) or "nothing"}, as_json)
 
 
 def _load(checkpoint: str, adapter: str | None) -> tuple[Any, Any]:
@@ -300,7 +303,7 @@ def _load(checkpoint: str, adapter: str | None) -> tuple[Any, Any]:
     from rich.text import Text
 
     warnings.filterwarnings("ignore", category=FutureWarning)
-    with Console(stderr=True).status(Text(_shown(f"loading {checkpoint}"))):
+    with Console(stderr=True).status(Text(terminal.plain(f"loading {checkpoint}"))):
         from steerkit.models import load
 
         return load(checkpoint, adapter=adapter)
@@ -311,51 +314,6 @@ def _numbers(text: str, kind: type[Any]) -> list[Any]:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"expected {kind.__name__}s with commas between; got {text!r}. Write 1,2,3.") from None
-
-
-def _shown(text: object, instead: str = "\ufffd") -> str:
-    """Text for a terminal: a control character in it, from a model or a file, must not act there."""
-    return "".join(c if c in "\n\t" or c.isprintable() or ord(c) > 159 else instead for c in str(text))
-
-
-def _show(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(facts, indent=1, default=str))
-        return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        print(f"{name:<{width}}  {f'{value:.4g}' if isinstance(value, float) else _shown(value)}")
-
-
-def _table(title: str, table: Any, as_json: bool) -> None:
-    if as_json:
-        print(table.to_json(orient="records", indent=1))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(title=Text(_shown(title)), title_justify="left")
-    for column in table.columns:
-        drawn.add_column(Text(_shown(column)), justify="right")
-    for row in table.itertuples(index=False):
-        drawn.add_row(*(Text(f"{value:.3f}" if isinstance(value, float) else _shown(value)) for value in row))
-    Console().print(drawn)
-
-
-def _side_by_side(texts: dict[str, str], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(texts, indent=1, ensure_ascii=False))
-        return
-    from rich.columns import Columns
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.text import Text
-
-    console = Console()
-    width = console.width // 2 - 2
-    panels = [Panel(Text(_shown(text)), title=title, width=width) for title, text in texts.items()]
-    console.print(Columns(panels))
 
 
 if __name__ == "__main__":

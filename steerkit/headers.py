@@ -50,6 +50,7 @@ def compose(meta: Mapping[str, Any], layers: Layers) -> str:
     if clash:
         raise ValueError(f"expected a vector as {FIXED} says; its meta says {clash}. Take these keys out of its meta.")
     text = artifacts.canonical_json({**meta, **FIXED, "units": units(layers), "content": content(layers)})
+    artifacts.utf8(text)
     parse(text, layers)
     return text
 
@@ -102,12 +103,14 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"expected a steering vector at {path}; there is no such file.")
+        raise FileNotFoundError(f"expected a steering vector at {path}; there is no such file. Check the path.")
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"expected a safetensors file with a steering vector at {path}; got {error}.") from error
+        raise ValueError(
+            f"expected a safetensors file with a steering vector at {path}; got {error}. Write or fetch it anew."
+        ) from error
 
 
 def layers_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, Float[Tensor, " d_model"]]:
@@ -121,9 +124,13 @@ def layers_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, Float[Ten
     for name, value in tensors.items():
         match = re.fullmatch(rf"{re.escape(prefix)}\.(0|[1-9][0-9]{{0,5}})", name)
         if match is None:
-            raise ValueError(f"expected tensors named {prefix}.N, N a block index from 0; got {name!r:.80}.")
+            raise ValueError(
+                f"expected tensors named {prefix}.N, N a block index from 0; got {name!r:.80}. Write or fetch it anew."
+            )
         if value.ndim != 1 or value.dtype != torch.float32:
-            raise ValueError(f"expected {name} to be float32 [d_model]; got {value.dtype} {list(value.shape)}.")
+            raise ValueError(
+                f"expected {name} to be float32 [d_model]; got {value.dtype} {list(value.shape)}. Write it anew."
+            )
         found[int(match[1])] = value
     if not found:
         raise ValueError(f"expected one tensor {prefix}.N at least; got none. Fetch or write the file anew.")

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from steerkit import artifacts, cli
+from steerkit import artifacts, cli, terminal
 from tests.test_bad_input import LAYER, LINE, LIST, NUMBERS, PAIR, POSITION, Files, lay, push, row, tree
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -277,9 +277,9 @@ def test_a_file_name_cannot_move_the_cursor(leave, capsys) -> None:
 
 
 def test_what_a_model_writes_cannot_act_on_the_terminal(capsys) -> None:
-    cli._side_by_side({"unsteered": "\x1b[31mred\x07", "steered": "two\n[bold]lines[/bold] \u202e"}, as_json=False)
-    cli._table("[/]", pd.DataFrame({"[red]vector": ["[/x]", "\x9b31m"]}), as_json=False)
-    cli._show({"checkpoint": "a\x1b]0;b"}, as_json=False)
+    terminal.side_by_side({"unsteered": "\x1b[31mred\x07", "steered": "two\n[bold]lines[/bold] \u202e"}, as_json=False)
+    terminal.table("[/]", pd.DataFrame({"[red]vector": ["[/x]", "\x9b31m"]}), as_json=False)
+    terminal.facts({"checkpoint": "a\x1b]0;b"}, as_json=False)
     shown = capsys.readouterr().out
     assert not {"\x1b", "\x07", "\x9b"} & set(shown)
     for kept in ("[31mred", "[bold]lines[/bold]", "[/]", "[red]vector", "[/x]"):

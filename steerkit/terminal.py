@@ -1,0 +1,55 @@
+"""What a terminal shows: facts, tables and texts side by side, or JSON instead, for scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def plain(text: object, instead: str = "\ufffd") -> str:
+    """Text for a terminal: a control character in it, from a model or a file, must not act there."""
+    return "".join(c if c in "\n\t" or c.isprintable() or ord(c) > 159 else instead for c in str(text))
+
+
+def facts(found: Mapping[str, Any], as_json: bool) -> None:
+    """A line per fact."""
+    if as_json:
+        print(json.dumps(found, indent=1, default=str))
+        return
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name:<{width}}  {f'{value:.4g}' if isinstance(value, float) else plain(value)}")
+
+
+def table(title: str, rows: Any, as_json: bool) -> None:
+    """A data frame."""
+    if as_json:
+        print(rows.to_json(orient="records", indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(plain(title)), title_justify="left")
+    for column in rows.columns:
+        drawn.add_column(Text(plain(column)), justify="right")
+    for row in rows.itertuples(index=False):
+        drawn.add_row(*(Text(f"{value:.3f}" if isinstance(value, float) else plain(value)) for value in row))
+    Console().print(drawn)
+
+
+def side_by_side(texts: Mapping[str, str], as_json: bool) -> None:
+    """Texts in boxes beside each other, each under its title."""
+    if as_json:
+        print(json.dumps(texts, indent=1, ensure_ascii=False))
+        return
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = Console()
+    width = console.width // 2 - 2
+    panels = [Panel(Text(plain(text)), title=title, width=width) for title, text in texts.items()]
+    console.print(Columns(panels))
