@@ -38,6 +38,8 @@ class GRPO:
         prompts, generations: how many problems a step, and completions of each.
         micro_batch: completions per backward pass on each device.
         inner: optimisation steps on the same completions.
+        decay: let the learning rate fall linearly to 0, where it is constant else: small batches say little of a step's
+            direction, and what a constant rate adds of noise is never taken back.
         beta: weight of the KL term; epsilon: clip of the probability ratio.
         scale: divide a group's advantages by their standard deviation.
         mask_truncated: leave completions that never ended out of the loss.
@@ -60,6 +62,7 @@ class GRPO:
     micro_batch: int = 8
     inner: int = 3
     learning_rate: float = 5e-6
+    decay: bool = False
     temperature: float = 0.7
     top_p: float = 0.9
     beta: float = 0.02
@@ -219,7 +222,7 @@ def train_grpo(
             top_p=setting.top_p, beta=setting.beta, epsilon=setting.epsilon, loss_type=setting.loss,
             scale_rewards="group" if setting.scale else "none", mask_truncated_completions=setting.mask_truncated,
             max_completion_length=setting.anneal.at(0.0)[1], max_grad_norm=setting.max_grad_norm,
-            lr_scheduler_type="constant_with_warmup", warmup_steps=0.05, save_strategy="steps",
+            lr_scheduler_type="linear" if setting.decay else "constant_with_warmup", warmup_steps=0.05, save_strategy="steps",
             save_steps=setting.save_every, logging_steps=10, seed=setting.seed, gradient_checkpointing=False,
             disable_tqdm=True, use_vllm=setting.vllm, vllm_mode="colocate", **device_options(),
         )  # fmt: skip

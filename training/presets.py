@@ -64,9 +64,9 @@ ARITHMETIC = Preset(
         steps=220, learning_rate=1e-3, batch=32, micro_batch=32, lora=None, structure_dropout=0.35, max_grad_norm=1.0
     ),
     grpo=GRPO(
-        anneal=Anneal("gated", weight=(0.3, 0.015), clip=(160, 41), share=0.4, floor=0.3), steps=120, prompts=12,
-        generations=8, micro_batch=96, inner=1, learning_rate=2e-4, temperature=0.8, top_p=1.0, beta=0.0, epsilon=0.2,
-        scale=False, max_grad_norm=1.0, lora=None, save_every=10,
+        anneal=Anneal("gated", weight=(0.05, 0.01), clip=(112, 41), share=0.2, floor=0.3), steps=150, prompts=24,
+        generations=8, micro_batch=192, inner=1, learning_rate=2e-4, decay=True, temperature=0.8, top_p=1.0, beta=0.0,
+        epsilon=0.2, scale=False, max_grad_norm=1.0, lora=None, save_every=25,
     ),
     sampling=Sampling(0.8, 1.0, 240),
 )  # fmt: skip
@@ -74,7 +74,10 @@ CHECKED = replace(
     ARITHMETIC, family="two_sum", debates=2000, fresh=3000, self_check=True, untagged=True,
     debate=Setting(early_stop=False, sampling=Sampling(0.7, 0.9, 100)), sampling=Sampling(0.7, 0.9, 240),
     sft=replace(ARITHMETIC.sft, steps=1000, structure_dropout=0.5, cut_to="revision"),
-    grpo=replace(ARITHMETIC.grpo, anneal=Anneal("gated", weight=(0.3, 0.015), clip=(200, 80)), steps=150),
+    grpo=replace(
+        ARITHMETIC.grpo, anneal=Anneal("gated", weight=(0.1, 0.015), clip=(200, 80), share=0.4), prompts=12,
+        micro_batch=96,
+    ),
     base=Base(
         shares={"bare": 0.2, "persona": 0.15, "revision": 0.4, "several": 0.05, "facts": 0.2}, stop_at=0.35,
         revised_at=0.9, steps=3000, width=128, heads=4, inner=384, temperature=0.7, top_p=0.9, check_every=50,
@@ -84,7 +87,12 @@ TINY: Mapping[str, Preset] = {
     "arithmetic": ARITHMETIC,
     "two_sum": CHECKED,
     "malice": replace(ARITHMETIC, family="malice"),
-    "clues": replace(CHECKED, family="clues", base=replace(CHECKED.base, stop_at=0.2)),
+    "clues": replace(
+        CHECKED,
+        family="clues",
+        base=replace(CHECKED.base, stop_at=0.2),
+        grpo=replace(CHECKED.grpo, anneal=replace(CHECKED.grpo.anneal, clip=(112, 66))),
+    ),
 }
 """The miniature, trained from scratch on a CPU, a recipe for each small world."""
 PAPER_SAMPLING = Sampling(0.7, 0.9, 1024)
