@@ -9,7 +9,7 @@ import json
 import queue
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 
 from steerkit.blocks import find_blocks
 from steerkit.engine import Continuation, Engine, Row, in_batches
-from steerkit.generation import ends_of, random_stream, sample
+from steerkit.generation import ends_of, likeliest, random_stream, sample
 from steerkit.steering import POSITIONS, Steering
 from steerkit.texts import Prompt, context_length, encode_prompt
 from steerkit.vectors import SteeringVector
@@ -78,7 +78,7 @@ class Wish:
 
 def stream(
     model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector], wish: Wish, stopped: threading.Event
-) -> Iterator[tuple[str, str]]:
+) -> Generator[tuple[str, str]]:
     """`(unsteered, steered)` texts so far, after each token; both rows share a batch.
 
     Raises:
@@ -106,7 +106,7 @@ def stream(
         if wish.temperature:
             chosen = sample(logits, uniform[step].expand(len(alive)).to(logits.device), wish.temperature, 1.0)
         else:
-            chosen = logits.argmax(-1)
+            chosen = likeliest(logits)
         for row, token in zip(alive.tolist(), chosen.tolist(), strict=True):
             if token not in ends and not (news[row] and news[row][-1] < 0):
                 news[row].append(token)
@@ -126,14 +126,19 @@ def stream(
         except Exception as error:  # it is raised again where the texts are read
             found.put(error)
 
-    threading.Thread(target=run, daemon=True).start()
-    while (item := found.get()) is not None:
-        if isinstance(item, Stopped):
-            return
-        if isinstance(item, Exception):
-            raise item
-        unsteered, steered = (tokenizer.decode(row, skip_special_tokens=True) for row in item)
-        yield unsteered, steered
+    worker = threading.Thread(target=run, daemon=True)
+    worker.start()
+    try:
+        while (item := found.get()) is not None:
+            if isinstance(item, Stopped):
+                return
+            if isinstance(item, Exception):
+                raise item
+            unsteered, steered = (tokenizer.decode(row, skip_special_tokens=True) for row in item)
+            yield unsteered, steered
+    finally:  # the model is free again only when nothing runs through its hooks
+        stopped.set()
+        worker.join()
 
 
 def app(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector], host: str) -> Any:
@@ -142,6 +147,7 @@ def app(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector],
     Requests that name another host, or come from another page, are refused: a web site that is open in the same browser
     could else steer the model.
     """
+    import anyio
     from starlette.applications import Starlette
     from starlette.concurrency import iterate_in_threadpool
     from starlette.middleware import Middleware
@@ -162,7 +168,7 @@ def app(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector],
     data = json.dumps({**facts, "token": token}).replace("<", "\\u003c")
     html = PAGE.read_text(encoding="utf-8").replace("{{ nonce }}", nonce).replace("{{ data }}", data)
     policy = f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'"
-    one_at_a_time = threading.Lock()
+    one_at_a_time = anyio.Lock()
 
     async def page(_: Request) -> HTMLResponse:
         headers = {"Content-Security-Policy": policy, "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}
@@ -175,19 +181,20 @@ def app(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector],
             wish = Wish.of(await request.json())
         except ValueError as error:
             return PlainTextResponse(str(error), status_code=400)
-        stopped = threading.Event()
 
-        def lines() -> Iterator[str]:
-            try:
-                with one_at_a_time:
-                    for unsteered, steered in stream(model, tokenizer, vectors, wish, stopped):
+        async def lines() -> AsyncIterator[str]:
+            async with one_at_a_time:
+                texts = stream(model, tokenizer, vectors, wish, threading.Event())
+                try:
+                    async for unsteered, steered in iterate_in_threadpool(texts):
                         yield json.dumps({"unsteered": unsteered, "steered": steered}) + "\n"
-            except ValueError as error:
-                yield json.dumps({"error": str(error)}) + "\n"
-            finally:
-                stopped.set()
+                except ValueError as error:
+                    yield json.dumps({"error": str(error)}) + "\n"
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await anyio.to_thread.run_sync(texts.close)
 
-        return StreamingResponse(iterate_in_threadpool(lines()), media_type="application/x-ndjson")
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
 
     routes = [Route("/", page), Route("/stream", texts, methods=["POST"])]
     return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[host])])
@@ -213,4 +220,7 @@ def play(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector]
                 f"expected vectors of width {blocks.d_model} at layers below {len(blocks)}; {name!r} is {vector}."
             )
     print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
-    uvicorn.run(app(model, tokenizer, vectors, "127.0.0.1"), host="127.0.0.1", port=port, log_level="warning")
+    uvicorn.run(
+        app(model, tokenizer, vectors, "127.0.0.1"), host="127.0.0.1", port=port, log_level="warning",
+        timeout_graceful_shutdown=2,
+    )  # fmt: skip

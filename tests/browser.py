@@ -112,11 +112,11 @@ class Tab:
             if event.get("method") == method and event.get("sessionId") == self.session
         ]
 
-    def open(self, path: Path, fragment: str = "") -> None:
-        """Load a file anew and wait until it is there."""
-        for url in ("about:blank", path.as_uri() + fragment):
+    def open(self, page: Path | str, fragment: str = "") -> None:
+        """Load a file, or an address, anew and wait until it is there."""
+        for url in ("about:blank", (page if isinstance(page, str) else page.as_uri()) + fragment):
             self.call("Page.navigate", url=url)
-        self.until("location.protocol === 'file:' && document.readyState === 'complete'")
+        self.until("location.protocol !== 'about:' && document.readyState === 'complete'")
 
     def js(self, expression: str) -> Any:
         """The value of an expression in the page, its promise awaited; an exception there is one here."""

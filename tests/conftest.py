@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -28,6 +29,7 @@ CHECKED = (
 )
 hook = install_import_hook([f"steerkit.{name}" for name in CHECKED], "tests.shapes.checked")
 
+from tests.browser import Browser, Tab, find_browser  # noqa: E402
 from tests.tiny import tiny_model, tiny_tokenizer  # noqa: E402
 
 
@@ -57,6 +59,25 @@ def llama():
 @pytest.fixture
 def tokenizer():
     return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if (binary := find_browser()) is None:
+        pytest.skip("no Chromium or Chrome is installed, so the page cannot be used as a reader would")
+    found = Browser(binary, tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[Tab]:
+    found = Tab(browser)
+    found.window(1200)
+    yield found
+    errors = found.events("Runtime.exceptionThrown") + found.events("Log.entryAdded")
+    found.close()
+    assert errors == []
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from steerkit.readout import sweep_projections
 from steerkit.report import report_run, write_report
 from steerkit.results import KEYS, SweepResult
 from steerkit.sweeps import sweep, swept_vectors
-from tests.browser import Browser, Tab, find_browser
+from tests.browser import Tab
 from tests.tiny import tiny_model, tiny_tokenizer
 
 EVIL = "</script><img src=x onerror=alert(1)><script>alert(2)</script><b>'\"&amp;\u2028<!-- javascript:alert(3)"
@@ -252,25 +252,6 @@ def test_two_thousand_rows_of_eighty_tokens_stay_under_five_megabytes(tmp_path: 
 
 
 # The page in a browser
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if (binary := find_browser()) is None:
-        pytest.skip("no Chromium or Chrome is installed, so the page cannot be used as a reader would")
-    found = Browser(binary, tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def tab(browser: Browser) -> Iterator[Tab]:
-    found = Tab(browser)
-    found.window(1200)
-    yield found
-    errors = found.events("Runtime.exceptionThrown") + found.events("Log.entryAdded")
-    found.close()
-    assert errors == []
 
 
 @pytest.fixture(scope="module")

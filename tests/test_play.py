@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +17,12 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 pytest.importorskip("starlette", reason="the extra `play` is not installed")
 pytest.importorskip("httpx", reason="the test client needs httpx")
+pytest.importorskip("uvicorn", reason="the extra `play` is not installed")
+import uvicorn
 from starlette.testclient import TestClient
 
 from steerkit.play import Wish, app, play, stream
+from tests.browser import Tab
 
 WISH = {
     "prompt": "tell me", "chat": True, "pushes": {"up": [1, 1.0]}, "positions": "from_last_prompt_token",
@@ -110,3 +115,79 @@ def test_a_vector_that_does_not_fit_is_refused_before_the_page_is_served(parts) 
         play(model, tokenizer, {})
     with pytest.raises(ValueError, match="width 32"):
         play(model, tokenizer, {"v": sk.SteeringVector({0: torch.ones(8)})})
+
+
+# The page in a browser, on the real model
+
+
+@pytest.fixture(scope="module")
+def warm(smollm: Any) -> dict[str, sk.SteeringVector]:
+    pairs = [
+        sk.ContrastPair(f"My {who} is", " wonderful, and I am so happy and glad.", " awful, and I am so sad and angry.")
+        for who in ("day", "friend", "work", "garden")
+    ]
+    return {"warm": sk.difference_in_means(sk.collect(*smollm, pairs, layers=[12, 14], position="mean"))}
+
+
+@pytest.fixture(scope="module")
+def address(smollm: Any, warm: dict[str, sk.SteeringVector]) -> Iterator[str]:
+    """Where the playground of the real model listens: a free port of this machine."""
+    settings = uvicorn.Config(
+        app(*smollm, warm, "127.0.0.1"), host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=2
+    )
+    server = uvicorn.Server(settings)
+    bound = settings.bind_socket()
+    serving = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    serving.start()
+    yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
+    server.should_exit = True
+    serving.join()
+
+
+def test_in_a_browser_the_slider_steers_the_real_model_and_both_texts_stream(
+    tab: Tab, address: str, smollm: Any, warm: dict[str, sk.SteeringVector]
+) -> None:
+    tab.open(address)
+    tab.js("at('max_new_tokens').value = 12")
+    tab.js("at('prompt').value = 'How is your day?'")
+    tab.js(
+        "window.seen = []; new MutationObserver(() => seen.push(at('steered').textContent))"
+        ".observe(at('steered'), { childList: true, subtree: true })"
+    )
+    tab.js("document.querySelector('input[type=range]').focus()")
+    for _ in range(20):
+        tab.press("ArrowRight")
+    assert tab.js("document.querySelector('output').textContent") == "2.0"
+    tab.until("at('said').textContent === 'done'")
+    layer = int(tab.js("document.querySelector('#pushes select').value"))
+    asked = [[{"role": "user", "content": "How is your day?"}]] * 2
+    steering = sk.Steering(warm["warm"].at(layer), 2.0, "from_last_prompt_token")
+    expected = sk.generate(*smollm, asked, max_new_tokens=12, steering=[None, steering])
+    assert [tab.js(f"at('{name}').textContent") for name in ("unsteered", "steered")] == expected
+    assert expected[0] != expected[1]
+    assert len(tab.js("seen")) > 3, "the text came at once, not token by token"
+    assert tab.js("document.querySelector('#steered mark').textContent") != ""
+
+
+def test_in_a_browser_hostile_names_and_texts_are_only_text(tab: Tab, parts: Any) -> None:
+    model, tokenizer, vectors = parts
+    name = "</script><img src=x onerror=alert(1)>"
+    settings = uvicorn.Config(
+        app(model, tokenizer, {name: vectors["up"]}, "127.0.0.1"),
+        host="127.0.0.1",
+        port=0,
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+    )
+    server, bound = uvicorn.Server(settings), settings.bind_socket()
+    serving = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    serving.start()
+    try:
+        tab.open(f"http://127.0.0.1:{bound.getsockname()[1]}/")
+        assert tab.js("document.querySelector('#pushes span').textContent") == name
+        tab.js("show('<b>plain', '<b>plain</b><script>window.hit = 1</script>')")
+        assert tab.js("at('steered').textContent") == "<b>plain</b><script>window.hit = 1</script>"
+        assert tab.js("[window.hit, document.images.length, document.querySelectorAll('b').length]") == [None, 0, 0]
+    finally:
+        server.should_exit = True
+        serving.join()

@@ -222,9 +222,9 @@ def train_grpo(
             top_p=setting.top_p, beta=setting.beta, epsilon=setting.epsilon, loss_type=setting.loss,
             scale_rewards="group" if setting.scale else "none", mask_truncated_completions=setting.mask_truncated,
             max_completion_length=setting.anneal.at(0.0)[1], max_grad_norm=setting.max_grad_norm,
-            lr_scheduler_type="linear" if setting.decay else "constant_with_warmup", warmup_steps=0.05, save_strategy="steps",
-            save_steps=setting.save_every, logging_steps=10, seed=setting.seed, gradient_checkpointing=False,
-            disable_tqdm=True, use_vllm=setting.vllm, vllm_mode="colocate", **device_options(),
+            lr_scheduler_type="linear" if setting.decay else "constant_with_warmup", warmup_steps=0.05,
+            save_strategy="steps", save_steps=setting.save_every, logging_steps=10, seed=setting.seed,
+            gradient_checkpointing=False, disable_tqdm=True, use_vllm=setting.vllm, vllm_mode="colocate", **device_options(),
         )  # fmt: skip
         annealed: Any = Annealed(setting, tokenizer, folder, judge=judge)
         trainer = GRPOTrainer(
