@@ -224,7 +224,8 @@ def train_grpo(
             max_completion_length=setting.anneal.at(0.0)[1], max_grad_norm=setting.max_grad_norm,
             lr_scheduler_type="linear" if setting.decay else "constant_with_warmup", warmup_steps=0.05,
             save_strategy="steps", save_steps=setting.save_every, logging_steps=10, seed=setting.seed,
-            gradient_checkpointing=False, disable_tqdm=True, use_vllm=setting.vllm, vllm_mode="colocate", **device_options(),
+            gradient_checkpointing=False, disable_tqdm=True, use_vllm=setting.vllm, vllm_mode="colocate",
+            **device_options(),
         )  # fmt: skip
         annealed: Any = Annealed(setting, tokenizer, folder, judge=judge)
         trainer = GRPOTrainer(
