@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="of each job")
-    parser.add_argument("--examples", type=int, default=20_000, help="of each fuzzed property")
+    parser.add_argument("--examples", type=int, default=2_500, help="of each fuzzed property")
     parser.add_argument("--no-page", action="store_true", help="print only")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process with threads must not be forked
@@ -26,13 +26,13 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from tests.torture.faults import faults, fuzzed
+    from tests.torture.faults import faults, fuzzed, tested
     from tests.torture.killed import kills
 
     began = time.monotonic()
     lines = []
     with tempfile.TemporaryDirectory() as folder:
-        for part in (kills(Path(folder), given.kills), faults(Path(folder)), fuzzed(given.examples)):
+        for part in (kills(Path(folder), given.kills), faults(Path(folder)), tested(), fuzzed(given.examples)):
             for line in part:
                 lines.append(line)
                 print(f"{line.good} of {line.times}  {line.what}. {line.said}", flush=True)

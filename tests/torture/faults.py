@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from steerkit import artifacts
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 def faults(folder: Path) -> Iterator[Line]:
     """All faults, each a line."""
     yield cut_files(folder)
+    yield unwritable(folder)
     yield from full_disk(folder)
     yield dead_rank(folder)
 
@@ -42,6 +44,23 @@ def cut_files(folder: Path) -> Line:
         artifacts.append_rows(path, [rows[-1]] if len(read) < len(rows) else [])
         good += read in (rows, rows[:-1]) and artifacts.read_rows(path) == rows
     return Line("rows cut at every byte of the last one, read and appended to", len(places), good, f"{len(rows)} rows")
+
+
+def unwritable(folder: Path) -> Line:
+    """A file where the run's folder should be: an error that says so before anything is generated."""
+    place = folder / "taken"
+    place.write_text("mine")
+    try:
+        JOBS[0].run(place)
+        said = "no error"
+    except OSError as error:
+        said = str(error).replace(str(folder), "...")
+    return Line(
+        "sweep into a place that is no folder",
+        1,
+        int("expected a folder" in said and place.read_text() == "mine"),
+        said,
+    )
 
 
 def full_disk(folder: Path) -> Iterator[Line]:
@@ -128,11 +147,36 @@ def _rank(pid: str) -> str | None:
     return next((entry[5:].decode() for entry in entries if entry.startswith(b"RANK=")), None)
 
 
+TESTED = {
+    "a server that errs, hangs, closes, limits the rate or sends half a reply": ("tests/test_chat.py",),
+    "memory that runs out in a batch": ("tests", "-k", "out_of_memory"),
+    "each wrong way of the silent-wrong list caught, and ours not": ("tests/test_silent_wrong.py",),
+    "bad inputs refused with what was expected, what came and what to do": (
+        "tests/test_bad_input.py", "tests/test_bad_commands.py",
+    ),
+    "hostile files, names, keys and texts": ("tests/test_security.py", "tests/test_explorer.py", "-k", "not narrow"),
+    "batch sizes, orders and interruptions that change no text": ("tests/test_determinism.py",),
+    "two processes for one": ("tests/test_ranks.py",),
+}  # fmt: skip
+
+
+def tested() -> Iterator[Line]:
+    """What the tests hold, counted."""
+    for what, chosen in TESTED.items():
+        yield _counted(what, chosen, os.environ)
+
+
 def fuzzed(examples: int) -> Iterator[Line]:
     """The properties of tests/test_fuzz.py with as many examples each as are asked for."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_fuzz.py"]
     environment = {**os.environ, "STEERKIT_EXAMPLES": str(examples)}
+    line = _counted(f"properties that hold of {examples} made-up inputs each", ("tests/test_fuzz.py",), environment)
+    yield replace(line, said=f"{line.said}; {line.good * examples} inputs at least")
+
+
+def _counted(what: str, chosen: Sequence[str], environment: Mapping[str, str]) -> Line:
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *chosen]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)}
-    good = counts.get("passed", 0)
-    yield Line(f"fuzzed properties, {examples} examples each", sum(counts.values()), good, "see tests/test_fuzz.py")
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
+    ran = sum(n for word, n in counts.items() if word != "skipped")
+    said = f"{', '.join(part for part in chosen if part.startswith('tests/'))}; {counts.get('skipped', 0)} skipped"
+    return Line(what, max(1, ran), counts.get("passed", 0), said.removeprefix("; "))
