@@ -1,4 +1,4 @@
-"""Properties on random input. `STEERKIT_EXAMPLES=torture` (or a number) runs more than the usual examples of each."""
+"""Properties on random input. `STEERKIT_EXAMPLES=2500` runs more than the usual examples of each."""
 
 from __future__ import annotations
 
@@ -38,15 +38,9 @@ from training.answers import KINDS, canonical, majority, read_answer, same
 from training.schedules import Anneal, Gate, linear, pass_gate, staged
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-settings.register_profile("tests", max_examples=200, deadline=None, suppress_health_check=QUIET)
-settings.register_profile("torture", settings.get_profile("tests"), max_examples=20_000)
-CHOSEN = os.environ.get("STEERKIT_EXAMPLES", "tests")
-fuzz = (
-    settings(settings.get_profile("tests"), max_examples=int(CHOSEN))
-    if CHOSEN.isdecimal()
-    else settings(settings.get_profile(CHOSEN))
-)
-fuzz_files = settings(fuzz, max_examples=fuzz.max_examples // 4)  # each of these examples waits for the disk
+EXAMPLES = int(os.environ.get("STEERKIT_EXAMPLES", "200"))
+fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=QUIET)
+fuzz_files = settings(fuzz, max_examples=EXAMPLES // 4)  # each of these examples waits for the disk
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
 SHARE = st.floats(0, 1)
