@@ -38,7 +38,7 @@ docs: $(STAMP)  ## the documents as a site, in runs/site
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build
 
-torture: $(STAMP)  ## killed runs, full disks, dead ranks, made-up inputs; writes docs/reliability.md
+torture: $(VENV)/.peers  ## killed runs, full disks, dead ranks, made-up inputs; writes docs/reliability.md
 	$(BIN)/python -m tests.torture
 
 setup: $(STAMP)

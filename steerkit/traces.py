@@ -71,6 +71,8 @@ class DebateTrace:
         text: the tagged text.
         gold: the right answer, if there is one.
         extra: further fields of its record, e.g. `consensus_type`.
+
+    Attributes:
         turns: read from the text, in its order.
         consensus: the sentence after `<|Consensus|>`, read from the text; None where the tag is missing.
 
