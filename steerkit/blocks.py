@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,12 +27,15 @@ class Blocks:
         modules: the blocks by layer; the stream of layer l (`resid_post`) is the output of `modules[l]`.
         owner: the module that runs the blocks; its forward sees the cache before any block does.
         d_model: the width of the stream.
+        positions: whether the model takes `position_ids`, and counts a text's positions from 0 when it is given none.
+            RoBERTa's family takes them and counts from another number: it is left to count by itself.
     """
 
     path: str
     modules: dict[int, nn.Module]
     owner: nn.Module
     d_model: int
+    positions: bool
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -75,14 +79,15 @@ def text_config(model: nn.Module) -> Any:
 
 
 def find_blocks(model: nn.Module, path: str | None = None) -> Blocks:
-    """The model's decoder blocks, verified once per model by two forwards of a five-token probe.
+    """The model's decoder blocks, verified once per model by three forwards of a five-token probe.
 
     The rule: a list of modules as long as the configuration says the decoder has layers (the shallowest such list), in
     which every block runs once, in order, returns a stream of shape `[batch, pos, d_model]`, and receives exactly what
     the block before it returned; and a change of the last block's output moves the logits. No table of names.
 
     Raises:
-        NoResidualStream: no list passes; the message gives the reason for each candidate, and the override.
+        NoResidualStream: no list passes; the message gives the reason for each candidate, and the override. Or the
+            model does not forward a text alone.
     """
     base = unwrap(model)
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
@@ -147,18 +152,40 @@ def _verified(model: nn.Module, path: str) -> Blocks | str:
         return stream + stream.std() * torch.linspace(-1, 1, stream.shape[-1]).to(stream)
 
     with evaluating(model), torch.inference_mode():
-        with residual.reading(modules, lambda *call: calls.append(call)):
-            plain = model(input_ids=ids, use_cache=False).logits
+        try:
+            with residual.reading(modules, lambda *call: calls.append(call)):
+                plain = model(input_ids=ids, use_cache=False).logits
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise NoResidualStream(
+                f"expected a model that forwards ids and nothing else; {type(model).__name__} raises "
+                f"{type(error).__name__}: {error}. One that needs more than a text cannot be read here."
+            ) from error
         if reason := _broken_chain(calls, len(modules), ids.shape[1]):
             return reason
         last = len(modules) - 1
         with residual.writing({last: modules[last]}, perturbed):
             moved = model(input_ids=ids, use_cache=False).logits
-    if torch.equal(plain, moved):
-        return "a change of the last block's output does not move the logits"
+        if torch.equal(plain, moved):
+            return "a change of the last block's output does not move the logits"
+        counted = _from_zero(model, ids, plain)
     stream = calls[0][2]
     assert stream is not None
-    return Blocks(path, modules, model.get_submodule(path.rpartition(".")[0]), stream.shape[-1])
+    return Blocks(path, modules, model.get_submodule(path.rpartition(".")[0]), stream.shape[-1], counted)
+
+
+def _from_zero(model: nn.Module, ids: Tensor, plain: Tensor) -> bool:
+    """Whether positions that are given, from 0 on, are those that the model counts by itself."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+    try:
+        given = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    off = float((given - plain).float().norm() / plain.float().norm())
+    return off <= (1e-3 if plain.dtype in (torch.float32, torch.float64) else 0.1)
 
 
 def _broken_chain(calls: list[tuple[int, Tensor | None, Tensor | None]], count: int, width: int) -> str | None:
@@ -170,7 +197,7 @@ def _broken_chain(calls: list[tuple[int, Tensor | None, Tensor | None]], count: 
     before: Tensor | None = None
     for layer, entered, left in calls:
         if left is None or left.ndim != 3 or left.shape[:2] != (1, width):
-            shape = None if left is None else list(left.shape)
+            shape = "no single stream" if left is None else list(left.shape)
             return f"block {layer} returns {shape} for {width} tokens, not [1, {width}, d_model]"
         if before is not None:
             if left.shape != before.shape:

@@ -244,7 +244,6 @@ def _read(
     first = torch.tensor([0, *(len(p.spans) for p in passages)]).cumsum(0)
     hooked = _hooked(blocks, layers)
     deepest = max(hooked)
-    takes_positions = models.accepts(model, "position_ids")
     size = batch_tokens or BATCH_TOKENS.get(device.type, 512)
     queue = token_batches([len(p.ids) for p in passages], size)[::-1]
     with evaluating(base), torch.inference_mode():
@@ -256,7 +255,7 @@ def _read(
             read: dict[Layer, Tensor] = {}
             see = _pooling(read, layers, deepest, pool, torch.tensor(spans, device=device).T)
             inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-            if takes_positions:
+            if blocks.positions:
                 inputs["position_ids"] = positions
             try:
                 with residual.reading(hooked, see), contextlib.suppress(residual.Leave):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from steerkit import models
 from steerkit.blocks import evaluating, find_blocks, unwrap
 from steerkit.capture import capture_resid, collect
-from steerkit.engine import exact_chunks
+from steerkit.engine import exact
 from steerkit.generation import generate
 from steerkit.steering import Steering
 from steerkit.texts import context_length, encode_prompt, render
@@ -101,9 +101,18 @@ def _hidden_states(model: nn.Module, tokenizer: Any) -> Finding:
     count = len(find_blocks(model))
     with torch.inference_mode(), evaluating(unwrap(model)), capture_resid(model) as streams:
         states = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
-    inner = max(_off(streams[layer], states[layer + 1]) for layer in range(count - 1)) if count > 1 else 0.0
-    if inner > 1e-6:
-        return Finding("hidden states", "failed", f"inner layers differ from output_hidden_states by {inner:.1e}")
+
+    def inner(first: int) -> float:
+        return max((_off(streams[layer], states[layer + first]) for layer in range(count - 1)), default=0.0)
+
+    if inner(1) > 1e-6 and inner(0) <= 1e-6:
+        said = "inner layers equal output_hidden_states, which begins after block 0 and not with the embedding"
+        return Finding("hidden states", "note", said)
+    if inner(1) > 1e-6:
+        return Finding("hidden states", "failed", f"inner layers differ from output_hidden_states by {inner(1):.1e}")
+    if states[-1].shape != streams[count - 1].shape:
+        widths = f"{streams[count - 1].shape[-1]} wide where its last entry is {states[-1].shape[-1]}"
+        return Finding("hidden states", "note", f"inner layers equal output_hidden_states; the stream is {widths}")
     last = _off(streams[count - 1], states[-1])
     if last > 1e-6:
         said = "inner layers equal output_hidden_states; its last entry is after the final norm, ours before it"
@@ -136,19 +145,31 @@ def _zero(model: nn.Module, tokenizer: Any) -> Finding:
 
 
 def _cache(model: nn.Module, tokenizer: Any) -> Finding:
-    chunks = exact_chunks(model)
-    steering = Steering(_push(model), 0.5, "from_last_prompt_token", foreign=True)
+    ways = exact(model)
+    positions = "from_last_prompt_token" if models.accepts(model, "past_key_values") else "all"
+    steering = Steering(_push(model), _as_long(model, tokenizer), positions, foreign=True)
     new = 8
     with torch.inference_mode(), evaluating(unwrap(model)):
         slow = [_greedy(model, tokenizer, text, steering, new) for text in TEXTS]
     fast = generate(model, tokenizer, list(TEXTS), max_new_tokens=new, steering=[steering] * len(TEXTS))
     same = sum(a == b for a, b in zip(slow, fast, strict=True))
-    said = f"{same} of {len(TEXTS)} steered texts are the same with a cache in a batch and without either"
+    plain = generate(model, tokenizer, list(TEXTS), max_new_tokens=new)
+    moved = sum(a != b for a, b in zip(slow, plain, strict=True))
+    said = (
+        f"{same} of {len(TEXTS)} steered texts are the same with a cache in a batch and without either, {moved} of "
+        "them others than without steering"
+    )
     if same < len(TEXTS) and _tolerance(model) < 1e-3:
         return Finding("cache", "failed", said)
     if same < len(TEXTS):
         return Finding("cache", "note", f"{said}; in {models.describe(model, None)['dtype']} ties may fall either way")
-    return Finding("cache", "ok", said if chunks else f"{said}; scored token by token, as its layers need")
+    if not moved:
+        return Finding("cache", "note", f"{said}: nothing is shown")
+    if not ways.padded:
+        said += "; prompts of unequal lengths are not batched, as its positions need"
+    if not ways.chunks:
+        said += "; scored token by token, as its layers need"
+    return Finding("cache", "ok", said)
 
 
 def _first_token(model: nn.Module, tokenizer: Any) -> Finding:
@@ -211,6 +232,14 @@ def _push(model: nn.Module) -> SteeringVector:
     blocks = find_blocks(model)
     generator = torch.Generator().manual_seed(0)
     return SteeringVector({len(blocks) // 2: torch.randn(blocks.d_model, generator=generator)})
+
+
+def _as_long(model: nn.Module, tokenizer: Any) -> float:
+    """The coefficient that makes `_push` as long as the stream at its layer, so that it changes what is said."""
+    ((layer, vector),) = _push(model).layers.items()
+    with capture_resid(model, layer) as streams:
+        _logits(model, _ids(model, tokenizer, TEXTS[1]))
+    return float(streams[layer][0, 1:].float().norm(dim=-1).mean() / vector.norm())  # the first token is a sink
 
 
 def _off(found: Tensor, truth: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from steerkit.steering import RowSteering, Steering, taken_over, touches_prompt
 from steerkit.texts import check_vocabulary, pad
 
 BATCH_ROWS = {"cpu": 96, "cuda": 256}
+CACHES = ("past_key_values", "cache_params")  # the names by which forwards take one
 COMPACT_BELOW = 0.8  # a batch is compacted once at most this share of its rows goes on
 Done = TypeVar("Done")
 Choose = Callable[[Float[Tensor, "batch vocabulary"], Int[Tensor, " batch"], int], Int[Tensor, " batch"]]
@@ -59,16 +61,19 @@ def in_batches(
 ) -> Iterator[list[tuple[int, Done]]]:
     """Run `work(engine, row numbers)` over all rows in batches; yields each batch's `(row number, result)` when done.
 
-    Rows of similar prompt length share a batch, equal prompts stand together; a batch that does not fit into memory is
-    halved. The model is in eval mode meanwhile, and what `with steering.on(model)` set sleeps.
+    Rows of similar prompt length share a batch (of one length, where the model cannot be padded), equal prompts stand
+    together; a batch that does not fit into memory is halved. The model is in eval mode meanwhile, and what
+    `with steering.on(model)` set sleeps.
 
     Raises:
         ValueError: see `check_rows`.
     """
-    check_rows(model, rows)
+    padded = check_rows(model, rows).padded
     size = batch_rows or BATCH_ROWS.get(next(unwrap(model).parameters()).device.type, 96)
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].prompt), rows[i].prompt))
-    queue = [order[i : i + size] for i in range(0, len(order), size)][::-1]
+    alike = groupby(order, key=lambda i: None if padded else len(rows[i].prompt))
+    groups = [list(group) for _, group in alike]
+    queue = [group[i : i + size] for group in groups for i in range(0, len(group), size)][::-1]
     with evaluating(model):
         while queue:
             numbers = queue.pop()
@@ -83,17 +88,18 @@ def in_batches(
             yield list(zip(numbers, done, strict=True))
 
 
-def check_rows(model: nn.Module, rows: Sequence[Row]) -> None:
-    """`ValueError` unless these rows can be run: for a steering that does not fit the model, a token that it does not
-    have, or a model whose cached forward is not its plain one.
+def check_rows(model: nn.Module, rows: Sequence[Row]) -> Exact:
+    """How these rows can be run. `ValueError` if they cannot: for a steering that does not fit the model, a token that
+    it does not have, or a model whose cached forward is not its plain one.
     """
     blocks = find_blocks(model)
     with taken_over(model):
-        exact_chunks(model)
+        found = exact(model)
     weights = models.fingerprint(model)
     for steering in {id(s): s for row in rows for s, _ in row.steerings}.values():
         steering.check(model, blocks, weights)
     check_vocabulary(model, [row.prompt for row in rows])
+    return found
 
 
 class Engine:
@@ -109,11 +115,13 @@ class Engine:
         self.device = next(unwrap(model).parameters()).device
         self.width = max(len(row.prompt) for row in rows)
         self.lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
-        self.takes = {name for name in ("position_ids", "logits_to_keep") if models.accepts(model, name)}
+        self.keeps = models.accepts(model, "logits_to_keep")
+        self.cache_name = next(name for name in CACHES if models.accepts(model, name))
         self.cache = DynamicCache(config=unwrap(model).config)
         self.cache.layers = [
             _Reserved(self.width + room) if type(layer) is DynamicLayer else layer for layer in self.cache.layers
         ]
+        self.recurrent = bool(self.cache.layers) and not any(hasattr(x, "get_seq_length") for x in self.cache.layers)
         self._prefill()
         self.keep(range(len(rows)))
 
@@ -148,7 +156,7 @@ class Engine:
 
     def forward(self, ids: Int[Tensor, "batch pos"], start: int) -> Float[Tensor, "batch pos vocabulary"]:
         """Logits of a chunk whose first column is `start`; a row's last prompt token stands in column `width - 1`."""
-        if ids.shape[1] > 1 and not _exact_chunks.get(unwrap(self.model), True):
+        if ids.shape[1] > 1 and (known := _exact.get(unwrap(self.model))) and not known.chunks:
             return torch.cat([self.forward(ids[:, i : i + 1], start + i) for i in range(ids.shape[1])], dim=1)
         columns = torch.arange(start, start + ids.shape[1], device=self.device)
         positions = columns - (self.width - self.lengths)[:, None]
@@ -193,13 +201,13 @@ class Engine:
         compiled.start = start
         inputs: dict[str, Any] = {
             "input_ids": ids,
-            "attention_mask": mask,
-            "past_key_values": self.cache,
+            "attention_mask": mask[:, -ids.shape[1] :] if self.recurrent else mask,
+            self.cache_name: self.cache,
             "use_cache": True,
         }
-        if "position_ids" in self.takes:
+        if self.blocks.positions:
             inputs["position_ids"] = positions.clamp(min=0)
-        if keep and "logits_to_keep" in self.takes:
+        if keep and self.keeps:
             inputs["logits_to_keep"] = keep
         with residual.writing({layer: self.blocks.modules[layer] for layer in compiled.layers}, compiled.change) as ran:
             logits: Tensor = self.model(**inputs).logits
@@ -207,63 +215,79 @@ class Engine:
         return logits
 
 
-_exact_chunks: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
-PROBE, NEW = ((1, 2, 3, 4, 5, 6), (7, 8, 9)), (10, 11, 12)
+@dataclass(frozen=True)
+class Exact:
+    """What gives the logits of plain forwards, besides one token after the other over a cache.
+
+    Args:
+        padded: a left-padded batch; where it does not, only prompts of one length share a batch.
+        chunks: several tokens at once after a prefill; where they do not, they are forwarded token by token.
+    """
+
+    padded: bool
+    chunks: bool
 
 
-def exact_chunks(model: nn.Module) -> bool:
-    """Whether a chunk of several tokens after a prefill gives what it gives in one plain forward.
+_exact: weakref.WeakKeyDictionary[nn.Module, Exact] = weakref.WeakKeyDictionary()
+UNEQUAL, EQUAL, NEW = ((11, 12, 13, 14, 15, 16), (17, 18, 19)), ((11, 12, 13, 14), (17, 18, 19, 20)), (21, 22, 23)
 
-    Found once per model, by running a padded batch of two short rows with a cache and each row without. Some recurrent
-    layers forget their state between such chunks and are forwarded token by token instead.
+
+def exact(model: nn.Module) -> Exact:
+    """What the model forwards exactly, found once per model by running short rows with a cache and each row without.
+
+    Models that count positions by the column cannot be padded on the left. Some recurrent layers forget their state
+    between chunks of several tokens.
 
     Raises:
-        ValueError: even token by token the model, cached and left-padded, is not what it is plain. It keeps no cache
-            that can be passed in, or counts its positions in another way; its texts would be silently wrong.
+        ValueError: even token by token and without padding the model with a cache is not what it is without: it keeps
+            none that can be passed in, or counts its positions in another way; its texts would be silently wrong.
     """
     base = unwrap(model)
-    if base not in _exact_chunks:
-        try:
-            _exact_chunks[base] = _probe(model)
-        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+    if not any(models.accepts(base, name) for name in CACHES):
+        raise ValueError(
+            f"expected a model that takes a cache; {type(base).__name__} takes neither of {CACHES}. Steer its plain "
+            "forwards with `steering.on(model)`."
+        )
+    if base not in _exact:
+        reasons = []
+        for prompts in (UNEQUAL, EQUAL):
+            try:
+                single, chunk = _off(model, prompts)
+            except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                reasons.append(f"it raises {type(error).__name__}: {error}")
+                continue
+            limit = 1e-3 if next(base.parameters()).dtype in (torch.float32, torch.float64) else 0.1
+            if single <= limit:
+                _exact[base] = Exact(prompts is UNEQUAL, chunk <= limit)
+                break
+            reasons.append(f"they differ by {single:.1e} of their size")
+        else:
             raise ValueError(
-                f"expected a model that forwards a left-padded batch with a cache; {type(base).__name__} failed a "
-                f"probe of it ({type(error).__name__}: {error}). Steer its plain forwards with `steering.on(model)`."
-            ) from error
-    return _exact_chunks[base]
+                f"expected a model whose logits with a cache are those of plain forwards; in {type(base).__name__}, "
+                f"left-padded, {reasons[0]}; unpadded, {reasons[1]}. Steer its plain forwards with "
+                "`steering.on(model)`."
+            )
+    return _exact[base]
 
 
-def _probe(model: nn.Module) -> bool:
-    base = unwrap(model)
+def _off(model: nn.Module, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
+    """How far the logits of a cached batch are from those of plain forwards: token by token, and in one chunk."""
     vocabulary = text_config(model).vocab_size
-    new, *prompts = (tuple(i % vocabulary for i in ids) for ids in (NEW, *PROBE))
-    rows = [Row(prompt) for prompt in prompts]
-    device = next(base.parameters()).device
-
-    def off(found: Tensor) -> float:
-        return float(((found - truth).float().norm(dim=-1) / truth.float().norm(dim=-1)).max())
-
+    new, *prompts = (tuple(i % vocabulary for i in ids) for ids in (NEW, *prompts))
+    device = next(unwrap(model).parameters()).device
+    found = []
     with evaluating(model), torch.inference_mode():
         plain = [torch.tensor([(*prompt, *new)], device=device) for prompt in prompts]
-        truth = torch.cat([model(input_ids=ids, use_cache=False).logits[:, -len(new) - 1 :] for ids in plain])
-        limit = 1e-3 if truth.dtype in (torch.float32, torch.float64) else 0.1
-        ways = []
+        truth = torch.cat([model(input_ids=ids, use_cache=False).logits[:, -len(new) - 1 :] for ids in plain]).float()
         for step in (1, len(new) + 1):
-            engine = Engine(model, rows, len(new))
-            chunk = torch.cat([engine.last_tokens(), torch.tensor([new] * len(rows), device=device)], dim=1)
+            engine = Engine(model, [Row(prompt) for prompt in prompts], len(new))
+            chunk = torch.cat([engine.last_tokens(), torch.tensor([new] * len(prompts), device=device)], dim=1)
             starts = range(0, chunk.shape[1], step)
-            ways.append(
-                off(torch.cat([engine.forward(chunk[:, i : i + step], engine.width - 1 + i) for i in starts], dim=1))
-            )
-    if not ways[0] <= limit:
-        raise ValueError(
-            "expected a cached, left-padded batch to give the logits of plain forwards; those of "
-            f"{type(base).__name__} differ by {ways[0]:.1e} of their size. Steer its plain forwards with "
-            "`steering.on(model)`."
-        )
-    return ways[1] <= limit
+            parts = [engine.forward(chunk[:, i : i + step], engine.width - 1 + i) for i in starts]
+            found.append(float(((torch.cat(parts, dim=1) - truth).norm(dim=-1) / truth.norm(dim=-1)).max()))
+    return found[0], found[1]
 
 
 class _Reserved(DynamicLayer):

@@ -15,8 +15,12 @@ class Leave(Exception):
 
 
 def stream_of(out: Any) -> Tensor | None:
-    """The stream in a block's output: the tensor itself, or the first entry of a tuple or list."""
-    first = out if isinstance(out, Tensor) else out[0] if isinstance(out, tuple | list) and out else None
+    """The stream in a block's output: the tensor itself, or the first entry of a tuple or list.
+
+    A named tuple has none: its blocks pass on several streams (Reformer's).
+    """
+    several = isinstance(out, tuple | list) and not hasattr(out, "_fields")
+    first = out if isinstance(out, Tensor) else out[0] if several and out else None
     return first if isinstance(first, Tensor) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 import steerkit as sk
 from steerkit import artifacts, fluency, models
 from steerkit.blocks import NoResidualStream, evaluating, find_blocks
-from steerkit.engine import Row, exact_chunks
+from steerkit.engine import Row, exact
 from steerkit.generation import decode
 from steerkit.results import SweepResult
 from steerkit.steering import Steering
@@ -99,14 +100,52 @@ def test_layers_taken_out_after_the_first_look_are_noticed() -> None:
 MAMBA = {"state_size": 8, "num_heads": 4, "head_dim": 16, "expand": 2, "n_groups": 1, "chunk_size": 8}
 
 
+def test_a_recurrent_model_goes_on_from_its_state_and_its_plain_forwards_know_no_new_tokens() -> None:
+    model = build("mamba2", hidden_size=32, num_hidden_layers=2, **MAMBA)
+    vector = push(1, size=2.0)
+    rows = [Row(prompt, ((Steering(vector, 1.0, "from_last_prompt_token"), 1.0),)) for prompt in (PROMPT, PROMPT[:3])]
+    found = [each for batch in decode(model, tiny_tokenizer(), rows, [0, 1], max_new_tokens=6) for each in batch]
+    slow = [stepwise(model, row.prompt, 6, vector, len(row.prompt) - 1) for row in rows]
+    assert [list(continuation.ids) for _, continuation in sorted(found, key=lambda one: one[0])] == slow
+    assert slow != [stepwise(model, row.prompt, 6) for row in rows]
+    with pytest.raises(ValueError, match="takes no `past_key_values`"), Steering(push(1)).on(model):
+        pass
+
+
 def test_a_recurrent_model_without_a_cache_to_pass_is_refused_and_not_read_from_its_last_token() -> None:
-    config = AutoConfig.for_model("mamba2", vocab_size=260, hidden_size=32, num_hidden_layers=2, **MAMBA)
+    config = AutoConfig.for_model("rwkv", vocab_size=260, hidden_size=32, num_hidden_layers=2)
     model = AutoModelForCausalLM.from_config(config).eval()
     assert len(find_blocks(model)) == 2  # its stream is found: it is the cache that is refused
-    with pytest.raises(ValueError, match=r"cached, left-padded batch|left-padded batch with a cache"):
+    with pytest.raises(ValueError, match="takes neither of"):
         list(decode(model, tiny_tokenizer(), [Row(PROMPT)], [0], max_new_tokens=2))
     with pytest.raises(ValueError, match="takes no `past_key_values`"), Steering(push(1)).on(model):
         pass
+
+
+def test_a_model_that_counts_positions_by_the_column_is_batched_by_length() -> None:
+    model = build("bart", decoder_layers=4, decoder_attention_heads=4, decoder_ffn_dim=64)
+    vector = push(1)
+    several = (PROMPT, PROMPT[:3], PROMPT[1:], PROMPT[2:5])
+    rows = [Row(prompt, ((Steering(vector, 1.0, "from_last_prompt_token"), 1.0),)) for prompt in several]
+    batches = list(decode(model, tiny_tokenizer(), rows, range(4), max_new_tokens=6))
+    assert not exact(model).padded
+    assert sorted(sorted(number for number, _ in batch) for batch in batches) == [[0], [1, 3], [2]]
+    found = {number: list(continuation.ids) for batch in batches for number, continuation in batch}
+    slow = [stepwise(model, row.prompt, 6, vector, len(row.prompt) - 1) for row in rows]
+    assert [found[number] for number in range(4)] == slow
+    assert slow != [stepwise(model, row.prompt, 6) for row in rows]
+
+
+def test_a_model_that_counts_positions_from_another_number_is_left_to_count() -> None:
+    model = build("roberta", is_decoder=True, pad_token_id=1, max_position_embeddings=300)
+    assert "position_ids" in inspect.signature(model.forward).parameters
+    assert not find_blocks(model).positions
+    text = "some words"
+    found = sk.collect(model, tiny_tokenizer(), [text, "a longer one than that"], position="last").resid[0]
+    with torch.no_grad():
+        ids = torch.tensor([encode(tiny_tokenizer(), text)])
+        states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+    torch.testing.assert_close(found, torch.stack([state[0, -1] for state in states[1:]]), atol=1e-5, rtol=1e-5)
 
 
 def test_a_hybrid_model_that_forgets_between_chunks_is_scored_token_by_token() -> None:
@@ -114,7 +153,7 @@ def test_a_hybrid_model_that_forgets_between_chunks_is_scored_token_by_token() -
         "jamba", attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, num_experts=2,
         num_experts_per_tok=1, mamba_d_state=8, mamba_expand=2, use_mamba_kernels=False,
     )  # fmt: skip
-    assert not exact_chunks(model)
+    assert not exact(model).chunks
     tokenizer = tiny_tokenizer()
     found = fluency.perplexity(model, tokenizer, ["some words before"], ["and these after"])
     ids = torch.tensor([[*encode(tokenizer, "some words before"), *encode(tokenizer, "and these after")]])
@@ -125,7 +164,7 @@ def test_a_hybrid_model_that_forgets_between_chunks_is_scored_token_by_token() -
 
 
 def test_plain_models_take_chunks_whole(llama) -> None:
-    assert exact_chunks(llama[0])
+    assert exact(llama[0]).padded and exact(llama[0]).chunks
 
 
 def test_another_active_adapter_is_another_model(tmp_path) -> None:
