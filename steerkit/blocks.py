@@ -160,7 +160,7 @@ def _verified(model: nn.Module, path: str) -> Blocks | str:
                 raise
             raise NoResidualStream(
                 f"expected a model that forwards ids and nothing else; {type(model).__name__} raises "
-                f"{type(error).__name__}: {error}. One that needs more than a text cannot be read here."
+                f"{type(error).__name__} ({error}). One that needs more than a text cannot be read here."
             ) from error
         if reason := _broken_chain(calls, len(modules), ids.shape[1]):
             return reason

@@ -166,7 +166,7 @@ def _cache(model: nn.Module, tokenizer: Any) -> Finding:
     if not moved:
         return Finding("cache", "note", f"{said}: nothing is shown")
     if not ways.padded:
-        said += "; prompts of unequal lengths are not batched, as its positions need"
+        said += "; batched by length, since it cannot be padded on the left"
     if not ways.chunks:
         said += "; scored token by token, as its layers need"
     return Finding("cache", "ok", said)

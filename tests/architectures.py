@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 from transformers.utils import logging
@@ -29,6 +30,44 @@ FORK = multiprocessing.get_context("fork")
 SECONDS = 180
 REFUSALS = ("expected a model whose logits with a cache", "expected a model that takes a cache")
 ADVICE = " Steer its plain forwards with `steering.on(model)`."
+NEEDS = " One that needs more than a text cannot be read here."
+PLAINLY = {
+    "blt": "bytes and patches of bytes are streams of different lengths",
+    "cpmant": "32 positions of its own stand before the text",
+    "deepseek_v4": "four streams",
+    "gemma3n": "four streams",
+    "gemma3n_text": "four streams",
+    "gemma4_assistant": "drafts from another model's keys; two checks of its configuration exclude each other",
+    "gemma4_unified_assistant": "drafts from another model's keys",
+    "hrm_text": "two stacks of blocks run several times each",
+    "hy_v4": "four streams",
+    "minimax": "its cache is of its own class",
+    "mllama": "some blocks run for pictures alone",
+    "musicgen": "reads several codes of a sound per position",
+    "musicgen_melody": "reads several codes of a sound per position",
+    "openai-gpt": "keeps no cache",
+    "prophetnet": "three streams, one after the other",
+    "reformer": "two streams",
+    "rwkv": "its state is no cache that can be passed in",
+    "xlm": "no module is a block: there are lists of their parts",
+    "xlnet": "positions come before the batch",
+    "xlstm": "its state is no cache that can be passed in",
+}
+"""What the error means."""
+ABOUT = (
+    "Written by `make architectures` with transformers {transformers} and torch {torch}: a small random model of each of "
+    "the {count} entries of its causal language model mapping, put before `steerkit doctor`. **Works** means that its "
+    "blocks were found by the rule and verified, that a text alone and in a padded batch read alike, that coefficient 0 "
+    "changes nothing bit for bit, and that steered texts, other than the unsteered ones, are the same in a cached batch "
+    "and one prompt at a time without a cache. **Refused** models raise an error that names the reason; none is read "
+    "silently wrong."
+)
+NOTES = (
+    "Models that cannot be padded on the left (positions counted by the column, recurrent layers that read pads) are "
+    "batched by prompt length. Those whose layers forget between chunks of several tokens are scored token by token. A "
+    "composite model that cannot be built small, or needs other packages, stands for its text part. The weights are "
+    "random and the embeddings untied, so that texts differ; windows are eight tokens, so that texts outgrow them."
+)
 ORDINARY = ("ours before it", "all layers equal output_hidden_states")
 
 
@@ -82,7 +121,7 @@ def _verdict(name: str, made: str, path: str, findings: Sequence[Finding]) -> Ve
 def _reason(error: Exception) -> str:
     """The reasons of the candidates, without the advice around them."""
     lines = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
-    return _line("; ".join(lines) or str(error))
+    return _line("; ".join(lines) or str(error).removesuffix(NEEDS))
 
 
 def _line(error: object) -> str:
@@ -114,12 +153,9 @@ def page(verdicts: Sequence[Verdict]) -> str:
     lines = [
         "# Architectures",
         "",
-        f"Written by `make architectures` with transformers {about['transformers']} and torch {about['torch']}: a "
-        f"small random model of each of the {len(verdicts)} entries of its causal language model mapping, put before "
-        "`steerkit doctor`. **Works** means that its blocks were found by the rule and verified, that a text alone and "
-        "in a padded batch read alike, that coefficient 0 changes nothing bit for bit, and that steered texts from a "
-        "cached, left-padded batch are those of one prompt at a time without a cache. **Refused** models raise an "
-        "error that names the reason; none is read silently wrong.",
+        *wrap(ABOUT.format(count=len(verdicts), **about), 120),
+        "",
+        *wrap(NOTES, 120),
         "",
         ", ".join(f"{count[state]} {state}" for state in ("works", "refused", "wrong", "not built")) + ".",
     ]
@@ -127,8 +163,13 @@ def page(verdicts: Sequence[Verdict]) -> str:
         rows = [verdict for verdict in verdicts if verdict.state == state]
         if rows:
             lines += ["", f"## {state.capitalize()} ({len(rows)})", "", "| model type | class | |", "|---|---|---|"]
-            lines += [f"| {row.name} | {row.made} | {row.said} |" for row in rows]
+            lines += [f"| {row.name} | {row.made} | {_plainly(row)} |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _plainly(row: Verdict) -> str:
+    meaning = PLAINLY.get(row.name) if row.state in ("refused", "not built") else None
+    return f"{meaning}: {row.said}" if meaning else row.said
 
 
 def main(names: Sequence[str]) -> None:

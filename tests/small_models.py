@@ -59,7 +59,7 @@ SIZES: dict[str, Any] = {
     "patch_size": 8,
     "type_vocab_size": 2,
     "depth": 2,
-    "backbone_hidden_size": WIDTH,
+    **dict.fromkeys(("backbone_hidden_size", "adapter_in_dim", "adapter_out_dim", "adapter_input_size"), WIDTH),
     "tie_word_embeddings": False,  # tied random models repeat one token, steered or not: no text to compare
 }
 """What one rule makes small; a configuration takes what it has a field for."""
@@ -83,7 +83,6 @@ PARTICULAR: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
         "ffn_config": {"ffn_hidden_size": INNER},
     },
-    "dots3_note": {"vision_config": {"adapter_in_dim": WIDTH, "adapter_out_dim": WIDTH}},
     "dots3_note_vision_encoder": {"mlp_layer_types": ["dense"] * LAYERS},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma4_assistant": {

@@ -10,11 +10,16 @@ import torch
 
 from steerkit import cli
 from steerkit.doctor import Finding, examine
+from tests.small_models import build
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def states(findings: list[Finding]) -> dict[str, str]:
     return {finding.check: finding.state for finding in findings}
+
+
+def found_in(model: Any, check: str) -> Finding:
+    return next(finding for finding in examine(model, tiny_tokenizer()) if finding.check == check)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "gpt_neox", "qwen2"])
@@ -67,6 +72,43 @@ def test_a_stream_that_is_replaced_between_blocks_is_refused_with_the_reason() -
 
     block.forward = other
     assert states(examine(model, tiny_tokenizer())) == {"residual stream": "failed"}
+
+
+class OneWord(torch.nn.Module):
+    """A head that says one token, whatever the stream is."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) + 1e4 * (torch.arange(260) == 65)
+
+
+def test_texts_that_steering_does_not_change_show_nothing() -> None:
+    model = tiny_model()
+    assert "3 of them others than without steering" in found_in(model, "cache").said
+    model.lm_head = OneWord(model.lm_head)
+    found = found_in(model, "cache")
+    assert (found.state, found.said.endswith("0 of them others than without steering: nothing is shown")) == (
+        "note",
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "said"),
+    [
+        ("mamba", "hidden states", "begins after block 0 and not with the embedding"),
+        ("qwen4_exp_text", "hidden states", "the stream is 256 wide where its last entry is 64"),
+        ("bart", "cache", "batched by length, since it cannot be padded on the left"),
+        ("jamba", "cache", "scored token by token"),
+    ],
+)
+def test_what_one_has_to_know_of_an_unusual_model_is_said(kind: str, check: str, said: str) -> None:
+    model = build(kind)
+    assert not [finding for finding in examine(model, tiny_tokenizer()) if finding.state == "failed"]
+    assert said in found_in(model, check).said
 
 
 def test_an_adapter_that_does_nothing_is_found_and_one_that_does_is_not() -> None:
