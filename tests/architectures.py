@@ -55,18 +55,19 @@ PLAINLY = {
 }
 """What the error means."""
 ABOUT = (
-    "Written by `make architectures` with transformers {transformers} and torch {torch}: a small random model of each of "
-    "the {count} entries of its causal language model mapping, put before `steerkit doctor`. **Works** means that its "
-    "blocks were found by the rule and verified, that a text alone and in a padded batch read alike, that coefficient 0 "
-    "changes nothing bit for bit, and that steered texts, other than the unsteered ones, are the same in a cached batch "
-    "and one prompt at a time without a cache. **Refused** models raise an error that names the reason; none is read "
-    "silently wrong."
+    "Written by `make architectures` with transformers {transformers} and torch {torch}: a small random model of "
+    "each of the {count} entries of its causal language model mapping, put before `steerkit doctor`. **Works** "
+    "means that its blocks were found by the rule and verified, that a text alone and in a padded batch read "
+    "alike, that coefficient 0 changes nothing bit for bit, and that steered texts, others than the unsteered "
+    "ones, are the same in a cached batch and one prompt at a time without a cache. **Refused** models raise an "
+    "error that names the reason; none is read silently wrong."
 )
 NOTES = (
-    "Models that cannot be padded on the left (positions counted by the column, recurrent layers that read pads) are "
-    "batched by prompt length. Those whose layers forget between chunks of several tokens are scored token by token. A "
-    "composite model that cannot be built small, or needs other packages, stands for its text part. The weights are "
-    "random and the embeddings untied, so that texts differ; windows are eight tokens, so that texts outgrow them."
+    "Models that cannot be padded on the left (positions counted by the column, recurrent layers that read pads) "
+    "are batched by prompt length. Those whose layers forget between chunks of several tokens are scored token by "
+    "token. A composite model that cannot be built small, or needs other packages, stands for its text part. The "
+    "weights are random and the embeddings untied, so that texts differ; windows are eight tokens, so that texts "
+    "outgrow them."
 )
 ORDINARY = ("ours before it", "all layers equal output_hidden_states")
 

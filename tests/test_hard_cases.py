@@ -23,6 +23,7 @@ from steerkit.steering import Steering
 from steerkit.texts import Rendered, SpannedText, encode, passage_of
 from steerkit.traces import DebateTrace, Turn, turn_contrasts
 from steerkit.vectors import SteeringVector
+from tests import small_models
 from tests.tiny import LLAMA, tiny_model, tiny_tokenizer
 
 PROMPT = (5, 9, 14, 3, 77, 21, 8)
@@ -161,6 +162,19 @@ def test_a_hybrid_model_that_forgets_between_chunks_is_scored_token_by_token() -
         scores = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
     own = scores[16:-1].gather(-1, ids[0, 17:, None]).mean()
     assert found[0] == pytest.approx(float(torch.exp(-own)), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bart", "recurrent_gemma", "mamba"])
+def test_unusual_models_score_a_batch_of_unequal_texts_as_each_alone(kind: str) -> None:
+    model, tokenizer = small_models.build(kind), tiny_tokenizer()
+    prompts, texts = ["some words before", "few", "and words"], ["and these after", "one", "no more than that"]
+    found = fluency.perplexity(model, tokenizer, prompts, texts)
+    for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        ids = torch.tensor([[*encode(tokenizer, prompt), *encode(tokenizer, text)]])
+        with torch.no_grad():
+            scores = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        own = scores[len(prompt) - 1 : -1].gather(-1, ids[0, len(prompt) :, None]).mean()
+        assert found[number] == pytest.approx(float(torch.exp(-own)), rel=1e-4)
 
 
 def test_plain_models_take_chunks_whole(llama) -> None:
