@@ -17,6 +17,7 @@ from steerkit.doctor import examine
 from steerkit.engine import Row, exact
 from steerkit.generation import decode
 from steerkit.steering import Steering
+from steerkit.texts import pad
 from steerkit.vectors import SteeringVector
 from tests import reference
 from tests.architectures import Verdict, judge, page
@@ -57,6 +58,7 @@ KINDS = {
 }
 FROM_BLOCK_0 = {"mamba"}  # their hidden states begin after block 0, not with the embedding
 BY_LENGTH = {"bart", "recurrent_gemma", "roberta"}  # prompts of unequal lengths never share a batch
+HYBRID = ("bamba", "falcon_h1", "granitemoehybrid", "jamba", "lfm2", "nemotron_h", "qwen3_next", "zamba2")
 TEXTS = ("The sea is calm today, isn't it?", "Yes.", "One two three four")
 NEW = 8
 
@@ -111,6 +113,19 @@ def test_a_steered_cached_batch_says_what_each_prompt_says_alone_without_a_cache
     by_length = request.node.callspec.params["model"] in BY_LENGTH
     assert exact(model).padded is not by_length
     assert len(found) == (len(rows) if by_length else 1)
+
+
+@pytest.mark.parametrize("name", HYBRID)
+def test_the_model_s_own_generate_is_steered_at_the_same_positions_over_a_hybrid_cache(name: str) -> None:
+    model = build(name)
+    vector = push(model)
+    ids, mask, _ = pad(prompts(), "left")
+    settings = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": 256, "pad_token_id": 256}
+    with Steering(vector, 1.0, "from_last_prompt_token").on(model):
+        found = model.generate(input_ids=ids, attention_mask=mask, **settings)[:, ids.shape[1] :].tolist()
+    for prompt, row in zip(prompts(), found, strict=True):
+        own = row[: row.index(256)] if 256 in row else row
+        assert own == reference.greedy(model, prompt, NEW, (256,), dict(vector.layers), 1.0, len(prompt) - 1)
 
 
 @pytest.mark.parametrize(
