@@ -15,6 +15,7 @@ from tests.tiny import VOCABULARY
 LAYERS, WIDTH, HEADS, HEAD, INNER, EXPERTS, ROPE = 4, 64, 4, 16, 96, 4, 8
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "emb_dim", "decoder_hidden_size", "embedding_size"), WIDTH),
+    **dict.fromkeys(("input_embedding_size", "output_embedding_size"), WIDTH),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), LAYERS),
     **dict.fromkeys(("encoder_layers", "num_decoder_layers", "num_encoder_layers"), LAYERS),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), HEADS),
