@@ -243,12 +243,12 @@ def exact(model: nn.Module) -> Exact:
             none that can be passed in, or counts its positions in another way; its texts would be silently wrong.
     """
     base = unwrap(model)
-    if not any(models.accepts(base, name) for name in CACHES):
-        raise ValueError(
-            f"expected a model that takes a cache; {type(base).__name__} takes neither of {CACHES}. Steer its plain "
-            "forwards with `steering.on(model)`."
-        )
     if base not in _exact:
+        if not any(models.accepts(base, name) for name in CACHES):
+            raise ValueError(
+                f"expected a model that takes a cache; {type(base).__name__} takes neither of {CACHES}. Steer its "
+                "plain forwards with `steering.on(model)`."
+            )
         reasons = []
         for prompts in (UNEQUAL, EQUAL):
             try:
