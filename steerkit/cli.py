@@ -176,6 +176,7 @@ def sweep(
     layers: Annotated[str, typer.Option(help="Block indices with commas.")],
     coefficients: Annotated[str, typer.Option(help="Numbers with commas; 0 is always run.")] = "-2,-1,0,1,2",
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished sweep goes on there.")] = Path("runs/sweep"),
+    random: Annotated[int, typer.Option(help="Random directions of each vector's norms, swept beside it.")] = 2,
     positions: Annotated[str, typer.Option(help="Which positions are steered.")] = "from_last_prompt_token",
     samples: Annotated[int, typer.Option(help="1 is greedy; more are sampled.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the texts.")] = 64,
@@ -183,7 +184,7 @@ def sweep(
     adapter: Adapter = None,
     as_json: Json = False,
 ) -> None:
-    """Every vector, layer, coefficient and prompt in one resumable table.
+    """Every vector with its random controls, layer, coefficient and prompt in one resumable table.
 
     Example: steerkit sweep CHECKPOINT persona.safetensors --prompts prompts.jsonl --layers 10,14 --out runs/persona
     """
@@ -193,6 +194,7 @@ def sweep(
     named = {path.stem: sk.SteeringVector.load(path) for path in vectors}
     if len(named) < len(vectors):
         raise ValueError(f"expected files with different names; got {[path.name for path in vectors]}. Rename one.")
+    named |= {f"{name}/random-{i}": sk.random_like(v, seed=i) for name, v in named.items() for i in range(random)}
     rows, at, doses = read_rows(prompts, complete=True), _numbers(layers, int), _numbers(coefficients, float)
     result = sk.sweep(
         *_load(checkpoint, adapter), named, rows, layers=at, out=out, positions=positions, coefficients=doses,
@@ -210,10 +212,12 @@ def score(
     checkpoint: Annotated[str | None, typer.Option(help="The model that perplexity needs.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a sweep; writes scored.parquet beside its table and prints the curves.
+    """Score a sweep; writes scored.parquet beside its table, prints the curves and the gains over the controls.
 
     Example: steerkit score runs/persona rouge_l repeated_4grams
     """
+    import pandas as pd
+
     import steerkit as sk
 
     result = sk.SweepResult.load(run / "table.parquet")
@@ -221,8 +225,17 @@ def score(
     for name in names:
         result = result.score(name, model=model, tokenizer=tokenizer)
     result.save(run / "scored.parquet")
+    swept = list(dict.fromkeys(result.table["vector"]))
+    mine = [vector for vector in swept if "/random-" not in vector]
+    tables = {}
     for name in names:
-        terminal.table(f"{name}, mean and 95 % interval over prompts", result.curve(name), as_json)
+        gains = [result.gain(name, vectors=mine).assign(over="coefficient 0")]
+        for vector in mine:
+            if controls := [other for other in swept if other.startswith(f"{vector}/random-")]:
+                gains.append(result.gain(name, vectors=[vector], over=controls).assign(over="random"))
+        tables[f"{name}: mean and 95 % interval over prompts"] = result.curve(name)
+        tables[f"{name}: gain, paired within prompts"] = pd.concat(gains, ignore_index=True)
+    terminal.tables(tables, as_json)
 
 
 @app.command()

@@ -39,6 +39,17 @@ def table(title: str, rows: Any, as_json: bool) -> None:
     Console().print(drawn)
 
 
+def tables(titled: Mapping[str, Any], as_json: bool) -> None:
+    """Several data frames; as JSON, one object of them by title."""
+    if as_json:
+        print(
+            json.dumps({title: json.loads(rows.to_json(orient="records")) for title, rows in titled.items()}, indent=1)
+        )
+        return
+    for title, rows in titled.items():
+        table(title, rows, as_json)
+
+
 def side_by_side(texts: Mapping[str, str], as_json: bool) -> None:
     """Texts in boxes beside each other, each under its title."""
     if as_json:

@@ -152,8 +152,10 @@ def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> 
         "4",
         "--json",
     )
-    assert json.loads(sweep)["rows"] == 2 * 5 * 2
-    assert len(json.loads(ok("score", out, "rouge_l", "--json"))) == 2 * 5
+    assert json.loads(sweep)["rows"] == 2 * 5 * 2 * 3
+    curve, gain = json.loads(ok("score", out, "rouge_l", "--json")).values()
+    assert len(curve) == 2 * 5 * 3
+    assert [(row["vector"], row["over"]) for row in gain] == [("v", "coefficient 0")] * 8 + [("v", "random")] * 8
     ok("probe", str(model), pairs)
     assert {row["labels"] for row in json.loads(ok("probe", str(model), pairs, "--json"))} == {"true", "shuffled"}
 
