@@ -116,14 +116,14 @@ def extract(
     out: Annotated[Path, typer.Option(help="The safetensors file to write.")] = Path("vector.safetensors"),
     position: Annotated[
         str, typer.Option(help="Tokens read: last, first, mean, or an index into the continuation.")
-    ] = "last",
+    ] = "mean",
     layers: Annotated[str, typer.Option(help="all, or block indices with commas: 8,12,16.")] = "all",
     adapter: Adapter = None,
     as_json: Json = False,
 ) -> None:
     """The difference in means of contrast pairs, as a vector file.
 
-    Example: steerkit extract CHECKPOINT pairs.jsonl --position mean --out persona.safetensors
+    Example: steerkit extract CHECKPOINT pairs.jsonl --out persona.safetensors
     """
     import steerkit as sk
 
