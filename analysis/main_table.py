@@ -41,7 +41,8 @@ def main_table(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     The 95 % interval resamples questions, each seed's its own. Columns: family, method, decoding, seeds, n, accuracy,
     low, high, tokens (in and out, mean per question), of_debate (tokens over Debate's), parse_failures (share),
-    agents (mean number that an output holds), gain_kept and its interval: `(a - Single) / (Debate - Single)`.
+    agents (mean number that an output holds), gain_kept and its interval: `(a - Single) / (Debate - Single)`, NaN
+    where Debate's gain is not above 0.
     """
     rows = rows.assign(
         tokens=rows["tokens_in"] + rows["tokens_out"], question=rows["seed"].astype(str) + "/" + rows["id"]
@@ -65,18 +66,23 @@ def main_table(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def _kept(right: pd.DataFrame, method: str, seed: int, draws: int = 2000) -> dict[str, float]:
-    """What a method keeps of Debate's gain over Single, with its interval over questions."""
+    """What a method keeps of Debate's gain over Single, with its interval over questions.
+
+    NaN where the interval of that gain holds 0: there is nothing to keep, and the ratio would be of any size and sign.
+    """
+    none = {"gain_kept": np.nan, "gain_kept_low": np.nan, "gain_kept_high": np.nan}
     if not {"Single", "Debate", method} <= set(right):
-        return {"gain_kept": np.nan, "gain_kept_low": np.nan, "gain_kept_high": np.nan}
+        return none
     gap = right[[method, "Debate"]].sub(right["Single"], axis=0).dropna().to_numpy()
     rng = np.random.default_rng(seed)
     picked = rng.integers(len(gap), size=(draws, len(gap)))
+    many = np.array([gap[rows].mean(0) for rows in picked])
+    if not np.percentile(many[:, 1], 2.5) > 0:
+        return none
     with np.errstate(divide="ignore", invalid="ignore"):
-        many = np.array([gap[rows].mean(0) for rows in picked])
-        ratio = many[:, 0] / many[:, 1]
-        low, high = np.nanpercentile(ratio, [2.5, 97.5])
-        whole = gap.mean(0)
-        return {"gain_kept": whole[0] / whole[1], "gain_kept_low": low, "gain_kept_high": high}
+        low, high = np.nanpercentile(many[:, 0] / many[:, 1], [2.5, 97.5])
+    whole = gap.mean(0)
+    return {"gain_kept": whole[0] / whole[1], "gain_kept_low": low, "gain_kept_high": high}
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,9 @@ app = typer.Typer(
 )
 Checkpoint = Annotated[str, typer.Argument(help="A hub id, a local folder, or a .gguf file.")]
 Adapter = Annotated[str | None, typer.Option(help="A PEFT adapter to put on it.")]
+Positions = Annotated[
+    str, typer.Option(help="Steered: generated, from_last_prompt_token, prompt or all; with :k, the first k of them.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -146,7 +149,7 @@ def steer(
     prompt: Annotated[str, typer.Argument(help="A question, put into the chat template if there is one.")],
     layer: Annotated[int, typer.Option(help="The block after which the vector is added.")],
     coefficient: Annotated[float, typer.Option(help="Multiplies the vector as stored.")] = 1.0,
-    positions: Annotated[str, typer.Option(help="Which positions are steered.")] = "from_last_prompt_token",
+    positions: Positions = "from_last_prompt_token",
     max_new_tokens: Annotated[int, typer.Option(help="Length of the texts.")] = 80,
     verbatim: Annotated[bool, typer.Option(help="Use the prompt as it is, without a chat template.")] = False,
     adapter: Adapter = None,
@@ -177,7 +180,7 @@ def sweep(
     coefficients: Annotated[str, typer.Option(help="Numbers with commas; 0 is always run.")] = "-2,-1,0,1,2",
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished sweep goes on there.")] = Path("runs/sweep"),
     random: Annotated[int, typer.Option(help="Random directions of each vector's norms, swept beside it.")] = 2,
-    positions: Annotated[str, typer.Option(help="Which positions are steered.")] = "from_last_prompt_token",
+    positions: Positions = "from_last_prompt_token",
     samples: Annotated[int, typer.Option(help="1 is greedy; more are sampled.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the texts.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the sampled texts.")] = 0,
@@ -288,6 +291,7 @@ def convert(
     out: Annotated[
         Path, typer.Argument(help="A .safetensors or .gguf file; several vectors become OUT-NAME each.", metavar="OUT")
     ],
+    layers: Annotated[str, typer.Option(help="all, or block indices with commas: 8,12,16.")] = "all",
     as_json: Json = False,
 ) -> None:
     """Vectors from and to other projects' formats, and what is lost on the way.
@@ -301,6 +305,8 @@ def convert(
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
         vectors = read_vectors(source)
+        if layers != "all":
+            vectors = {name: vector.at(*_numbers(layers, int)) for name, vector in vectors.items()}
         written = write_vectors(vectors, out)
     facts: dict[str, Any] = {}
     for name, vector in vectors.items():

@@ -37,12 +37,12 @@ class SweepResult:
 
     @classmethod
     def load(cls, path: str | Path) -> SweepResult:
-        """Read a sealed sweep: its folder, or its table file."""
+        """Read a finished sweep: its folder, or its table file."""
         path = Path(path)
         file = path / "table.parquet" if path.is_dir() else path
         if not file.is_file():
             raise FileNotFoundError(
-                f"expected a sealed sweep at {file}; there is none. An unfinished one has rows.jsonl only: run it on."
+                f"expected a finished sweep at {file}; there is none. An unfinished one has rows.jsonl only: run it on."
             )
         return cls(*artifacts.read_table(file))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,12 +32,38 @@ def table(title: str, rows: Any, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=Text(plain(title)), title_justify="left")
-    for column in rows.columns:
+    shown, same = _compact(rows)
+    said = f"{title}\n{', '.join(f'{name} {value}' for name, value in same.items())}" if same else title
+    drawn = Table(title=Text(plain(said)), title_justify="left")
+    for column in shown:
         drawn.add_column(Text(plain(column)), justify="right")
-    for row in rows.itertuples(index=False):
-        drawn.add_row(*(Text(f"{value:.3f}" if isinstance(value, float) else plain(value)) for value in row))
+    for row in zip(*shown.values(), strict=True):
+        drawn.add_row(*(Text(plain(value)) for value in row))
     Console().print(drawn)
+
+
+def _compact(rows: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Columns as a terminal has room for them, and what is the same in every row.
+
+    A value and its interval are one column: `mean, low, high`, or `x, x_low, x_high`.
+    """
+    shown: dict[str, list[str]] = {}
+    for name in rows.columns:
+        if re.fullmatch("low|high|.+_(low|high)", str(name)):
+            ends = [column for column in shown if name in (f"{column}_low", f"{column}_high")] or list(shown)[-1:]
+            if ends:
+                opening = " [" if str(name).endswith("low") else ", "
+                closing = "" if str(name).endswith("low") else "]"
+                old = shown[ends[0]]
+                shown[ends[0]] = [f"{a}{opening}{_short(b)}{closing}" for a, b in zip(old, rows[name], strict=True)]
+                continue
+        shown[str(name)] = [_short(value) for value in rows[name]]
+    same = {name: values[0] for name, values in shown.items() if len(values) > 2 and len(set(values)) == 1}
+    return {name: values for name, values in shown.items() if name not in same}, same
+
+
+def _short(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def tables(titled: Mapping[str, Any], as_json: bool) -> None:

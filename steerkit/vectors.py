@@ -77,9 +77,11 @@ class SteeringVector:
         """The same vector at these layers only."""
         whole = [int(n) for n in layers if isinstance(n, Integral) and not isinstance(n, bool) and n in self.layers]
         if not layers or len(set(whole)) < len(layers):
+            there = list(self.layers)
+            run = len(there) > 2 and there == list(range(there[0], there[-1] + 1))
+            known = f"{there[0]} to {there[-1]}" if run else f"among {there}"
             raise ValueError(
-                f"expected layers among {list(self.layers)}, each once; got {list(layers)}. Choose of these, or "
-                "extract the vector there."
+                f"expected layers {known}, each once; got {list(layers)}. Choose of these, or extract the vector there."
             )
         return replace(self, layers={layer: self.layers[layer] for layer in whole})
 

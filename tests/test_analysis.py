@@ -160,6 +160,13 @@ def rows(seed: int) -> pd.DataFrame:
     )
 
 
+def test_where_debate_gains_nothing_there_is_no_share_of_it_to_keep() -> None:
+    table = rows(1)
+    same = table[table["method"] == "Single"].assign(method="Debate")
+    found = main_table.main_table(pd.concat([table[table["method"] != "Debate"], same])).set_index("method")
+    assert np.isnan(found.loc["IMAD", "gain_kept"]) and found.loc["IMAD", "accuracy"] > 0
+
+
 def test_the_main_table_pools_seeds_and_says_what_is_kept_of_debates_gain(tmp_path, capsys) -> None:
     for seed in (1, 2):
         artifacts.write_table(tmp_path / str(seed) / "questions.parquet", rows(seed), {})

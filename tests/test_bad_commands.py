@@ -176,10 +176,10 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         "expected the configuration", "seed: 7 -> 0", "Use another folder",
     ),
     "score a folder that is not there": (
-        ("score", "run", "rouge_l"), {}, "expected a sealed sweep", "there is none", "run it on"
+        ("score", "run", "rouge_l"), {}, "expected a finished sweep", "there is none", "run it on"
     ),
     "score a sweep that is not finished": (
-        ("score", "run", "rouge_l"), {"run/rows.jsonl": b"{}\n"}, "expected a sealed sweep", "there is none", "run it"
+        ("score", "run", "rouge_l"), {"run/rows.jsonl": b"{}\n"}, "expected a finished sweep", "there is none", "run it"
     ),
     "score junk": (
         ("score", "run", "rouge_l"), {"run/table.parquet": PAIR}, "expected a table in", "got something else", "Write"

@@ -694,8 +694,14 @@ def sweep_cases() -> Iterator[Case]:
     says = "expected the configuration that", "seed: 7 -> 0", "Use another folder", artifacts.ConfigurationChanged
     yield Case("a sweep into another one's folder", sweep, *says, files={"run/config.json": b'{"seed": 7}'})
     load = {
-        "that is not there": ({}, "expected a sealed sweep", "there is none", "run it on", FileNotFoundError),
-        "that is not sealed": ({"t.parquet": None}, "expected a sealed sweep", "there is", "run it", FileNotFoundError),
+        "that is not there": ({}, "expected a finished sweep", "there is none", "run it on", FileNotFoundError),
+        "that is not sealed": (
+            {"t.parquet": None},
+            "expected a finished sweep",
+            "there is",
+            "run it",
+            FileNotFoundError,
+        ),
         "of junk": ({"t.parquet": PAIR}, "expected a table in", "got something else", "Write it anew", ValueError),
         "of another kind": ({"t.parquet": b"PAR1" * 9}, "a table in", "got something", "Write it anew", ValueError),
     }

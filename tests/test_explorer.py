@@ -219,7 +219,7 @@ def test_the_page_of_a_run_has_the_scores_and_keeps_the_projections(run: Any, tm
     assert artifacts.read_table(folder / "projections.parquet")[1]["kind"] == "projections"
     with pytest.raises(ValueError, match="the sweep's own model"):
         report_run(folder, None, (tiny_model(seed=1), tokenizer))
-    with pytest.raises(FileNotFoundError, match="expected a sealed sweep"):
+    with pytest.raises(FileNotFoundError, match="expected a finished sweep"):
         report_run(tmp_path)
     for file in (folder / "vectors").iterdir():
         file.rename(tmp_path / file.name)

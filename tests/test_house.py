@@ -174,3 +174,18 @@ def test_the_diagram_of_the_house_is_the_house() -> None:
         name for line in re.findall(r"^\| (`.+?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)
     }
     assert described == set(RANK)
+
+
+def test_a_table_in_a_terminal_joins_intervals_and_says_once_what_all_rows_share(capsys) -> None:
+    import pandas as pd
+
+    from steerkit import terminal
+
+    rows = pd.DataFrame(
+        {"layer": ["1", "2", "3"], "mean": [0.5, 0.25, 1.0], "low": [0.1, 0.2, 0.3], "high": [0.6, 0.7, 0.8], "n": 4}
+    )
+    terminal.table("curve", rows, as_json=False)
+    shown = capsys.readouterr().out
+    assert "0.500 [0.100, 0.600]" in shown and "n 4" in shown and "low" not in shown
+    terminal.table("probe", rows.rename(columns={"low": "mean_low", "high": "mean_high"}), as_json=False)
+    assert "1.000 [0.300, 0.800]" in capsys.readouterr().out
