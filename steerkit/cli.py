@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -27,14 +27,25 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 def main() -> None:
     """Run the command line; bad input ends in one line and exit code 2, an interruption in exit code 130."""
     try:
-        app()
+        code = app(standalone_mode=False) or 0
     except (ValueError, OSError, RuntimeError, TypeError, ImportError) as error:
-        lines = [" ".join(terminal.plain(line, " ").split()) for line in str(error).splitlines()]
-        print(f"steerkit: {' / '.join(filter(None, lines))}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _refuse(str(error))
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer raises over the words of a command has one
+            raise
+        if len(sys.argv) == 1:
+            error.show()  # type: ignore[attr-defined]  # the help
+            sys.exit(2)
+        _refuse(f"{str(error.format_message()).rstrip('.')}. See --help.")
+    if code == 130:
         print("steerkit: interrupted; the same command goes on where it stopped.", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code)
+
+
+def _refuse(message: str) -> NoReturn:
+    lines = [" ".join(terminal.plain(line, " ").split()) for line in message.splitlines()]
+    print(f"steerkit: {' / '.join(filter(None, lines))}", file=sys.stderr)
+    sys.exit(2)
 
 
 @app.command()

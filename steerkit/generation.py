@@ -131,13 +131,13 @@ def check_settings(
 ) -> None:
     """`ValueError` for a setting of `decode` that is out of range, or a prompt that does not fit the context."""
     if not _is_count(new):
-        raise ValueError(f"expected max_new_tokens to be an integer from 1; got {new!r}. Mend it.")
+        raise ValueError(f"expected max_new_tokens to be an integer from 1; got {new!r}. Give another.")
     if batch_rows is not None and not _is_count(batch_rows):
-        raise ValueError(f"expected batch_rows to be an integer from 1, or None; got {batch_rows!r}. Mend it.")
+        raise ValueError(f"expected batch_rows to be an integer from 1, or None; got {batch_rows!r}. Give another.")
     if not isinstance(temperature, Real) or not 0 <= temperature < float("inf"):
-        raise ValueError(f"expected a finite temperature from 0 (greedy); got {temperature!r}. Mend it.")
+        raise ValueError(f"expected a finite temperature from 0 (greedy); got {temperature!r}. Give another.")
     if not isinstance(top_p, Real) or not 0 < top_p <= 1:
-        raise ValueError(f"expected top_p above 0 and at most 1; got {top_p!r}. Mend it.")
+        raise ValueError(f"expected top_p above 0 and at most 1; got {top_p!r}. Give another.")
     limit = context_length(model)
     longest = max((len(row.prompt) for row in rows), default=0)
     if limit is not None and longest + new > limit:

@@ -107,7 +107,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
     ),
     "steer with NaN": (
         (*STEER, "hi", "--layer", "1", "--coefficient", "nan"), {"v.safetensors": V},
-        "expected a finite coefficient", "got nan", "Mend it",
+        "expected a finite coefficient", "got nan", "another",
     ),
     "steer at no positions": (
         (*STEER, "hi", "--layer", "1", "--positions", "here"), {"v.safetensors": V},
@@ -118,7 +118,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
     ),
     "steer for no tokens": (
         (*STEER, "hi", "--layer", "1", "--max-new-tokens", "0"), {"v.safetensors": V},
-        "max_new_tokens to be an integer from 1", "got 0", "Mend it",
+        "max_new_tokens to be an integer from 1", "got 0", "another",
     ),
     "steer with a vector of another width": (
         (*STEER, "hi", "--layer", "1"), {"v.safetensors": vector_file(width=5)},
@@ -157,7 +157,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         (*SWEEP, "--layers", "1", "--coefficients", ""), ASKED, "expected floats with commas between", "got ''", "Write"
     ),
     "sweep infinity": (
-        (*SWEEP, "--layers", "1", "--coefficients", "1,inf"), ASKED, "a finite coefficient", "got inf", "Mend it"
+        (*SWEEP, "--layers", "1", "--coefficients", "1,inf"), ASKED, "a finite coefficient", "got inf", "another"
     ),
     "sweep a coefficient twice": (
         (*SWEEP, "--layers", "1", "--coefficients", "1,1.0"), ASKED, NUMBERS[0], "got [1.0, 1.0]", NUMBERS[1]
@@ -253,8 +253,8 @@ def test_a_command_that_was_misspelt_is_explained_and_leaves_with_2(arguments, l
     assert leave(arguments) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "Usage: " in shown.err
-    assert shown.err.strip().splitlines()[-1].startswith("Error: ")
+    assert len(shown.err.splitlines()) == 1
+    assert shown.err.startswith("steerkit: ") and shown.err.strip().endswith("See --help.")
 
 
 def test_a_process_of_its_own_says_the_same(tmp_path: Path) -> None:

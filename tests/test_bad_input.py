@@ -239,7 +239,7 @@ ARITHMETIC: dict[str, tuple[Callable[[SteeringVector], object], str, str, str, t
     "times a tensor": (lambda v: v * torch.ones(32), "expected a number to multiply", "Tensor", "Give a", TypeError),
     "times NaN": (lambda v: v * float("nan"), "expected a finite vector", "got NaN", "Scale or mend it", ValueError),
     "times infinity": (lambda v: v * float("inf"), "expected a finite vector", "got NaN", "Scale or mend", ValueError),
-    "divided by 0": (lambda v: v / 0, "expected a number other than 0", "got 0", "Give another", ValueError),
+    "divided by 0": (lambda v: v / 0, "expected a number other than 0", "got 0", "another", ValueError),
     "added at another layer": (lambda v: v + push(2), "expected equal layers", "of 32 and [2]", "Take .at", ValueError),
     "added in another width": (lambda v: v + push(width=5), "equal layers", "and [1] of 5", "Take .at", ValueError),
     "added to another model's": (
@@ -313,10 +313,10 @@ def vector_cases() -> Iterator[Case]:
 
 STEERINGS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     **{
-        f"coefficient {value!r}": ({"coefficient": value}, "expected a finite coefficient", f"got {value!r}", "Mend it")
+        f"coefficient {value!r}": ({"coefficient": value}, "expected a finite coefficient", f"got {value!r}", "another")
         for value in (float("nan"), float("inf"), 1e39, "2", True, None, [1.0], 1j)
     },
-    "a matrix of coefficients": ({"coefficient": torch.ones(2, 2)}, "finite coefficient", "got tensor(", "Mend it"),
+    "a matrix of coefficients": ({"coefficient": torch.ones(2, 2)}, "finite coefficient", "got tensor(", "another"),
     "a NaN among coefficients": (
         {"coefficient": torch.tensor([1.0, float("nan")])}, "expected finite coefficients", "got [1.0, nan]", "Take out"
     ),
@@ -382,7 +382,7 @@ GENERATED: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] =
         {"steering": BEYOND, "temperature": 1.0}, "expected finite logits", "got NaN", "Lower", ValueError
     ),
     **{
-        f"{setting} {value!r}": ({setting: value}, f"expected {about}", f"got {value!r}", "Mend it", ValueError)
+        f"{setting} {value!r}": ({setting: value}, f"expected {about}", f"got {value!r}", "another", ValueError)
         for setting, about, values in (
             ("max_new_tokens", "max_new_tokens to be an integer from 1", (0, -1, 2.5, "3", True, None)),
             ("temperature", "a finite temperature from 0", (-0.1, float("nan"), float("inf"), "hot")),
@@ -576,7 +576,7 @@ SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     },
     **{
         f"coefficient {value}": (
-            {"coefficients": [1, value]}, "expected a finite coefficient", f"got {value}", "Mend it", ValueError
+            {"coefficients": [1, value]}, "expected a finite coefficient", f"got {value}", "another", ValueError
         )
         for value in (float("nan"), float("inf"), 1e39)
     },
@@ -619,10 +619,10 @@ SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     "samples without a temperature": (
         {"samples": 2, "temperature": 0.0}, "a temperature above 0 for 2 samples", "got 0", "Raise it", ValueError
     ),
-    "temperature -1": ({"temperature": -1.0}, "a finite temperature from 0", "got -1.0", "Mend it", ValueError),
-    "top_p 2": ({"top_p": 2.0}, "top_p above 0 and at most 1", "got 2.0", "Mend it", ValueError),
-    "max_new_tokens 0": ({"max_new_tokens": 0}, "max_new_tokens to be an integer", "got 0", "Mend it", ValueError),
-    "batch_rows -1": ({"batch_rows": -1}, "batch_rows to be an integer from 1", "got -1", "Mend it", ValueError),
+    "temperature -1": ({"temperature": -1.0}, "a finite temperature from 0", "got -1.0", "another", ValueError),
+    "top_p 2": ({"top_p": 2.0}, "top_p above 0 and at most 1", "got 2.0", "another", ValueError),
+    "max_new_tokens 0": ({"max_new_tokens": 0}, "max_new_tokens to be an integer", "got 0", "another", ValueError),
+    "batch_rows -1": ({"batch_rows": -1}, "batch_rows to be an integer from 1", "got -1", "another", ValueError),
 }  # fmt: skip
 NAMED = "expected lists of names", "Put it in a list"
 COLUMNS = "expected a score among the columns"
