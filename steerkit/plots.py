@@ -126,7 +126,7 @@ def curve_grid(
     figure, grid = new_figure(width, height, title, len(panels), len(doses), sharex=True, sharey="row")
     ticker = _matplotlib().ticker
     for (score, row), line in zip(panels.items(), grid, strict=True):
-        line[0].set_ylabel(score)
+        line[0].set_ylabel(f"{score} (log)" if score in log else score)
         for frame, axes in zip(row.values(), line, strict=True):
             for name, look in looks.items():
                 part = frame[frame[series].astype(str) == name].sort_values("coefficient")

@@ -281,7 +281,7 @@ def test_the_grid_shares_its_axes_and_its_looks() -> None:
     figure = plots.curve_grid(panels, "coefficient", controls=["random 1"], log=["perplexity"], zero={"trait": 0.0})
     top, bottom = np.array(figure.axes).reshape(2, 2)
     assert [axes.get_title(loc="left") for axes in top] == ["formal", "terse"]
-    assert [top[0].get_ylabel(), bottom[0].get_ylabel()] == ["trait", "perplexity"]
+    assert [top[0].get_ylabel(), bottom[0].get_ylabel()] == ["trait", "perplexity (log)"]
     assert len({axes.get_xlim() for axes in figure.axes}) == 1
     assert [axes.get_yscale() for axes in (*top, *bottom)] == ["linear", "linear", "log", "log"]
     assert top[0].get_ylim() == top[1].get_ylim()

@@ -27,12 +27,13 @@ def main() -> None:
 
     torch.set_num_threads(1)
     from tests.torture.faults import faults, fuzzed, tested
+    from tests.torture.flips import flips
     from tests.torture.killed import kills
 
     began = time.monotonic()
     lines = []
     with tempfile.TemporaryDirectory() as folder:
-        for part in (kills(Path(folder), given.kills), faults(Path(folder)), tested(), fuzzed(given.examples)):
+        for part in (kills(Path(folder), given.kills), faults(Path(folder)), flips(), tested(), fuzzed(given.examples)):
             for line in part:
                 lines.append(line)
                 print(f"{line.good} of {line.times}  {line.what}. {line.said}", flush=True)
