@@ -64,9 +64,7 @@ class Steering:
             if not torch.isfinite(value).all():
                 raise ValueError(f"expected finite coefficients; got {value.tolist()}. Take out the others.")
         elif isinstance(value, bool) or not number or not abs(float(value)) <= LARGEST:
-            raise ValueError(
-                f"expected a finite coefficient, or a tensor with one per row; got {value!r}. Give another."
-            )
+            raise ValueError(f"expected a finite coefficient, or a tensor of one per row; got {value!r}. Give another.")
         else:
             object.__setattr__(self, "coefficient", float(value))
         zero = [layer for layer, norm in self.vector.norms().items() if norm == 0]

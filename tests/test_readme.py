@@ -23,5 +23,5 @@ def test_the_code_of_the_readme_runs(smollm, tmp_path, monkeypatch, capsys) -> N
         exec(compile(block, "README.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "SteeringVector(30 layers, d_model 576" in printed and "shuffled" in printed
-    assert (tmp_path / "persona.safetensors").exists() and (tmp_path / "runs/persona/table.parquet").exists()
+    assert (tmp_path / "persona.safetensors").exists() and (tmp_path / "runs/first/table.parquet").exists()
     assert len(names["texts"]) == 2 and all(names["texts"])
