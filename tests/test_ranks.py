@@ -41,13 +41,28 @@ rank = torch.distributed.get_rank()
 """
 
 
+def run_by(ranks: int, script: Path, out: Path) -> None:
+    """Run a script with `out` as its argument: alone, or as several ranks under torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    command = [sys.executable, *(torchrun if ranks > 1 else ()), str(script), str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+
+
+def by_one_and_by_two(source: str, folder: Path) -> tuple[Path, Path]:
+    """What a script made of a place of its own when one process ran it, and when two ranks did."""
+    script, one, two = folder / "work.py", folder / "one", folder / "two"
+    script.write_text(source)
+    run_by(2, script, two)
+    run_by(1, script, one)
+    return one, two
+
+
 def test_two_ranks_train_one_model_in_one_folder(tmp_path) -> None:
     script = tmp_path / "work.py"
     script.write_text(WORK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    run_by(2, script, tmp_path)
     first, second = (artifacts.read_json(tmp_path / f"rank-{rank}.json") for rank in (0, 1))
     assert first["total"] == second["total"]
     assert (first["alone"], second["alone"]) == ("first", None)
@@ -77,22 +92,14 @@ result.save(f"{sys.argv[1]}-seen-by-{ranks.place()[0]}.parquet")
 
 
 def test_a_sweep_by_two_ranks_is_the_sweep_of_one(tmp_path) -> None:
-    script = tmp_path / "sweep.py"
-    script.write_text(SWEEP)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    for command, out in ((two, "two"), ([sys.executable, str(script)], "one")):
-        ran = subprocess.run(
-            [*command, str(tmp_path / out)], env=environment, capture_output=True, text=True, check=False
-        )
-        assert ran.returncode == 0, ran.stderr[-3000:]
-    one, two_ranks = (sk.SweepResult.load(tmp_path / name).table for name in ("one", "two"))
-    pd.testing.assert_frame_equal(one, two_ranks, rtol=1e-4)
-    assert one["text"].nunique() > 8
-    shares = [len(artifacts.read_rows(tmp_path / "two" / name)) for name in ("rows.jsonl", "rows-1.jsonl")]
+    one, two = by_one_and_by_two(SWEEP, tmp_path)
+    whole, shared = (sk.SweepResult.load(out).table for out in (one, two))
+    pd.testing.assert_frame_equal(whole, shared, rtol=1e-4)
+    assert whole["text"].nunique() > 8
+    shares = [len(artifacts.read_rows(two / name)) for name in ("rows.jsonl", "rows-1.jsonl")]
     assert shares == [12, 12]
     for rank in (0, 1):
-        pd.testing.assert_frame_equal(artifacts.read_table(tmp_path / f"two-seen-by-{rank}.parquet")[0], two_ranks)
+        pd.testing.assert_frame_equal(artifacts.read_table(tmp_path / f"two-seen-by-{rank}.parquet")[0], shared)
 
 
 DEBATES = """
@@ -114,19 +121,11 @@ open(f"{out}-seen-by-{ranks.place()[0]}.json", "w").write(json.dumps([asdict(deb
 
 
 def test_debates_by_two_ranks_are_the_debates_of_one(tmp_path) -> None:
-    script = tmp_path / "debates.py"
-    script.write_text(DEBATES)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    for command, out in ((two, "two"), ([sys.executable, str(script)], "one")):
-        ran = subprocess.run(
-            [*command, str(tmp_path / out)], env=environment, capture_output=True, text=True, check=False
-        )
-        assert ran.returncode == 0, ran.stderr[-3000:]
+    one, two = by_one_and_by_two(DEBATES, tmp_path)
     for name in ("debates.jsonl", "traces.jsonl"):
-        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+        assert (two / name).read_bytes() == (one / name).read_bytes()
     seen = [
         (tmp_path / name).read_text() for name in ("one-seen-by-0.json", "two-seen-by-0.json", "two-seen-by-1.json")
     ]
     assert len(set(seen)) == 1
-    assert (tmp_path / "two" / "calls-1.jsonl").exists()
+    assert (two / "calls-1.jsonl").exists()
