@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -78,6 +80,32 @@ def tab(browser: Browser) -> Iterator[Tab]:
     errors = found.events("Runtime.exceptionThrown") + found.events("Log.entryAdded")
     found.close()
     assert errors == []
+
+
+@pytest.fixture
+def no_key_but_the_tests(monkeypatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def serve(waits) -> Iterator[Callable[..., Any]]:
+    """Start a scripted server and a client of it whose pauses are written down instead of waited for."""
+    from tests.scripted_server import LONG_S, Call, Scripted
+    from training.server import Server
+
+    with contextlib.ExitStack() as stack:
+
+        def start(script: Callable[[Call, int], None], **options: Any) -> tuple[Scripted, Server]:
+            there = stack.enter_context(Scripted(script))
+            options = {"timeout_s": LONG_S, "wait": lambda _, seconds: waits.append(seconds), **options}
+            return there, Server(there.url, "some-model", **options)
+
+        yield start
 
 
 @pytest.fixture

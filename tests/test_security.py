@@ -26,7 +26,7 @@ from steerkit import artifacts, models
 from steerkit.texts import render
 from steerkit.traces import DebateTrace
 from steerkit.vectors import HEADER, SteeringVector
-from tests.test_chat import KEY, Call, Scripted, answer
+from tests.scripted_server import KEY, Call, Scripted, answer
 from tests.test_models import adapter
 from tests.test_traces import TWO_ROUNDS
 from tests.tiny import tiny_model, tiny_tokenizer

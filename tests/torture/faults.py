@@ -147,7 +147,9 @@ def _rank(pid: str) -> str | None:
 
 
 TESTED = {
-    "a server that errs, hangs, closes, limits the rate or sends half a reply": ("tests/test_chat.py",),
+    "a server that errs, hangs, closes, limits the rate or sends half a reply": (
+        "tests/test_chat.py", "tests/test_server.py", "tests/test_server_calls.py", "tests/test_server_keys.py",
+    ),
     "memory that runs out in a batch": ("tests", "-k", "out_of_memory"),
     "each wrong way of the silent-wrong list caught, and ours not": ("tests/test_silent_wrong.py",),
     "bad inputs refused with what was expected, what came and what to do": (
