@@ -19,7 +19,7 @@ import pytest
 from steerkit import report
 from steerkit.report import write_report
 from steerkit.results import SweepResult
-from tests.test_explorer import tokens
+from tests.sweep_tables import tokens
 
 EVIL = "</script><img src=x onerror=alert(1)>'\"&amp;\u2028<!--"
 PIXEL = base64.b64decode(

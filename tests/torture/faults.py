@@ -155,7 +155,9 @@ TESTED = {
     "bad inputs refused with what was expected, what came and what to do": (
         "tests/test_bad_input.py", "tests/test_bad_commands.py",
     ),
-    "hostile files, names, keys and texts": ("tests/test_security.py", "tests/test_explorer.py", "-k", "not narrow"),
+    "hostile files, names, keys and texts": (
+        "tests/test_security.py", "tests/test_explorer.py", "tests/test_explorer_page.py", "-k", "not narrow",
+    ),
     "batch sizes, orders and interruptions that change no text": ("tests/test_determinism.py",),
     "two processes for one": ("tests/test_ranks.py",),
 }  # fmt: skip
