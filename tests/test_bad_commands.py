@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from steerkit import artifacts, cli, terminal
-from tests.test_bad_input import LAYER, LINE, LIST, NUMBERS, PAIR, POSITION, Files, lay, push, row, tree
+from tests.bad_input.cases import LAYER, LINE, LIST, NUMBERS, PAIR, POSITION, Files, lay, push, row, tree
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -1,0 +1,119 @@
+"""Cases: reading activations, perplexity and probes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+import steerkit as sk
+from steerkit import fluency
+from steerkit.blocks import find_blocks
+from steerkit.pairs import ContrastPair
+from steerkit.probes import fit_probe, probe_layers
+from steerkit.steering import Steering
+from tests.bad_input.cases import LABELS, LAYER, POSITION, Case, acts, model, push, tokenizer
+from tests.tiny import tiny_model
+
+SPAN = "expected a position inside every span"
+TEXTS = ("expected a non-empty list of texts", "Put them in a list")
+COLLECTED: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
+    **{
+        f"layer {value!r}": ({"layers": value}, LAYER[0], f"got {value!r}", LAYER[1], ValueError)
+        for value in (-1, 4, 99, True, 1.5, "1", "middle", None)
+    },
+    "a list of a list of layers": ({"layers": [[1]]}, LAYER[0], "got [1]", LAYER[1], ValueError),
+    "no layers": ({"layers": []}, "expected one layer at least", "got []", "Say 'all'", ValueError),
+    "a layer twice": ({"layers": [1, 1]}, "each once", "got [1, 1]", "Say 'all'", ValueError),
+    **{
+        f"position {value!r}": ({"position": value}, POSITION, f"got {value!r}", "Choose one", ValueError)
+        for value in ("middle", 1.0, True, None)
+    },
+    **{
+        f"position {value}": ({"position": value}, SPAN, f"{value} is outside", "Take one nearer", ValueError)
+        for value in (5, -6)
+    },
+    "no texts": ({"texts": []}, TEXTS[0], "got []", TEXTS[1], ValueError),
+    "one text for a list": ({"texts": "one"}, TEXTS[0], "got 'one'", TEXTS[1], ValueError),
+    "an object for a list": ({"texts": {"a": "b"}}, TEXTS[0], "got {", TEXTS[1], ValueError),
+    "an empty text": ({"texts": ["a", ""]}, "at least one character", "got an empty one", "Write one", ValueError),
+    "a number as a text": ({"texts": [3]}, "or ContrastPair as text 0", "got int", "Convert it", TypeError),
+    "a text beyond the context": ({"texts": ["x" * 300]}, "at most 256 tokens", "got 300", "Cut it", ValueError),
+    "a pair with half a surrogate": (
+        {"texts": [ContrastPair("a", "b\udc00", "c")]}, "that UTF-8 can hold", "character 1", "Take it out", ValueError
+    ),
+}  # fmt: skip
+
+
+def broken_model() -> Any:
+    broken = tiny_model(seed=5)
+    find_blocks(broken)
+    with torch.no_grad():
+        broken.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    return broken
+
+
+def collect(**given: Any) -> object:
+    given = {"texts": ["four"], **given}
+    return sk.collect(model(), tokenizer(), given.pop("texts"), **given)
+
+
+def reading_cases() -> Iterator[Case]:
+    for name, (given, *says) in COLLECTED.items():
+        yield Case(f"reading with {name}", lambda _, given=given: collect(**given), *says)
+    for name, read in {"activations": sk.collect, "means": sk.collect_means}.items():
+        yield Case(
+            f"{name} of a model with NaN in its weights", lambda _, r=read: r(broken_model(), tokenizer(), ["four"]),
+            "expected finite activations", "got NaN or infinity", "Load the model in float32",
+        )  # fmt: skip
+    pair = "expected one text (and steering) per prompt, 2"
+    yield Case(
+        "perplexity of fewer texts than prompts", lambda _: fluency.perplexity(model(), tokenizer(), ["a", "b"], ["c"]),
+        pair, "got [1]", "Pair them up",
+    )  # fmt: skip
+    yield Case(
+        "perplexity of None", lambda _: fluency.perplexity(model(), tokenizer(), ["a"], [None]),
+        "expected a text", "got None (NoneType)", "Drop or convert it", TypeError,
+    )  # fmt: skip
+    yield Case(
+        "KL of a push beyond all numbers",
+        lambda _: fluency.kl(model(), tokenizer(), ["a"], ["bc"], [Steering(push(), 3e38)]),
+        "expected finite logits", "got NaN", "Lower the coefficient",
+    )  # fmt: skip
+    yield Case(
+        "a probe of one class", lambda _: fit_probe(torch.ones(3, 2), ["a"] * 3),
+        "expected two classes at least", "got ['a']", "another class",
+    )  # fmt: skip
+    yield Case(
+        "a probe of missing labels", lambda _: fit_probe(torch.ones(3, 2), ["a", "b", None]),
+        "expected a label for every item", "item 2 has none", "Drop that item",
+    )  # fmt: skip
+    yield Case(
+        "a probe of NaN", lambda _: fit_probe(torch.full((2, 2), float("nan")), ["a", "b"]),
+        "expected finite x", "got NaN or infinity", "Drop those items",
+    )  # fmt: skip
+    yield Case(
+        "a probe of fewer labels than items", lambda _: fit_probe(torch.ones(3, 2), ["a", "b"]),
+        "expected x of shape [2 labels, d_model]", "got [3, 2]", "Give a row per label",
+    )  # fmt: skip
+    yield Case(
+        "a probe of penalty 0", lambda _: fit_probe(torch.eye(2), ["a", "b"], c=0), "expected c above 0", "got 0", "1.0"
+    )
+    many = LABELS * 6
+    yield Case(
+        "probes of one group", lambda _: probe_layers(acts(many, ["g"] * 12)),
+        "as many groups as folds", "got 5 folds and 1 groups", "Read more groups",
+    )  # fmt: skip
+    yield Case(
+        "probes of two folds", lambda _: probe_layers(acts(many), folds=2),
+        "expected 3 folds at least", "got 2 folds", "change folds",
+    )  # fmt: skip
+    yield Case(
+        "probes of a column that is not there", lambda _: probe_layers(acts(many), label="agent"),
+        "expected columns ['agent']", "got ['label'", "Add them or name others",
+    )  # fmt: skip
+    yield Case(
+        "probes of no layer", lambda _: probe_layers(acts(many), layers=[]),
+        "expected one layer at least", "got none", "Pass layers=None",
+    )  # fmt: skip

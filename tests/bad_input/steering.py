@@ -1,0 +1,157 @@
+"""Cases: steering and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+import steerkit as sk
+from steerkit.steering import Steering
+from tests.bad_input.cases import LIST, PROMPT, Case, model, push, tokenizer
+from tests.tiny import tiny_tokenizer
+
+STEERINGS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
+    **{
+        f"coefficient {value!r}": ({"coefficient": value}, "expected a finite coefficient", f"got {value!r}", "another")
+        for value in (float("nan"), float("inf"), 1e39, "2", True, None, [1.0], 1j)
+    },
+    "a matrix of coefficients": ({"coefficient": torch.ones(2, 2)}, "finite coefficient", "got tensor(", "another"),
+    "a NaN among coefficients": (
+        {"coefficient": torch.tensor([1.0, float("nan")])}, "expected finite coefficients", "got [1.0, nan]", "Take out"
+    ),
+    **{
+        f"positions {value!r}": ({"positions": value}, "expected positions among", f"got {value!r}", "Choose one")
+        for value in ("response", "generated:0", "generated:x", "generated:-1", "generated:1.5", "", None)
+    },
+    **{
+        f"operation {value!r}": ({"operation": value}, "operation 'add' or 'ablate'", f"got {value!r}", "Choose")
+        for value in ("multiply", "ADD", None)
+    },
+    "a vector that is zero, to ablate": (
+        {"vector": push() * 0, "operation": "ablate"}, "a direction to ablate", "zero at layers [1]", "Take others"
+    ),
+}  # fmt: skip
+BEYOND = Steering(push(), 3e38, "from_last_prompt_token")  # finite in float32, and times the vector it is not
+GENERATED: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
+    "no prompts": ({"prompts": []}, LIST[0], "got []", LIST[1], ValueError),
+    "one text for a list": ({"prompts": "Hello"}, LIST[0], "got 'Hello'", LIST[1], ValueError),
+    "an object for a list": ({"prompts": {"prompt": "Hello"}}, LIST[0], "got {", LIST[1], ValueError),
+    "an empty prompt": ({"prompts": ["a", ""]}, "at least one character", "got an empty one", "Write one", ValueError),
+    "None as a prompt": ({"prompts": [None]}, PROMPT[0], "got None", PROMPT[1], ValueError),
+    "bytes as a prompt": ({"prompts": [b"hi"]}, PROMPT[0], "got b'hi'", PROMPT[1], ValueError),
+    "no messages": ({"prompts": [[]]}, PROMPT[0], "got []", PROMPT[1], ValueError),
+    "a conversation for a list": (
+        {"prompts": [{"role": "user", "content": "hi"}]}, PROMPT[0], "got {'role'", PROMPT[1], ValueError
+    ),
+    "a message of a number": (
+        {"prompts": [[{"role": "user", "content": 3}]]}, PROMPT[0], "'content': 3", PROMPT[1], ValueError
+    ),
+    "half a surrogate pair": (
+        {"prompts": ["ab\ud800"]}, "text that UTF-8 can hold", "'\\ud800', at character 2", "Take it out", ValueError
+    ),
+    "a prompt beyond the context": (
+        {"prompts": ["x" * 300]}, "within the model's context of 256", "got 300 + 2", "Cut either", ValueError
+    ),
+    "a vector for a steering": (
+        {"steering": push()}, "expected a Steering", "got SteeringVector", "Say Steering(vector", TypeError
+    ),
+    "a text for a steering": ({"steering": "a"}, "expected a Steering", "got str", "Say Steering(", TypeError),
+    "steerings for other prompts": (
+        {"steering": [None, None]}, "expected one steering (or None) per prompt, 1", "got 2", "Pair them", ValueError
+    ),
+    "coefficients for other rows": (
+        {"steering": Steering(push(), torch.ones(2))}, "one coefficient per row, 1", "got 2", "Pair them", ValueError
+    ),
+    "a vector of another width": (
+        {"steering": Steering(push(width=5))}, "a vector of width 32, the model's", "got 5", "Extract it", ValueError
+    ),
+    "a vector of another model": (
+        {"steering": Steering(push(model_fingerprint="0" * 16, checkpoint="theirs"))},
+        "expected a vector read from this model", "('0000000000000000', None) (theirs)", "Say foreign=True", ValueError,
+    ),
+    "a vector at a layer beyond": (
+        {"steering": Steering(push(4))}, "expected a layer from 0 to 3", "got 4", "the last layer is 3", ValueError
+    ),
+    "a push beyond all numbers": (
+        {"steering": BEYOND}, "expected finite logits", "got NaN", "Lower the coefficient", ValueError
+    ),
+    "a sampled push beyond all numbers": (
+        {"steering": BEYOND, "temperature": 1.0}, "expected finite logits", "got NaN", "Lower", ValueError
+    ),
+    **{
+        f"{setting} {value!r}": ({setting: value}, f"expected {about}", f"got {value!r}", "another", ValueError)
+        for setting, about, values in (
+            ("max_new_tokens", "max_new_tokens to be an integer from 1", (0, -1, 2.5, "3", True, None)),
+            ("temperature", "a finite temperature from 0", (-0.1, float("nan"), float("inf"), "hot")),
+            ("top_p", "top_p above 0 and at most 1", (0, 1.5, float("nan"), "all")),
+            ("batch_rows", "batch_rows to be an integer from 1, or None", (0, -1, 1.5)),
+        )
+        for value in values
+    },
+}  # fmt: skip
+
+
+def other_tokenizer(**changes: Any) -> Any:
+    other = tiny_tokenizer()
+    for name, value in changes.items():
+        setattr(other, name, value)
+    return other
+
+
+def grown_tokenizer() -> Any:
+    grown = tiny_tokenizer()
+    grown.add_tokens(["<new>"])
+    return grown
+
+
+def generate(**given: Any) -> object:
+    given = {"prompts": ["Hello"], "max_new_tokens": 2, "tokenizer": tokenizer(), **given}
+    return sk.generate(model(), given.pop("tokenizer"), given.pop("prompts"), **given)
+
+
+def steering_cases() -> Iterator[Case]:
+    for name, (given, *says) in STEERINGS.items():
+        yield Case(f"a steering with {name}", lambda _, given=given: Steering(**{"vector": push(), **given}), *says)
+    for what in (torch.ones(32), "v.safetensors", {1: torch.ones(32)}, None):
+        name = type(what).__name__
+        says = "expected a SteeringVector", f"got {name}", "Load or make one", TypeError
+        yield Case(f"a steering with {name} for a vector", lambda _, what=what: Steering(what), *says)
+    for name, (given, *says) in GENERATED.items():
+        yield Case(f"generation with {name}", lambda _, given=given: generate(**given), *says)
+    chat = [[{"role": "user", "content": "hi"}]]
+    yield Case(
+        "messages for a tokenizer without a template",
+        lambda _: generate(prompts=chat, tokenizer=other_tokenizer(chat_template=None)),
+        "expected a tokenizer with a chat template", "this one has none", "Pass a string",
+    )  # fmt: skip
+    refusing = "{{ raise_exception('roles must alternate') }}"
+    yield Case(
+        "messages that the template refuses",
+        lambda _: generate(prompts=chat, tokenizer=other_tokenizer(chat_template=refusing)),
+        "expected messages that the chat template takes", "roles must alternate", "Change their roles",
+    )  # fmt: skip
+    yield Case(
+        "a template that is none",
+        lambda _: generate(prompts=chat, tokenizer=other_tokenizer(chat_template="{% for %}")),
+        "expected messages that the chat template takes", "it refuses them", "pass a string",
+    )  # fmt: skip
+    yield Case(
+        "a token that the model has not", lambda _: generate(prompts=["<new>"], tokenizer=grown_tokenizer()),
+        "expected tokens among the 260", "got token 260", "Load this model's own tokenizer",
+    )  # fmt: skip
+    yield Case(
+        "a token to read that the model has not", lambda _: sk.collect(model(), grown_tokenizer(), ["<new>"]),
+        "expected tokens among the 260", "got token 260", "Load this model's own tokenizer",
+    )  # fmt: skip
+    for length in (0, -3):
+        yield Case(
+            f"a prompt length of {length}", lambda _, length=length: told(length),
+            "expected a prompt length from 1", f"got [{length}]", "Count tokens",
+        )  # fmt: skip
+
+
+def told(length: int) -> None:
+    with torch.no_grad(), Steering(push()).on(model(), prompt_length=length):
+        model()(input_ids=torch.tensor([[1, 2, 3]]))
