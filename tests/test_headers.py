@@ -51,6 +51,23 @@ def test_the_document_describes_every_field_of_the_header() -> None:
         assert f"| `{key}` | `{value}` |" in text
 
 
+# what another machine may change, `content` by the last bits of the values
+OF_THE_MACHINE = {"attention", "checkpoint", "content", "device", "dtype", "versions"}
+
+
+def test_the_header_that_the_document_shows_is_the_one_that_its_code_writes(
+    smollm, tmp_path, monkeypatch, capsys
+) -> None:
+    text = (ROOT / "docs" / "vector-format.md").read_text(encoding="utf-8")
+    code, shown = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)[0] for kind in ("python", "json"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sk, "load", lambda *_: smollm)
+    exec(code, {})
+    shown, written = json.loads(shown), json.loads(capsys.readouterr().out)
+    assert shown.keys() == written.keys()
+    assert {key for key in shown if shown[key] != written[key]} <= OF_THE_MACHINE
+
+
 def test_a_file_of_before_operation_units_and_content_is_read_and_an_older_reader_finds_what_it_knows(tmp_path) -> None:
     path = tmp_path / "v.safetensors"
     old = {"format": "steerkit.vector/1", "hook_point": "resid_post", "layer_convention": "0-based block index"}
