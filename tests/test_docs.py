@@ -58,6 +58,14 @@ def test_links_between_pages_lead_somewhere(page) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_every_footnote_is_written_once_in_the_order_of_its_marks() -> None:
+    found = {page: re.findall(r"\[\^(\w+)\](:?)", page.read_text(encoding="utf-8")) for page in LINKED}
+    assert any(found.values())
+    for page, notes in found.items():
+        marks, written = ([name for name, colon in notes if bool(colon) == after] for after in (False, True))
+        assert marks == written and len(set(marks)) == len(marks), page
+
+
 def test_the_reference_names_every_public_name() -> None:
     listed = set(re.findall(r"^::: steerkit\.(\w+)$", (DOCS / "reference.md").read_text(), re.MULTILINE))
     assert set(sk.__all__) <= listed
