@@ -12,6 +12,7 @@ import steerkit as sk
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "```python" in page.read_text(encoding="utf-8"))
+CODE = r"```python\n(.*?)```(?:\n\nprints[^\n]*\n\n```\n(.*?)```)?"  # and what it prints, where the page shows it
 LINKED = [*sorted(DOCS.rglob("*.md")), *sorted(DOCS.parent.glob("*.md"))]
 
 
@@ -43,12 +44,16 @@ def at_hand(smollm):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_the_code_of_a_page_runs(page, at_hand, smollm, tmp_path, monkeypatch) -> None:
+def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(
+    page, at_hand, smollm, tmp_path, monkeypatch, capsys
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sk, "load", lambda *_, **__: smollm)
     names = dict(at_hand)
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL), 1):
+    blocks = re.findall(CODE, page.read_text(encoding="utf-8"), re.DOTALL)
+    for number, (block, shown) in enumerate(blocks, 1):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+        assert capsys.readouterr().out == shown or not shown
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(DOCS.parent)))
