@@ -23,6 +23,7 @@ from analysis.reliability import reliability
 from analysis.stages import differences
 from steerkit import artifacts, scoring
 from steerkit.activations import Activations
+from steerkit.folders import run_folder
 from steerkit.results import SweepResult
 from steerkit.traces import DebateTrace
 
@@ -280,7 +281,7 @@ def analyse(material: Material, grid: Grid, out: str | Path) -> dict[str, pd.Dat
     )
     tables: dict[str, list[pd.DataFrame]] = {}
     folders: dict[str, Path] = {}
-    with artifacts.run_folder(out, config):
+    with run_folder(out, config):
         for name, checkpoint in material.stages.items():
             folder = out / "stages" / artifacts.file_name(name)
             kinds = ("tried", "choice", "curves", "gains", "cosines", "plane", "reliability")

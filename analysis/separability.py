@@ -12,7 +12,7 @@ import steerkit as sk
 from analysis.directions import Source, turn_streams
 from analysis.material import add_material, material_of
 from analysis.same_persona import same_persona
-from steerkit import artifacts
+from steerkit import artifacts, folders
 from steerkit.traces import DebateTrace
 
 POSITIONS = ("last", "mean", "tag")
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = "".join(trace.text for held in traces.values() for trace in held)
     config = {"stages": {n: str(p) for n, p in material.stages.items()}, "traces": artifacts.sha256(text)}
     parts = []
-    with artifacts.run_folder(given.out / "separability", config) as folder:
+    with folders.run_folder(given.out / "separability", config) as folder:
         for stage, checkpoint in material.stages.items():
             path = folder / f"{artifacts.file_name(stage)}.csv"
             if not path.exists():

@@ -20,7 +20,7 @@ import steerkit as sk
 from analysis.directions import agent_vectors, turn_streams
 from analysis.fidelity import Named, unnamed
 from analysis.material import Material, add_material, material_of
-from steerkit import artifacts
+from steerkit import artifacts, folders
 from steerkit.activations import Layer
 from steerkit.capture import stream_norms
 from steerkit.results import SweepResult
@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
     traces = (*material.train, *material.validation, *material.test)
     meta = {"setting": asdict(setting), "words": given.words, "stages": {n: str(p) for n, p in material.stages.items()}}
     meta["traces"] = artifacts.sha256("".join(trace.text for trace in traces))
-    with artifacts.run_folder(given.out / "suppression", meta) as out:
+    with folders.run_folder(given.out / "suppression", meta) as out:
         for name, checkpoint in material.stages.items():
             folder = out / artifacts.file_name(name)
             if not (folder / "kept.csv").exists():

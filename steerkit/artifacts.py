@@ -1,4 +1,4 @@
-"""Files: atomic writes, append-only row logs, tables with provenance, run folders that resume."""
+"""Files: atomic writes, append-only row logs, tables with provenance."""
 
 from __future__ import annotations
 
@@ -287,64 +287,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
-
-
-class RunFolderBusy(RuntimeError):
-    """Another run holds the folder."""
-
-
-class ConfigurationChanged(ValueError):
-    """The folder belongs to a run with another configuration."""
-
-
-@contextlib.contextmanager
-def run_folder(folder: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
-    """Hold a folder for one run: writes `config.json`, or checks that it is the same run that is resumed.
-
-    The lock is released by the operating system when the process ends, however it ends. Of several processes that
-    torchrun has started as one run, the first (`RANK` 0) holds it for all.
-
-    Raises:
-        RunFolderBusy: another process holds the folder.
-        ConfigurationChanged: `config.json` differs; the message lists each differing key with both values.
-    """
-    import fcntl
-
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"expected a folder for the run at {folder}; got a file. Name another place.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            if os.environ.get("RANK", "0") == "0":
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunFolderBusy(
-                f"expected {folder} to be free; another run holds it. Wait, or use another folder."
-            ) from error
-        check_config(folder, config)
-        yield folder
-
-
-def check_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write `config.json`, or raise `ConfigurationChanged` with the differences if another one is there."""
-    path = folder / "config.json"
-    wanted = json.loads(canonical_json(config))
-    if not path.exists():
-        write_json(path, wanted)
-        return
-    there = read_json(path)
-    if not isinstance(there, dict):
-        raise ValueError(f"expected a JSON object in {path}; got {type(there).__name__}. Use another folder.")
-    changed = [key for key in sorted({*there, *wanted}) if there.get(key) != wanted.get(key)]
-    if changed:
-        lines = "\n".join(f"  {key}: {_short(there.get(key))} -> {_short(wanted.get(key))}" for key in changed)
-        raise ConfigurationChanged(
-            f"expected the configuration that {folder} was begun with; these differ (there -> now):\n{lines}\n"
-            "Use another folder, or the old configuration."
-        )
-
-
-def _short(value: Any, width: int = 120) -> str:
-    text = canonical_json(value)
-    return text if len(text) <= width else f"{text[: width - 12]}... ({len(text)} characters)"

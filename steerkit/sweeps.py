@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 from torch import nn
 
-from steerkit import artifacts, models, ranks
+from steerkit import artifacts, folders, models, ranks
 from steerkit.activations import Layer
 from steerkit.capture import stream_norms as norms_of
 from steerkit.engine import Row, check_rows
@@ -78,7 +78,7 @@ def sweep(
         TypeError: something else than vectors by name.
         ValueError: nothing to do, repeated prompt ids, a vector that does not fit, a setting out of range; `out` is
             then as it was.
-        ConfigurationChanged, RunFolderBusy: see `steerkit.artifacts.run_folder`.
+        ConfigurationChanged, RunFolderBusy: see `steerkit.folders.run_folder`.
     """
     with taken_over(model) as active:
         if active:
@@ -238,7 +238,7 @@ def _place(out: str | Path | None, config: Mapping[str, Any]) -> Iterator[_Log]:
     if out is None:
         yield _Log(None)
         return
-    with artifacts.run_folder(out, config) as folder:
+    with folders.run_folder(out, config) as folder:
         try:
             yield _Log(folder)
         except KeyboardInterrupt:

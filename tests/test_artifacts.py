@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerkit import artifacts
+from steerkit import artifacts, folders
 from steerkit.pairs import ContrastPair, read_pairs, write_pairs
 
 
@@ -60,24 +60,41 @@ def test_a_table_comes_back_with_its_provenance(tmp_path, suffix: str) -> None:
 
 def test_one_folder_belongs_to_one_run_at_a_time(tmp_path) -> None:
     other = (
-        "import sys; from steerkit.artifacts import run_folder, RunFolderBusy\n"
+        "import sys; from steerkit.folders import run_folder, RunFolderBusy\n"
         "try:\n  with run_folder(sys.argv[1], {'a': 1}): print('got it')\n"
         "except RunFolderBusy as error: print('busy', error)"
     )
     command = [sys.executable, "-c", other, str(tmp_path)]
-    with artifacts.run_folder(tmp_path, {"a": 1}):
+    with folders.run_folder(tmp_path, {"a": 1}):
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("busy expected")
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "got it\n"
 
 
 def test_a_changed_configuration_names_every_difference(tmp_path) -> None:
-    with artifacts.run_folder(tmp_path, {"a": 1, "b": [1, 2], "same": "x"}):
+    with folders.run_folder(tmp_path, {"a": 1, "b": [1, 2], "same": "x"}):
         pass
     with (
-        pytest.raises(artifacts.ConfigurationChanged, match=r"a: 1 -> 2\n  b: \[1,2\] -> null\n  c: null -> 3"),
-        artifacts.run_folder(tmp_path, {"a": 2, "c": 3, "same": "x"}),
+        pytest.raises(folders.ConfigurationChanged, match=r"a: 1 -> 2\n  b: \[1,2\] -> null\n  c: null -> 3"),
+        folders.run_folder(tmp_path, {"a": 2, "c": 3, "same": "x"}),
     ):
         pass
+
+
+def test_a_difference_is_named_where_it_is(tmp_path) -> None:
+    folders.check_config(tmp_path, {"setting": {"sampling": {"seed": 1, "top_p": 0.9}, "rounds": 2}})
+    with pytest.raises(folders.ConfigurationChanged) as raised:
+        folders.check_config(tmp_path, {"setting": {"sampling": {"seed": 2, "top_p": 0.9}, "rounds": 2}})
+    assert "now):\n  setting.sampling.seed: 1 -> 2\nUse" in str(raised.value)
+
+
+def test_a_model_is_the_same_wherever_its_folder_is_moved(tmp_path) -> None:
+    model = {"checkpoint": "runs/a", "model_fingerprint": "f", "dtype": "float32"}
+    folders.check_config(tmp_path, {"model": model, "checkpoint": "runs/a"})
+    folders.check_config(tmp_path, {"model": {**model, "checkpoint": "/moved/a"}, "checkpoint": "runs/a"})
+    with pytest.raises(folders.ConfigurationChanged, match=r"checkpoint: .*runs/a.* -> .*runs/b"):
+        folders.check_config(tmp_path, {"model": model, "checkpoint": "runs/b"})
+    with pytest.raises(folders.ConfigurationChanged, match=r"model\.model_fingerprint"):
+        folders.check_config(tmp_path, {"model": {**model, "model_fingerprint": "g"}, "checkpoint": "runs/a"})
 
 
 def test_pairs_come_back_equal(tmp_path) -> None:

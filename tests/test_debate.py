@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from steerkit import artifacts
+from steerkit import artifacts, folders
 from steerkit.traces import read_traces
 from training.chat import Reply, Request, Rule, Sampling
 from training.debate import Call, Debate, Setting, hold
@@ -153,7 +153,7 @@ def test_the_files_say_what_the_debates_were(tmp_path) -> None:
     kept = read_traces(tmp_path / "run" / "traces.jsonl")
     assert [trace.question for trace in kept] == [h.problem.question for h in debates if h.answer() is not None]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["cast"]["name"] == "diverse"
-    with pytest.raises(artifacts.ConfigurationChanged, match="setting"):
+    with pytest.raises(folders.ConfigurationChanged, match="setting"):
         hold(PROBLEMS, Counting(), CAST, Setting(rounds=3), out=tmp_path / "run")
 
 

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from steerkit import artifacts
+from steerkit import artifacts, folders
 from steerkit.artifacts import canonical_json
 from steerkit.demo.questions import PERSONAS, PLAIN, instruction_pairs, read_questions, split
 from steerkit.demo.run import DemoSettings, run_demo
@@ -87,7 +87,7 @@ def test_a_resumed_demo_repeats_nothing_and_ends_the_same(demo, monkeypatch) -> 
 
 def test_the_demo_refuses_a_folder_of_other_settings(demo) -> None:
     model, tokenizer, out, _ = demo
-    with pytest.raises(artifacts.ConfigurationChanged, match="max_new_tokens: 6 -> 7"):
+    with pytest.raises(folders.ConfigurationChanged, match="max_new_tokens: 6 -> 7"):
         run_demo(model, tokenizer, out, DemoSettings(**{**SMALL.__dict__, "max_new_tokens": 7}))
 
 

@@ -14,7 +14,7 @@ from tokenizers import models as token_models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import steerkit as sk
-from steerkit import artifacts, fluency, models
+from steerkit import artifacts, fluency, folders, models
 from steerkit.blocks import NoResidualStream, evaluating, find_blocks
 from steerkit.engine import Row, exact
 from steerkit.generation import decode
@@ -202,7 +202,7 @@ def test_another_active_adapter_is_another_model(tmp_path) -> None:
     model.set_adapter("first")
     sk.sweep(model, tokenizer, push(1), ["Hello"], coefficients=[1], max_new_tokens=4, out=tmp_path)
     model.set_adapter("second")
-    with pytest.raises(artifacts.ConfigurationChanged, match="adapter_fingerprint"):
+    with pytest.raises(folders.ConfigurationChanged, match="adapter_fingerprint"):
         sk.sweep(model, tokenizer, push(1), ["Hello"], coefficients=[1], max_new_tokens=4, out=tmp_path)
 
 
@@ -356,7 +356,7 @@ def test_a_sweep_is_not_resumed_with_another_end_of_sequence(tmp_path) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     sk.sweep(model, tokenizer, push(1), ["ab"], coefficients=[1], max_new_tokens=2, out=tmp_path)
     model.generation_config.eos_token_id = [256, 7]
-    with pytest.raises(artifacts.ConfigurationChanged, match="ends"):
+    with pytest.raises(folders.ConfigurationChanged, match="ends"):
         sk.sweep(model, tokenizer, push(1), ["ab"], coefficients=[1], max_new_tokens=2, out=tmp_path)
 
 

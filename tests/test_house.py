@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module may import from rooms above its own only
     {"artifacts", "progress", "ranks", "scoring", "terminal"},
-    {"residual", "activations", "headers"},
+    {"residual", "activations", "folders", "headers"},
     {"blocks"},
     {"models", "texts", "backends"},
     {"pairs", "probes", "traces"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from steerkit import artifacts
+from steerkit import artifacts, folders
 
 trl = pytest.importorskip("trl", reason="the extra `train` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -53,7 +53,7 @@ def test_a_run_goes_from_nothing_to_tables_and_a_second_call_only_reads_them(tmp
     imad.main(call)
     assert (tmp_path / "run" / "results.csv").read_bytes() == before
     assert "IMAD" in capsys.readouterr().out
-    with pytest.raises(artifacts.ConfigurationChanged, match="test"):
+    with pytest.raises(folders.ConfigurationChanged, match="test"):
         imad.main([*call, "--set", "test=7"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from analysis import separability
-from steerkit import artifacts
+from steerkit import artifacts, folders
 from steerkit.traces import write_traces
 from tests.test_analysis import traces
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -33,5 +33,5 @@ def test_both_sources_probe_one_turn_of_each_agent_and_question(tmp_path, monkey
         ("untagged", "last"), ("untagged", "mean"),
     }  # fmt: skip
     assert "nested" in capsys.readouterr().out
-    with pytest.raises(artifacts.ConfigurationChanged, match="traces"):
+    with pytest.raises(folders.ConfigurationChanged, match="traces"):
         separability.main([*call[:-1], "8"])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import steerkit as sk
-from steerkit import artifacts
+from steerkit import folders
 from steerkit.activations import Activations
 from steerkit.blocks import evaluating, find_blocks
 from steerkit.engine import Engine, Row
@@ -320,15 +320,15 @@ def check_rows_of_two_kernels_share_no_table(check_config: Check, folder: Path) 
 
     def run(kernel: str) -> Any:
         model.set_attn_implementation(kernel)
-        with mock.patch.object(artifacts, "check_config", check_config):
+        with mock.patch.object(folders, "check_config", check_config):
             return sk.sweep(model, tokenizer, vector(model, 1), ["ab"], coefficients=[1], max_new_tokens=2, out=folder)
 
     assert run("eager").meta["attention"] == "eager"
-    with pytest.raises(artifacts.ConfigurationChanged, match="attention"):
+    with pytest.raises(folders.ConfigurationChanged, match="attention"):
         run("sdpa")
 
 
-CHECK_CONFIG = artifacts.check_config
+CHECK_CONFIG = folders.check_config
 
 
 def forgets_the_kernel(folder: Path, config: Mapping[str, Any]) -> None:

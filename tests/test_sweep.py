@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit import artifacts, fluency, scoring
+from steerkit import artifacts, fluency, folders, scoring
 from steerkit.capture import stream_norms
 from steerkit.results import SweepResult
 from steerkit.sweeps import sweep
@@ -106,9 +106,9 @@ def test_an_interrupted_sweep_goes_on_and_equals_an_uninterrupted_one(setting, t
 def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(setting, tmp_path) -> None:
     model, tokenizer, vectors = setting
     sweep(model, tokenizer, vectors, ROWS, out=tmp_path, **SETTINGS)
-    with pytest.raises(artifacts.ConfigurationChanged, match=r"max_new_tokens: 8 -> 9"):
+    with pytest.raises(folders.ConfigurationChanged, match=r"max_new_tokens: 8 -> 9"):
         sweep(model, tokenizer, vectors, ROWS, out=tmp_path, **{**SETTINGS, "max_new_tokens": 9})
-    with pytest.raises(artifacts.ConfigurationChanged, match="vectors"):
+    with pytest.raises(folders.ConfigurationChanged, match="vectors"):
         sweep(model, tokenizer, {**vectors, "v": vectors["v"] * 2}, ROWS, out=tmp_path, **SETTINGS)
 
 

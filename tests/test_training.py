@@ -10,7 +10,7 @@ import torch
 from tokenizers import AddedToken
 
 import steerkit as sk
-from steerkit import artifacts
+from steerkit import artifacts, folders
 from steerkit.traces import DebateTrace, Turn, tags
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.checkpoints import LoRA, add_tags, save
@@ -105,7 +105,7 @@ def test_sft_trains_the_tags_and_leaves_a_checkpoint_that_loads(tmp_path, lora) 
     assert not torch.equal(changed, start["model.layers.0.self_attn.q_proj.weight"])
     again = train_sft(*model_and_tokenizer(), traces(), setting, tmp_path / "sft")
     assert again == folder
-    with pytest.raises(artifacts.ConfigurationChanged, match="learning_rate"):
+    with pytest.raises(folders.ConfigurationChanged, match="learning_rate"):
         train_sft(*model_and_tokenizer(), traces(), replace(setting, learning_rate=1.0), tmp_path / "sft")
 
 

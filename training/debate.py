@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steerkit import artifacts, ranks
+from steerkit import artifacts, folders, ranks
 from steerkit.progress import progress
 from steerkit.texts import Prompt
 from steerkit.traces import DebateTrace, Turn, write_traces
@@ -185,7 +185,7 @@ def hold(
     Raises:
         ValueError: no problems, two with the same id, or `shared` without a folder.
         RuntimeError: one of the processes has ended.
-        ConfigurationChanged, RunFolderBusy: see `steerkit.artifacts.run_folder`.
+        ConfigurationChanged, RunFolderBusy: see `steerkit.folders.run_folder`.
     """
     setting = setting or Setting()
     if not problems or len({problem.id for problem in problems}) < len(problems):
@@ -200,7 +200,7 @@ def hold(
     if world > 1 and out is None:
         raise ValueError(f"expected a folder as out=, where {world} processes put their debates together; got none.")
     with contextlib.ExitStack() as stack:
-        folder = None if out is None else stack.enter_context(artifacts.run_folder(out, config))
+        folder = None if out is None else stack.enter_context(folders.run_folder(out, config))
         debates = list(_held(problems[rank::world], answerer, cast, setting, folder, rank))
         if world > 1:
             ranks.wait()

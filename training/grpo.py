@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
-from steerkit import artifacts, ranks
+from steerkit import artifacts, folders, ranks
 from steerkit.traces import agents_in
 from training.checkpoints import LoRA, adapted, device_options, last_checkpoint, save
 from training.judge import Judge
@@ -195,7 +195,7 @@ def train_grpo(
 
     Raises:
         ValueError: no problems, or an open one without a judge.
-        ConfigurationChanged, RunFolderBusy: see `steerkit.artifacts.run_folder`.
+        ConfigurationChanged, RunFolderBusy: see `steerkit.folders.run_folder`.
     """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -209,7 +209,7 @@ def train_grpo(
             f"expected problems, and a judge where one is open; got {len(rows)} problems and {judge}. See judge.py."
         )
     config = {**asdict(setting), "problems": artifacts.sha256(artifacts.canonical_json(rows))}
-    with artifacts.run_folder(out, config) as folder:
+    with folders.run_folder(out, config) as folder:
         done = folder / "checkpoint"
         if done.exists():
             return done

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 import steerkit as sk
-from steerkit import artifacts, ranks
+from steerkit import artifacts, folders, ranks
 from steerkit.traces import DebateTrace, read_traces
 from training.chat import LocalModel, Sampling
 from training.debate import TRACES, hold
@@ -168,7 +168,7 @@ def run_all(run: Run) -> pd.DataFrame | None:
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     preset = {**asdict(run.preset), "seed": run.seed}
-    artifacts.check_config(run.folder, preset)
+    folders.check_config(run.folder, preset)
     ranks.first_alone(lambda: base_checkpoint(run))
     base = base_checkpoint(run)
     checkpoints = train(run, base)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from steerkit import artifacts, ranks
+from steerkit import artifacts, folders, ranks
 from steerkit.traces import CONSENSUS, END, DebateTrace, agent_tag, round_tag, tags, without_tags
 from training.answers import read_answer, same
 from training.checkpoints import LoRA, adapted, add_tags, device_options, last_checkpoint, save
@@ -108,14 +108,14 @@ def train_sft(
     The model is trained in place: load it anew to use the old one.
 
     Raises:
-        ConfigurationChanged, RunFolderBusy: see `steerkit.artifacts.run_folder`.
+        ConfigurationChanged, RunFolderBusy: see `steerkit.folders.run_folder`.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     rows = examples(traces, setting, kind)
     config = {**asdict(setting), "examples": artifacts.sha256(artifacts.canonical_json(rows))}
-    with artifacts.run_folder(out, config) as folder:
+    with folders.run_folder(out, config) as folder:
         done = folder / "checkpoint"
         if done.exists():
             return done

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import steerkit as sk
-from steerkit import artifacts
+from steerkit import artifacts, folders
 from steerkit.progress import progress
 from steerkit.traces import tags
 from training.answers import read_answer, same
@@ -98,9 +98,9 @@ def train_base(world: World, base: Base, out: str | Path) -> Path:
 
     Raises:
         RuntimeError: validation accuracy never reached `stop_at`, or `revised_at`.
-        ConfigurationChanged, RunFolderBusy: see `steerkit.artifacts.run_folder`.
+        ConfigurationChanged, RunFolderBusy: see `steerkit.folders.run_folder`.
     """
-    with artifacts.run_folder(out, {**asdict(base), "family": world.family}) as folder:
+    with folders.run_folder(out, {**asdict(base), "family": world.family}) as folder:
         done = folder / "checkpoint"
         if done.exists():
             return done

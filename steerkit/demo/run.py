@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steerkit import artifacts, models, scoring
+from steerkit import artifacts, folders, models, scoring
 from steerkit.activations import Layer
 from steerkit.demo.contrasts import make_vectors
 from steerkit.demo.pages import draw
@@ -73,7 +73,7 @@ def run_demo(model: Any, tokenizer: Any, out: str | Path, settings: DemoSettings
     }
     sizes = {name: getattr(settings, name) for name in ("train", "choose", "dose", "test")}
     parts = split(questions, sizes)
-    with artifacts.run_folder(out, config) as folder:
+    with folders.run_folder(out, config) as folder:
         artifacts.write_json(folder / "splits.json", {name: [q.id for q in part] for name, part in parts.items()})
         vectors = make_vectors(model, tokenizer, parts["train"], folder, settings.seed)
         choices, dose, norms = choose(model, tokenizer, vectors, parts, settings, folder)

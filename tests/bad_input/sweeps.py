@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 import steerkit as sk
-from steerkit import artifacts
+from steerkit import folders
 from steerkit.results import SweepResult
 from tests.bad_input.cases import LIST, NUMBERS, PAIR, PROMPT, Case, model, push, swept, tokenizer
 
@@ -137,7 +137,7 @@ def sweep_cases() -> Iterator[Case]:
     yield Case("a sweep into a folder with a list as configuration", sweep, *says, files={"run/config.json": b"[1]"})
     says = "expected JSON in", "got something else", "Mend or delete the file"
     yield Case("a sweep into a folder with half a configuration", sweep, *says, files={"run/config.json": b'{"a":'})
-    says = "expected the configuration that", "seed: 7 -> 0", "Use another folder", artifacts.ConfigurationChanged
+    says = "expected the configuration that", "seed: 7 -> 0", "Use another folder", folders.ConfigurationChanged
     yield Case("a sweep into another one's folder", sweep, *says, files={"run/config.json": b'{"seed": 7}'})
     load = {
         "that is not there": ({}, "expected a finished sweep", "there is none", "run it on", FileNotFoundError),
