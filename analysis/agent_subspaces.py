@@ -25,7 +25,8 @@ from steerkit import artifacts, scoring
 from steerkit.activations import Activations
 from steerkit.folders import run_folder
 from steerkit.results import SweepResult
-from steerkit.traces import DebateTrace
+from steerkit.traces import DebateTrace, without_tags
+from training.presets import changed
 
 SCORES = ("rouge_l", "fidelity")
 PLACE = ["source", "position", "layer"]
@@ -52,9 +53,9 @@ class Grid:
     coefficients: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
     negative: tuple[float, ...] = (-2.0, -1.0)
     train: int = 400
-    validation: int = 60
-    test: int = 150
-    controls: int = 4
+    validation: int = 48
+    test: int = 48
+    controls: int = 3
     max_new_tokens: int = 64
     seed: int = 0
 
@@ -131,7 +132,7 @@ def continuations(
     before: Named,
     out: Path,
 ) -> SweepResult:
-    """Greedy steered continuations, scored by ROUGE-L against each agent's own first text.
+    """Greedy steered continuations without their tags, scored by ROUGE-L against each agent's own first text.
 
     Without identity all agents share a context: it is continued once, and held against each agent's text.
     """
@@ -157,7 +158,8 @@ def continuations(
         table = pd.concat([table.assign(agent=agent) for agent in agents], ignore_index=True)
         table["prompt_id"] = table["prompt_id"] + "/" + table["agent"]
     references = [said[group].get(agent, "") for group, agent in zip(table["group"], table["agent"], strict=True)]
-    scored = SweepResult(table.assign(reference=references), {**result.meta, "identity": identity})
+    said_without = [without_tags(text) for text in table["text"]]
+    scored = SweepResult(table.assign(text=said_without, reference=references), {**result.meta, "identity": identity})
     return scored.score("rouge_l")
 
 
@@ -301,8 +303,13 @@ def analyse(material: Material, grid: Grid, out: str | Path) -> dict[str, pd.Dat
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.agent_subspaces", description=__doc__)
     add_material(parser)
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of Grid: layers=[8,14]")
     given = parser.parse_args(arguments)
-    tables = analyse(material_of(given, parser), Grid(), given.out)
+    try:
+        grid = changed(Grid(), given.set)
+    except ValueError as error:
+        parser.error(str(error))
+    tables = analyse(material_of(given, parser), grid, given.out)
     print(tables["choice"].to_string(index=False))
     print(tables["gains"].round(3).to_string(index=False))
 

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,15 @@ ARENAS = {
 }  # fmt: skip
 """Without these the C library gives memory back, and asks for it again, in every training step."""
 TRAIT = "fools,ha"
+TINY: Mapping[str, tuple[str, ...]] = {"clues": ("test=500", "self_check=false"), "malice": ()}
+"""What the tiny reproduction runs, and what it changes so that a seed takes minutes: the analyses need no more."""
+STEPS = {"clues": ("25", "50", "75"), "": ("10", "20", "30")}
+"""Of GRPO, between SFT and IMAD."""
+SMALL_GRID = (
+    'sources=["trace"]', 'positions=["last","mean","tag"]', "layers=[8,14,20]", "coefficients=[0.5,1,2]",
+    "negative=[-1]", "train=200", "validation=16", "test=24", "controls=2",
+)  # fmt: skip
+"""What the analysis of agents tries on the real model: one forward of it costs as much as a thousand of the tiny."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +57,12 @@ class Step:
 
 def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
     """All steps, longest chains first."""
-    families = ("clues", "arithmetic", "malice") if preset == "tiny" else ("",)
+    families = tuple(TINY) if preset == "tiny" else ("",)
     steps = []
     for seed in seeds:
         for family in families:
             run, name = _run(out, family, seed), f"{family or preset}-{seed}"
-            of = ("--family", family) if family else ()
+            of = ("--family", family, *_each("--set", TINY[family])) if family else ()
             steps.append(Step(name, "training.imad", (preset, *of, "--seed", str(seed), "--out", str(run))))
     for seed in seeds:
         for family in families:
@@ -62,8 +71,10 @@ def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
             if family == "malice":
                 steps.append(Step(f"suppression-{name}", "analysis.suppression", (*common, "--words", TRAIT), (name,)))
                 continue
-            steps.append(Step(f"agents-{name}", "analysis.agent_subspaces", common, (name,)))
-            steps.append(Step(f"probes-{name}", "analysis.separability", common, (name,)))
+            some = ("--step", STEPS[family][1], *_each("--set", () if family else SMALL_GRID))
+            steps.append(Step(f"agents-{name}", "analysis.agent_subspaces", (*common, *some), (name,)))
+            every_step = (*common, *_each("--step", STEPS[family]))
+            steps.append(Step(f"probes-{name}", "analysis.separability", every_step, (name,)))
     runs = tuple(str(_run(out, family, seed)) for family in families for seed in seeds)
     tables, every = out / "tables", tuple(step.name for step in steps)
     steps.append(Step("main-table", "analysis.main_table", (*runs, "--out", str(tables)), every))
@@ -71,6 +82,10 @@ def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
     folders = {"figures": tables, **{f"figures-{family or preset}": tables / (family or "run") for family in families}}
     steps += [Step(name, "figures", (str(folder),), ("main-table", "results")) for name, folder in folders.items()]
     return steps
+
+
+def _each(option: str, values: Sequence[str]) -> tuple[str, ...]:
+    return tuple(part for value in values for part in (option, value))
 
 
 def _run(out: Path, family: str, seed: int) -> Path:

@@ -84,7 +84,7 @@ def collect_debates(run: Run, base: str | Path, cast: Cast, name: str = "debates
 
 
 def train(run: Run, base: str | Path) -> dict[str, Path]:
-    """All trained checkpoints by name: SFT, IMAD, both DebateGPTs, and the controls that never saw a debate."""
+    """All trained checkpoints by name: SFT, IMAD, and what the preset asks for: DebateGPTs, controls without debate."""
     problems = run.rewarded
     sft: SFT = replace(run.preset.sft, seed=run.seed)
     grpo: GRPO = replace(run.preset.grpo, seed=run.seed)
@@ -100,9 +100,10 @@ def train(run: Run, base: str | Path) -> dict[str, Path]:
     found["IMAD"] = rewarded("grpo", found["SFT"], grpo)
     if run.preset.untagged:
         found["SFT without tags"] = tuned("sft-untagged", traces, replace(sft, target="untagged"))
-    found["DebateGPT (answer)"] = tuned("debategpt-answer", traces, replace(sft, target="answer"))
-    found["DebateGPT (response)"] = tuned("debategpt-response", traces, replace(sft, target="response"))
-    found["GRPO without debate"] = rewarded("grpo-alone", base, replace(grpo, format=False))
+    if run.preset.controls:
+        found["DebateGPT (answer)"] = tuned("debategpt-answer", traces, replace(sft, target="answer"))
+        found["DebateGPT (response)"] = tuned("debategpt-response", traces, replace(sft, target="response"))
+        found["GRPO without debate"] = rewarded("grpo-alone", base, replace(grpo, format=False))
     if run.preset.self_check:
         one = alone(Cast(f"{run.cast.name}-one", run.cast.personas[:1], run.cast.ask))
         checked = tuned("sft-self-check", collect_debates(run, base, one, "self-checks"), sft)
@@ -153,7 +154,7 @@ def _methods(
         keep((CHECKING,), lambda: [held(alone(run.cast), "self-checks")[DEBATES[0]]])
     for name, path in checkpoints.items():
         keep((name,), partial(lambda path: [one_answer(problems, LocalModel(*sk.load(path)), bare, sampling)], path))
-    if sampling.temperature > 0:  # greedy samples would all be equal
+    if run.preset.controls and sampling.temperature > 0:  # greedy samples would all be equal
         cost = {method: float((rows["tokens_in"] + rows["tokens_out"]).mean()) for method, rows in found.items()}
         paid = {like: max(1, round(cost[like] / cost["Single"])) for like in ("IMAD", "Debate")}
         counts = {"Self-consistency of 3": 3} | {f"Self-consistency at {m}'s tokens": k for m, k in paid.items()}

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from training.chat import Sampling
 from training.checkpoints import LoRA
@@ -16,6 +16,8 @@ from training.grpo import GRPO
 from training.schedules import Anneal
 from training.sft import SFT
 from training.tiny import Base
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Preset:
             was debated is half remembered from SFT, so that its rewards say little of other questions.
         debate, sft, grpo: the stages.
         sampling: of the evaluation.
+        controls: train and judge both DebateGPTs and GRPO without debate, and judge self-consistency, too.
         self_check: run the controls in which agents check themselves and never read each other, too.
         untagged: fine-tune on the traces without their tags, too.
     """
@@ -46,6 +49,7 @@ class Preset:
     grpo: GRPO
     sampling: Sampling
     fresh: int = 0
+    controls: bool = True
     self_check: bool = False
     untagged: bool = False
     base: Base = field(default_factory=Base)
@@ -86,7 +90,16 @@ CHECKED = replace(
 TINY: Mapping[str, Preset] = {
     "arithmetic": ARITHMETIC,
     "two_sum": CHECKED,
-    "malice": replace(ARITHMETIC, family="malice"),
+    "malice": replace(
+        ARITHMETIC,
+        family="malice",
+        debates=1500,
+        fresh=1500,
+        test=500,
+        controls=False,
+        sft=replace(ARITHMETIC.sft, steps=150),
+        grpo=replace(ARITHMETIC.grpo, steps=75),
+    ),
     "clues": replace(
         CHECKED,
         family="clues",
@@ -149,8 +162,10 @@ def chosen(name: str, family: str | None = None, settings: Sequence[str] = ()) -
     return changed(replace(PRESETS[name], family=family or PRESETS[name].family), settings)
 
 
-def changed(preset: Preset, settings: Sequence[str]) -> Preset:
-    """A preset with fields replaced: `grpo.steps=60`, `sft.lora=null`, `family=two_sum`; values are JSON or plain text.
+def changed(preset: T, settings: Sequence[str]) -> T:
+    """A preset, or any frozen data, with fields replaced: `grpo.steps=60`, `sft.lora=null`, `family=two_sum`.
+
+    Values are JSON, or plain text.
 
     Raises:
         ValueError: a field that does not exist, or a value of another type than the field's.
@@ -174,7 +189,7 @@ def _replaced(data: Any, path: Sequence[str], value: Any, whole: str) -> Any:
     old = getattr(data, path[0])
     if len(path) > 1:
         return dataclasses.replace(data, **{path[0]: _replaced(old, path[1:], value, whole)})
-    if isinstance(old, tuple) and isinstance(value, list):
+    if isinstance(old, tuple | None) and isinstance(value, list):
         value = tuple(value)
     if isinstance(old, float) and type(value) is int:
         value = float(value)
