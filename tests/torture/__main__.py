@@ -50,7 +50,7 @@ def main() -> None:
     ]
     if not given.no_page:
         write_text(PAGE, "\n".join(text) + "\n")
-    if any(line.good < line.times for line in lines):
+    if any(line.good < line.times and not line.measured for line in lines):
         raise SystemExit(1)
 
 

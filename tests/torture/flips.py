@@ -12,14 +12,13 @@ from tests.torture.killed import Line
 
 TOPICS = ("the sea", "a train", "bread", "the moon", "old songs", "rain", "a clock", "mountains")
 SIZES = (1, 3, 8, 64)
-PER_MILLION = {"float32": 10.0, "bfloat16": float("inf")}  # what counts as good; in bfloat16 it is only measured
 
 
 def flips(samples: int = 4, new: int = 32) -> Iterator[Line]:
     """The same sampled rows in batches of each size, against one row at a time: texts that differ, in float32 and
     bfloat16. A text that differs has one flip, its first token that is another; what follows follows from it.
     """
-    for dtype, allowed in PER_MILLION.items():
+    for dtype in ("float32", "bfloat16"):
         model, tokenizer = sk.load(default_checkpoint(), dtype=dtype)
         vector = sk.random_like(sk.SteeringVector({14: torch.ones(model.config.hidden_size)}), seed=0)
         prompts = [{"id": str(i), "prompt": f"Tell me about {topic}."} for i, topic in enumerate(TOPICS)]
@@ -34,9 +33,10 @@ def flips(samples: int = 4, new: int = 32) -> Iterator[Line]:
         tokens = sum(int(table["n_tokens"].sum()) for table in tables.values())
         differ = sum(int((table["text"] != alone["text"]).sum()) for table in tables.values())
         rows = sum(map(len, tables.values()))
-        share = 1e6 * differ / tokens
         yield Line(
             f"sampled texts of SmolLM2-135M in {dtype}, batches of {', '.join(map(str, tables))} against one row",
-            rows, rows if share <= allowed else rows - differ,
-            f"{differ} of {rows} texts differ: {share:.0f} flips per million tokens, {tokens} tokens",
+            rows, rows - differ,
+            f"{differ} texts differ: {1e6 * differ / tokens:.0f} flips per million tokens, of {tokens}; "
+            f"{'none may' if dtype == 'float32' else 'measured only'}",
+            measured=dtype == "bfloat16",
         )  # fmt: skip

@@ -22,12 +22,14 @@ class Line:
         times: how often.
         good: how often it ended as it should.
         said: what else one has to know.
+        measured: reported only; it is no failure where some did not.
     """
 
     what: str
     times: int
     good: int
     said: str
+    measured: bool = False
 
 
 def forked(job: Job, folder: Path, log: Path) -> int:
