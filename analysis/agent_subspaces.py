@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from analysis.directions import Source, agent_vectors, controls, turn_streams
 from analysis.fidelity import Named, fidelity, first_texts, unnamed
 from analysis.material import Material, add_material, material_of
 from analysis.reliability import reliability
-from analysis.stages import differences
+from analysis.stages import areas, differences
 from steerkit import artifacts, scoring
 from steerkit.activations import Activations
 from steerkit.folders import run_folder
@@ -270,7 +271,9 @@ def between(folders: Mapping[str, Path]) -> list[pd.DataFrame]:
             agents = sorted(set(results[first].table["agent"]))
             for name in later:
                 about = {"score": score, "identity": short == "tag", "stage": name, "minus": first}
-                found.append(differences(results[first], results[name], score, agents).assign(**about))
+                found.append(
+                    differences(results[first], results[name], partial(areas, score=score), agents).assign(**about)
+                )
     return found or [pd.DataFrame()]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from analysis.agent_subspaces import SCORES, curves, gains
 from analysis.claims import Claim, claims
 from analysis.main_table import main_table, read_runs, shown
 from analysis.pooling import FROZEN, at_frozen, pooled
-from analysis.stages import differences
+from analysis.stages import areas, differences, gained
 from analysis.suppression import kept_accuracy
 from steerkit import artifacts
 from steerkit.results import SweepResult
@@ -53,14 +54,14 @@ def pool_agents(folder: Path) -> dict[str, pd.DataFrame]:
                     {seed: at_frozen(one, choices[seed].loc[stage, "coefficient"]) for seed, one in each.items()}
                 )
                 found["gains"].append(gains(frozen, score, agents, names, FROZEN).assign(stage=stage, **about))
-                least = min(c for c in table["coefficient"].unique() if c > 0)
-                low = pooled({seed: at_frozen(one, least) for seed, one in each.items()})
-                line = gains(low, score, agents, names, FROZEN).assign(stage=stage, coefficient=least, **about)
-                found["low_dose"].append(line)
             first, *later = stages
+            least = min(c for c in whole[first].table["coefficient"].unique() if c > 0)
             for stage in later:
-                table = differences(whole[first], whole[stage], score, agents)
-                found["stage_differences"].append(table.assign(stage=stage, minus=first, **about))
+                pair = (whole[first], whole[stage])
+                more = differences(*pair, partial(areas, score=score), agents)
+                found["stage_differences"].append(more.assign(stage=stage, minus=first, **about))
+                low = differences(*pair, partial(gained, score=score, coefficient=least), agents)
+                found["low_dose"].append(low.assign(stage=stage, minus=first, coefficient=least, **about))
     tables = {kind: pd.concat(parts, ignore_index=True) for kind, parts in found.items()}
     one = next(iter(seeds.values()))
     for kind in SHOWN_OF_ONE_SEED:

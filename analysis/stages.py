@@ -1,8 +1,8 @@
-"""One checkpoint against another, question by question: is the area under an agent's curve larger after training?"""
+"""One checkpoint against another, question by question: does an agent answer more to its own direction?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,26 +10,39 @@ import pandas as pd
 from steerkit import scoring
 from steerkit.results import SweepResult
 
+Measure = Callable[[SweepResult, str], pd.Series]
+"""What an agent's own direction does, a value per question."""
 
-def areas(result: SweepResult, score: str, agent: str) -> pd.Series:
+
+def areas(result: SweepResult, agent: str, score: str) -> pd.Series:
     """The normalised area under an agent's own curve, per question."""
-    table = result.table
-    own = table[(table["agent"] == agent) & (table["vector"] == agent)]
-    wide = own.pivot_table(index="group", columns="coefficient", values=score, aggfunc="mean")
+    wide = _own(result, agent, score)
     values = [scoring.curve_auc(wide.columns, row, normalize=True) for row in wide.to_numpy()]
     return pd.Series(values, index=wide.index)
 
 
-def differences(
-    first: SweepResult, second: SweepResult, score: str, agents: Sequence[str], seed: int = 0
-) -> pd.DataFrame:
-    """Area at the second checkpoint minus area at the first, paired by question, per agent and over all agents.
+def gained(result: SweepResult, agent: str, score: str, coefficient: float) -> pd.Series:
+    """What a coefficient of its own direction gains over coefficient 0, per question."""
+    wide = _own(result, agent, score)
+    return wide[coefficient] - wide[0.0]
 
-    The paper's comparison of IMAD with its base (arXiv 2604.24881, section 4), with its interval. Columns: agent
-    (`all`: mean over agents), first, second (mean areas), difference, low, high, p, n (questions).
+
+def _own(result: SweepResult, agent: str, score: str) -> pd.DataFrame:
+    table = result.table
+    own = table[(table["agent"] == agent) & (table["vector"] == agent)]
+    return own.pivot_table(index="group", columns="coefficient", values=score, aggfunc="mean")
+
+
+def differences(
+    first: SweepResult, second: SweepResult, measure: Measure, agents: Sequence[str], seed: int = 0
+) -> pd.DataFrame:
+    """A measure at the second checkpoint minus that at the first, paired by question, per agent and over all agents.
+
+    Of `areas`, the paper's comparison of IMAD with its base (arXiv 2604.24881, section 4), with its interval. Columns:
+    agent (`all`: mean over agents), first, second (means), difference, low, high, p, n (questions).
     """
-    before = {agent: areas(first, score, agent) for agent in agents}
-    after = {agent: areas(second, score, agent) for agent in agents}
+    before = {agent: measure(first, agent) for agent in agents}
+    after = {agent: measure(second, agent) for agent in agents}
     before["all"], after["all"] = (pd.concat(list(side.values()), axis=1).mean(axis=1) for side in (before, after))
     rows = []
     for agent in (*agents, "all"):

@@ -185,7 +185,9 @@ def test_the_main_table_pools_seeds_and_says_what_is_kept_of_debates_gain(tmp_pa
 
 
 def test_areas_are_paired_by_question_and_the_mean_over_agents_stands_beside_them() -> None:
-    from analysis.stages import differences
+    from functools import partial
+
+    from analysis.stages import areas, differences, gained
     from steerkit.results import SweepResult
 
     rng = np.random.default_rng(0)
@@ -198,8 +200,11 @@ def test_areas_are_paired_by_question_and_the_mean_over_agents_stands_beside_the
     columns = ["agent", "vector", "coefficient", "prompt_id", "group", "sample", "text", "rouge_l"]
     first = pd.DataFrame(rows, columns=columns).assign(layer="1")
     second = first.assign(rouge_l=first["rouge_l"] + 0.2 * (first["agent"] == "1") * (first["coefficient"] > 0))
-    found = differences(SweepResult(first), SweepResult(second), "rouge_l", ["1", "2"]).set_index("agent")
+    pair = (SweepResult(first), SweepResult(second))
+    found = differences(*pair, partial(areas, score="rouge_l"), ["1", "2"]).set_index("agent")
     assert found.loc["1", "difference"] == pytest.approx(0.2 * 0.75)  # trapezoid: half of the first interval
     assert found.loc["2", "difference"] == pytest.approx(0)
     assert found.loc["all", "difference"] == pytest.approx(0.1 * 0.75)
     assert found.loc["1", "low"] > 0.14 and found.loc["1", "n"] == 20
+    dose = differences(*pair, partial(gained, score="rouge_l", coefficient=1.0), ["1", "2"]).set_index("agent")
+    assert dose["difference"].tolist() == pytest.approx([0.2, 0, 0.1])
