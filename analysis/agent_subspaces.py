@@ -54,9 +54,9 @@ class Grid:
     coefficients: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
     negative: tuple[float, ...] = (-2.0, -1.0)
     train: int = 400
-    validation: int = 48
-    test: int = 48
-    controls: int = 3
+    validation: int = 32
+    test: int = 40
+    controls: int = 2
     max_new_tokens: int = 64
     seed: int = 0
 
