@@ -10,13 +10,34 @@ import numpy as np
 import torch
 
 import steerkit as sk
+from analysis.fidelity import Named, first_texts
 from steerkit.activations import EMBED, Activations
 from steerkit.blocks import find_blocks
-from steerkit.texts import SpannedText
+from steerkit.texts import SpannedText, render
 from steerkit.traces import DebateTrace, agent_tag, round_tag
 
 POSITIONS = ("last", "mean", "first", "tag")
-Source = Literal["trace", "untagged", "plain"]
+Source = Literal["asked", "trace", "untagged", "plain"]
+
+
+def streams_of(
+    model: Any, tokenizer: Any, traces: Sequence[DebateTrace], sources: Sequence[Source], named: Named
+) -> dict[tuple[str, str], Activations]:
+    """(source, position) -> the stream, of `turn_streams` and of what is `"asked"`.
+
+    `asked`, `last`: the last token of the first prompt that says who is to speak, where nothing has been said yet. That
+    is where the answer begins: the read position of the paper's contrast of system prompts.
+    """
+    found = {}
+    for source in sources:
+        if source == "asked":
+            asked = [(trace.question, agent, named(trace, agent)) for trace in traces for agent in first_texts(trace)]
+            acts = sk.collect(model, tokenizer, [render(tokenizer, prompt) for _, _, prompt in asked], position="last")
+            items = acts.items.assign(label=[agent for _, agent, _ in asked], group=[group for group, _, _ in asked])
+            found["asked", "last"] = replace(acts, items=items)
+        else:
+            found |= {(source, at): acts for at, acts in turn_streams(model, tokenizer, traces, source).items()}
+    return found
 
 
 def turn_streams(

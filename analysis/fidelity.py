@@ -53,6 +53,7 @@ def fidelity(
     layers: Sequence[int],
     coefficients: Sequence[float],
     before: Named = unnamed,
+    extent: str = "all",
 ) -> SweepResult:
     """`F_i = L_i - mean over j != i of L_j`, `L` the mean log-probability per token of an agent's text, in nats.
 
@@ -62,6 +63,7 @@ def fidelity(
 
     Args:
         before: the context; with `unnamed`, the same for all agents, each text is scored once.
+        extent: where vectors are added, see `steerkit.Steering`.
     """
     identity = before is not unnamed
     places: list[Place] = [(name, at, c) for name in vectors for at in layers for c in coefficients if c != 0]
@@ -69,7 +71,7 @@ def fidelity(
     cases = [(trace, agent, first_texts(trace)) for trace in traces for agent in first_texts(trace)]
     prompts, texts, steerings, keys = [], [], [], []
     for place in steered:
-        steering = None if place[0] is None else _steering(vectors, place)  # type: ignore[arg-type]
+        steering = None if place[0] is None else _steering(vectors, place, extent)  # type: ignore[arg-type]
         for number, (trace, agent, said) in enumerate(cases):
             asked = before(trace, agent)
             for other, text in said.items():
@@ -97,6 +99,6 @@ def fidelity(
     return SweepResult(table.assign(sample=0, text=""), {"identity": identity})
 
 
-def _steering(vectors: Mapping[str, sk.SteeringVector], place: Place) -> sk.Steering:
+def _steering(vectors: Mapping[str, sk.SteeringVector], place: Place, extent: str) -> sk.Steering:
     name, layer, coefficient = place
-    return sk.Steering(vectors[name].at(layer), coefficient, "all", foreign=True)
+    return sk.Steering(vectors[name].at(layer), coefficient, extent, foreign=True)

@@ -1,0 +1,82 @@
+"""Settings are chosen on validation debates and frozen; what the texts say decides, and a finished stage stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from analysis import agent_subspaces
+from analysis.choosing import Grid, choose
+from analysis.continuations import continuations
+from analysis.directions import agent_vectors, streams_of
+from analysis.fidelity import by_tag, unnamed
+from steerkit import artifacts
+from steerkit.traces import write_traces
+from tests.test_analysis import traces
+from tests.tiny import tiny_model, tiny_tokenizer
+
+SMALL = Grid(
+    sources=("asked", "plain"), positions=("last", "mean"), layers=(1, 2), coefficients=(1.0, 8.0), negative=(-1.0,),
+    train=6, validation=4, test=3, controls=1, max_new_tokens=6,
+)  # fmt: skip
+
+
+def test_what_is_asked_is_read_where_the_answer_begins() -> None:
+    import steerkit as sk
+
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    held = traces(2)
+    acts = streams_of(model, tokenizer, held, ("asked",), by_tag)["asked", "last"]
+    alone = sk.collect(model, tokenizer, [by_tag(held[1], "3")], position="last")
+    row = acts.items.index[(acts.items["group"] == "1+0") & (acts.items["label"] == "3")][0]
+    assert len(acts.items) == 6
+    assert acts.resid[row].sub(alone.resid[0]).abs().max() < 1e-4
+
+
+def test_the_choice_is_the_best_of_the_worst_agent_among_what_was_tried_on_all_debates() -> None:
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    held = traces(10)
+    streams = streams_of(model, tokenizer, held[:6], SMALL.sources, by_tag)
+    choice, tried = choose(model, tokenizer, streams, held[6:], SMALL)
+    final = tried[~tried["screened"]]
+    worst = final.groupby(["source", "position", "layer", "extent", "coefficient"])["gain"].min()
+    chosen = (choice.source, choice.position, choice.layer, choice.extent, choice.coefficient)
+    assert worst[chosen] == worst.max()
+    places = tried[tried["screened"]].drop_duplicates(["source", "position", "layer", "extent"])
+    assert len(places) == 3 * 2 * 2  # asked last, plain last, plain mean; layers; extents
+    assert set(final["n"]) == {4}
+
+
+def test_without_identity_one_text_is_held_against_every_agent() -> None:
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    held = traces(4)
+    own = agent_vectors(streams_of(model, tokenizer, held, ("asked",), by_tag)["asked", "last"])
+    pushed = own, [1], [2.0], unnamed, "all", 6
+    table = continuations(model, tokenizer, held, *pushed).table
+    key = ["vector", "layer", "coefficient", "group"]
+    assert (table.groupby(key)["agent"].nunique() == 3).all()
+    assert (table.groupby(key)["text"].nunique() == 1).all()
+    assert table.groupby(key)["reference"].nunique().max() == 3
+
+
+def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(agent_subspaces.sk, "load", lambda _: (tiny_model(context=1024), tiny_tokenizer()))
+    write_traces(tmp_path / "traces.jsonl", traces(40))
+    sizes = ['sources=["asked"]', "layers=[1]", "coefficients=[1]", "negative=[]", "validation=4", "test=3"]
+    call = ["--traces", str(tmp_path / "traces.jsonl"), "--stage", "base=x", "--stage", "IMAD=y"]
+    call += ["--out", str(tmp_path / "out"), "--set", "max_new_tokens=5", "--set", "controls=1"]
+    call += [part for size in sizes for part in ("--set", size)]
+    agent_subspaces.main(call)
+    gains = artifacts.read_table(tmp_path / "out" / "gains.csv")[0]
+    assert set(gains["stage"]) == {"base", "IMAD"} and set(gains["over"]) == {
+        "coefficient 0", "random", "matched", "shuffled"
+    }  # fmt: skip
+    areas = artifacts.read_table(tmp_path / "out" / "stage_differences.csv")[0]
+    assert areas["difference"].abs().max() == pytest.approx(0)  # both stages are the same model here
+    choice = artifacts.read_table(tmp_path / "out" / "choice.csv")[0]
+    assert list(choice["settings_tried"]) == [2, 2] and (choice["relative_dose"] > 0).all()
+    before = (tmp_path / "out" / "curves.csv").read_bytes()
+    monkeypatch.setattr(agent_subspaces, "at_stage", pytest.fail)
+    agent_subspaces.main(call)
+    assert (tmp_path / "out" / "curves.csv").read_bytes() == before
+    with pytest.raises(SystemExit):
+        agent_subspaces.main([*call, "--set", "tests=3"])
