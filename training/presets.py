@@ -105,7 +105,7 @@ TINY: Mapping[str, Preset] = {
         family="clues",
         base=replace(CHECKED.base, stop_at=0.2),
         sft=replace(CHECKED.sft, steps=500),
-        grpo=replace(CHECKED.grpo, steps=100, anneal=replace(CHECKED.grpo.anneal, clip=(112, 66))),
+        grpo=replace(CHECKED.grpo, anneal=replace(CHECKED.grpo.anneal, clip=(112, 66))),
     ),
 }
 """The miniature, trained from scratch on a CPU, a recipe for each small world."""
