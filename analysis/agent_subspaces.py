@@ -109,17 +109,21 @@ def at_stage(name: str, checkpoint: str | Path, material: Material, grid: Grid, 
     )
     every: dict[str, list[pd.DataFrame]] = {"curves": [], "gains": []}
     doses = (*grid.negative, *grid.coefficients)
+    bands = [name for name in names if int(name.split()[1]) < grid.bands]
     for before, short in ((unnamed, "none"), (named, "tag")):
-        pushed = {**own, **against}, [choice.layer], doses, before, choice.extent
-        rouge = continuations(model, tokenizer, test, *pushed, grid.max_new_tokens, grid.seed, out / short)
-        faith = fidelity(model, tokenizer, test, *pushed)
-        for score, result in zip(SCORES, (rouge, faith), strict=True):
+        drawn = {**own, **{band: against[band] for band in bands}}, [choice.layer], doses, before, choice.extent
+        frozen = {**own, **against}, [choice.layer], [choice.coefficient], before, choice.extent
+        length = grid.max_new_tokens, grid.seed
+        rouge = continuations(model, tokenizer, test, *drawn, *length, out / short)
+        at_one = continuations(model, tokenizer, test, *frozen, *length, out / f"{short}-frozen")
+        faith, faith_at_one = (fidelity(model, tokenizer, test, *pushed) for pushed in (drawn, frozen))
+        for score, result, one in zip(SCORES, (rouge, faith), (at_one, faith_at_one), strict=True):
             about = {"score": score, "identity": before is not unnamed, "stage": name}
             about |= {"source": choice.source, "position": choice.position, "extent": choice.extent}
-            every["curves"].append(curves(result, score, agents, names).assign(**about))
-            every["gains"].append(gains(result, score, agents, names, choice.coefficient).assign(**about))
-        rouge.save(out / f"rouge_l-{short}.parquet")
-        faith.save(out / f"fidelity-{short}.parquet")
+            every["curves"].append(curves(result, score, agents, bands).assign(**about))
+            every["gains"].append(gains(one, score, agents, names, choice.coefficient).assign(**about))
+            result.save(out / f"{score}-{short}.parquet")
+            one.save(out / f"{score}-{short}-frozen.parquet")
     found |= {kind: pd.concat(parts, ignore_index=True) for kind, parts in every.items()}
     pushes = rouge.table[rouge.table["vector"].isin(agents) & (rouge.table["coefficient"] == choice.coefficient)]
     line = {**asdict(choice), "relative_dose": float(pushes["relative_dose"].mean())}

@@ -31,7 +31,7 @@ class Grid:
         coefficients: of the choice on validation, and of the curves.
         negative: further coefficients of the curves.
         train, validation, test: at most so many debates.
-        controls: directions of each kind.
+        controls: directions of each kind at the frozen coefficient; the curves take the first `bands` of them.
         max_new_tokens: of the continuations.
     """
 
@@ -44,7 +44,8 @@ class Grid:
     train: int = 400
     validation: int = 32
     test: int = 40
-    controls: int = 2
+    controls: int = 8
+    bands: int = 2
     max_new_tokens: int = 64
     seed: int = 0
 

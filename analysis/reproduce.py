@@ -24,7 +24,7 @@ ARENAS = {
 TRAIT = "fools,ha"
 TINY: Mapping[str, tuple[str, ...]] = {"clues": ("test=500", "self_check=false"), "malice": ()}
 """What the tiny reproduction runs, and what it changes so that a seed takes minutes: the analyses need no more."""
-STEPS = {"clues": ("25", "50", "75"), "": ("10", "20", "30")}
+STEPS = {"clues": ("25", "75", "125"), "": ("10", "20", "30")}
 """Of GRPO, between SFT and IMAD."""
 SMALL_GRID = (
     'sources=["trace"]', 'positions=["last","mean","tag"]', "layers=[8,14,20]", "coefficients=[0.5,1,2]",

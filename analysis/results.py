@@ -42,8 +42,11 @@ def pool_agents(folder: Path) -> dict[str, pd.DataFrame]:
             about: dict[str, Any] = {"score": score, "identity": short == "tag"}
             whole: dict[str, SweepResult] = {}
             for stage in stages:
-                name = f"stages/{stage.replace(' ', '-').lower()}/{score}-{short}.parquet"
-                each = {seed: SweepResult.load(path / name) for seed, path in seeds.items()}
+                name = f"stages/{artifacts.file_name(stage)}/{score}-{short}"
+                each, ones = (
+                    {seed: SweepResult.load(path / f"{name}{end}.parquet") for seed, path in seeds.items()}
+                    for end in ("", "-frozen")
+                )
                 whole[stage] = pooled(each)
                 table = whole[stage].table
                 agents = sorted(table["agent"].unique())
@@ -51,9 +54,10 @@ def pool_agents(folder: Path) -> dict[str, pd.DataFrame]:
                 one_layer = SweepResult(table.assign(layer="chosen"), whole[stage].meta)
                 found["curves"].append(curves(one_layer, score, agents, names).assign(stage=stage, **about))
                 frozen = pooled(
-                    {seed: at_frozen(one, choices[seed].loc[stage, "coefficient"]) for seed, one in each.items()}
+                    {seed: at_frozen(one, choices[seed].loc[stage, "coefficient"]) for seed, one in ones.items()}
                 )
-                found["gains"].append(gains(frozen, score, agents, names, FROZEN).assign(stage=stage, **about))
+                against = [name for name in frozen.table["vector"].unique() if name not in agents]
+                found["gains"].append(gains(frozen, score, agents, against, FROZEN).assign(stage=stage, **about))
             first, *later = stages
             least = min(c for c in whole[first].table["coefficient"].unique() if c > 0)
             for stage in later:
@@ -88,7 +92,7 @@ def pool_suppression(folder: Path) -> dict[str, pd.DataFrame]:
     found: dict[str, list[pd.DataFrame]] = {"suppression_curves": [], "suppression_kept": []}
     for stage in stages:
         for context in ("plain", "forced"):
-            name = f"suppression/{stage.replace(' ', '-').lower()}/texts-{context}.parquet"
+            name = f"suppression/{artifacts.file_name(stage)}/texts-{context}.parquet"
             each = {seed: SweepResult.load(path / name) for seed, path in seeds.items()}
             whole = pooled({s: SweepResult(r.table.assign(layer="chosen"), r.meta) for s, r in each.items()})
             for score in ("trait", "accuracy", "perplexity"):
