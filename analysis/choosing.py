@@ -36,9 +36,9 @@ class Grid:
     """
 
     sources: tuple[Source, ...] = ("asked", "trace", "plain")
-    positions: tuple[str, ...] = ("last", "mean", "first", "tag")
+    positions: tuple[str, ...] = ("last", "mean", "tag")
     layers: tuple[int, ...] | None = None
-    extents: tuple[str, ...] = ("all", "from_last_prompt_token")
+    extents: tuple[str, ...] = ("all", "from_last_prompt_token:1", "from_last_prompt_token:4")
     coefficients: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     negative: tuple[float, ...] = (-2.0, -1.0)
     train: int = 400
@@ -64,8 +64,9 @@ class Choice:
 def choose(
     model: Any, tokenizer: Any, streams: Streams, traces: Sequence[DebateTrace], grid: Grid
 ) -> tuple[Choice, pd.DataFrame]:
-    """The setting whose worst agent gains most ROUGE-L over coefficient 0 without identity, and all that was tried.
+    """The setting that gains most ROUGE-L over coefficient 0, nobody named, mean over agents, and all that was tried.
 
+    The mean and not the worst agent: whom the model plays anyway has nothing left to gain.
     Everything is tried on a quarter of the debates, and the better quarter of the places (source, position, layer,
     extent) on all of them; the choice is among those. In the table, `screened` tells the first from the second.
     """
@@ -87,15 +88,15 @@ def choose(
         for extent in grid.extents
     }
     few = trial(traces[: max(4, len(traces) // 4)], every)
-    worst = few.groupby([*PLACE, "coefficient"], sort=False)["gain"].min()
-    ranked = worst.groupby(PLACE, sort=False).max().sort_values(ascending=False)
+    mean = few.groupby([*PLACE, "coefficient"], sort=False)["gain"].mean()
+    ranked = mean.groupby(PLACE, sort=False).max().sort_values(ascending=False)
     better: dict[tuple[str, str, str], tuple[int, ...]] = {}
     for source, position, layer, extent in ranked.index[: max(1, len(ranked) // 4)]:
         key = source, position, extent
         better[key] = (*better.get(key, ()), int(layer))
     many = trial(traces, better)
-    worst = many.groupby([*PLACE, "coefficient"], sort=False)["gain"].min()
-    source, position, layer, extent, coefficient = worst.idxmax()
+    mean = many.groupby([*PLACE, "coefficient"], sort=False)["gain"].mean()
+    source, position, layer, extent, coefficient = mean.idxmax()
     table = pd.concat([few.assign(screened=True), many.assign(screened=False)], ignore_index=True)
     return Choice(source, position, int(layer), extent, float(coefficient)), table
 

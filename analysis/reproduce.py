@@ -24,11 +24,11 @@ ARENAS = {
 TRAIT = "fools,ha"
 TINY: Mapping[str, tuple[str, ...]] = {"clues": ("test=500", "self_check=false"), "malice": ()}
 """What the tiny reproduction runs, and what it changes so that a seed takes minutes: the analyses need no more."""
-STEPS = {"clues": ("25", "75", "125"), "": ("10", "20", "30")}
+STEPS = {"clues": ("25", "75", "125"), "malice": ("25", "50"), "": ("10", "20", "30")}
 """Of GRPO, between SFT and IMAD."""
 SMALL_GRID = (
     'sources=["trace"]', 'positions=["last","mean","tag"]', "layers=[8,14,20]", "coefficients=[0.5,1,2]",
-    "negative=[-1]", "train=200", "validation=16", "test=24", "controls=2",
+    'extents=["all","from_last_prompt_token:4"]', "negative=[-1]", "train=200", "validation=16", "test=24",
 )  # fmt: skip
 """What the analysis of agents tries on the real model: one forward of it costs as much as a thousand of the tiny."""
 
@@ -70,11 +70,11 @@ def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
             common = ("--run", str(run), "--out", str(out / "analysis" / run.relative_to(out)))
             if family == "malice":
                 steps.append(Step(f"suppression-{name}", "analysis.suppression", (*common, "--words", TRAIT), (name,)))
-                continue
             some = ("--step", STEPS[family][1], *_each("--set", () if family else SMALL_GRID))
             steps.append(Step(f"agents-{name}", "analysis.agent_subspaces", (*common, *some), (name,)))
             every_step = (*common, *_each("--step", STEPS[family]))
-            steps.append(Step(f"probes-{name}", "analysis.separability", every_step, (name,)))
+            if family != "malice":
+                steps.append(Step(f"probes-{name}", "analysis.separability", every_step, (name,)))
     runs = tuple(str(_run(out, family, seed)) for family in families for seed in seeds)
     tables, every = out / "tables", tuple(step.name for step in steps)
     steps.append(Step("main-table", "analysis.main_table", (*runs, "--out", str(tables)), every))

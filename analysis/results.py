@@ -145,6 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.results", description=__doc__)
     parser.add_argument("folder", type=Path, help="what analysis.reproduce wrote")
     parser.add_argument("--out", type=Path, help="default: FOLDER/tables")
+    parser.add_argument("--page", type=Path, help="write results.md here, too")
     given = parser.parse_args(arguments)
     out = given.out or given.folder / "tables"
     runs = sorted(path.parent for path in given.folder.glob("*/seed-*/questions.parquet"))
@@ -156,7 +157,9 @@ def main(arguments: list[str] | None = None) -> None:
             artifacts.write_table(out / family / f"{name}.csv", table, meta)
     found = claims(rows, tables)
     artifacts.write_table(out / "claims.csv", pd.DataFrame([vars(claim) for claim in found]), meta)
-    artifacts.write_text(out / "results.md", page(main_table(rows), found, rows["seed"].nunique()))
+    text = page(main_table(rows), found, rows["seed"].nunique())
+    for path in filter(None, (out / "results.md", given.page)):
+        artifacts.write_text(path, text)
     print((out / "results.md").read_text())
 
 
