@@ -17,6 +17,8 @@ SETTINGS = ("positions", "operation", "temperature", "top_p", "max_new_tokens", 
 NO_SCORES = (*KEYS, *SETTINGS, "group", "prompt", "chat", "reference", "text", "finished", "relative_dose")
 LAST = ("projection", "n_tokens")
 CONTROL = re.compile(r"(?:(?P<of>.+)/)?(?P<kind>random|shuffled)[^/]*")
+TAG = re.compile(r"<[^<>\n]{1,40}>|\[/?INST\]")
+ROLE = re.compile(r"^\s*(?:system|user|assistant|model)\s*(?:\n|$)")
 
 
 def explorer_data(sweep: SweepResult, projections: pd.DataFrame | None = None) -> dict[str, Any]:
@@ -69,15 +71,22 @@ def score_columns(table: pd.DataFrame) -> list[str]:
 
 
 def prompt_labels(prompts: Sequence[str], width: int = 70) -> list[str]:
-    """What tells a prompt from the others: its lines that not all of them have, without tags, cut to a width."""
-    lines = [prompt.split("\n") for prompt in prompts]
+    """What tells a prompt from the others, cut to a width: its last turn, less the lines that all of them have."""
+    turns = [_turns(prompt) for prompt in prompts]
+    last = [said[-1] for said in turns]
+    told = last if len(set(last)) == len(set(prompts)) else ["\n".join(said) for said in turns]
+    lines = [text.split("\n") for text in told]
     shared = set.intersection(*map(set, lines))
     own = ("\n".join(line for line in part if line not in shared) for part in lines)
-    labels = (
-        " ".join(re.sub(r"<[^<>\n]{1,40}>", " ", mine or prompt).split())
-        for mine, prompt in zip(own, prompts, strict=True)
-    )
+    labels = (" ".join(TAG.sub(" ", mine or text).split()) for mine, text in zip(own, told, strict=True))
     return [label if len(label) <= width else label[: width - 1] + "\u2026" for label in labels]
+
+
+def _turns(prompt: str) -> list[str]:
+    """What was said in a chat that its template has rendered with roles; any other prompt as it is."""
+    parts = TAG.split(prompt)
+    said = [text for part in parts if (text := ROLE.sub("", part, count=1).strip())]
+    return said if said and any(map(ROLE.match, parts)) else [prompt]
 
 
 def _rows(table: pd.DataFrame, scores: Sequence[str], strings: dict[str, int]) -> dict[str, Any]:

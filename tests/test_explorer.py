@@ -112,6 +112,22 @@ def test_prompts_are_told_apart_by_what_is_their_own() -> None:
     assert labels == ["How do I bake?", "How do I sail? Tell me all.", "x" * 69 + "\u2026"]
     assert prompt_labels(["Once upon"]) == ["Once upon"]
     assert prompt_labels(["same", "same"]) == ["same", "same"]
+    mixed = [chat.format("How do tides work?"), "The sea is", "He said <b>stop</b> now"]
+    assert prompt_labels(mixed) == ["How do tides work?", "The sea is", "He said stop now"]
+
+
+def test_a_chat_is_told_by_what_was_said_last_whatever_its_template() -> None:
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n{}"
+    told = header.format("system", "Be kind.<|eot_id|>") + header.format("user", "Why?\nSay.<|eot_id|>")
+    chats = [
+        told + header.format("assistant", ""),
+        "<bos><start_of_turn>user\nHi.<end_of_turn>\n<start_of_turn>model\nHo.<end_of_turn>\n"
+        "<start_of_turn>user\nThe user\nleft.<end_of_turn>\n<start_of_turn>model\n",
+        "<s>[INST] Who came? [/INST]",
+    ]
+    assert prompt_labels(chats) == ["Why? Say.", "The user left.", "Who came?"]
+    same = [told.replace("kind", mood) + header.format("assistant", "") for mood in ("glad", "gruff")]
+    assert prompt_labels(same) == ["Be glad.", "Be gruff."]
 
 
 # A run folder

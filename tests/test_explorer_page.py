@@ -23,6 +23,7 @@ EVIL = "</script><img src=x onerror=alert(1)><script>alert(2)</script><b>'\"&amp
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frame = table()
     frame.loc[frame["coefficient"] == -2, "trait"] = np.nan
+    frame["relative_dose"] *= 1.0163
     path = tmp_path_factory.mktemp("page") / "page.html"
     along = tokens(frame[~frame["vector"].str.startswith("random")])
     write_report(path, title="Two vectors", sweep=SweepResult(frame), summary=["One."], projections=along)
@@ -62,6 +63,18 @@ def test_moving_the_slider_changes_the_text_at_once(tab: Tab, page: Path) -> Non
         tab.press("ArrowLeft")
     assert steered(tab) == "plain words 0 0 and formal \u22122 at the end".replace("\u2212", "-")
     assert "cut off" not in tab.js("document.getElementById('steered-about').textContent")
+
+
+def test_a_prompt_is_chosen_by_its_id_and_its_first_words_which_stay_text(tab: Tab, tmp_path: Path) -> None:
+    words = {"q0": "A day <img src=x onerror='alert(1)' " + "and more " * 20, "q1": "B & <i"}
+    frame = table(vectors=("v",), layers=(3,), prompts=2, samples=1)
+    write_report(
+        tmp_path / "page.html", title="Two", sweep=SweepResult(frame.assign(prompt=frame["prompt_id"].map(words)))
+    )
+    tab.open(tmp_path / "page.html")
+    long, short = tab.js("[...document.getElementById('prompt_id').options].map((o) => o.textContent)")
+    assert long == f"q0: {words['q0'][:69]}\u2026" and short == "q1: B & <i"
+    assert tab.js("document.images.length") == 0 and tab.events("Page.javascriptDialogOpening") == []
 
 
 def test_words_that_differ_are_marked_and_no_others(tab: Tab, page: Path) -> None:

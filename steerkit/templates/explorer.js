@@ -49,7 +49,8 @@ function showChoices() {
   slider.disabled = values.length < 2;
   slider.value = view.index;
   const dose = rows.relative_dose[view.row];
-  const said = signed(view.coefficient) + (dose === null ? "" : ` (relative dose ${number(dose)})`);
+  const about = dose === null ? "" : ` (relative dose ${number(Number(dose.toPrecision(2)))})`;
+  const said = signed(view.coefficient) + about;
   at("value").textContent = said;
   slider.setAttribute("aria-valuetext", said);
   const few = (value, k) => values.length < 12 || value === 0 || k === 0 || k === values.length - 1;
