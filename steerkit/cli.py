@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from steerkit import terminal
+from steerkit import progress, terminal
 
 app = typer.Typer(
     help="Read, steer and measure the residual stream of causal language models.",
@@ -329,14 +329,13 @@ def convert(
 def _load(checkpoint: str, adapter: str | None) -> tuple[Any, Any]:
     import warnings
 
-    from rich.console import Console
-    from rich.text import Text
-
     warnings.filterwarnings("ignore", category=FutureWarning)
-    with Console(stderr=True).status(Text(terminal.plain(f"loading {checkpoint}"))):
+    what = f"loading {' '.join(terminal.plain(checkpoint, ' ').split())}"
+    with progress.spinner(what):
         from steerkit.models import load
 
-        return load(checkpoint, adapter=adapter)
+        with progress.line(what):
+            return load(checkpoint, adapter=adapter)
 
 
 def _numbers(text: str, kind: type[Any]) -> list[Any]:

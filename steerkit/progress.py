@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 LINE_EVERY = 20.0
+LINE_AFTER = 3.0
 
 
 @contextlib.contextmanager
@@ -32,6 +34,34 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
             )
 
     yield advance
+
+
+@contextlib.contextmanager
+def spinner(what: str) -> Iterator[None]:
+    """On a terminal a spinner on stderr, also while another stream stands in its place; in a log nothing."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(file=sys.stderr).status(Text(what)):
+        yield
+
+
+@contextlib.contextmanager
+def line(what: str) -> Iterator[None]:
+    """In a log one line on stderr, once the `with` has taken 3 seconds; on a terminal nothing."""
+    if sys.stderr.isatty():
+        yield
+        return
+    late = threading.Timer(LINE_AFTER, print, [f"{what} ..."], {"file": sys.stderr, "flush": True})
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 @contextlib.contextmanager
