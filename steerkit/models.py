@@ -7,9 +7,12 @@ import hashlib
 import inspect
 import io
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import nn
@@ -79,7 +82,9 @@ def load(
 
         options["gguf_file"] = gguf_file
         weights = _gguf_type(Path(checkpoint) / gguf_file)
-    special: dict[str, Any] = {}
+    local = _local_only(checkpoint)
+    options |= local
+    special: dict[str, Any] = {"adapter_kwargs": local} if local else {}
     if gguf_file is not None:
         special["quantization_config"] = GgufConfig(dequantize=True)
     elif not trust_pickle:
@@ -172,6 +177,25 @@ def _check_folder(checkpoint: str, trust_pickle: bool) -> None:
         )
 
 
+def _local_only(name: str) -> dict[str, bool]:
+    """What tells transformers to look on this machine only, for a hub id where nothing takes a connection at the hub.
+
+    Its client would ask six times for every file, for half a minute each, and has no setting for that. Behind a proxy
+    only the client knows the way.
+    """
+    from huggingface_hub import constants
+
+    hub = urlsplit(constants.ENDPOINT)
+    if Path(name).exists() or constants.HF_HUB_OFFLINE or {hub.scheme, "all"} & set(getproxies()):
+        return {}
+    port = hub.port or {"http": 80}.get(hub.scheme, 443)
+    try:
+        socket.create_connection((hub.hostname or "", port), timeout=constants.HF_HUB_ETAG_TIMEOUT).close()
+    except OSError:
+        return {"local_files_only": True}
+    return {}
+
+
 def _split_gguf(checkpoint: str | Path, gguf_file: str | None) -> tuple[str, str | None]:
     path = Path(checkpoint)
     if gguf_file is None and path.suffix == ".gguf":
@@ -206,7 +230,7 @@ def _with_adapter(model: nn.Module, adapter: str | Path, trust_pickle: bool) -> 
 
     try:
         if not trust_pickle:
-            cached_file(str(adapter), "adapter_model.safetensors")
+            cached_file(str(adapter), "adapter_model.safetensors", **_local_only(str(adapter)))
     except OSError as error:
         raise ValueError(
             f"expected an adapter with safetensors at {adapter}; got none. Check the path; a pickled one needs "
