@@ -180,13 +180,14 @@ def _check_folder(checkpoint: str, trust_pickle: bool) -> None:
 def _local_only(name: str) -> dict[str, bool]:
     """What tells transformers to look on this machine only, for a hub id where nothing takes a connection at the hub.
 
-    Its client would ask six times for every file, for half a minute each, and has no setting for that. Behind a proxy
+    Its client would ask six times for every file, in 23 seconds or more, and has no setting for that. Behind a proxy
     only the client knows the way.
     """
     from huggingface_hub import constants
 
     hub = urlsplit(constants.ENDPOINT)
-    if Path(name).exists() or constants.HF_HUB_OFFLINE or {hub.scheme, "all"} & set(getproxies()):
+    path = name.startswith((".", "/", "~")) or Path(name).exists()
+    if path or constants.HF_HUB_OFFLINE or {hub.scheme, "all"} & set(getproxies()):
         return {}
     port = hub.port or {"http": 80}.get(hub.scheme, 443)
     try:

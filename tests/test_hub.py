@@ -61,7 +61,7 @@ def test_a_hub_that_answers_is_asked_and_so_is_one_behind_a_proxy(closed, tmp_pa
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", closed)
     assert models._local_only("owner/name") == {"local_files_only": True}
-    assert models._local_only(str(tmp_path)) == {}
+    assert models._local_only(str(tmp_path)) == models._local_only("./none") == {}
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     assert models._local_only("owner/name") == {}
     monkeypatch.delenv("http_proxy")
