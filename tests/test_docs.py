@@ -71,6 +71,13 @@ def test_every_footnote_is_written_once_in_the_order_of_its_marks() -> None:
         assert marks == written and len(set(marks)) == len(marks), page
 
 
+def test_each_example_writes_into_a_folder_of_its_own() -> None:
+    pages = [*LINKED, *sorted(DOCS.glob("notebooks/*.ipynb"))]
+    texts = [page.read_text(encoding="utf-8").replace('\\"', '"') for page in pages]
+    folders = [folder for text in texts for folder in re.findall(r'(?:out="|--out )(runs/[\w./-]+)', text)]
+    assert len(folders) > 2 and sorted(set(folders)) == sorted(folders)
+
+
 def test_the_reference_names_every_public_name() -> None:
     listed = set(re.findall(r"^::: steerkit\.(\w+)$", (DOCS / "reference.md").read_text(), re.MULTILINE))
     assert set(sk.__all__) <= listed
