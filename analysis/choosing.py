@@ -39,11 +39,11 @@ class Grid:
     positions: tuple[str, ...] = ("last", "mean", "tag")
     layers: tuple[int, ...] | None = None
     extents: tuple[str, ...] = ("all", "from_last_prompt_token:1", "from_last_prompt_token:4")
-    coefficients: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    coefficients: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     negative: tuple[float, ...] = (-2.0, -1.0)
     train: int = 400
-    validation: int = 32
-    test: int = 40
+    validation: int = 24
+    test: int = 32
     controls: int = 8
     bands: int = 2
     max_new_tokens: int = 64
