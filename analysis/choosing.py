@@ -16,6 +16,8 @@ from steerkit.results import SweepResult
 from steerkit.traces import DebateTrace
 
 PLACE = ["source", "position", "layer", "extent"]
+ENOUGH = 0.95
+"""A milder coefficient is taken if it gains this share of what the best one does."""
 Streams = Mapping[tuple[str, str], Activations]
 
 
@@ -68,7 +70,8 @@ def choose(
 
     The mean and not the worst agent: whom the model plays anyway has nothing left to gain.
     Everything is tried on a quarter of the debates, and the better quarter of the places (source, position, layer,
-    extent) on all of them; the choice is among those. In the table, `screened` tells the first from the second.
+    extent) on all of them; the choice is among those, at the mildest coefficient that has `ENOUGH` of the gain. In the
+    table, `screened` tells the first from the second.
     """
 
     def trial(held: Sequence[DebateTrace], places: Mapping[tuple[str, str, str], tuple[int, ...]]) -> pd.DataFrame:
@@ -96,7 +99,11 @@ def choose(
         better[key] = (*better.get(key, ()), int(layer))
     many = trial(traces, better)
     mean = many.groupby([*PLACE, "coefficient"], sort=False)["gain"].mean()
-    source, position, layer, extent, coefficient = mean.idxmax()
+    *place, strongest = mean.idxmax()
+    there = mean.xs(tuple(place), level=PLACE)
+    mild = there[there >= ENOUGH * there.max()]
+    source, position, layer, extent = place
+    coefficient = min(mild.index, default=strongest)
     table = pd.concat([few.assign(screened=True), many.assign(screened=False)], ignore_index=True)
     return Choice(source, position, int(layer), extent, float(coefficient)), table
 
