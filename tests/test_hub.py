@@ -51,7 +51,7 @@ def test_without_a_hub_what_is_kept_here_loads_and_the_rest_is_refused_within_se
     blocks, checkpoint, adapter, seconds = done.stdout.splitlines()
     assert blocks == "4"
     assert f"couldn't connect to '{closed}'" in checkpoint and "an adapter with safetensors at owner/gone" in adapter
-    assert float(seconds) < 20  # one file that the hub's client asks for takes 23
+    assert float(seconds) < 60  # the first alone took 165 when the hub was asked for each file
     assert "Retrying" not in done.stderr
 
 
