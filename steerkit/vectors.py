@@ -266,10 +266,24 @@ def logistic(
 
 
 def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
-    """An isotropic random direction per layer with the norms of `vector`: the control for "any push does it"."""
+    """`vector` turned at random, the control for "any push does it": `V Q`, V its layers as rows, Q a random rotation.
+
+    Each layer is an isotropic random direction of the same norm, and two layers have the cosine that they have in
+    `vector`: at several layers at once its pushes add up as those of `vector` do.
+    """
     generator = torch.Generator().manual_seed(seed)
-    noise = {layer: torch.randn(vector.d_model, generator=generator) for layer in vector.layers}
+    drawn = torch.stack([torch.randn(vector.d_model, generator=generator) for _ in vector.layers])
+    axes, _ = _frame(drawn.double())
+    _, mixed = _frame(torch.stack([row.double() for row in vector.layers.values()]))
+    noise = dict(zip(vector.layers, (axes @ mixed).T, strict=True))
     return SteeringVector(noise, {**vector.meta, "method": "random", "seed": seed}).scaled_to(vector)
+
+
+def _frame(rows: Float[Tensor, "layer d_model"]) -> tuple[Float[Tensor, "d_model axis"], Float[Tensor, "axis layer"]]:
+    """Orthonormal axes, and the rows in them: `rows.T = axes @ mixed`, the first row along the first axis."""
+    axes, mixed = torch.linalg.qr(rows.T)
+    sign = torch.where(mixed.diagonal() < 0, -1.0, 1.0)
+    return axes * sign, mixed * sign[:, None]
 
 
 def means_of(activations: Activations) -> ActivationMeans:

@@ -93,6 +93,33 @@ def test_a_random_direction_has_the_norms_of_its_vector_and_its_seed_alone() -> 
     assert torch.equal(a.layers[3], random_like(v, 1).layers[3])
 
 
+def test_a_random_direction_turns_all_layers_alike_so_that_their_pushes_add_up_alike() -> None:
+    generator = torch.Generator().manual_seed(99)
+    first = torch.randn(64, generator=generator)
+    rows = {k: first + k * torch.randn(64, generator=generator) / 3 for k in range(3)} | {3: first, 4: -2 * first}
+    v = SteeringVector(rows)
+    stacked = torch.stack([v.layers[k] for k in rows]).double()
+    for seed in range(5):
+        turned = random_like(v, seed)
+        found = torch.stack([turned.layers[k] for k in rows]).double()
+        torch.testing.assert_close(found @ found.T, stacked @ stacked.T, rtol=1e-4, atol=1e-3)
+        assert max(abs(c) for c in turned.cosine(v).values()) < 0.5
+
+
+def test_a_random_direction_points_everywhere_alike() -> None:
+    v = SteeringVector({0: torch.eye(8)[0], 1: torch.eye(8)[0] + torch.eye(8)[1]})
+    for layer in v.layers:
+        turned = torch.stack([random_like(v, seed).unit().layers[layer] for seed in range(2000)])
+        torch.testing.assert_close(turned.T @ turned / 2000, torch.eye(8) / 8, rtol=0, atol=0.02)
+        assert turned.mean(0).norm() < 0.06
+
+
+def test_a_random_direction_of_one_layer_is_a_normal_draw_of_its_norm() -> None:
+    drawn = torch.randn(64, generator=torch.Generator().manual_seed(7))
+    found = random_like(SteeringVector({5: torch.full((64,), 2.0)}), 7).layers[5]
+    torch.testing.assert_close(found, drawn / drawn.norm() * 16)
+
+
 def test_a_saved_vector_comes_back_equal_with_its_provenance(tmp_path) -> None:
     v = difference_in_means(acts())
     v.save(tmp_path / "v.safetensors")

@@ -25,12 +25,15 @@ class Job:
         run: does the work in a folder, or goes on there.
         outcome: what has to be the same as of a run that nobody killed.
         repeated: how many rows stand twice in what was appended.
+        flips: of the whole run and a cut one, how many rows have another text for the same prompt: rows that are taken
+            up again stand in batches of another shape, which rounds otherwise. None where something else differs.
     """
 
     name: str
     run: Callable[[Path], object]
     outcome: Callable[[Path], Any]
     repeated: Callable[[Path], int]
+    flips: Callable[[Path, Path], int | None] = lambda whole, cut: None
 
 
 def _sweep(folder: Path) -> object:
@@ -83,8 +86,23 @@ def _doubled(name: str, key: str) -> Callable[[Path], int]:
     return count
 
 
+def _flips(name: str) -> Callable[[Path, Path], int | None]:
+    def count(whole: Path, cut: Path) -> int | None:
+        sides = [{str(row["key"]): row for row in artifacts.read_rows(folder / name)} for folder in (whole, cut)]
+        if sides[0].keys() != sides[1].keys():
+            return None
+        pairs = [(row, sides[1][key]) for key, row in sides[0].items() if row != sides[1][key]]
+        return sum(a.get("prompt_sha256") == b.get("prompt_sha256") for a, b in pairs) or None
+
+    return count
+
+
+def _debated(folder: Path) -> str:
+    return artifacts.sha256(folder / "debates.jsonl")
+
+
 JOBS = (
-    Job("sweep", _sweep, _table, _doubled("rows.jsonl", "key")),
-    Job("debates", _debates, lambda folder: artifacts.sha256(folder / "debates.jsonl"), _doubled("calls.jsonl", "key")),
+    Job("sweep", _sweep, _table, _doubled("rows.jsonl", "key"), _flips("rows.jsonl")),
+    Job("debates", _debates, _debated, _doubled("calls.jsonl", "key"), _flips("calls.jsonl")),
     Job("GRPO", _grpo, _policy, _doubled("log.jsonl", "step")),
 )

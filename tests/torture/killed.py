@@ -55,6 +55,10 @@ def finished(child: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+FLIPS = 3
+"""So many rows of all resumed runs of a job may differ by a flip; more would be a fault of ours."""
+
+
 def kills(folder: Path, times: int, seed: int = 0) -> Iterator[Line]:
     """Each job killed `times` times, at moments spread over the time that it takes, and taken up again each time."""
     rng = random.Random(seed)
@@ -66,7 +70,7 @@ def kills(folder: Path, times: int, seed: int = 0) -> Iterator[Line]:
             continue
         took = time.monotonic() - began
         wanted = job.outcome(whole)
-        good = hit = doubled = tries = 0
+        same = flipped = flips = hit = doubled = tries = 0
         while hit < times and tries < 4 * times:  # a run that was over before its signal came is not counted
             cut = folder / f"{job.name}-{tries}"
             tries += 1
@@ -77,7 +81,17 @@ def kills(folder: Path, times: int, seed: int = 0) -> Iterator[Line]:
                 continue
             hit += 1
             ended = finished(forked(job, cut, folder / f"{job.name}.log"))
-            good += ended and job.outcome(cut) == wanted and job.repeated(cut) == 0
             doubled += job.repeated(cut) if ended else 0
-        said = f"a run takes {took:.1f} s; rows doubled: {doubled}; each ends as the one that nobody killed"
+            if not ended or job.repeated(cut):
+                continue
+            if job.outcome(cut) == wanted:
+                same += 1
+            elif found := job.flips(whole, cut):
+                flipped += 1
+                flips += found
+        good = same + flipped if flips <= FLIPS else same
+        said = f"a run takes {took:.1f} s; rows doubled: {doubled}; {same} end as the one that nobody killed"
+        said += f", {flipped} so but for {flips} texts in which a batch of another shape rounded otherwise" * (
+            flips > 0
+        )
         yield Line(f"{job.name}: killed and resumed", times, good, said)
