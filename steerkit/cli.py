@@ -36,7 +36,8 @@ def main() -> None:
         if len(sys.argv) == 1:
             error.show()  # type: ignore[attr-defined]  # the help
             sys.exit(2)
-        _refuse(f"{str(error.format_message()).rstrip('.')}. See --help.")
+        said = str(error.format_message()).rstrip(".")
+        _refuse(f"{said}{'' if said.endswith('?') else '.'} See --help.")
     if code == 130:
         print("steerkit: interrupted; the same command goes on where it stopped.", file=sys.stderr)
     sys.exit(code)
@@ -65,6 +66,7 @@ def demo(
     from steerkit.demo.run import run_demo
     from steerkit.demo.summary import print_summary
 
+    print(f"some eight minutes on two cores; the page will be {out}/report.html", file=sys.stderr)
     loaded = _load(model or str(default_checkpoint()), None)
     print_summary(run_demo(*loaded, out), out)
 
@@ -186,7 +188,9 @@ def steer(
 def sweep(
     checkpoint: Checkpoint,
     vectors: Annotated[list[Path], typer.Argument(help="Vector files; each is named by its file name.")],
-    prompts: Annotated[Path, typer.Option(help='JSON lines of {"prompt"} and optionally "id", "reference", "group".')],
+    prompts: Annotated[
+        Path, typer.Option(help='JSON lines of {"prompt": text or messages, "id", "reference", "group"}.')
+    ],
     layers: Annotated[str, typer.Option(help="Block indices with commas.")],
     coefficients: Annotated[str, typer.Option(help="Numbers with commas; 0 is always run.")] = "-2,-1,0,1,2",
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished sweep goes on there.")] = Path("runs/sweep"),
@@ -221,35 +225,32 @@ def sweep(
 def score(
     run: Annotated[Path, typer.Argument(help="The folder of a finished sweep.")],
     names: Annotated[
-        list[str], typer.Argument(help="rouge_l, rouge_l_symbols, distance, distinct_2, repeated_4grams, perplexity.")
-    ],
+        list[str] | None,
+        typer.Argument(help="rouge_l, rouge_l_symbols, distance, distinct_2, repeated_4grams, perplexity."),
+    ] = None,
+    words: Annotated[
+        str | None, typer.Option(help="A trait's words with commas: how many of a text's words are among them.")
+    ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="The model that perplexity needs.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a sweep; writes scored.parquet beside its table, prints the curves and the gains over the controls.
+    """Score a sweep; adds to scored.parquet beside its table, prints the curves and the gains over the controls.
 
-    Example: steerkit score runs/persona rouge_l repeated_4grams
+    Example: steerkit score runs/persona repeated_4grams --words happy,glad,joy
     """
-    import pandas as pd
+    from steerkit.results import SweepResult, of_words, titled
 
-    import steerkit as sk
-
-    result = sk.SweepResult.load(run / "table.parquet")
+    if not names and words is None:
+        raise ValueError("expected a score or --words; got neither. Name one.")
+    done = run / "scored.parquet"
+    result = SweepResult.load(done if done.is_file() else run / "table.parquet")
     model, tokenizer = _load(checkpoint, None) if checkpoint else (None, None)
-    for name in names:
+    for name in (names := names or []):
         result = result.score(name, model=model, tokenizer=tokenizer)
-    result.save(run / "scored.parquet")
-    swept = list(dict.fromkeys(result.table["vector"]))
-    mine = [vector for vector in swept if "/random-" not in vector]
-    tables = {}
-    for name in names:
-        gains = [result.gain(name, vectors=mine).assign(over="coefficient 0")]
-        for vector in mine:
-            if controls := [other for other in swept if other.startswith(f"{vector}/random-")]:
-                gains.append(result.gain(name, vectors=[vector], over=controls).assign(over="random"))
-        tables[f"{name}: mean and 95 % interval over prompts"] = result.curve(name)
-        tables[f"{name}: gain, paired within prompts"] = pd.concat(gains, ignore_index=True)
-    terminal.tables(tables, as_json)
+    if words is not None:
+        result, names = result.score(of_words(words.split(",")), column="words"), [*names, "words"]
+    result.save(done)
+    terminal.tables(titled(result, names), as_json)
 
 
 @app.command()

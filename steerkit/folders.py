@@ -71,7 +71,12 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The leaves that differ, by dotted name."""
+    """The leaves that differ, by dotted name; of two lists, what stands in one only, if anything does."""
+    if isinstance(old, list) and isinstance(new, list):
+        gone, come = [one for one in old if one not in new], [one for one in new if one not in old]
+        if gone or come:
+            yield name, gone, come
+            return
     if not (isinstance(old, dict) and isinstance(new, dict) and old and new):
         if old != new:
             yield name, old, new

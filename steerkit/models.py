@@ -136,8 +136,10 @@ def _from_transformers(checkpoint: str, options: Any, special: Any) -> tuple[Any
             found: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint, output_loading_info=True, **options, **special
             )
-    except (OSError, torch.OutOfMemoryError):
+    except torch.OutOfMemoryError:
         raise
+    except OSError as error:
+        raise OSError(f"expected a checkpoint named {checkpoint}; {error}") from error
     except Exception as error:  # each parser below has its own
         raise ValueError(
             f"expected a whole checkpoint at {checkpoint}; got {type(error).__name__}: {error}. Fetch it again, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -87,6 +88,19 @@ class SweepResult:
             known = [*PURE, "perplexity", "kl"]
             raise ValueError(f"expected a score among {known}, or a function of a row; got {name!r}. Choose one.")
         return self._with(column or name, PURE[name](self.table))
+
+    def gains(self, score: str) -> pd.DataFrame:
+        """Each vector's gains over coefficient 0, and over its random controls where `NAME/random-...` were swept.
+
+        As `gain`, a row per vector, layer and coefficient, with the column `over`: `coefficient 0` or `random`.
+        """
+        swept = list(dict.fromkeys(self.table["vector"]))
+        mine = [vector for vector in swept if "/random-" not in vector]
+        found = [self.gain(score, vectors=mine).assign(over="coefficient 0")]
+        for vector in mine:
+            if controls := [other for other in swept if other.startswith(f"{vector}/random-")]:
+                found.append(self.gain(score, vectors=[vector], over=controls).assign(over="random"))
+        return pd.concat(found, ignore_index=True)
 
     def _with(self, column: str, values: np.ndarray) -> SweepResult:
         if column in (*KEYS, "group", "prompt", "chat", "text", "reference"):
@@ -239,3 +253,29 @@ PURE: dict[str, Callable[[pd.DataFrame], np.ndarray]] = {
     "distinct_2": lambda t: np.array([scoring.distinct_n(text, 2) for text in t["text"]]),
     "repeated_4grams": lambda t: np.array([scoring.repeated_ngrams(text, 4) for text in t["text"]]),
 }
+
+
+LESS_IS_BETTER = ("perplexity", "repeated_4grams", "kl")
+"""Scores that say what a push costs."""
+
+
+def titled(result: SweepResult, scores: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Curves and gains of each score, by what they are."""
+    tables = {}
+    for score in scores:
+        what = f"{score} (less is better)" if score in LESS_IS_BETTER else score
+        tables[f"{what}: mean and 95 % interval over prompts"] = result.curve(score)
+        tables[f"{what}: gain, paired within prompts"] = result.gains(score)
+    return tables
+
+
+def of_words(words: Sequence[str]) -> Callable[[pd.Series], float]:
+    """A score that counts how many words of a row's text are among these, whatever their case.
+
+    Raises:
+        ValueError: no word, or one that is not a single word.
+    """
+    among = {word.strip().lower() for word in words}
+    if not among or any(not re.fullmatch(r"[^\W_]+", word) for word in among):
+        raise ValueError(f"expected single words; got {sorted(words)}. Put commas between them.")
+    return lambda row: float(sum(word in among for word in re.findall(r"[^\W_]+", row["text"].lower())))

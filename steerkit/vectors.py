@@ -80,9 +80,7 @@ class SteeringVector:
             there = list(self.layers)
             run = len(there) > 2 and there == list(range(there[0], there[-1] + 1))
             known = f"{there[0]} to {there[-1]}" if run else f"among {there}"
-            raise ValueError(
-                f"expected layers {known}, each once; got {list(layers)}. Choose of these, or extract the vector there."
-            )
+            raise ValueError(f"expected layers {known}, each once; got {list(layers)}. Choose of these.")
         return replace(self, layers={layer: self.layers[layer] for layer in whole})
 
     def unit(self) -> SteeringVector:

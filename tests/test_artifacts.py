@@ -87,6 +87,15 @@ def test_a_difference_is_named_where_it_is(tmp_path) -> None:
     assert "now):\n  setting.sampling.seed: 1 -> 2\nUse" in str(raised.value)
 
 
+def test_of_two_lists_what_differs_is_told(tmp_path) -> None:
+    folders.check_config(tmp_path, {"cells": [["v", "8", c] for c in (-1, 1, 2)]})
+    with pytest.raises(folders.ConfigurationChanged) as raised:
+        folders.check_config(tmp_path, {"cells": [["v", "8", c] for c in (1, 2, 3)]})
+    assert 'cells: [["v","8",-1]] -> [["v","8",3]]' in str(raised.value)
+    with pytest.raises(folders.ConfigurationChanged, match="cells"):
+        folders.check_config(tmp_path, {"cells": [["v", "8", c] for c in (2, 1, -1)]})
+
+
 def test_a_model_is_the_same_wherever_its_folder_is_moved(tmp_path) -> None:
     model = {"checkpoint": "runs/a", "model_fingerprint": "f", "dtype": "float32"}
     folders.check_config(tmp_path, {"model": model, "checkpoint": "runs/a"})

@@ -9,6 +9,7 @@ from math import isnan, nan
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from rouge_score.tokenizers import DefaultTokenizer
 from sklearn.metrics import roc_auc_score
 
 from steerkit import scoring
+from steerkit.results import of_words
 from steerkit.scoring import curve_auc, distinct_n, macro_roc_auc, repeated_ngrams, roc_auc, rouge_l, tokenize
 
 any_text = st.text(st.characters(), max_size=80)  # lone surrogates included
@@ -31,6 +33,15 @@ def naive_lcs(a: list[str], b: list[str]) -> int:
         for j, y in enumerate(b):
             row.append(previous[j] + 1 if x == y else max(previous[j + 1], row[j]))
     return row[-1]
+
+
+def test_words_of_a_trait_are_counted_whole_and_in_any_case() -> None:
+    score = of_words(["Happy", " joy "])
+    assert score(pd.Series({"text": "HAPPY, unhappy; joy-joy"})) == 3.0
+    assert score(pd.Series({"text": ""})) == 0.0
+    for words in ([""], ["two words"], []):
+        with pytest.raises(ValueError, match="expected single words"):
+            of_words(words)
 
 
 def test_importing_scoring_loads_no_torch_pandas_or_scipy() -> None:
