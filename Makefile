@@ -44,7 +44,7 @@ torture: $(VENV)/.peers  ## killed runs, full disks, dead ranks, made-up inputs;
 setup: $(STAMP)
 
 $(VENV)/.peers: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,train,play,backends,lm-eval]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,train,play,backends,lm-eval,serve]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps steering-vectors==0.12.2 repeng==0.4.0
 	touch $@
 
