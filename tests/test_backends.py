@@ -293,4 +293,4 @@ def test_the_code_of_the_page_runs(smollm, tmp_path, monkeypatch, capsys, backen
     write_pairs("pairs.jsonl", [sk.ContrastPair(f"I am {w} and", " happy as well", " sad as ever", w) for w in words])
     code = code.replace('("transformer_lens", "nnsight")', f'("{backend}",)')
     exec(compile(code, "docs/backends.md", "exec"), {})
-    assert capsys.readouterr().out.startswith(f"{backend} {backend} ")
+    assert capsys.readouterr().out == f"{backend} 1.0000\n"
