@@ -145,7 +145,7 @@ def extract(
 
     contrast = sk.read_pairs(pairs)
     where = int(position) if position.removeprefix("-").isdecimal() else position
-    at = "all" if layers == "all" else _numbers(layers, int)
+    at = "all" if layers == "all" else terminal.numbers(layers, int)
     means = sk.collect_means(*_load(checkpoint, adapter), contrast, layers=at, position=where)
     vector = sk.difference_in_means(means)
     vector.save(out)
@@ -191,10 +191,12 @@ def sweep(
     prompts: Annotated[
         Path, typer.Option(help='JSON lines of {"prompt": text or messages, "id", "reference", "group"}.')
     ],
-    layers: Annotated[str, typer.Option(help="Block indices with commas.")],
+    layers: Annotated[str, typer.Option(help="Block indices with commas; 12+14 is both at once.")],
     coefficients: Annotated[str, typer.Option(help="Numbers with commas; 0 is always run.")] = "-2,-1,0,1,2",
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished sweep goes on there.")] = Path("runs/sweep"),
-    random: Annotated[int, typer.Option(help="Random directions of each vector's norms, swept beside it.")] = 2,
+    random: Annotated[
+        int, typer.Option(help="Random directions of each vector's norms, swept beside it; 8 for a figure.")
+    ] = 2,
     positions: Positions = "from_last_prompt_token",
     samples: Annotated[int, typer.Option(help="1 is greedy; more are sampled.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the texts.")] = 64,
@@ -213,12 +215,14 @@ def sweep(
     if len(named) < len(vectors):
         raise ValueError(f"expected files with different names; got {[path.name for path in vectors]}. Rename one.")
     named |= {f"{name}/random-{i}": sk.random_like(v, seed=i) for name, v in named.items() for i in range(random)}
-    rows, at, doses = read_rows(prompts, complete=True), _numbers(layers, int), _numbers(coefficients, float)
+    rows, at, doses = read_rows(prompts, complete=True), terminal.places(layers), terminal.numbers(coefficients, float)
     result = sk.sweep(
         *_load(checkpoint, adapter), named, rows, layers=at, out=out, positions=positions, coefficients=doses,
         samples=samples, max_new_tokens=max_new_tokens, seed=seed,
     )  # fmt: skip
-    terminal.facts({"rows": len(result.table), "table": str(out / "table.parquet")}, as_json)
+    terminal.facts(
+        {"rows": len(result.table), "table": str(out / "table.parquet"), "look": f"steerkit report {out}"}, as_json
+    )
 
 
 @app.command()
@@ -318,7 +322,7 @@ def convert(
         warnings.simplefilter("always", UserWarning)
         vectors = read_vectors(source)
         if layers != "all":
-            vectors = {name: vector.at(*_numbers(layers, int)) for name, vector in vectors.items()}
+            vectors = {name: vector.at(*terminal.numbers(layers, int)) for name, vector in vectors.items()}
         written = write_vectors(vectors, out)
     facts: dict[str, Any] = {}
     for name, vector in vectors.items():
@@ -337,13 +341,6 @@ def _load(checkpoint: str, adapter: str | None) -> tuple[Any, Any]:
 
         with progress.line(what):
             return load(checkpoint, adapter=adapter)
-
-
-def _numbers(text: str, kind: type[Any]) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"expected {kind.__name__}s with commas between; got {text!r}. Write 1,2,3.") from None
 
 
 if __name__ == "__main__":

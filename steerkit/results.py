@@ -36,6 +36,10 @@ class SweepResult:
                 f"expected the columns of a sweep; got {list(self.table)[:12]}. Add {missing}, or load another table."
             )
 
+    def __repr__(self) -> str:
+        found = (f"{self.table[column].nunique()} {column}s" for column in ("vector", "layer", "coefficient"))
+        return f"SweepResult({len(self.table)} rows, {', '.join(found)}, {self.table['group'].nunique()} prompts)"
+
     @classmethod
     def load(cls, path: str | Path) -> SweepResult:
         """Read a finished sweep: its folder, or its table file."""

@@ -91,3 +91,20 @@ def side_by_side(texts: Mapping[str, str], as_json: bool) -> None:
     width = console.width // 2 - 2
     panels = [Panel(Text(plain(text)), title=title, width=width) for title, text in texts.items()]
     console.print(Columns(panels))
+
+
+def numbers(text: str, kind: type[Any]) -> list[Any]:
+    """What a command is told as `1,2,3`; `ValueError` for anything else."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"expected {kind.__name__}s with commas between; got {text!r}. Write 1,2,3.") from None
+
+
+def places(text: str) -> list[int | tuple[int, ...]]:
+    """Layers as a sweep has them: `8,12+14` is layer 8, and 12 and 14 at once; `ValueError` for anything else."""
+    try:
+        found = [[int(layer) for layer in part.split("+")] for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"expected ints with commas between; got {text!r}. Write 1,2,3, or 1,2+3.") from None
+    return [several[0] if len(several) == 1 else tuple(several) for several in found]

@@ -146,17 +146,18 @@ def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> 
         "--prompts",
         prompts,
         "--layers",
-        "1,2",
+        "1,2,1+2",
         "--out",
         out,
         "--max-new-tokens",
         "4",
         "--json",
     )
-    assert json.loads(sweep)["rows"] == 2 * 5 * 2 * 3
+    assert json.loads(sweep)["rows"] == 3 * 5 * 2 * 3
     curve, gain = json.loads(ok("score", out, "rouge_l", "--json")).values()
-    assert len(curve) == 2 * 5 * 3
-    assert [(row["vector"], row["over"]) for row in gain] == [("v", "coefficient 0")] * 8 + [("v", "random")] * 8
+    assert len(curve) == 3 * 5 * 3
+    assert {str(row["layer"]) for row in curve} == {"1", "2", "1+2"}
+    assert [(row["vector"], row["over"]) for row in gain] == [("v", "coefficient 0")] * 12 + [("v", "random")] * 12
     ok("score", out, "--words", "yes,no")
     table = read_table(Path(out) / "scored.parquet")[0]
     assert {"rouge_l", "words"} <= set(table)  # scores add to those that are there

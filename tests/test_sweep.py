@@ -196,6 +196,9 @@ def test_curves_areas_and_gains_equal_hand_worked_numbers() -> None:
             ("r2", 1.0): [0.3, 0.3, 0.3, 0.3],
         }
     )
+    assert repr(result).startswith("SweepResult(") and ", 3 vectors, 1 layers, 3 coefficients, 4 prompts)" in repr(
+        result
+    )
     curve = result.curve("s").query("vector == 'v'").set_index("coefficient")
     assert curve["mean"].tolist() == pytest.approx([0.2, 0.7, 1.0])
     assert curve["n"].tolist() == [4, 4, 4]
