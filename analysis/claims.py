@@ -13,6 +13,7 @@ from steerkit.scoring import bootstrap_ci
 Tables = Mapping[str, Mapping[str, pd.DataFrame]]
 HOLDS, NOT, OPEN, UNTESTED = "holds", "does not hold", "open", "not testable here"
 MARGIN = 0.03
+ALONE = "GRPO without debate"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ def claims(rows: pd.DataFrame, tables: Tables) -> list[Claim]:
     """
     found = []
     for family, part in rows[rows["decoding"] == "sampled"].groupby("family", sort=False):
-        found += [tokens(str(family), part), accuracy(str(family), part), debated(str(family), part)]
+        found += [tokens(str(family), part), accuracy(str(family), part)]
+        if ALONE in set(part["method"]):
+            found.append(debated(str(family), part))
     for family, some in tables.items():
         if "stage_differences" in some:
             found += [area(family, some), steered(family, some, "base"), steered(family, some, "IMAD")]
@@ -85,7 +88,7 @@ def accuracy(family: str, rows: pd.DataFrame) -> Claim:
 
 def debated(family: str, rows: pd.DataFrame) -> Claim:
     """IMAD less the same GRPO on a model that never saw a debate."""
-    gap, low, high, n = _difference(rows, "IMAD", "GRPO without debate")
+    gap, low, high, n = _difference(rows, "IMAD", ALONE)
     ours = f"{100 * gap:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] over the same GRPO without debate"
     return Claim(f"{family}: it is the debate that helps", "no such control", ours, str(n), verdict(low, high))
 
@@ -99,14 +102,16 @@ def _difference(rows: pd.DataFrame, first: str, second: str) -> tuple[float, flo
 
 def area(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
     """The area under the ROUGE-L curve, IMAD less base, agents named in the context, as in the paper."""
-    table = some["stage_differences"]
-    line = table[
-        (table["stage"] == "IMAD") & (table["agent"] == "all") & (table["score"] == "rouge_l") & table["identity"]
-    ].iloc[0]
+    line = _imad_over_base(some["stage_differences"], "rouge_l")
     gap = f"{line['difference']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]"
     ours = f"{line['first']:.3f} to {line['second']:.3f}: {gap}"
     name = f"{family}: agents are more steerable after IMAD (area under ROUGE-L, named)"
     return Claim(name, "0.802 to 0.903", ours, str(int(line["n"])), verdict(line["low"], line["high"]))
+
+
+def _imad_over_base(table: pd.DataFrame, score: str) -> pd.Series:
+    named = (table["score"] == score) & table["identity"]
+    return table[named & (table["stage"] == "IMAD") & (table["agent"] == "all")].iloc[0]
 
 
 def steered(family: str, some: Mapping[str, pd.DataFrame], stage: str) -> Claim:
@@ -134,10 +139,7 @@ def steered(family: str, some: Mapping[str, pd.DataFrame], stage: str) -> Claim:
 
 def low_dose(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
     """Fidelity gained at the least coefficient of the grid, IMAD less base, agents named."""
-    table = some["low_dose"]
-    line = table[
-        (table["stage"] == "IMAD") & (table["agent"] == "all") & (table["score"] == "fidelity") & table["identity"]
-    ].iloc[0]
+    line = _imad_over_base(some["low_dose"], "fidelity")
     gap = f"{line['difference']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]"
     ours = f"gains {line['first']:+.3f} and {line['second']:+.3f}: {gap}"
     name = f"{family}: IMAD answers more to a small dose (fidelity at {line['coefficient']:g}, named, over base's)"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
-from analysis.claims import HOLDS, NOT, OPEN, accuracy, tokens, verdict
+from analysis.claims import ALONE, HOLDS, NOT, OPEN, accuracy, claims, tokens, verdict
 from analysis.pooling import FROZEN, at_frozen, pooled
 from analysis.reproduce import Step, carry_out, plan
 from steerkit.results import SweepResult
@@ -65,6 +66,16 @@ def questions(right: dict[str, float], cost: dict[str, int], n: int = 400):
             for i in range(n)
         ]
     )
+
+
+def test_a_family_without_the_control_that_never_debated_has_no_claim_about_it() -> None:
+    share, cost = {"IMAD": 0.7, "Debate": 0.7}, {"IMAD": 50, "Debate": 200}
+    malice = questions(share, cost).assign(family="malice", decoding="sampled")
+    more = {**share, ALONE: 0.2}, {**cost, ALONE: 30}
+    clues = questions(*more).assign(family="clues", decoding="sampled")
+    names = [claim.name for claim in claims(pd.concat([malice, clues]), {})]
+    assert [name for name in names if "it is the debate" in name] == ["clues: it is the debate that helps"]
+    assert len(names) == 5
 
 
 def test_verdicts_follow_the_interval() -> None:
