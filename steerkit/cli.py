@@ -247,7 +247,7 @@ def score(
     if not names and words is None:
         raise ValueError("expected a score or --words; got neither. Name one.")
     done = run / "scored.parquet"
-    result = SweepResult.load(done if done.is_file() else run / "table.parquet")
+    result = SweepResult.load(run / "table.parquet").with_scores_of(done)
     model, tokenizer = _load(checkpoint, None) if checkpoint else (None, None)
     for name in (names := names or []):
         result = result.score(name, model=model, tokenizer=tokenizer)

@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 
 from steerkit import scoring
-from steerkit.results import KEYS, SweepResult
+from steerkit.results import CONTROL, KEYS, SweepResult
 
 SETTINGS = ("positions", "operation", "temperature", "top_p", "max_new_tokens", "seed")
 NO_SCORES = (*KEYS, *SETTINGS, "group", "prompt", "chat", "reference", "text", "finished", "relative_dose")
 LAST = ("projection", "n_tokens")
-CONTROL = re.compile(r"(?:(?P<of>.+)/)?(?P<kind>random|shuffled)[^/]*")
 TAG = re.compile(r"<[^<>\n]{1,40}>|\[/?INST\]")
 ROLE = re.compile(r"^\s*(?:system|user|assistant|model)\s*(?:\n|$)")
 

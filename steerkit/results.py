@@ -13,6 +13,8 @@ import pandas as pd
 
 from steerkit import artifacts, scoring
 
+CONTROL = re.compile(r"(?:(?P<of>.+)/)?(?P<kind>random|shuffled)[^/]*")
+"""A vector of this name is a control: of the vector before the `/`, or of all where none stands there."""
 KEYS = ["vector", "layer", "coefficient", "prompt_id", "sample"]
 PLACE = ("vector", "layer")
 
@@ -50,6 +52,14 @@ class SweepResult:
                 f"expected a finished sweep at {file}; there is none. An unfinished one has rows.jsonl only: run it on."
             )
         return cls(*artifacts.read_table(file))
+
+    def with_scores_of(self, path: str | Path) -> SweepResult:
+        """The same rows with the scores that a table has for them; unchanged if it is not there or has other rows."""
+        if not Path(path).is_file():
+            return self
+        scored = SweepResult.load(path)
+        same = set(self.table) <= set(scored.table) and scored.table[list(self.table)].equals(self.table)
+        return scored if same else self
 
     def save(self, path: str | Path) -> None:
         """Write the table (`.parquet` or `.csv`) and its `.meta.json`."""
@@ -94,16 +104,17 @@ class SweepResult:
         return self._with(column or name, PURE[name](self.table))
 
     def gains(self, score: str) -> pd.DataFrame:
-        """Each vector's gains over coefficient 0, and over its random controls where `NAME/random-...` were swept.
+        """Each vector's gains over coefficient 0, and over its random controls, which are known by name (`CONTROL`).
 
         As `gain`, a row per vector, layer and coefficient, with the column `over`: `coefficient 0` or `random`.
         """
-        swept = list(dict.fromkeys(self.table["vector"]))
-        mine = [vector for vector in swept if "/random-" not in vector]
-        found = [self.gain(score, vectors=mine).assign(over="coefficient 0")]
+        controls = {name: CONTROL.fullmatch(name) for name in dict.fromkeys(self.table["vector"])}
+        mine = [name for name, control in controls.items() if control is None or control["kind"] != "random"]
+        found = [self.gain(score, vectors=mine).assign(over="coefficient 0")] if mine else [self.gain(score)]
+        random = {name: control["of"] for name, control in controls.items() if control and control["kind"] == "random"}
         for vector in mine:
-            if controls := [other for other in swept if other.startswith(f"{vector}/random-")]:
-                found.append(self.gain(score, vectors=[vector], over=controls).assign(over="random"))
+            if over := [name for name, of in random.items() if of in (vector, None)]:
+                found.append(self.gain(score, vectors=[vector], over=over).assign(over="random"))
         return pd.concat(found, ignore_index=True)
 
     def _with(self, column: str, values: np.ndarray) -> SweepResult:

@@ -1,4 +1,4 @@
-"""What a terminal shows: facts, tables and texts side by side, or JSON instead, for scripts."""
+"""What a terminal is told and shows: lists of numbers; facts, tables and texts side by side, or JSON for scripts."""
 
 from __future__ import annotations
 

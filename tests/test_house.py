@@ -114,7 +114,7 @@ def test_python_files_can_be_read_in_one_sitting() -> None:
 def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> None:
     from typer.testing import CliRunner
 
-    from steerkit.artifacts import read_table
+    from steerkit.artifacts import read_table, write_table
     from steerkit.cli import app
     from steerkit.pairs import ContrastPair, write_pairs
     from tests.tiny import tiny_model, tiny_tokenizer
@@ -161,6 +161,10 @@ def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> 
     ok("score", out, "--words", "yes,no")
     table = read_table(Path(out) / "scored.parquet")[0]
     assert {"rouge_l", "words"} <= set(table)  # scores add to those that are there
+    write_table(Path(out) / "scored.parquet", table.assign(text="of another sweep", words=9.0), {})
+    ok("score", out, "distinct_2")
+    table = read_table(Path(out) / "scored.parquet")[0]
+    assert "words" not in table and (table["text"] != "of another sweep").all()
     assert runner.invoke(app, ["score", out]).exit_code != 0
     ok("probe", str(model), pairs)
     assert {row["labels"] for row in json.loads(ok("probe", str(model), pairs, "--json"))} == {"true", "shuffled"}

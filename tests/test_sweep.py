@@ -205,6 +205,13 @@ def test_curves_areas_and_gains_equal_hand_worked_numbers() -> None:
     assert (curve["low"] <= curve["mean"]).all() and (curve["mean"] <= curve["high"]).all()
     area = result.curve_auc("s", normalize=True).set_index("vector").loc["v"]
     assert area["curve_auc"] == pytest.approx(((0.2 + 0.7) / 2 * 1 + (0.7 + 1.0) / 2 * 2) / 3)
+    named = SweepResult(
+        result.table.query("coefficient < 3").replace({"vector": {"r1": "random-0", "r2": "v/random-1"}}), {}
+    )
+    both = named.gains("s")
+    assert set(both["vector"]) == {"v"} and set(both["over"]) == {"coefficient 0", "random"}
+    over = both[(both["over"] == "random") & (both["coefficient"] == 1.0)]["gain"].item()
+    assert over == pytest.approx(named.gain("s", over=["random-0", "v/random-1"], vectors=["v"])["gain"].iloc[0])
     gain = result.gain("s", vectors=["v"]).set_index("coefficient")
     assert gain.loc[1.0, "gain"] == pytest.approx(0.5)
     assert gain.loc[1.0, "low"] > 0 and gain.loc[1.0, "p"] < 0.05
