@@ -67,8 +67,7 @@ def demo(
     from steerkit.demo.summary import print_summary
 
     print(f"some eight minutes on two cores; the page will be {out}/report.html", file=sys.stderr)
-    loaded = _load(model or str(default_checkpoint()), None)
-    print_summary(run_demo(*loaded, out), out)
+    print_summary(run_demo(*_load(model or str(default_checkpoint()), None), out), out)
 
 
 @app.command()
@@ -161,7 +160,7 @@ def steer(
     vector: Annotated[Path, typer.Argument(help="A vector file.")],
     prompt: Annotated[str, typer.Argument(help="A question, put into the chat template if there is one.")],
     layer: Annotated[int, typer.Option(help="The block after which the vector is added.")],
-    coefficient: Annotated[float, typer.Option(help="Multiplies the vector as stored.")] = 1.0,
+    coefficient: Annotated[float, typer.Option(help="Multiplies the vector as stored; see the dose.")] = 1.0,
     positions: Positions = "from_last_prompt_token",
     max_new_tokens: Annotated[int, typer.Option(help="Length of the texts.")] = 80,
     verbatim: Annotated[bool, typer.Option(help="Use the prompt as it is, without a chat template.")] = False,
@@ -173,15 +172,18 @@ def steer(
     Example: steerkit steer CHECKPOINT persona.safetensors "How do tides work?" --layer 14 --coefficient 1.5
     """
     import steerkit as sk
+    from steerkit.capture import stream_norms
+    from steerkit.plans import relative_dose
 
     steering = sk.Steering(sk.SteeringVector.load(vector).at(layer), coefficient, positions)
     model, tokenizer = _load(checkpoint, adapter)
     chat = not verbatim and bool(getattr(tokenizer, "chat_template", None))
     asked = [{"role": "user", "content": prompt}] if chat else prompt
     texts = sk.generate(model, tokenizer, [asked, asked], max_new_tokens=max_new_tokens, steering=[None, steering])
-    terminal.side_by_side(
-        dict(zip(("unsteered", f"layer {layer}, coefficient {coefficient:g}"), texts, strict=True)), as_json
-    )
+    norms = stream_norms(model, tokenizer, [asked], texts[:1], [layer]) if texts[0] else {}
+    dose = f"layer {layer}, coefficient {coefficient:g}, dose {relative_dose(steering, coefficient, norms):.2f}"
+    terminal.side_by_side({"unsteered": texts[0], dose: texts[1]}, as_json)
+    terminal.hint(terminal.DOSE, as_json)
 
 
 @app.command()
@@ -220,9 +222,9 @@ def sweep(
         *_load(checkpoint, adapter), named, rows, layers=at, out=out, positions=positions, coefficients=doses,
         samples=samples, max_new_tokens=max_new_tokens, seed=seed,
     )  # fmt: skip
-    terminal.facts(
-        {"rows": len(result.table), "table": str(out / "table.parquet"), "look": f"steerkit report {out}"}, as_json
-    )
+    found = {**result.counts(), "largest relative_dose": float(result.table["relative_dose"].max())}
+    terminal.facts({**found, "table": str(out / "table.parquet"), "look": f"steerkit report {out}"}, as_json)
+    terminal.hint(terminal.DOSE, as_json)
 
 
 @app.command()
@@ -255,6 +257,7 @@ def score(
         result, names = result.score(of_words(words.split(",")), column="words"), [*names, "words"]
     result.save(done)
     terminal.tables(titled(result, names), as_json)
+    terminal.hint(terminal.READING, as_json)
 
 
 @app.command()

@@ -139,7 +139,9 @@ def _from_transformers(checkpoint: str, options: Any, special: Any) -> tuple[Any
     except torch.OutOfMemoryError:
         raise
     except OSError as error:
-        raise OSError(f"expected a checkpoint named {checkpoint}; {error}") from error
+        gone = "the hub does not answer, and this machine keeps no copy of it. Check the network, or name a folder."
+        said = gone if options.get("local_files_only") else f"{error}"
+        raise OSError(f"expected a checkpoint named {checkpoint}; {said}") from error
     except Exception as error:  # each parser below has its own
         raise ValueError(
             f"expected a whole checkpoint at {checkpoint}; got {type(error).__name__}: {error}. Fetch it again, or "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
+from steerkit.activations import Layer
 from steerkit.steering import Steering
 from steerkit.texts import Prompt
 from steerkit.vectors import SteeringVector
@@ -108,3 +109,19 @@ def cells_of(steerings: Mapping[tuple[str, str | None], Steering], coefficients:
     for value in values:
         replace(next(iter(steerings.values())), coefficient=value)  # refuses one that is not finite
     return [Cell(None, None, 0.0)] + [Cell(name, layer, c) for name, layer in steerings for c in values if c != 0]
+
+
+def relative_dose(steering: Steering, coefficient: float, norms: Mapping[Layer, float]) -> float:
+    """`|coefficient| * |v_l| / mean |h_l|`: the push over the stream's mean length; of several layers the mean.
+
+    Args:
+        steering: its own coefficient does not count.
+        norms: mean length of the stream per layer, e.g. from `steerkit.capture.stream_norms`.
+
+    Returns:
+        NaN to ablate, where the vector's length does not matter, and where a layer's norm is not among `norms`.
+    """
+    vector = steering.vector
+    if steering.operation == "ablate" or not all(layer in norms for layer in vector.layers):
+        return float("nan")
+    return abs(coefficient) * sum(norm / norms[layer] for layer, norm in vector.norms().items()) / len(vector.layers)

@@ -42,6 +42,12 @@ class SweepResult:
         found = (f"{self.table[column].nunique()} {column}s" for column in ("vector", "layer", "coefficient"))
         return f"SweepResult({len(self.table)} rows, {', '.join(found)}, {self.table['group'].nunique()} prompts)"
 
+    def counts(self) -> dict[str, int]:
+        """Texts that were generated, and rows: a text at coefficient 0 stands under each vector and layer."""
+        plain = self.table["coefficient"] == 0
+        own = self.table[plain].drop_duplicates(["prompt_id", "sample"])
+        return {"texts generated": int((~plain).sum()) + len(own), "unsteered among them": len(own), "rows": len(plain)}
+
     @classmethod
     def load(cls, path: str | Path) -> SweepResult:
         """Read a finished sweep: its folder, or its table file."""

@@ -16,10 +16,10 @@ from steerkit.activations import Layer
 from steerkit.capture import stream_norms as norms_of
 from steerkit.engine import Row, check_rows
 from steerkit.generation import check_settings, decode, ends_of, text_of
-from steerkit.plans import Cell, LayerSet, cells_of, named_vectors, prompt_rows, steerings_at
+from steerkit.plans import Cell, LayerSet, cells_of, named_vectors, prompt_rows, relative_dose, steerings_at
 from steerkit.progress import progress
 from steerkit.results import SweepResult
-from steerkit.steering import Steering, taken_over
+from steerkit.steering import taken_over
 from steerkit.texts import Prompt, encode_prompt, render
 from steerkit.vectors import SteeringVector
 
@@ -288,7 +288,7 @@ def _table(
                     "text": text["text"],
                     "n_tokens": text["n_tokens"],
                     "finished": text["finished"],
-                    "relative_dose": _dose(steerings[place], cell.coefficient, norms),
+                    "relative_dose": relative_dose(steerings[place], cell.coefficient, norms),
                     **{k: v for k, v in settings.items() if k != "samples"},
                 }
             )
@@ -300,10 +300,3 @@ def _table(
     return table.assign(_order=order).sort_values(
         ["_order", "layer", "coefficient"], kind="stable"
     ).drop(columns="_order").reset_index(drop=True)  # fmt: skip
-
-
-def _dose(steering: Steering, coefficient: float, norms: Mapping[Layer, float]) -> float:
-    vector, operation = steering.vector, steering.operation
-    if operation == "ablate" or not all(layer in norms for layer in vector.layers):
-        return float("nan")
-    return abs(coefficient) * sum(norm / norms[layer] for layer, norm in vector.norms().items()) / len(vector.layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,8 @@ def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> 
         ok("steer", str(model), vector, "hi", "--layer", "1", "--coefficient", "30", "--max-new-tokens", "6", "--json")
     )
     assert len(set(texts.values())) == 2
+    unsteered, title = texts
+    assert unsteered == "unsteered" and re.fullmatch(r"layer 1, coefficient 30, dose \d+\.\d\d", title)
     ok("steer", str(model), vector, "hi", "--layer", "1", "--max-new-tokens", "6")
     sweep = ok(
         "sweep",
@@ -153,7 +156,12 @@ def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> 
         "4",
         "--json",
     )
-    assert json.loads(sweep)["rows"] == 3 * 5 * 2 * 3
+    found = json.loads(sweep)
+    assert (found["rows"], found["texts generated"], found["unsteered among them"]) == (
+        3 * 5 * 2 * 3,
+        3 * 4 * 2 * 3 + 2,
+        2,
+    )
     curve, gain = json.loads(ok("score", out, "rouge_l", "--json")).values()
     assert len(curve) == 3 * 5 * 3
     assert {str(row["layer"]) for row in curve} == {"1", "2", "1+2"}
@@ -166,12 +174,14 @@ def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> 
     table = read_table(Path(out) / "scored.parquet")[0]
     assert "words" not in table and (table["text"] != "of another sweep").all()
     assert runner.invoke(app, ["score", out]).exit_code != 0
+    hinted = runner.invoke(app, ["score", out, "rouge_l"]).stderr
+    page = ROOT / hinted.split()[-1].rstrip(".")
+    assert page.is_file()  # what the numbers mean is where it says
     ok("probe", str(model), pairs)
     assert {row["labels"] for row in json.loads(ok("probe", str(model), pairs, "--json"))} == {"true", "shuffled"}
 
 
 def test_the_diagram_of_the_house_is_the_house() -> None:
-    import re
     from itertools import pairwise
 
     page = (ROOT / "docs" / "architecture.md").read_text()
