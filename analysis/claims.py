@@ -14,6 +14,7 @@ Tables = Mapping[str, Mapping[str, pd.DataFrame]]
 HOLDS, NOT, OPEN, UNTESTED = "holds", "does not hold", "open", "not testable here"
 MARGIN = 0.03
 ALONE = "GRPO without debate"
+STEERED = ("base", "SFT", "SFT without tags", "SFT on single turns", "IMAD")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def claims(rows: pd.DataFrame, tables: Tables) -> list[Claim]:
             found.append(debated(str(family), part))
     for family, some in tables.items():
         if "stage_differences" in some:
-            found += [area(family, some), steered(family, some, "base"), steered(family, some, "IMAD")]
+            turned = [stage for stage in STEERED if stage in set(some["choice"]["stage"])]
+            found += [area(family, some), *(steered(family, some, stage) for stage in turned)]
             found.append(low_dose(family, some))
         if "separability" in some:
             found.append(tag_ablation(family, some["separability"]))

@@ -15,7 +15,7 @@ from training.personas import cast_of
 from training.worlds import WORLDS
 
 BASE, SFT, IMAD = "base", "SFT", "IMAD"
-UNTAGGED = "SFT without tags"
+UNTAGGED, TURNS = "SFT without tags", "SFT on single turns"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def of_files(stages: Mapping[str, str | Path], path: str | Path) -> Material:
 
 
 def of_run(folder: str | Path, steps: Sequence[int] = ()) -> Material:
-    """A run of `training.imad`: base, SFT (and without tags, if it is there), GRPO at the given steps, IMAD.
+    """A run of `training.imad`: base, SFT, GRPO at the given steps, IMAD; if there, SFT without tags, on single turns.
 
     Vectors are made from its training debates; of its test debates a quarter is for validation.
 
@@ -78,8 +78,8 @@ def of_run(folder: str | Path, steps: Sequence[int] = ()) -> Material:
     stages = {BASE: base_of(folder), SFT: folder / "sft" / "checkpoint"}
     stages |= {f"GRPO step {step}": folder / "grpo" / "trainer" / f"checkpoint-{step}" for step in steps}
     stages[IMAD] = folder / "grpo" / "checkpoint"
-    if (untagged := folder / "sft-untagged" / "checkpoint").exists():
-        stages[UNTAGGED] = untagged
+    others = {UNTAGGED: folder / "sft-untagged" / "checkpoint", TURNS: folder / "sft-turns" / "checkpoint"}
+    stages |= {name: path for name, path in others.items() if path.exists()}
     if missing := [str(path) for path in stages.values() if isinstance(path, Path) and not path.exists()]:
         raise FileNotFoundError(f"expected a finished run of training.imad in {folder}; missing: {missing}.")
     held = read_traces(folder / "evaluation" / "sampled" / "debates" / "traces.jsonl")

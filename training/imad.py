@@ -100,6 +100,8 @@ def train(run: Run, base: str | Path) -> dict[str, Path]:
     found["IMAD"] = rewarded("grpo", found["SFT"], grpo)
     if run.preset.untagged:
         found["SFT without tags"] = tuned("sft-untagged", traces, replace(sft, target="untagged"))
+    if run.preset.turns:
+        found["SFT on single turns"] = tuned("sft-turns", traces, replace(sft, structure_dropout=1.0, cut_to="turn"))
     if run.preset.controls:
         found["DebateGPT (answer)"] = tuned("debategpt-answer", traces, replace(sft, target="answer"))
         found["DebateGPT (response)"] = tuned("debategpt-response", traces, replace(sft, target="response"))

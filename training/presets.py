@@ -36,6 +36,7 @@ class Preset:
         controls: train and judge both DebateGPTs and GRPO without debate, and judge self-consistency, too.
         self_check: run the controls in which agents check themselves and never read each other, too.
         untagged: fine-tune on the traces without their tags, too.
+        turns: fine-tune on one turn of each trace, too, the last of an agent drawn at random.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Preset:
     controls: bool = True
     self_check: bool = False
     untagged: bool = False
+    turns: bool = False
     base: Base = field(default_factory=Base)
 
 
@@ -103,6 +105,7 @@ TINY: Mapping[str, Preset] = {
     "clues": replace(
         CHECKED,
         family="clues",
+        turns=True,
         base=replace(CHECKED.base, stop_at=0.2),
         sft=replace(CHECKED.sft, steps=500),
         grpo=replace(CHECKED.grpo, anneal=replace(CHECKED.grpo.anneal, clip=(112, 66))),

@@ -16,7 +16,7 @@ from training.checkpoints import LoRA, adapted, add_tags, device_options, last_c
 from training.ranks import whole_weights
 
 Target = Literal["trace", "untagged", "answer", "response"]
-Cut = Literal["answers", "revision"]
+Cut = Literal["answers", "revision", "turn"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class SFT:
         structure_dropout: share of traces that are cut short, to what `cut_to` says and the consensus; without it a
             later length reward finds no short output to reinforce.
         cut_to: one or two agents' first turns that gave the consensus (`"answers"`), or all but the last round and one
-            turn of that which gave it (`"revision"`), for problems in which the first round is seldom right.
+            turn of that which gave it (`"revision"`), for problems in which the first round is seldom right, or that
+            turn alone (`"turn"`), whose agent is then the one thing left to choose.
         batch: examples per optimisation step, `micro_batch` of them at a time on each device.
         lora: None trains all weights.
         steps: optimisation steps; None for `epochs`.
@@ -82,7 +83,8 @@ def shortened(trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut = "
     if cut_to == "answers":
         turns = rng.sample(gave, min(len(gave), rng.choice((1, 2))))
     else:
-        turns = [*(turn for turn in trace.turns if turn.round < number), rng.choice(gave)]
+        before = [turn for turn in trace.turns if turn.round < number] if cut_to == "revision" else []
+        turns = [*before, rng.choice(gave)]
     kept = {agent_tag(turn.agent, turn.round) for turn in turns} | {round_tag(turn.round) for turn in turns}
     parts = re.split(f"(?={'|'.join(map(re.escape, found_tags([trace])))})", trace.body)
     return "".join(part for part in parts if part.startswith((*kept, CONSENSUS, END)))
