@@ -149,25 +149,38 @@ def between(folders: Mapping[str, Path]) -> list[pd.DataFrame]:
     return found or [pd.DataFrame()]
 
 
-def analyse(material: Material, grid: Grid, out: str | Path) -> dict[str, pd.DataFrame]:
-    """Tables of all checkpoints, written as `out/KIND.csv`; a checkpoint that is done is not analysed again."""
+def analyse(material: Material, grid: Grid, out: str | Path, only: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
+    """Tables of all checkpoints, written as `out/KIND.csv`; a checkpoint that is done is not analysed again.
+
+    Args:
+        only: analyse these checkpoints, each in its own folder, and write no tables of all: several processes can share
+            an analysis so.
+
+    Raises:
+        ValueError: a checkpoint's name that is not among the material's.
+        ConfigurationChanged, RunFolderBusy: see `steerkit.folders.run_folder`.
+    """
     out = Path(out)
+    if unknown := [name for name in only if name not in material.stages]:
+        raise ValueError(f"expected checkpoints among {list(material.stages)}; got {unknown}. Choose among these.")
     config: dict[str, Any] = {"stages": {n: str(p) for n, p in material.stages.items()}, "grid": asdict(grid)}
     config["traces"] = artifacts.sha256(
         "".join(t.text for t in (*material.train, *material.validation, *material.test))
     )
     tables: dict[str, list[pd.DataFrame]] = {}
-    folders: dict[str, Path] = {}
-    with run_folder(out, config):
-        for name, checkpoint in material.stages.items():
-            folder = out / "stages" / artifacts.file_name(name)
-            kinds = ("tried", "choice", "curves", "gains", "cosines", "plane", "reliability")
+    folders = {name: out / "stages" / artifacts.file_name(name) for name in material.stages}
+    kinds = ("tried", "choice", "curves", "gains", "cosines", "plane", "reliability")
+    for name in only or material.stages:
+        with run_folder(folders[name], {**config, "stage": name}) as folder:
             if not all((folder / f"{kind}.csv").exists() for kind in kinds):
-                for kind, table in at_stage(name, checkpoint, material, grid, folder).items():
+                for kind, table in at_stage(name, material.stages[name], material, grid, folder).items():
                     artifacts.write_table(folder / f"{kind}.csv", table, config)
+    if only:
+        return {}
+    with run_folder(out, config):
+        for folder in folders.values():
             for kind in kinds:
                 tables.setdefault(kind, []).append(artifacts.read_table(folder / f"{kind}.csv")[0])
-            folders[name] = folder
         tables["stage_differences"] = between(folders)
         whole = {kind: pd.concat(parts, ignore_index=True) for kind, parts in tables.items()}
         for kind, table in whole.items():
@@ -179,12 +192,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.agent_subspaces", description=__doc__)
     add_material(parser)
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of Grid: layers=[8,14]")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="this checkpoint, and no tables of all"
+    )
     given = parser.parse_args(arguments)
     try:
         grid = changed(Grid(), given.set)
     except ValueError as error:
         parser.error(str(error))
-    tables = analyse(material_of(given, parser), grid, given.out)
+    tables = analyse(material_of(given, parser, given.only), grid, given.out, given.only)
+    if given.only:
+        return
     print(tables["choice"].to_string(index=False))
     print(tables["gains"].round(3).to_string(index=False))
 

@@ -13,6 +13,8 @@ from steerkit.scoring import bootstrap_ci
 Tables = Mapping[str, Mapping[str, pd.DataFrame]]
 HOLDS, NOT, OPEN, UNTESTED = "holds", "does not hold", "open", "not testable here"
 MARGIN = 0.03
+SHOWN = 0.1
+"""A trait that fewer texts show is not there to be turned off."""
 ALONE = "GRPO without debate"
 STEERED = ("base", "SFT", "SFT without tags", "SFT on single turns", "IMAD")
 
@@ -172,19 +174,18 @@ def suppressed(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
     forced = table[(table["context"] == "forced") & table["vector"].isin(["agent", "prompts"])]
     parts, able = [], {}
     for stage, lines in forced.groupby("stage", sort=False):
-        halved = lines[lines["coefficient"].notna() & np.isfinite(lines["coefficient"])]
-        able[stage] = len(halved) > 0
-        best = f"from {halved['coefficient'].max():g} on" if len(halved) else "at no coefficient"
-        parts.append(f"{stage}: trait {lines['trait'].iloc[0]:.2f}, halved {best}")
-    said = (
-        UNTESTED
-        if "IMAD" not in able
-        else HOLDS
-        if able["IMAD"] and not able.get("base")
-        else OPEN
-        if able["IMAD"]
-        else NOT
-    )
+        trait, doses = lines["trait"].iloc[0], lines["coefficient"].dropna()
+        able[stage] = np.isfinite(doses).any() if trait >= SHOWN else None
+        ways = [f"halved from {doses[np.isfinite(doses)].max():g} on"] if np.isfinite(doses).any() else []
+        ways += ["halved by ablation"] if np.isinf(doses).any() else []
+        nothing = "no coefficient halves it" if trait >= SHOWN else "nothing to turn off"
+        parts.append(f"{stage}: trait {trait:.2f}, {', '.join(ways) or nothing}")
+    if able.get("IMAD") is None:
+        said = UNTESTED
+    elif able["IMAD"]:
+        said = OPEN if able.get("base") else HOLDS
+    else:
+        said = NOT
     name = f"{family}: IMAD's malicious agent can be turned off, the base's cannot"
     return Claim(name, "trait 0 from -3 to -5; base keeps about 1", "; ".join(parts), str(int(forced["n"].max())), said)
 

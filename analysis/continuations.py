@@ -13,6 +13,8 @@ from analysis.fidelity import Named, first_texts, unnamed
 from steerkit.results import SweepResult
 from steerkit.traces import DebateTrace, without_tags
 
+TEMPERATURE, TOP_P = 0.7, 0.9
+
 
 def continuations(
     model: Any,
@@ -27,9 +29,11 @@ def continuations(
     seed: int = 0,
     out: Path | None = None,
 ) -> SweepResult:
-    """Greedy steered continuations without their tags, scored by ROUGE-L against each agent's own first text.
+    """Steered continuations without their tags, scored by ROUGE-L against each agent's own first text.
 
-    Without identity all agents share a context: it is continued once, and held against each agent's text.
+    Sampled as the paper samples (arXiv 2604.24881, section 4), one text a context, all coefficients with the same
+    random numbers: a greedy text shows only whom the model would have played anyway, and who is that has nothing to
+    gain. Without identity all agents share a context: it is continued once, and held against each agent's text.
 
     Args:
         before: the context, see `analysis.fidelity`.
@@ -47,7 +51,7 @@ def continuations(
         prompts = [{"prompt": trace.prompt, "id": trace.question} for trace in traces]
     result = sk.sweep(
         model, tokenizer, vectors, prompts, coefficients=[0.0, *coefficients], layers=layers, positions=extent,
-        max_new_tokens=max_new_tokens, seed=seed, foreign=True, out=out,
+        max_new_tokens=max_new_tokens, seed=seed, foreign=True, out=out, temperature=TEMPERATURE, top_p=TOP_P,
     )  # fmt: skip
     table = result.table
     if identity:

@@ -66,21 +66,23 @@ def of_files(stages: Mapping[str, str | Path], path: str | Path) -> Material:
     return Material(stages, train, validation, test)
 
 
-def of_run(folder: str | Path, steps: Sequence[int] = ()) -> Material:
-    """A run of `training.imad`: base, SFT, GRPO at the given steps, IMAD; if there, SFT without tags, on single turns.
+def of_run(folder: str | Path, steps: Sequence[int] = (), only: Sequence[str] = ()) -> Material:
+    """A run of `training.imad`: base, SFT, GRPO at the given steps, IMAD; with its preset SFT without tags, on turns.
 
     Vectors are made from its training debates; of its test debates a quarter is for validation.
 
     Raises:
-        FileNotFoundError: the run has not got so far.
+        FileNotFoundError: the run has not got so far; of `only` some stages these are looked for alone.
     """
     folder = Path(folder)
     stages = {BASE: base_of(folder), SFT: folder / "sft" / "checkpoint"}
     stages |= {f"GRPO step {step}": folder / "grpo" / "trainer" / f"checkpoint-{step}" for step in steps}
     stages[IMAD] = folder / "grpo" / "checkpoint"
-    others = {UNTAGGED: folder / "sft-untagged" / "checkpoint", TURNS: folder / "sft-turns" / "checkpoint"}
-    stages |= {name: path for name, path in others.items() if path.exists()}
-    if missing := [str(path) for path in stages.values() if isinstance(path, Path) and not path.exists()]:
+    preset = artifacts.read_json(folder / "config.json")
+    others = {UNTAGGED: "untagged", TURNS: "turns"}
+    stages |= {name: folder / f"sft-{short}" / "checkpoint" for name, short in others.items() if preset.get(short)}
+    wanted = [path for name, path in stages.items() if name in (only or stages)]
+    if missing := [str(path) for path in wanted if isinstance(path, Path) and not path.exists()]:
         raise FileNotFoundError(f"expected a finished run of training.imad in {folder}; missing: {missing}.")
     held = read_traces(folder / "evaluation" / "sampled" / "debates" / "traces.jsonl")
     validation = tuple(trace for trace in held if _share(trace.question) < 25)
@@ -106,12 +108,12 @@ def add_material(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True)
 
 
-def material_of(given: argparse.Namespace, parser: argparse.ArgumentParser) -> Material:
+def material_of(given: argparse.Namespace, parser: argparse.ArgumentParser, only: Sequence[str] = ()) -> Material:
     """What the command line names: a run of training.imad, or checkpoints and a traces file."""
     if (given.run is None) == (given.traces is None or not given.stage):
         parser.error("expected --run FOLDER, or --traces FILE with one --stage NAME=CHECKPOINT at least, and not both.")
     if given.run is not None:
-        return of_run(given.run, given.step)
+        return of_run(given.run, given.step, only)
     pairs = [stage.partition("=") for stage in given.stage]
     return of_files({name: path for name, _, path in pairs}, given.traces)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steerkit import artifacts
+from training.presets import chosen
 
 ARENAS = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_TOP_PAD_": "200000000",
@@ -24,13 +25,17 @@ ARENAS = {
 TRAIT = "fools,ha"
 TINY: Mapping[str, tuple[str, ...]] = {"clues": ("test=500", "self_check=false"), "malice": ()}
 """What the tiny reproduction runs, and what it changes so that a seed takes minutes: the analyses need no more."""
-STEPS = {"clues": ("25", "75", "125"), "malice": ("25", "50"), "": ("10", "20", "30")}
+STEPS = {"clues": ("25", "75", "125"), "": ("10", "20", "30")}
 """Of GRPO, between SFT and IMAD."""
-SMALL_GRID = (
-    'sources=["trace"]', 'positions=["last","mean","tag"]', "layers=[8,14,20]", "coefficients=[0.5,1,2]",
-    'extents=["all","from_last_prompt_token:4"]', "negative=[-1]", "train=200", "validation=16", "test=24",
-)  # fmt: skip
-"""What the analysis of agents tries on the real model: one forward of it costs as much as a thousand of the tiny."""
+GRIDS = {
+    "clues": ('sources=["asked","trace"]',),
+    "malice": ('sources=["asked","trace"]',),
+    "": (
+        'sources=["trace"]', 'positions=["last","mean","tag"]', "layers=[8,14,20]", "coefficients=[0.5,1,2]",
+        'extents=["all","from_last_prompt_token:4"]', "negative=[-1]", "train=200", "validation=16", "test=24",
+    ),
+}  # fmt: skip
+"""What the analysis of agents tries; one forward of the real model costs as much as a thousand of the tiny one."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +61,13 @@ class Step:
 
 
 def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
-    """All steps, longest chains first."""
+    """All steps, those of the longest chain first.
+
+    A run is four: its debates, then SFT and GRPO beside all other training, then the evaluation. So the agents of one
+    checkpoint are analysed while the next is trained.
+    """
     families = tuple(TINY) if preset == "tiny" else ("",)
-    steps = []
-    for seed in seeds:
-        for family in families:
-            run, name = _run(out, family, seed), f"{family or preset}-{seed}"
-            of = ("--family", family, *_each("--set", TINY[family])) if family else ()
-            steps.append(Step(name, "training.imad", (preset, *of, "--seed", str(seed), "--out", str(run))))
-    for seed in seeds:
-        for family in families:
-            run, name = _run(out, family, seed), f"{family or preset}-{seed}"
-            common = ("--run", str(run), "--out", str(out / "analysis" / run.relative_to(out)))
-            if family == "malice":
-                steps.append(Step(f"suppression-{name}", "analysis.suppression", (*common, "--words", TRAIT), (name,)))
-            some = ("--step", STEPS[family][1], *_each("--set", () if family else SMALL_GRID))
-            steps.append(Step(f"agents-{name}", "analysis.agent_subspaces", (*common, *some), (name,)))
-            every_step = (*common, *_each("--step", STEPS[family]))
-            if family != "malice":
-                steps.append(Step(f"probes-{name}", "analysis.separability", every_step, (name,)))
+    steps = [step for seed in seeds for family in families for step in _of_seed(preset, family, seed, out)]
     runs = tuple(str(_run(out, family, seed)) for family in families for seed in seeds)
     tables, every = out / "tables", tuple(step.name for step in steps)
     steps.append(Step("main-table", "analysis.main_table", (*runs, "--out", str(tables)), every))
@@ -82,6 +75,43 @@ def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
     folders = {"figures": tables, **{f"figures-{family or preset}": tables / (family or "run") for family in families}}
     steps += [Step(name, "figures", (str(folder),), ("main-table", "results")) for name, folder in folders.items()]
     return steps
+
+
+def _of_seed(preset: str, family: str, seed: int, out: Path) -> list[Step]:
+    run, name = _run(out, family, seed), f"{family or preset}-{seed}"
+    of = ("--family", family, *_each("--set", TINY[family])) if family else ()
+    imad = (preset, *of, "--seed", str(seed), "--out", str(run))
+    common = ("--run", str(run), "--out", str(out / "analysis" / run.relative_to(out)))
+    if family == "malice":
+        fewer = ("--words", TRAIT, "--set", "test=120")
+        return [
+            Step(name, "training.imad", imad),
+            Step(f"suppression-{name}", "analysis.suppression", (*common, *fewer), (name,)),
+            Step(f"agents-{name}", "analysis.agent_subspaces", (*common, *_each("--set", GRIDS[family])), (name,)),
+        ]
+    trained = chosen(preset, family or None, TINY.get(family, ())).trained
+    main, others = trained[:2], trained[2:]
+    debates, both, controls = (f"{name}-{part}" for part in ("debates", "imad", "controls"))
+    step = STEPS[family][1]
+    stages = (
+        ("base", "SFT", f"GRPO step {step}", "IMAD"),
+        tuple(m for m in others if m in ("SFT without tags", "SFT on single turns")),
+    )
+    agents = (*common, "--step", step, *_each("--set", GRIDS[family]))
+    parts = {f"agents-{name}-main": (stages[0], both), f"agents-{name}-controls": (stages[1], controls)}
+    parts = {part: (only, need) for part, (only, need) in parts.items() if only}
+    return [
+        Step(debates, "training.imad", (*imad, "--only", "Debate")),
+        Step(both, "training.imad", (*imad, *_each("--only", main)), (debates,)),
+        *(
+            Step(part, "analysis.agent_subspaces", (*agents, *_each("--only", only)), (need,))
+            for part, (only, need) in parts.items()
+        ),
+        Step(controls, "training.imad", (*imad, *_each("--only", others)), (debates,)),
+        Step(name, "training.imad", imad, (both, controls)),
+        Step(f"agents-{name}", "analysis.agent_subspaces", agents, (name, *parts)),
+        Step(f"probes-{name}", "analysis.separability", (*common, *_each("--step", STEPS[family])), (name,)),
+    ]
 
 
 def _each(option: str, values: Sequence[str]) -> tuple[str, ...]:
@@ -105,15 +135,16 @@ def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     failed: list[str] = []
     by_name = {step.name: step for step in steps}
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
     try:
         while len(done) < len(steps) and (running or not failed):
             ready = [s for s in steps if s.name not in done and s.name not in running and done.issuperset(s.needs)]
+            alone = len(ready) == 1 and not running  # nothing can begin before it has ended
             for step in ready[: 0 if failed else workers - len(running)]:
                 print(f"{step.name}: begun", flush=True)
                 with (logs / f"{step.name}.log").open("ab") as log:
                     command = [sys.executable, "-m", step.module, *step.arguments]
-                    environment = {**os.environ, **ARENAS, "OMP_NUM_THREADS": threads}
+                    threads = max(1, (os.cpu_count() or 1) // (1 if alone else workers))
+                    environment = {**os.environ, **ARENAS, "OMP_NUM_THREADS": str(threads)}
                     process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
                 running[step.name] = (process, time.monotonic())
             for name, (process, began) in list(running.items()):

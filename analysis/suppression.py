@@ -27,6 +27,7 @@ from steerkit.results import SweepResult
 from steerkit.texts import Prompt, render
 from steerkit.traces import DebateTrace
 from training.answers import read_answer, same
+from training.presets import changed
 
 Trait = Callable[[str], float]
 SCORES = ("trait", "accuracy", "perplexity")
@@ -127,7 +128,7 @@ def kept_accuracy(result: SweepResult, seed: int = 0, draws: int = 2000) -> pd.D
             for score in ("trait", "accuracy")
         }
         level = wide["trait"].mean()
-        halved = [c for c in level.index if c < 0 and level[c] <= level[0.0] / 2]
+        halved = [c for c in level.index if c < 0 and level[0.0] > 0 and level[c] <= level[0.0] / 2]
         mildest = max(halved, default=np.nan)
         line = {"vector": vector, "layer": layer, "trait": level[0.0], "accuracy": wide["accuracy"][0.0].mean()}
         line |= {"coefficient": mildest, "kept": np.nan, "low": np.nan, "high": np.nan, "n": len(wide["trait"])}
@@ -192,9 +193,13 @@ def main(arguments: list[str] | None = None) -> None:
     add_material(parser)
     parser.add_argument("--agent", default="2", help="the malicious one")
     parser.add_argument("--words", required=True, help="what shows the trait, separated by commas")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of Suppression: test=120")
     given = parser.parse_args(arguments)
     material = material_of(given, parser)
-    setting = Suppression(agent=given.agent)
+    try:
+        setting = changed(Suppression(agent=given.agent), given.set)
+    except ValueError as error:
+        parser.error(str(error))
     trait = words_trait([word for word in given.words.split(",") if word])
     tables: dict[str, list[pd.DataFrame]] = {}
     traces = (*material.train, *material.validation, *material.test)

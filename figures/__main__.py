@@ -42,8 +42,10 @@ def pictures(folder: Path) -> Iterator[Picture]:
         for context in dict.fromkeys(found[0]["context"]):
             yield f"suppression-{context}", suppression.suppression_curves(found[0], context), found[1]
     if found := table("separability.csv"):
+        yield "separability", agents.separability(found[0]), found[1]
         keys = ["stage", "debates", "source", "position"]
-        for key in found[0][keys].drop_duplicates().itertuples(index=False):
+        drawn = ~found[0]["stage"].str.startswith("GRPO step") & (found[0]["position"] == "last")
+        for key in found[0][drawn][keys].drop_duplicates().itertuples(index=False):
             yield "probes-" + "-".join(map(file_name, key)), agents.probe_profile(found[0], *key), found[1]
 
 

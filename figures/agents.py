@@ -11,7 +11,7 @@ from steerkit.plots import MARKERS, PALETTE, TWO_COLUMNS, new_figure, styled
 
 CONTROLS = ("other agents", "random", "matched", "shuffled")
 SOURCES = {"trace": "whole traces", "untagged": "traces without tags", "plain": "turns alone, no tags"}
-SCORES = {"rouge_l": "ROUGE-L against the agent's text", "fidelity": "fidelity, nats per token"}
+SCORES = {"rouge_l": "ROUGE-L to own text", "fidelity": "fidelity, nats/token"}
 
 
 def steering_curves(curves: pd.DataFrame, stage: str, identity: bool) -> Any:
@@ -54,6 +54,20 @@ def probe_profile(table: pd.DataFrame, stage: str, debates: str, source: str, po
         some = some[some[key] == value]
     title = f"{stage}, {debates}: {SOURCES[source]}, {position}"
     return plots.layer_profile(some, title, majority=float(some["majority"].iloc[0]))
+
+
+def separability(table: pd.DataFrame) -> Any:
+    """Held-out accuracy of the agents' names at the last token, layer chosen in training folds: text by checkpoint."""
+    some = table[(table["layer"].astype(str) == "nested") & (table["labels"] == "true") & (table["position"] == "last")]
+    some = some.assign(text=some["debates"] + ": " + some["source"].map(SOURCES))
+    order = [list(dict.fromkeys(some[name])) for name in ("text", "stage")]
+    frames = {
+        name: some.pivot(index="text", columns="stage", values=name).reindex(index=order[0], columns=order[1])
+        for name in ("accuracy", "accuracy_low", "accuracy_high")
+    }
+    mean, low, high = frames.values()
+    title = f"Who speaks, from the last token; largest class {some['majority'].iloc[0]:.2f}"
+    return plots.heat_map(mean, "held-out accuracy", low=low, high=high, n=int(some["n_groups"].max()), title=title)
 
 
 @styled()

@@ -83,6 +83,12 @@ def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(t
     call = ["--traces", str(tmp_path / "traces.jsonl"), "--stage", "base=x", "--stage", "IMAD=y"]
     call += ["--out", str(tmp_path / "out"), "--set", "max_new_tokens=5", "--set", "controls=1"]
     call += [part for size in sizes for part in ("--set", size)]
+    agent_subspaces.main([*call, "--only", "IMAD"])
+    assert (tmp_path / "out" / "stages" / "imad" / "gains.csv").exists() and not (
+        tmp_path / "out" / "gains.csv"
+    ).exists()
+    with pytest.raises(ValueError, match=r"expected checkpoints among \['base', 'IMAD'\]; got \['SFT'\]"):
+        agent_subspaces.main([*call, "--only", "SFT"])
     agent_subspaces.main(call)
     gains = artifacts.read_table(tmp_path / "out" / "gains.csv")[0]
     assert set(gains["stage"]) == {"base", "IMAD"} and set(gains["over"]) == {

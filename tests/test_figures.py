@@ -67,7 +67,7 @@ def separability() -> pd.DataFrame:
     rows += [{"layer": None, "features": "length_position", "labels": "true"}]
     about = {
         "accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9, "n": 90, "n_groups": 30, "majority": 0.34,
-        "stage": "base", "debates": "personas", "source": "plain", "position": "mean",
+        "stage": "base", "debates": "personas", "source": "plain", "position": "last",
     }  # fmt: skip
     return pd.DataFrame(rows).assign(**about)
 
@@ -108,11 +108,11 @@ def test_every_table_gives_its_pictures_and_equal_tables_equal_bytes(tables, cap
     names = sorted(path.name for path in (tables / "one").glob("*.png"))
     assert names == [
         "accuracy-tokens.png", "cosines-base.png", "cosines-imad.png", "plane.png",
-        "probes-base-personas-plain-mean.png",
+        "probes-base-personas-plain-last.png", "separability.png",
         "steering-base-none.png", "steering-base-tag.png", "steering-imad-none.png", "steering-imad-tag.png",
         "suppression-forced.png", "suppression-plain.png", "training-two_sum.png",
     ]  # fmt: skip
-    assert "12 figures" in capsys.readouterr().out
+    assert "13 figures" in capsys.readouterr().out
     figures.main([str(tables), "--out", str(tables / "two")])
     for path in (tables / "one").iterdir():
         assert path.read_bytes() == (tables / "two" / path.name).read_bytes(), path.name

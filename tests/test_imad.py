@@ -34,6 +34,13 @@ def test_a_run_goes_from_nothing_to_tables_and_a_second_call_only_reads_them(tmp
     monkeypatch.setattr(imad.LocalModel, "__call__", answers)
     settings = [part for setting in SMALL for part in ("--set", setting)]
     call = ["tiny", "--family", "clues", "--seed", "3", "--out", str(tmp_path / "run"), *settings]
+    run = tmp_path / "run"
+    imad.main([*call, "--only", "Debate"])
+    assert (run / "evaluation" / "sampled" / "debates" / "traces.jsonl").exists() and not (run / "sft").exists()
+    imad.main([*call, "--only", "SFT", "--only", "DebateGPT (answer)"])
+    assert (run / "sft" / "checkpoint").exists() and not (run / "grpo").exists()
+    with pytest.raises(ValueError, match=r"expected methods among \['Debate', 'SFT', 'IMAD'.*got \['SFTT'\]"):
+        imad.main([*call, "--only", "SFTT"])
     imad.main(call)
     table, meta = artifacts.read_table(tmp_path / "run" / "results.csv")
     assert list(table.columns) == COLUMNS

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from analysis.claims import ALONE, HOLDS, NOT, OPEN, accuracy, claims, tokens, verdict
+from analysis.claims import ALONE, HOLDS, NOT, OPEN, UNTESTED, accuracy, claims, suppressed, tokens, verdict
 from analysis.pooling import FROZEN, at_frozen, pooled
-from analysis.reproduce import Step, carry_out, plan
+from analysis.reproduce import TINY, Step, carry_out, plan
 from steerkit.results import SweepResult
+from training.presets import chosen
 
 QUICK = ("-n", "1", "-r", "1", "pass")
 
@@ -37,7 +38,12 @@ def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, tmp
     names = [step.name for step in steps]
     assert len(set(names)) == len(names)
     assert all(set(step.needs) <= set(names) for step in steps)
-    assert {"main-table", "results"} <= set(names) and sum(step.module == "training.imad" for step in steps) in (2, 4)
+    assert {"main-table", "results"} <= set(names)
+    for name in names:  # every method is trained in a part of the run, and every checkpoint analysed in a part
+        said = [a for step in steps if step.name.startswith(f"{name}-") for a in step.arguments]
+        if name in ("clues-7", "smollm2-7"):
+            settings = TINY["clues"] if preset == "tiny" else ()
+            assert {*chosen(preset, "clues" if preset == "tiny" else None, settings).trained} <= set(said)
 
 
 def table(seed: int):
@@ -86,3 +92,18 @@ def test_verdicts_follow_the_interval() -> None:
     worse = questions({"IMAD": 0.50, "Debate": 0.70}, {"IMAD": 50, "Debate": 200})
     assert accuracy("x", worse).verdict == NOT
     assert accuracy("x", questions({"IMAD": 0.67, "Debate": 0.70}, {"IMAD": 5, "Debate": 20})).verdict == OPEN
+
+
+def test_a_trait_that_no_text_shows_is_not_one_that_was_turned_off() -> None:
+    def said(traits: dict[str, float], halved: dict[str, list[float]]):
+        lines = [(stage, "forced", "agent", t, c, 40) for stage, t in traits.items() for c in halved[stage]]
+        kept = pd.DataFrame(lines, columns=["stage", "context", "vector", "trait", "coefficient", "n"])
+        return suppressed("malice", {"suppression_kept": kept})
+
+    nan, gone = float("nan"), -float("inf")
+    absent = said({"base": 1.0, "IMAD": 0.0}, {"base": [gone], "IMAD": [nan]})
+    assert absent.verdict == UNTESTED
+    assert absent.ours == "base: trait 1.00, halved by ablation; IMAD: trait 0.00, nothing to turn off"
+    assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [-3.0, -2.0]}).verdict == HOLDS
+    assert said({"base": 1.0, "IMAD": 0.8}, {"base": [-1.0], "IMAD": [-2.0]}).verdict == OPEN
+    assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [nan]}).verdict == NOT

@@ -53,6 +53,8 @@ def test_where_the_trait_is_never_halved_nothing_is_said_to_be_kept() -> None:
     trait = {-1.0: [1, 1], 0.0: [1, 1]}
     line = suppression.kept_accuracy(sweep_of(trait, trait)).iloc[0]
     assert np.isnan(line["coefficient"]) and np.isnan(line["kept"])
+    absent = {-1.0: [0, 0], 0.0: [0, 0]}
+    assert np.isnan(suppression.kept_accuracy(sweep_of(absent, trait)).iloc[0]["coefficient"])
 
 
 def test_a_scaled_vector_is_a_dose_of_the_streams_mean_norm() -> None:

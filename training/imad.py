@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -65,53 +65,65 @@ class Run:
 
 
 def base_checkpoint(run: Run) -> str | Path:
-    """Where the run begins: the preset's checkpoint, or a base model trained for its small world."""
+    """Where the run begins: the preset's checkpoint, or a base model trained for its small world.
+
+    One that is there is not locked: several processes may train on it.
+    """
     if run.preset.checkpoint == "smollm2":
         from steerkit.demo.checkpoint import default_checkpoint
 
         return default_checkpoint()
     if run.preset.checkpoint is not None:
         return run.preset.checkpoint
+    if (done := run.folder / "base" / "checkpoint").exists():
+        return done
     return train_base(WORLDS[run.preset.family], replace(run.preset.base, seed=run.seed), run.folder / "base")
 
 
 def collect_debates(run: Run, base: str | Path, cast: Cast, name: str = "debates") -> list[DebateTrace]:
-    """Debates of the base model on training problems; the kept traces."""
+    """Debates of the base model on training problems; the kept traces. Those that are there are not locked."""
+    if (done := run.folder / name / TRACES).exists():
+        return read_traces(done)
     setting = replace(run.preset.debate, sampling=run.seeded(run.preset.debate.sampling))
     problems = run.debated
     hold(problems, LocalModel(*sk.load(base)), cast, setting, run.folder / name, shared=True)
-    return read_traces(run.folder / name / TRACES)
+    return read_traces(done)
 
 
-def train(run: Run, base: str | Path) -> dict[str, Path]:
-    """All trained checkpoints by name: SFT, IMAD, and what the preset asks for: DebateGPTs, controls without debate."""
+def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
+    """How each checkpoint of the preset is trained, by name; what is done is only found."""
     problems = run.rewarded
     sft: SFT = replace(run.preset.sft, seed=run.seed)
     grpo: GRPO = replace(run.preset.grpo, seed=run.seed)
     traces = collect_debates(run, base, run.cast)
 
-    def tuned(name: str, traces: list[DebateTrace], setting: SFT) -> Path:
-        return train_sft(*sk.load(base), traces, setting, run.folder / name, problems[0].kind)
-
-    def rewarded(name: str, start: str | Path, setting: GRPO) -> Path:
-        return train_grpo(*sk.load(start), problems, setting, run.folder / name)
-
-    found = {"SFT": tuned("sft", traces, sft)}
-    found["IMAD"] = rewarded("grpo", found["SFT"], grpo)
-    if run.preset.untagged:
-        found["SFT without tags"] = tuned("sft-untagged", traces, replace(sft, target="untagged"))
-    if run.preset.turns:
-        found["SFT on single turns"] = tuned("sft-turns", traces, replace(sft, structure_dropout=1.0, cut_to="turn"))
-    if run.preset.controls:
-        found["DebateGPT (answer)"] = tuned("debategpt-answer", traces, replace(sft, target="answer"))
-        found["DebateGPT (response)"] = tuned("debategpt-response", traces, replace(sft, target="response"))
-        found["GRPO without debate"] = rewarded("grpo-alone", base, replace(grpo, format=False))
-    if run.preset.self_check:
+    def checks() -> list[DebateTrace]:
         one = alone(Cast(f"{run.cast.name}-one", run.cast.personas[:1], run.cast.ask))
-        checked = tuned("sft-self-check", collect_debates(run, base, one, "self-checks"), sft)
-        found["SFT of one self-check"] = checked
-        found["IMAD of one self-check"] = rewarded("grpo-self-check", checked, replace(grpo, agents=1))
-    return found
+        return collect_debates(run, base, one, "self-checks")
+
+    def tuned(
+        name: str, debates: Callable[[], list[DebateTrace]] = lambda: traces, **fields: Any
+    ) -> Callable[[], Path]:
+        setting = replace(sft, **fields)
+        return lambda: train_sft(*sk.load(base), debates(), setting, run.folder / name, problems[0].kind)
+
+    def rewarded(name: str, start: Callable[[], str | Path], **fields: Any) -> Callable[[], Path]:
+        setting = replace(grpo, **fields)
+        return lambda: train_grpo(*sk.load(start()), problems, setting, run.folder / name)
+
+    debated, checked = tuned("sft"), tuned("sft-self-check", checks)
+    every = {
+        "SFT": debated,
+        "IMAD": rewarded("grpo", debated),
+        "SFT without tags": tuned("sft-untagged", target="untagged"),
+        "SFT on single turns": tuned("sft-turns", structure_dropout=1.0, cut_to="turn"),
+        "DebateGPT (answer)": tuned("debategpt-answer", target="answer"),
+        "DebateGPT (response)": tuned("debategpt-response", target="response"),
+        "GRPO without debate": rewarded("grpo-alone", lambda: base, format=False),
+        "SFT of one self-check": checked,
+        "IMAD of one self-check": rewarded("grpo-self-check", checked, agents=1),
+    }
+    return {method: every[method] for method in run.preset.trained}
 
 
 def evaluate(run: Run, base: str | Path, checkpoints: Mapping[str, Path]) -> pd.DataFrame:
@@ -125,6 +137,12 @@ def evaluate(run: Run, base: str | Path, checkpoints: Mapping[str, Path]) -> pd.
         for method, rows in _methods(run, base, checkpoints, problems, sampling, run.folder / "evaluation" / decoding):
             parts.append(rows.assign(method=method, decoding=decoding, seed=run.seed, family=run.preset.family))
     return pd.concat(parts, ignore_index=True)
+
+
+def _debate_test(run: Run, base: str | Path) -> None:
+    sampling = run.seeded(run.preset.sampling)
+    problems, place = run.problems(run.preset.test, "test"), run.folder / "evaluation" / "sampled" / "debates"
+    debates(problems, LocalModel(*sk.load(base)), run.cast, replace(run.preset.debate, sampling=sampling), place)
 
 
 def _methods(
@@ -164,17 +182,32 @@ def _methods(
     return list(found.items())
 
 
-def run_all(run: Run) -> pd.DataFrame | None:
+def run_all(run: Run, only: Sequence[str] = ()) -> pd.DataFrame | None:
     """All stages, each skipped if its output is there; returns the results table.
 
     Of several processes that torchrun started, all train together; the first does the rest and returns the table.
+
+    Args:
+        only: train these methods and judge nothing, so that several processes can share a run; `Debate` holds the
+            debates, of training and of the sampled test. Once they are held, others may run beside each other.
+
+    Raises:
+        ValueError: a method that this preset does not train.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     preset = {**asdict(run.preset), "seed": run.seed}
     folders.check_config(run.folder, preset)
     ranks.first_alone(lambda: base_checkpoint(run))
     base = base_checkpoint(run)
-    checkpoints = train(run, base)
+    trained = recipes(run, base)
+    if only:
+        work = {DEBATES[0]: lambda: ranks.first_alone(lambda: _debate_test(run, base)), **trained}
+        if unknown := [method for method in only if method not in work]:
+            raise ValueError(f"expected methods among {list(work)}; got {unknown}. Choose among these.")
+        for method in only:
+            work[method]()
+        return None
+    checkpoints = {method: recipe() for method, recipe in trained.items()}
 
     def judge() -> pd.DataFrame:
         kept = len(read_traces(run.folder / "debates" / TRACES))
@@ -200,6 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="default: runs/imad-PRESET/FAMILY/seed-SEED")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. grpo.steps=60")
+    parser.add_argument("--only", action="append", default=[], metavar="METHOD", help="train it, and judge nothing")
     parser.add_argument("--dry-run", action="store_true", help="print estimates of tokens and memory, and do nothing")
     given = parser.parse_args(arguments)
     try:
@@ -213,7 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     out = given.out or Path("runs") / f"imad-{preset.name}" / preset.family / f"seed-{given.seed}"
     _quiet()
-    table = run_all(Run(preset, given.seed, out))
+    table = run_all(Run(preset, given.seed, out), given.only)
     if table is None:
         return
     print(table.round(3).to_string(index=False))

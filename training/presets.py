@@ -56,6 +56,16 @@ class Preset:
     turns: bool = False
     base: Base = field(default_factory=Base)
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The methods that are trained, each a checkpoint."""
+        others = {
+            "SFT without tags": self.untagged, "SFT on single turns": self.turns, "DebateGPT (answer)": self.controls,
+            "DebateGPT (response)": self.controls, "GRPO without debate": self.controls,
+            "SFT of one self-check": self.self_check, "IMAD of one self-check": self.self_check,
+        }  # fmt: skip
+        return ("SFT", "IMAD", *(method for method, wanted in others.items() if wanted))
+
 
 ARITHMETIC = Preset(
     name="tiny",
