@@ -90,8 +90,11 @@ def plane(points: pd.DataFrame) -> Any:
                 turns["x"], turns["y"], s=5, color=color, marker=MARKERS[number % len(MARKERS)], alpha=0.5, lw=0
             )
             arrow = {"arrowstyle": "-|>", "color": color, "lw": 1.4, "shrinkA": 0, "shrinkB": 0}
-            axes.annotate("", (vector["x"], vector["y"]), (0, 0), arrowprops=arrow)
-        axes.set(title=stage, aspect="equal", xlabel="first direction", xticks=[], yticks=[])
+            axes.annotate("", (vector["x"], vector["y"]), (0, 0), arrowprops=arrow, annotation_clip=False)
+            axes.update_datalim([(0, 0), (vector["x"], vector["y"])])
+        axes.autoscale_view()
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set(title=stage, xlabel="first direction", xticks=[], yticks=[])
     row[0].set_ylabel("second direction")
     n = int(points["n"].max())
     about: Any = {"title": f"Turns of n = {n} test questions; arrows: the agents' vectors.", "alignment": "left"}

@@ -45,7 +45,10 @@ def accuracy_tokens(table: pd.DataFrame, title: str | None = None) -> Any:
     for axes in row:
         axes.tick_params(colors=INK)
     seeds, n = table["seeds"].max(), table["n"].max()
-    about: Any = {"title": f"Mean and 95 % interval over questions, n = {n}, {seeds} seeds.", "alignment": "left"}
+    about: Any = {
+        "title": f"Mean and 95 % interval over questions, n = {n}, {seeds} seed{'s' * (seeds > 1)}.",
+        "alignment": "left",
+    }
     order = [m for m in rank if m in handles]
     figure.legend([handles[m] for m in order], order, loc="outside lower left", ncols=3, **about)
     return figure

@@ -13,7 +13,7 @@ PANELS = (
     ("accuracy and ends in time", ("correct", "success")),
     ("tokens", ("length", "clip_tokens")),
     ("w_fmt", ("w_fmt",)),
-    ("share of outputs by agents in them", ("agents_1", "agents_2", "agents_3")),
+    ("agents in an output, shares", ("agents_1", "agents_2", "agents_3")),
     ("groups without spread", ("groups_without_spread",)),
 )
 NAMES = {
@@ -44,9 +44,12 @@ def training_curves(logs: pd.DataFrame, title: str | None = None) -> Any:
             axes.plot(mean.index, mean, color=PALETTE[place], label=text, marker=MARKERS[place], markevery=every)
         axes.set_title(label)
         if len(names) > 1:
-            axes.legend(loc="best", fontsize=5.5)
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + 0.25 * (high - low))  # room for the legend above the curves
+            axes.legend(loc="upper left", fontsize=5.5, ncols=len(names), columnspacing=1)
     for axes in grid[-1]:
         axes.set_xlabel("GRPO step")
-    size = f"Thick: mean over {logs['seed'].nunique()} seeds, each step's batch of completions; thin: each seed."
+    seeds = logs["seed"].nunique()
+    size = f"Thick: mean over {seeds} seed{'s' * (seeds > 1)}, each step's batch of completions; thin: each seed."
     figure.supxlabel(size, x=0.01, ha="left", size=6.5)
     return figure
