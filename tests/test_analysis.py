@@ -71,16 +71,18 @@ def test_a_matched_direction_points_where_the_stream_varies_and_an_isotropic_one
 
 
 @pytest.mark.parametrize("before", [unnamed, by_tag], ids=["unnamed", "tag"])
-def test_fidelity_is_the_agents_own_log_probability_less_the_others_mean(before) -> None:
+@pytest.mark.parametrize("extent", ["all", "from_last_prompt_token:1", "from_last_prompt_token:4", "generated"])
+def test_fidelity_is_the_agents_own_log_probability_less_the_others_mean(before, extent) -> None:
     model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
     held = traces(3)
     own = agent_vectors(turn_streams(model, tokenizer, held)["mean"])
-    table = fidelity(model, tokenizer, held, own, [2], [1.0, -2.0], before).table
+    table = fidelity(model, tokenizer, held, own, [2], [1.0, -2.0], before, extent).table
 
     def score(trace: DebateTrace, agent: str, text: str, vector: str, coefficient: float) -> float:
         lead = tokenizer(before(trace, agent))["input_ids"]
         after = tokenizer(text)["input_ids"]
-        with sk.Steering(own[vector].at(2), coefficient, "all").on(model), torch.no_grad():
+        steering = sk.Steering(own[vector].at(2), coefficient, extent)
+        with steering.on(model, prompt_length=len(lead)), torch.no_grad():
             logits = model(torch.tensor([lead + after]), use_cache=False).logits[0]
         found = logits.log_softmax(-1)[range(len(lead) - 1, len(lead) + len(after) - 1), after]
         return float(found.mean())
@@ -93,7 +95,7 @@ def test_fidelity_is_the_agents_own_log_probability_less_the_others_mean(before)
         assert row.own == pytest.approx(mine, abs=1e-4)
         assert row.fidelity == pytest.approx(mine - np.mean(list(scores.values())), abs=1e-4)
     assert len(table) == 3 * 3 * 3 * 3  # vectors, coefficients with 0, traces, agents
-    assert table.groupby("coefficient")["fidelity"].mean().nunique() == 3
+    assert table.groupby("coefficient")["own"].mean().nunique() == 3
 
 
 def test_who_speaks_is_said_by_the_tag_or_by_the_prompt_of_the_debate() -> None:
