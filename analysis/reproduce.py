@@ -28,8 +28,8 @@ TINY: Mapping[str, tuple[str, ...]] = {"clues": ("test=500", "self_check=false")
 STEPS = {"clues": ("25", "75", "125"), "": ("10", "20", "30")}
 """Of GRPO, between SFT and IMAD."""
 GRIDS = {
-    "clues": ('sources=["asked","trace"]',),
-    "malice": ('sources=["asked","trace"]',),
+    "clues": ('sources=["asked","trace"]', "max_new_tokens=48"),
+    "malice": ('sources=["asked","trace"]', "max_new_tokens=48"),
     "": (
         'sources=["trace"]', 'positions=["last","mean","tag"]', "layers=[8,14,20]", "coefficients=[0.5,1,2]",
         'extents=["all","from_last_prompt_token:4"]', "negative=[-1]", "train=200", "validation=16", "test=24",

@@ -91,7 +91,10 @@ def test_debategpt_learns_the_answer_or_a_turn_that_gave_it() -> None:
     turns = {shortened(trace, "number", rng, "turn") for _ in range(40)}
     assert [
         [line.partition(">")[0] for line in text.split("\n\n") if line.startswith("<")] for text in sorted(turns)
-    ] == [["<|Round 2 - Revision|", f"<|Agent {agent} Revision|", "<|Consensus|", "<|endofdebate|"] for agent in (1, 2)]
+    ] == [
+        ["<|Round 1 - Initial Solutions|", f"<|Agent {agent} Solution|", "<|Consensus|", "<|endofdebate|"]
+        for agent in (1, 2, 3)
+    ]
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(4, 8)], ids=["full", "lora"])

@@ -36,7 +36,7 @@ class Preset:
         controls: train and judge both DebateGPTs and GRPO without debate, and judge self-consistency, too.
         self_check: run the controls in which agents check themselves and never read each other, too.
         untagged: fine-tune on the traces without their tags, too.
-        turns: fine-tune on one turn of each trace, too, the last of an agent drawn at random.
+        turns: fine-tune on one turn of each trace, too, the first of an agent drawn at random.
     """
 
     name: str

@@ -30,8 +30,8 @@ class SFT:
         structure_dropout: share of traces that are cut short, to what `cut_to` says and the consensus; without it a
             later length reward finds no short output to reinforce.
         cut_to: one or two agents' first turns that gave the consensus (`"answers"`), or all but the last round and one
-            turn of that which gave it (`"revision"`), for problems in which the first round is seldom right, or that
-            turn alone (`"turn"`), whose agent is then the one thing left to choose.
+            turn of that which gave it (`"revision"`), for problems in which the first round is seldom right, or one
+            agent's first turn, right or wrong (`"turn"`), so that who speaks is the first thing to choose.
         batch: examples per optimisation step, `micro_batch` of them at a time on each device.
         lora: None trains all weights.
         steps: optimisation steps; None for `epochs`.
@@ -76,15 +76,15 @@ def examples(traces: Sequence[DebateTrace], setting: SFT, kind: str = "number") 
 def shortened(trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut = "answers") -> str:
     """A trace's tagged text cut as `SFT.cut_to` says; all of it where no turn of that round gave the consensus."""
     answer = read_answer(trace.consensus or "", kind)
-    number = 1 if cut_to == "answers" else max(turn.round for turn in trace.turns)
-    gave = [turn for turn in trace.turns if turn.round == number and same(read_answer(turn.text, kind), answer)]
+    number = max(turn.round for turn in trace.turns) if cut_to == "revision" else 1
+    there = [turn for turn in trace.turns if turn.round == number]
+    gave = there if cut_to == "turn" else [t for t in there if same(read_answer(t.text, kind), answer)]
     if not gave:
         return trace.body
     if cut_to == "answers":
         turns = rng.sample(gave, min(len(gave), rng.choice((1, 2))))
     else:
-        before = [turn for turn in trace.turns if turn.round < number] if cut_to == "revision" else []
-        turns = [*before, rng.choice(gave)]
+        turns = [*(turn for turn in trace.turns if turn.round < number), rng.choice(gave)]
     kept = {agent_tag(turn.agent, turn.round) for turn in turns} | {round_tag(turn.round) for turn in turns}
     parts = re.split(f"(?={'|'.join(map(re.escape, found_tags([trace])))})", trace.body)
     return "".join(part for part in parts if part.startswith((*kept, CONSENSUS, END)))
