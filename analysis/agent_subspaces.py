@@ -23,7 +23,7 @@ from analysis.directions import agent_vectors, controls, streams_of
 from analysis.fidelity import fidelity, unnamed
 from analysis.material import Material, add_material, material_of
 from analysis.reliability import reliability
-from analysis.stages import areas, differences
+from analysis.stages import areas, checkpoint_cosines, differences, published_vectors
 from steerkit import artifacts, scoring
 from steerkit.activations import Activations
 from steerkit.folders import run_folder
@@ -182,6 +182,9 @@ def analyse(material: Material, grid: Grid, out: str | Path, only: Sequence[str]
             for kind in kinds:
                 tables.setdefault(kind, []).append(artifacts.read_table(folder / f"{kind}.csv")[0])
         tables["stage_differences"] = between(folders)
+        train = material.train[: grid.train]
+        published = {name: published_vectors(material.stages[name], train, path) for name, path in folders.items()}
+        tables["checkpoint_cosines"] = [checkpoint_cosines(published)]
         whole = {kind: pd.concat(parts, ignore_index=True) for kind, parts in tables.items()}
         for kind, table in whole.items():
             artifacts.write_table(out / f"{kind}.csv", table, config)

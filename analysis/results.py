@@ -70,6 +70,9 @@ def pool_agents(folder: Path) -> dict[str, pd.DataFrame]:
     one = next(iter(seeds.values()))
     for kind in SHOWN_OF_ONE_SEED:
         tables[kind] = artifacts.read_table(one / f"{kind}.csv")[0]
+    cosines = pd.concat([artifacts.read_table(path / "checkpoint_cosines.csv")[0] for path in seeds.values()])
+    keys = ["agent", "layer", "stage", "other"]
+    tables["checkpoint_cosines"] = cosines.groupby(keys, sort=False)["cosine"].mean().reset_index()
     tables["choice"] = pd.concat([c.reset_index().assign(seed=seed) for seed, c in choices.items()], ignore_index=True)
     return tables
 

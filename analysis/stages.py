@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+import steerkit as sk
+from analysis.directions import agent_vectors, turn_streams
 from steerkit import scoring
 from steerkit.results import SweepResult
+from steerkit.traces import DebateTrace
 
 Measure = Callable[[SweepResult, str], pd.Series]
 """What an agent's own direction does, a value per question."""
@@ -52,3 +57,28 @@ def differences(
         means = (both["first"].mean(), both["second"].mean())
         rows.append((agent, *means, interval.mean, interval.low, interval.high, interval.p, interval.n))
     return pd.DataFrame(rows, columns=["agent", "first", "second", "difference", "low", "high", "p", "n"])
+
+
+def published_vectors(checkpoint: str | Path, traces: Sequence[DebateTrace], out: Path) -> dict[str, sk.SteeringVector]:
+    """The agents' vectors as the paper has them, from the last token of each response; kept in a folder.
+
+    At each layer the agent's mean less the others'; of unit length, as the paper's, only where it is asked for.
+    Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 4.
+    """
+    files = sorted(out.glob("published-*.safetensors"))
+    if not files:
+        for agent, vector in agent_vectors(turn_streams(*sk.load(checkpoint), traces)["last"]).items():
+            vector.save(out / f"published-{agent}.safetensors")
+        files = sorted(out.glob("published-*.safetensors"))
+    return {path.stem.removeprefix("published-"): sk.SteeringVector.load(path) for path in files}
+
+
+def checkpoint_cosines(vectors: Mapping[str, Mapping[str, sk.SteeringVector]]) -> pd.DataFrame:
+    """Cosine of an agent's vector at one checkpoint with the same agent's at another: agent, layer, stage, other."""
+    rows = [
+        (agent, layer, stage, other, cosine)
+        for stage, other in product(vectors, repeat=2)
+        for agent in vectors[stage]
+        for layer, cosine in vectors[stage][agent].cosine(vectors[other][agent]).items()
+    ]
+    return pd.DataFrame(rows, columns=["agent", "layer", "stage", "other", "cosine"])

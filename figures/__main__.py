@@ -36,6 +36,8 @@ def pictures(folder: Path) -> Iterator[Picture]:
     if (found := table("cosines.csv")) and (choice := table("choice.csv")):
         for line in choice[0].itertuples():
             yield f"cosines-{file_name(line.stage)}", agents.cosine_map(found[0], line.stage, line.layer), found[1]
+    if found := table("checkpoint_cosines.csv"):
+        yield "cosines-checkpoints", agents.checkpoint_map(found[0]), found[1]
     if found := table("plane.csv"):
         yield "plane", agents.plane(found[0]), found[1]
     if found := table("suppression_curves.csv"):

@@ -46,6 +46,15 @@ def cosine_map(cosines: pd.DataFrame, stage: str, layer: int) -> Any:
     return plots.heat_map(frame, "cosine", centre=0.0, title=f"{stage}, layer {layer}")
 
 
+def checkpoint_map(cosines: pd.DataFrame) -> Any:
+    """Cosines of the same agent's vectors at two checkpoints, mean over agents, at the layer in the middle."""
+    layers = sorted(cosines["layer"].unique())
+    layer, stages = layers[len(layers) // 2], list(dict.fromkeys(cosines["stage"]))
+    mean = cosines[cosines["layer"] == layer].groupby(["stage", "other"])["cosine"].mean().unstack()
+    title = f"the same agent at two checkpoints, layer {layer}"
+    return plots.heat_map(mean.loc[stages, stages], "cosine", centre=0.0, title=title)
+
+
 def probe_profile(table: pd.DataFrame, stage: str, debates: str, source: str, position: str) -> Any:
     """Held-out accuracy of the agents' names by layer, with its controls."""
     keys = {"stage": stage, "debates": debates, "source": source, "position": position}

@@ -44,7 +44,7 @@ def accuracy_tokens(table: pd.DataFrame, title: str | None = None) -> Any:
     row[0].set_ylabel("accuracy, %")
     for axes in row:
         axes.tick_params(colors=INK)
-    seeds, n = table["seeds"].max(), table["n"].max()
+    seeds, n = int(table["seeds"].max()), table["n"].max()
     about: Any = {
         "title": f"Mean and 95 % interval over questions, n = {n}, {seeds} seed{'s' * (seeds > 1)}.",
         "alignment": "left",

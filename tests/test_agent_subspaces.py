@@ -96,6 +96,8 @@ def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(t
     }  # fmt: skip
     areas = artifacts.read_table(tmp_path / "out" / "stage_differences.csv")[0]
     assert areas["difference"].abs().max() == pytest.approx(0)  # both stages are the same model here
+    cosines = artifacts.read_table(tmp_path / "out" / "checkpoint_cosines.csv")[0]
+    assert len(cosines) == 3 * 4 * 2 * 2 and cosines["cosine"].to_numpy() == pytest.approx(1, abs=1e-5)
     choice = artifacts.read_table(tmp_path / "out" / "choice.csv")[0]
     assert list(choice["settings_tried"]) == [3, 3] and (choice["relative_dose"] > 0).all()
     before = (tmp_path / "out" / "curves.csv").read_bytes()

@@ -93,10 +93,13 @@ def suppression_curves() -> pd.DataFrame:
 def tables(tmp_path) -> Path:
     cosines = pd.DataFrame(product(["base", "IMAD"], [1], "123", "123"), columns=["stage", "layer", "agent", "other"])
     cosines["cosine"] = [1.0 if a == b else -0.5 for a, b in zip(cosines["agent"], cosines["other"], strict=True)]
+    between = pd.DataFrame(product("123", [0, 1, 2], ["base", "IMAD"], ["base", "IMAD"]))
+    between = between.set_axis(["agent", "layer", "stage", "other"], axis=1).assign(cosine=0.5)
     every = {
         "main_table": main_table(), "training": logs(), "curves": curves(), "separability": separability(),
         "plane": plane(), "suppression_curves": suppression_curves(),
-        "cosines": cosines, "choice": pd.DataFrame({"stage": ["base", "IMAD"], "layer": [1, 1]}),
+        "cosines": cosines, "checkpoint_cosines": between,
+        "choice": pd.DataFrame({"stage": ["base", "IMAD"], "layer": [1, 1]}),
     }  # fmt: skip
     for name, table in every.items():
         artifacts.write_table(tmp_path / f"{name}.csv", table, {"made": "here"})
@@ -107,12 +110,12 @@ def test_every_table_gives_its_pictures_and_equal_tables_equal_bytes(tables, cap
     figures.main([str(tables), "--out", str(tables / "one")])
     names = sorted(path.name for path in (tables / "one").glob("*.png"))
     assert names == [
-        "accuracy-tokens.png", "cosines-base.png", "cosines-imad.png", "plane.png",
+        "accuracy-tokens.png", "cosines-base.png", "cosines-checkpoints.png", "cosines-imad.png", "plane.png",
         "probes-base-personas-plain-last.png", "separability.png",
         "steering-base-none.png", "steering-base-tag.png", "steering-imad-none.png", "steering-imad-tag.png",
         "suppression-forced.png", "suppression-plain.png", "training-two_sum.png",
     ]  # fmt: skip
-    assert "13 figures" in capsys.readouterr().out
+    assert "14 figures" in capsys.readouterr().out
     figures.main([str(tables), "--out", str(tables / "two")])
     for path in (tables / "one").iterdir():
         assert path.read_bytes() == (tables / "two" / path.name).read_bytes(), path.name
