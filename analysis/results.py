@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.agent_subspaces import SCORES, curves, gains
-from analysis.claims import Claim, claims
+from analysis.claims import Claim, Tables, claims
 from analysis.main_table import main_table, read_runs, shown
 from analysis.pooling import FROZEN, at_frozen, pooled
 from analysis.stages import areas, differences, gained
@@ -121,8 +121,23 @@ def collect_tables(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
     return tables
 
 
-def page(main: pd.DataFrame, found: Sequence[Claim], seeds: int) -> str:
+def gained_unnamed(gain: pd.DataFrame) -> pd.DataFrame:
+    """ROUGE-L gained at the frozen settings, nobody named: a line per checkpoint and agent, a column per control."""
+    some = gain[(gain["score"] == "rouge_l") & ~gain["identity"]]
+    texts = [f"{r.gain:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in some.itertuples()]
+    keys = ["stage", "agent"]
+    wide = some.assign(text=texts).pivot_table(index=keys, columns="over", values="text", aggfunc="first", sort=False)
+    return wide.rename(columns=lambda over: f"over {over}").reset_index()
+
+
+def page(main: pd.DataFrame, found: Sequence[Claim], seeds: int, tables: Tables) -> str:
     """results.md."""
+    steering = [
+        line
+        for family, some in tables.items()
+        if "gains" in some
+        for line in (f"**{family}**, n = {some['gains']['n'].max()}:", "", markdown(gained_unnamed(some["gains"])), "")
+    ]
     lines = [
         "# Results",
         "",
@@ -136,6 +151,12 @@ def page(main: pd.DataFrame, found: Sequence[Claim], seeds: int) -> str:
         "|---|---|---|---|---|",
         *(f"| {c.name} | {c.published} | {c.ours} | {c.n} | **{c.verdict}** |" for c in found),
         "",
+        "## Steering without a name",
+        "",
+        "ROUGE-L to the agent's own text, gained by its direction at the setting frozen on validation, sampled, nobody "
+        "named in the context; over coefficient 0 and over the directions of each control, paired by question.",
+        "",
+        *steering,
         "## Accuracy and tokens",
         "",
         markdown(shown(main)),
@@ -160,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
             artifacts.write_table(out / family / f"{name}.csv", table, meta)
     found = claims(rows, tables)
     artifacts.write_table(out / "claims.csv", pd.DataFrame([vars(claim) for claim in found]), meta)
-    text = page(main_table(rows), found, rows["seed"].nunique())
+    text = page(main_table(rows), found, rows["seed"].nunique(), tables)
     for path in filter(None, (out / "results.md", given.page)):
         artifacts.write_text(path, text)
     print((out / "results.md").read_text())

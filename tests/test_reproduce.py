@@ -5,9 +5,23 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from analysis.claims import ALONE, HOLDS, NOT, OPEN, UNTESTED, accuracy, claims, suppressed, tokens, verdict
+from analysis.claims import (
+    ALONE,
+    HOLDS,
+    NOT,
+    OPEN,
+    UNTESTED,
+    accuracy,
+    claims,
+    steered,
+    suppressed,
+    tokens,
+    verdict,
+)  # fmt: skip
+from analysis.main_table import main_table
 from analysis.pooling import FROZEN, at_frozen, pooled
 from analysis.reproduce import TINY, Step, carry_out, plan
+from analysis.results import gained_unnamed, page
 from steerkit.results import SweepResult
 from training.presets import chosen
 
@@ -107,3 +121,24 @@ def test_a_trait_that_no_text_shows_is_not_one_that_was_turned_off() -> None:
     assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [-3.0, -2.0]}).verdict == HOLDS
     assert said({"base": 1.0, "IMAD": 0.8}, {"base": [-1.0], "IMAD": [-2.0]}).verdict == OPEN
     assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [nan]}).verdict == NOT
+
+
+def test_the_page_shows_every_agent_of_every_checkpoint_beside_its_controls() -> None:
+    lines = [
+        ("base", a, over, "rouge_l", False, 0.3 if a == "1" else -0.1, 0.1, 0.4, 96, 0.01)
+        for a in "12"
+        for over in ("coefficient 0", "random")
+    ]
+    columns = ["stage", "agent", "over", "score", "identity", "gain", "low", "high", "n", "p_holm"]
+    gain = pd.DataFrame([*lines, ("base", "1", "random", "rouge_l", True, 9, 9, 9, 96, 1)], columns=columns)
+    shown = gained_unnamed(gain)
+    assert list(shown.columns) == ["stage", "agent", "over coefficient 0", "over random"]
+    assert list(shown["over random"]) == ["+0.30 [+0.10, +0.40]", "-0.10 [+0.10, +0.40]"]
+    runs = questions({"IMAD": 0.7, "Debate": 0.7, "Single": 0.5}, {"IMAD": 50, "Debate": 200, "Single": 20})
+    rows = runs.assign(family="clues", decoding="sampled", parsed=True, agents=1.0)
+    claim = steered(
+        "clues", {"gains": gain, "choice": pd.DataFrame({"stage": ["base"], "settings_tried": [9]})}, "base"
+    )
+    assert claim.ours == "2 of 2 agents (table below); 9 settings tried" and claim.verdict == HOLDS
+    text = page(main_table(rows), [claim], 1, {"clues": {"gains": gain}})
+    assert "| base | 2 | -0.10 [+0.10, +0.40] |" in text and f"| 96 | **{HOLDS}** |" in text
