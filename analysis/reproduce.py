@@ -61,13 +61,13 @@ class Step:
 
 
 def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
-    """All steps, those of the longest chain first.
+    """All steps, in the order in which they are taken up.
 
-    A run is four: its debates, then SFT and GRPO beside all other training, then the evaluation. So the agents of one
+    The shorter chains come first, since the longest has a worker of its own all the time. A run is four: its debates, then SFT and GRPO beside all other training, then the evaluation. So the agents of one
     checkpoint are analysed while the next is trained.
     """
     families = tuple(TINY) if preset == "tiny" else ("",)
-    steps = [step for seed in seeds for family in families for step in _of_seed(preset, family, seed, out)]
+    steps = [step for seed in seeds for family in reversed(families) for step in _of_seed(preset, family, seed, out)]
     runs = tuple(str(_run(out, family, seed)) for family in families for seed in seeds)
     tables, every = out / "tables", tuple(step.name for step in steps)
     steps.append(Step("main-table", "analysis.main_table", (*runs, "--out", str(tables)), every))
