@@ -63,8 +63,9 @@ class Step:
 def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
     """All steps, in the order in which they are taken up.
 
-    The shorter chains come first, since the longest has a worker of its own all the time. A run is four: its debates, then SFT and GRPO beside all other training, then the evaluation. So the agents of one
-    checkpoint are analysed while the next is trained.
+    The shorter chains come first, since the longest has a worker of its own all the time. A run is four steps: its
+    debates, then SFT and GRPO beside all other training, then the evaluation. So the agents of one checkpoint are
+    analysed while the next is trained.
     """
     families = tuple(TINY) if preset == "tiny" else ("",)
     steps = [step for seed in seeds for family in reversed(families) for step in _of_seed(preset, family, seed, out)]
