@@ -43,7 +43,7 @@ def pictures(folder: Path) -> Iterator[Picture]:
     if found := table("suppression_curves.csv"):
         for context in dict.fromkeys(found[0]["context"]):
             yield f"suppression-{context}", suppression.suppression_curves(found[0], context), found[1]
-    if found := table("separability.csv"):
+    if (found := table("separability.csv")) and (found[0]["position"] == "last").any():
         yield "separability", agents.separability(found[0]), found[1]
         keys = ["stage", "debates", "source", "position"]
         drawn = ~found[0]["stage"].str.startswith("GRPO step") & (found[0]["position"] == "last")

@@ -141,6 +141,11 @@ def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> 
     assert len(set(texts.values())) == 2
     unsteered, title = texts
     assert unsteered == "unsteered" and re.fullmatch(r"layer 1, coefficient 30, dose \d+\.\d\d", title)
+    weaker = json.loads(
+        ok("steer", str(model), vector, "hi", "--layer", "1", "--coefficient", "15", "--max-new-tokens", "6", "--json")
+    )
+    strong, weak = (float(text.split()[-1]) for text in (title, list(weaker)[1]))
+    assert strong > 0 and strong == pytest.approx(2 * weak, abs=0.03)  # the dose is of the unsteered text, and linear
     ok("steer", str(model), vector, "hi", "--layer", "1", "--max-new-tokens", "6")
     sweep = ok(
         "sweep",
