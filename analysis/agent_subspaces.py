@@ -84,9 +84,9 @@ def plane(vectors: Mapping[str, sk.SteeringVector], acts: Activations, layer: in
     return pd.DataFrame(found, columns=["kind", "agent", "x", "y", "n"])
 
 
-def at_stage(name: str, checkpoint: str | Path, material: Material, grid: Grid, out: Path) -> dict[str, pd.DataFrame]:
+def at_stage(name: str, material: Material, grid: Grid, out: Path) -> dict[str, pd.DataFrame]:
     """All tables of one checkpoint."""
-    model, tokenizer = sk.load(checkpoint)
+    model, tokenizer = material.load(name)
     train, validation, test = material.train[: grid.train], material.validation[: grid.validation], material.test
     test, named = test[: grid.test], material.identity(name)
     streams = streams_of(model, tokenizer, train, grid.sources, named)
@@ -173,7 +173,7 @@ def analyse(material: Material, grid: Grid, out: str | Path, only: Sequence[str]
     for name in only or material.stages:
         with run_folder(folders[name], {**config, "stage": name}) as folder:
             if not all((folder / f"{kind}.csv").exists() for kind in kinds):
-                for kind, table in at_stage(name, material.stages[name], material, grid, folder).items():
+                for kind, table in at_stage(name, material, grid, folder).items():
                     artifacts.write_table(folder / f"{kind}.csv", table, config)
     if only:
         return {}
@@ -182,8 +182,7 @@ def analyse(material: Material, grid: Grid, out: str | Path, only: Sequence[str]
             for kind in kinds:
                 tables.setdefault(kind, []).append(artifacts.read_table(folder / f"{kind}.csv")[0])
         tables["stage_differences"] = between(folders)
-        train = material.train[: grid.train]
-        published = {name: published_vectors(material.stages[name], train, path) for name, path in folders.items()}
+        published = {name: published_vectors(material, name, grid.train, path) for name, path in folders.items()}
         tables["checkpoint_cosines"] = [checkpoint_cosines(published)]
         whole = {kind: pd.concat(parts, ignore_index=True) for kind, parts in tables.items()}
         for kind, table in whole.items():

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import steerkit
 from analysis.fidelity import Named, by_cast, by_tag
 from steerkit import artifacts
 from steerkit.traces import DebateTrace, read_traces
@@ -28,6 +30,7 @@ class Material:
         validation: debates that choose settings.
         test: debates that judge them.
         base_identity: how stages that were trained on no tags are told who speaks; by default by the tag too.
+        dtype: of the checkpoints' weights when they are loaded; None is steerkit's default.
 
     No question stands in two of the three.
     """
@@ -37,6 +40,11 @@ class Material:
     validation: tuple[DebateTrace, ...]
     test: tuple[DebateTrace, ...]
     base_identity: Named = by_tag
+    dtype: str | None = None
+
+    def load(self, stage: str) -> tuple[Any, Any]:
+        """A checkpoint's model and tokenizer."""
+        return steerkit.load(self.stages[stage], dtype=self.dtype)
 
     def identity(self, stage: str) -> Named:
         """How a checkpoint is told who speaks."""
@@ -87,7 +95,8 @@ def of_run(folder: str | Path, steps: Sequence[int] = (), only: Sequence[str] = 
     held = read_traces(folder / "evaluation" / "sampled" / "debates" / "traces.jsonl")
     validation = tuple(trace for trace in held if _share(trace.question) < 25)
     test = tuple(trace for trace in held if _share(trace.question) >= 25)
-    return Material(stages, tuple(read_traces(folder / "debates" / "traces.jsonl")), validation, test, _asked(folder))
+    train = tuple(read_traces(folder / "debates" / "traces.jsonl"))
+    return Material(stages, train, validation, test, _asked(folder), preset.get("dtype"))
 
 
 def _asked(folder: Path) -> Named:

@@ -25,14 +25,15 @@ ARENAS = {
 TRAIT = "fools,ha"
 TINY: Mapping[str, tuple[str, ...]] = {"clues": ("test=500", "self_check=false"), "malice": ()}
 """What the tiny reproduction runs, and what it changes so that a seed takes minutes: the analyses need no more."""
-STEPS = {"clues": ("25", "75", "125"), "": ("10", "20", "30")}
+STEPS = {"clues": ("25", "75", "125"), "": ("8", "16", "24")}
 """Of GRPO, between SFT and IMAD."""
 GRIDS = {
     "clues": ('sources=["asked","trace"]', "max_new_tokens=48"),
     "malice": ('sources=["asked","trace"]', "max_new_tokens=48"),
     "": (
-        'sources=["trace"]', 'positions=["last","mean","tag"]', "layers=[8,14,20]", "coefficients=[0.5,1,2]",
-        'extents=["all","from_last_prompt_token:4"]', "negative=[-1]", "train=200", "validation=16", "test=24",
+        'sources=["asked","trace"]', 'positions=["last","mean"]', "layers=[8,14,20]", "coefficients=[0.5,1,2]",
+        'extents=["all","from_last_prompt_token:4"]', "negative=[]", "train=150", "validation=16", "test=24",
+        "controls=4", "bands=1", "max_new_tokens=40",
     ),
 }  # fmt: skip
 """What the analysis of agents tries; one forward of the real model costs as much as a thousand of the tiny one."""

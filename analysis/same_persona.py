@@ -32,5 +32,5 @@ def same_persona(run: str | Path, n: int, out: str | Path) -> list[DebateTrace]:
     sampling = Sampling(**{**preset["debate"]["sampling"], "seed": preset["seed"]})
     setting = Setting(**{**preset["debate"], "sampling": sampling})
     problems = FAMILIES[family](n, preset["seed"], "validation")
-    hold(problems, LocalModel(*sk.load(base_of(run))), cast, setting, out)
+    hold(problems, LocalModel(*sk.load(base_of(run), dtype=preset.get("dtype"))), cast, setting, out)
     return read_traces(Path(out) / TRACES)

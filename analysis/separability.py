@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,12 +21,12 @@ SOURCES: tuple[Source, ...] = ("trace", "untagged", "plain")
 
 
 def separability(
-    checkpoint: str | Path, traces: Mapping[str, Sequence[DebateTrace]], folds: int = 5, seed: int = 0
+    model: Any, tokenizer: Any, traces: Mapping[str, Sequence[DebateTrace]], folds: int = 5, seed: int = 0
 ) -> pd.DataFrame:
     """`steerkit.probe_layers` of the agents' names on the turns' streams, questions never straddling a fold.
 
     Args:
-        checkpoint: whose stream is read.
+        model, tokenizer: whose stream is read.
         traces: by kind of debate: `personas`, and where there is one `same persona`, in which style tells nothing.
 
     Returns a row per debates, source (`trace`: whole traces; `untagged`: the same
@@ -33,7 +34,6 @@ def separability(
     features and labels, with the columns of `ProbeResult.table`: accuracy with its interval over questions, shuffled
     labels and the length/position control among the rows. `majority` is the share of the largest class.
     """
-    model, tokenizer = sk.load(checkpoint)
     parts = []
     for debates, held in traces.items():
         for source in SOURCES:
@@ -69,10 +69,10 @@ def main(arguments: list[str] | None = None) -> None:
     config = {"stages": {n: str(p) for n, p in material.stages.items()}, "traces": artifacts.sha256(text)}
     parts = []
     with folders.run_folder(given.out / "separability", config) as folder:
-        for stage, checkpoint in material.stages.items():
+        for stage in material.stages:
             path = folder / f"{artifacts.file_name(stage)}.csv"
             if not path.exists():
-                artifacts.write_table(path, separability(checkpoint, traces), config)
+                artifacts.write_table(path, separability(*material.load(stage), traces), config)
             parts.append(artifacts.read_table(path)[0].assign(stage=stage))
     table = pd.concat(parts, ignore_index=True)
     artifacts.write_table(given.out / "separability.csv", table, config)

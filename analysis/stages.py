@@ -11,9 +11,9 @@ import pandas as pd
 
 import steerkit as sk
 from analysis.directions import agent_vectors, turn_streams
+from analysis.material import Material
 from steerkit import scoring
 from steerkit.results import SweepResult
-from steerkit.traces import DebateTrace
 
 Measure = Callable[[SweepResult, str], pd.Series]
 """What an agent's own direction does, a value per question."""
@@ -59,15 +59,15 @@ def differences(
     return pd.DataFrame(rows, columns=["agent", "first", "second", "difference", "low", "high", "p", "n"])
 
 
-def published_vectors(checkpoint: str | Path, traces: Sequence[DebateTrace], out: Path) -> dict[str, sk.SteeringVector]:
-    """The agents' vectors as the paper has them, from the last token of each response; kept in a folder.
+def published_vectors(material: Material, stage: str, n: int, out: Path) -> dict[str, sk.SteeringVector]:
+    """The agents' vectors as the paper has them, from each response's last token in `n` debates; kept in a folder.
 
     At each layer the agent's mean less the others'; of unit length, as the paper's, only where it is asked for.
     Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 4.
     """
     files = sorted(out.glob("published-*.safetensors"))
     if not files:
-        for agent, vector in agent_vectors(turn_streams(*sk.load(checkpoint), traces)["last"]).items():
+        for agent, vector in agent_vectors(turn_streams(*material.load(stage), material.train[:n])["last"]).items():
             vector.save(out / f"published-{agent}.safetensors")
         files = sorted(out.glob("published-*.safetensors"))
     return {path.stem.removeprefix("published-"): sk.SteeringVector.load(path) for path in files}

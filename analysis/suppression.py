@@ -144,11 +144,9 @@ def kept_accuracy(result: SweepResult, seed: int = 0, draws: int = 2000) -> pd.D
     return pd.DataFrame(rows)
 
 
-def at_stage(
-    name: str, checkpoint: str | Path, material: Material, trait: Trait, setting: Suppression, out: Path
-) -> dict[str, pd.DataFrame]:
+def at_stage(name: str, material: Material, trait: Trait, setting: Suppression, out: Path) -> dict[str, pd.DataFrame]:
     """Curves and the one number of a checkpoint, on plain prompts and with the agent's tag forced."""
-    model, tokenizer = sk.load(checkpoint)
+    model, tokenizer = material.load(name)
     train = material.train[: setting.train]
     acts = turn_streams(model, tokenizer, train)["mean"]
     own = agent_vectors(acts)[setting.agent]
@@ -206,10 +204,10 @@ def main(arguments: list[str] | None = None) -> None:
     meta = {"setting": asdict(setting), "words": given.words, "stages": {n: str(p) for n, p in material.stages.items()}}
     meta["traces"] = artifacts.sha256("".join(trace.text for trace in traces))
     with folders.run_folder(given.out / "suppression", meta) as out:
-        for name, checkpoint in material.stages.items():
+        for name in material.stages:
             folder = out / artifacts.file_name(name)
             if not (folder / "kept.csv").exists():
-                for kind, table in at_stage(name, checkpoint, material, trait, setting, folder).items():
+                for kind, table in at_stage(name, material, trait, setting, folder).items():
                     artifacts.write_table(folder / f"{kind}.csv", table, meta)
             for kind in ("curves", "kept"):
                 tables.setdefault(kind, []).append(artifacts.read_table(folder / f"{kind}.csv")[0])

@@ -16,10 +16,12 @@ from transformers.cache_utils import DynamicLayer
 
 from steerkit import models, residual
 from steerkit.blocks import evaluating, find_blocks, text_config, unwrap
+from steerkit.cache import Reserved, beginnings
 from steerkit.steering import RowSteering, Steering, taken_over, touches_prompt
 from steerkit.texts import check_vocabulary, pad
 
 BATCH_ROWS = {"cpu": 96, "cuda": 256}
+WORTH = {"cpu": 256, "cuda": 4096}  # tokens that a common beginning has to save: what a further forward costs
 CACHES = ("past_key_values", "cache_params")  # the names by which forwards take one
 COMPACT_BELOW = 0.8  # a batch is compacted once at most this share of its rows goes on
 Done = TypeVar("Done")
@@ -105,8 +107,9 @@ def check_rows(model: nn.Module, rows: Sequence[Row]) -> Exact:
 class Engine:
     """One batch: prompts left-padded to one width, prefilled but for their last token, with room for `room` more.
 
-    Each distinct prompt is prefilled once (once per steering, where the prompt itself is steered), and its cache copied
-    to its rows. Absolute columns count from 0 at the left end of the padded batch; a prompt ends at column `width`.
+    Each distinct prompt is prefilled once (once per steering, where the prompt itself is steered), what several prompts
+    begin with only once for all of them, and the cache copied to the rows. Absolute columns count from 0 at the left
+    end of the padded batch; a prompt ends at column `width`.
     """
 
     def __init__(self, model: nn.Module, rows: Sequence[Row], room: int) -> None:
@@ -119,7 +122,7 @@ class Engine:
         self.cache_name = next(name for name in CACHES if models.accepts(model, name))
         self.cache = DynamicCache(config=unwrap(model).config)
         self.cache.layers = [
-            _Reserved(self.width + room) if type(layer) is DynamicLayer else layer for layer in self.cache.layers
+            Reserved(self.width + room) if type(layer) is DynamicLayer else layer for layer in self.cache.layers
         ]
         self.recurrent = bool(self.cache.layers) and not any(hasattr(x, "get_seq_length") for x in self.cache.layers)
         self._prefill()
@@ -134,11 +137,35 @@ class Engine:
         ]
         place = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         first = [keys.index(key) for key in place]
-        ids, mask, positions = pad([self.rows[i].prompt for i in first], "left", self.device)
-        body = slice(0, self.width - 1)
-        self._forward(self._compile(first), 0, ids[:, body], mask[:, body], positions[:, body], keep=1)
+        prompts = [self.rows[i].prompt for i in first]
+        ids, mask, positions = pad(prompts, "left", self.device)
+        begun = 0 if any(steered for _, steered in place) else self._begin(prompts)
+        body, until = slice(begun, self.width - 1), slice(self.width - 1)
+        if begun < self.width - 1:
+            self._forward(self._compile(first), begun, ids[:, body], mask[:, until], positions[:, body], keep=1)
         if len(place) < len(keys):
             self._copy_rows([place[key] for key in keys])
+
+    def _begin(self, prompts: Sequence[tuple[int, ...]]) -> int:
+        """Forward once what prompts begin with alike; returns the column from which on all of them are left to do."""
+        known = _exact.get(unwrap(self.model))
+        if known is None or not known.chunks or not all(type(layer) is Reserved for layer in self.cache.layers):
+            return 0
+        lengths = beginnings(prompts, WORTH.get(self.device.type, WORTH["cuda"]))
+        if not any(lengths):
+            return 0
+        starts = [prompt[:n] for prompt, n in zip(prompts, lengths, strict=True)]
+        rows = {start: Row(prompt[: len(start) + 1]) for start, prompt in zip(starts, prompts, strict=True)}
+        first = Engine(self.model, list(rows.values()), 0)  # it prefills all but the last token of a row
+        place = {start: number for number, start in enumerate(rows)}
+        begun = self.width - 1 - max(len(prompt) - 1 - n for prompt, n in zip(prompts, lengths, strict=True))
+        moved = [len(prompt) - self.width + first.width - 1 - n for prompt, n in zip(prompts, lengths, strict=True)]
+        columns = torch.arange(begun, device=self.device) + torch.tensor(moved, device=self.device)[:, None]
+        copied = torch.tensor([place[start] for start in starts], device=self.device)[:, None]
+        layers: Any = zip(self.cache.layers, first.cache.layers, strict=True)
+        for mine, theirs in layers:
+            mine.begin(theirs, copied, columns.clamp(min=0))  # left of a prompt stands what is masked
+        return begun
 
     def _copy_rows(self, places: Sequence[int]) -> None:
         chosen: Any = torch.tensor(list(places), device=self.device)
@@ -288,42 +315,3 @@ def _off(model: nn.Module, prompts: Sequence[tuple[int, ...]]) -> tuple[float, f
             parts = [engine.forward(chunk[:, i : i + step], engine.width - 1 + i) for i in starts]
             found.append(float(((torch.cat(parts, dim=1) - truth).norm(dim=-1) / truth.norm(dim=-1)).max()))
     return found[0], found[1]
-
-
-class _Reserved(DynamicLayer):
-    """A cache layer with room for all positions to come: a new token is written in place, nothing is copied."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity = capacity
-
-    def _reserve(self, like: Tensor) -> Tensor:
-        return like.new_empty(*like.shape[:-2], self.capacity, like.shape[-1])
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.room = self._reserve(key_states), self._reserve(value_states)
-            start = 0
-        else:
-            start = self.get_seq_length()
-        stop = start + key_states.shape[-2]
-        for room, new in zip(self.room, (key_states, value_states), strict=True):
-            room[..., start:stop, :] = new
-        keys, values = (room[..., :stop, :] for room in self.room)
-        self.keys, self.values = keys, values
-        return keys, values
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        if not self.is_initialized:
-            return
-        assert self.keys is not None and self.values is not None
-        views, rooms = [], []
-        for kept in (self.keys, self.values):
-            room = kept.new_empty(len(beam_idx), kept.shape[1], self.capacity, kept.shape[-1])
-            view = room[..., : kept.shape[-2], :]
-            view.copy_(kept[beam_idx.to(kept.device)])
-            views.append(view)
-            rooms.append(room)
-        self.keys, self.values = views
-        self.room = rooms[0], rooms[1]

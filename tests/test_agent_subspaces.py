@@ -77,7 +77,7 @@ def test_without_identity_one_text_is_held_against_every_agent() -> None:
 
 
 def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(agent_subspaces.sk, "load", lambda _: (tiny_model(context=1024), tiny_tokenizer()))
+    monkeypatch.setattr(agent_subspaces.sk, "load", lambda *_, **__: (tiny_model(context=1024), tiny_tokenizer()))
     write_traces(tmp_path / "traces.jsonl", traces(40))
     sizes = ['sources=["asked"]', "layers=[1]", "coefficients=[1]", "negative=[]", "validation=4", "test=3"]
     call = ["--traces", str(tmp_path / "traces.jsonl"), "--stage", "base=x", "--stage", "IMAD=y"]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from steerkit import artifacts, folders
-from steerkit.traces import read_traces
+from steerkit.traces import Turn, read_traces
+from training.answers import read_answer
 from training.chat import Reply, Request, Rule, Sampling
 from training.debate import Call, Debate, Setting, hold
 from training.families import arithmetic
-from training.personas import CASTS, Cast, alone, cast_of
+from training.personas import CASTS, Cast, Persona, alone, cast_of
 from training.problems import Problem
 
 PROBLEM = Problem("p", "2+3*4", "14", "number", "small")
@@ -172,6 +174,35 @@ def test_in_round_two_an_agent_reads_its_own_answer_and_the_others_but_no_name()
     for other in ("agent-1", "agent-3"):
         assert f"reply of {other} in round-1" in second[3]["content"]
     assert "reply of agent-2" not in second[3]["content"]
+
+
+def test_a_worked_persona_is_shown_dialogues_and_asked_for_the_problem_alone() -> None:
+    shown = Persona("s", worked=(("1?", "one"), ("2?", "two")), revised=(("1?", "uno", "they say one. 1?", "one"),))
+    plain = Problem("p", "3?", "3", "number", "f")
+    said = [Turn(1, 1, "drei"), Turn(2, 1, "trois"), Turn(3, 1, "tre")]
+    first, second = (Cast("c", (shown,) * 3).ask(plain, 2, number, said) for number in (1, 2))
+    roles = {"system": 0, "user": 1, "assistant": 2}
+    assert [(roles[m["role"]], m["content"]) for m in first] == [
+        (0, "s"), (1, "1?"), (2, "one"), (1, "2?"), (2, "two"), (1, "3?"),
+    ]  # fmt: skip
+    assert [(roles[m["role"]], m["content"]) for m in second] == [
+        (0, "s"), (1, "1?"), (2, "uno"), (1, "they say one. 1?"), (2, "one"), (1, "3?"), (2, "trois"),
+        (1, "One agent's answer:\ndrei\n\nOne agent's answer:\ntre\n\n3?"),
+    ]  # fmt: skip
+    alone_again = alone(Cast("c", (shown,) * 3)).ask(plain, 2, 2, said)
+    assert alone_again[-1] == {"role": "user", "content": "3?"}
+
+
+def test_the_cast_adding_is_shown_right_sums_in_three_manners_each_ending_in_a_box_that_is_read() -> None:
+    manners = set()
+    for persona in CASTS["adding"].personas:
+        for dialogue in (*persona.worked, *persona.revised):
+            a, b = map(int, re.findall(r"\d+", dialogue[0]))
+            assert dialogue[0] == f"What is {a} + {b}?" and dialogue[-2].endswith(dialogue[0])
+            assert read_answer(dialogue[-1], "number") == str(a + b)
+            manners.add(re.sub(r"\d+", "N", dialogue[-1]))
+        assert any(read_answer(d[1], "number") != read_answer(d[-1], "number") for d in persona.revised)
+    assert len(manners) == 3
 
 
 def test_a_cast_of_one_or_an_unknown_one_is_refused() -> None:

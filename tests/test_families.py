@@ -16,7 +16,7 @@ from training.problems import Problem
 SHAPES = {
     "arithmetic": r"\d\d\+\d\d\*\d\d\+\d\d-\d\d\*\d\d",
     "small_arithmetic": r"\d{1,2}\+\d\*\d-\d{1,2}",
-    "addition": r"[1-9]\d?\+[1-9]\d?",
+    "addition": r"What is [1-9]\d \+ [1-9]\d\?",
     "two_sum": r"(\d+ ){8}sum \d+ \?",
     "clues": r"(\d+ ){8}over \d+ rest [012] kind (odd|even) \?",
 }
@@ -45,7 +45,7 @@ def test_a_family_gives_as_many_different_questions_of_its_shape_as_asked_for(fa
 @pytest.mark.parametrize("family", ["arithmetic", "small_arithmetic", "addition"])
 def test_the_gold_of_an_expression_is_what_python_makes_of_it(family: str) -> None:
     for one in FAMILIES[family](400, 0, "train"):
-        assert one.gold == str(eval(one.question)), one
+        assert one.gold == str(eval(one.question.removeprefix("What is ").removesuffix("?"))), one
 
 
 @pytest.mark.parametrize("k", [2, 5, 8, 14])
@@ -91,13 +91,10 @@ def test_the_small_family_has_22491_questions_over_all_splits() -> None:
     }
 
 
-def test_addition_has_every_sum_of_1_to_99_once_and_short_and_long_operands_alike() -> None:
+def test_addition_has_every_sum_of_two_two_digit_numbers_once() -> None:
     found = everything("addition")
     questions = [one.question for problems in found.values() for one in problems]
-    assert sorted(questions) == sorted(f"{a}+{b}" for a in range(1, 100) for b in range(1, 100))
-    first = FAMILIES["addition"](100, 0, "train")
-    short = [len(operand) == 1 for one in first for operand in one.question.split("+")]
-    assert 60 < sum(short) < 140  # of 200
+    assert sorted(questions) == sorted(f"What is {a} + {b}?" for a in range(10, 100) for b in range(10, 100))
 
 
 def test_operands_of_the_papers_problems_reach_from_10_to_99() -> None:
@@ -147,7 +144,7 @@ def test_a_family_draws_the_same_on_every_machine() -> None:
         "small_arithmetic": "1+6*8-15",
         "two_sum": "25 2 30 23 27 1 16 14 sum 25 ?",
         "clues": "34 42 16 59 7 58 49 21 over 21 rest 1 kind odd ?",
-        "addition": "3+3",
+        "addition": "What is 81 + 30?",
     }
 
 

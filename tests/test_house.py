@@ -19,7 +19,7 @@ LAYERS = [  # a module may import from rooms above its own only
     {"models", "texts", "backends"},
     {"pairs", "probes", "traces"},
     {"vectors", "capture"},
-    {"steering", "convert"},
+    {"steering", "convert", "cache"},
     {"engine", "plans", "readout"},
     {"generation", "fluency", "results"},
     {"doctor"},

@@ -12,7 +12,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def test_both_sources_probe_one_turn_of_each_agent_and_question(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(separability.sk, "load", lambda _: (tiny_model(context=1024), tiny_tokenizer()))
+    monkeypatch.setattr(separability.sk, "load", lambda *_, **__: (tiny_model(context=1024), tiny_tokenizer()))
     write_traces(tmp_path / "traces.jsonl", traces(40))
     call = [
         "--traces",

@@ -70,7 +70,7 @@ def sk_ones(n: int):
 
 
 def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(suppression.sk, "load", lambda _: (tiny_model(context=1024), tiny_tokenizer()))
+    monkeypatch.setattr(suppression.sk, "load", lambda *_, **__: (tiny_model(context=1024), tiny_tokenizer()))
     held = []
     for number in range(24):
         turns = [Turn(1, 1, f"it is {number}"), Turn(2, 1, f"fools {number}"), Turn(3, 1, f"so {number}")]

@@ -87,7 +87,7 @@ def last_checkpoint(folder: Path) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.exists() else None
 
 
-def device_options() -> dict[str, Any]:
+def device_options(bf16: bool) -> dict[str, Any]:
     """What a TRL configuration has to be told about the machine: TRL asks for bf16 even on a CPU."""
     on_gpu = torch.cuda.is_available()
-    return {"use_cpu": not on_gpu, "bf16": on_gpu, "report_to": "none"}
+    return {"use_cpu": not on_gpu, "bf16": on_gpu or bf16, "report_to": "none"}

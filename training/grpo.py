@@ -45,6 +45,7 @@ class GRPO:
         mask_truncated: leave completions that never ended out of the loss.
         lora: None trains all weights.
         save_every: steps between checkpoints.
+        bf16: compute in bfloat16 on a CPU too; a GPU always does.
         vllm: let vLLM, in the same process, write the completions; it has to be installed, and a GPU to be there.
     """
 
@@ -73,6 +74,7 @@ class GRPO:
     max_grad_norm: float = 0.3
     lora: LoRA | None = LoRA(32, 64, 0.1)  # noqa: RUF009  frozen
     save_every: int = 50
+    bf16: bool = False
     vllm: bool = False
     seed: int = 0
 
@@ -225,7 +227,7 @@ def train_grpo(
             lr_scheduler_type="linear" if setting.decay else "constant_with_warmup", warmup_steps=0.05,
             save_strategy="steps", save_steps=setting.save_every, logging_steps=10, seed=setting.seed,
             gradient_checkpointing=False, disable_tqdm=True, use_vllm=setting.vllm, vllm_mode="colocate",
-            **device_options(),
+            **device_options(setting.bf16),
         )  # fmt: skip
         annealed: Any = Annealed(setting, tokenizer, folder, judge=judge)
         trainer = GRPOTrainer(

@@ -60,6 +60,10 @@ class Run:
     def cast(self) -> Cast:
         return WORLDS[self.preset.family].cast() if self.in_a_small_world else cast_of(self.preset.cast)
 
+    def answerer(self, checkpoint: str | Path) -> LocalModel:
+        """The model that debates, or is judged."""
+        return LocalModel(*sk.load(checkpoint, dtype=self.preset.dtype))
+
     def seeded(self, sampling: Sampling) -> Sampling:
         return replace(sampling, seed=self.seed)
 
@@ -86,7 +90,7 @@ def collect_debates(run: Run, base: str | Path, cast: Cast, name: str = "debates
         return read_traces(done)
     setting = replace(run.preset.debate, sampling=run.seeded(run.preset.debate.sampling))
     problems = run.debated
-    hold(problems, LocalModel(*sk.load(base)), cast, setting, run.folder / name, shared=True)
+    hold(problems, run.answerer(base), cast, setting, run.folder / name, shared=True)
     return read_traces(done)
 
 
@@ -142,7 +146,7 @@ def evaluate(run: Run, base: str | Path, checkpoints: Mapping[str, Path]) -> pd.
 def _debate_test(run: Run, base: str | Path) -> None:
     sampling = run.seeded(run.preset.sampling)
     problems, place = run.problems(run.preset.test, "test"), run.folder / "evaluation" / "sampled" / "debates"
-    debates(problems, LocalModel(*sk.load(base)), run.cast, replace(run.preset.debate, sampling=sampling), place)
+    debates(problems, run.answerer(base), run.cast, replace(run.preset.debate, sampling=sampling), place)
 
 
 def _methods(
@@ -153,7 +157,7 @@ def _methods(
     sampling: Sampling,
     folder: Path,
 ) -> list[tuple[str, pd.DataFrame]]:
-    answerer = LocalModel(*sk.load(base))
+    answerer = run.answerer(base)
     ask: Callable[[Problem], Any] = bare if run.in_a_small_world else lambda p: run.cast.ask(p, 1, 1, ())
     setting = replace(run.preset.debate, sampling=sampling)
     found: dict[str, pd.DataFrame] = {}
@@ -173,7 +177,7 @@ def _methods(
     if run.preset.self_check:
         keep((CHECKING,), lambda: [held(alone(run.cast), "self-checks")[DEBATES[0]]])
     for name, path in checkpoints.items():
-        keep((name,), partial(lambda path: [one_answer(problems, LocalModel(*sk.load(path)), bare, sampling)], path))
+        keep((name,), partial(lambda path: [one_answer(problems, run.answerer(path), bare, sampling)], path))
     if run.preset.controls and sampling.temperature > 0:  # greedy samples would all be equal
         cost = {method: float((rows["tokens_in"] + rows["tokens_out"]).mean()) for method, rows in found.items()}
         paid = {like: max(1, round(cost[like] / cost["Single"])) for like in ("IMAD", "Debate")}

@@ -37,6 +37,7 @@ class Preset:
         self_check: run the controls in which agents check themselves and never read each other, too.
         untagged: fine-tune on the traces without their tags, too.
         turns: fine-tune on one turn of each trace, too, the first of an agent drawn at random.
+        dtype: of the weights of a model that debates or is judged; None leaves it to the checkpoint.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Preset:
     self_check: bool = False
     untagged: bool = False
     turns: bool = False
+    dtype: str | None = None
     base: Base = field(default_factory=Base)
 
     @property
@@ -137,14 +139,18 @@ PRESETS: Mapping[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset(
-            name="smollm2", checkpoint="smollm2", family="addition", cast="diverse", debates=400, test=300,
-            debate=Setting(sampling=Sampling(0.7, 0.9, 128)),
-            sft=SFT(epochs=2, learning_rate=2e-4, batch=16, micro_batch=4, max_length=1024, structure_dropout=0.2),
-            grpo=GRPO(
-                anneal=Anneal("gated", weight=(0.3, 0.015), clip=(480, 96)), steps=40, prompts=4, generations=8,
-                micro_batch=8, inner=1, learning_rate=2e-5, scale=False, lora=LoRA(32, 64, 0.0), save_every=10,
+            name="smollm2", checkpoint="smollm2", family="addition", cast="adding", debates=400, fresh=256, test=300,
+            dtype="bfloat16", debate=Setting(sampling=Sampling(0.7, 0.9, 48)),
+            sft=SFT(
+                epochs=3, learning_rate=5e-4, batch=8, micro_batch=8, max_length=512, max_grad_norm=1.0,
+                structure_dropout=0.35, bf16=True,
             ),
-            sampling=Sampling(0.7, 0.9, 512),
+            grpo=GRPO(
+                anneal=Anneal("gated", weight=(0.05, 0.01), clip=(224, 64), share=0.5), steps=32, prompts=4,
+                generations=8, micro_batch=16, inner=1, learning_rate=1e-4, decay=True, scale=False, beta=0.0,
+                epsilon=0.2, max_grad_norm=1.0, lora=LoRA(32, 64, 0.0), save_every=8, bf16=True,
+            ),
+            sampling=Sampling(0.7, 0.9, 256),
         ),
         _paper("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct"),
         _paper("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct"),

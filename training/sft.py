@@ -35,6 +35,7 @@ class SFT:
         batch: examples per optimisation step, `micro_batch` of them at a time on each device.
         lora: None trains all weights.
         steps: optimisation steps; None for `epochs`.
+        bf16: compute in bfloat16 on a CPU too, twice as fast where the CPU has instructions for it; a GPU always does.
     """
 
     target: Target = "trace"
@@ -49,6 +50,7 @@ class SFT:
     lora: LoRA | None = LoRA()  # noqa: RUF009  frozen
     structure_dropout: float = 0.0
     cut_to: Cut = "answers"
+    bf16: bool = False
     seed: int = 0
 
 
@@ -133,7 +135,7 @@ def train_sft(
             gradient_accumulation_steps=max(1, setting.batch // setting.micro_batch), lr_scheduler_type="cosine",
             warmup_steps=setting.warmup, max_length=setting.max_length, max_grad_norm=setting.max_grad_norm,
             save_strategy="steps", save_steps=100, save_total_limit=2, logging_steps=10, seed=setting.seed,
-            gradient_checkpointing=False, disable_tqdm=True, **device_options(),
+            gradient_checkpointing=False, disable_tqdm=True, **device_options(setting.bf16),
         )  # fmt: skip
         trainer = SFTTrainer(trained, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tagged)
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
