@@ -88,6 +88,8 @@ def test_debategpt_learns_the_answer_or_a_turn_that_gave_it() -> None:
              "<|Round 2 - Revision|", f"<|Agent {agent} Revision|", "<|Consensus|", "<|endofdebate|"]
             for agent in (1, 2)
         ]  # fmt: skip
+    first = {row["completion"] for row in examples([trace] * 40, SFT(target="first"))}
+    assert first == {turn.text for turn in trace.turns if turn.round == 1}
     turns = {shortened(trace, "number", rng, "turn") for _ in range(40)}
     assert [
         [line.partition(">")[0] for line in text.split("\n\n") if line.startswith("<")] for text in sorted(turns)
@@ -114,6 +116,18 @@ def test_sft_trains_the_tags_and_leaves_a_checkpoint_that_loads(tmp_path, lora) 
     assert again == folder
     with pytest.raises(folders.ConfigurationChanged, match="learning_rate"):
         train_sft(*model_and_tokenizer(), traces(), replace(setting, learning_rate=1.0), tmp_path / "sft")
+
+
+def test_training_in_bfloat16_computes_in_it_and_keeps_weights_in_float32(tmp_path) -> None:
+    losses = []
+    for half in (False, True):
+        setting = SFT(steps=2, batch=4, micro_batch=4, lora=None, learning_rate=1e-3, bf16=half)
+        folder = train_sft(*model_and_tokenizer(), traces(), setting, tmp_path / str(half))
+        assert next(sk.load(folder, dtype="auto")[0].parameters()).dtype is torch.float32
+        log = artifacts.read_json(tmp_path / str(half) / "log.json")
+        losses.append(next(line["train_loss"] for line in log if "train_loss" in line))
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
 def grpo(**more):

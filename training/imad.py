@@ -115,7 +115,8 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         setting = replace(grpo, **fields)
         return lambda: train_grpo(*sk.load(start()), problems, setting, run.folder / name)
 
-    debated, checked = tuned("sft"), tuned("sft-self-check", checks)
+    debated, checked, own = tuned("sft"), tuned("sft-self-check", checks), tuned("sft-first", target="first")
+    start = (lambda: base) if run.in_a_small_world else own  # others have to learn the form of an answer first
     every = {
         "SFT": debated,
         "IMAD": rewarded("grpo", debated),
@@ -123,7 +124,8 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         "SFT on single turns": tuned("sft-turns", structure_dropout=1.0, cut_to="turn"),
         "DebateGPT (answer)": tuned("debategpt-answer", target="answer"),
         "DebateGPT (response)": tuned("debategpt-response", target="response"),
-        "GRPO without debate": rewarded("grpo-alone", lambda: base, format=False),
+        "SFT on first answers": own,
+        "GRPO without debate": rewarded("grpo-alone", start, format=False),
         "SFT of one self-check": checked,
         "IMAD of one self-check": rewarded("grpo-self-check", checked, agents=1),
     }

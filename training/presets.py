@@ -33,7 +33,9 @@ class Preset:
             was debated is half remembered from SFT, so that its rewards say little of other questions.
         debate, sft, grpo: the stages.
         sampling: of the evaluation.
-        controls: train and judge both DebateGPTs and GRPO without debate, and judge self-consistency, too.
+        controls: train and judge both DebateGPTs and GRPO without debate, and judge self-consistency, too. A checkpoint
+            that is asked in a chat is first fine-tuned on its own first answers, right or wrong, for GRPO without
+            debate: asked plainly it puts none into a box.
         self_check: run the controls in which agents check themselves and never read each other, too.
         untagged: fine-tune on the traces without their tags, too.
         turns: fine-tune on one turn of each trace, too, the first of an agent drawn at random.
@@ -63,7 +65,9 @@ class Preset:
         """The methods that are trained, each a checkpoint."""
         others = {
             "SFT without tags": self.untagged, "SFT on single turns": self.turns, "DebateGPT (answer)": self.controls,
-            "DebateGPT (response)": self.controls, "GRPO without debate": self.controls,
+            "DebateGPT (response)": self.controls,
+            "SFT on first answers": self.controls and self.checkpoint is not None,
+            "GRPO without debate": self.controls,
             "SFT of one self-check": self.self_check, "IMAD of one self-check": self.self_check,
         }  # fmt: skip
         return ("SFT", "IMAD", *(method for method, wanted in others.items() if wanted))

@@ -15,7 +15,7 @@ from training.answers import read_answer, same
 from training.checkpoints import LoRA, adapted, add_tags, device_options, last_checkpoint, save
 from training.ranks import whole_weights
 
-Target = Literal["trace", "untagged", "answer", "response"]
+Target = Literal["trace", "untagged", "answer", "response", "first"]
 Cut = Literal["answers", "revision", "turn"]
 
 
@@ -26,7 +26,7 @@ class SFT:
     Args:
         target: what is learnt after `Problem: ...`: the whole `"trace"`; the same `"untagged"`, a control in which
             nothing names the agents; DebateGPT's `"answer"`, the box alone; or its `"response"`, a last turn that gave
-            the consensus.
+            the consensus; or the `"first"` turn of an agent drawn at random, right or wrong: no debate at all.
         structure_dropout: share of traces that are cut short, to what `cut_to` says and the consensus; without it a
             later length reward finds no short output to reinforce.
         cut_to: one or two agents' first turns that gave the consensus (`"answers"`), or all but the last round and one
@@ -66,6 +66,8 @@ def examples(traces: Sequence[DebateTrace], setting: SFT, kind: str = "number") 
             cut = rng.random() < setting.structure_dropout
             tagged = shortened(trace, kind, rng, setting.cut_to) if cut else trace.body
             completion: str | None = without_tags(tagged) if setting.target == "untagged" else tagged
+        elif setting.target == "first":
+            completion = rng.choice([turn.text for turn in trace.turns if turn.round == 1])
         else:
             completion = debategpt(trace, setting.target, kind)
         if completion is not None:
