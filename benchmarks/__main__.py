@@ -28,6 +28,7 @@ JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
     "turns": capture.turns,
     "sweep": decoding.sweep,
     "prefill": decoding.shared_prefill,
+    "beginnings": decoding.common_beginning,
     "compaction": decoding.compaction,
     "rouge": scores.rouge,
     "probes": scores.all_probes,

@@ -156,6 +156,32 @@ def shared_prefill() -> Iterator[Measured]:
         )  # fmt: skip
 
 
+def common_beginning() -> Iterator[Measured]:
+    """48 sums, each asked after the same three worked ones, 8 new tokens."""
+    with endless() as (model, tokenizer):
+        worked = [
+            {"role": role, "content": text}
+            for a, b in ((23, 45), (38, 26), (52, 17))
+            for role, text in (("user", f"What is {a} + {b}?"), ("assistant", f"{a} + {b} = {a + b}"))
+        ]
+        sums = [{"role": "user", "content": f"What is {a} + {b}?"} for a in range(11, 23, 2) for b in range(31, 63, 4)]
+        rows = [Row(encode_prompt(tokenizer, [*worked, asked])) for asked in sums]
+        job = f"{len(rows)} questions after three worked ones ({len(rows[0].prompt)} tokens), 8 new tokens"
+
+        def apart() -> list[tuple[int, ...]]:
+            with mock.patch.object(engine, "WORTH", {"cpu": 10**9, "cuda": 10**9}):
+                return run(model, tokenizer, rows, 8)
+
+        assert run(model, tokenizer, rows, 8) == apart() == [tuple(ids) for ids in hf(model, rows, 8)]
+        yield compare(
+            job, "the same engine, each prompt prefilled whole", lambda: run(model, tokenizer, rows, 8), apart, 5,
+            ">= 1.5", "equal tokens",
+        )  # fmt: skip
+        yield compare(
+            job, "HF generate, the same rows", lambda: run(model, tokenizer, rows, 8), lambda: hf(model, rows, 8), 5, ""
+        )
+
+
 def compaction() -> Iterator[Measured]:
     """Rows whose lengths are spread from 4 to 128 tokens (half below 24), with and without leaving the batch."""
     model, tokenizer = inputs.model()

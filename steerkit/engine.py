@@ -21,7 +21,7 @@ from steerkit.steering import RowSteering, Steering, taken_over, touches_prompt
 from steerkit.texts import check_vocabulary, pad
 
 BATCH_ROWS = {"cpu": 96, "cuda": 256}
-WORTH = {"cpu": 256, "cuda": 4096}  # tokens that a common beginning has to save: what a further forward costs
+WORTH = {"cpu": 256, "cuda": 4096}  # tokens that a shared beginning has to save; on a GPU a guess, not measured
 CACHES = ("past_key_values", "cache_params")  # the names by which forwards take one
 COMPACT_BELOW = 0.8  # a batch is compacted once at most this share of its rows goes on
 Done = TypeVar("Done")

@@ -150,7 +150,7 @@ PRESETS: Mapping[str, Preset] = {
                 structure_dropout=0.35, bf16=True,
             ),
             grpo=GRPO(
-                anneal=Anneal("gated", weight=(0.05, 0.01), clip=(224, 64), share=0.5), steps=32, prompts=4,
+                anneal=Anneal("gated", weight=(0.05, 0.01), clip=(224, 120), share=0.5), steps=32, prompts=4,
                 generations=8, micro_batch=16, inner=1, learning_rate=1e-4, decay=True, scale=False, beta=0.0,
                 epsilon=0.2, max_grad_norm=1.0, lora=LoRA(32, 64, 0.0), save_every=8, bf16=True,
             ),
