@@ -123,3 +123,5 @@ def test_prompts_that_are_steered_themselves_share_nothing(monkeypatch) -> None:
     steering = sk.Steering(vector(model, 1), 0.4, "all")
     texts = sk.generate(model, tokenizer, ["one two three", "one two four"], max_new_tokens=3, steering=steering)
     assert len(texts) == 2
+    with pytest.raises(pytest.fail.Exception):  # without the steering they would
+        sk.generate(model, tokenizer, ["one two three", "one two four"], max_new_tokens=3)

@@ -92,7 +92,7 @@ def small_arithmetic(n: int, seed: int, split: str) -> list[Problem]:
 def addition(n: int, seed: int, split: str) -> list[Problem]:
     """`What is 53 + 35?`: two integers from 10 to 99, in words and with spaces; 8100 questions in all.
 
-    A model of 135 million parameters adds such numbers as often right as wrong, and `53+35` hardly ever.
+    Asked so after worked sums SmolLM2-135M-Instruct is right in a third to two fifths of them; see docs/training.md.
     """
     pool = [(f"What is {a} + {b}?", str(a + b)) for a, b in product(range(10, 100), repeat=2)]
     _random("addition", seed, split).shuffle(pool)

@@ -35,7 +35,7 @@ class Preset:
         sampling: of the evaluation.
         controls: train and judge both DebateGPTs and GRPO without debate, and judge self-consistency, too. A checkpoint
             that is asked in a chat is first fine-tuned on its own first answers, right or wrong, for GRPO without
-            debate: asked plainly it puts none into a box.
+            debate: asked plainly it need not put any into a box, and GRPO would have nothing to reward.
         self_check: run the controls in which agents check themselves and never read each other, too.
         untagged: fine-tune on the traces without their tags, too.
         turns: fine-tune on one turn of each trace, too, the first of an agent drawn at random.
