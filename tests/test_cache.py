@@ -117,11 +117,11 @@ def test_texts_after_shared_beginnings_are_those_of_one_prompt_at_a_time(smollm,
 
 
 def test_prompts_that_are_steered_themselves_share_nothing(monkeypatch) -> None:
-    monkeypatch.setattr(engine, "WORTH", {"cpu": 1, "cuda": 1})
-    monkeypatch.setattr(engine, "beginnings", pytest.fail)
+    asked = []
+    monkeypatch.setattr(engine, "beginnings", lambda prompts, worth: asked.append(prompts) or [0] * len(prompts))
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    steering = sk.Steering(vector(model, 1), 0.4, "all")
-    texts = sk.generate(model, tokenizer, ["one two three", "one two four"], max_new_tokens=3, steering=steering)
-    assert len(texts) == 2
-    with pytest.raises(pytest.fail.Exception):  # without the steering they would
-        sk.generate(model, tokenizer, ["one two three", "one two four"], max_new_tokens=3)
+    prompts = ["one two three", "one two four"]
+    sk.generate(model, tokenizer, prompts, max_new_tokens=3, steering=sk.Steering(vector(model, 1), 0.4, "all"))
+    assert not asked
+    sk.generate(model, tokenizer, prompts, max_new_tokens=3)
+    assert asked  # without the steering they would
