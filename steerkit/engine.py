@@ -43,10 +43,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a row became: its new ids without the end-of-sequence token, and whether that token came."""
+    """What a row became: its new ids without the end-of-sequence token, and that token, where it came."""
 
     ids: tuple[int, ...]
-    finished: bool
+    end: int | None
+
+    @property
+    def finished(self) -> bool:
+        """It ended by itself."""
+        return self.end is not None
 
     @property
     def n_tokens(self) -> int:
@@ -196,7 +201,7 @@ class Engine:
     def decode(self, new: int, ends: frozenset[int], choose: Choose) -> list[Continuation]:
         """Up to `new` tokens per row, by `choose(logits, row numbers, step)`; rows that have ended leave the batch."""
         out: list[list[int]] = [[] for _ in self.rows]
-        finished = [False] * len(out)
+        ended: list[int | None] = [None] * len(out)
         alive = list(range(len(out)))
         token = self.last_tokens()
         for step in range(new):
@@ -204,10 +209,10 @@ class Engine:
             token = choose(logits, torch.tensor(alive, device=self.device), step)[:, None]
             keep = []
             for place, (number, chosen) in enumerate(zip(alive, token[:, 0].tolist(), strict=True)):
-                if finished[number]:
+                if ended[number] is not None:
                     continue
                 if chosen in ends:
-                    finished[number] = True
+                    ended[number] = chosen
                 else:
                     out[number].append(chosen)
                     keep.append(place)
@@ -216,7 +221,7 @@ class Engine:
             if len(keep) <= COMPACT_BELOW * len(alive) and step + 1 < new:
                 self.keep(keep)
                 token, alive = token[keep], [alive[place] for place in keep]
-        return [Continuation(tuple(ids), end) for ids, end in zip(out, finished, strict=True)]
+        return [Continuation(tuple(ids), end) for ids, end in zip(out, ended, strict=True)]
 
     def _compile(self, numbers: Sequence[int]) -> RowSteering:
         prompts = [(self.width - len(self.rows[i].prompt), self.width) for i in numbers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from training.problems import Problem
 from training.ranks import mean as mean_over_ranks
 from training.ranks import whole_weights
 from training.rewards import Box, Completion, clip_reward, format_reward, tag_weights, weighted_format
+from training.rollouts import rollouts, sharded
 from training.schedules import Anneal, Gate, pass_gate
 
 GATE, LOG = "gate.json", "log.jsonl"
@@ -230,10 +232,14 @@ def train_grpo(
             **device_options(setting.bf16),
         )  # fmt: skip
         annealed: Any = Annealed(setting, tokenizer, folder, judge=judge)
-        trainer = GRPOTrainer(
-            adapted(model, setting.lora, tokens=False), reward_funcs=annealed, args=arguments,
-            train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[annealed],
-        )  # fmt: skip
+        engine = None if setting.vllm or sharded(arguments) else rollouts
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
+            trainer = GRPOTrainer(
+                adapted(model, setting.lora, tokens=False), reward_funcs=annealed, args=arguments,
+                train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[annealed],
+                rollout_func=engine,
+            )  # fmt: skip
         annealed.on_clip = lambda length: shorten_generation(trainer, length)
         checkpoint = last_checkpoint(folder / "trainer")
         annealed.resume(checkpoint)

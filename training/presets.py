@@ -144,15 +144,15 @@ PRESETS: Mapping[str, Preset] = {
     for preset in (
         Preset(
             name="smollm2", checkpoint="smollm2", family="addition", cast="adding", debates=400, fresh=256, test=300,
-            dtype="bfloat16", debate=Setting(sampling=Sampling(0.7, 0.9, 48)),
+            debate=Setting(sampling=Sampling(0.7, 0.9, 48)),
             sft=SFT(
                 epochs=3, learning_rate=5e-4, batch=8, micro_batch=8, max_length=512, max_grad_norm=1.0,
-                structure_dropout=0.35, bf16=True,
+                structure_dropout=0.35,
             ),
             grpo=GRPO(
                 anneal=Anneal("gated", weight=(0.05, 0.01), clip=(224, 120), share=0.5), steps=32, prompts=4,
                 generations=8, micro_batch=16, inner=1, learning_rate=1e-4, decay=True, scale=False, beta=0.0,
-                epsilon=0.2, max_grad_norm=1.0, lora=LoRA(32, 64, 0.0), save_every=8, bf16=True,
+                epsilon=0.2, max_grad_norm=1.0, lora=LoRA(32, 64, 0.0), save_every=8,
             ),
             sampling=Sampling(0.7, 0.9, 256),
         ),

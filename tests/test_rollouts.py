@@ -1,0 +1,71 @@
+"""What GRPO's policy writes is what its weights say, token by token, and does not hang on the batch or on a resume."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from steerkit.generation import ends_of, random_stream, sample
+from tests.tiny import tiny_model, tiny_tokenizer
+from training.checkpoints import LoRA, adapted
+from training.rollouts import rollouts
+
+pytest.importorskip("peft", reason="the extra `train` is not installed")
+PROMPTS = ["Problem: 1+2\n\n"] * 3 + ["Problem: 31+20\n\n"] * 3
+NEW = 24
+
+
+def policy() -> torch.nn.Module:
+    """A model with an adapter that acts."""
+    model = adapted(tiny_model(kind="llama"), LoRA(4, 8, 0.5), tokens=False)
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    return model.train()
+
+
+def trainer(model: torch.nn.Module, step: int = 3) -> SimpleNamespace:
+    return SimpleNamespace(
+        model=model, processing_class=tiny_tokenizer(), args=SimpleNamespace(seed=5),
+        state=SimpleNamespace(global_step=step), accelerator=SimpleNamespace(process_index=0),
+        max_completion_length=NEW, temperature=0.9, top_p=0.95,
+    )  # fmt: skip
+
+
+def by_hand(model: torch.nn.Module, prompt: str, place: int) -> list[int]:
+    """One completion, the whole text forwarded again for every token."""
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer(prompt)["input_ids"]
+    uniform = torch.from_numpy(random_stream((5, "rollout", 3, 0, place), NEW))
+    found: list[int] = []
+    model.eval()
+    with torch.no_grad():
+        for step in range(NEW):
+            logits = model(input_ids=torch.tensor([ids + found])).logits[:, -1]
+            found.append(int(sample(logits, uniform[step : step + 1], 0.9, 0.95)))
+            if found[-1] in ends_of(model, tokenizer):
+                break
+    return found
+
+
+def test_rollouts_are_those_of_plain_forwards_of_the_adapted_model_one_completion_at_a_time() -> None:
+    model = policy()
+    made = rollouts(PROMPTS, trainer(model))
+    assert all(module.training for module in model.modules())  # as it was, though it wrote without dropout
+    assert made["prompt_ids"] == [tiny_tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
+    assert made["completion_ids"] == [by_hand(model, prompt, place) for place, prompt in enumerate(PROMPTS)]
+    ends = ends_of(model, tiny_tokenizer())
+    assert all(len(ids) == NEW or ids[-1] in ends for ids in made["completion_ids"])
+    with model.disable_adapter():
+        assert rollouts(PROMPTS, trainer(model))["completion_ids"] != made["completion_ids"]
+
+
+def test_completions_of_a_prompt_differ_by_place_and_step_and_come_again_for_the_same() -> None:
+    model = policy()
+    first, again, later = (rollouts(PROMPTS, trainer(model, step))["completion_ids"] for step in (3, 3, 4))
+    assert first == again
+    assert first != later
+    assert first[0] != first[1]
