@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steerkit import artifacts
-from training.presets import chosen
+from training.presets import PRESETS, chosen
 
 ARENAS = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_TOP_PAD_": "200000000",
@@ -25,12 +26,12 @@ ARENAS = {
 TRAIT = "fools,ha"
 TINY: Mapping[str, tuple[str, ...]] = {"clues": ("test=500", "self_check=false"), "malice": ()}
 """What the tiny reproduction runs, and what it changes so that a seed takes minutes: the analyses need no more."""
-STEPS = {"clues": ("25", "75", "125"), "": ("8", "16", "24")}
+STEPS = {"clues": ("25", "75", "125"), "addition": ("8", "16", "24")}
 """Of GRPO, between SFT and IMAD."""
 GRIDS = {
     "clues": ('sources=["asked","trace"]', "max_new_tokens=48"),
     "malice": ('sources=["asked","trace"]', "max_new_tokens=48"),
-    "": (
+    "addition": (
         'sources=["asked","trace"]', 'positions=["last","mean"]', "layers=[8,14,20]", "coefficients=[0.5,1,2]",
         'extents=["all","from_last_prompt_token:4"]', "negative=[]", "train=150", "validation=16", "test=24",
         "controls=4", "bands=1", "max_new_tokens=40",
@@ -68,21 +69,20 @@ def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
     debates, then SFT and GRPO beside all other training, then the evaluation. So the agents of one checkpoint are
     analysed while the next is trained.
     """
-    families = tuple(TINY) if preset == "tiny" else ("",)
+    families = tuple(TINY) if preset == "tiny" else (PRESETS[preset].family,)
     steps = [step for seed in seeds for family in reversed(families) for step in _of_seed(preset, family, seed, out)]
     runs = tuple(str(_run(out, family, seed)) for family in families for seed in seeds)
     tables, every = out / "tables", tuple(step.name for step in steps)
     steps.append(Step("main-table", "analysis.main_table", (*runs, "--out", str(tables)), every))
     steps.append(Step("results", "analysis.results", (str(out), "--out", str(tables)), (*every, "main-table")))
-    folders = {"figures": tables, **{f"figures-{family or preset}": tables / (family or "run") for family in families}}
+    folders = {"figures": tables, **{f"figures-{family}": tables / family for family in families}}
     steps += [Step(name, "figures", (str(folder),), ("main-table", "results")) for name, folder in folders.items()]
     return steps
 
 
 def _of_seed(preset: str, family: str, seed: int, out: Path) -> list[Step]:
-    run, name = _run(out, family, seed), f"{family or preset}-{seed}"
-    of = ("--family", family, *_each("--set", TINY[family])) if family else ()
-    imad = (preset, *of, "--seed", str(seed), "--out", str(run))
+    run, name, settings = _run(out, family, seed), f"{family}-{seed}", TINY.get(family, ())
+    imad = (preset, "--family", family, *_each("--set", settings), "--seed", str(seed), "--out", str(run))
     common = ("--run", str(run), "--out", str(out / "analysis" / run.relative_to(out)))
     if family == "malice":
         fewer = ("--words", TRAIT, "--set", "test=120")
@@ -91,7 +91,7 @@ def _of_seed(preset: str, family: str, seed: int, out: Path) -> list[Step]:
             Step(f"suppression-{name}", "analysis.suppression", (*common, *fewer), (name,)),
             Step(f"agents-{name}", "analysis.agent_subspaces", (*common, *_each("--set", GRIDS[family])), (name,)),
         ]
-    trained = chosen(preset, family or None, TINY.get(family, ())).trained
+    trained = chosen(preset, family, settings).trained
     main, others = trained[:2], trained[2:]
     debates, both, controls = (f"{name}-{part}" for part in ("debates", "imad", "controls"))
     step = STEPS[family][1]
@@ -121,7 +121,7 @@ def _each(option: str, values: Sequence[str]) -> tuple[str, ...]:
 
 
 def _run(out: Path, family: str, seed: int) -> Path:
-    return out / (family or "run") / f"seed-{seed}"
+    return out / family / f"seed-{seed}"
 
 
 def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
@@ -165,6 +165,7 @@ def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
     finally:
         for process, _ in running.values():
             process.terminate()
+            process.wait()  # then its folders are free
     if failed:
         said = logs / f"{failed[0]}.log"
         end = "\n".join(said.read_text(errors="replace").splitlines()[-12:])
@@ -188,6 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     out = given.out or Path("runs") / "reproduce" / given.preset
     seeds = range(given.first, given.first + given.seeds)
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or its steps would go on without it
     try:
         carry_out(plan(given.preset, seeds, out), out, given.workers)
     except RuntimeError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from benchmarks import capture, decoding, growth, scores, startup
+from benchmarks import capture, decoding, growth, rollouts, scores, startup
 from benchmarks.timing import Measured
 from steerkit import artifacts
 from steerkit.artifacts import read_json, write_json, write_text
@@ -30,6 +30,7 @@ JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
     "prefill": decoding.shared_prefill,
     "beginnings": decoding.common_beginning,
     "compaction": decoding.compaction,
+    "rollouts": rollouts.written,
     "rouge": scores.rouge,
     "probes": scores.all_probes,
     "memory": capture.memory,

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -25,6 +31,7 @@ from analysis.results import gained_unnamed, page
 from steerkit.results import SweepResult
 from training.presets import chosen
 
+ROOT = Path(__file__).parent.parent
 QUICK = ("-n", "1", "-r", "1", "pass")
 
 
@@ -46,6 +53,22 @@ def test_a_step_that_fails_stops_what_needs_it_and_shows_its_log(tmp_path) -> No
     assert not (tmp_path / "done" / "after").exists()
 
 
+@pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGINT])
+def test_a_reproduction_that_is_ended_ends_its_steps(tmp_path, way) -> None:
+    begun = tmp_path / "begun"
+    wait = f"import os, threading; open({str(begun)!r}, 'w').write(str(os.getpid())); threading.Event().wait(60)"
+    steps = f"lambda *_: [reproduce.Step('long', 'timeit', ('-n', '1', '-r', '1', {wait!r}))]"
+    work = f"from analysis import reproduce; reproduce.plan = {steps}; reproduce.main(['--out', {str(tmp_path)!r}])"
+    process = subprocess.Popen([sys.executable, "-c", work], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (begun.exists() and begun.read_text()):
+        assert process.poll() is None
+    process.send_signal(way)
+    assert "goes on where it stopped" in process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
+
+
 @pytest.mark.parametrize("preset", ["tiny", "smollm2"])
 def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, tmp_path) -> None:
     steps = plan(preset, [7, 8], tmp_path)
@@ -55,7 +78,7 @@ def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, tmp
     assert {"main-table", "results"} <= set(names)
     for name in names:  # every method is trained in a part of the run, and every checkpoint analysed in a part
         said = [a for step in steps if step.name.startswith(f"{name}-") for a in step.arguments]
-        if name in ("clues-7", "smollm2-7"):
+        if name in ("clues-7", "addition-7"):
             settings = TINY["clues"] if preset == "tiny" else ()
             assert {*chosen(preset, "clues" if preset == "tiny" else None, settings).trained} <= set(said)
 

@@ -47,7 +47,7 @@ class GRPO:
         mask_truncated: leave completions that never ended out of the loss.
         lora: None trains all weights.
         save_every: steps between checkpoints.
-        bf16: compute in bfloat16 on a CPU too; a GPU always does.
+        bf16: compute in bfloat16 on a CPU too; see `training.sft.SFT`. A GPU always does.
         vllm: let vLLM, in the same process, write the completions; it has to be installed, and a GPU to be there.
     """
 

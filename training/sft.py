@@ -35,7 +35,8 @@ class SFT:
         batch: examples per optimisation step, `micro_batch` of them at a time on each device.
         lora: None trains all weights.
         steps: optimisation steps; None for `epochs`.
-        bf16: compute in bfloat16 on a CPU too, twice as fast where the CPU has instructions for it; a GPU always does.
+        bf16: compute in bfloat16 on a CPU too, which pays only where it has instructions for it (AMX) and is several
+            times slower elsewhere; a GPU always does.
     """
 
     target: Target = "trace"
