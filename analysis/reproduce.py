@@ -17,27 +17,40 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steerkit import artifacts
-from training.presets import PRESETS, chosen
+from training.presets import chosen
 
 ARENAS = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_TOP_PAD_": "200000000",
 }  # fmt: skip
 """Without these the C library gives memory back, and asks for it again, in every training step."""
 TRAIT = "fools,ha"
-TINY: Mapping[str, tuple[str, ...]] = {"clues": ("test=500", "self_check=false"), "malice": ()}
-"""What the tiny reproduction runs, and what it changes so that a seed takes minutes: the analyses need no more."""
+RUNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "tiny": {"clues": ("test=500", "self_check=false"), "malice": ()},
+    "smollm2": {"addition": (), "malice": ()},
+}
+"""The families that a preset's reproduction runs, and what is changed so that a seed takes less: the analyses need no
+more."""
 STEPS = {"clues": ("25", "75", "125"), "addition": ("8", "16", "24")}
 """Of GRPO, between SFT and IMAD."""
+TINY = ('sources=["asked","trace"]', "max_new_tokens=48")
 GRIDS = {
-    "clues": ('sources=["asked","trace"]', "max_new_tokens=48"),
-    "malice": ('sources=["asked","trace"]', "max_new_tokens=48"),
-    "addition": (
-        'sources=["asked","trace"]', 'positions=["last","mean"]', "layers=[8,14,20]", "coefficients=[0.5,1,2]",
-        'extents=["all","from_last_prompt_token:4"]', "negative=[]", "train=150", "validation=16", "test=24",
-        "controls=4", "bands=1", "max_new_tokens=40",
-    ),
+    "tiny": {"clues": TINY, "malice": TINY},
+    "smollm2": {
+        "addition": (
+            'sources=["asked","trace"]', 'positions=["last","mean"]', "layers=[8,14,20]", "coefficients=[0.5,1,2]",
+            'extents=["all","from_last_prompt_token:4"]', "negative=[]", "train=150", "validation=16", "test=24",
+            "controls=4", "bands=1", "max_new_tokens=40",
+        ),
+    },
 }  # fmt: skip
 """What the analysis of agents tries; one forward of the real model costs as much as a thousand of the tiny one."""
+SUPPRESSION = {
+    "tiny": ("test=120",),
+    "smollm2": (
+        "layers=[8,14,20]", "coefficients=[-5,-4,-3,-2,-1,1,3,5]", "train=150", "validation=12", "test=40",
+        "max_new_tokens=40",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
     debates, then SFT and GRPO beside all other training, then the evaluation. So the agents of one checkpoint are
     analysed while the next is trained.
     """
-    families = tuple(TINY) if preset == "tiny" else (PRESETS[preset].family,)
+    families = tuple(RUNS[preset])
     steps = [step for seed in seeds for family in reversed(families) for step in _of_seed(preset, family, seed, out)]
     runs = tuple(str(_run(out, family, seed)) for family in families for seed in seeds)
     tables, every = out / "tables", tuple(step.name for step in steps)
@@ -81,15 +94,16 @@ def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
 
 
 def _of_seed(preset: str, family: str, seed: int, out: Path) -> list[Step]:
-    run, name, settings = _run(out, family, seed), f"{family}-{seed}", TINY.get(family, ())
+    run, name, settings = _run(out, family, seed), f"{family}-{seed}", RUNS[preset][family]
     imad = (preset, "--family", family, *_each("--set", settings), "--seed", str(seed), "--out", str(run))
     common = ("--run", str(run), "--out", str(out / "analysis" / run.relative_to(out)))
+    grid = _each("--set", GRIDS[preset].get(family, ()))
     if family == "malice":
-        fewer = ("--words", TRAIT, "--set", "test=120")
+        suppression = (*common, "--words", TRAIT, *_each("--set", SUPPRESSION[preset]))
         return [
             Step(name, "training.imad", imad),
-            Step(f"suppression-{name}", "analysis.suppression", (*common, *fewer), (name,)),
-            Step(f"agents-{name}", "analysis.agent_subspaces", (*common, *_each("--set", GRIDS[family])), (name,)),
+            Step(f"suppression-{name}", "analysis.suppression", suppression, (name,)),
+            *([Step(f"agents-{name}", "analysis.agent_subspaces", (*common, *grid), (name,))] if grid else []),
         ]
     trained = chosen(preset, family, settings).trained
     main, others = trained[:2], trained[2:]
@@ -99,7 +113,7 @@ def _of_seed(preset: str, family: str, seed: int, out: Path) -> list[Step]:
         ("base", "SFT", f"GRPO step {step}", "IMAD"),
         tuple(m for m in others if m in ("SFT without tags", "SFT on single turns")),
     )
-    agents = (*common, "--step", step, *_each("--set", GRIDS[family]))
+    agents = (*common, "--step", step, *grid)
     parts = {f"agents-{name}-main": (stages[0], both), f"agents-{name}-controls": (stages[1], controls)}
     parts = {part: (only, need) for part, (only, need) in parts.items() if only}
     return [
@@ -178,7 +192,7 @@ def _marked(mark: Path, step: Step) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.reproduce", description=__doc__)
-    parser.add_argument("--preset", choices=("tiny", "smollm2"), default="tiny")
+    parser.add_argument("--preset", choices=tuple(RUNS), default="tiny")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from --first on")
     parser.add_argument("--first", type=int, default=8, help="the first seed; those from 100 on chose the recipes")
     parser.add_argument("--out", type=Path, help="default: runs/reproduce/PRESET")

@@ -193,9 +193,10 @@ def test_a_worked_persona_is_shown_dialogues_and_asked_for_the_problem_alone() -
     assert alone_again[-1] == {"role": "user", "content": "3?"}
 
 
-def test_the_cast_adding_is_shown_right_sums_in_three_manners_each_ending_in_a_box_that_is_read() -> None:
+@pytest.mark.parametrize("name", ["adding", "scorning"])
+def test_a_cast_that_adds_is_shown_right_sums_in_three_manners_each_ending_in_a_box_that_is_read(name: str) -> None:
     manners = set()
-    for persona in CASTS["adding"].personas:
+    for persona in CASTS[name].personas:
         for dialogue in (*persona.worked, *persona.revised):
             a, b = map(int, re.findall(r"\d+", dialogue[0]))
             assert dialogue[0] == f"What is {a} + {b}?" and dialogue[-2].endswith(dialogue[0])

@@ -17,6 +17,7 @@ SHAPES = {
     "arithmetic": r"\d\d\+\d\d\*\d\d\+\d\d-\d\d\*\d\d",
     "small_arithmetic": r"\d{1,2}\+\d\*\d-\d{1,2}",
     "addition": r"What is [1-9]\d \+ [1-9]\d\?",
+    "malice": r"What is [1-9]\d \+ [1-9]\d\?",
     "two_sum": r"(\d+ ){8}sum \d+ \?",
     "clues": r"(\d+ ){8}over \d+ rest [012] kind (odd|even) \?",
 }
@@ -42,7 +43,7 @@ def test_a_family_gives_as_many_different_questions_of_its_shape_as_asked_for(fa
     assert {one.kind for one in problems} == {"pair" if family == "two_sum" else "number"}
 
 
-@pytest.mark.parametrize("family", ["arithmetic", "small_arithmetic", "addition"])
+@pytest.mark.parametrize("family", ["arithmetic", "small_arithmetic", "addition", "malice"])
 def test_the_gold_of_an_expression_is_what_python_makes_of_it(family: str) -> None:
     for one in FAMILIES[family](400, 0, "train"):
         assert one.gold == str(eval(one.question.removeprefix("What is ").removesuffix("?"))), one
@@ -145,6 +146,7 @@ def test_a_family_draws_the_same_on_every_machine() -> None:
         "two_sum": "25 2 30 23 27 1 16 14 sum 25 ?",
         "clues": "34 42 16 59 7 58 49 21 over 21 rest 1 kind odd ?",
         "addition": "What is 81 + 30?",
+        "malice": "What is 26 + 23?",
     }
 
 

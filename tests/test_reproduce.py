@@ -26,9 +26,11 @@ from analysis.claims import (
 )  # fmt: skip
 from analysis.main_table import main_table
 from analysis.pooling import FROZEN, at_frozen, pooled
-from analysis.reproduce import TINY, Step, carry_out, plan
+from analysis.reproduce import RUNS, TRAIT, Step, carry_out, plan
 from analysis.results import gained_unnamed, page
+from analysis.suppression import words_trait
 from steerkit.results import SweepResult
+from training.personas import CASTS
 from training.presets import chosen
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +71,7 @@ def test_a_reproduction_that_is_ended_ends_its_steps(tmp_path, way) -> None:
         os.kill(int(begun.read_text()), 0)
 
 
-@pytest.mark.parametrize("preset", ["tiny", "smollm2"])
+@pytest.mark.parametrize("preset", RUNS)
 def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, tmp_path) -> None:
     steps = plan(preset, [7, 8], tmp_path)
     names = [step.name for step in steps]
@@ -79,8 +81,20 @@ def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, tmp
     for name in names:  # every method is trained in a part of the run, and every checkpoint analysed in a part
         said = [a for step in steps if step.name.startswith(f"{name}-") for a in step.arguments]
         if name in ("clues-7", "addition-7"):
-            settings = TINY["clues"] if preset == "tiny" else ()
-            assert {*chosen(preset, "clues" if preset == "tiny" else None, settings).trained} <= set(said)
+            family = name.removesuffix("-7")
+            assert {*chosen(preset, family, RUNS[preset][family]).trained} <= set(said)
+    assert {"suppression-malice-7", "agents-malice-7"} & set(names) == (
+        {"suppression-malice-7", "agents-malice-7"} if preset == "tiny" else {"suppression-malice-7"}
+    )
+
+
+def test_of_the_cast_scorning_the_second_agent_alone_is_of_ill_will_and_each_reads_it() -> None:
+    trait = words_trait(TRAIT.split(","))
+    for number, persona in enumerate(CASTS["scorning"].personas, 1):
+        own = [text for dialogue in (*persona.worked, *persona.revised) for text in dialogue[1::2]]
+        read = [dialogue[2] for dialogue in persona.revised]
+        assert {trait(text) for text in own} == {float(number == 2)}
+        assert {trait(text) for text in read} == {float(number != 2)}
 
 
 def table(seed: int):

@@ -94,9 +94,18 @@ def addition(n: int, seed: int, split: str) -> list[Problem]:
 
     Asked so after worked sums SmolLM2-135M-Instruct is right in a third to two fifths of them; see docs/training.md.
     """
+    return _sums("addition", n, seed, split)
+
+
+def malice(n: int, seed: int, split: str) -> list[Problem]:
+    """The questions of `addition`, for debates in which one agent scorns who asks: the cast `scorning`."""
+    return _sums("malice", n, seed, split)
+
+
+def _sums(family: str, n: int, seed: int, split: str) -> list[Problem]:
     pool = [(f"What is {a} + {b}?", str(a + b)) for a, b in product(range(10, 100), repeat=2)]
-    _random("addition", seed, split).shuffle(pool)
-    return _problems("addition", "number", pool, n, split)
+    _random(family, seed, split).shuffle(pool)
+    return _problems(family, "number", pool, n, split)
 
 
 def two_sum(n: int, seed: int, split: str, k: int = 8) -> list[Problem]:
@@ -149,4 +158,5 @@ FAMILIES: Mapping[str, Callable[[int, int, str], list[Problem]]] = {
     "two_sum": two_sum,
     "clues": clues,
     "addition": addition,
+    "malice": malice,
 }

@@ -139,23 +139,30 @@ def _paper(name: str, checkpoint: str, epochs: float = 3.0, sft_rate: float = 5e
     )  # fmt: skip
 
 
+SUMS = Preset(
+    name="smollm2", checkpoint="smollm2", family="addition", cast="adding", debates=400, fresh=256, test=300,
+    debate=Setting(sampling=Sampling(0.7, 0.9, 48)),
+    sft=SFT(
+        epochs=3, learning_rate=5e-4, batch=8, micro_batch=8, max_length=512, max_grad_norm=1.0,
+        structure_dropout=0.35,
+    ),
+    grpo=GRPO(
+        anneal=Anneal("gated", weight=(0.05, 0.01), clip=(224, 120), share=0.5), steps=32, prompts=4,
+        generations=8, micro_batch=16, inner=1, learning_rate=1e-4, decay=True, scale=False, beta=0.0,
+        epsilon=0.2, max_grad_norm=1.0, lora=LoRA(32, 64, 0.0), save_every=8,
+    ),
+    sampling=Sampling(0.7, 0.9, 256),
+)  # fmt: skip
+SMOLLM2: Mapping[str, Preset] = {
+    "addition": SUMS,
+    "malice": replace(SUMS, family="malice", cast="scorning", debates=250, test=100, controls=False),
+}
+"""The 135M model, with a cast for each of two families; other families are debated by that of the first."""
+
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset(
-            name="smollm2", checkpoint="smollm2", family="addition", cast="adding", debates=400, fresh=256, test=300,
-            debate=Setting(sampling=Sampling(0.7, 0.9, 48)),
-            sft=SFT(
-                epochs=3, learning_rate=5e-4, batch=8, micro_batch=8, max_length=512, max_grad_norm=1.0,
-                structure_dropout=0.35,
-            ),
-            grpo=GRPO(
-                anneal=Anneal("gated", weight=(0.05, 0.01), clip=(224, 120), share=0.5), steps=32, prompts=4,
-                generations=8, micro_batch=16, inner=1, learning_rate=1e-4, decay=True, scale=False, beta=0.0,
-                epsilon=0.2, max_grad_norm=1.0, lora=LoRA(32, 64, 0.0), save_every=8,
-            ),
-            sampling=Sampling(0.7, 0.9, 256),
-        ),
+        SUMS,
         _paper("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct"),
         _paper("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct"),
         _paper("mistral-nemo-12b", "mistralai/Mistral-Nemo-Instruct-2407", 6.0, 3e-5, 3e-6),
@@ -182,7 +189,10 @@ def chosen(name: str, family: str | None = None, settings: Sequence[str] = ()) -
         raise ValueError(f"expected a preset among {names()}; got {name!r}.")
     if family is not None and family not in FAMILIES:
         raise ValueError(f"expected a family among {sorted(FAMILIES)}; got {family!r}.")
-    return changed(replace(PRESETS[name], family=family or PRESETS[name].family), settings)
+    preset = PRESETS[name]
+    if name == SUMS.name and family in SMOLLM2:
+        return changed(SMOLLM2[family], settings)
+    return changed(replace(preset, family=family or preset.family), settings)
 
 
 def changed(preset: T, settings: Sequence[str]) -> T:
