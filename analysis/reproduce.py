@@ -33,7 +33,7 @@ more."""
 STEPS = {"clues": ("25", "75", "125"), "addition": ("8", "16", "24")}
 """Of GRPO, between SFT and IMAD."""
 TINY = ('sources=["asked","trace"]', "max_new_tokens=48")
-GRIDS = {
+GRIDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tiny": {"clues": TINY, "malice": TINY},
     "smollm2": {
         "addition": (

@@ -190,9 +190,9 @@ def chosen(name: str, family: str | None = None, settings: Sequence[str] = ()) -
     if family is not None and family not in FAMILIES:
         raise ValueError(f"expected a family among {sorted(FAMILIES)}; got {family!r}.")
     preset = PRESETS[name]
-    if name == SUMS.name and family in SMOLLM2:
-        return changed(SMOLLM2[family], settings)
-    return changed(replace(preset, family=family or preset.family), settings)
+    own = SMOLLM2 if preset is SUMS else {}
+    family = family or preset.family
+    return changed(own.get(family, replace(preset, family=family)), settings)
 
 
 def changed(preset: T, settings: Sequence[str]) -> T:
