@@ -32,9 +32,9 @@ RUNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 more."""
 STEPS = {"clues": ("25", "75", "125"), "addition": ("8", "16", "24")}
 """Of GRPO, between SFT and IMAD."""
-TINY = ('sources=["asked","trace"]', "max_new_tokens=48")
+SMALL = ('sources=["asked","trace"]', "max_new_tokens=48")
 GRIDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "tiny": {"clues": TINY, "malice": TINY},
+    "tiny": {"clues": SMALL, "malice": SMALL},
     "smollm2": {
         "addition": (
             'sources=["asked","trace"]', 'positions=["last","mean"]', "layers=[8,14,20]", "coefficients=[0.5,1,2]",
@@ -51,6 +51,7 @@ SUPPRESSION = {
         "max_new_tokens=40",
     ),
 }  # fmt: skip
+"""What the analysis of suppression sweeps."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,6 @@ class Step:
     module: str
     arguments: tuple[str, ...]
     needs: tuple[str, ...] = ()
-
-    @property
-    def config(self) -> str:
-        """What its mark is of: another command under the same name is another step."""
-        return artifacts.sha256(artifacts.canonical_json([self.module, self.arguments]))
 
 
 def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
@@ -147,10 +143,11 @@ def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
     marks, logs = out / "done", out / "logs"
     marks.mkdir(parents=True, exist_ok=True)
     logs.mkdir(exist_ok=True)
-    done = {step.name for step in steps if _marked(marks / step.name, step)}
+    by_name = {step.name: step for step in steps}
+    configs = {step.name: config(step, by_name) for step in steps}
+    done = {name for name, found in configs.items() if _marked(marks / name, found)}
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     failed: list[str] = []
-    by_name = {step.name: step for step in steps}
     try:
         while len(done) < len(steps) and (running or not failed):
             ready = [s for s in steps if s.name not in done and s.name not in running and done.issuperset(s.needs)]
@@ -172,7 +169,7 @@ def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
                     failed.append(name)
                     print(f"{name}: failed after {took:.0f} s", flush=True)
                 else:
-                    artifacts.write_json(marks / name, {"step": by_name[name].config, "seconds": round(took, 1)})
+                    artifacts.write_json(marks / name, {"step": configs[name], "seconds": round(took, 1)})
                     done.add(name)
                     print(f"{name}: done in {took:.0f} s ({len(done)} of {len(steps)})", flush=True)
             time.sleep(0.2)
@@ -186,8 +183,14 @@ def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
         raise RuntimeError(f"expected every step to succeed; {failed} did not. The end of {said}:\n{end}")
 
 
-def _marked(mark: Path, step: Step) -> bool:
-    return mark.is_file() and artifacts.read_json(mark)["step"] == step.config
+def config(step: Step, by_name: Mapping[str, Step]) -> str:
+    """What a step's mark is of: its command and, in turn, those of what it needs. If any differs, it is run again."""
+    needs = [config(by_name[name], by_name) for name in step.needs]
+    return artifacts.sha256(artifacts.canonical_json([step.module, step.arguments, needs]))
+
+
+def _marked(mark: Path, found: str) -> bool:
+    return mark.is_file() and artifacts.read_json(mark)["step"] == found
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -26,7 +26,7 @@ from analysis.claims import (
 )  # fmt: skip
 from analysis.main_table import main_table
 from analysis.pooling import FROZEN, at_frozen, pooled
-from analysis.reproduce import RUNS, TRAIT, Step, carry_out, plan
+from analysis.reproduce import GRIDS, RUNS, TRAIT, Step, carry_out, plan
 from analysis.results import gained_unnamed, page
 from analysis.suppression import words_trait
 from steerkit.results import SweepResult
@@ -44,8 +44,11 @@ def test_steps_run_once_in_the_order_of_their_needs(tmp_path, capsys) -> None:
     assert [line.partition(":")[0] for line in said] == ["first", "first", "second", "second"]
     carry_out(steps, tmp_path, workers=2)
     assert capsys.readouterr().out == ""
-    carry_out([Step("first", "timeit", (*QUICK, "pass"))], tmp_path, workers=1)
+    changed = Step("first", "timeit", (*QUICK, "pass"))
+    carry_out([changed], tmp_path, workers=1)
     assert "first: done" in capsys.readouterr().out  # another command under the same name is another step
+    carry_out([steps[0], changed], tmp_path, workers=1)
+    assert capsys.readouterr().out.startswith("second: begun")  # what needs it is another step, too
 
 
 def test_a_step_that_fails_stops_what_needs_it_and_shows_its_log(tmp_path) -> None:
@@ -83,9 +86,7 @@ def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, tmp
         if name in ("clues-7", "addition-7"):
             family = name.removesuffix("-7")
             assert {*chosen(preset, family, RUNS[preset][family]).trained} <= set(said)
-    assert {"suppression-malice-7", "agents-malice-7"} & set(names) == (
-        {"suppression-malice-7", "agents-malice-7"} if preset == "tiny" else {"suppression-malice-7"}
-    )
+    assert "suppression-malice-7" in names and ("agents-malice-7" in names) == ("malice" in GRIDS[preset])
 
 
 def test_of_the_cast_scorning_the_second_agent_alone_is_of_ill_will_and_each_reads_it() -> None:
