@@ -47,7 +47,7 @@ GRIDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 SUPPRESSION = {
     "tiny": ("test=120",),
     "smollm2": (
-        "layers=[8,14,20]", "coefficients=[-5,-4,-3,-2,-1,1,3,5]", "train=150", "validation=12", "test=40",
+        "layers=[8,14,20]", "coefficients=[-5,-4,-3,-2,-1,1,3,5]", "train=150", "validation=16", "test=80",
         "max_new_tokens=40",
     ),
 }  # fmt: skip

@@ -155,7 +155,7 @@ SUMS = Preset(
 )  # fmt: skip
 SMOLLM2: Mapping[str, Preset] = {
     "addition": SUMS,
-    "malice": replace(SUMS, family="malice", cast="scorning", debates=250, test=100, controls=False),
+    "malice": replace(SUMS, family="malice", cast="scorning", debates=250, test=160, controls=False),
 }
 """The 135M model, with a cast for each of two families; other families are debated by that of the first."""
 
