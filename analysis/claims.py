@@ -164,14 +164,20 @@ def tag_ablation(family: str, table: pd.DataFrame) -> Claim:
 
 
 def suppressed(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
-    """Whether a negative coefficient halves the trait where the malicious agent is named, IMAD beside base."""
+    """Whether a negative coefficient halves the trait where the malicious agent is named, IMAD beside base.
+
+    Random directions of the same norm may do that, too: it counts where the agent's vectors need a milder push.
+    """
     table = some["suppression_kept"]
-    forced = table[(table["context"] == "forced") & table["vector"].isin(["agent", "prompts"])]
+    forced = table[table["context"] == "forced"]
+    own = forced["vector"].isin(["agent", "prompts"])
     parts, able = [], {}
     for stage, lines in forced.groupby("stage", sort=False):
-        trait, doses = lines["trait"].iloc[0], lines["coefficient"].dropna()
-        able[stage] = np.isfinite(doses).any() if trait >= SHOWN else None
-        ways = [f"halved from {doses[np.isfinite(doses)].max():g} on"] if np.isfinite(doses).any() else []
+        trait, doses = lines["trait"].iloc[0], lines.loc[own, "coefficient"].dropna()
+        mildest, control = _mildest(doses), _mildest(lines.loc[~own, "coefficient"])
+        able[stage] = mildest is not None and (control is None or mildest > control) if trait >= SHOWN else None
+        ways = [f"halved from {mildest:g} on"] if mildest is not None else []
+        ways += [f"by a random direction from {control:g} on"] if ways and control is not None else []
         ways += ["halved by ablation"] if np.isinf(doses).any() else []
         nothing = "no coefficient halves it" if trait >= SHOWN else "nothing to turn off"
         parts.append(f"{stage}: trait {trait:.2f}, {', '.join(ways) or nothing}")
@@ -183,6 +189,11 @@ def suppressed(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
         said = NOT
     name = f"{family}: IMAD's malicious agent can be turned off, the base's cannot"
     return Claim(name, "trait 0 from -3 to -5; base keeps about 1", "; ".join(parts), str(int(forced["n"].max())), said)
+
+
+def _mildest(coefficients: pd.Series) -> float | None:
+    finite = coefficients[np.isfinite(coefficients)]
+    return None if finite.empty else float(finite.max())
 
 
 def preserved(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:

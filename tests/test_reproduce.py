@@ -147,18 +147,23 @@ def test_verdicts_follow_the_interval() -> None:
 
 
 def test_a_trait_that_no_text_shows_is_not_one_that_was_turned_off() -> None:
-    def said(traits: dict[str, float], halved: dict[str, list[float]]):
+    nan, gone = float("nan"), -float("inf")
+
+    def said(traits: dict[str, float], halved: dict[str, list[float]], control: float = nan):
         lines = [(stage, "forced", "agent", t, c, 40) for stage, t in traits.items() for c in halved[stage]]
+        lines += [("IMAD", "forced", "random 0", traits["IMAD"], control, 40)]
         kept = pd.DataFrame(lines, columns=["stage", "context", "vector", "trait", "coefficient", "n"])
         return suppressed("malice", {"suppression_kept": kept})
 
-    nan, gone = float("nan"), -float("inf")
     absent = said({"base": 1.0, "IMAD": 0.0}, {"base": [gone], "IMAD": [nan]})
     assert absent.verdict == UNTESTED
     assert absent.ours == "base: trait 1.00, halved by ablation; IMAD: trait 0.00, nothing to turn off"
     assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [-3.0, -2.0]}).verdict == HOLDS
     assert said({"base": 1.0, "IMAD": 0.8}, {"base": [-1.0], "IMAD": [-2.0]}).verdict == OPEN
     assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [nan]}).verdict == NOT
+    milder = said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [-2.0]}, control=-4.0)
+    assert milder.verdict == HOLDS and milder.ours.endswith("halved from -2 on, by a random direction from -4 on")
+    assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [-2.0]}, control=-2.0).verdict == NOT
 
 
 def test_the_page_shows_every_agent_of_every_checkpoint_beside_its_controls() -> None:
