@@ -200,7 +200,8 @@ def preserved(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
     """Accuracy kept at the mildest coefficient that halves the trait, the better of the two vectors."""
     table = some["suppression_kept"]
     forced = table[(table["context"] == "forced") & table["vector"].isin(["agent", "prompts"])]
-    best = forced.sort_values("kept", ascending=False).groupby("stage", sort=False).head(1).set_index("stage")
+    best = forced.sort_values("kept", ascending=False).groupby("stage").head(1).set_index("stage")
+    best = best.loc[forced["stage"].unique()]
     parts = [
         f"{stage}: "
         + (f"{r.kept:.2f} [{r.low:.2f}, {r.high:.2f}] at {r.coefficient:g}" if np.isfinite(r.kept) else "none")
