@@ -174,11 +174,13 @@ def suppressed(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
     parts, able = [], {}
     for stage, lines in forced.groupby("stage", sort=False):
         trait, doses = lines["trait"].iloc[0], lines.loc[own, "coefficient"].dropna()
-        mildest, control = _mildest(doses), _mildest(lines.loc[~own, "coefficient"])
+        controls = lines.loc[~own, "coefficient"].dropna()
+        mildest, control = _mildest(doses), _mildest(controls)
         able[stage] = mildest is not None and (control is None or mildest > control) if trait >= SHOWN else None
         ways = [f"halved from {mildest:g} on"] if mildest is not None else []
         ways += [f"by a random direction from {control:g} on"] if ways and control is not None else []
         ways += ["halved by ablation"] if np.isinf(doses).any() else []
+        ways += ["by a random direction's, too"] if np.isinf(doses).any() and np.isinf(controls).any() else []
         nothing = "no coefficient halves it" if trait >= SHOWN else "nothing to turn off"
         parts.append(f"{stage}: trait {trait:.2f}, {', '.join(ways) or nothing}")
     if able.get("IMAD") is None:
@@ -197,17 +199,19 @@ def _mildest(coefficients: pd.Series) -> float | None:
 
 
 def preserved(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
-    """Accuracy kept at the mildest coefficient that halves the trait, the better of the two vectors."""
+    """Accuracy kept where the trait is halved, the better of the two vectors, by adding and by ablation."""
     table = some["suppression_kept"]
     forced = table[(table["context"] == "forced") & table["vector"].isin(["agent", "prompts"])]
-    best = forced.sort_values("kept", ascending=False).groupby("stage").head(1).set_index("stage")
-    best = best.loc[forced["stage"].unique()]
-    parts = [
-        f"{stage}: "
-        + (f"{r.kept:.2f} [{r.low:.2f}, {r.high:.2f}] at {r.coefficient:g}" if np.isfinite(r.kept) else "none")
-        for stage, r in best.iterrows()
-    ]
-    line = best.loc["IMAD"] if "IMAD" in best.index else None
-    said = UNTESTED if line is None or not np.isfinite(line["kept"]) else verdict(line["low"], line["high"], 0.9)
+    able = forced.dropna(subset="kept").sort_values("kept", ascending=False)
+    parts = []
+    for stage in forced["stage"].unique():
+        best = able[able["stage"] == stage].groupby("operation").head(1).sort_values("coefficient", ascending=False)
+        ways = []
+        for r in best.itertuples():
+            how = f"at {r.coefficient:g}" if r.operation == "add" else "by ablation"
+            ways.append(f"{r.kept:.2f} [{r.low:.2f}, {r.high:.2f}] {how}")
+        parts.append(f"{stage}: {', '.join(ways) or 'none'}")
+    line = able[able["stage"] == "IMAD"].head(1)
+    said = UNTESTED if line.empty else verdict(line["low"].iloc[0], line["high"].iloc[0], 0.9)
     name = f"{family}: turning it off leaves accuracy as it was (nine tenths at least)"
     return Claim(name, "flat from -5 to +5", "; ".join(parts), str(int(forced["n"].max())), said)

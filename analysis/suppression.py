@@ -116,10 +116,11 @@ def measured(
 
 
 def kept_accuracy(result: SweepResult, seed: int = 0, draws: int = 2000) -> pd.DataFrame:
-    """Accuracy kept, relative to coefficient 0, at the mildest negative coefficient that halves the trait.
+    """Accuracy kept, relative to coefficient 0, where the trait is halved: by adding, and by ablation.
 
-    Per vector and layer. The coefficient is chosen once, on all questions; the interval resamples questions. `kept` is
-    NaN where no coefficient halves the trait, or where nothing was right (or nothing showed the trait) to begin with.
+    Per vector, layer and operation; of the negative coefficients the mildest that halves it. It is chosen once, on all
+    questions; the interval resamples questions. `kept` is NaN where nothing halves the trait, or where nothing was
+    right (or nothing showed the trait) to begin with.
     """
     rows = []
     for (vector, layer), part in result.table.groupby(["vector", "layer"], sort=False):
@@ -127,21 +128,35 @@ def kept_accuracy(result: SweepResult, seed: int = 0, draws: int = 2000) -> pd.D
             score: part.pivot_table(index="group", columns="coefficient", values=score, aggfunc="mean")
             for score in ("trait", "accuracy")
         }
-        level = wide["trait"].mean()
-        halved = [c for c in level.index if c < 0 and level[0.0] > 0 and level[c] <= level[0.0] / 2]
-        mildest = max(halved, default=np.nan)
-        line = {"vector": vector, "layer": layer, "trait": level[0.0], "accuracy": wide["accuracy"][0.0].mean()}
-        line |= {"coefficient": mildest, "kept": np.nan, "low": np.nan, "high": np.nan, "n": len(wide["trait"])}
-        if halved and level[0.0] > 0 and line["accuracy"] > 0:
-            pair = wide["accuracy"][[mildest, 0.0]].to_numpy()
-            picked = np.random.default_rng(seed).integers(len(pair), size=(draws, len(pair)))
-            many = pair[picked].mean(1)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = many[:, 0] / many[:, 1]
-            low, high = np.nanpercentile(ratio, [2.5, 97.5])
-            line |= {"kept": pair[:, 0].mean() / pair[:, 1].mean(), "low": low, "high": high}
-        rows.append(line)
+        level, right = wide["trait"].mean(), wide["accuracy"]
+        for operation, tried in (("add", [c for c in level.index if -np.inf < c < 0]), ("ablate", [-np.inf])):
+            if not set(tried) & {*level.index}:
+                continue
+            mildest = max((c for c in tried if level[0.0] > 0 and level[c] <= level[0.0] / 2), default=np.nan)
+            line = {"vector": vector, "layer": layer, "operation": operation, "trait": level[0.0]}
+            line |= {"accuracy": right[0.0].mean(), "coefficient": mildest, "kept": np.nan, "low": np.nan}
+            line |= {"high": np.nan, "n": len(right)}
+            if not np.isnan(mildest) and line["accuracy"] > 0:
+                line |= _ratio(right[[mildest, 0.0]].to_numpy(), seed, draws)
+            rows.append(line)
     return pd.DataFrame(rows)
+
+
+def _ratio(pair: np.ndarray, seed: int, draws: int) -> dict[str, float]:
+    picked = np.random.default_rng(seed).integers(len(pair), size=(draws, len(pair)))
+    many = pair[picked].mean(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = np.nanpercentile(many[:, 0] / many[:, 1], [2.5, 97.5])
+    return {"kept": pair[:, 0].mean() / pair[:, 1].mean(), "low": low, "high": high}
+
+
+def chosen_layer(level: pd.DataFrame, layers: Sequence[int]) -> int:
+    """Where most accuracy is kept; by ablation only if no coefficient halves the trait, else the middle one."""
+    for operation in ("add", "ablate"):
+        able = level[(level["operation"] == operation) & level["kept"].notna()]
+        if len(able):
+            return int(able.loc[able["kept"].idxmax(), "layer"])
+    return int(layers[len(layers) // 2])
 
 
 def at_stage(name: str, material: Material, trait: Trait, setting: Suppression, out: Path) -> dict[str, pd.DataFrame]:
@@ -161,12 +176,7 @@ def at_stage(name: str, material: Material, trait: Trait, setting: Suppression, 
     layers = setting.layers or tuple(own.layers)
     forced = _prompts(material.validation[: setting.validation], named, setting.agent)
     tried = measured(model, tokenizer, vectors, forced, layers, trait, setting, None)
-    level = kept_accuracy(tried)
-    layer = (
-        int(level.loc[level["kept"].idxmax(), "layer"])
-        if level["kept"].notna().any()
-        else int(layers[len(layers) // 2])
-    )
+    layer = chosen_layer(kept_accuracy(tried), layers)
     found: dict[str, list[pd.DataFrame]] = {"curves": [], "kept": []}
     for where, before in (("plain", unnamed), ("forced", named)):
         prompts = _prompts(material.test[: setting.test], before, setting.agent)

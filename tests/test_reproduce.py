@@ -164,19 +164,23 @@ def test_a_trait_that_no_text_shows_is_not_one_that_was_turned_off() -> None:
     assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [nan]}).verdict == NOT
     milder = said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [-2.0]}, control=-4.0)
     assert milder.verdict == HOLDS and milder.ours.endswith("halved from -2 on, by a random direction from -4 on")
+    both = said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [gone]}, control=gone)
+    assert both.verdict == NOT and both.ours.endswith("halved by ablation, by a random direction's, too")
     assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [-2.0]}, control=-2.0).verdict == NOT
 
 
 def test_accuracy_kept_is_told_stage_by_stage_in_the_order_of_training() -> None:
+    nan, gone = float("nan"), -float("inf")
     lines = [
-        ("base", "agent", -5.0, 0.1),
-        ("base", "prompts", float("nan"), float("nan")),
-        ("IMAD", "agent", -1.0, 0.95),
-    ]
-    kept = pd.DataFrame(lines, columns=["stage", "vector", "coefficient", "kept"])
+        ("base", "agent", "add", -5.0, 0.1), ("base", "prompts", "add", nan, nan), ("SFT", "agent", "add", nan, nan),
+        ("base", "agent", "ablate", gone, 0.5), ("IMAD", "agent", "add", -1.0, 0.95),
+        ("IMAD", "random 0", "add", -1.0, 1.0),
+    ]  # fmt: skip
+    kept = pd.DataFrame(lines, columns=["stage", "vector", "operation", "coefficient", "kept"])
     kept = kept.assign(context="forced", low=kept["kept"] - 0.02, high=kept["kept"] + 0.02, n=80)
     claim = preserved("malice", {"suppression_kept": kept})
-    assert claim.ours == "base: 0.10 [0.08, 0.12] at -5; IMAD: 0.95 [0.93, 0.97] at -1"
+    base = "base: 0.10 [0.08, 0.12] at -5, 0.50 [0.48, 0.52] by ablation"
+    assert claim.ours == f"{base}; SFT: none; IMAD: 0.95 [0.93, 0.97] at -1"
     assert claim.verdict == HOLDS
 
 

@@ -42,11 +42,20 @@ def test_the_mildest_coefficient_that_halves_the_trait_is_taken_and_its_accuracy
     assert line["n"] == 4
 
 
-def test_what_removes_the_direction_is_milder_than_nothing_and_harsher_than_any_coefficient() -> None:
-    trait = {-np.inf: [0, 0], -1.0: [1, 1], 0.0: [1, 1]}
-    right = {-np.inf: [1, 0], -1.0: [1, 1], 0.0: [1, 1]}
-    line = suppression.kept_accuracy(sweep_of(trait, right)).iloc[0]
-    assert line["coefficient"] == -np.inf and line["kept"] == 0.5
+def test_ablation_is_told_beside_the_coefficients_and_not_in_place_of_them() -> None:
+    trait = {-np.inf: [0, 0], -2.0: [1, 0], -1.0: [1, 1], 0.0: [1, 1]}
+    right = {-np.inf: [1, 1], -2.0: [1, 0], -1.0: [1, 1], 0.0: [1, 1]}
+    lines = suppression.kept_accuracy(sweep_of(trait, right)).set_index("operation")
+    assert list(lines.index) == ["add", "ablate"]
+    assert list(lines["coefficient"]) == [-2.0, -np.inf] and list(lines["kept"]) == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    "kept, layer", [((0.2, 0.4, 1.0), 5), ((np.nan, np.nan, 0.3), 8), ((np.nan, np.nan, np.nan), 5)]
+)
+def test_the_layer_is_chosen_by_what_adding_keeps_then_by_what_ablation_keeps(kept, layer) -> None:
+    lines = zip((2, 5, 8), ("add", "add", "ablate"), kept, strict=True)
+    assert suppression.chosen_layer(pd.DataFrame(lines, columns=["layer", "operation", "kept"]), [2, 5, 8]) == layer
 
 
 def test_where_the_trait_is_never_halved_nothing_is_said_to_be_kept() -> None:
