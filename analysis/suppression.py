@@ -129,8 +129,8 @@ def kept_accuracy(result: SweepResult, seed: int = 0, draws: int = 2000) -> pd.D
             for score in ("trait", "accuracy")
         }
         level, right = wide["trait"].mean(), wide["accuracy"]
-        for operation, tried in (("add", [c for c in level.index if -np.inf < c < 0]), ("ablate", [-np.inf])):
-            if not set(tried) & {*level.index}:
+        for operation, ablated in (("add", False), ("ablate", True)):
+            if not (tried := [c for c in level.index if c < 0 and np.isinf(c) == ablated]):
                 continue
             mildest = max((c for c in tried if level[0.0] > 0 and level[c] <= level[0.0] / 2), default=np.nan)
             line = {"vector": vector, "layer": layer, "operation": operation, "trait": level[0.0]}
