@@ -118,21 +118,24 @@ def _imad_over_base(table: pd.DataFrame, score: str) -> pd.Series:
     return table[named & (table["stage"] == "IMAD") & (table["agent"] == "all")].iloc[0]
 
 
+def turned_up(gain: pd.DataFrame) -> pd.Series:
+    """By score, identity, stage and agent: gains over coefficient 0 and over random above 0, by Holm's p too?"""
+    kept = gain[gain["over"].isin(["coefficient 0", "random"])]
+    up = (kept["low"] > 0) & (kept["p_holm"] < 0.05)
+    return up.groupby([kept[key] for key in ("score", "identity", "stage", "agent")], sort=False).all()
+
+
 def steered(family: str, some: Mapping[str, pd.DataFrame], stage: str) -> Claim:
     """Gains at the frozen setting without identity: every agent, over coefficient 0 and random, Holm over agents."""
     gain = some["gains"]
-    kept = gain[
-        (gain["stage"] == stage)
-        & (gain["score"] == "rouge_l")
-        & ~gain["identity"]
-        & gain["over"].isin(["coefficient 0", "random"])
-    ]
-    up = (kept["low"] > 0) & (kept["p_holm"] < 0.05)
-    each = up.groupby(kept["agent"]).all()
+    kept = gain[(gain["stage"] == stage) & (gain["score"] == "rouge_l") & ~gain["identity"]]
+    each = turned_up(kept)
     said = HOLDS if each.all() else NOT if not each.any() else OPEN
     tried = int(some["choice"].set_index("stage").loc[[stage], "settings_tried"].iloc[0])
+    alone = kept.drop_duplicates("agent")
     name = f"{family}, {stage}: a push alone, nobody named, turns each agent up (ROUGE-L)"
-    ours = f"{int(each.sum())} of {len(each)} agents (table below); {tried} settings tried"
+    ours = f"{int(each.sum())} of {len(each)} agents; taken alone, in {', '.join(map(str, alone['seeds_up']))} "
+    ours += f"of {alone['seeds'].iloc[0]} seeds; {tried} settings tried"
     return Claim(name, "not tried", ours, str(int(kept["n"].max())), said)
 
 
@@ -166,7 +169,8 @@ def tag_ablation(family: str, table: pd.DataFrame) -> Claim:
 def suppressed(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
     """Whether a negative coefficient halves the trait where the malicious agent is named, IMAD beside base.
 
-    Random directions of the same norm may do that, too: it counts where the agent's vectors need a milder push.
+    Random directions of the same norm may do that, too: it counts where the agent's vectors need a milder push. A trait
+    that no more than half of the seeds show leaves the claim open.
     """
     table = some["suppression_kept"]
     forced = table[table["context"] == "forced"]
@@ -182,15 +186,31 @@ def suppressed(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
         ways += ["halved by ablation"] if np.isinf(doses).any() else []
         ways += ["by a random direction's, too"] if np.isinf(doses).any() and np.isinf(controls).any() else []
         nothing = "no coefficient halves it" if trait >= SHOWN else "nothing to turn off"
-        parts.append(f"{stage}: trait {trait:.2f}, {', '.join(ways) or nothing}")
+        parts.append(f"{stage}: trait {trait:.2f}{_where(lines)}, {', '.join(ways) or nothing}")
     if able.get("IMAD") is None:
         said = UNTESTED
+    elif _rare(forced, "IMAD"):
+        said = OPEN
     elif able["IMAD"]:
         said = OPEN if able.get("base") else HOLDS
     else:
         said = NOT
     name = f"{family}: IMAD's malicious agent can be turned off, the base's cannot"
-    return Claim(name, "trait 0 from -3 to -5; base keeps about 1", "; ".join(parts), str(int(forced["n"].max())), said)
+    return Claim(name, "trait 0 from -3 to -5; base keeps about 1", "; ".join(parts), _n(forced), said)
+
+
+def _where(lines: pd.DataFrame) -> str:
+    showing, seeds = int(lines["showing"].iloc[0]), int(lines["seeds"].iloc[0])
+    return f" in {showing} of {seeds} seeds" if 0 < showing < seeds else ""
+
+
+def _rare(table: pd.DataFrame, stage: str) -> bool:
+    line = table[table["stage"] == stage].iloc[0]
+    return bool(2 * line["showing"] <= line["seeds"])
+
+
+def _n(table: pd.DataFrame) -> str:
+    return " to ".join(str(n) for n in dict.fromkeys((int(table["n"].min()), int(table["n"].max()))))
 
 
 def _mildest(coefficients: pd.Series) -> float | None:
@@ -210,8 +230,9 @@ def preserved(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
         for r in best.itertuples():
             how = f"at {r.coefficient:g}" if r.operation == "add" else "by ablation"
             ways.append(f"{r.kept:.2f} [{r.low:.2f}, {r.high:.2f}] {how}")
-        parts.append(f"{stage}: {', '.join(ways) or 'none'}")
+        parts.append(f"{stage}{_where(forced[forced['stage'] == stage])}: {', '.join(ways) or 'none'}")
     line = able[able["stage"] == "IMAD"].head(1)
     said = UNTESTED if line.empty else verdict(line["low"].iloc[0], line["high"].iloc[0], 0.9)
+    said = OPEN if len(line) and _rare(forced, "IMAD") else said
     name = f"{family}: turning it off leaves accuracy as it was (nine tenths at least)"
-    return Claim(name, "flat from -5 to +5", "; ".join(parts), str(int(forced["n"].max())), said)
+    return Claim(name, "flat from -5 to +5", "; ".join(parts), _n(forced), said)

@@ -6,7 +6,7 @@ Reads what `analysis.reproduce` left, writes pooled tables per family and `resul
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.agent_subspaces import SCORES, curves, gains
-from analysis.claims import Claim, Tables, claims
+from analysis.claims import SHOWN, Claim, Tables, claims, turned_up
 from analysis.main_table import main_table, read_runs, shown
 from analysis.pooling import FROZEN, at_frozen, pooled
 from analysis.stages import areas, differences, gained
@@ -73,6 +73,10 @@ def pool_agents(folder: Path) -> dict[str, pd.DataFrame]:
     cosines = pd.concat([artifacts.read_table(path / "checkpoint_cosines.csv")[0] for path in seeds.values()])
     keys = ["agent", "layer", "stage", "other"]
     tables["checkpoint_cosines"] = cosines.groupby(keys, sort=False)["cosine"].mean().reset_index()
+    alone = [turned_up(artifacts.read_table(path / "gains.csv")[0].astype({"agent": str})) for path in seeds.values()]
+    keys = ["score", "identity", "stage", "agent"]
+    up = sum(one.astype(int) for one in alone).rename("seeds_up").reset_index().assign(seeds=len(seeds))
+    tables["gains"] = tables["gains"].astype({"agent": str}).merge(up, on=keys, how="left", validate="many_to_one")
     tables["choice"] = pd.concat([c.reset_index().assign(seed=seed) for seed, c in choices.items()], ignore_index=True)
     return tables
 
@@ -89,7 +93,10 @@ def pool_probes(folder: Path) -> pd.DataFrame:
 
 
 def pool_suppression(folder: Path) -> dict[str, pd.DataFrame]:
-    """Curves and the accuracy that is kept over all seeds; each seed's vectors act at its own chosen layer."""
+    """Curves over all seeds, and the accuracy that is kept over those `showing` the trait, where there are any.
+
+    Each seed's vectors act at its own chosen layer.
+    """
     seeds = seeds_of(folder)
     stages = list(dict.fromkeys(artifacts.read_table(next(iter(seeds.values())) / "suppression_kept.csv")[0]["stage"]))
     found: dict[str, list[pd.DataFrame]] = {"suppression_curves": [], "suppression_kept": []}
@@ -97,12 +104,25 @@ def pool_suppression(folder: Path) -> dict[str, pd.DataFrame]:
         for context in ("plain", "forced"):
             name = f"suppression/{artifacts.file_name(stage)}/texts-{context}.parquet"
             each = {seed: SweepResult.load(path / name) for seed, path in seeds.items()}
-            whole = pooled({s: SweepResult(r.table.assign(layer="chosen"), r.meta) for s, r in each.items()})
+            whole = one_layer(each)
             for score in ("trait", "accuracy", "perplexity"):
                 curve = whole.curve(score).assign(score=score, context=context, stage=stage)
                 found["suppression_curves"].append(curve)
-            found["suppression_kept"].append(kept_accuracy(whole).assign(context=context, stage=stage))
+            showing = {s: r for s, r in each.items() if shown_at_zero(r) >= SHOWN}
+            kept = kept_accuracy(one_layer(showing or each))
+            about = {"context": context, "stage": stage, "showing": len(showing), "seeds": len(each)}
+            found["suppression_kept"].append(kept.assign(**about))
     return {kind: pd.concat(parts, ignore_index=True) for kind, parts in found.items()}
+
+
+def one_layer(each: Mapping[int, SweepResult]) -> SweepResult:
+    """All seeds as one, every seed's layer called `chosen`."""
+    return pooled({s: SweepResult(r.table.assign(layer="chosen"), r.meta) for s, r in each.items()})
+
+
+def shown_at_zero(result: SweepResult) -> float:
+    """The share of unsteered texts that show the trait."""
+    return float(result.table.loc[result.table["coefficient"] == 0, "trait"].mean())
 
 
 def collect_tables(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
@@ -125,9 +145,11 @@ def gained_unnamed(gain: pd.DataFrame) -> pd.DataFrame:
     """ROUGE-L gained at the frozen settings, nobody named: a line per checkpoint and agent, a column per control."""
     some = gain[(gain["score"] == "rouge_l") & ~gain["identity"]]
     texts = [f"{r.gain:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in some.itertuples()]
-    keys = ["stage", "agent"]
-    wide = some.assign(text=texts).pivot_table(index=keys, columns="over", values="text", aggfunc="first", sort=False)
-    return wide.rename(columns=lambda over: f"over {over}").reset_index()
+    alone = [f"{r.seeds_up} of {r.seeds}" for r in some.itertuples()]
+    some, keys = some.assign(text=texts, alone=alone), ["stage", "agent", "alone"]
+    wide = some.pivot_table(index=keys, columns="over", values="text", aggfunc="first", sort=False)
+    wide = wide.rename(columns=lambda over: f"over {over}").reset_index()
+    return wide[[*wide.columns.drop("alone"), "alone"]].rename(columns={"alone": "seeds that show it alone"})
 
 
 def page(main: pd.DataFrame, found: Sequence[Claim], seeds: int, tables: Tables) -> str:
@@ -154,7 +176,8 @@ def page(main: pd.DataFrame, found: Sequence[Claim], seeds: int, tables: Tables)
         "## Steering without a name",
         "",
         "ROUGE-L to the agent's own text, gained by its direction at the setting frozen on validation, sampled, nobody "
-        "named in the context; over coefficient 0 and over the directions of each control, paired by question.",
+        "named in the context; over coefficient 0 and over the directions of each control, paired by question. A seed "
+        "shows it alone where its own intervals over coefficient 0 and over random lie above 0, by Holm's p too.",
         "",
         *steering,
         "## Accuracy and tokens",

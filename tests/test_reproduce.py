@@ -23,13 +23,15 @@ from analysis.claims import (
     steered,
     suppressed,
     tokens,
+    turned_up,
     verdict,
 )  # fmt: skip
 from analysis.main_table import main_table
 from analysis.pooling import FROZEN, at_frozen, pooled
 from analysis.reproduce import GRIDS, RUNS, TRAIT, Step, carry_out, plan
-from analysis.results import gained_unnamed, page
+from analysis.results import gained_unnamed, page, pool_suppression
 from analysis.suppression import words_trait
+from steerkit import artifacts
 from steerkit.results import SweepResult
 from training.personas import CASTS
 from training.presets import chosen
@@ -150,13 +152,14 @@ def test_verdicts_follow_the_interval() -> None:
 def test_a_trait_that_no_text_shows_is_not_one_that_was_turned_off() -> None:
     nan, gone = float("nan"), -float("inf")
 
-    def said(traits: dict[str, float], halved: dict[str, list[float]], control: float = nan):
+    def said(traits: dict[str, float], halved: dict[str, list[float]], control: float = nan, showing: int = 3):
         lines = [(stage, "forced", "agent", t, c, 40) for stage, t in traits.items() for c in halved[stage]]
         lines += [("IMAD", "forced", "random 0", traits["IMAD"], control, 40)]
         kept = pd.DataFrame(lines, columns=["stage", "context", "vector", "trait", "coefficient", "n"])
+        kept = kept.assign(showing=[3 if line.stage == "base" else showing for line in kept.itertuples()], seeds=3)
         return suppressed("malice", {"suppression_kept": kept})
 
-    absent = said({"base": 1.0, "IMAD": 0.0}, {"base": [gone], "IMAD": [nan]})
+    absent = said({"base": 1.0, "IMAD": 0.0}, {"base": [gone], "IMAD": [nan]}, showing=0)
     assert absent.verdict == UNTESTED
     assert absent.ours == "base: trait 1.00, halved by ablation; IMAD: trait 0.00, nothing to turn off"
     assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [-3.0, -2.0]}).verdict == HOLDS
@@ -167,6 +170,28 @@ def test_a_trait_that_no_text_shows_is_not_one_that_was_turned_off() -> None:
     both = said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [gone]}, control=gone)
     assert both.verdict == NOT and both.ours.endswith("halved by ablation, by a random direction's, too")
     assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [-2.0]}, control=-2.0).verdict == NOT
+    rare = said({"base": 1.0, "IMAD": 1.0}, {"base": [nan], "IMAD": [-4.0]}, showing=1)
+    assert rare.verdict == OPEN and rare.ours.endswith("IMAD: trait 1.00 in 1 of 3 seeds, halved from -4 on")
+
+
+def test_accuracy_is_kept_in_the_seeds_that_show_the_trait_and_curves_are_of_all(tmp_path) -> None:
+    for seed, trait in ((1, [0, 0]), (2, [1, 0])):
+        lines = [
+            ("agent", 4, c, f"q{i}", f"q{i}", shown, float(i < right), 1.0)
+            for c, shown, right in ((0.0, trait[0], 4), (-1.0, trait[1], 1 + seed))
+            for i in range(4)
+        ]
+        columns = ["vector", "layer", "coefficient", "prompt_id", "group", "trait", "accuracy", "perplexity"]
+        folder = tmp_path / f"seed-{seed}"
+        for context in ("plain", "forced"):
+            texts = pd.DataFrame(lines, columns=columns).assign(sample=0, text="")
+            SweepResult(texts, {}).save(folder / "suppression" / "imad" / f"texts-{context}.parquet")
+        artifacts.write_table(folder / "suppression_kept.csv", pd.DataFrame({"stage": ["IMAD"]}), {})
+    found = pool_suppression(tmp_path)
+    kept = found["suppression_kept"]
+    assert list(kept["kept"]) == [0.75, 0.75] and list(kept["n"]) == [4, 4]
+    assert list(kept["showing"]) == [1, 1] and list(kept["seeds"]) == [2, 2]
+    assert set(found["suppression_curves"]["n"]) == {8}
 
 
 def test_accuracy_kept_is_told_stage_by_stage_in_the_order_of_training() -> None:
@@ -177,29 +202,45 @@ def test_accuracy_kept_is_told_stage_by_stage_in_the_order_of_training() -> None
         ("IMAD", "random 0", "add", -1.0, 1.0),
     ]  # fmt: skip
     kept = pd.DataFrame(lines, columns=["stage", "vector", "operation", "coefficient", "kept"])
-    kept = kept.assign(context="forced", low=kept["kept"] - 0.02, high=kept["kept"] + 0.02, n=80)
+    kept = kept.assign(context="forced", low=kept["kept"] - 0.02, high=kept["kept"] + 0.02, n=80, showing=1, seeds=1)
     claim = preserved("malice", {"suppression_kept": kept})
     base = "base: 0.10 [0.08, 0.12] at -5, 0.50 [0.48, 0.52] by ablation"
     assert claim.ours == f"{base}; SFT: none; IMAD: 0.95 [0.93, 0.97] at -1"
     assert claim.verdict == HOLDS
+    assert preserved("malice", {"suppression_kept": kept.assign(showing=1, seeds=2)}).verdict == OPEN
+
+
+def test_an_agent_is_turned_up_where_it_gains_over_coefficient_0_and_over_random_by_holm_too() -> None:
+    def lines(stage: str, low: float, random: float, p: float) -> list[tuple]:
+        return [
+            ("rouge_l", False, stage, "1", over, bound, p)
+            for over, bound in (("coefficient 0", low), ("random", random), ("matched", -1.0))
+        ]
+
+    table = [*lines("up", 0.1, 0.1, 0.01), *lines("chance", 0.1, 0.1, 0.06), *lines("random", 0.1, -0.1, 0.01)]
+    gain = pd.DataFrame(table, columns=["score", "identity", "stage", "agent", "over", "low", "p_holm"])
+    assert turned_up(gain).droplevel(["score", "identity", "agent"]).to_dict() == {
+        "up": True, "chance": False, "random": False,
+    }  # fmt: skip
 
 
 def test_the_page_shows_every_agent_of_every_checkpoint_beside_its_controls() -> None:
     lines = [
-        ("base", a, over, "rouge_l", False, 0.3 if a == "1" else -0.1, 0.1, 0.4, 96, 0.01)
+        ("base", a, over, "rouge_l", False, 0.3 if a == "1" else -0.1, 0.1, 0.4, 96, 0.01, int(a), 3)
         for a in "12"
         for over in ("coefficient 0", "random")
     ]
-    columns = ["stage", "agent", "over", "score", "identity", "gain", "low", "high", "n", "p_holm"]
-    gain = pd.DataFrame([*lines, ("base", "1", "random", "rouge_l", True, 9, 9, 9, 96, 1)], columns=columns)
+    columns = ["stage", "agent", "over", "score", "identity", "gain", "low", "high", "n", "p_holm", "seeds_up", "seeds"]
+    gain = pd.DataFrame([*lines, ("base", "1", "random", "rouge_l", True, 9, 9, 9, 96, 1, 0, 3)], columns=columns)
     shown = gained_unnamed(gain)
-    assert list(shown.columns) == ["stage", "agent", "over coefficient 0", "over random"]
+    assert list(shown.columns) == ["stage", "agent", "over coefficient 0", "over random", "seeds that show it alone"]
+    assert list(shown["seeds that show it alone"]) == ["1 of 3", "2 of 3"]
     assert list(shown["over random"]) == ["+0.30 [+0.10, +0.40]", "-0.10 [+0.10, +0.40]"]
     runs = questions({"IMAD": 0.7, "Debate": 0.7, "Single": 0.5}, {"IMAD": 50, "Debate": 200, "Single": 20})
     rows = runs.assign(family="clues", decoding="sampled", parsed=True, agents=1.0)
     claim = steered(
         "clues", {"gains": gain, "choice": pd.DataFrame({"stage": ["base"], "settings_tried": [9]})}, "base"
     )
-    assert claim.ours == "2 of 2 agents (table below); 9 settings tried" and claim.verdict == HOLDS
+    assert claim.ours == "2 of 2 agents; taken alone, in 1, 2 of 3 seeds; 9 settings tried" and claim.verdict == HOLDS
     text = page(main_table(rows), [claim], 1, {"clues": {"gains": gain}})
     assert "| base | 2 | -0.10 [+0.10, +0.40] |" in text and f"| 96 | **{HOLDS}** |" in text
