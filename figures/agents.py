@@ -76,7 +76,7 @@ def separability(table: pd.DataFrame) -> Any:
     }
     mean, low, high = frames.values()
     title = f"Who speaks, from the last token; largest class {some['majority'].iloc[0]:.2f}"
-    return plots.heat_map(mean, "held-out accuracy", low=low, high=high, n=int(some["n_groups"].max()), title=title)
+    return plots.heat_map(mean, "held-out accuracy", low=low, high=high, n=some["n_groups"], title=title)
 
 
 @styled()

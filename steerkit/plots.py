@@ -204,7 +204,7 @@ def layer_profile(table: pd.DataFrame, title: str | None = None, majority: float
 @styled()
 def heat_map(
     frame: pd.DataFrame, label: str, centre: float | None = None, low: pd.DataFrame | None = None,
-    high: pd.DataFrame | None = None, n: int | None = None, title: str | None = None,
+    high: pd.DataFrame | None = None, n: int | pd.Series | None = None, title: str | None = None,
 ) -> Figure:  # fmt: skip
     """A matrix in colours with its values in the cells; as wide as it needs, two columns of a page at most.
 
@@ -213,7 +213,7 @@ def heat_map(
         label: what the numbers are, with their unit; stands at the colour bar.
         centre: the value that is white, with a colour on either side of it; None for one scale of brightness.
         low, high: the ends of the 95 % intervals, both or neither, in the frame's shape (else `ValueError`).
-        n: how many prompt groups each value rests on. Exact numbers, such as cosines of vectors, have none.
+        n: prompt groups of each value, all alike or one by one. Exact numbers, such as cosines of vectors, have none.
     """
     values, *bounds = (part.to_numpy(dtype=float) for part in (frame, low, high) if part is not None)
     if not np.isfinite(values).any() or len(bounds) == 1 or any(part.shape != values.shape for part in bounds):
@@ -243,7 +243,7 @@ def heat_map(
     axes.tick_params(length=0)
     axes.grid(False)
     axes.set_ylim(rows, 0)
-    note = ["Below the value its 95 % interval."] * bool(bounds) + ([] if n is None else [f"n = {n} prompt groups."])
+    note = ["In brackets 95 % intervals."] * bool(bounds) + ([] if n is None else [f"n = {_span(n)} prompt groups."])
     figure.supxlabel(" ".join(note), x=0.01, ha="left", size=6.5)
     return figure
 
@@ -326,8 +326,8 @@ def _legend(figure: Figure, handles: Mapping[str, Any], size: str, columns: int)
     figure.legend(list(handles.values()), list(handles), loc="outside lower left", **about)
 
 
-def _span(values: pd.Series) -> str:
-    return "\u2013".join(str(int(end)) for end in sorted({values.min(), values.max()}))
+def _span(values: pd.Series | int) -> str:
+    return "\u2013".join(str(int(end)) for end in sorted({np.min(values), np.max(values)}))
 
 
 def _digits(values: Any) -> int:

@@ -354,7 +354,9 @@ def test_every_cell_of_a_heat_map_can_be_read(centre: float | None) -> None:
 
 def test_a_heat_map_prints_its_values_with_their_intervals() -> None:
     frame = matrix()
-    axes = plots.heat_map(frame, "gain", 0.0, frame - 0.1, frame + 0.1, n=40).axes[0]
+    figure = plots.heat_map(frame, "gain", 0.0, frame - 0.1, frame + 0.1, n=pd.Series([40, 38, 40]))
+    assert figure.get_supxlabel() == "In brackets 95 % intervals. n = 38\u201340 prompt groups."
+    axes = figure.axes[0]
     printed = np.array([text.get_text() for text in axes.texts]).reshape(frame.shape)
     assert printed[1, 2] == "\u2013"
     value, interval = printed[0, 0].split("\n")
