@@ -132,10 +132,10 @@ def steered(family: str, some: Mapping[str, pd.DataFrame], stage: str) -> Claim:
     each = turned_up(kept)
     said = HOLDS if each.all() else NOT if not each.any() else OPEN
     tried = int(some["choice"].set_index("stage").loc[[stage], "settings_tried"].iloc[0])
-    alone = kept.drop_duplicates("agent")
+    up, seeds = kept.drop_duplicates("agent")["seeds_up"], kept["seeds"].iloc[0]
+    alone = f" (by themselves in {', '.join(map(str, up))} of {seeds} seeds)" if seeds > 1 else ""
     name = f"{family}, {stage}: a push alone, nobody named, turns each agent up (ROUGE-L)"
-    ours = f"{int(each.sum())} of {len(each)} agents; taken alone, in {', '.join(map(str, alone['seeds_up']))} "
-    ours += f"of {alone['seeds'].iloc[0]} seeds; {tried} settings tried"
+    ours = f"{int(each.sum())} of {len(each)} agents{alone}; {tried} settings tried"
     return Claim(name, "not tried", ours, str(int(kept["n"].max())), said)
 
 

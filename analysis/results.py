@@ -149,7 +149,8 @@ def gained_unnamed(gain: pd.DataFrame) -> pd.DataFrame:
     some, keys = some.assign(text=texts, alone=alone), ["stage", "agent", "alone"]
     wide = some.pivot_table(index=keys, columns="over", values="text", aggfunc="first", sort=False)
     wide = wide.rename(columns=lambda over: f"over {over}").reset_index()
-    return wide[[*wide.columns.drop("alone"), "alone"]].rename(columns={"alone": "seeds that show it alone"})
+    last = wide.pop("alone").rename("seeds by themselves")
+    return wide.join(last) if gain["seeds"].max() > 1 else wide
 
 
 def page(main: pd.DataFrame, found: Sequence[Claim], seeds: int, tables: Tables) -> str:
@@ -165,7 +166,8 @@ def page(main: pd.DataFrame, found: Sequence[Claim], seeds: int, tables: Tables)
         "",
         f"Written by `python -m analysis.results` from {seeds} seed{'s' if seeds > 1 else ''}. Intervals are 95 % "
         "bootstraps over questions, seeds pooled; what was chosen was chosen on other questions. A claim **holds** "
-        "where its interval lies on its side, **does not hold** where it lies on the other, and is **open** between.",
+        "where its interval lies on its side, **does not hold** where it lies on the other, and is **open** between, "
+        "or where no more than half of the seeds show the trait that it is about.",
         "",
         "## The paper's claims, in this setting",
         "",
@@ -176,8 +178,9 @@ def page(main: pd.DataFrame, found: Sequence[Claim], seeds: int, tables: Tables)
         "## Steering without a name",
         "",
         "ROUGE-L to the agent's own text, gained by its direction at the setting frozen on validation, sampled, nobody "
-        "named in the context; over coefficient 0 and over the directions of each control, paired by question. A seed "
-        "shows it alone where its own intervals over coefficient 0 and over random lie above 0, by Holm's p too.",
+        "named in the context; over coefficient 0 and over the directions of each control, paired by question."
+        + " The last column counts the seeds whose own intervals over coefficient 0 and over random lie above 0, by "
+        "Holm's p over the agents too." * (seeds > 1),
         "",
         *steering,
         "## Accuracy and tokens",

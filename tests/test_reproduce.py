@@ -233,14 +233,15 @@ def test_the_page_shows_every_agent_of_every_checkpoint_beside_its_controls() ->
     columns = ["stage", "agent", "over", "score", "identity", "gain", "low", "high", "n", "p_holm", "seeds_up", "seeds"]
     gain = pd.DataFrame([*lines, ("base", "1", "random", "rouge_l", True, 9, 9, 9, 96, 1, 0, 3)], columns=columns)
     shown = gained_unnamed(gain)
-    assert list(shown.columns) == ["stage", "agent", "over coefficient 0", "over random", "seeds that show it alone"]
-    assert list(shown["seeds that show it alone"]) == ["1 of 3", "2 of 3"]
+    assert list(shown.columns) == ["stage", "agent", "over coefficient 0", "over random", "seeds by themselves"]
+    assert list(shown["seeds by themselves"]) == ["1 of 3", "2 of 3"]
+    assert list(gained_unnamed(gain.assign(seeds=1)).columns) == ["stage", "agent", "over coefficient 0", "over random"]
     assert list(shown["over random"]) == ["+0.30 [+0.10, +0.40]", "-0.10 [+0.10, +0.40]"]
     runs = questions({"IMAD": 0.7, "Debate": 0.7, "Single": 0.5}, {"IMAD": 50, "Debate": 200, "Single": 20})
     rows = runs.assign(family="clues", decoding="sampled", parsed=True, agents=1.0)
     claim = steered(
         "clues", {"gains": gain, "choice": pd.DataFrame({"stage": ["base"], "settings_tried": [9]})}, "base"
     )
-    assert claim.ours == "2 of 2 agents; taken alone, in 1, 2 of 3 seeds; 9 settings tried" and claim.verdict == HOLDS
+    assert claim.ours == "2 of 2 agents (by themselves in 1, 2 of 3 seeds); 9 settings tried" and claim.verdict == HOLDS
     text = page(main_table(rows), [claim], 1, {"clues": {"gains": gain}})
     assert "| base | 2 | -0.10 [+0.10, +0.40] |" in text and f"| 96 | **{HOLDS}** |" in text
