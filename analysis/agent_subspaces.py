@@ -163,7 +163,7 @@ def analyse(material: Material, grid: Grid, out: str | Path, only: Sequence[str]
     out = Path(out)
     if unknown := [name for name in only if name not in material.stages]:
         raise ValueError(f"expected checkpoints among {list(material.stages)}; got {unknown}. Choose among these.")
-    config: dict[str, Any] = {"stages": {n: str(p) for n, p in material.stages.items()}, "grid": asdict(grid)}
+    config: dict[str, Any] = {"grid": asdict(grid)}
     config["traces"] = artifacts.sha256(
         "".join(t.text for t in (*material.train, *material.validation, *material.test))
     )
@@ -171,12 +171,14 @@ def analyse(material: Material, grid: Grid, out: str | Path, only: Sequence[str]
     folders = {name: out / "stages" / artifacts.file_name(name) for name in material.stages}
     kinds = ("tried", "choice", "curves", "gains", "cosines", "plane", "reliability")
     for name in only or material.stages:
-        with run_folder(folders[name], {**config, "stage": name}) as folder:
+        own = config | {"stages": {name: material.about(name)}}
+        with run_folder(folders[name], own) as folder:
             if not all((folder / f"{kind}.csv").exists() for kind in kinds):
                 for kind, table in at_stage(name, material, grid, folder).items():
-                    artifacts.write_table(folder / f"{kind}.csv", table, config)
+                    artifacts.write_table(folder / f"{kind}.csv", table, own)
     if only:
         return {}
+    config["stages"] = {name: material.about(name) for name in material.stages}
     with run_folder(out, config):
         for folder in folders.values():
             for kind in kinds:

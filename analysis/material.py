@@ -17,6 +17,7 @@ from training.personas import cast_of
 from training.worlds import WORLDS
 
 BASE, SFT, IMAD = "base", "SFT", "IMAD"
+WEIGHTS = (".safetensors", ".gguf", ".json", ".jinja")
 UNTAGGED, TURNS = "SFT without tags", "SFT on single turns"
 
 
@@ -45,6 +46,17 @@ class Material:
     def load(self, stage: str) -> tuple[Any, Any]:
         """A checkpoint's model and tokenizer."""
         return steerkit.load(self.stages[stage], dtype=self.dtype)
+
+    def about(self, stage: str) -> dict[str, str | None]:
+        """Where a checkpoint lies, and what its files hold: one that was moved is the same, one trained anew another.
+
+        A name on a hub stands for itself.
+        """
+        path = Path(self.stages[stage])
+        kept = [one for one in path.glob("*") if one.suffix in WEIGHTS and one.name != "trainer_state.json"]
+        files = [artifacts.sha256(path)] if path.is_file() else [[f.name, artifacts.sha256(f)] for f in sorted(kept)]
+        held = artifacts.sha256(artifacts.canonical_json(files)) if files else None
+        return {"checkpoint": str(path), "files_sha256": held}
 
     def identity(self, stage: str) -> Named:
         """How a checkpoint is told who speaks."""

@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif given.run:
         traces["same persona"] = same_persona(given.run, given.n, given.out / "same-persona")
     text = "".join(trace.text for held in traces.values() for trace in held)
-    config = {"stages": {n: str(p) for n, p in material.stages.items()}, "traces": artifacts.sha256(text)}
+    config = {"stages": {name: material.about(name) for name in material.stages}, "traces": artifacts.sha256(text)}
     parts = []
     with folders.run_folder(given.out / "separability", config) as folder:
         for stage in material.stages:

@@ -211,7 +211,11 @@ def main(arguments: list[str] | None = None) -> None:
     trait = words_trait([word for word in given.words.split(",") if word])
     tables: dict[str, list[pd.DataFrame]] = {}
     traces = (*material.train, *material.validation, *material.test)
-    meta = {"setting": asdict(setting), "words": given.words, "stages": {n: str(p) for n, p in material.stages.items()}}
+    meta = {
+        "setting": asdict(setting),
+        "words": given.words,
+        "stages": {name: material.about(name) for name in material.stages},
+    }
     meta["traces"] = artifacts.sha256("".join(trace.text for trace in traces))
     with folders.run_folder(given.out / "suppression", meta) as out:
         for name in material.stages:

@@ -52,7 +52,8 @@ def run_folder(folder: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
 def check_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write `config.json`, or raise `ConfigurationChanged` with the differences if another one is there.
 
-    Where a model's fingerprint is known, the path it was loaded from is not compared: folders may be moved.
+    Where a model's fingerprint or its files' hash is known, the path it was loaded from is not compared: folders may be
+    moved.
     """
     path = folder / "config.json"
     wanted = json.loads(canonical_json(config))
@@ -81,7 +82,8 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any,
         if old != new:
             yield name, old, new
         return
-    moved = {"checkpoint"} if old.get("model_fingerprint") and new.get("model_fingerprint") else set()
+    known = any(old.get(key) and new.get(key) for key in ("model_fingerprint", "files_sha256"))
+    moved = {"checkpoint"} if known else set()
     for key in sorted({*old, *new} - moved):
         yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +15,7 @@ from analysis.directions import agent_vectors, controls, matched_like, shuffled,
 from analysis.fidelity import by_cast, by_tag, fidelity, first_texts, unnamed
 from analysis.material import Material, of_files
 from analysis.reliability import reliability
-from steerkit import artifacts
+from steerkit import artifacts, folders
 from steerkit.activations import Activations
 from steerkit.traces import DebateTrace, Turn, agent_tag, round_tag, write_traces
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -136,6 +138,28 @@ def test_any_traces_file_is_split_by_question(tmp_path) -> None:
     assert len(parts[0]) > len(parts[2]) > len(parts[1]) > 0
     with pytest.raises(ValueError, match="stand in one part"):
         Material({"base": "x"}, material.train, material.train, material.test)
+
+
+def test_a_checkpoint_that_was_moved_is_the_same_and_one_trained_anew_is_another(tmp_path) -> None:
+    write_traces(tmp_path / "traces.jsonl", traces(20))
+
+    def folder(name: str, weights: bytes) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+        (tmp_path / name / "trainer_state.json").write_text(name)  # says how long a step took, and no weights
+        return tmp_path / name
+
+    single = tmp_path / "one.gguf"
+    single.write_bytes(b"old")
+    stages = {"base": folder("a", b"old"), "moved": folder("b", b"old"), "anew": folder("c", b"new"), "hub": "some/id"}
+    material = of_files({**stages, "file": single}, tmp_path / "traces.jsonl")
+    about = {name: material.about(name) for name in material.stages}
+    folders.check_config(tmp_path / "run", {"stages": {"base": about["base"]}})
+    folders.check_config(tmp_path / "run", {"stages": {"base": about["moved"]}})
+    for other in ("anew", "hub", "file"):
+        with pytest.raises(folders.ConfigurationChanged, match=r"stages\.base\.files_sha256"):
+            folders.check_config(tmp_path / "run", {"stages": {"base": about[other]}})
+    assert about["hub"] == {"checkpoint": "some/id", "files_sha256": None}
 
 
 def rows(seed: int) -> pd.DataFrame:
