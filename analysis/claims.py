@@ -108,7 +108,7 @@ def area(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
     """The area under the ROUGE-L curve, IMAD less base, agents named in the context, as in the paper."""
     line = _imad_over_base(some["stage_differences"], "rouge_l")
     gap = f"{line['difference']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]"
-    ours = f"{line['first']:.3f} to {line['second']:.3f}: {gap}"
+    ours = f"{line['first']:.3f} to {line['second']:.3f}: {gap}{_by_seed(line)}"
     name = f"{family}: agents are more steerable after IMAD (area under ROUGE-L, named)"
     return Claim(name, "0.802 to 0.903", ours, str(int(line["n"])), verdict(line["low"], line["high"]))
 
@@ -116,6 +116,10 @@ def area(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
 def _imad_over_base(table: pd.DataFrame, score: str) -> pd.Series:
     named = (table["score"] == score) & table["identity"]
     return table[named & (table["stage"] == "IMAD") & (table["agent"] == "all")].iloc[0]
+
+
+def _by_seed(line: pd.Series) -> str:
+    return f", seed by seed {line['by_seed']}" if "," in line["by_seed"] else ""
 
 
 def turned_up(gain: pd.DataFrame) -> pd.Series:
@@ -143,7 +147,7 @@ def low_dose(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
     """Fidelity gained at the least coefficient of the grid, IMAD less base, agents named."""
     line = _imad_over_base(some["low_dose"], "fidelity")
     gap = f"{line['difference']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]"
-    ours = f"gains {line['first']:+.3f} and {line['second']:+.3f}: {gap}"
+    ours = f"gains {line['first']:+.3f} and {line['second']:+.3f}: {gap}{_by_seed(line)}"
     name = f"{family}: IMAD answers more to a small dose (fidelity at {line['coefficient']:g}, named, over base's)"
     return Claim(name, "fidelity rises from 0.5 on", ours, str(int(line["n"])), verdict(line["low"], line["high"]))
 

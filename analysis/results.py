@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from analysis.agent_subspaces import SCORES, curves, gains
 from analysis.claims import SHOWN, Claim, Tables, claims, turned_up
 from analysis.main_table import main_table, read_runs, shown
 from analysis.pooling import FROZEN, at_frozen, pooled
-from analysis.stages import areas, differences, gained
+from analysis.stages import Measure, areas, differences, gained
 from analysis.suppression import kept_accuracy
 from steerkit import artifacts
 from steerkit.results import SweepResult
@@ -60,12 +61,14 @@ def pool_agents(folder: Path) -> dict[str, pd.DataFrame]:
                 found["gains"].append(gains(frozen, score, agents, against, FROZEN).assign(stage=stage, **about))
             first, *later = stages
             least = min(c for c in whole[first].table["coefficient"].unique() if c > 0)
-            for stage in later:
+            measures = {
+                "stage_differences": partial(areas, score=score),
+                "low_dose": partial(gained, score=score, coefficient=least),
+            }
+            for stage, (kind, measure) in product(later, measures.items()):
                 pair = (whole[first], whole[stage])
-                more = differences(*pair, partial(areas, score=score), agents)
-                found["stage_differences"].append(more.assign(stage=stage, minus=first, **about))
-                low = differences(*pair, partial(gained, score=score, coefficient=least), agents)
-                found["low_dose"].append(low.assign(stage=stage, minus=first, coefficient=least, **about))
+                more = differences(*pair, measure, agents).assign(by_seed=seed_by_seed(*pair, measure, agents))
+                found[kind].append(more.assign(stage=stage, minus=first, coefficient=least, **about))
     tables = {kind: pd.concat(parts, ignore_index=True) for kind, parts in found.items()}
     one = next(iter(seeds.values()))
     for kind in SHOWN_OF_ONE_SEED:
@@ -79,6 +82,13 @@ def pool_agents(folder: Path) -> dict[str, pd.DataFrame]:
     tables["gains"] = tables["gains"].astype({"agent": str}).merge(up, on=keys, how="left", validate="many_to_one")
     tables["choice"] = pd.concat([c.reset_index().assign(seed=seed) for seed, c in choices.items()], ignore_index=True)
     return tables
+
+
+def seed_by_seed(first: SweepResult, second: SweepResult, measure: Measure, agents: Sequence[str]) -> str:
+    """The mean difference over all agents of each seed, in the order of their numbers."""
+    gap = pd.concat([measure(second, agent) - measure(first, agent) for agent in agents], axis=1).mean(axis=1)
+    means = gap.groupby(gap.index.str.partition("/").get_level_values(0).astype(int)).mean()
+    return ", ".join(f"{mean:+.3f}" for mean in means)
 
 
 def pool_probes(folder: Path) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from analysis.continuations import continuations
 from analysis.directions import agent_vectors, streams_of
 from analysis.fidelity import by_tag, unnamed
 from steerkit import artifacts
+from steerkit.folders import ConfigurationChanged
 from steerkit.results import SweepResult
 from steerkit.traces import write_traces
 from tests.test_analysis import traces
@@ -80,7 +81,10 @@ def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(t
     monkeypatch.setattr(agent_subspaces.sk, "load", lambda *_, **__: (tiny_model(context=1024), tiny_tokenizer()))
     write_traces(tmp_path / "traces.jsonl", traces(40))
     sizes = ['sources=["asked"]', "layers=[1]", "coefficients=[1]", "negative=[]", "validation=4", "test=3"]
-    call = ["--traces", str(tmp_path / "traces.jsonl"), "--stage", "base=x", "--stage", "IMAD=y"]
+    weights = tmp_path / "y" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    call = ["--traces", str(tmp_path / "traces.jsonl"), "--stage", "base=x", "--stage", f"IMAD={weights.parent}"]
     call += ["--out", str(tmp_path / "out"), "--set", "max_new_tokens=5", "--set", "controls=1"]
     call += [part for size in sizes for part in ("--set", size)]
     agent_subspaces.main([*call, "--only", "IMAD"])
@@ -104,5 +108,8 @@ def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(t
     monkeypatch.setattr(agent_subspaces, "at_stage", pytest.fail)
     agent_subspaces.main(call)
     assert (tmp_path / "out" / "curves.csv").read_bytes() == before
+    weights.write_bytes(b"trained anew")
+    with pytest.raises(ConfigurationChanged, match=r"stages\.IMAD\.files_sha256"):
+        agent_subspaces.main(call)
     with pytest.raises(SystemExit):
         agent_subspaces.main([*call, "--set", "tests=3"])

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +19,7 @@ from analysis.claims import (
     OPEN,
     UNTESTED,
     accuracy,
+    area,
     claims,
     preserved,
     steered,
@@ -29,7 +31,8 @@ from analysis.claims import (
 from analysis.main_table import main_table
 from analysis.pooling import FROZEN, at_frozen, pooled
 from analysis.reproduce import GRIDS, RUNS, TRAIT, Step, carry_out, plan
-from analysis.results import gained_unnamed, page, pool_suppression
+from analysis.results import gained_unnamed, page, pool_suppression, seed_by_seed
+from analysis.stages import areas
 from analysis.suppression import words_trait
 from steerkit import artifacts
 from steerkit.results import SweepResult
@@ -115,6 +118,25 @@ def test_pooled_questions_of_two_seeds_are_different_questions_and_each_seed_kee
     assert list(gain["coefficient"]) == [FROZEN] and list(gain["layer"]) == ["frozen"]
     assert gain["n"].iloc[0] == 8
     assert gain["gain"].iloc[0] == pytest.approx(1.5)
+
+
+def test_the_difference_between_checkpoints_is_told_seed_by_seed_in_the_order_of_their_numbers() -> None:
+    def checkpoint(**means: float) -> SweepResult:
+        lines = [
+            ("1", "1", 0, c, f"{seed}/q{i}", f"{seed}/q{i}", 0, "", mean)
+            for seed, mean in means.items()
+            for i in range(2)
+            for c in (0.0, 1.0)
+        ]
+        columns = ["agent", "vector", "layer", "coefficient", "prompt_id", "group", "sample", "text", "score"]
+        return SweepResult(pd.DataFrame(lines, columns=columns), {})
+
+    pair = checkpoint(**{"10": 0.5, "9": 0.5}), checkpoint(**{"10": 0.1, "9": 0.75})
+    assert seed_by_seed(*pair, partial(areas, score="score"), ["1"]) == "+0.250, -0.400"
+    line = {"score": "rouge_l", "identity": True, "stage": "IMAD", "agent": "all", "first": 0.5, "second": 0.4, "n": 4}
+    gap = pd.DataFrame([line | {"difference": -0.1, "low": -0.2, "high": -0.05, "by_seed": "+0.250, -0.400"}])
+    assert area("malice", {"stage_differences": gap}).ours.endswith("[-0.200, -0.050], seed by seed +0.250, -0.400")
+    assert area("malice", {"stage_differences": gap.assign(by_seed="-0.100")}).ours.endswith("-0.050]")
 
 
 def questions(right: dict[str, float], cost: dict[str, int], n: int = 400):
