@@ -1,0 +1,1 @@
+"""Analyses of debate-trained models with steerkit."""

@@ -8,6 +8,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 
 from benchmarks import capture, decoding, growth, rollouts, scores, startup
 from benchmarks.timing import Measured
-from steerkit import artifacts
-from steerkit.artifacts import read_json, write_json, write_text
+from steerkit.io.files import write_text
+from steerkit.io.json import read_json, write_json
+from steerkit.io.versions import versions
 
 HERE = Path(__file__).parent
 STORE = HERE.parent / "runs" / "bench"
@@ -60,11 +62,11 @@ def main(names: list[str]) -> None:
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ": unknown")
-    found = artifacts.versions()
+    found = versions()
     for package in PEERS:
         try:
-            found[package] = artifacts.metadata.version(package)
-        except artifacts.metadata.PackageNotFoundError:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return {
         "cpu": cpu.split(":", 1)[1].strip(),

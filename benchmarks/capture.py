@@ -15,8 +15,10 @@ import torch
 import steerkit as sk
 from benchmarks import inputs
 from benchmarks.timing import Measured, compare, measured
-from steerkit.capture import token_batches
-from steerkit.texts import SpannedText, encode_prompt, pad
+from steerkit.capture.batches import token_batches
+from steerkit.text.prompt import encode_prompt
+from steerkit.text.spans import SpannedText
+from steerkit.text.tokens import pad
 
 MIDDLE, LAST, TEXTS = 15, 29, 96
 

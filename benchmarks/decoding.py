@@ -15,10 +15,11 @@ import torch
 import steerkit as sk
 from benchmarks import inputs
 from benchmarks.timing import Measured, compare, measured, seconds
-from steerkit import engine
-from steerkit.engine import Engine, Row
-from steerkit.generation import decode
-from steerkit.texts import encode_prompt, pad
+from steerkit.generation import engine
+from steerkit.generation.engine import Engine, Row
+from steerkit.generation.generate import decode
+from steerkit.text.prompt import encode_prompt
+from steerkit.text.tokens import pad
 
 COEFFICIENTS = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 LAYER, NEW, PROMPTS = 14, 64, 8
@@ -57,7 +58,7 @@ def steered_rows(prompts: list[tuple[int, ...]]) -> list[Row]:
     """Every prompt under every coefficient, from the last prompt token on."""
     vector = inputs.vector().at(LAYER)
     steering = sk.Steering(vector, positions="from_last_prompt_token")
-    return [Row(prompt, ((steering, c),)) for prompt in prompts for c in COEFFICIENTS]
+    return [Row(prompt, (steering.scaled(c),)) for prompt in prompts for c in COEFFICIENTS]
 
 
 def run(model: Any, tokenizer: Any, rows: list[Row], new: int = NEW) -> list[tuple[int, ...]]:
@@ -89,7 +90,7 @@ def sweep() -> Iterator[Measured]:
 
         def per_coefficient() -> None:
             for c in COEFFICIENTS:
-                run(model, tokenizer, [row for row in rows if row.steerings[0][1] == c])
+                run(model, tokenizer, [row for row in rows if row.steerings[0].coefficient == c])
 
         yield compare(
             job, "HF generate, unsteered, the same 72 rows", batch, lambda: hf(model, rows), 5, ">= 0.95",
@@ -113,8 +114,7 @@ def one_by_one(model: Any, rows: list[Row], job: str, batch: Callable[[], None])
 
             def serial(some: list[Row] = some, cached: bool = cached) -> None:
                 for row in some:
-                    steering = sk.Steering(row.steerings[0][0].vector, row.steerings[0][1], "from_last_prompt_token")
-                    with steering.on(model):
+                    with row.steerings[0].on(model):
                         hf(model, [row], use_cache=cached)
 
             theirs.append(seconds(serial) * len(rows) / count)

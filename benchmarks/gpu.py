@@ -21,10 +21,10 @@ sys.path.insert(0, str(ROOT))
 
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
-from steerkit.engine import Row  # noqa: E402
-from steerkit.generation import decode  # noqa: E402
-from steerkit.steering import Steering  # noqa: E402
-from steerkit.vectors import SteeringVector  # noqa: E402
+from steerkit.generation.engine import Row  # noqa: E402
+from steerkit.generation.generate import decode  # noqa: E402
+from steerkit.steering.steering import Steering  # noqa: E402
+from steerkit.vectors.vector import SteeringVector  # noqa: E402
 
 BATCH, WIDTH, NEW, LAYER, REPEATS = 72, 128, 128, 15, 3
 
@@ -86,7 +86,7 @@ def main() -> None:
     vector = SteeringVector({LAYER: torch.randn(width)})
     steering = Steering(vector, positions="from_last_prompt_token")
     bare = [Row(prompts[i % 8]) for i in range(BATCH)]
-    steered = [Row(prompts[i % 8], ((steering, 0.1 + 0.01 * i),)) for i in range(BATCH)]
+    steered = [Row(prompts[i % 8], (steering.scaled(0.1 + 0.01 * i),)) for i in range(BATCH)]
 
     def ours(rows: list[Row]) -> Callable[[], Any]:
         return lambda: list(decode(model, NoEnd(), rows, [], max_new_tokens=NEW, batch_rows=BATCH))

@@ -35,14 +35,14 @@ def _job(name: str, size: int) -> Callable[[], object]:
     """The work of a job at a size."""
     import steerkit as sk
     from benchmarks import decoding, inputs
-    from steerkit.engine import Row
+    from steerkit.generation.engine import Row
 
     model, tokenizer = inputs.model()
     steering = sk.Steering(inputs.vector().at(decoding.LAYER), positions="from_last_prompt_token")
     prompts = decoding.prompt_ids(8)
 
     def sweep(rows: list[tuple[tuple[int, ...], float]], new: int = NEW) -> Callable[[], object]:
-        return lambda: decoding.run(model, tokenizer, [Row(prompt, ((steering, c),)) for prompt, c in rows], new)
+        return lambda: decoding.run(model, tokenizer, [Row(prompt, (steering.scaled(c),)) for prompt, c in rows], new)
 
     if name == "prompts of a sweep":
         return sweep([((*prompts[i % 8], i), 1.0) for i in range(size)])

@@ -8,7 +8,7 @@ from typing import Any
 import steerkit as sk
 from steerkit.demo.checkpoint import default_checkpoint
 from steerkit.demo.questions import PERSONAS, Question, answer_pairs, read_questions
-from steerkit.traces import DebateTrace, Turn
+from steerkit.text.traces import DebateTrace, Turn
 
 
 @functools.cache

@@ -11,9 +11,10 @@ import torch
 
 from benchmarks import inputs
 from benchmarks.timing import Measured, compare
-from steerkit.texts import encode_prompt, pad
-from training.checkpoints import LoRA, adapted
-from training.rollouts import rollouts
+from steerkit.text.prompt import encode_prompt
+from steerkit.text.tokens import pad
+from training.train.checkpoints import LoRA, adapted
+from training.train.rollouts import rollouts
 
 GROUPS, GENERATIONS, NEW = 4, 8, 96
 

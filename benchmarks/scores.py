@@ -14,9 +14,9 @@ import torch
 import steerkit as sk
 from benchmarks import inputs
 from benchmarks.timing import Measured, measured, seconds
-from steerkit import probes
-from steerkit.activations import Activations
-from steerkit.scoring import rouge_l
+from steerkit.capture.activations import Activations
+from steerkit.probes.probe import PERMUTATIONS, _deal
+from steerkit.scores.text import rouge_l
 
 FOLDS, ITEMS, WIDTH = 5, 3000, 576
 
@@ -116,7 +116,7 @@ def optimum(x: np.ndarray, y: np.ndarray) -> float:
 def probe(name: str, acts: Activations, layers: list[int]) -> Measured:
     """All fits that `probe_layers` makes at a layer, controls included, against scikit-learn making the same ones."""
     y = acts.items["label"].astype(int).to_numpy()
-    _, fold = probes._deal(acts.items["group"], y, (0, 1, 2), FOLDS, 0)
+    _, fold = _deal(acts.items["group"], y, (0, 1, 2), FOLDS, 0)
     a, b = np.triu_indices(FOLDS)
     train = [np.flatnonzero((fold != i) & (fold != j)) for i, j in zip(a, b, strict=True)]
     outer = [np.flatnonzero(fold != i) for i in range(FOLDS)]
@@ -129,13 +129,13 @@ def probe(name: str, acts: Activations, layers: list[int]) -> Measured:
         def loop(x: np.ndarray = x) -> None:
             for rows in [*train, np.arange(len(y))]:
                 _sklearn(x, y, rows, 1e-4)
-            for _ in range(probes.PERMUTATIONS):
+            for _ in range(PERMUTATIONS):
                 for rows in outer:
                     _sklearn(x, rng.permutation(y), rows, 1e-4)
 
         theirs.append(seconds(loop))
         off.append(optimum(x, y))
-    fits = len(train) + 1 + probes.PERMUTATIONS * FOLDS
+    fits = len(train) + 1 + PERMUTATIONS * FOLDS
     return measured(
         f"probes, {name}: {len(y)} x {acts.resid.shape[-1]}, 3 classes, {FOLDS} folds, {fits} fits a layer",
         "scikit-learn in a loop, same scaler, C, its default tolerance", ours, theirs, ">= 3",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from steerkit.scoring import bootstrap_ci
+from steerkit.stats.bootstrap import bootstrap_ci
 
 
 @dataclass(frozen=True)

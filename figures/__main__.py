@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from figures import agents, suppression, tokens, training
-from steerkit import artifacts, plots
-from steerkit.artifacts import file_name
+from steerkit.io.files import file_name
+from steerkit.io.tables import read_table
+from steerkit.show.plots import save_figure
 
 Picture = tuple[str, Any, Any]
 
@@ -21,7 +22,7 @@ def pictures(folder: Path) -> Iterator[Picture]:
 
     def table(name: str) -> tuple[pd.DataFrame, Any] | None:
         path = folder / name
-        return artifacts.read_table(path) if path.is_file() else None
+        return read_table(path) if path.is_file() else None
 
     if found := table("main_table.csv"):
         yield "accuracy-tokens", tokens.accuracy_tokens(found[0]), found[1]
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     out = given.out or given.tables / "figures"
     count = 0
     for name, figure, meta in pictures(given.tables):
-        plots.save_figure(figure, out / name, meta)
+        save_figure(figure, out / name, meta)
         count += 1
     if not count:
         parser.error(

@@ -6,8 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from steerkit import plots
-from steerkit.plots import MARKERS, PALETTE, TWO_COLUMNS, new_figure, styled
+from steerkit.show.plots import MARKERS, PALETTE, TWO_COLUMNS, curve_grid, heat_map, layer_profile, new_figure, styled
 
 CONTROLS = ("other agents", "random", "matched", "shuffled")
 SOURCES = {"trace": "whole traces", "untagged": "traces without tags", "plain": "turns alone, no tags"}
@@ -18,7 +17,7 @@ def steering_curves(curves: pd.DataFrame, stage: str, identity: bool) -> Any:
     """A column per agent, a row per score: its own direction and the controls over the coefficient.
 
     Args:
-        curves: what `analysis.agent_subspaces` writes.
+        curves: what `analysis.agents.subspaces` writes.
         stage: which checkpoint.
         identity: with the agent's tag in the context, or without.
     """
@@ -36,14 +35,14 @@ def steering_curves(curves: pd.DataFrame, stage: str, identity: bool) -> Any:
     if "rouge_l" in own.index:
         title += f"; mean ROUGE-L of the own direction over all coefficients {own.loc['rouge_l', 'area']:.2f}"
     kinds = set(some["kind"])
-    return plots.curve_grid(panels, "coefficient", "kind", [c for c in CONTROLS if c in kinds], title)
+    return curve_grid(panels, "coefficient", "kind", [c for c in CONTROLS if c in kinds], title)
 
 
 def cosine_map(cosines: pd.DataFrame, stage: str, layer: int) -> Any:
     """Cosines between the agents' vectors of one checkpoint at one layer."""
     some = cosines[(cosines["stage"] == stage) & (cosines["layer"] == layer)]
     frame = some.pivot(index="agent", columns="other", values="cosine")
-    return plots.heat_map(frame, "cosine", centre=0.0, title=f"{stage}, layer {layer}")
+    return heat_map(frame, "cosine", centre=0.0, title=f"{stage}, layer {layer}")
 
 
 def checkpoint_map(cosines: pd.DataFrame) -> Any:
@@ -52,7 +51,7 @@ def checkpoint_map(cosines: pd.DataFrame) -> Any:
     layer, stages = layers[len(layers) // 2], list(dict.fromkeys(cosines["stage"]))
     mean = cosines[cosines["layer"] == layer].groupby(["stage", "other"])["cosine"].mean().unstack()
     title = f"the same agent at two checkpoints, layer {layer}"
-    return plots.heat_map(mean.loc[stages, stages], "cosine", centre=0.0, title=title)
+    return heat_map(mean.loc[stages, stages], "cosine", centre=0.0, title=title)
 
 
 def probe_profile(table: pd.DataFrame, stage: str, debates: str, source: str, position: str) -> Any:
@@ -62,7 +61,7 @@ def probe_profile(table: pd.DataFrame, stage: str, debates: str, source: str, po
     for key, value in keys.items():
         some = some[some[key] == value]
     title = f"{stage}, {debates}: {SOURCES[source]}, {position}"
-    return plots.layer_profile(some, title, majority=float(some["majority"].iloc[0]))
+    return layer_profile(some, title, majority=float(some["majority"].iloc[0]))
 
 
 def separability(table: pd.DataFrame) -> Any:
@@ -76,7 +75,7 @@ def separability(table: pd.DataFrame) -> Any:
     }
     mean, low, high = frames.values()
     title = f"Who speaks, from the last token; largest class {some['majority'].iloc[0]:.2f}"
-    return plots.heat_map(mean, "held-out accuracy", low=low, high=high, n=some["n_groups"], title=title)
+    return heat_map(mean, "held-out accuracy", low=low, high=high, n=some["n_groups"], title=title)
 
 
 @styled()
@@ -84,7 +83,7 @@ def plane(points: pd.DataFrame) -> Any:
     """A panel per checkpoint: test turns in the plane that the agents' vectors span, the vectors as arrows.
 
     Args:
-        points: what `analysis.agent_subspaces` writes: stage, kind (`turn` or `vector`), agent, x, y, n (questions).
+        points: what `analysis.agents.subspaces` writes: stage, kind (`turn` or `vector`), agent, x, y, n (questions).
     """
     stages = list(dict.fromkeys(points["stage"]))
     figure, [row] = new_figure(TWO_COLUMNS, 2.5, None, 1, len(stages))

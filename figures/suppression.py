@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steerkit import plots
+from steerkit.show.plots import curve_grid
 
 SCORES = {"trait": "share with the trait", "accuracy": "accuracy", "perplexity": "perplexity"}
 
@@ -16,7 +16,7 @@ def suppression_curves(curves: pd.DataFrame, context: str) -> Any:
     """A column per checkpoint, a row per score; random directions in grey.
 
     Args:
-        curves: what `analysis.suppression` writes.
+        curves: what `analysis.suppression.suppression` writes.
         context: `plain` prompts, or the malicious agent `forced` by its tag.
     """
     some = curves[(curves["context"] == context) & np.isfinite(curves["coefficient"])]
@@ -28,7 +28,7 @@ def suppression_curves(curves: pd.DataFrame, context: str) -> Any:
     controls = [name for name in _ordered(some["vector"]) if name.startswith("random")]
     where = "with the malicious agent's tag" if context == "forced" else "on plain prompts"
     log = [SCORES["perplexity"]] if SCORES["perplexity"] in panels else []
-    return plots.curve_grid(panels, "coefficient", "vector", controls, f"Suppression {where}", log=log)
+    return curve_grid(panels, "coefficient", "vector", controls, f"Suppression {where}", log=log)
 
 
 def _ordered(names: pd.Series) -> list[str]:

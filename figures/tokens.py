@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from steerkit.plots import GREY, INK, MARKERS, PALETTE, TWO_COLUMNS, new_figure, styled
+from steerkit.show.plots import GREY, INK, MARKERS, PALETTE, TWO_COLUMNS, new_figure, styled
 
 STRESSED = ("IMAD", "Debate", "Single")
 
@@ -16,7 +16,7 @@ def accuracy_tokens(table: pd.DataFrame, title: str | None = None) -> Any:
     """A panel per family and decoding: accuracy with its 95 % interval over tokens in and out, on a logarithmic axis.
 
     Args:
-        table: what `analysis.main_table` writes.
+        table: what `analysis.paper.main_table` writes.
     """
     wanted = ["family", "method", "decoding", "n", "seeds", "accuracy", "low", "high", "tokens"]
     if table.empty or (missing := [column for column in wanted if column not in table]):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from steerkit.plots import MARKERS, PALETTE, TWO_COLUMNS, new_figure, styled
+from steerkit.show.plots import MARKERS, PALETTE, TWO_COLUMNS, new_figure, styled
 
 PANELS = (
     ("reward parts", ("reward", "clip", "format")),

@@ -1,6 +1,6 @@
 """steerkit: read, steer and measure the residual stream of causal language models.
 
-The public names are imported when they are first used, so that `import steerkit` costs nothing.
+Public names and subpackages are imported on first use, so that `import steerkit` costs nothing.
 """
 
 from __future__ import annotations
@@ -9,62 +9,75 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steerkit.activations import ActivationMeans as ActivationMeans
-    from steerkit.activations import Activations as Activations
-    from steerkit.capture import capture_resid as capture_resid
-    from steerkit.capture import collect as collect
-    from steerkit.capture import collect_each as collect_each
-    from steerkit.capture import collect_means as collect_means
-    from steerkit.convert import read_vectors as read_vectors
-    from steerkit.convert import write_vector as write_vector
-    from steerkit.generation import generate as generate
-    from steerkit.models import load as load
-    from steerkit.pairs import ContrastPair as ContrastPair
-    from steerkit.pairs import read_pairs as read_pairs
-    from steerkit.pairs import write_pairs as write_pairs
-    from steerkit.probes import ProbeResult as ProbeResult
-    from steerkit.probes import fit_probe as fit_probe
-    from steerkit.probes import probe_layers as probe_layers
-    from steerkit.results import SweepResult as SweepResult
-    from steerkit.steering import Steering as Steering
-    from steerkit.sweeps import sweep as sweep
-    from steerkit.texts import SpannedText as SpannedText
-    from steerkit.traces import DebateTrace as DebateTrace
-    from steerkit.traces import read_traces as read_traces
-    from steerkit.traces import write_traces as write_traces
-    from steerkit.vectors import SteeringVector as SteeringVector
-    from steerkit.vectors import difference_in_means as difference_in_means
-    from steerkit.vectors import logistic as logistic
-    from steerkit.vectors import one_against_others as one_against_others
-    from steerkit.vectors import pca as pca
-    from steerkit.vectors import random_like as random_like
+    from steerkit.capture.activations import ActivationMeans as ActivationMeans
+    from steerkit.capture.activations import Activations as Activations
+    from steerkit.capture.collect import collect as collect
+    from steerkit.capture.collect import collect_each as collect_each
+    from steerkit.capture.collect import collect_means as collect_means
+    from steerkit.capture.resid import capture_resid as capture_resid
+    from steerkit.generation.generate import Generation as Generation
+    from steerkit.generation.generate import generate as generate
+    from steerkit.models.load import load as load
+    from steerkit.probes.probe import ProbeResult as ProbeResult
+    from steerkit.probes.probe import fit_probe as fit_probe
+    from steerkit.probes.probe import probe_layers as probe_layers
+    from steerkit.steering.steering import Steering as Steering
+    from steerkit.sweeps.result import SweepResult as SweepResult
+    from steerkit.sweeps.sweep import sweep as sweep
+    from steerkit.text.pairs import ContrastPair as ContrastPair
+    from steerkit.text.pairs import read_pairs as read_pairs
+    from steerkit.text.pairs import write_pairs as write_pairs
+    from steerkit.text.spans import SpannedText as SpannedText
+    from steerkit.text.traces import DebateTrace as DebateTrace
+    from steerkit.text.traces import read_traces as read_traces
+    from steerkit.text.traces import write_traces as write_traces
+    from steerkit.vectors.controls import random_like as random_like
+    from steerkit.vectors.convert import read_vectors as read_vectors
+    from steerkit.vectors.convert import write_vector as write_vector
+    from steerkit.vectors.extract import difference_in_means as difference_in_means
+    from steerkit.vectors.extract import logistic as logistic
+    from steerkit.vectors.extract import one_against_others as one_against_others
+    from steerkit.vectors.extract import pca as pca
+    from steerkit.vectors.vector import SteeringVector as SteeringVector
 
-_HOME = {
-    "activations": ("Activations", "ActivationMeans"),
-    "capture": ("capture_resid", "collect", "collect_each", "collect_means"),
-    "convert": ("read_vectors", "write_vector"),
-    "generation": ("generate",),
-    "models": ("load",),
-    "pairs": ("ContrastPair", "read_pairs", "write_pairs"),
-    "probes": ("ProbeResult", "fit_probe", "probe_layers"),
-    "results": ("SweepResult",),
-    "steering": ("Steering",),
-    "sweeps": ("sweep",),
-    "texts": ("SpannedText",),
-    "traces": ("DebateTrace", "read_traces", "write_traces"),
-    "vectors": ("SteeringVector", "difference_in_means", "logistic", "one_against_others", "pca", "random_like"),
+_PUBLIC = {  # module -> the public names in it
+    "capture.activations": ("Activations", "ActivationMeans"),
+    "capture.collect": ("collect", "collect_each", "collect_means"),
+    "capture.resid": ("capture_resid",),
+    "generation.generate": ("Generation", "generate"),
+    "models.load": ("load",),
+    "probes.probe": ("ProbeResult", "fit_probe", "probe_layers"),
+    "steering.steering": ("Steering",),
+    "sweeps.result": ("SweepResult",),
+    "sweeps.sweep": ("sweep",),
+    "text.pairs": ("ContrastPair", "read_pairs", "write_pairs"),
+    "text.spans": ("SpannedText",),
+    "text.traces": ("DebateTrace", "read_traces", "write_traces"),
+    "vectors.controls": ("random_like",),
+    "vectors.convert": ("read_vectors", "write_vector"),
+    "vectors.extract": ("difference_in_means", "logistic", "one_against_others", "pca"),
+    "vectors.vector": ("SteeringVector",),
 }
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
-__all__ = sorted(_MODULE)
+_MODULES = {"controls": "vectors.controls", "plots": "show.plots", "scores": "scores", "stats": "stats"}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
+    value: Any
+    if name in _MODULES:
+        value = importlib.import_module(f"steerkit.{_MODULES[name]}")
+    elif name in _MODULE_OF:
+        value = getattr(importlib.import_module(f"steerkit.{_MODULE_OF[name]}"), name)
+    elif name == "__version__":
+        from importlib import metadata
+
+        value = metadata.version("imad-steerkit")
+    else:
         raise AttributeError(f"module 'steerkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"steerkit.{_MODULE[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*__all__, *_MODULES, "__version__"])

@@ -10,10 +10,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import simple_parse_args_string
 
-from steerkit import models
-from steerkit.progress import progress
-from steerkit.steering import Steering, parse_positions
-from steerkit.vectors import SteeringVector
+from steerkit.io.progress import progress
+from steerkit.models.load import load
+from steerkit.steering.positions import parse_positions
+from steerkit.steering.steering import Steering
+from steerkit.vectors.vector import SteeringVector
 
 Request = tuple[Any, Sequence[int], Sequence[int]]
 
@@ -74,7 +75,7 @@ class SteeredLM(HFLM):
         vector: str,
         layer: int | None = None,
         coefficient: float = 1.0,
-        positions: str = "generated",
+        positions: str = "from_last_prompt_token",
         operation: Any = "add",
         foreign: bool = False,
         adapter: str | None = None,
@@ -82,9 +83,8 @@ class SteeredLM(HFLM):
         device: str | None = None,
         **options: Any,
     ) -> SteeredLM:
-        read = SteeringVector.load(vector)
-        steering = Steering(read if layer is None else read.at(layer), coefficient, positions, operation, foreign)
-        return cls(*models.load(pretrained, adapter=adapter, dtype=dtype, device=device), steering, **options)
+        steering = Steering(SteeringVector.load(vector), coefficient, positions, operation, foreign, layer=layer)
+        return cls(*load(pretrained, adapter=adapter, dtype=dtype, device=device), steering, **options)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
         with self.steering.on(self.model):

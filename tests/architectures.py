@@ -19,9 +19,10 @@ from textwrap import wrap
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 from transformers.utils import logging
 
-from steerkit.artifacts import versions, write_text
-from steerkit.blocks import NoResidualStream, find_blocks
-from steerkit.doctor import Finding, examine
+from steerkit.doctor.checks import Finding, examine
+from steerkit.io.files import write_text
+from steerkit.io.versions import versions
+from steerkit.models.blocks import NoResidualStream, find_blocks
 from tests.small_models import build
 from tests.tiny import tiny_tokenizer
 

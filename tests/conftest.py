@@ -17,18 +17,7 @@ import tests.shapes  # noqa: F401  the hook names it by its path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-CHECKED = (
-    "activations",
-    "capture",
-    "engine",
-    "fluency",
-    "generation",
-    "probes",
-    "scoring",
-    "steering",
-    "texts",
-    "vectors",
-)
+CHECKED = ("text", "stats", "capture", "probes", "vectors", "steering", "generation", "scores")
 hook = install_import_hook([f"steerkit.{name}" for name in CHECKED], "tests.shapes.checked")
 
 from tests.browser import Browser, Tab, find_browser  # noqa: E402
@@ -96,7 +85,7 @@ def waits() -> list[float]:
 def serve(waits) -> Iterator[Callable[..., Any]]:
     """Start a scripted server and a client of it whose pauses are written down instead of waited for."""
     from tests.scripted_server import LONG_S, Call, Scripted
-    from training.server import Server
+    from training.debates.server import Server
 
     with contextlib.ExitStack() as stack:
 

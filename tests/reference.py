@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerkit.blocks import find_blocks
+from steerkit.models.blocks import find_blocks
 
 
 def hidden_states(model: Any, ids: Sequence[int]) -> tuple[Tensor, ...]:

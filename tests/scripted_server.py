@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from training.chat import Request
+from training.debates.answerers import Request
 
 KEY = "sk-very/secret+0123456789"
 LONG_S = 30.0  # what a test waits for at most; it never does unless it fails

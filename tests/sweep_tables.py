@@ -11,11 +11,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steerkit.results import KEYS
+from steerkit.sweeps.result import KEYS
 
 ARABIC, EMOJI = "\u0645\u0631\u062d\u0628\u0627 \u0628\u0643", "caf\u00e9 \U0001f469\u200d\U0001f680 \u65e5\u672c\u8a9e"
 COEFFICIENTS = (-2.0, -0.5, 0.0, 0.5, 2.0)
 CONTROLS = ("random-0", "random-1", "random-2", "formal/shuffled")
+
+
+def role_of(vector: str) -> tuple[str, str | None]:
+    """The role of these tables' vectors, by their names here, and the vector that a control is of."""
+    of, _, last = vector.rpartition("/")
+    role = last.partition("-")[0]
+    return (role, of or None) if role in ("random", "shuffled") else ("vector", None)
 
 
 def table(
@@ -28,7 +35,8 @@ def table(
 ) -> pd.DataFrame:
     generator = np.random.default_rng(0)
     rows = [
-        {"vector": v, "layer": layer, "coefficient": c, "prompt_id": f"q{i}", "sample": s, "group": f"q{i}",
+        {"vector": v, "role": role_of(v)[0], "control_of": role_of(v)[1], "layer": layer,
+         "coefficient": c, "prompt_id": f"q{i}", "sample": s, "group": f"q{i}",
          "prompt": f"<|user|>\nQuestion {i}?<|end|>\n<|assistant|>", "reference": f"Answer {i}.",
          "text": text(v, c, i, s) if c else f"plain words {i} {s} of no vector at the end", "n_tokens": 9,
          "finished": c < 2, "relative_dose": abs(c) / 10, "trait": (c if v == "formal" else 0) + generator.normal()}

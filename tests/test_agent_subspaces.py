@@ -7,15 +7,17 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from analysis import agent_subspaces, choosing
-from analysis.choosing import Grid, choose
-from analysis.continuations import continuations
-from analysis.directions import agent_vectors, streams_of
-from analysis.fidelity import by_tag, unnamed
-from steerkit import artifacts
-from steerkit.folders import ConfigurationChanged
-from steerkit.results import SweepResult
-from steerkit.traces import write_traces
+from analysis.agents import choose as choosing
+from analysis.agents import subspaces as agent_subspaces
+from analysis.agents.choose import Grid, choose
+from analysis.agents.contexts import continuations
+from analysis.agents.fidelity import by_tag, unnamed
+from analysis.agents.subspaces import main
+from analysis.agents.vectors import agent_vectors, streams_of
+from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.io.tables import read_table
+from steerkit.sweeps.result import SweepResult
+from steerkit.text.traces import write_traces
 from tests.test_analysis import traces
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -87,29 +89,29 @@ def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(t
     call = ["--traces", str(tmp_path / "traces.jsonl"), "--stage", "base=x", "--stage", f"IMAD={weights.parent}"]
     call += ["--out", str(tmp_path / "out"), "--set", "max_new_tokens=5", "--set", "controls=1"]
     call += [part for size in sizes for part in ("--set", size)]
-    agent_subspaces.main([*call, "--only", "IMAD"])
+    main([*call, "--only", "IMAD"])
     assert (tmp_path / "out" / "stages" / "imad" / "gains.csv").exists() and not (
         tmp_path / "out" / "gains.csv"
     ).exists()
     with pytest.raises(ValueError, match=r"expected checkpoints among \['base', 'IMAD'\]; got \['SFT'\]"):
-        agent_subspaces.main([*call, "--only", "SFT"])
-    agent_subspaces.main(call)
-    gains = artifacts.read_table(tmp_path / "out" / "gains.csv")[0]
+        main([*call, "--only", "SFT"])
+    main(call)
+    gains = read_table(tmp_path / "out" / "gains.csv")[0]
     assert set(gains["stage"]) == {"base", "IMAD"} and set(gains["over"]) == {
         "coefficient 0", "random", "matched", "shuffled"
     }  # fmt: skip
-    areas = artifacts.read_table(tmp_path / "out" / "stage_differences.csv")[0]
+    areas = read_table(tmp_path / "out" / "stage_differences.csv")[0]
     assert areas["difference"].abs().max() == pytest.approx(0)  # both stages are the same model here
-    cosines = artifacts.read_table(tmp_path / "out" / "checkpoint_cosines.csv")[0]
+    cosines = read_table(tmp_path / "out" / "checkpoint_cosines.csv")[0]
     assert len(cosines) == 3 * 4 * 2 * 2 and cosines["cosine"].to_numpy() == pytest.approx(1, abs=1e-5)
-    choice = artifacts.read_table(tmp_path / "out" / "choice.csv")[0]
+    choice = read_table(tmp_path / "out" / "choice.csv")[0]
     assert list(choice["settings_tried"]) == [3, 3] and (choice["relative_dose"] > 0).all()
     before = (tmp_path / "out" / "curves.csv").read_bytes()
     monkeypatch.setattr(agent_subspaces, "at_stage", pytest.fail)
-    agent_subspaces.main(call)
+    main(call)
     assert (tmp_path / "out" / "curves.csv").read_bytes() == before
     weights.write_bytes(b"trained anew")
     with pytest.raises(ConfigurationChanged, match=r"stages\.IMAD\.files_sha256"):
-        agent_subspaces.main(call)
+        main(call)
     with pytest.raises(SystemExit):
-        agent_subspaces.main([*call, "--set", "tests=3"])
+        main([*call, "--set", "tests=3"])

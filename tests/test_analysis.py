@@ -10,16 +10,19 @@ import pytest
 import torch
 
 import steerkit as sk
-from analysis import main_table
-from analysis.directions import agent_vectors, controls, matched_like, shuffled, turn_streams
-from analysis.fidelity import by_cast, by_tag, fidelity, first_texts, unnamed
-from analysis.material import Material, of_files
-from analysis.reliability import reliability
-from steerkit import artifacts, folders
-from steerkit.activations import Activations
-from steerkit.traces import DebateTrace, Turn, agent_tag, round_tag, write_traces
+from analysis.agents.fidelity import by_cast, by_tag, fidelity, first_texts, unnamed
+from analysis.agents.material import Material, of_files
+from analysis.agents.reliability import reliability
+from analysis.agents.vectors import agent_vectors, controls, matched_like, shuffled, turn_streams
+from analysis.paper.main_table import main, read_runs
+from analysis.paper.main_table import main_table as table_of_methods
+from steerkit.capture.activations import Activations
+from steerkit.io.run_folder import ConfigurationChanged, check_config
+from steerkit.io.tables import read_table, write_table
+from steerkit.text.tags import agent_tag, round_tag
+from steerkit.text.traces import DebateTrace, Turn, write_traces
 from tests.tiny import tiny_model, tiny_tokenizer
-from training.personas import cast_of
+from training.debates.personas import cast_of
 
 SAID = {1: "first {}", 2: "so second {}", 3: "third {} it is"}
 
@@ -154,11 +157,11 @@ def test_a_checkpoint_that_was_moved_is_the_same_and_one_trained_anew_is_another
     stages = {"base": folder("a", b"old"), "moved": folder("b", b"old"), "anew": folder("c", b"new"), "hub": "some/id"}
     material = of_files({**stages, "file": single}, tmp_path / "traces.jsonl")
     about = {name: material.about(name) for name in material.stages}
-    folders.check_config(tmp_path / "run", {"stages": {"base": about["base"]}})
-    folders.check_config(tmp_path / "run", {"stages": {"base": about["moved"]}})
+    check_config(tmp_path / "run", {"stages": {"base": about["base"]}})
+    check_config(tmp_path / "run", {"stages": {"base": about["moved"]}})
     for other in ("anew", "hub", "file"):
-        with pytest.raises(folders.ConfigurationChanged, match=r"stages\.base\.files_sha256"):
-            folders.check_config(tmp_path / "run", {"stages": {"base": about[other]}})
+        with pytest.raises(ConfigurationChanged, match=r"stages\.base\.files_sha256"):
+            check_config(tmp_path / "run", {"stages": {"base": about[other]}})
     assert about["hub"] == {"checkpoint": "some/id", "files_sha256": None}
 
 
@@ -189,15 +192,15 @@ def rows(seed: int) -> pd.DataFrame:
 def test_where_debate_gains_nothing_there_is_no_share_of_it_to_keep() -> None:
     table = rows(1)
     same = table[table["method"] == "Single"].assign(method="Debate")
-    found = main_table.main_table(pd.concat([table[table["method"] != "Debate"], same])).set_index("method")
+    found = table_of_methods(pd.concat([table[table["method"] != "Debate"], same])).set_index("method")
     assert np.isnan(found.loc["IMAD", "gain_kept"]) and found.loc["IMAD", "accuracy"] > 0
 
 
 def test_the_main_table_pools_seeds_and_says_what_is_kept_of_debates_gain(tmp_path, capsys) -> None:
     for seed in (1, 2):
-        artifacts.write_table(tmp_path / str(seed) / "questions.parquet", rows(seed), {})
-    main_table.main([str(tmp_path / "1"), str(tmp_path / "2"), "--out", str(tmp_path / "out")])
-    table, _ = artifacts.read_table(tmp_path / "out" / "main_table.csv")
+        write_table(tmp_path / str(seed) / "questions.parquet", rows(seed), {})
+    main([str(tmp_path / "1"), str(tmp_path / "2"), "--out", str(tmp_path / "out")])
+    table, _ = read_table(tmp_path / "out" / "main_table.csv")
     line = table.set_index("method").loc["IMAD"]
     assert (line["n"], line["seeds"], line["accuracy"], line["tokens"], line["of_debate"]) == (8, 2, 0.5, 25, 0.25)
     assert line["gain_kept"] == pytest.approx(0.5)
@@ -205,16 +208,16 @@ def test_the_main_table_pools_seeds_and_says_what_is_kept_of_debates_gain(tmp_pa
     assert "| IMAD | sampled | 2 | 8 | 50.0 [" in (tmp_path / "out" / "main_table.md").read_text()
     assert "IMAD" in capsys.readouterr().out
     with pytest.raises(ValueError, match="same family and seed"):
-        main_table.read_runs([tmp_path / "1", tmp_path / "1"])
+        read_runs([tmp_path / "1", tmp_path / "1"])
     with pytest.raises(SystemExit):
-        main_table.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "out")])
+        main([str(tmp_path / "nothing"), "--out", str(tmp_path / "out")])
 
 
 def test_areas_are_paired_by_question_and_the_mean_over_agents_stands_beside_them() -> None:
     from functools import partial
 
-    from analysis.stages import areas, differences, gained
-    from steerkit.results import SweepResult
+    from analysis.agents.stages import areas, differences, gained
+    from steerkit.sweeps.result import SweepResult
 
     rng = np.random.default_rng(0)
     rows = [

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerkit.traces import read_traces
-from training.answers import KINDS, LONGEST, canonical, majority, read_answer, same
+from steerkit.text.traces import read_traces
+from training.problems.answers import KINDS, LONGEST, canonical, majority, read_answer, same
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "published"
@@ -421,7 +421,7 @@ def test_every_turn_of_the_papers_own_debates_is_read() -> None:
     assert [read_answer(turn.text, "number") for turn in one_round.turns] == [one_round.gold] * 3
 
 
-@pytest.mark.parametrize("module", ["training.answers", "training.problems"])
+@pytest.mark.parametrize("module", ["training.problems.answers", "training.problems.problem"])
 def test_answers_and_problems_import_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'datasets', 'pandas'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)

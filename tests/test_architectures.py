@@ -12,13 +12,13 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
 import steerkit as sk
-from steerkit.blocks import NoResidualStream, find_blocks
-from steerkit.doctor import examine
-from steerkit.engine import Row, exact
-from steerkit.generation import decode
-from steerkit.steering import Steering
-from steerkit.texts import pad
-from steerkit.vectors import SteeringVector
+from steerkit.doctor.checks import examine
+from steerkit.generation.engine import Row, exact
+from steerkit.generation.generate import decode
+from steerkit.models.blocks import NoResidualStream, find_blocks
+from steerkit.steering.steering import Steering
+from steerkit.text.tokens import pad
+from steerkit.vectors.vector import SteeringVector
 from tests import reference
 from tests.architectures import Verdict, judge, page
 from tests.small_models import build
@@ -100,7 +100,7 @@ def test_inner_layers_read_in_a_padded_batch_are_the_hidden_states_of_each_text_
 
 def test_a_steered_cached_batch_says_what_each_prompt_says_alone_without_a_cache(request, model) -> None:
     vector = push(model)
-    rows = [Row(ids, ((Steering(vector, 1.0, "from_last_prompt_token"), 1.0),)) for ids in prompts()]
+    rows = [Row(ids, (Steering(vector, 1.0, "from_last_prompt_token", layer="all"),)) for ids in prompts()]
     found = list(decode(model, tiny_tokenizer(), rows, range(len(rows)), max_new_tokens=NEW))
     fast = {number: list(continuation.ids) for batch in found for number, continuation in batch}
     slow = {
@@ -121,7 +121,7 @@ def test_the_model_s_own_generate_is_steered_at_the_same_positions_over_a_hybrid
     vector = push(model)
     ids, mask, _ = pad(prompts(), "left")
     settings = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": 256, "pad_token_id": 256}
-    with Steering(vector, 1.0, "from_last_prompt_token").on(model):
+    with Steering(vector, 1.0, "from_last_prompt_token", layer="all").on(model):
         found = model.generate(input_ids=ids, attention_mask=mask, **settings)[:, ids.shape[1] :].tolist()
     for prompt, row in zip(prompts(), found, strict=True):
         own = row[: row.index(256)] if 256 in row else row
@@ -150,8 +150,8 @@ def test_a_model_without_one_stream_is_refused_with_the_reason(name: str, reason
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("rwkv", "takes neither of"),
-        ("openai-gpt", "takes neither of"),
+        ("rwkv", "takes none of"),
+        ("openai-gpt", "takes none of"),
         ("xlstm", "has no attribute 'rnn_state'"),
         ("minimax", "uses cache of its own"),
     ],

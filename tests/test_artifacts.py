@@ -7,14 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerkit import artifacts, folders
-from steerkit.pairs import ContrastPair, read_pairs, write_pairs
+from steerkit.io.files import atomic_path, sha256, write_text
+from steerkit.io.json import canonical_json
+from steerkit.io.rows import append_rows, read_rows
+from steerkit.io.run_folder import ConfigurationChanged, check_config, run_folder
+from steerkit.io.tables import read_table, write_table
+from steerkit.text.pairs import ContrastPair, read_pairs, write_pairs
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
     path = tmp_path / "a.txt"
-    artifacts.write_text(path, "old")
-    with pytest.raises(ZeroDivisionError), artifacts.atomic_path(path) as temporary:
+    write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
         temporary.write_text("half")
         raise ZeroDivisionError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -23,15 +27,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
 @pytest.mark.parametrize("cut", range(1, 30))
 def test_a_file_cut_anywhere_in_its_last_row_keeps_the_others_and_takes_new_ones(tmp_path, cut: int) -> None:
     path = tmp_path / "rows.jsonl"
-    artifacts.append_rows(path, [{"a": 1}, {"a": 2}])
+    append_rows(path, [{"a": 1}, {"a": 2}])
     whole = path.read_bytes()
-    artifacts.append_rows(path, [{"a": 3, "text": "naïve"}])
+    append_rows(path, [{"a": 3, "text": "naïve"}])
     last = path.read_bytes()[len(whole) :]
     path.write_bytes(whole + last[: min(cut, len(last) - 1)])
-    there = [row["a"] for row in artifacts.read_rows(path)]
+    there = [row["a"] for row in read_rows(path)]
     assert there == ([1, 2, 3] if cut >= len(last) - 1 else [1, 2])
-    artifacts.append_rows(path, [{"a": 4}])
-    assert [row["a"] for row in artifacts.read_rows(path)] == [*there, 4]
+    append_rows(path, [{"a": 4}])
+    assert [row["a"] for row in read_rows(path)] == [*there, 4]
 
 
 def test_a_broken_row_in_the_middle_is_an_error_that_names_its_line(tmp_path) -> None:
@@ -39,71 +43,71 @@ def test_a_broken_row_in_the_middle_is_an_error_that_names_its_line(tmp_path) ->
     for bad in (b"{broken", b"[1, 2]", b'"text"'):
         path.write_bytes(b'{"a": 1}\n' + bad + b'\n{"a": 2}\n')
         with pytest.raises(ValueError, match=r"JSON object in .*rows\.jsonl, line 2"):
-            artifacts.read_rows(path)
+            read_rows(path)
 
 
 def test_values_that_json_lacks_become_null_and_equal_values_equal_text() -> None:
     value = {"b": float("nan"), "a": np.float32(0.5), "c": np.array([1, 2]), "d": (1, "x"), "e": float("inf")}
-    assert artifacts.canonical_json(value) == '{"a":0.5,"b":null,"c":[1,2],"d":[1,"x"],"e":null}'
+    assert canonical_json(value) == '{"a":0.5,"b":null,"c":[1,2],"d":[1,"x"],"e":null}'
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_table_comes_back_with_its_provenance(tmp_path, suffix: str) -> None:
     table = pd.DataFrame({"a": [1, 2], "b": ["x", "ü, y"], "c": [0.5, np.nan]})
-    artifacts.write_table(tmp_path / f"t{suffix}", table, {"seed": 3})
-    back, meta = artifacts.read_table(tmp_path / f"t{suffix}")
+    write_table(tmp_path / f"t{suffix}", table, {"seed": 3})
+    back, meta = read_table(tmp_path / f"t{suffix}")
     pd.testing.assert_frame_equal(back, table, check_dtype=False)
-    assert meta["seed"] == 3 and meta["sha256"] == artifacts.sha256(tmp_path / f"t{suffix}")
+    assert meta["seed"] == 3 and meta["sha256"] == sha256(tmp_path / f"t{suffix}")
     with pytest.raises(ValueError, match=r"\.parquet or \.csv"):
-        artifacts.write_table(tmp_path / "t.pkl", table, {})
+        write_table(tmp_path / "t.pkl", table, {})
 
 
 def test_one_folder_belongs_to_one_run_at_a_time(tmp_path) -> None:
     other = (
-        "import sys; from steerkit.folders import run_folder, RunFolderBusy\n"
+        "import sys; from steerkit.io.run_folder import run_folder, RunFolderBusy\n"
         "try:\n  with run_folder(sys.argv[1], {'a': 1}): print('got it')\n"
         "except RunFolderBusy as error: print('busy', error)"
     )
     command = [sys.executable, "-c", other, str(tmp_path)]
-    with folders.run_folder(tmp_path, {"a": 1}):
+    with run_folder(tmp_path, {"a": 1}):
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("busy expected")
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "got it\n"
 
 
 def test_a_changed_configuration_names_every_difference(tmp_path) -> None:
-    with folders.run_folder(tmp_path, {"a": 1, "b": [1, 2], "same": "x"}):
+    with run_folder(tmp_path, {"a": 1, "b": [1, 2], "same": "x"}):
         pass
     with (
-        pytest.raises(folders.ConfigurationChanged, match=r"a: 1 -> 2\n  b: \[1,2\] -> null\n  c: null -> 3"),
-        folders.run_folder(tmp_path, {"a": 2, "c": 3, "same": "x"}),
+        pytest.raises(ConfigurationChanged, match=r"a: 1 -> 2\n  b: \[1,2\] -> null\n  c: null -> 3"),
+        run_folder(tmp_path, {"a": 2, "c": 3, "same": "x"}),
     ):
         pass
 
 
 def test_a_difference_is_named_where_it_is(tmp_path) -> None:
-    folders.check_config(tmp_path, {"setting": {"sampling": {"seed": 1, "top_p": 0.9}, "rounds": 2}})
-    with pytest.raises(folders.ConfigurationChanged) as raised:
-        folders.check_config(tmp_path, {"setting": {"sampling": {"seed": 2, "top_p": 0.9}, "rounds": 2}})
+    check_config(tmp_path, {"setting": {"sampling": {"seed": 1, "top_p": 0.9}, "rounds": 2}})
+    with pytest.raises(ConfigurationChanged) as raised:
+        check_config(tmp_path, {"setting": {"sampling": {"seed": 2, "top_p": 0.9}, "rounds": 2}})
     assert "now):\n  setting.sampling.seed: 1 -> 2\nUse" in str(raised.value)
 
 
 def test_of_two_lists_what_differs_is_told(tmp_path) -> None:
-    folders.check_config(tmp_path, {"cells": [["v", "8", c] for c in (-1, 1, 2)]})
-    with pytest.raises(folders.ConfigurationChanged) as raised:
-        folders.check_config(tmp_path, {"cells": [["v", "8", c] for c in (1, 2, 3)]})
+    check_config(tmp_path, {"cells": [["v", "8", c] for c in (-1, 1, 2)]})
+    with pytest.raises(ConfigurationChanged) as raised:
+        check_config(tmp_path, {"cells": [["v", "8", c] for c in (1, 2, 3)]})
     assert 'cells: [["v","8",-1]] -> [["v","8",3]]' in str(raised.value)
-    with pytest.raises(folders.ConfigurationChanged, match="cells"):
-        folders.check_config(tmp_path, {"cells": [["v", "8", c] for c in (2, 1, -1)]})
+    with pytest.raises(ConfigurationChanged, match="cells"):
+        check_config(tmp_path, {"cells": [["v", "8", c] for c in (2, 1, -1)]})
 
 
 def test_a_model_is_the_same_wherever_its_folder_is_moved(tmp_path) -> None:
     model = {"checkpoint": "runs/a", "model_fingerprint": "f", "dtype": "float32"}
-    folders.check_config(tmp_path, {"model": model, "checkpoint": "runs/a"})
-    folders.check_config(tmp_path, {"model": {**model, "checkpoint": "/moved/a"}, "checkpoint": "runs/a"})
-    with pytest.raises(folders.ConfigurationChanged, match=r"checkpoint: .*runs/a.* -> .*runs/b"):
-        folders.check_config(tmp_path, {"model": model, "checkpoint": "runs/b"})
-    with pytest.raises(folders.ConfigurationChanged, match=r"model\.model_fingerprint"):
-        folders.check_config(tmp_path, {"model": {**model, "model_fingerprint": "g"}, "checkpoint": "runs/a"})
+    check_config(tmp_path, {"model": model, "checkpoint": "runs/a"})
+    check_config(tmp_path, {"model": {**model, "checkpoint": "/moved/a"}, "checkpoint": "runs/a"})
+    with pytest.raises(ConfigurationChanged, match=r"checkpoint: .*runs/a.* -> .*runs/b"):
+        check_config(tmp_path, {"model": model, "checkpoint": "runs/b"})
+    with pytest.raises(ConfigurationChanged, match=r"model\.model_fingerprint"):
+        check_config(tmp_path, {"model": {**model, "model_fingerprint": "g"}, "checkpoint": "runs/a"})
 
 
 def test_pairs_come_back_equal(tmp_path) -> None:

@@ -12,12 +12,13 @@ import torch
 from tokenizers import decoders
 
 import steerkit as sk
-from steerkit import backends
-from steerkit.engine import Continuation, Row
-from steerkit.generation import decode
-from steerkit.models import fingerprint
-from steerkit.pairs import write_pairs
-from steerkit.texts import encode_prompt, pad
+from steerkit.generation.engine import Continuation, Row
+from steerkit.generation.generate import decode
+from steerkit.models.backends import BACKENDS, through
+from steerkit.models.identity import fingerprint
+from steerkit.text.pairs import write_pairs
+from steerkit.text.prompt import encode_prompt
+from steerkit.text.tokens import pad
 from tests.test_capture import hooks, relative
 from tests.test_steering import PROMPTS, vector
 from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
@@ -27,7 +28,7 @@ PAIRS = [sk.ContrastPair(f"Question {i}?", "1. yes it is", "it is not so", group
 SPANS = [sk.SpannedText("Agent one says this. Agent two says that.", ((0, 20), (21, 41)), ("one", "two"))]
 
 
-@pytest.fixture(params=list(backends.BACKENDS))
+@pytest.fixture(params=list(BACKENDS))
 def backend(request) -> str:
     pytest.importorskip(request.param, reason="its package is not installed (extra `backends`)")
     return request.param
@@ -58,7 +59,7 @@ def state(model: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_each_backend_reads_the_stream_that_we_read(kind: str, backend: str) -> None:
     model, tokenizer = tiny_model(kind), tiny_tokenizer()
-    other = backends.through(model, tokenizer, backend)
+    other = through(model, tokenizer, backend)
     layers = ["embed", *range(len(sk.collect(model, tokenizer, ["a"]).layers))]
     for texts in (TEXTS, PAIRS, SPANS):
         for position in ("mean", "last", "first"):
@@ -76,12 +77,12 @@ def test_each_backend_reads_the_stream_that_we_read(kind: str, backend: str) -> 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
 def test_steered_texts_are_the_same_token_for_token(kind: str, backend: str) -> None:
     model, tokenizer = tiny_model(kind), readable()
-    other = backends.through(model, tokenizer, backend)
+    other = through(model, tokenizer, backend)
     plain = sk.generate(other, tokenizer, PROMPTS, max_new_tokens=10)
     assert plain == sk.generate(model, tokenizer, PROMPTS, max_new_tokens=10)
     for positions in ("generated", "from_last_prompt_token", "prompt", "all", "generated:3"):
         for operation, coefficient in (("add", 0.4), ("ablate", 1.0)):
-            steering = sk.Steering(vector(model, 1, 2), coefficient, positions, operation)
+            steering = sk.Steering(vector(model, 1, 2), coefficient, positions, operation, layer="all")
             ours = sk.generate(model, tokenizer, PROMPTS, max_new_tokens=10, steering=steering)
             with steering.on(other):
                 assert sk.generate(other, tokenizer, PROMPTS, max_new_tokens=10) == ours
@@ -110,7 +111,7 @@ def ending(positions: str) -> tuple[Any, sk.Steering, list[Continuation]]:
 
 def written(model: Any, steering: sk.Steering | None) -> list[Continuation]:
     """The continuations of `PROMPTS`, as ids."""
-    steerings = () if steering is None else tuple(steering.rows(1))
+    steerings = () if steering is None else tuple(steering.per_row(1))
     rows = [Row(encode_prompt(tiny_tokenizer(), prompt), steerings) for prompt in PROMPTS]
     found = dict(pair for batch in decode(model, _Ends, rows, PROMPTS, max_new_tokens=12) for pair in batch)
     return [found[number] for number in range(len(rows))]
@@ -119,7 +120,7 @@ def written(model: Any, steering: sk.Steering | None) -> list[Continuation]:
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_rows_that_end_early_end_there_in_each_backend(positions: str, backend: str) -> None:
     model, steering, ours = ending(positions)
-    assert written(backends.through(model, tiny_tokenizer(), backend), steering) == ours
+    assert written(through(model, tiny_tokenizer(), backend), steering) == ours
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -174,7 +175,7 @@ def pushed(stream: torch.Tensor, added: torch.Tensor, positions: str, begins: bo
 def test_the_callers_model_and_tokenizer_are_not_changed(kind: str, backend: str) -> None:
     model, tokenizer = tiny_model(kind), tiny_tokenizer()
     before, said = state(model), (tokenizer.pad_token, tokenizer.padding_side, len(tokenizer))
-    other = backends.through(model, tokenizer, backend)
+    other = through(model, tokenizer, backend)
     sk.collect(other, tokenizer, TEXTS)
     sk.generate(other, tokenizer, PROMPTS, max_new_tokens=3, steering=sk.Steering(vector(model, 1)))
     assert hooks(other) == 0
@@ -188,7 +189,7 @@ def test_the_callers_model_and_tokenizer_are_not_changed(kind: str, backend: str
 
 def test_weights_are_shared_and_a_vector_read_in_one_steers_the_other(backend: str) -> None:
     model, tokenizer = tiny_model(), readable()
-    other = backends.through(model, tokenizer, backend)
+    other = through(model, tokenizer, backend)
     assert fingerprint(other) == fingerprint(model)
     assert {id(p) for p in other.parameters()} == {id(p) for p in model.parameters()}
     theirs = sk.difference_in_means(sk.collect(other, tokenizer, PAIRS, position="mean"))
@@ -205,7 +206,7 @@ def test_weights_are_shared_and_a_vector_read_in_one_steers_the_other(backend: s
 
 def test_a_plain_forward_is_read_and_steered_too(backend: str) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    other = backends.through(model, tokenizer, backend)
+    other = through(model, tokenizer, backend)
     ids = torch.tensor([encode_prompt(tokenizer, PROMPTS[1])])
     steering = sk.Steering(vector(model, 1), 1.0, "all")
     with torch.no_grad():
@@ -223,7 +224,7 @@ def test_dropout_is_off_even_where_the_model_was_in_training_mode(backend: str) 
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     still = sk.collect(model, tokenizer, TEXTS)
     model.train()
-    other = backends.through(model, tokenizer, backend)
+    other = through(model, tokenizer, backend)
     assert relative(still.resid, sk.collect(other, tokenizer, TEXTS).resid) < 1e-5
     assert all(module.training for module in model.modules())
 
@@ -233,14 +234,14 @@ def test_a_sweep_runs_through_a_backend(backend: str) -> None:
     prompts = [{"id": str(i), "prompt": prompt} for i, prompt in enumerate(PROMPTS)]
     options: dict[str, Any] = {"layers": [1, 2], "coefficients": [-1.5, 0, 1.5], "max_new_tokens": 5}
     ours = sk.sweep(model, tokenizer, vector(model, 1, 2), prompts, **options).table
-    theirs = sk.sweep(backends.through(model, tokenizer, backend), tokenizer, vector(model, 1, 2), prompts, **options)
+    theirs = sk.sweep(through(model, tokenizer, backend), tokenizer, vector(model, 1, 2), prompts, **options)
     assert theirs.table["text"].tolist() == ours["text"].tolist()
     assert ours["text"].nunique() > len(prompts)
 
 
 def test_a_real_checkpoint_is_read_and_steered_through_each_backend(smollm, backend: str) -> None:
     model, tokenizer = smollm
-    other = backends.through(model, tokenizer, backend)
+    other = through(model, tokenizer, backend)
     layers = ["embed", 0, 14, 29]
     ours = sk.collect(model, tokenizer, TEXTS, layers=layers, position="mean")
     theirs = sk.collect(other, tokenizer, TEXTS, layers=layers, position="mean")
@@ -266,14 +267,14 @@ def test_a_checkpoint_is_loaded_through_a_backend(tmp_path, backend: str) -> Non
 
 def test_an_unknown_backend_is_refused_with_the_list(llama) -> None:
     with pytest.raises(ValueError, match=r"among \['transformer_lens', 'nnsight'\]; got 'baukit'"):
-        backends.through(*llama, "baukit")
+        through(*llama, "baukit")
 
 
 def test_a_missing_package_says_what_to_install(llama, monkeypatch) -> None:
-    for name in backends.BACKENDS:
+    for name in BACKENDS:
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(ImportError, match=r"pip install 'imad-steerkit\[backends\]'"):
-            backends.through(*llama, name)
+            through(*llama, name)
 
 
 def test_a_model_with_an_adapter_is_refused_with_what_to_do(backend: str) -> None:
@@ -281,7 +282,7 @@ def test_a_model_with_an_adapter_is_refused_with_what_to_do(backend: str) -> Non
 
     adapted = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["q_proj"], r=2))
     with pytest.raises(ValueError, match="merge_and_unload"):
-        backends.through(adapted, tiny_tokenizer(), backend)
+        through(adapted, tiny_tokenizer(), backend)
 
 
 def test_the_code_of_the_page_runs(smollm, tmp_path, monkeypatch, capsys, backend: str) -> None:

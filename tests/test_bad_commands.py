@@ -12,7 +12,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from steerkit import artifacts, cli, terminal
+from steerkit.cli.main import main
+from steerkit.io.json import read_json, write_json
+from steerkit.show.terminal import facts, side_by_side, table
 from tests.bad_input.cases import LAYER, LINE, LIST, NUMBERS, PAIR, POSITION, Files, lay, push, row, tree
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -126,7 +128,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
     ),
     "steer with a vector of another model": (
         (*STEER, "hi", "--layer", "1"), {"v.safetensors": vector_file(model_fingerprint="b")},
-        "expected a vector read from this model", "('b', None)", "Say foreign=True",
+        "expected a vector read from this model", "('b', None)", "Pass foreign=True",
     ),
     "sweep two vectors of one name": (
         ("sweep", "{model}", "v.safetensors", "w/v.safetensors", *SWEEP[3:], "--layers", "1"),
@@ -163,7 +165,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         (*SWEEP, "--layers", "1", "--coefficients", "1,1.0"), ASKED, NUMBERS[0], "got [1.0, 1.0]", NUMBERS[1]
     ),
     "sweep no samples": (
-        (*SWEEP, "--layers", "1", "--samples", "0"), ASKED, "one sample at least", "samples=0", "Add some"
+        (*SWEEP, "--layers", "1", "--samples", "0"), ASKED, "one vector and one sample", "samples=0", "Add some"
     ),
     "sweep beyond the context": (
         (*SWEEP, "--layers", "1", "--max-new-tokens", "999"), ASKED, "context of 256", "+ 999", "Cut either"
@@ -176,10 +178,10 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         "expected the configuration", "seed: 7 -> 0", "Use another folder",
     ),
     "score a folder that is not there": (
-        ("score", "run", "rouge_l"), {}, "expected a finished sweep", "there is none", "run it on"
+        ("score", "run", "rouge_l"), {}, "expected a finished sweep", "there is none", "repeat the sweep"
     ),
     "score a sweep that is not finished": (
-        ("score", "run", "rouge_l"), {"run/rows.jsonl": b"{}\n"}, "expected a finished sweep", "there is none", "run it"
+        ("score", "run", "rouge_l"), {"run/rows.jsonl": b"{}\n"}, "expected a finished sweep", "there is none", "repeat the"
     ),
     "score junk": (
         ("score", "run", "rouge_l"), {"run/table.parquet": PAIR}, "expected a table in", "got something else", "Write"
@@ -201,8 +203,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, folder in saved.items():
         tiny_model().save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
-        config = artifacts.read_json(folder / "config.json")
-        artifacts.write_json(folder / "config.json", {**config, **changes.get(name, {})})
+        config = read_json(folder / "config.json")
+        write_json(folder / "config.json", {**config, **changes.get(name, {})})
     weights = saved["torn"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (saved["mute"] / "tokenizer.json").write_text("{}")
@@ -217,7 +219,7 @@ def leave(checkpoints, tmp_path, monkeypatch) -> Callable[[Sequence[str]], objec
     def run(arguments: Sequence[str]) -> object:
         monkeypatch.setattr(sys, "argv", ["steerkit", *(part.format(**checkpoints) for part in arguments)])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            main()
         return left.value.code
 
     return run
@@ -277,9 +279,9 @@ def test_a_file_name_cannot_move_the_cursor(leave, capsys) -> None:
 
 
 def test_what_a_model_writes_cannot_act_on_the_terminal(capsys) -> None:
-    terminal.side_by_side({"unsteered": "\x1b[31mred\x07", "steered": "two\n[bold]lines[/bold] \u202e"}, as_json=False)
-    terminal.table("[/]", pd.DataFrame({"[red]vector": ["[/x]", "\x9b31m"]}), as_json=False)
-    terminal.facts({"checkpoint": "a\x1b]0;b"}, as_json=False)
+    side_by_side({"unsteered": "\x1b[31mred\x07", "steered": "two\n[bold]lines[/bold] \u202e"}, as_json=False)
+    table("[/]", pd.DataFrame({"[red]vector": ["[/x]", "\x9b31m"]}), as_json=False)
+    facts({"checkpoint": "a\x1b]0;b"}, as_json=False)
     shown = capsys.readouterr().out
     assert not {"\x1b", "\x07", "\x9b"} & set(shown)
     for kept in ("[31mred", "[bold]lines[/bold]", "[/]", "[red]vector", "[/x]"):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import steerkit as sk
-from steerkit.pairs import ContrastPair, read_pairs, write_pairs
-from steerkit.results import SweepResult
-from steerkit.traces import DebateTrace, Turn, read_traces
+from steerkit.sweeps.result import SweepResult
+from steerkit.text.pairs import ContrastPair, read_pairs, write_pairs
+from steerkit.text.traces import DebateTrace, Turn, read_traces
 from tests.bad_input.cases import PAIR, Case, lay, model, push, row, tokenizer, tree
 from tests.bad_input.files import checkpoint_cases, file_cases
 from tests.bad_input.reading import reading_cases

@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import steerkit as sk
-from steerkit import engine
-from steerkit.cache import beginnings
-from steerkit.engine import Engine, Row, exact
+from steerkit.generation import engine
+from steerkit.generation.cache import beginnings
+from steerkit.generation.engine import Engine, Row, exact
 from tests.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -7,9 +7,16 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit import blocks, capture, residual
-from steerkit.capture import capture_resid, collect, collect_means, stream_norms, token_batches
-from steerkit.texts import SpannedText, encode, encode_prompt
+from steerkit.capture import collect as capture
+from steerkit.capture.batches import token_batches
+from steerkit.capture.collect import collect, collect_means
+from steerkit.capture.norms import stream_norms
+from steerkit.capture.resid import capture_resid
+from steerkit.models.blocks import find_blocks
+from steerkit.models.hooks import observe_streams
+from steerkit.text.prompt import encode_prompt
+from steerkit.text.spans import SpannedText
+from steerkit.text.tokens import encode
 from tests.reference import hidden_states
 from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
 
@@ -41,7 +48,7 @@ def test_captured_streams_equal_hidden_states_and_the_last_is_before_the_final_n
     model = tiny_model(kind)
     ids = list(range(3, 25))
     states = hidden_states(model, ids)
-    layers = ["embed", *range(len(blocks.find_blocks(model)))]
+    layers = ["embed", *range(len(find_blocks(model)))]
     with torch.no_grad(), capture_resid(model, layers) as streams:
         model(input_ids=torch.tensor([ids]))
     for layer in layers[:-1]:
@@ -116,7 +123,7 @@ def test_spans_of_the_real_tokenizer_never_share_a_token(smollm) -> None:
     end = text.index("\n\nNext")
     spans = ((0, end), (end + 2, text.rindex("\n\n")))
     cut = SpannedText(text, spans)
-    from steerkit.texts import passage_of
+    from steerkit.text.spans import passage_of
 
     passage = passage_of(tokenizer, cut, "0")
     for (start, stop), (a, b) in zip(passage.spans, spans, strict=True):
@@ -141,7 +148,7 @@ def test_the_forward_ends_at_the_deepest_layer_and_no_logits_are_computed(llama)
     model, tokenizer = llama
     ran: list[str] = []
     watched = {0: model.model.layers[2], 1: model.model.layers[3], 2: model.lm_head}
-    with residual.reading(watched, lambda which, *_: ran.append("block 2" if which == 0 else "later")):
+    with observe_streams(watched, lambda which, *_: ran.append("block 2" if which == 0 else "later")):
         collect(model, tokenizer, TEXTS, layers=[1, 2])
     assert set(ran) == {"block 2"}
 

@@ -8,13 +8,14 @@ import json
 import pytest
 
 import steerkit as sk
-from steerkit.texts import encode_prompt
+from steerkit.models.identity import fingerprint
+from steerkit.text.prompt import encode_prompt
 from tests.reference import greedy
 from tests.scripted_server import asked, say
 from tests.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
-from training.chat import LocalModel, Reply, Request, Rule, Sampling
-from training.server import Server
+from training.debates.answerers import LocalModel, Reply, Request, Rule, Sampling
+from training.debates.server import Server
 
 PROMPTS = ["Hello", "A rather longer prompt than that", "x = 1", "?", "Hello", "once upon a time", "12 + 3", "abc"]
 
@@ -87,7 +88,7 @@ def test_steering_that_is_on_acts_on_the_replies(llama) -> None:
 def test_provenance_is_plain_data_that_names_the_weights(llama) -> None:
     about = LocalModel(*llama).about()
     assert json.loads(json.dumps(about)) == about
-    assert about["model_fingerprint"] == sk.models.fingerprint(llama[0])[0] and about["template_sha256"]
+    assert about["model_fingerprint"] == fingerprint(llama[0])[0] and about["template_sha256"]
 
 
 # A rule

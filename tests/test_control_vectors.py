@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit.convert import unsaid
-from steerkit.vectors import SteeringVector
+from steerkit.vectors.convert import unsaid
+from steerkit.vectors.vector import SteeringVector
 from tests.vector_files import WIDTH, made, raw_gguf, read, same, values, write
 
 

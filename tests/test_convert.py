@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 import steerkit as sk
-from steerkit.convert import from_steering_vectors, write_vectors
-from steerkit.vectors import SteeringVector
+from steerkit.vectors.convert import from_steering_vectors, write_vectors
+from steerkit.vectors.vector import SteeringVector
 from tests.tiny import tiny_model
 from tests.vector_files import THEIRS, made, read, same, their_gguf, values, write
 
@@ -38,7 +38,7 @@ def hooked(model, layers: dict[int, torch.Tensor]) -> torch.Tensor:
 
 
 def steered(model, vector: SteeringVector) -> torch.Tensor:
-    with torch.no_grad(), sk.Steering(vector, 1.0, "all", foreign=True).on(model):
+    with torch.no_grad(), sk.Steering(vector, 1.0, "all", foreign=True, layer="all").on(model):
         return model(input_ids=IDS).logits
 
 
@@ -191,7 +191,7 @@ def test_no_name_in_a_file_writes_outside_the_folder(tmp_path) -> None:
 def test_the_command_line_says_what_was_read_what_was_not_said_and_what_is_lost(tmp_path) -> None:
     from typer.testing import CliRunner
 
-    from steerkit.cli import app
+    from steerkit.cli.main import app
 
     def run(*arguments: object) -> dict[str, str]:
         done = CliRunner().invoke(app, ["convert", *map(str, arguments), "--json"])

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from steerkit import artifacts, folders
-from steerkit.traces import Turn, read_traces
-from training.answers import read_answer
-from training.chat import Reply, Request, Rule, Sampling
-from training.debate import Call, Debate, Setting, hold
-from training.families import arithmetic
-from training.personas import CASTS, Cast, Persona, alone, cast_of
-from training.problems import Problem
+from steerkit.io.rows import read_rows
+from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.text.traces import Turn, read_traces
+from training.debates.answerers import Reply, Request, Rule, Sampling
+from training.debates.debate import Call, Debate, Setting, hold
+from training.debates.personas import CASTS, Cast, Persona, alone, cast_of
+from training.problems.answers import read_answer
+from training.problems.families import arithmetic
+from training.problems.problem import Problem
 
 PROBLEM = Problem("p", "2+3*4", "14", "number", "small")
 
@@ -149,13 +150,13 @@ def test_a_failed_call_is_recorded_and_made_again_with_all_that_had_read_it(tmp_
 
 def test_the_files_say_what_the_debates_were(tmp_path) -> None:
     debates = hold(PROBLEMS, Counting(), CAST, out=tmp_path / "run")
-    rows = artifacts.read_rows(tmp_path / "run" / "debates.jsonl")
+    rows = read_rows(tmp_path / "run" / "debates.jsonl")
     assert [row["id"] for row in rows] == [problem.id for problem in PROBLEMS]
     assert [row["correct"] for row in rows] == [held.correct for held in debates]
     kept = read_traces(tmp_path / "run" / "traces.jsonl")
     assert [trace.question for trace in kept] == [h.problem.question for h in debates if h.answer() is not None]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["cast"]["name"] == "diverse"
-    with pytest.raises(folders.ConfigurationChanged, match="setting"):
+    with pytest.raises(ConfigurationChanged, match="setting"):
         hold(PROBLEMS, Counting(), CAST, Setting(rounds=3), out=tmp_path / "run")
 
 

@@ -5,12 +5,13 @@ import json
 import pandas as pd
 import pytest
 
-from steerkit import artifacts, folders
-from steerkit.artifacts import canonical_json
 from steerkit.demo.questions import PERSONAS, PLAIN, instruction_pairs, read_questions, split
 from steerkit.demo.run import DemoSettings, run_demo
 from steerkit.demo.traits import TRAITS
-from steerkit.pairs import read_pairs
+from steerkit.io.json import canonical_json
+from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.io.tables import read_table
+from steerkit.text.pairs import read_pairs
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SMALL = DemoSettings(
@@ -36,7 +37,7 @@ def test_the_demo_writes_every_table_figure_and_page(demo) -> None:
     _, _, out, summary = demo
     tables = ["gains.csv", "means.csv", "dose_curves.csv", "places.csv", "test.parquet", "validation.parquet"]
     for name in (*tables, "probes-answers-mean.csv", "probes-instructions-last.csv"):
-        table, meta = artifacts.read_table(out / "tables" / name)
+        table, meta = read_table(out / "tables" / name)
         assert len(table) and meta["columns"] == list(table.columns)
         assert table["weights"].eq("float32").all()
     for name in ("dose", "gains", "probes-answers-mean", "probes-instructions-last"):
@@ -87,7 +88,7 @@ def test_a_resumed_demo_repeats_nothing_and_ends_the_same(demo, monkeypatch) -> 
 
 def test_the_demo_refuses_a_folder_of_other_settings(demo) -> None:
     model, tokenizer, out, _ = demo
-    with pytest.raises(folders.ConfigurationChanged, match="max_new_tokens: 6 -> 7"):
+    with pytest.raises(ConfigurationChanged, match="max_new_tokens: 6 -> 7"):
         run_demo(model, tokenizer, out, DemoSettings(**{**SMALL.__dict__, "max_new_tokens": 7}))
 
 

@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 
 import steerkit as sk
-from steerkit import artifacts, fluency
-from steerkit.results import KEYS, SweepResult
-from steerkit.sweeps import sweep
+from steerkit.io.rows import append_rows
+from steerkit.scores import fluency
+from steerkit.sweeps import store
+from steerkit.sweeps.result import KEYS, SweepResult
+from steerkit.sweeps.sweep import sweep
 from tests.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -98,7 +100,7 @@ class Stopped(Exception):
 def test_a_run_that_was_interrupted_gives_the_table_of_one_that_was_not(
     setting: Setting, appends: list[int], tmp_path: Path, monkeypatch
 ) -> None:
-    append = artifacts.append_rows
+    append = append_rows
     for number, allowed in enumerate(appends):
         done: list[int] = []
 
@@ -109,7 +111,7 @@ def test_a_run_that_was_interrupted_gives_the_table_of_one_that_was_not(
             done.append(1)
 
         with monkeypatch.context() as patched, pytest.raises(Stopped):
-            patched.setattr(artifacts, "append_rows", cut)
+            patched.setattr(store, "append_rows", cut)
             setting.run(ROWS, out=tmp_path / "run", batch_rows=7)
         rows = tmp_path / "run" / "rows.jsonl"
         if rows.exists():

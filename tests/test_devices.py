@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit import models
+from steerkit.models.identity import fingerprint
 from tests.test_capture import TEXTS, relative
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -27,11 +27,11 @@ def test_blocks_kept_on_the_disk_read_and_steer_as_those_in_memory(folder) -> No
     plain, tokenizer = sk.load(folder)
     spread, _ = sk.load(folder, device=SPREAD)
     assert next(spread.model.layers[1].parameters()).is_meta  # it really is elsewhere
-    assert models.fingerprint(spread) == models.fingerprint(plain)
+    assert fingerprint(spread) == fingerprint(plain)
     whole, parts = (sk.collect(model, tokenizer, TEXTS, position="mean") for model in (plain, spread))
     assert relative(whole.resid, parts.resid) < 1e-6
     vector = sk.SteeringVector({1: torch.linspace(-6, 6, 32), 2: torch.ones(32)})
-    steering = sk.Steering(vector, 1.0, "from_last_prompt_token")
+    steering = sk.Steering(vector, 1.0, "from_last_prompt_token", layer="all")
     texts = [sk.generate(model, tokenizer, TEXTS, max_new_tokens=6, steering=steering) for model in (plain, spread)]
     assert texts[0] == texts[1]
     assert texts[0] != sk.generate(plain, tokenizer, TEXTS, max_new_tokens=6)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from steerkit import cli
-from steerkit.doctor import Finding, examine
+from steerkit.cli import main as cli
+from steerkit.cli.main import doctor
+from steerkit.doctor.checks import Finding, examine
 from tests.small_models import build
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -130,13 +131,13 @@ def test_the_command_prints_json_and_says_by_its_exit_code_whether_a_check_faile
 ) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     monkeypatch.setattr(cli, "_load", lambda checkpoint, adapter: (model, tokenizer))
-    cli.doctor("somewhere", as_json=True)
+    doctor("somewhere", as_json=True)
     shown = json.loads(capsys.readouterr().out)
     assert {row["check"] for row in shown} >= {"padding", "cache"}
-    cli.doctor("somewhere")
+    doctor("somewhere")
     assert "Safe to read and to steer." in capsys.readouterr().out
     tokenizer.add_tokens(["<a>", "<b>"])
     with pytest.raises(SystemExit) as stopped:
-        cli.doctor("somewhere")
+        doctor("somewhere")
     assert stopped.value.code == 1
     assert "Do not trust: tokenizer" in capsys.readouterr().out

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit import artifacts, scoring
-from steerkit.explorer import explorer_data, prompt_labels
-from steerkit.readout import sweep_projections
-from steerkit.report import report_run, write_report
-from steerkit.results import KEYS, SweepResult
-from steerkit.sweeps import sweep, swept_vectors
+from steerkit.io.tables import read_table
+from steerkit.show.explorer import explorer_data, prompt_labels
+from steerkit.show.report import report_run, write_report
+from steerkit.stats.bootstrap import bootstrap_ci
+from steerkit.sweeps.projections import sweep_projections
+from steerkit.sweeps.result import KEYS, SweepResult
+from steerkit.sweeps.store import swept_vectors
+from steerkit.sweeps.sweep import sweep
 from tests.sweep_tables import ARABIC, EMOJI, data_of, table, tokens
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -50,11 +52,11 @@ def test_controls_of_a_kind_share_a_line_whose_interval_resamples_them_too() -> 
     by = ["group", "prompt_id"]
     for point in line["points"]:
         wide = mine[mine["coefficient"] == point[0]].pivot_table("trait", by, "vector")
-        interval = scoring.bootstrap_ci(wide.to_numpy(), wide.index.get_level_values(0), resample_columns=True)
+        interval = bootstrap_ci(wide.to_numpy(), wide.index.get_level_values(0), resample_columns=True)
         np.testing.assert_allclose(point[1:4], [interval.mean, interval.low, interval.high], rtol=1e-4)
     wide = mine.pivot_table("trait", [*by, "vector"], "coefficient")
     each = pd.Series([np.trapezoid(row, wide.columns) for row in wide.to_numpy()], index=wide.index).unstack()
-    interval = scoring.bootstrap_ci(each.to_numpy(), each.index.get_level_values(0), resample_columns=True)
+    interval = bootstrap_ci(each.to_numpy(), each.index.get_level_values(0), resample_columns=True)
     np.testing.assert_allclose(line["area"], [interval.mean, interval.low, interval.high], rtol=1e-4)
 
 
@@ -194,14 +196,14 @@ def test_the_page_of_a_run_has_the_scores_and_keeps_the_projections(run: Any, tm
     assert shaded["scores"] == ["distance", "projection", "n_tokens"]
     assert all(values is not None for values in shaded["rows"]["projections"])
     assert data_of(report_run(folder)) == shaded
-    assert artifacts.read_table(folder / "projections.parquet")[1]["kind"] == "projections"
+    assert read_table(folder / "projections.parquet")[1]["kind"] == "projections"
     with pytest.raises(ValueError, match="the sweep's own model"):
         report_run(folder, None, (tiny_model(seed=1), tokenizer))
     with pytest.raises(FileNotFoundError, match="expected a finished sweep"):
         report_run(tmp_path)
     for file in (folder / "vectors").iterdir():
         file.rename(tmp_path / file.name)
-    with pytest.raises(FileNotFoundError, match="Run the same sweep"):
+    with pytest.raises(FileNotFoundError, match="Repeat the same sweep"):
         report_run(folder, None, (model, tokenizer))
     for file in tmp_path.glob("*.safetensors"):
         file.rename(folder / "vectors" / file.name)

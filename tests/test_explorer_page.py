@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerkit.report import write_report
-from steerkit.results import SweepResult
+from steerkit.show.report import write_report
+from steerkit.sweeps.result import SweepResult
 from tests.browser import Tab
 from tests.sweep_tables import ARABIC, EMOJI, data_of, table, tokens
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.families import FAMILIES, SPLITS, clues, small_arithmetic, split_of, two_sum
-from training.problems import Problem
+from training.problems.families import FAMILIES, SPLITS, clues, small_arithmetic, split_of, two_sum
+from training.problems.problem import Problem
 
 SHAPES = {
     "arithmetic": r"\d\d\+\d\d\*\d\d\+\d\d-\d\d\*\d\d",

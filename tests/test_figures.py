@@ -14,7 +14,7 @@ import pytest
 from figures import __main__ as figures
 from figures.tokens import accuracy_tokens
 from figures.training import PANELS, training_curves
-from steerkit import artifacts
+from steerkit.io.tables import write_table
 
 ROOT = Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
@@ -102,7 +102,7 @@ def tables(tmp_path) -> Path:
         "choice": pd.DataFrame({"stage": ["base", "IMAD"], "layer": [1, 1]}),
     }  # fmt: skip
     for name, table in every.items():
-        artifacts.write_table(tmp_path / f"{name}.csv", table, {"made": "here"})
+        write_table(tmp_path / f"{name}.csv", table, {"made": "here"})
     return tmp_path
 
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 import steerkit as sk
-from steerkit.convert import unsaid
-from steerkit.vectors import SteeringVector
+from steerkit.vectors.convert import unsaid
+from steerkit.vectors.vector import SteeringVector
 from tests.vector_files import WIDTH, read, same, their_probe, values
 
 

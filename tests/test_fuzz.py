@@ -19,23 +19,18 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from steerkit import artifacts
-from steerkit.scoring import bootstrap_ci, curve_auc, rouge_l
-from steerkit.traces import (
-    CONSENSUS,
-    END,
-    DebateTrace,
-    Turn,
-    agent_tag,
-    agents_in,
-    read_traces,
-    round_tag,
-    tags,
-    write_traces,
-)
-from steerkit.vectors import SteeringVector
-from training.answers import KINDS, canonical, majority, read_answer, same
-from training.schedules import Anneal, Gate, linear, pass_gate, staged
+from steerkit.io.files import file_name
+from steerkit.io.json import canonical_json, read_json, write_json
+from steerkit.io.rows import append_rows, read_rows
+from steerkit.io.tables import read_table, write_table
+from steerkit.scores.text import rouge_l
+from steerkit.stats.areas import curve_auc
+from steerkit.stats.bootstrap import bootstrap_ci
+from steerkit.text.tags import CONSENSUS, END, agent_tag, agents_in, round_tag, tags
+from steerkit.text.traces import DebateTrace, Turn, read_traces, write_traces
+from steerkit.vectors.vector import SteeringVector
+from training.problems.answers import KINDS, canonical, majority, read_answer, same
+from training.train.schedules import Anneal, Gate, linear, pass_gate, staged
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 EXAMPLES = int(os.environ.get("STEERKIT_EXAMPLES", "200"))
@@ -148,10 +143,10 @@ ROWS = st.lists(st.dictionaries(TEXT, JSON, max_size=3), min_size=1, max_size=4)
 @given(value=JSON)
 def test_json_comes_back_equal_and_equal_values_have_one_text(value: Any) -> None:
     with folder() as here:
-        artifacts.write_json(here / "v.json", value)
-        assert artifacts.read_json(here / "v.json") == value
-    text = artifacts.canonical_json(value)
-    assert artifacts.canonical_json(json.loads(text)) == text
+        write_json(here / "v.json", value)
+        assert read_json(here / "v.json") == value
+    text = canonical_json(value)
+    assert canonical_json(json.loads(text)) == text
 
 
 @fuzz_files
@@ -159,13 +154,13 @@ def test_json_comes_back_equal_and_equal_values_have_one_text(value: Any) -> Non
 def test_rows_that_are_cut_off_anywhere_are_a_beginning_of_what_was_written(rows, more, data) -> None:
     with folder() as here:
         path = here / "rows.jsonl"
-        artifacts.append_rows(path, rows)
+        append_rows(path, rows)
         whole = path.read_bytes()
         path.write_bytes(whole[: data.draw(st.integers(0, len(whole)), label="cut")])
-        there = artifacts.read_rows(path)
+        there = read_rows(path)
         assert there == rows[: len(there)]
-        artifacts.append_rows(path, more)
-        assert artifacts.read_rows(path, complete=True) == [*there, *more]
+        append_rows(path, more)
+        assert read_rows(path, complete=True) == [*there, *more]
 
 
 @fuzz_files
@@ -179,8 +174,8 @@ def test_a_table_comes_back_equal_and_one_that_is_cut_off_is_refused(texts, numb
     table = pd.DataFrame({"text": texts, "count": range(len(texts)), "x": numbers[: len(texts)]})
     with folder() as here:
         path = here / f"t{suffix}"
-        artifacts.write_table(path, table, {"seed": 1})
-        back, meta = artifacts.read_table(path)
+        write_table(path, table, {"seed": 1})
+        back, meta = read_table(path)
         assert back["text"].tolist() == texts
         assert back["count"].tolist() == list(range(len(texts)))
         np.testing.assert_array_equal(back["x"], table["x"])
@@ -188,7 +183,7 @@ def test_a_table_comes_back_equal_and_one_that_is_cut_off_is_refused(texts, numb
         whole = path.read_bytes()
         path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1), label="cut")])
         with pytest.raises(ValueError, match="cut off or changed"):
-            artifacts.read_table(path)
+            read_table(path)
 
 
 FLOATS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
@@ -231,7 +226,7 @@ def test_a_vector_file_comes_back_bit_for_bit_and_one_that_is_damaged_is_refused
 def test_a_name_never_leads_out_of_its_folder(name: str) -> None:
     base = Path("/somewhere/run")
     with contextlib.suppress(ValueError):
-        found = Path(os.path.normpath(base / artifacts.file_name(name)))
+        found = Path(os.path.normpath(base / file_name(name)))
         assert found.parent == base
 
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit.engine import Row
-from steerkit.generation import decode, random_stream, sample
-from steerkit.texts import encode_prompt, pad
+from steerkit.generation.engine import Row
+from steerkit.generation.generate import decode
+from steerkit.generation.sampling import random_stream, sample
+from steerkit.text.prompt import encode_prompt
+from steerkit.text.tokens import pad
 from tests.reference import greedy
 from tests.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -171,7 +173,7 @@ def test_messages_need_a_chat_template(llama) -> None:
 def test_a_prompt_string_gets_the_first_token_once_and_a_rendered_chat_never() -> None:
     from tokenizers.processors import TemplateProcessing
 
-    from steerkit.texts import Rendered
+    from steerkit.text.prompt import Rendered
 
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<|begin|>"})

@@ -14,15 +14,22 @@ from tokenizers import models as token_models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import steerkit as sk
-from steerkit import artifacts, fluency, folders, models
-from steerkit.blocks import NoResidualStream, evaluating, find_blocks
-from steerkit.engine import Row, exact
-from steerkit.generation import decode
-from steerkit.results import SweepResult
-from steerkit.steering import Steering
-from steerkit.texts import Rendered, SpannedText, encode, passage_of
-from steerkit.traces import DebateTrace, Turn, turn_contrasts
-from steerkit.vectors import SteeringVector
+from steerkit.generation.engine import Row, exact
+from steerkit.generation.generate import decode
+from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.io.tables import read_table, write_table
+from steerkit.models.blocks import NoResidualStream, find_blocks
+from steerkit.models.identity import fingerprint
+from steerkit.models.model import evaluating
+from steerkit.scores.fluency import log_probabilities, perplexity
+from steerkit.steering.steering import Steering
+from steerkit.sweeps.result import SweepResult
+from steerkit.text.prompt import Rendered
+from steerkit.text.spans import SpannedText, passage_of
+from steerkit.text.tokens import encode
+from steerkit.text.traces import DebateTrace, Turn
+from steerkit.text.turn_contrasts import turn_contrasts
+from steerkit.vectors.vector import SteeringVector
 from tests import small_models
 from tests.tiny import LLAMA, tiny_model, tiny_tokenizer
 
@@ -104,12 +111,12 @@ MAMBA = {"state_size": 8, "num_heads": 4, "head_dim": 16, "expand": 2, "n_groups
 def test_a_recurrent_model_goes_on_from_its_state_and_its_plain_forwards_know_no_new_tokens() -> None:
     model = build("mamba2", hidden_size=32, num_hidden_layers=2, **MAMBA)
     vector = push(1, size=2.0)
-    rows = [Row(prompt, ((Steering(vector, 1.0, "from_last_prompt_token"), 1.0),)) for prompt in (PROMPT, PROMPT[:3])]
+    rows = [Row(prompt, (Steering(vector, 1.0, "from_last_prompt_token"),)) for prompt in (PROMPT, PROMPT[:3])]
     found = [each for batch in decode(model, tiny_tokenizer(), rows, [0, 1], max_new_tokens=6) for each in batch]
     slow = [stepwise(model, row.prompt, 6, vector, len(row.prompt) - 1) for row in rows]
     assert [list(continuation.ids) for _, continuation in sorted(found, key=lambda one: one[0])] == slow
     assert slow != [stepwise(model, row.prompt, 6) for row in rows]
-    with pytest.raises(ValueError, match="takes no `past_key_values`"), Steering(push(1)).on(model):
+    with pytest.raises(ValueError, match="takes no KV cache"), Steering(push(1)).on(model):
         pass
 
 
@@ -117,9 +124,9 @@ def test_a_recurrent_model_without_a_cache_to_pass_is_refused_and_not_read_from_
     config = AutoConfig.for_model("rwkv", vocab_size=260, hidden_size=32, num_hidden_layers=2)
     model = AutoModelForCausalLM.from_config(config).eval()
     assert len(find_blocks(model)) == 2  # its stream is found: it is the cache that is refused
-    with pytest.raises(ValueError, match="takes neither of"):
+    with pytest.raises(ValueError, match="takes none of"):
         list(decode(model, tiny_tokenizer(), [Row(PROMPT)], [0], max_new_tokens=2))
-    with pytest.raises(ValueError, match="takes no `past_key_values`"), Steering(push(1)).on(model):
+    with pytest.raises(ValueError, match="takes no KV cache"), Steering(push(1)).on(model):
         pass
 
 
@@ -127,7 +134,7 @@ def test_a_model_that_counts_positions_by_the_column_is_batched_by_length() -> N
     model = build("bart", decoder_layers=4, decoder_attention_heads=4, decoder_ffn_dim=64)
     vector = push(1)
     several = (PROMPT, PROMPT[:3], PROMPT[1:], PROMPT[2:5])
-    rows = [Row(prompt, ((Steering(vector, 1.0, "from_last_prompt_token"), 1.0),)) for prompt in several]
+    rows = [Row(prompt, (Steering(vector, 1.0, "from_last_prompt_token"),)) for prompt in several]
     batches = list(decode(model, tiny_tokenizer(), rows, range(4), max_new_tokens=6))
     assert not exact(model).padded
     assert sorted(sorted(number for number, _ in batch) for batch in batches) == [[0], [1, 3], [2]]
@@ -156,7 +163,7 @@ def test_a_hybrid_model_that_forgets_between_chunks_is_scored_token_by_token() -
     )  # fmt: skip
     assert not exact(model).chunks
     tokenizer = tiny_tokenizer()
-    found = fluency.perplexity(model, tokenizer, ["some words before"], ["and these after"])
+    found = perplexity(model, tokenizer, ["some words before"], ["and these after"])
     ids = torch.tensor([[*encode(tokenizer, "some words before"), *encode(tokenizer, "and these after")]])
     with torch.no_grad():
         scores = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
@@ -168,7 +175,7 @@ def test_a_hybrid_model_that_forgets_between_chunks_is_scored_token_by_token() -
 def test_unusual_models_score_a_batch_of_unequal_texts_as_each_alone(kind: str) -> None:
     model, tokenizer = small_models.build(kind), tiny_tokenizer()
     prompts, texts = ["some words before", "few", "and words"], ["and these after", "one", "no more than that"]
-    found = fluency.perplexity(model, tokenizer, prompts, texts)
+    found = perplexity(model, tokenizer, prompts, texts)
     for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         ids = torch.tensor([[*encode(tokenizer, prompt), *encode(tokenizer, text)]])
         with torch.no_grad():
@@ -193,16 +200,16 @@ def test_another_active_adapter_is_another_model(tmp_path) -> None:
     prints = {}
     for name in ("first", "second"):
         model.set_adapter(name)
-        prints[name] = models.fingerprint(model)
+        prints[name] = fingerprint(model)
     with model.disable_adapter():
-        prints["none"] = models.fingerprint(model)
-    assert prints["none"] == models.fingerprint(tiny_model())
+        prints["none"] = fingerprint(model)
+    assert prints["none"] == fingerprint(tiny_model())
     assert len({adapter for _, adapter in prints.values()}) == 3
     assert len({base for base, _ in prints.values()}) == 1
     model.set_adapter("first")
     sk.sweep(model, tokenizer, push(1), ["Hello"], coefficients=[1], max_new_tokens=4, out=tmp_path)
     model.set_adapter("second")
-    with pytest.raises(folders.ConfigurationChanged, match="adapter_fingerprint"):
+    with pytest.raises(ConfigurationChanged, match="adapter_fingerprint"):
         sk.sweep(model, tokenizer, push(1), ["Hello"], coefficients=[1], max_new_tokens=4, out=tmp_path)
 
 
@@ -232,7 +239,7 @@ def test_two_sequences_stepped_in_turn_keep_their_own_prompts() -> None:
     model = tiny_model()
     prompts = [torch.tensor([PROMPT[:3]]), torch.tensor([PROMPT])]
     wanted = [stepwise(model, prompt[0].tolist(), 5, push(1), prompt.shape[1]) for prompt in prompts]
-    with torch.no_grad(), Steering(push(1)).on(model):
+    with torch.no_grad(), Steering(push(1), 1.0, "generated").on(model):
         out = [model(input_ids=prompt, use_cache=True) for prompt in prompts[:1]]
         tokens = [[int(out[0].logits[0, -1].argmax())], []]
         caches = [out[0].past_key_values, None]
@@ -284,7 +291,7 @@ def test_independent_forwards_of_growing_length_are_prompts_each() -> None:
 
 @pytest.mark.parametrize("name", ["sample", "layer", "text", "seed", "relative_dose"])
 def test_a_prompt_row_that_names_a_column_of_the_sweep_is_refused(llama, name) -> None:
-    with pytest.raises(ValueError, match=f"expected other names .*{name}"):
+    with pytest.raises(ValueError, match=f"expected column names .*{name}"):
         sk.sweep(*llama, push(1), [{"prompt": "ab", name: 1}], coefficients=[1], max_new_tokens=1)
 
 
@@ -296,7 +303,7 @@ def test_a_group_of_none_is_the_prompts_own(llama) -> None:
 
 def test_a_sweep_refuses_to_run_inside_another_steering(llama) -> None:
     model, tokenizer = llama
-    with Steering(push(1)).on(model), pytest.raises(ValueError, match="no steering on during a sweep"):
+    with Steering(push(1)).on(model), pytest.raises(ValueError, match="no active steering during a sweep"):
         sk.sweep(model, tokenizer, push(1), ["ab"], coefficients=[1], max_new_tokens=1)
 
 
@@ -356,13 +363,13 @@ def test_a_sweep_is_not_resumed_with_another_end_of_sequence(tmp_path) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     sk.sweep(model, tokenizer, push(1), ["ab"], coefficients=[1], max_new_tokens=2, out=tmp_path)
     model.generation_config.eos_token_id = [256, 7]
-    with pytest.raises(folders.ConfigurationChanged, match="ends"):
+    with pytest.raises(ConfigurationChanged, match="ends"):
         sk.sweep(model, tokenizer, push(1), ["ab"], coefficients=[1], max_new_tokens=2, out=tmp_path)
 
 
 def test_a_text_longer_than_the_context_is_not_scored(llama) -> None:
     with pytest.raises(ValueError, match="context of 256"):
-        fluency.perplexity(*llama, ["a" * 200], ["b" * 90])
+        perplexity(*llama, ["a" * 200], ["b" * 90])
 
 
 def test_scores_are_ordinary_tensors_and_a_rendered_prompt_is_not_a_plain_one() -> None:
@@ -374,7 +381,7 @@ def test_scores_are_ordinary_tensors_and_a_rendered_prompt_is_not_a_plain_one() 
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
     model.resize_token_embeddings(len(tokenizer))
-    plain, rendered = fluency.log_probabilities(model, tokenizer, ["ab", Rendered("ab")], ["cd", "cd"])
+    plain, rendered = log_probabilities(model, tokenizer, ["ab", Rendered("ab")], ["cd", "cd"])
     assert not torch.allclose(plain, rendered, atol=1e-3)
     plain += 1  # an inference tensor would refuse
     assert not plain.is_inference()
@@ -398,8 +405,8 @@ def test_a_missing_score_is_counted_in_the_area_and_a_gain_without_scores_keeps_
 def test_texts_come_back_from_csv_as_they_were(tmp_path) -> None:
     texts = ["None", "nan", "", "12", 'a,b\n"c"', "01"]
     table = pd.DataFrame({"text": texts, "x": [1.0, np.nan, 2, 3, 4, 5]})
-    artifacts.write_table(tmp_path / "t.csv", table, {})
-    back, _ = artifacts.read_table(tmp_path / "t.csv")
+    write_table(tmp_path / "t.csv", table, {})
+    back, _ = read_table(tmp_path / "t.csv")
     assert back["text"].tolist() == texts
     assert back["x"].isna().tolist() == [False, True, False, False, False, False]
 

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 
 import steerkit as sk
-from steerkit import headers
-from steerkit.convert import unsaid
-from steerkit.vectors import SteeringVector
+from steerkit.vectors.convert import unsaid
+from steerkit.vectors.file import DERIVED, FIXED, PROVENANCE
+from steerkit.vectors.vector import SteeringVector
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.vector_files import made, raw_safetensors, values
 
@@ -27,9 +27,9 @@ def test_the_header_says_operation_place_convention_units_and_provenance(tmp_pat
     vector.save(tmp_path / "v.safetensors")
     with safe_open(tmp_path / "v.safetensors", "pt") as file:
         header = json.loads(file.metadata()["steerkit"])
-    assert header.items() >= headers.FIXED.items() and header["operation"] == "add"
+    assert header.items() >= FIXED.items() and header["operation"] == "add"
     assert header["units"] == "raw" and header["content"] == vector.content()
-    assert not unsaid(vector) and header.keys() >= headers.PROVENANCE.keys()
+    assert not unsaid(vector) and header.keys() >= PROVENANCE.keys()
     assert header["model_type"] == "llama" and header["n"] == 3 and len(header["data_sha256"]) == 64
     assert SteeringVector.load(tmp_path / "v.safetensors").meta == vector.meta
 
@@ -46,8 +46,8 @@ def test_the_document_describes_every_field_of_the_header() -> None:
     rows = set(
         re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| `")))
     )
-    assert rows >= {*headers.FIXED, *headers.DERIVED, *headers.PROVENANCE}
-    for key, value in headers.FIXED.items():
+    assert rows >= {*FIXED, *DERIVED, *PROVENANCE}
+    for key, value in FIXED.items():
         assert f"| `{key}` | `{value}` |" in text
 
 

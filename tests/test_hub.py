@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from steerkit import models
+from steerkit.models.hub import offline_options
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -63,11 +63,11 @@ def test_a_hub_that_answers_is_asked_and_so_is_one_behind_a_proxy(closed, tmp_pa
         monkeypatch.delenv(name)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", closed)
-    assert models._local_only("owner/name") == {"local_files_only": True}
-    assert models._local_only(str(tmp_path)) == models._local_only("./none") == {}
+    assert offline_options("owner/name") == {"local_files_only": True}
+    assert offline_options(str(tmp_path)) == offline_options("./none") == {}
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    assert models._local_only("owner/name") == {}
+    assert offline_options("owner/name") == {}
     monkeypatch.delenv("http_proxy")
     with socket.create_server(("127.0.0.1", 0)) as hub:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
-        assert models._local_only("owner/name") == {}
+        assert offline_options("owner/name") == {}

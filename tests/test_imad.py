@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from steerkit import artifacts, folders
+from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.io.tables import read_table
 
 trl = pytest.importorskip("trl", reason="the extra `train` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -26,7 +27,7 @@ COLUMNS = [
 
 def test_a_run_goes_from_nothing_to_tables_and_a_second_call_only_reads_them(tmp_path, monkeypatch, capsys) -> None:
     def answers(self, requests, sampling):
-        from training.chat import Reply
+        from training.debates.answerers import Reply
 
         for request in requests:
             yield Reply(request.id, "\\boxed{ 7 }", 5, 4, True)
@@ -42,7 +43,7 @@ def test_a_run_goes_from_nothing_to_tables_and_a_second_call_only_reads_them(tmp
     with pytest.raises(ValueError, match=r"expected methods among \['Debate', 'SFT', 'IMAD'.*got \['SFTT'\]"):
         imad.main([*call, "--only", "SFTT"])
     imad.main(call)
-    table, meta = artifacts.read_table(tmp_path / "run" / "results.csv")
+    table, meta = read_table(tmp_path / "run" / "results.csv")
     assert list(table.columns) == COLUMNS
     methods = set(table["method"])
     wanted = {
@@ -61,7 +62,7 @@ def test_a_run_goes_from_nothing_to_tables_and_a_second_call_only_reads_them(tmp
     imad.main(call)
     assert (tmp_path / "run" / "results.csv").read_bytes() == before
     assert "IMAD" in capsys.readouterr().out
-    with pytest.raises(folders.ConfigurationChanged, match="test"):
+    with pytest.raises(ConfigurationChanged, match="test"):
         imad.main([*call, "--set", "test=7"])
 
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steerkit import scoring
-from steerkit.scoring import bootstrap_ci, holm
+from steerkit.stats import bootstrap
+from steerkit.stats.bootstrap import bootstrap_ci
+from steerkit.stats.multiple import holm
 
 # Bootstrap
 
@@ -178,7 +179,7 @@ def test_bootstrap_is_a_function_of_its_arguments_and_seed_alone() -> None:
 def test_draws_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(size=(15, 4))
     whole = bootstrap_ci(x, resample_columns=True)
-    monkeypatch.setattr(scoring, "_BLOCK", 15 * 7)
+    monkeypatch.setattr(bootstrap, "_BLOCK", 15 * 7)
     assert astuple(bootstrap_ci(x, resample_columns=True)) == pytest.approx(astuple(whole), rel=1e-12)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import steerkit as sk
-from steerkit.fluency import log_probabilities
+from steerkit.scores.fluency import log_probabilities
 from tests.test_backends import readable
 from tests.test_capture import hooks
 from tests.test_steering import vector
@@ -110,7 +110,7 @@ def test_log_likelihoods_are_our_own_teacher_forced_ones(tasks, positions: str) 
     from steerkit.lm_eval import SteeredLM
 
     model, tokenizer = tiny_model(), readable()
-    steering = sk.Steering(vector(model, 1, 2), 1.5, positions)
+    steering = sk.Steering(vector(model, 1, 2), 1.5, positions, layer="all")
     found = evaluate(SteeredLM(model, tokenizer, steering, batch_size=5), tasks, EACH["multiple_choice"])
     prompts = [row["question"] for row in QUESTIONS for _ in row["choices"]]
     texts = [" " + choice for row in QUESTIONS for choice in row["choices"]]

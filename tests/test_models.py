@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import steerkit as sk
-from steerkit import models
-from steerkit.blocks import NoResidualStream, find_blocks
+from steerkit.models.blocks import NoResidualStream, find_blocks
+from steerkit.models.identity import describe, fingerprint
 from tests.test_capture import TEXTS, hooks, relative
 from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
 
@@ -35,9 +35,9 @@ def adapter(folder, seed: int = 0, **options):
 
 def test_a_saved_model_comes_back_with_its_fingerprint_in_eval_mode(folder) -> None:
     model, tokenizer = sk.load(folder)
-    assert models.fingerprint(model) == models.fingerprint(tiny_model())
+    assert fingerprint(model) == fingerprint(tiny_model())
     assert not model.training and hooks(model) == 0
-    about = models.describe(model, tokenizer)
+    about = describe(model, tokenizer)
     assert about["dtype"] == about["weights"] == "float32" and about["n_layers"] == 4 and about["d_model"] == 32
     assert about["checkpoint"] == str(folder) and len(about["template_sha256"]) == 64
     assert about["blocks"] == "model.layers" and about["adapter_fingerprint"] is None
@@ -45,7 +45,7 @@ def test_a_saved_model_comes_back_with_its_fingerprint_in_eval_mode(folder) -> N
 
 def test_the_gguf_file_says_that_its_weights_were_quantised(smollm) -> None:
     model, tokenizer = smollm
-    about = models.describe(model, tokenizer)
+    about = describe(model, tokenizer)
     assert about["weights"] == "Q4_1, dequantised" and about["dtype"] == "float32"
     assert about["n_layers"] == 30 and about["d_model"] == 576
     assert about["checkpoint"].endswith("SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -65,8 +65,8 @@ def test_an_adapter_unmerged_and_merged_read_and_steer_alike(folder, tmp_path) -
     unmerged = sk.collect(model, tokenizer, TEXTS, position="mean")
     steering = sk.Steering(sk.SteeringVector({1: 3 * torch.ones(32)}), 1.0, "from_last_prompt_token")
     text = sk.generate(model, tokenizer, TEXTS, max_new_tokens=6, steering=steering)
-    assert models.fingerprint(model)[0] == models.fingerprint(base)[0]
-    assert models.fingerprint(model)[1] is not None
+    assert fingerprint(model)[0] == fingerprint(base)[0]
+    assert fingerprint(model)[1] is not None
     merged = model.merge_and_unload()
     assert relative(unmerged.resid, sk.collect(merged, tokenizer, TEXTS, position="mean").resid) < 1e-4
     assert text == sk.generate(merged, tokenizer, TEXTS, max_new_tokens=6, steering=steering)

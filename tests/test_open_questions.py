@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from steerkit.traces import read_traces
-from training.chat import Request, Rule
-from training.debate import Setting, hold
-from training.judge import CRITERIA, YesNo, says_yes
-from training.moderator import moderation, read_verdict
-from training.personas import cast_of
-from training.problems import Problem
+from steerkit.text.traces import read_traces
+from training.debates.answerers import Request, Rule
+from training.debates.debate import Setting, hold
+from training.debates.judge import CRITERIA, YesNo, says_yes
+from training.debates.moderator import moderation, read_verdict
+from training.debates.personas import cast_of
+from training.problems.problem import Problem
 
 QUESTIONS = [Problem(f"open/{i}", f"Who led expedition {i}?", None, "open", "open") for i in range(4)]
 VERDICTS = ["UNANIMOUS: nobody knows.", "**Majority**: two do not know.", "NONE: they differ.", "I cannot say."]
@@ -95,8 +95,8 @@ def test_a_judge_says_no_where_it_says_nothing_and_sees_question_and_response() 
 def test_a_judge_takes_the_place_of_the_right_answer_in_the_clip_reward(tmp_path) -> None:
     pytest.importorskip("trl", reason="the extra `train` is not installed")
     from tests.tiny import tiny_model, tiny_tokenizer
-    from training.grpo import GRPO, Annealed, train_grpo
-    from training.schedules import Anneal
+    from training.train.grpo import GRPO, Annealed, train_grpo
+    from training.train.schedules import Anneal
 
     tokenizer = tiny_tokenizer()
     setting = GRPO(anneal=Anneal("linear", clip=(6, 6)), generations=4, format=False, clip_weight=1.0)

@@ -21,7 +21,7 @@ pytest.importorskip("uvicorn", reason="the extra `play` is not installed")
 import uvicorn
 from starlette.testclient import TestClient
 
-from steerkit.play import Wish, app, play, stream
+from steerkit.show.play import Wish, app, play, stream
 from tests.browser import Tab
 
 WISH = {

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from steerkit import plots
-from steerkit.results import SweepResult
-from steerkit.scoring import holm
+from steerkit.show import plots
+from steerkit.stats.multiple import holm
+from steerkit.sweeps.result import SweepResult
 
 COEFFICIENTS = (-4.0, -1.0, 0.0, 1.0, 4.0)
 CONTROLS = ["random 1", "random 2"]

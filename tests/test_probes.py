@@ -12,9 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from steerkit.activations import Activations
-from steerkit.probes import Probe, _deal, _permuted, fit_probe, probe_layers
-from steerkit.scoring import bootstrap_ci, macro_roc_auc
+from steerkit.capture.activations import Activations
+from steerkit.probes.probe import Probe, _deal, _permuted, fit_probe, probe_layers
+from steerkit.stats.areas import macro_roc_auc
+from steerkit.stats.bootstrap import bootstrap_ci
 
 COUNTS = ["n", "n_groups", "n_classes", "folds"]
 COLUMNS = ["layer", "features", "labels", "accuracy", "accuracy_low", "accuracy_high", "roc_auc", *COUNTS]

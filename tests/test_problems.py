@@ -13,20 +13,11 @@ from typing import Any
 
 import pytest
 
-from steerkit import artifacts
-from training import answers
-from training.families import FAMILIES
-from training.problems import (
-    BBH_TASKS,
-    Problem,
-    load_bbh,
-    load_gsm8k,
-    load_mmlu_pro,
-    load_open,
-    load_problems,
-    read_problems,
-    write_problems,
-)
+from steerkit.io.rows import read_rows
+from training.problems.answers import read_answer
+from training.problems.benchmarks import BBH_TASKS, load_bbh, load_gsm8k, load_mmlu_pro, load_open, load_problems
+from training.problems.families import FAMILIES
+from training.problems.problem import Problem, read_problems, write_problems
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 real_data = pytest.mark.skipif(
@@ -288,15 +279,15 @@ def test_every_gold_of_the_real_gsm8k_is_a_number() -> None:
     problems = load_problems("gsm8k", DATA / "gsm8k" / "test.jsonl")
     assert len(problems) == len({one.id for one in problems}) == 1319
     assert [one.gold for one in problems[:3]] == ["18", "3", "70000"]
-    raw = [row["answer"].split("#### ")[1] for row in artifacts.read_rows(DATA / "gsm8k" / "test.jsonl")]
+    raw = [row["answer"].split("#### ")[1] for row in read_rows(DATA / "gsm8k" / "test.jsonl")]
     assert [one.gold for one in problems] == [text.replace(",", "") for text in raw]
     assert sum("," in text for text in raw) > 10
-    assert [answers.read_answer(f"\\boxed{{{text}}}", "number") for text in raw] == [one.gold for one in problems]
+    assert [read_answer(f"\\boxed{{{text}}}", "number") for text in raw] == [one.gold for one in problems]
 
 
 @real_data
 def test_every_gold_of_the_real_mmlu_pro_names_the_option_of_its_index() -> None:
-    rows = artifacts.read_rows(DATA / "mmlu_pro" / "test_sample.jsonl")
+    rows = read_rows(DATA / "mmlu_pro" / "test_sample.jsonl")
     problems = load_problems("mmlu_pro", DATA / "mmlu_pro" / "test_sample.jsonl")
     assert len(problems) == len({one.id for one in problems}) == len(rows) == 420
     for one, row in zip(problems, rows, strict=True):
@@ -310,7 +301,7 @@ def test_a_box_with_a_real_option_and_its_text_is_read_as_its_letter() -> None:
         for letter, text in re.findall(r"^\(([A-J])\) (.*)$", one.question, re.M):
             for box in (f"({letter}) {text}", f"{letter}. {text}", rf"\textbf{{({letter})}}\ \text{{{text}}}"):
                 asked += 1
-                found = answers.read_answer(rf"\boxed{{{box}}}", "option")
+                found = read_answer(rf"\boxed{{{box}}}", "option")
                 assert found in (letter, None)
                 read[found == letter] += 1
     assert asked > 10_000 and read[False] < asked / 200  # None where a text has brackets like those of an option

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from steerkit import cli, progress
+from steerkit.cli.main import main
+from steerkit.io import progress
+from steerkit.io.progress import line, spinner
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SPINNING = """
 import contextlib, io, sys, time
-from steerkit import progress
+from steerkit.io import progress
 with progress.spinner("loading m"), progress.line("loading m"), contextlib.redirect_stderr(io.StringIO()):
     time.sleep(1)
 print("steerkit: refused", file=sys.stderr)
@@ -27,11 +29,11 @@ print("steerkit: refused", file=sys.stderr)
 
 
 def test_a_log_has_one_line_of_what_takes_long_and_none_of_what_does_not(monkeypatch, capsys) -> None:
-    with progress.spinner("loading m"), progress.line("loading m"):
+    with spinner("loading m"), line("loading m"):
         pass
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(progress, "LINE_AFTER", 0.01)
-    with progress.spinner("loading m"), progress.line("loading m"), contextlib.redirect_stderr(io.StringIO()):
+    with spinner("loading m"), line("loading m"), contextlib.redirect_stderr(io.StringIO()):
         time.sleep(0.5)
     assert capsys.readouterr().err == "loading m ...\n"
 
@@ -61,7 +63,7 @@ def test_a_command_that_loads_long_says_so_and_prints_nothing_but_json_on_stdout
     monkeypatch.setattr(progress, "LINE_AFTER", 0.0)
     monkeypatch.setattr(sys, "argv", ["steerkit", "inspect", str(tmp_path), "--json"])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        main()
     shown = capsys.readouterr()
     assert left.value.code == 0 and json.loads(shown.out)["n_layers"] == 4
     assert shown.err == f"loading {tmp_path} ...\n"

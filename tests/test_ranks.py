@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit import artifacts
+from steerkit.io.json import read_json
+from steerkit.io.rows import read_rows
+from steerkit.io.tables import read_table
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 ROOT = Path(__file__).parent.parent
@@ -21,12 +23,12 @@ import sys, json, torch
 from pathlib import Path
 from dataclasses import replace
 from tests.test_training import grpo, model_and_tokenizer, traces
-from steerkit import ranks
-from training.checkpoints import add_tags
-from training.grpo import train_grpo
-from training.families import addition
-from training.sft import SFT, train_sft
-from steerkit.traces import tags
+from steerkit.io import ranks
+from training.train.checkpoints import add_tags
+from training.train.grpo import train_grpo
+from training.problems.families import addition
+from training.train.sft import SFT, train_sft
+from steerkit.text.traces import tags
 import steerkit as sk
 
 out = Path(sys.argv[1])
@@ -63,11 +65,11 @@ def test_two_ranks_train_one_model_in_one_folder(tmp_path) -> None:
     script = tmp_path / "work.py"
     script.write_text(WORK)
     run_by(2, script, tmp_path)
-    first, second = (artifacts.read_json(tmp_path / f"rank-{rank}.json") for rank in (0, 1))
+    first, second = (read_json(tmp_path / f"rank-{rank}.json") for rank in (0, 1))
     assert first["total"] == second["total"]
     assert (first["alone"], second["alone"]) == ("first", None)
     assert first["done"] and second["done"]
-    log = artifacts.read_rows(tmp_path / "grpo" / "log.jsonl")
+    log = read_rows(tmp_path / "grpo" / "log.jsonl")
     assert [row["step"] for row in log] == [0, 1, 2, 3]
     loaded, _ = sk.load(tmp_path / "grpo" / "checkpoint")
     total = float(sum(weight.detach().double().sum() for weight in loaded.parameters()))
@@ -79,7 +81,7 @@ SWEEP = """
 import sys
 import steerkit as sk
 import torch
-from steerkit import ranks
+from steerkit.io import ranks
 from tests.tiny import tiny_model, tiny_tokenizer
 
 vector = sk.SteeringVector({1: torch.linspace(-6, 6, 32)})
@@ -96,20 +98,20 @@ def test_a_sweep_by_two_ranks_is_the_sweep_of_one(tmp_path) -> None:
     whole, shared = (sk.SweepResult.load(out).table for out in (one, two))
     pd.testing.assert_frame_equal(whole, shared, rtol=1e-4)
     assert whole["text"].nunique() > 8
-    shares = [len(artifacts.read_rows(two / name)) for name in ("rows.jsonl", "rows-1.jsonl")]
+    shares = [len(read_rows(two / name)) for name in ("rows.jsonl", "rows-1.jsonl")]
     assert shares == [12, 12]
     for rank in (0, 1):
-        pd.testing.assert_frame_equal(artifacts.read_table(tmp_path / f"two-seen-by-{rank}.parquet")[0], shared)
+        pd.testing.assert_frame_equal(read_table(tmp_path / f"two-seen-by-{rank}.parquet")[0], shared)
 
 
 DEBATES = """
 import json, sys
 from dataclasses import asdict
-from steerkit import ranks
-from training.chat import Reply, Rule
-from training.debate import Setting, hold
-from training.families import addition
-from training.personas import cast_of
+from steerkit.io import ranks
+from training.debates.answerers import Reply, Rule
+from training.debates.debate import Setting, hold
+from training.problems.families import addition
+from training.debates.personas import cast_of
 
 def said(request, rng):
     return f"{request.id} so \\\\boxed{{{sum(map(ord, request.id)) % 3}}}"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit.readout import projections, tokens_of
+from steerkit.vectors.lens import tokens_of
+from steerkit.vectors.projections import projections
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = ["one two", "three four five"]

@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerkit import report
-from steerkit.report import write_report
-from steerkit.results import SweepResult
+from steerkit.show.report import _cells, _facts, _table, write_report
+from steerkit.sweeps.result import SweepResult
 from tests.sweep_tables import tokens
 
 EVIL = "</script><img src=x onerror=alert(1)>'\"&amp;\u2028<!--"
@@ -107,7 +106,7 @@ def page(tmp_path: Path):
 
 
 def test_importing_the_report_loads_no_torch_and_no_matplotlib() -> None:
-    code = "import sys, steerkit.report; print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, steerkit.show.report; print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
@@ -215,12 +214,12 @@ def test_the_provenance_is_told_in_words(page: Any) -> None:
         "Versions": "python 3.11.9, torch 2.6.0",
     }  # fmt: skip
     changed = {"weights": "float32", "adapter_fingerprint": "ab", "temperature": 0.7, "top_p": 0.9, "samples": 4}
-    facts = dict(report._facts({**META, **changed}))
+    facts = dict(_facts({**META, **changed}))
     assert facts["Weights"] == "computed in float32 on cpu"
     assert facts["Fingerprint"] == "0f1e2d3c, adapter ab"
     assert facts["Decoding"] == "temperature 0.7, top p 0.9, up to 64 new tokens"
     assert facts["Prompts"] == "3, 4 samples each"
-    facts = dict(report._facts({}))
+    facts = dict(_facts({}))
     assert list(facts) == ["Checkpoint", "Weights", "Fingerprint", "Seed", "Versions"]
     assert set(facts.values()) == {"not recorded"}
 
@@ -241,7 +240,7 @@ def test_the_provenance_is_told_in_words(page: Any) -> None:
     ],
 )
 def test_numbers_are_written_for_readers(column: list[Any], cells: list[str]) -> None:
-    assert report._cells(pd.Series(column)) == cells
+    assert _cells(pd.Series(column)) == cells
 
 
 def test_tables_show_an_index_that_says_something(page: Any) -> None:
@@ -251,7 +250,7 @@ def test_tables_show_an_index_that_says_something(page: Any) -> None:
         "filtered": frame.set_axis([7]), "named": frame.rename_axis("layer"), "text": frame.set_axis(["formal"]),
         "levels": pd.DataFrame([[1.5]], levels, pd.MultiIndex.from_tuples([("trait", 2.0)])),
     }  # fmt: skip
-    heads = [report._table(name, table)["head"] for name, table in tables.items()]
+    heads = [_table(name, table)["head"] for name, table in tables.items()]
     assert heads[:3] == [["\u22122", "0.5"], ["layer", "\u22122", "0.5"], ["", "\u22122", "0.5"]]
     assert heads[3] == ["vector", "layer", "trait / 2"]
     found = page(tables=tables)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.claims import (
+from analysis.agents.stages import areas
+from analysis.paper.claims import (  # fmt: skip
     ALONE,
     HOLDS,
     NOT,
@@ -27,16 +28,15 @@ from analysis.claims import (
     tokens,
     turned_up,
     verdict,
-)  # fmt: skip
-from analysis.main_table import main_table
-from analysis.pooling import FROZEN, at_frozen, pooled
-from analysis.reproduce import GRIDS, RUNS, TRAIT, Step, carry_out, plan
-from analysis.results import gained_unnamed, page, pool_suppression, seed_by_seed
-from analysis.stages import areas
-from analysis.suppression import words_trait
-from steerkit import artifacts
-from steerkit.results import SweepResult
-from training.personas import CASTS
+)
+from analysis.paper.main_table import main_table
+from analysis.paper.pooling import FROZEN, at_frozen, pooled
+from analysis.paper.reproduce import GRIDS, RUNS, TRAIT, Step, carry_out, plan
+from analysis.paper.results import gained_unnamed, page, pool_suppression, seed_by_seed
+from analysis.suppression.suppression import words_trait
+from steerkit.io.tables import write_table
+from steerkit.sweeps.result import SweepResult
+from training.debates.personas import CASTS
 from training.presets import chosen
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +69,9 @@ def test_a_reproduction_that_is_ended_ends_its_steps(tmp_path, way) -> None:
     begun = tmp_path / "begun"
     wait = f"import os, threading; open({str(begun)!r}, 'w').write(str(os.getpid())); threading.Event().wait(60)"
     steps = f"lambda *_: [reproduce.Step('long', 'timeit', ('-n', '1', '-r', '1', {wait!r}))]"
-    work = f"from analysis import reproduce; reproduce.plan = {steps}; reproduce.main(['--out', {str(tmp_path)!r}])"
+    work = (
+        f"from analysis.paper import reproduce; reproduce.plan = {steps}; reproduce.main(['--out', {str(tmp_path)!r}])"
+    )
     process = subprocess.Popen([sys.executable, "-c", work], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (begun.exists() and begun.read_text()):
         assert process.poll() is None
@@ -208,7 +210,7 @@ def test_accuracy_is_kept_in_the_seeds_that_show_the_trait_and_curves_are_of_all
         for context in ("plain", "forced"):
             texts = pd.DataFrame(lines, columns=columns).assign(sample=0, text="")
             SweepResult(texts, {}).save(folder / "suppression" / "imad" / f"texts-{context}.parquet")
-        artifacts.write_table(folder / "suppression_kept.csv", pd.DataFrame({"stage": ["IMAD"]}), {})
+        write_table(folder / "suppression_kept.csv", pd.DataFrame({"stage": ["IMAD"]}), {})
     found = pool_suppression(tmp_path)
     kept = found["suppression_kept"]
     assert list(kept["kept"]) == [0.75, 0.75] and list(kept["n"]) == [4, 4]

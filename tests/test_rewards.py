@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from steerkit.traces import tags
-from training.rewards import KEPT, Completion, clip_reward, format_reward, tag_weights, weighted_format
+from steerkit.text.tags import tags
+from training.train.rewards import KEPT, Completion, clip_reward, format_reward, tag_weights, weighted_format
 
 WEIGHTS = tag_weights()
 

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from steerkit.generation import ends_of, random_stream, sample
+from steerkit.generation.generate import ends_of
+from steerkit.generation.sampling import random_stream, sample
 from tests.tiny import tiny_model, tiny_tokenizer
-from training.checkpoints import LoRA, adapted
-from training.rollouts import rollouts
+from training.train.checkpoints import LoRA, adapted
+from training.train.rollouts import rollouts
 
 pytest.importorskip("peft", reason="the extra `train` is not installed")
 PROMPTS = ["Problem: 1+2\n\n"] * 3 + ["Problem: 31+20\n\n"] * 3

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.schedules import Anneal, Gate, linear, pass_gate, staged
+from training.train.schedules import Anneal, Gate, linear, pass_gate, staged
 
 SHARE = st.floats(0, 1)
 

@@ -6,7 +6,6 @@ import itertools
 import subprocess
 import sys
 from math import isnan, nan
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 from sklearn.metrics import roc_auc_score
 
-from steerkit import scoring
-from steerkit.results import of_words
-from steerkit.scoring import curve_auc, distinct_n, macro_roc_auc, repeated_ngrams, roc_auc, rouge_l, tokenize
+from steerkit.scores.text import _SPLIT, distinct_n, repeated_ngrams, rouge_l, tokenize
+from steerkit.stats.areas import curve_auc, macro_roc_auc, roc_auc
+from steerkit.sweeps.result import of_words
 
 any_text = st.text(st.characters(), max_size=80)  # lone surrogates included
 some_token = st.sampled_from(["a", "b", "ab", "-1", "1", "//", "\u00e9"])
@@ -46,7 +45,7 @@ def test_words_of_a_trait_are_counted_whole_and_in_any_case() -> None:
 
 def test_importing_scoring_loads_no_torch_pandas_or_scipy() -> None:
     code = (
-        f"import runpy, sys; runpy.run_path({str(Path(scoring.__file__))!r}, run_name='alone'); "
+        "import sys, steerkit.scores.text, steerkit.stats.areas, steerkit.stats.bootstrap, steerkit.stats.multiple\n"
         "print(sorted({'torch', 'pandas', 'scipy', 'numpy'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -153,13 +152,13 @@ def test_rouge_l_sees_signs_only_with_symbols() -> None:
 
 def test_rouge_l_tokenises_each_distinct_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    split = scoring._SPLIT["rouge_score"]
+    split = _SPLIT["rouge_score"]
 
     def spy(text: str) -> list[str]:
         seen.append(text)
         return split(text)
 
-    monkeypatch.setitem(scoring._SPLIT, "rouge_score", spy)
+    monkeypatch.setitem(_SPLIT, "rouge_score", spy)
     assert rouge_l(["a b", "b c", "a b"], ["a", "a", "b c"]).tolist() == [2 / 3, 0, 0.5]
     assert sorted(seen) == ["a", "a b", "b c"]
 

@@ -20,21 +20,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import steerkit as sk
-from analysis.material import Material
+from analysis.agents.material import Material
 from figures.__main__ import main as draw
-from steerkit import artifacts, models
-from steerkit.texts import render
-from steerkit.traces import DebateTrace
-from steerkit.vectors import HEADER, SteeringVector
+from steerkit.io.tables import write_table
+from steerkit.models.identity import describe, fingerprint
+from steerkit.text.prompt import render
+from steerkit.text.traces import DebateTrace
+from steerkit.vectors.vector import HEADER, SteeringVector
 from tests.scripted_server import KEY, Call, Scripted, answer
 from tests.test_models import adapter
 from tests.test_traces import TWO_ROUNDS
 from tests.tiny import tiny_model, tiny_tokenizer
-from training.chat import Sampling
-from training.debate import Setting, hold
-from training.personas import Cast, Persona
-from training.problems import Problem
-from training.server import Server
+from training.debates.answerers import Sampling
+from training.debates.debate import Setting, hold
+from training.debates.personas import Cast, Persona
+from training.debates.server import Server
+from training.problems.problem import Problem
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "security.md"
@@ -84,7 +85,7 @@ def test_pickled_weights_are_refused_unless_they_are_trusted(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"got the pickle pytorch_model.bin, which can hold code.*trust_pickle=True"):
         sk.load(folder)
     model, _ = sk.load(folder, trust_pickle=True)
-    assert models.fingerprint(model) == models.fingerprint(tiny_model())
+    assert fingerprint(model) == fingerprint(tiny_model())
 
 
 @pytest.mark.parametrize("trust", [False, True])
@@ -103,7 +104,7 @@ def test_a_pickled_adapter_is_refused_unless_it_is_trusted(tmp_path: Path, marke
     with pytest.raises(ValueError, match="expected an adapter with safetensors"):
         sk.load(base, adapter=tmp_path / "adapter")
     model, _ = sk.load(base, adapter=tmp_path / "adapter", trust_pickle=True)
-    assert models.fingerprint(model)[1] is not None
+    assert fingerprint(model)[1] is not None
     torch.save({"weight": Marker(marker)}, weights.with_suffix(".bin"))
     with pytest.raises(Exception, match=r"[Uu]npickl|[Ww]eights.only"):
         sk.load(base, adapter=tmp_path / "adapter", trust_pickle=True)
@@ -214,7 +215,7 @@ def test_the_files_above_would_be_read_if_they_were_whole(tmp_path: Path) -> Non
 def test_a_stage_in_a_table_cannot_place_a_figure_outside_the_folder(stage: str, tmp_path: Path) -> None:
     tables = tmp_path / "tables"
     curves = pd.DataFrame({"stage": [stage], "identity": [False], "agent": ["1"], "coefficient": [0.0], "mean": [0.0]})
-    artifacts.write_table(tables / "curves.csv", curves, {})
+    write_table(tables / "curves.csv", curves, {})
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match="part of a file's"):
         draw([str(tables), "--out", str(tmp_path / "out" / "figures")])
@@ -275,7 +276,7 @@ def test_a_key_is_in_no_file_log_or_provenance_even_if_the_server_tells_it(
         debates = hold(problems, server, cast, Setting(2, False, Sampling(0, 1, 8)), tmp_path / "run")
         heard = [call.headers["Authorization"] for call in there.calls]
     table = pd.DataFrame([debate.row() for debate in debates])
-    artifacts.write_table(tmp_path / "run" / "t.csv", table, server.about())
+    write_table(tmp_path / "run" / "t.csv", table, server.about())
     assert heard and set(heard) == {f"Bearer {KEY}"}  # it was sent, so that it could have been written
     assert debates[0].calls[0].text == "I heard Bearer [key] \\boxed{4}"
     written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -306,7 +307,7 @@ def test_no_environment_variable_goes_into_provenance(monkeypatch, tmp_path: Pat
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert not [name for name, value in secrets.items() if value.encode() in path.read_bytes()], path
-    assert os.environ["HF_TOKEN"] not in json.dumps(models.describe(model, tokenizer))
+    assert os.environ["HF_TOKEN"] not in json.dumps(describe(model, tokenizer))
 
 
 # The page

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from analysis import separability
-from steerkit import artifacts, folders
-from steerkit.traces import write_traces
+from analysis.probes import separability
+from analysis.probes.separability import main
+from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.io.tables import read_table
+from steerkit.text.traces import write_traces
 from tests.test_analysis import traces
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -24,8 +26,8 @@ def test_both_sources_probe_one_turn_of_each_agent_and_question(tmp_path, monkey
         "--n",
         "10",
     ]
-    separability.main(call)
-    table, _ = artifacts.read_table(tmp_path / "out" / "separability.csv")
+    main(call)
+    table, _ = read_table(tmp_path / "out" / "separability.csv")
     assert set(table["n"]) == {30}
     assert set(table["n_groups"]) == {10}
     assert set(zip(table["source"], table["position"], strict=True)) == {
@@ -33,5 +35,5 @@ def test_both_sources_probe_one_turn_of_each_agent_and_question(tmp_path, monkey
         ("untagged", "last"), ("untagged", "mean"),
     }  # fmt: skip
     assert "nested" in capsys.readouterr().out
-    with pytest.raises(folders.ConfigurationChanged, match="traces"):
-        separability.main([*call[:-1], "8"])
+    with pytest.raises(ConfigurationChanged, match="traces"):
+        main([*call[:-1], "8"])

@@ -15,8 +15,8 @@ import pytest
 from transformers.utils.import_utils import is_serve_available
 
 from tests.scripted_server import Call, Scripted, answer, asked, drop, half, in_turn, refuse, say
-from training.chat import LocalModel, Reply, Request, Sampling, seed_of
-from training.server import LARGEST_ANSWER, LONGEST_WAIT_S, Server
+from training.debates.answerers import LocalModel, Reply, Request, Sampling, seed_of
+from training.debates.server import LARGEST_ANSWER, LONGEST_WAIT_S, Server
 
 pytestmark = pytest.mark.usefixtures("no_key_but_the_tests")
 

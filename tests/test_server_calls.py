@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tests.scripted_server import LONG_S, Call, asked, drop, half, in_turn, refuse
-from training.chat import Request, Sampling
+from training.debates.answerers import Request, Sampling
 
 pytestmark = pytest.mark.usefixtures("no_key_but_the_tests")
 

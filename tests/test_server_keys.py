@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.scripted_server import KEY, Call, asked, in_turn
-from training.chat import Sampling
-from training.server import Server
+from training.debates.answerers import Sampling
+from training.debates.server import Server
 
 pytestmark = pytest.mark.usefixtures("no_key_but_the_tests")
 

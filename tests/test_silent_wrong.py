@@ -17,14 +17,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import steerkit as sk
-from steerkit import folders
-from steerkit.activations import Activations
-from steerkit.blocks import evaluating, find_blocks
-from steerkit.engine import Engine, Row
-from steerkit.probes import fit_probe
-from steerkit.steering import Steering
-from steerkit.texts import pad
-from steerkit.vectors import SteeringVector, logistic
+from steerkit.capture.activations import Activations
+from steerkit.generation.engine import Engine, Row
+from steerkit.io import run_folder
+from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.models.blocks import find_blocks
+from steerkit.models.model import evaluating
+from steerkit.probes.probe import fit_probe
+from steerkit.steering.steering import Steering
+from steerkit.text.tokens import pad
+from steerkit.vectors.extract import logistic
+from steerkit.vectors.vector import SteeringVector
 from tests.reference import greedy, hidden_states
 from tests.test_models import adapter
 from tests.test_steering import vector
@@ -106,7 +109,7 @@ def check_generated_tokens_are_steered_under_a_cache(write: Write) -> None:
 
 
 def columns_of_the_whole_text(model: Any, prompt: Sequence[int], push: SteeringVector, new: int) -> list[int]:
-    with Steering(push, 1.5).on(model):
+    with Steering(push, 1.5, "generated", layer="all").on(model):
         return cached(model, prompt, new)
 
 
@@ -320,15 +323,15 @@ def check_rows_of_two_kernels_share_no_table(check_config: Check, folder: Path) 
 
     def run(kernel: str) -> Any:
         model.set_attn_implementation(kernel)
-        with mock.patch.object(folders, "check_config", check_config):
+        with mock.patch.object(run_folder, "check_config", check_config):
             return sk.sweep(model, tokenizer, vector(model, 1), ["ab"], coefficients=[1], max_new_tokens=2, out=folder)
 
     assert run("eager").meta["attention"] == "eager"
-    with pytest.raises(folders.ConfigurationChanged, match="attention"):
+    with pytest.raises(ConfigurationChanged, match="attention"):
         run("sdpa")
 
 
-CHECK_CONFIG = folders.check_config
+CHECK_CONFIG = run_folder.check_config
 
 
 def forgets_the_kernel(folder: Path, config: Mapping[str, Any]) -> None:

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit import models
-from steerkit.steering import Steering
-from steerkit.texts import encode_prompt, pad
-from steerkit.vectors import SteeringVector
+from steerkit.models.identity import fingerprint
+from steerkit.steering.steering import Steering
+from steerkit.text.prompt import encode_prompt
+from steerkit.text.tokens import pad
+from steerkit.vectors.vector import SteeringVector
 from tests.reference import greedy, hidden_states, steered_logits
 from tests.test_capture import hooks, relative
 from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
@@ -39,7 +40,7 @@ def test_cached_uncached_batched_and_one_at_a_time_agree_token_for_token(kind: s
     model, tokenizer = tiny_model(kind), tiny_tokenizer()
     model.generation_config.eos_token_id = None
     new = 10
-    steering = Steering(vector(model, 1, 2), coefficient=1.5, positions=positions)
+    steering = Steering(vector(model, 1, 2), coefficient=1.5, positions=positions, layer="all")
     cached = plain_generate(model, tokenizer, steering, new, eos_token_id=None)
     uncached = plain_generate(model, tokenizer, steering, new, eos_token_id=None, use_cache=False)
     ours = sk.generate(model, _without_end(tokenizer), PROMPTS, max_new_tokens=new, steering=steering)
@@ -69,7 +70,7 @@ def _without_end(tokenizer):
 
 def test_left_padding_moves_no_steered_stream(llama) -> None:
     model, tokenizer = llama
-    steering = Steering(vector(model, 0, 2), positions="prompt")
+    steering = Steering(vector(model, 0, 2), positions="prompt", layer="all")
     rows = [encode_prompt(tokenizer, p) for p in PROMPTS]
     ids, mask, positions = pad(rows, "left")
     with torch.no_grad(), steering.on(model):
@@ -88,7 +89,7 @@ def test_coefficient_zero_is_the_unsteered_model_bit_for_bit(llama) -> None:
     with torch.no_grad():
         plain = model(input_ids=ids).logits
         for operation in ("add", "ablate"):
-            with Steering(vector(model, 0, 1, 2, 3), 0.0, "all", operation).on(model):
+            with Steering(vector(model, 0, 1, 2, 3), 0.0, "all", operation, layer="all").on(model):
                 assert torch.equal(model(input_ids=ids).logits, plain)
         with Steering(vector(model, 0), 1.0, "all").on(model):
             assert not torch.equal(model(input_ids=ids).logits, plain)
@@ -120,7 +121,7 @@ def test_different_vectors_layers_and_operations_share_a_batch(llama) -> None:
     steerings = [
         Steering(vector(model, 1, seed=1), 1.0, "generated"),
         None,
-        Steering(vector(model, 0, 3, seed=2), -1.0, "all"),
+        Steering(vector(model, 0, 3, seed=2), -1.0, "all", layer="all"),
         Steering(vector(model, 2, seed=3), 1.0, "from_last_prompt_token", "ablate"),
         Steering(vector(model, 1, seed=4), 2.0, "prompt"),
     ]
@@ -141,7 +142,11 @@ def test_ablation_leaves_no_component_along_the_direction(kind: str) -> None:
     ids = torch.tensor([encode_prompt(tokenizer, PROMPTS[1])])
     with torch.no_grad(), sk.capture_resid(model) as before:
         model(input_ids=ids)
-    with torch.no_grad(), Steering(ablated, 1.0, "all", "ablate").on(model), sk.capture_resid(model) as after:
+    with (
+        torch.no_grad(),
+        Steering(ablated, 1.0, "all", "ablate", layer="all").on(model),
+        sk.capture_resid(model) as after,
+    ):
         model(input_ids=ids)
     for layer, direction in ablated.unit().layers.items():
         assert float((before[layer] @ direction).abs().max()) > 0.05
@@ -193,12 +198,12 @@ def test_two_steerings_at_once_are_the_sum_of_their_vectors(llama) -> None:
 
 def test_no_hook_is_left_after_an_exception_half_way() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    with pytest.raises(ZeroDivisionError), Steering(vector(model, 0, 1)).on(model):
+    with pytest.raises(ZeroDivisionError), Steering(vector(model, 0, 1), layer="all").on(model):
         assert hooks(model) == 5
         raise ZeroDivisionError
-    with pytest.raises(KeyboardInterrupt), Steering(vector(model, 0, 1)).on(model):
+    with pytest.raises(KeyboardInterrupt), Steering(vector(model, 0, 1), layer="all").on(model):
         raise KeyboardInterrupt
-    with pytest.raises(ValueError, match="layer from 0 to 3"), Steering(vector(model, 1, 9)).on(model):
+    with pytest.raises(ValueError, match="layer from 0 to 3"), Steering(vector(model, 1, 9), layer="all").on(model):
         pass
     broken = model.model.layers[3].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -218,7 +223,7 @@ def test_a_told_prompt_length_steers_the_rest_of_one_forward(llama) -> None:
     model, _ = llama
     v = vector(model, 1)
     ids = list(range(3, 15))
-    with torch.no_grad(), Steering(v, 1.0).on(model, prompt_length=8):
+    with torch.no_grad(), Steering(v, 1.0, "generated").on(model, prompt_length=8):
         told = model(input_ids=torch.tensor([ids])).logits[0]
     assert relative(steered_logits(model, ids, dict(v.layers), 1.0, range(8, 12)), told) < 1e-5
     with torch.no_grad():
@@ -245,9 +250,9 @@ def test_a_vector_of_another_width_or_model_is_refused_and_foreign_allows_the_la
 
 def test_the_fingerprint_follows_the_weights_and_not_their_dtype() -> None:
     one, two = tiny_model(seed=0), tiny_model(seed=1)
-    assert models.fingerprint(one) == models.fingerprint(tiny_model(seed=0))
-    assert models.fingerprint(one) != models.fingerprint(two)
-    assert models.fingerprint(one.to(torch.bfloat16)) == models.fingerprint(tiny_model(seed=0))
+    assert fingerprint(one) == fingerprint(tiny_model(seed=0))
+    assert fingerprint(one) != fingerprint(two)
+    assert fingerprint(one.to(torch.bfloat16)) == fingerprint(tiny_model(seed=0))
 
 
 def test_half_precision_models_take_single_precision_vectors() -> None:

@@ -7,19 +7,20 @@ import pandas as pd
 import pytest
 
 import steerkit as sk
-from analysis import suppression
-from steerkit import artifacts
-from steerkit.results import SweepResult
-from steerkit.traces import DebateTrace, Turn, write_traces
+from analysis.suppression import suppression
+from analysis.suppression.suppression import Suppression, chosen_layer, kept_accuracy, main, scaled, words_trait
+from steerkit.io.tables import read_table
+from steerkit.sweeps.result import SweepResult
+from steerkit.text.traces import DebateTrace, Turn, write_traces
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def test_a_trait_is_a_whole_word_in_any_case() -> None:
-    trait = suppression.words_trait(["fools", "ha"])
+    trait = words_trait(["fools", "ha"])
     assert trait("FOOLS . 3") == trait("so ha") == 1.0
     assert trait("that has foolsgold") == 0.0
     with pytest.raises(ValueError, match="one word at least"):
-        suppression.words_trait([])
+        words_trait([])
 
 
 def sweep_of(trait: dict[float, list[float]], right: dict[float, list[float]]) -> SweepResult:
@@ -35,7 +36,7 @@ def sweep_of(trait: dict[float, list[float]], right: dict[float, list[float]]) -
 def test_the_mildest_coefficient_that_halves_the_trait_is_taken_and_its_accuracy_is_relative_to_0() -> None:
     trait = {-2.0: [0, 0, 0, 0], -1.0: [1, 1, 0, 0], 0.0: [1, 1, 1, 1], 1.0: [0, 0, 0, 0]}
     right = {-2.0: [0, 0, 0, 0], -1.0: [1, 0, 1, 0], 0.0: [1, 1, 1, 0], 1.0: [1, 1, 1, 1]}
-    line = suppression.kept_accuracy(sweep_of(trait, right)).iloc[0]
+    line = kept_accuracy(sweep_of(trait, right)).iloc[0]
     assert line["coefficient"] == -1.0
     assert line["kept"] == pytest.approx(2 / 3)
     assert line["low"] <= line["kept"] <= line["high"]
@@ -45,7 +46,7 @@ def test_the_mildest_coefficient_that_halves_the_trait_is_taken_and_its_accuracy
 def test_ablation_is_told_beside_the_coefficients_and_not_in_place_of_them() -> None:
     trait = {-np.inf: [0, 0], -2.0: [1, 0], -1.0: [1, 1], 0.0: [1, 1]}
     right = {-np.inf: [1, 1], -2.0: [1, 0], -1.0: [1, 1], 0.0: [1, 1]}
-    lines = suppression.kept_accuracy(sweep_of(trait, right)).set_index("operation")
+    lines = kept_accuracy(sweep_of(trait, right)).set_index("operation")
     assert list(lines.index) == ["add", "ablate"]
     assert list(lines["coefficient"]) == [-2.0, -np.inf] and list(lines["kept"]) == [0.5, 1.0]
 
@@ -55,20 +56,20 @@ def test_ablation_is_told_beside_the_coefficients_and_not_in_place_of_them() -> 
 )
 def test_the_layer_is_chosen_by_what_adding_keeps_then_by_what_ablation_keeps(kept, layer) -> None:
     lines = zip((2, 5, 8), ("add", "add", "ablate"), kept, strict=True)
-    assert suppression.chosen_layer(pd.DataFrame(lines, columns=["layer", "operation", "kept"]), [2, 5, 8]) == layer
+    assert chosen_layer(pd.DataFrame(lines, columns=["layer", "operation", "kept"]), [2, 5, 8]) == layer
 
 
 def test_where_the_trait_is_never_halved_nothing_is_said_to_be_kept() -> None:
     trait = {-1.0: [1, 1], 0.0: [1, 1]}
-    line = suppression.kept_accuracy(sweep_of(trait, trait)).iloc[0]
+    line = kept_accuracy(sweep_of(trait, trait)).iloc[0]
     assert np.isnan(line["coefficient"]) and np.isnan(line["kept"])
     absent = {-1.0: [0, 0], 0.0: [0, 0]}
-    assert np.isnan(suppression.kept_accuracy(sweep_of(absent, trait)).iloc[0]["coefficient"])
+    assert np.isnan(kept_accuracy(sweep_of(absent, trait)).iloc[0]["coefficient"])
 
 
 def test_a_scaled_vector_is_a_dose_of_the_streams_mean_norm() -> None:
     vector = sk.SteeringVector({0: sk_ones(4), 1: 3 * sk_ones(4)})
-    found = suppression.scaled(vector, {0: 10.0, 1: 40.0}, 0.1)
+    found = scaled(vector, {0: 10.0, 1: 40.0}, 0.1)
     assert found.norms() == pytest.approx({0: 1.0, 1: 4.0})
 
 
@@ -85,21 +86,21 @@ def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(
         turns = [Turn(1, 1, f"it is {number}"), Turn(2, 1, f"fools {number}"), Turn(3, 1, f"so {number}")]
         held.append(DebateTrace.of(f"{number}+0", turns, f"All agree on \\boxed{{{number}}}", str(number)))
     write_traces(tmp_path / "traces.jsonl", held)
-    small = suppression.Suppression(layers=(1, 2), coefficients=(-1.0, 1.0), validation=2, test=3, max_new_tokens=4)
+    small = Suppression(layers=(1, 2), coefficients=(-1.0, 1.0), validation=2, test=3, max_new_tokens=4)
     monkeypatch.setattr(suppression, "Suppression", lambda agent: small)
     call = [
         "--traces", str(tmp_path / "traces.jsonl"), "--stage", "base=x", "--stage", "IMAD=y", "--agent", "2",
         "--words", "fools,ha", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
-    suppression.main(call)
-    curves, _ = artifacts.read_table(tmp_path / "out" / "suppression_curves.csv")
+    main(call)
+    curves, _ = read_table(tmp_path / "out" / "suppression_curves.csv")
     assert set(curves["score"]) == {"trait", "accuracy", "perplexity"}
     assert set(curves["context"]) == {"plain", "forced"}
     assert set(curves["stage"]) == {"base", "IMAD"}
     assert set(curves["vector"]) == {"agent", "prompts", "random 0", "random 1", "random 2"}
     assert set(curves["coefficient"]) == {-np.inf, -1.0, 0.0, 1.0}
-    kept, _ = artifacts.read_table(tmp_path / "out" / "suppression_kept.csv")
+    kept, _ = read_table(tmp_path / "out" / "suppression_kept.csv")
     assert set(kept["n"]) == {3}
     assert "kept" in capsys.readouterr().out
     monkeypatch.setattr(suppression, "at_stage", pytest.fail)
-    suppression.main(call)
+    main(call)

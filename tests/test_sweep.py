@@ -7,11 +7,16 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit import artifacts, fluency, folders, scoring
-from steerkit.capture import stream_norms
-from steerkit.results import SweepResult
-from steerkit.sweeps import sweep
-from steerkit.texts import encode, encode_prompt
+from steerkit.capture.norms import stream_norms
+from steerkit.io.rows import append_rows, read_rows
+from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.scores.fluency import log_probabilities, perplexity
+from steerkit.scores.text import rouge_l
+from steerkit.sweeps import store
+from steerkit.sweeps.result import SweepResult
+from steerkit.sweeps.sweep import sweep
+from steerkit.text.prompt import encode_prompt
+from steerkit.text.tokens import encode
 from tests.reference import steered_logits
 from tests.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -52,7 +57,7 @@ def test_every_row_equals_its_own_generate_call(setting) -> None:
 def test_coefficient_zero_is_generated_once_and_stands_under_every_vector(setting, monkeypatch) -> None:
     model, tokenizer, vectors = setting
     counted = []
-    import steerkit.sweeps as module
+    import steerkit.sweeps.sweep as module
 
     decode = module.decode
     monkeypatch.setattr(
@@ -70,7 +75,7 @@ def test_samples_share_their_random_numbers_over_coefficients_and_vectors(settin
     model, tokenizer, vectors = setting
     tiny = {name: v * 1e-6 for name, v in vectors.items()}
     table = sweep(model, tokenizer, tiny, ROWS, samples=3, seed=5, **SETTINGS).table
-    assert table["temperature"].eq(0.7).all() and table["top_p"].eq(0.9).all()
+    assert table["temperature"].eq(0.7).all() and table["top_p"].eq(1.0).all()
     assert table.groupby(["prompt_id", "sample"])["text"].nunique().eq(1).all()
     assert table.groupby("prompt_id")["text"].nunique().eq(3).any()
 
@@ -79,7 +84,7 @@ def test_an_interrupted_sweep_goes_on_and_equals_an_uninterrupted_one(setting, t
     model, tokenizer, vectors = setting
     options = {**SETTINGS, "samples": 2, "batch_rows": 4}
     whole = sweep(model, tokenizer, vectors, ROWS, **options).table
-    append, calls = artifacts.append_rows, []
+    append, calls = append_rows, []
 
     def cut(path, rows):
         calls.append(1)
@@ -87,17 +92,17 @@ def test_an_interrupted_sweep_goes_on_and_equals_an_uninterrupted_one(setting, t
             raise KeyboardInterrupt
         append(path, rows)
 
-    monkeypatch.setattr(artifacts, "append_rows", cut)
+    monkeypatch.setattr(store, "append_rows", cut)
     with pytest.raises(KeyboardInterrupt):
         sweep(model, tokenizer, vectors, ROWS, out=tmp_path, **options)
-    monkeypatch.setattr(artifacts, "append_rows", append)
-    done = artifacts.read_rows(tmp_path / "rows.jsonl")
+    monkeypatch.setattr(store, "append_rows", append)
+    done = read_rows(tmp_path / "rows.jsonl")
     assert len(done) == 12
     with (tmp_path / "rows.jsonl").open("ab") as file:
         file.write(json.dumps(done[0]).encode()[:-9])  # a torn last line
     resumed = sweep(model, tokenizer, vectors, ROWS, out=tmp_path, **options)
     assert resumed.table.equals(whole)
-    rows = artifacts.read_rows(tmp_path / "rows.jsonl")
+    rows = read_rows(tmp_path / "rows.jsonl")
     assert len(rows) == len({tuple(row["key"]) for row in rows}) == 2 * (3 + 2 * 2 * 2 * 3)
     assert SweepResult.load(tmp_path).table.astype(str).equals(whole.astype(str))
     assert SweepResult.load(tmp_path).meta["model_fingerprint"] == resumed.meta["model_fingerprint"]
@@ -106,9 +111,9 @@ def test_an_interrupted_sweep_goes_on_and_equals_an_uninterrupted_one(setting, t
 def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(setting, tmp_path) -> None:
     model, tokenizer, vectors = setting
     sweep(model, tokenizer, vectors, ROWS, out=tmp_path, **SETTINGS)
-    with pytest.raises(folders.ConfigurationChanged, match=r"max_new_tokens: 8 -> 9"):
+    with pytest.raises(ConfigurationChanged, match=r"max_new_tokens: 8 -> 9"):
         sweep(model, tokenizer, vectors, ROWS, out=tmp_path, **{**SETTINGS, "max_new_tokens": 9})
-    with pytest.raises(folders.ConfigurationChanged, match="vectors"):
+    with pytest.raises(ConfigurationChanged, match="vectors"):
         sweep(model, tokenizer, {**vectors, "v": vectors["v"] * 2}, ROWS, out=tmp_path, **SETTINGS)
 
 
@@ -125,7 +130,9 @@ def test_several_layers_can_be_steered_together(setting) -> None:
     model, tokenizer, vectors = setting
     table = sweep(model, tokenizer, vectors["v"], ROWS, coefficients=[0.3], layers=[(1, 2)], max_new_tokens=8).table
     assert set(table["layer"]) == {"1+2"}
-    both = sk.generate(model, tokenizer, ["Hello"], max_new_tokens=8, steering=sk.Steering(vectors["v"], 0.3))
+    both = sk.generate(
+        model, tokenizer, ["Hello"], max_new_tokens=8, steering=sk.Steering(vectors["v"], 0.3, layer="all")
+    )
     assert table.query("prompt_id == 'a' and coefficient == 0.3")["text"].tolist() == both
 
 
@@ -142,10 +149,8 @@ def test_scores_of_a_sweep_equal_their_slow_definitions(setting) -> None:
     for row in result.table.itertuples():
         lead = encode_prompt(tokenizer, prompts[row.prompt_id])
         assert row.length == len(row.text)
-        assert row.rouge_l == scoring.rouge_l([row.text], [row.reference])[0]
-        assert row.distance == pytest.approx(
-            1 - scoring.rouge_l([row.text], [zero[row.prompt_id]], tokenizer="symbols")[0]
-        )
+        assert row.rouge_l == rouge_l([row.text], [row.reference])[0]
+        assert row.distance == pytest.approx(1 - rouge_l([row.text], [zero[row.prompt_id]], tokenizer="symbols")[0])
         ids = encode(tokenizer, row.text)
         logits = steered_logits(model, (*lead, *ids), {}, 0, range(0))[len(lead) - 1 : -1]
         nll = torch.nn.functional.cross_entropy(logits.double(), torch.tensor(ids))
@@ -205,8 +210,11 @@ def test_curves_areas_and_gains_equal_hand_worked_numbers() -> None:
     assert (curve["low"] <= curve["mean"]).all() and (curve["mean"] <= curve["high"]).all()
     area = result.curve_auc("s", normalize=True).set_index("vector").loc["v"]
     assert area["curve_auc"] == pytest.approx(((0.2 + 0.7) / 2 * 1 + (0.7 + 1.0) / 2 * 2) / 3)
+    roles = {"v": ("vector", None), "random-0": ("random", None), "v/random-1": ("random", "v")}
+    table = result.table.query("coefficient < 3").replace({"vector": {"r1": "random-0", "r2": "v/random-1"}})
     named = SweepResult(
-        result.table.query("coefficient < 3").replace({"vector": {"r1": "random-0", "r2": "v/random-1"}}), {}
+        table.assign(**{key: [roles[v][i] for v in table["vector"]] for i, key in enumerate(("role", "control_of"))}),
+        {},
     )
     both = named.gains("s")
     assert set(both["vector"]) == {"v"} and set(both["over"]) == {"coefficient 0", "random"}
@@ -246,9 +254,9 @@ def test_the_spread_of_the_controls_is_in_the_interval_of_the_gain_over_them() -
 
 def test_perplexity_is_of_the_texts_own_tokens_and_missing_for_an_empty_text(llama) -> None:
     model, tokenizer = llama
-    values = fluency.perplexity(model, tokenizer, ["Hello", "Hello", "Other"], [" you", "", " you there"])
+    values = perplexity(model, tokenizer, ["Hello", "Hello", "Other"], [" you", "", " you there"])
     assert np.isnan(values[1]) and np.isfinite(values[[0, 2]]).all()
-    alone = fluency.perplexity(model, tokenizer, ["Other"], [" you there"])
+    alone = perplexity(model, tokenizer, ["Other"], [" you there"])
     assert values[2] == pytest.approx(alone[0], rel=1e-5)
 
 
@@ -259,7 +267,7 @@ def test_steered_log_probabilities_favour_what_the_vector_pushes_towards(llama) 
         model, tokenizer, ["Hello"], max_new_tokens=8, steering=sk.Steering(v, 1.0, "from_last_prompt_token")
     )
     steered, plain = (
-        fluency.log_probabilities(model, tokenizer, ["Hello"], text, [s])[0].sum()
+        log_probabilities(model, tokenizer, ["Hello"], text, [s])[0].sum()
         for s in (sk.Steering(v, 1.0, "from_last_prompt_token"), None)
     )
     assert steered > plain

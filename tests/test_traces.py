@@ -9,22 +9,10 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit.texts import encode
-from steerkit.traces import (
-    CONSENSUS,
-    END,
-    DebateTrace,
-    Turn,
-    agent_tag,
-    agents_in,
-    read_contrasts,
-    read_traces,
-    tags,
-    turn_contrasts,
-    without_tags,
-    write_contrasts,
-    write_traces,
-)
+from steerkit.text.tags import CONSENSUS, END, agent_tag, agents_in, tags, without_tags
+from steerkit.text.tokens import encode
+from steerkit.text.traces import DebateTrace, Turn, read_traces, write_traces
+from steerkit.text.turn_contrasts import read_contrasts, turn_contrasts, write_contrasts
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "published"

@@ -10,13 +10,16 @@ import torch
 from tokenizers import AddedToken
 
 import steerkit as sk
-from steerkit import artifacts, folders
-from steerkit.traces import DebateTrace, Turn, tags
+from steerkit.io.json import read_json
+from steerkit.io.rows import read_rows
+from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.text.tags import tags
+from steerkit.text.traces import DebateTrace, Turn
 from tests.tiny import tiny_model, tiny_tokenizer
-from training.checkpoints import LoRA, add_tags, save
-from training.families import addition
-from training.schedules import Anneal
-from training.sft import SFT, debategpt, examples, shortened, train_sft
+from training.problems.families import addition
+from training.train.checkpoints import LoRA, add_tags, save
+from training.train.schedules import Anneal
+from training.train.sft import SFT, debategpt, examples, shortened, train_sft
 
 trl = pytest.importorskip("trl", reason="the extra `train` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -114,7 +117,7 @@ def test_sft_trains_the_tags_and_leaves_a_checkpoint_that_loads(tmp_path, lora) 
     assert not torch.equal(changed, start["model.layers.0.self_attn.q_proj.weight"])
     again = train_sft(*model_and_tokenizer(), traces(), setting, tmp_path / "sft")
     assert again == folder
-    with pytest.raises(folders.ConfigurationChanged, match="learning_rate"):
+    with pytest.raises(ConfigurationChanged, match="learning_rate"):
         train_sft(*model_and_tokenizer(), traces(), replace(setting, learning_rate=1.0), tmp_path / "sft")
 
 
@@ -124,14 +127,14 @@ def test_training_in_bfloat16_computes_in_it_and_keeps_weights_in_float32(tmp_pa
         setting = SFT(steps=2, batch=4, micro_batch=4, lora=None, learning_rate=1e-3, bf16=half)
         folder = train_sft(*model_and_tokenizer(), traces(), setting, tmp_path / str(half))
         assert next(sk.load(folder, dtype="auto")[0].parameters()).dtype is torch.float32
-        log = artifacts.read_json(tmp_path / str(half) / "log.json")
+        log = read_json(tmp_path / str(half) / "log.json")
         losses.append(next(line["train_loss"] for line in log if "train_loss" in line))
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
 def grpo(**more):
-    from training.grpo import GRPO
+    from training.train.grpo import GRPO
 
     anneal = Anneal("gated", weight=(0.3, 0.1), clip=(24, 8), floor=0.0)
     return GRPO(
@@ -141,13 +144,13 @@ def grpo(**more):
 
 
 def test_grpo_fades_the_format_reward_and_shortens_what_is_generated(tmp_path) -> None:
-    from training.grpo import train_grpo
+    from training.train.grpo import train_grpo
 
     model, tokenizer = model_and_tokenizer()
     tagged = add_tags(model, tokenizer, tags())
     problems = addition(12, 0, "train")
     folder = train_grpo(model, tagged, problems, grpo(), tmp_path / "grpo")
-    log = artifacts.read_rows(tmp_path / "grpo" / "log.jsonl")
+    log = read_rows(tmp_path / "grpo" / "log.jsonl")
     assert [row["step"] for row in log] == [0, 1, 2, 3]
     assert [row["clip_tokens"] for row in log] == [24, 19, 13, 8]
     assert [row["w_fmt"] for row in log] == pytest.approx([0.3, 0.7 / 3, 0.5 / 3, 0.1])
@@ -162,7 +165,7 @@ class Killed(Exception):
 
 
 def test_a_grpo_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypatch) -> None:
-    import training.grpo as module
+    import training.train.grpo as module
 
     def run(folder: Path) -> dict[str, torch.Tensor]:
         model, tokenizer = model_and_tokenizer()
@@ -184,5 +187,5 @@ def test_a_grpo_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypat
     monkeypatch.undo()
     resumed = run(tmp_path / "cut")
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
-    logs = [artifacts.read_rows(tmp_path / name / "log.jsonl") for name in ("whole", "cut")]
+    logs = [read_rows(tmp_path / name / "log.jsonl") for name in ("whole", "cut")]
     assert logs[0] == logs[1]

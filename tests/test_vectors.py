@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit.activations import Activations
-from steerkit.vectors import SteeringVector, difference_in_means, logistic, one_against_others, pca, random_like
+from steerkit.capture.activations import Activations
+from steerkit.vectors.controls import random_like
+from steerkit.vectors.extract import difference_in_means, logistic, one_against_others, pca
+from steerkit.vectors.vector import SteeringVector
 
 
 def acts(n: int = 20, seed: int = 0, layers: tuple = ("embed", 0, 1)) -> Activations:
@@ -160,7 +162,7 @@ def test_a_vector_from_pairs_moves_text_towards_the_positive_side(smollm) -> Non
         for thing in ("the food", "this film", "the weather", "her idea", "our town", "the music")
     ]
     vector = difference_in_means(sk.collect(model, tokenizer, pairs, layers=[12], position="mean"))
-    from steerkit.fluency import log_probabilities
+    from steerkit.scores.fluency import log_probabilities
 
     def margin(coefficient: float) -> float:
         steering = [sk.Steering(vector, coefficient, "all")] * 2

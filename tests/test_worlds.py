@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from training.answers import read_answer, same
-from training.tiny import Base, tokenizer_of
-from training.worlds import WORLDS, World, bare, document
+from training.problems.answers import read_answer, same
+from training.toy.model import Base, tokenizer_of
+from training.toy.worlds import WORLDS, World, bare, document
 
 SHARES = Base().shares
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import steerkit as sk
-from steerkit.vectors import SteeringVector
+from steerkit.vectors.vector import SteeringVector
 
 WIDTH = 32
 

@@ -1,0 +1,1 @@
+"""IMAD training: collect debates, SFT on traces, GRPO, evaluation."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from training.checkpoints import LoRA
 from training.presets import Preset
+from training.train.checkpoints import LoRA
 
 GIB = 2**30
 ACTIVATIONS = 34  # bytes per token, layer and unit of width in 16 bits (Korthikanti et al. 2022, arXiv 2205.05198)
@@ -43,8 +43,8 @@ KNOWN: Mapping[str, Shape] = {
 def shape_of(preset: Preset) -> Shape:
     """The size of a preset's model: known, of the small world's base, or from the checkpoint's configuration."""
     if preset.checkpoint is None:
-        from training.tiny import fresh_model, tokenizer_of
-        from training.worlds import WORLDS
+        from training.toy.model import fresh_model, tokenizer_of
+        from training.toy.worlds import WORLDS
 
         model = fresh_model(tokenizer_of(WORLDS[preset.family]), preset.base)
         base = preset.base

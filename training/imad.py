@@ -12,20 +12,25 @@ from typing import Any
 import pandas as pd
 
 import steerkit as sk
-from steerkit import artifacts, folders, ranks
-from steerkit.traces import DebateTrace, read_traces
-from training.chat import LocalModel, Sampling
-from training.debate import TRACES, hold
+from steerkit.io.files import sha256
+from steerkit.io.ranks import first_alone
+from steerkit.io.run_folder import check_config
+from steerkit.io.tables import read_table, write_table
+from steerkit.io.versions import versions
+from steerkit.text.traces import DebateTrace, read_traces
+from training.debates.answerers import LocalModel, Sampling
+from training.debates.debate import TRACES, hold
+from training.debates.personas import Cast, alone, cast_of
 from training.estimate import estimate, shape_of
-from training.evaluate import DEBATES, debates, one_answer, self_consistency, write_results
-from training.families import FAMILIES
-from training.grpo import GRPO, train_grpo
-from training.personas import Cast, alone, cast_of
+from training.evaluate.methods import DEBATES, debates, one_answer, self_consistency
+from training.evaluate.results import write_results
 from training.presets import Preset, chosen, names
-from training.problems import Problem
-from training.sft import SFT, train_sft
-from training.tiny import train_base
-from training.worlds import WORLDS, bare
+from training.problems.families import FAMILIES
+from training.problems.problem import Problem
+from training.toy.model import train_base
+from training.toy.worlds import WORLDS, bare
+from training.train.grpo import GRPO, train_grpo
+from training.train.sft import SFT, train_sft
 
 CHECKING = "Self-checking agents"
 
@@ -165,11 +170,11 @@ def _methods(
     found: dict[str, pd.DataFrame] = {}
 
     def keep(methods: tuple[str, ...], work: Callable[[], list[pd.DataFrame]]) -> None:
-        paths = [folder / f"{artifacts.sha256(method)[:8]}.parquet" for method in methods]
+        paths = [folder / f"{sha256(method)[:8]}.parquet" for method in methods]
         if not all(path.exists() for path in paths):
             for method, path, table in zip(methods, paths, work(), strict=True):
-                artifacts.write_table(path, table, {"method": method, "sampling": asdict(sampling)})
-        found.update({m: artifacts.read_table(path)[0] for m, path in zip(methods, paths, strict=True)})
+                write_table(path, table, {"method": method, "sampling": asdict(sampling)})
+        found.update({m: read_table(path)[0] for m, path in zip(methods, paths, strict=True)})
 
     def held(cast: Cast, name: str) -> dict[str, pd.DataFrame]:
         return debates(problems, answerer, cast, setting, folder / name)
@@ -202,12 +207,12 @@ def run_all(run: Run, only: Sequence[str] = ()) -> pd.DataFrame | None:
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     preset = {**asdict(run.preset), "seed": run.seed}
-    folders.check_config(run.folder, preset)
-    ranks.first_alone(lambda: base_checkpoint(run))
+    check_config(run.folder, preset)
+    first_alone(lambda: base_checkpoint(run))
     base = base_checkpoint(run)
     trained = recipes(run, base)
     if only:
-        work = {DEBATES[0]: lambda: ranks.first_alone(lambda: _debate_test(run, base)), **trained}
+        work = {DEBATES[0]: lambda: first_alone(lambda: _debate_test(run, base)), **trained}
         if unknown := [method for method in only if method not in work]:
             raise ValueError(f"expected methods among {list(work)}; got {unknown}. Choose among these.")
         for method in only:
@@ -217,10 +222,10 @@ def run_all(run: Run, only: Sequence[str] = ()) -> pd.DataFrame | None:
 
     def judge() -> pd.DataFrame:
         kept = len(read_traces(run.folder / "debates" / TRACES))
-        meta = {"preset": preset, "kept_traces": kept, "versions": artifacts.versions()}
+        meta = {"preset": preset, "kept_traces": kept, "versions": versions()}
         return write_results(run.folder, evaluate(run, base, checkpoints), "IMAD", meta)
 
-    return ranks.first_alone(judge)
+    return first_alone(judge)
 
 
 def _quiet() -> None:

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from training.chat import Sampling
-from training.checkpoints import LoRA
-from training.debate import Setting
-from training.families import FAMILIES
-from training.grpo import GRPO
-from training.schedules import Anneal
-from training.sft import SFT
-from training.tiny import Base
+from training.debates.answerers import Sampling
+from training.debates.debate import Setting
+from training.problems.families import FAMILIES
+from training.toy.model import Base
+from training.train.checkpoints import LoRA
+from training.train.grpo import GRPO
+from training.train.schedules import Anneal
+from training.train.sft import SFT
 
 T = TypeVar("T")
 

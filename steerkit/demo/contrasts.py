@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from steerkit import artifacts
-from steerkit.activations import EMBED, Activations
-from steerkit.blocks import find_blocks
-from steerkit.capture import collect, collect_each
+from steerkit.capture.activations import EMBED, Activations
+from steerkit.capture.collect import collect, collect_each
 from steerkit.demo.questions import (
     PERSONAS,
     PLAIN,
@@ -21,9 +19,13 @@ from steerkit.demo.questions import (
     instruction_pairs,
     instruction_texts,
 )
-from steerkit.pairs import write_pairs
-from steerkit.probes import probe_layers
-from steerkit.vectors import SteeringVector, difference_in_means
+from steerkit.io.json import write_json
+from steerkit.io.tables import write_table
+from steerkit.models.blocks import find_blocks
+from steerkit.probes.probe import probe_layers
+from steerkit.text.pairs import write_pairs
+from steerkit.vectors.extract import difference_in_means
+from steerkit.vectors.vector import SteeringVector
 
 SOURCES = {
     "answers-mean": "contrast of answers, mean over the answer's tokens",
@@ -45,7 +47,7 @@ def make_vectors(
         for name, pair in _read_vectors(model, tokenizer, questions, out, seed).items():
             for vector, kind in zip(pair, ("", "-shuffled"), strict=True):
                 vector.save(folder / f"{'-'.join(name)}{kind}.safetensors")
-        artifacts.write_json(folder / "complete.json", {"vectors": 2 * len(names)})
+        write_json(folder / "complete.json", {"vectors": 2 * len(names)})
     return {
         (persona, source): (
             SteeringVector.load(folder / f"{persona}-{source}.safetensors"),
@@ -68,7 +70,7 @@ def _read_vectors(
         probes = probe_layers(read[source], seed=seed)
         path = out / "tables" / f"probes-{source}.csv"
         table = probes.table.assign(weights=read[source].meta["weights"])
-        artifacts.write_table(path, table, {**read[source].meta, **probes.meta})
+        write_table(path, table, {**read[source].meta, **probes.meta})
     for persona in PERSONAS:
         write_pairs(out / "pairs" / f"{persona}-answers.jsonl", answer_pairs(questions, persona))
         write_pairs(out / "pairs" / f"{persona}-instructions.jsonl", instruction_pairs(tokenizer, questions, persona))

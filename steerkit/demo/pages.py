@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from steerkit import artifacts, plots
 from steerkit.demo.contrasts import SOURCES
 from steerkit.demo.questions import PERSONAS
 from steerkit.demo.summary import sentences
-from steerkit.report import write_report
-from steerkit.results import SweepResult
+from steerkit.io.tables import read_table
+from steerkit.show.plots import curve_grid, intervals, layer_profile, save_figure
+from steerkit.show.report import write_report
+from steerkit.sweeps.result import SweepResult
 
 AXES = {
     "trait": "trait score",
@@ -31,27 +32,27 @@ def draw(
     tables = folder / "tables"
     gains, probes = pd.read_csv(tables / "gains.csv"), {}
     for source in ("answers-mean", "instructions-last"):
-        table, found = artifacts.read_table(tables / f"probes-{source}.csv")
+        table, found = read_table(tables / f"probes-{source}.csv")
         layers = [int(layer) if str(layer).isdigit() else layer for layer in table["layer"]]
         probes[source] = (table.assign(layer=layers), found)
     weights = f"{Path(summary['checkpoint']).name}, {summary['weights']}"
     meta = {"weights": summary["weights"], "model_fingerprint": dose.meta["model_fingerprint"]}
     figures = {
         "dose": (
-            plots.curve_grid(
+            curve_grid(
                 dose_panels(dose), "coefficient", controls=CONTROLS, log=["perplexity"], title=f"validation, {weights}"
             ),
             "Validation: every score over the coefficient, for each persona's vector, one random direction of the same "
             "norm and the shuffled-label direction; bands are 95 % intervals over questions.",
         ),
         "gains": (
-            plots.intervals(gain_rows(gains), "gain in trait score on test", title=f"test, {weights}"),
+            intervals(gain_rows(gains), "gain in trait score on test", title=f"test, {weights}"),
             "Test, one run with everything frozen: gain in trait score, paired within questions, 95 % intervals; over "
             "random directions the directions are resampled too; p is Holm-adjusted over the personas.",
         ),
         **{
             f"probes-{source}": (
-                plots.layer_profile(table, title=SOURCES[source], majority=found.get("majority_accuracy")),
+                layer_profile(table, title=SOURCES[source], majority=found.get("majority_accuracy")),
                 f"Which manner is it? Held-out accuracy of a linear probe by layer ({SOURCES[source]}), with shuffled "
                 "labels, length and position only, and the embedding.",
             )
@@ -60,7 +61,7 @@ def draw(
     }
     shown = {}
     for name, (figure, caption) in figures.items():
-        png, _ = plots.save_figure(figure, folder / "figures" / name, meta)
+        png, _ = save_figure(figure, folder / "figures" / name, meta)
         shown[caption] = png
     write_report(
         folder / "report.html",

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steerkit.pairs import ContrastPair
-from steerkit.texts import Rendered, SpannedText, render
+from steerkit.text.pairs import ContrastPair
+from steerkit.text.prompt import Rendered, render
+from steerkit.text.spans import SpannedText
 
 FILE = Path(__file__).with_name("questions.jsonl")
 PERSONAS = {"steps": "numbered steps", "critique": "self-critique", "program": "program of thought"}

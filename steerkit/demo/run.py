@@ -11,18 +11,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steerkit import artifacts, folders, models, scoring
-from steerkit.activations import Layer
+from steerkit.capture.activations import Layer
 from steerkit.demo.contrasts import make_vectors
 from steerkit.demo.pages import draw
 from steerkit.demo.questions import INSTRUCTIONS, PERSONAS, Question, read_questions, split
 from steerkit.demo.selection import Choice, Vectors, choose, near_unsteered, prompt_rows, scored
 from steerkit.demo.traits import TRAITS
-from steerkit.generation import generate
-from steerkit.readout import sweep_projections
-from steerkit.results import SweepResult
-from steerkit.sweeps import sweep
-from steerkit.vectors import random_like
+from steerkit.generation.generate import generate
+from steerkit.io.files import sha256
+from steerkit.io.json import canonical_json, read_json, write_json
+from steerkit.io.run_folder import run_folder
+from steerkit.io.tables import read_table, write_table
+from steerkit.models.identity import describe
+from steerkit.stats.bootstrap import bootstrap_ci
+from steerkit.stats.multiple import holm
+from steerkit.sweeps.projections import sweep_projections
+from steerkit.sweeps.result import SweepResult
+from steerkit.sweeps.sweep import sweep
+from steerkit.vectors import controls
+from steerkit.vectors.controls import with_role
 
 SCORES = ("trait", "rouge_l", "rouge_l_symbols", "distance", "repeated_4grams", "perplexity")
 
@@ -63,18 +70,18 @@ def run_demo(model: Any, tokenizer: Any, out: str | Path, settings: DemoSettings
     """
     settings = settings or DemoSettings()
     began = time.monotonic()
-    about = models.describe(model, tokenizer)
+    about = describe(model, tokenizer)
     identity = ("model_fingerprint", "adapter_fingerprint", "dtype", "attention", "template_sha256", "weights")
     questions = read_questions()
     config = {
         **asdict(settings),
         **{key: about[key] for key in identity},
-        "questions": artifacts.sha256(artifacts.canonical_json([asdict(q) for q in questions])),
+        "questions": sha256(canonical_json([asdict(q) for q in questions])),
     }
     sizes = {name: getattr(settings, name) for name in ("train", "choose", "dose", "test")}
     parts = split(questions, sizes)
-    with folders.run_folder(out, config) as folder:
-        artifacts.write_json(folder / "splits.json", {name: [q.id for q in part] for name, part in parts.items()})
+    with run_folder(out, config) as folder:
+        write_json(folder / "splits.json", {name: [q.id for q in part] for name, part in parts.items()})
         vectors = make_vectors(model, tokenizer, parts["train"], folder, settings.seed)
         choices, dose, norms = choose(model, tokenizer, vectors, parts, settings, folder)
         test = run_test(model, tokenizer, vectors, choices, parts["test"], norms, settings, folder)
@@ -83,14 +90,14 @@ def run_demo(model: Any, tokenizer: Any, out: str | Path, settings: DemoSettings
         gains = gain_table(test, choices)
         meta = {**about, "n_test": len(parts["test"]), "settings": asdict(settings)}
         for name, table in {"gains": gains, "dose_curves": dose_curves(dose), "means": means(test, asked)}.items():
-            artifacts.write_table(folder / "tables" / f"{name}.csv", table.assign(weights=about["weights"]), meta)
+            write_table(folder / "tables" / f"{name}.csv", table.assign(weights=about["weights"]), meta)
         verdicts = {persona: verdict(persona, gains, test, choices[persona], asked[persona]) for persona in PERSONAS}
         summary = {
             "checkpoint": about["checkpoint"], "weights": about["weights"], "n_test": len(parts["test"]),
             "choices": {name: asdict(choice) for name, choice in choices.items()}, "verdicts": verdicts,
             "seconds_this_time": round(time.monotonic() - began, 1),
         }  # fmt: skip
-        artifacts.write_json(folder / "summary.json", summary)
+        write_json(folder / "summary.json", summary)
         draw(folder, summary, dose, test, along)
     return summary
 
@@ -109,8 +116,8 @@ def run_test(
     tables = []
     for persona, choice in choices.items():
         vector, shuffled = (v.at(choice.layer) for v in vectors[persona, choice.source])
-        named = {persona: vector, f"{persona}/shuffled": shuffled}
-        named |= {f"{persona}/random-{i}": random_like(vector, 100 + i) for i in range(settings.random_directions)}
+        named = {persona: vector, f"{persona}/shuffled": with_role(shuffled, "shuffled", of=persona)}
+        named |= controls.random({persona: vector}, n=settings.random_directions, seed=100)
         result = sweep(
             model, tokenizer, named, prompt_rows(questions), coefficients=[0.0, choice.coefficient],
             positions=choice.positions, max_new_tokens=settings.max_new_tokens, seed=settings.seed, stream_norms=norms,
@@ -134,8 +141,8 @@ def ask(
     if not path.exists():
         prompts = [q.messages(INSTRUCTIONS[persona]) for persona in PERSONAS for q in questions]
         texts = iter(generate(model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens))
-        artifacts.write_json(path, {p: [TRAITS[p](next(texts)) for _ in questions] for p in PERSONAS})
-    found: dict[str, list[float]] = artifacts.read_json(path)
+        write_json(path, {p: [TRAITS[p](next(texts)) for _ in questions] for p in PERSONAS})
+    found: dict[str, list[float]] = read_json(path)
     return found
 
 
@@ -149,8 +156,8 @@ def project(
         named = {persona: vectors[persona, choice.source][0] for persona, choice in choices.items()}
         found = sweep_projections(model, tokenizer, mine, named)
         about = {key: dose.meta[key] for key in ("model_fingerprint", "adapter_fingerprint")}
-        artifacts.write_table(path, found, {"kind": "projections", **about})
-    table: pd.DataFrame = artifacts.read_table(path)[0]
+        write_table(path, found, {"kind": "projections", **about})
+    table: pd.DataFrame = read_table(path)[0]
     return table
 
 
@@ -182,7 +189,7 @@ def gain_table(test: SweepResult, choices: Mapping[str, Choice]) -> pd.DataFrame
                     }
                 )  # fmt: skip
     table = pd.DataFrame(rows)
-    table["p_holm"] = table.groupby(["score", "over"])["p"].transform(lambda p: scoring.holm(p.to_numpy()))
+    table["p_holm"] = table.groupby(["score", "over"])["p"].transform(lambda p: holm(p.to_numpy()))
     return table
 
 
@@ -196,7 +203,7 @@ def means(test: SweepResult, asked: Mapping[str, Sequence[float]]) -> pd.DataFra
     table = pd.concat([test.curve(score).assign(score=score) for score in SCORES], ignore_index=True)
     rows = []
     for persona, traits in asked.items():
-        interval = scoring.bootstrap_ci(np.array(traits))
+        interval = bootstrap_ci(np.array(traits))
         rows.append(
             {
                 "vector": f"{persona}/asked", "coefficient": 0.0, "score": "trait", "mean": interval.mean,

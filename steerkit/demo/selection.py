@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steerkit import artifacts
-from steerkit.activations import Layer
+from steerkit.capture.activations import Layer
 from steerkit.demo.questions import PERSONAS, Question
 from steerkit.demo.traits import TRAITS
-from steerkit.results import SweepResult
-from steerkit.sweeps import sweep
-from steerkit.vectors import SteeringVector, random_like
+from steerkit.io.json import write_json
+from steerkit.io.tables import write_table
+from steerkit.sweeps.result import SweepResult
+from steerkit.sweeps.sweep import sweep
+from steerkit.vectors import controls
+from steerkit.vectors.controls import with_role
+from steerkit.vectors.vector import SteeringVector
 
 EVERY, FIRST_FOUR = "from_last_prompt_token", "from_last_prompt_token:4"
 DEPTHS = {
@@ -103,7 +106,8 @@ def choose(
     parts_of: dict[str, dict[str, SteeringVector]] = {}
     for persona, (source, layer, positions, _) in places.items():
         vector, shuffled = (v.at(layer) for v in vectors[persona, source])
-        named = {persona: vector, f"{persona}/random-0": random_like(vector, 0), f"{persona}/shuffled": shuffled}
+        named = {persona: vector, **controls.random({persona: vector}, n=1)}
+        named[f"{persona}/shuffled"] = with_role(shuffled, "shuffled", of=persona)
         parts_of.setdefault(positions, {}).update(named)
     tables = []
     for number, (positions, named) in enumerate(sorted(parts_of.items())):
@@ -118,7 +122,7 @@ def choose(
     dose = SweepResult.load(path) if path.exists() else scored(dose, model, tokenizer)
     dose.save(path)
     choices = {persona: _choose_dose(persona, place, dose) for persona, place in places.items()}
-    artifacts.write_json(out / "choice.json", {name: asdict(choice) for name, choice in choices.items()})
+    write_json(out / "choice.json", {name: asdict(choice) for name, choice in choices.items()})
     return choices, dose, norms
 
 
@@ -143,7 +147,7 @@ def _choose_places(
         norms |= {int(layer): norm for layer, norm in result.meta["stream_norms"].items()}
         tables.append(scored(result, model, tokenizer, perplexity=False).table)
     table = pd.concat(tables, ignore_index=True)
-    artifacts.write_table(out / "tables" / "places.parquet", table, {"kind": "validation, places"})
+    write_table(out / "tables" / "places.parquet", table, {"kind": "validation, places"})
     rows = []
     for (positions, name), part in table.groupby(["positions", "vector"], sort=False):
         fine = near_unsteered(part)
@@ -154,7 +158,7 @@ def _choose_places(
             )
     grid = pd.DataFrame(rows, columns=["persona", "source", "layer", "positions", "coefficient", "trait", "fluent"])
     about = {"kind": "validation, places", "n_prompts": len(questions)}
-    artifacts.write_table(out / "tables" / "places.csv", grid.assign(weights=table["weights"].iloc[0]), about)
+    write_table(out / "tables" / "places.csv", grid.assign(weights=table["weights"].iloc[0]), about)
     best = {}
     for persona in PERSONAS:
         mine = grid[grid["persona"] == persona]

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from steerkit.activations import Activations
-from steerkit.results import SweepResult
-from steerkit.vectors import SteeringVector
+from steerkit.capture.activations import Activations
+from steerkit.sweeps.result import SweepResult
+from steerkit.vectors.vector import SteeringVector
 from tests.tiny import tiny_model, tiny_tokenizer
 
 Files = Mapping[str, bytes | None]  # None: a folder
@@ -28,7 +28,7 @@ MESSAGES = PROMPT = "expected a prompt string or a list of", "in a list of its o
 LIST = ("expected a non-empty list of prompts", "Put them in a list")
 LAYER = "expected a layer from 0 to 3", "Give a whole number in that range; the last layer is 3"
 POSITION = "expected position 'last', 'first', 'mean' or an integer"
-NUMBERS = "expected coefficients that differ, one number at least", "List them"
+NUMBERS = "expected at least one coefficient", "List them"
 
 
 @dataclass(frozen=True)

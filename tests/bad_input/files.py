@@ -10,8 +10,12 @@ import pandas as pd
 import torch
 
 import steerkit as sk
-from steerkit import artifacts, models
-from steerkit.pairs import ContrastPair, write_pairs
+from steerkit.io.files import file_name, sha256, write_text
+from steerkit.io.json import write_json
+from steerkit.io.rows import append_rows
+from steerkit.io.tables import read_table, write_table
+from steerkit.models.adapters import with_adapter
+from steerkit.text.pairs import ContrastPair, write_pairs
 from tests.bad_input.cases import PAIR, Case, push
 from tests.tiny import tiny_model
 
@@ -19,41 +23,37 @@ from tests.tiny import tiny_model
 def file_cases() -> Iterator[Case]:
     kind = "expected a table path that ends in .parquet or .csv"
     table = pd.DataFrame({"a": [1]})
+    yield Case("a table as a pickle", lambda f: write_table(f / "t.pkl", table, {}), kind, "got 't.pkl'", "Name it")
     yield Case(
-        "a table as a pickle", lambda f: artifacts.write_table(f / "t.pkl", table, {}), kind, "got 't.pkl'", "Name it"
-    )
-    yield Case(
-        "a pickle as a table", lambda f: artifacts.read_table(f / "t.pkl"), kind, "got 't.pkl'", "Name it so",
+        "a pickle as a table", lambda f: read_table(f / "t.pkl"), kind, "got 't.pkl'", "Name it so",
         files={"t.pkl": b"\x80\x04."},
     )  # fmt: skip
-    meta = {"file": "t.csv", "sha256": artifacts.sha256(b"a\n1\n12\n"), "columns": ["a"], "text_columns": []}
+    meta = {"file": "t.csv", "sha256": sha256(b"a\n1\n12\n"), "columns": ["a"], "text_columns": []}
     torn = {"t.csv": b"a\n1\n1", "t.meta.json": json.dumps(meta).encode()}
     yield Case(
-        "a table that is cut off", lambda f: artifacts.read_table(f / "t.csv"),
+        "a table that is cut off", lambda f: read_table(f / "t.csv"),
         "as it was when t.meta.json was written", "cut off or changed", "delete t.meta.json", files=torn,
     )  # fmt: skip
     yield Case(
-        "a table with a list for its meta", lambda f: artifacts.read_table(f / "t.csv"),
+        "a table with a list for its meta", lambda f: read_table(f / "t.csv"),
         "expected a JSON object", "got list", "Delete it", files={"t.csv": b"a\n1\n", "t.meta.json": b"[]"},
     )  # fmt: skip
     yield Case(
-        "an empty table", lambda f: artifacts.read_table(f / "t.csv"),
+        "an empty table", lambda f: read_table(f / "t.csv"),
         "expected a table in", "got something else", "Write it anew", files={"t.csv": b""},
     )  # fmt: skip
     name = "expected a name that can be part of a file's"
     for bad in ("../x", "a/b", "/etc/passwd", "..", ".hidden", "", "a\nb", "a\x00b", "x/"):
-        yield Case(
-            f"{bad!r} as part of a file's name", lambda _, bad=bad: artifacts.file_name(bad), name, repr(bad), "Take"
-        )
+        yield Case(f"{bad!r} as part of a file's name", lambda _, bad=bad: file_name(bad), name, repr(bad), "Take")
     says = "expected a file to write at", "got a folder", "Name a file in it", IsADirectoryError
-    yield Case("a text onto a folder", lambda f: artifacts.write_text(f / "d", "a"), *says, files={"d": None})
+    yield Case("a text onto a folder", lambda f: write_text(f / "d", "a"), *says, files={"d": None})
     yield Case("a vector onto a folder", lambda f: push().save(f / "d"), *says, files={"d": None})
     surrogate = "expected text that UTF-8 can hold", "half a surrogate pair, '\\ud83d'", "Take it out"
     bad = "half \ud83d a pair"
     writes: dict[str, Callable[[Path], object]] = {
-        "text": lambda f: artifacts.write_text(f / "t", bad),
-        "JSON": lambda f: artifacts.write_json(f / "t", {"a": bad}),
-        "rows": lambda f: artifacts.append_rows(f / "t", [{"a": 1}, {"a": bad}]),
+        "text": lambda f: write_text(f / "t", bad),
+        "JSON": lambda f: write_json(f / "t", {"a": bad}),
+        "rows": lambda f: append_rows(f / "t", [{"a": 1}, {"a": bad}]),
         "pairs": lambda f: write_pairs(f / "t", [ContrastPair("p", "yes", bad)]),
         "a vector": lambda f: push(note=bad).save(f / "t"),
     }
@@ -82,11 +82,11 @@ def checkpoint_cases() -> Iterator[Case]:
             "expected a device that is there", "got 'cuda:1' without a GPU", "Say device='cpu'",
         )  # fmt: skip
     yield Case(
-        "an adapter that is not there", lambda f: models._with_adapter(tiny_model(), f / "adapter", False),
+        "an adapter that is not there", lambda f: with_adapter(tiny_model(), f / "adapter", False),
         "expected an adapter with safetensors", "got none", "Check the path",
     )  # fmt: skip
     yield Case(
-        "an adapter with its weights cut off", lambda f: models._with_adapter(tiny_model(), f / "adapter", False),
+        "an adapter with its weights cut off", lambda f: with_adapter(tiny_model(), f / "adapter", False),
         "expected a whole adapter", "; got", "Fetch it again",
         files={
             "adapter/adapter_model.safetensors": b"\x10",

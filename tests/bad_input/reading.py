@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 import steerkit as sk
-from steerkit import fluency
-from steerkit.blocks import find_blocks
-from steerkit.pairs import ContrastPair
-from steerkit.probes import fit_probe, probe_layers
-from steerkit.steering import Steering
+from steerkit.models.blocks import find_blocks
+from steerkit.probes.probe import fit_probe, probe_layers
+from steerkit.scores.fluency import kl, perplexity
+from steerkit.steering.steering import Steering
+from steerkit.text.pairs import ContrastPair
 from tests.bad_input.cases import LABELS, LAYER, POSITION, Case, acts, model, push, tokenizer
 from tests.tiny import tiny_model
 
@@ -69,16 +69,16 @@ def reading_cases() -> Iterator[Case]:
         )  # fmt: skip
     pair = "expected one text (and steering) per prompt, 2"
     yield Case(
-        "perplexity of fewer texts than prompts", lambda _: fluency.perplexity(model(), tokenizer(), ["a", "b"], ["c"]),
+        "perplexity of fewer texts than prompts", lambda _: perplexity(model(), tokenizer(), ["a", "b"], ["c"]),
         pair, "got [1]", "Pair them up",
     )  # fmt: skip
     yield Case(
-        "perplexity of None", lambda _: fluency.perplexity(model(), tokenizer(), ["a"], [None]),
+        "perplexity of None", lambda _: perplexity(model(), tokenizer(), ["a"], [None]),
         "expected a text", "got None (NoneType)", "Drop or convert it", TypeError,
     )  # fmt: skip
     yield Case(
         "KL of a push beyond all numbers",
-        lambda _: fluency.kl(model(), tokenizer(), ["a"], ["bc"], [Steering(push(), 3e38)]),
+        lambda _: kl(model(), tokenizer(), ["a"], ["bc"], [Steering(push(), 3e38)]),
         "expected finite logits", "got NaN", "Lower the coefficient",
     )  # fmt: skip
     yield Case(

@@ -8,29 +8,39 @@ from typing import Any
 import torch
 
 import steerkit as sk
-from steerkit.steering import Steering
+from steerkit.steering.steering import Steering
+from steerkit.vectors.vector import SteeringVector
 from tests.bad_input.cases import LIST, PROMPT, Case, model, push, tokenizer
 from tests.tiny import tiny_tokenizer
 
 STEERINGS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     **{
         f"coefficient {value!r}": ({"coefficient": value}, "expected a finite coefficient", f"got {value!r}", "another")
-        for value in (float("nan"), float("inf"), 1e39, "2", True, None, [1.0], 1j)
+        for value in (float("nan"), float("inf"), 1e39, "2", True, None, 1j)
     },
     "a matrix of coefficients": ({"coefficient": torch.ones(2, 2)}, "finite coefficient", "got tensor(", "another"),
+    **{
+        f"layer {value!r}": ({"layer": value}, f"expected {what}", "got", do)
+        for value, what, do in (
+            (2, "layers among [1]", "Choose of these"), ("first", "a layer, several, or", "Pass a number")
+        )
+    },
+    "several layers and no choice": (
+        {"vector": SteeringVector({1: torch.ones(4), 2: torch.ones(4)})}, "expected a layer", "[1, 2]", "Pass layer=2"
+    ),
     "a NaN among coefficients": (
-        {"coefficient": torch.tensor([1.0, float("nan")])}, "expected finite coefficients", "got [1.0, nan]", "Take out"
+        {"coefficient": torch.tensor([1.0, float("nan")])}, "expected finite coefficients", "got [1.0, nan]", "Remove"
     ),
     **{
         f"positions {value!r}": ({"positions": value}, "expected positions among", f"got {value!r}", "Choose one")
         for value in ("response", "generated:0", "generated:x", "generated:-1", "generated:1.5", "", None)
     },
     **{
-        f"operation {value!r}": ({"operation": value}, "operation 'add' or 'ablate'", f"got {value!r}", "Choose")
+        f"operation {value!r}": ({"operation": value}, "operation among ('add', 'ablate')", f"got {value!r}", "Choose")
         for value in ("multiply", "ADD", None)
     },
     "a vector that is zero, to ablate": (
-        {"vector": push() * 0, "operation": "ablate"}, "a direction to ablate", "zero at layers [1]", "Take others"
+        {"vector": push() * 0, "operation": "ablate"}, "a direction to ablate", "zero at layers [1]", "Use other layers"
     ),
 }  # fmt: skip
 BEYOND = Steering(push(), 3e38, "from_last_prompt_token")  # finite in float32, and times the vector it is not
@@ -55,21 +65,21 @@ GENERATED: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] =
         {"prompts": ["x" * 300]}, "within the model's context of 256", "got 300 + 2", "Cut either", ValueError
     ),
     "a vector for a steering": (
-        {"steering": push()}, "expected a Steering", "got SteeringVector", "Say Steering(vector", TypeError
+        {"steering": push()}, "expected a Steering", "got SteeringVector", "Pass Steering(vector", TypeError
     ),
-    "a text for a steering": ({"steering": "a"}, "expected a Steering", "got str", "Say Steering(", TypeError),
+    "a text for a steering": ({"steering": "a"}, "expected a Steering", "got str", "Pass Steering(", TypeError),
     "steerings for other prompts": (
-        {"steering": [None, None]}, "expected one steering (or None) per prompt, 1", "got 2", "Pair them", ValueError
+        {"steering": [None, None]}, "expected one steering (or None) per prompt, 1", "got 2", "Pass one per", ValueError
     ),
     "coefficients for other rows": (
-        {"steering": Steering(push(), torch.ones(2))}, "one coefficient per row, 1", "got 2", "Pair them", ValueError
+        {"steering": Steering(push(), torch.ones(2))}, "one coefficient per row, 1", "got 2", "Pass one", ValueError
     ),
     "a vector of another width": (
         {"steering": Steering(push(width=5))}, "a vector of width 32, the model's", "got 5", "Extract it", ValueError
     ),
     "a vector of another model": (
         {"steering": Steering(push(model_fingerprint="0" * 16, checkpoint="theirs"))},
-        "expected a vector read from this model", "('0000000000000000', None) (theirs)", "Say foreign=True", ValueError,
+        "expected a vector read from this model", "('0000000000000000', None) (theirs)", "foreign=True", ValueError,
     ),
     "a vector at a layer beyond": (
         {"steering": Steering(push(4))}, "expected a layer from 0 to 3", "got 4", "the last layer is 3", ValueError
@@ -148,7 +158,7 @@ def steering_cases() -> Iterator[Case]:
     for length in (0, -3):
         yield Case(
             f"a prompt length of {length}", lambda _, length=length: told(length),
-            "expected a prompt length from 1", f"got [{length}]", "Count tokens",
+            "expected a prompt length of at least 1", f"got [{length}]", "Count tokens",
         )  # fmt: skip
 
 

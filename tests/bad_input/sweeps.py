@@ -10,15 +10,15 @@ import pandas as pd
 import torch
 
 import steerkit as sk
-from steerkit import folders
-from steerkit.results import SweepResult
+from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.sweeps.result import SweepResult
 from tests.bad_input.cases import LIST, NUMBERS, PAIR, PROMPT, Case, model, push, swept, tokenizer
 
-PLACES = "expected a list of layers that differ", "List them"
+PLACES = "expected layers that differ", "List each once"
 SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     **{
         f"coefficients {value!r}": ({"coefficients": value}, NUMBERS[0], f"got {value!r}", NUMBERS[1], ValueError)
-        for value in ([], [1, 1], "1,2", 1.0, ["1"], [True], [0, 1, None])
+        for value in ([], [1, 1], "1,2", None, ["1"], [True], [0, 1, None])
     },
     **{
         f"coefficient {value}": (
@@ -28,21 +28,22 @@ SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     },
     **{
         f"layers {value!r}": ({"layers": value}, PLACES[0], f"got {value!r}", PLACES[1], ValueError)
-        for value in ([], [1, 1], "all", 1, [(1,), 1])
+        for value in ([], [1, 1], [(1,), 1], range(0), ["all", "all"])
     },
     "a layer that its vector has not": ({"layers": [2]}, "expected layers among [1]", "got [2]", "Choose", ValueError),
-    "a layer in quotes": ({"layers": ["1"]}, "expected layers among [1]", "got ['1']", "Choose of these", ValueError),
+    "a layer in quotes": ({"layers": ["1"]}, "expected a layer as a number", "got '1'", "Pass a number", ValueError),
+    "a layer that is no number": ({"layers": True}, "expected a layer as a number", "got True", "Pass a", ValueError),
     "a layer that its model has not": (
         {"vectors": push(9), "layers": [9]}, "expected a layer from 0 to 3", "got 9", "the last layer is 3", ValueError
     ),
-    "no vectors": ({"vectors": {}}, "expected one vector", "got 0 vectors", "Add some", ValueError),
-    "a list of vectors": ({"vectors": [push()]}, "or several by name", "got [SteeringVector", "Say {'name'", TypeError),
-    "a tensor among vectors": ({"vectors": {"v": torch.ones(2)}}, "several by name", "tensor", "Say {", TypeError),
+    "no vectors": ({"vectors": {}}, "expected at least one vector", "got 0 vectors", "Add some", ValueError),
+    "a list of vectors": ({"vectors": [push()]}, "or several by name", "got [SteeringVector", "Pass {", TypeError),
+    "a tensor among vectors": ({"vectors": {"v": torch.ones(2)}}, "several by name", "tensor", "Pass {", TypeError),
     "a vector of another width": (
         {"vectors": push(width=5)}, "a vector of width 32", "got 5", "Extract it from this model", ValueError
     ),
     "a vector of another model": (
-        {"vectors": push(model_fingerprint="b")}, "read from this model", "('b', None)", "Say foreign=True", ValueError
+        {"vectors": push(model_fingerprint="b")}, "read from this model", "('b', None)", "Pass foreign=True", ValueError
     ),
     "no prompts": ({"prompts": []}, LIST[0], "got []", LIST[1], ValueError),
     "one prompt for a list": ({"prompts": "Hello"}, LIST[0], "got 'Hello'", LIST[1], ValueError),
@@ -54,14 +55,14 @@ SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
         "expected prompt ids that differ", "got ['1'] more than once", "Number them", ValueError,
     ),
     "a column of the sweep's own": (
-        {"prompts": [{"prompt": "a", "seed": 1}]}, "expected other names", "got ['seed']", "Rename it", ValueError
+        {"prompts": [{"prompt": "a", "seed": 1}]}, "expected column names", "got ['seed']", "Rename it", ValueError
     ),
     "half a surrogate pair": ({"prompts": ["\udfff"]}, "that UTF-8 can hold", "'\\udfff'", "Take it out", ValueError),
     "a prompt beyond the context": ({"prompts": ["x" * 300]}, "context of 256", "got 300 + 2", "Cut", ValueError),
     "positions of its own": ({"positions": "here"}, "expected positions among", "got 'here'", "Choose one", ValueError),
-    "an operation of its own": ({"operation": "mul"}, "'add' or 'ablate'", "got 'mul'", "Choose one", ValueError),
-    "samples 0": ({"samples": 0}, "one sample at least", "samples=0", "Add some", ValueError),
-    "samples 2.0": ({"samples": 2.0}, "one sample at least", "samples=2.0", "Add some", ValueError),
+    "an operation of its own": ({"operation": "mul"}, "('add', 'ablate')", "got 'mul'", "Choose one", ValueError),
+    "samples 0": ({"samples": 0}, "one vector and one sample", "samples=0", "Add some", ValueError),
+    "samples 2.0": ({"samples": 2.0}, "one vector and one sample", "samples=2.0", "Add some", ValueError),
     "samples without a temperature": (
         {"samples": 2, "temperature": 0.0}, "a temperature above 0 for 2 samples", "got 0", "Raise it", ValueError
     ),
@@ -137,15 +138,15 @@ def sweep_cases() -> Iterator[Case]:
     yield Case("a sweep into a folder with a list as configuration", sweep, *says, files={"run/config.json": b"[1]"})
     says = "expected JSON in", "got something else", "Mend or delete the file"
     yield Case("a sweep into a folder with half a configuration", sweep, *says, files={"run/config.json": b'{"a":'})
-    says = "expected the configuration that", "seed: 7 -> 0", "Use another folder", folders.ConfigurationChanged
+    says = "expected the configuration that", "seed: 7 -> 0", "Use another folder", ConfigurationChanged
     yield Case("a sweep into another one's folder", sweep, *says, files={"run/config.json": b'{"seed": 7}'})
     load = {
-        "that is not there": ({}, "expected a finished sweep", "there is none", "run it on", FileNotFoundError),
+        "that is not there": ({}, "expected a finished sweep", "there is none", "repeat the sweep", FileNotFoundError),
         "that is not sealed": (
             {"t.parquet": None},
             "expected a finished sweep",
             "there is",
-            "run it",
+            "repeat the sweep",
             FileNotFoundError,
         ),
         "of junk": ({"t.parquet": PAIR}, "expected a table in", "got something else", "Write it anew", ValueError),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from steerkit import artifacts
-from steerkit.pairs import read_pairs
-from steerkit.traces import CONSENSUS, END, DebateTrace, Turn, agent_tag, read_contrasts, read_traces, round_tag
+from steerkit.io.json import read_json
+from steerkit.text.pairs import read_pairs
+from steerkit.text.tags import CONSENSUS, END, agent_tag, round_tag
+from steerkit.text.traces import DebateTrace, Turn, read_traces
+from steerkit.text.turn_contrasts import read_contrasts
 from tests.bad_input.cases import LINE, MESSAGES, PAIR, Case, Files, row
 
 # Pairs
@@ -49,7 +51,7 @@ def pairs_cases() -> Iterator[Case]:
     for name, (content, *says) in PAIRS.items():
         files = {"in.jsonl": content}
         yield Case(f"a pairs file that {name}", lambda f: read_pairs(f / "in.jsonl"), *says, files=files)
-    for what, read in {"pairs": read_pairs, "traces": read_traces, "JSON": artifacts.read_json}.items():
+    for what, read in {"pairs": read_pairs, "traces": read_traces, "JSON": read_json}.items():
         says = "expected a file at", "there is none", "Check the path", FileNotFoundError
         yield Case(f"a file of {what} that is not there", lambda f, read=read: read(f / "in.json"), *says)
         says = "expected a file at", "got a folder", "Name a file in it", IsADirectoryError

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from steerkit.activations import Activations
-from steerkit.vectors import SteeringVector, difference_in_means, one_against_others, pca
+from steerkit.capture.activations import Activations
+from steerkit.vectors.extract import difference_in_means, one_against_others, pca
+from steerkit.vectors.vector import SteeringVector
 from tests.bad_input.cases import LABELS, PAIR, Case, acts, push
 
 FINITE = ("expected a finite vector at layer 0", "got NaN or infinity", "Scale or mend it")

@@ -9,7 +9,8 @@ import time
 import warnings
 from pathlib import Path
 
-from steerkit.artifacts import versions, write_text
+from steerkit.io.files import write_text
+from steerkit.io.versions import versions
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from steerkit import artifacts
+from steerkit.io.rows import append_rows, read_rows
 from tests.torture.jobs import JOBS
 from tests.torture.killed import Line
 
@@ -33,15 +33,15 @@ def cut_files(folder: Path) -> Line:
     job.run(whole)
     data = (whole / "rows.jsonl").read_bytes()
     last = data.rstrip(b"\n").rfind(b"\n") + 1
-    rows = artifacts.read_rows(whole / "rows.jsonl")
+    rows = read_rows(whole / "rows.jsonl")
     places = range(last, len(data))
     good = 0
     for place in places:
         path = folder / "cut.jsonl"
         path.write_bytes(data[:place])
-        read = artifacts.read_rows(path)
-        artifacts.append_rows(path, [rows[-1]] if len(read) < len(rows) else [])
-        good += read in (rows, rows[:-1]) and artifacts.read_rows(path) == rows
+        read = read_rows(path)
+        append_rows(path, [rows[-1]] if len(read) < len(rows) else [])
+        good += read in (rows, rows[:-1]) and read_rows(path) == rows
     return Line("rows cut at every byte of the last one, read and appended to", len(places), good, f"{len(rows)} rows")
 
 
@@ -79,7 +79,7 @@ def full_disk(folder: Path) -> Iterator[Line]:
             job.run(disk / "run")
         except OSError as error:
             message = str(error)
-        kept = len(artifacts.read_rows(disk / "run" / "rows.jsonl"))
+        kept = len(read_rows(disk / "run" / "rows.jsonl"))
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         job.run(disk / "run")
         same = job.outcome(disk / "run") == job.outcome(folder / "cut-whole")
@@ -130,7 +130,7 @@ def dead_rank(folder: Path) -> Line:
     clear = running.returncode != 0 and ("Signal 9" in said or "has ended" in said)
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     same = again.returncode == 0 and JOBS[0].outcome(out) == JOBS[0].outcome(folder / "cut-whole")
-    rows = [str(row["key"]) for name in ("rows.jsonl", "rows-1.jsonl") for row in artifacts.read_rows(out / name)]
+    rows = [str(row["key"]) for name in ("rows.jsonl", "rows-1.jsonl") for row in read_rows(out / name)]
     good = clear and same and len(rows) == len(set(rows))
     found = re.search(r"(Signal 9[^\n]*|expected all[^\n]*has ended[^\n]*)", said)
     return Line(

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 import steerkit as sk
-from steerkit import artifacts
-from steerkit.traces import tags
+from steerkit.io.files import sha256
+from steerkit.io.json import canonical_json
+from steerkit.io.rows import read_rows
+from steerkit.text.tags import tags
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -51,10 +53,10 @@ def _table(folder: Path) -> str:
 
 
 def _debates(folder: Path) -> object:
-    from training.chat import LocalModel, Sampling
-    from training.debate import Setting, hold
-    from training.families import addition
-    from training.personas import cast_of
+    from training.debates.answerers import LocalModel, Sampling
+    from training.debates.debate import Setting, hold
+    from training.debates.personas import cast_of
+    from training.problems.families import addition
 
     model = LocalModel(tiny_model(context=2048), tiny_tokenizer(), batch_rows=16)
     setting = Setting(early_stop=False, sampling=Sampling(1.0, 1.0, 24))
@@ -63,9 +65,9 @@ def _debates(folder: Path) -> object:
 
 def _grpo(folder: Path) -> object:
     from tests.test_training import grpo, model_and_tokenizer
-    from training.checkpoints import add_tags
-    from training.families import addition
-    from training.grpo import train_grpo
+    from training.problems.families import addition
+    from training.train.checkpoints import add_tags
+    from training.train.grpo import train_grpo
 
     model, tokenizer = model_and_tokenizer()
     return train_grpo(model, add_tags(model, tokenizer, tags()), addition(12, 0, "train"), grpo(), folder)
@@ -74,13 +76,13 @@ def _grpo(folder: Path) -> object:
 def _policy(folder: Path) -> str:
     weights = sk.load(folder / "checkpoint")[0].state_dict()
     digest = hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()
-    log = artifacts.read_rows(folder / "log.jsonl")
-    return f"{digest} {artifacts.sha256(artifacts.canonical_json(log))} {len(log)} steps"
+    log = read_rows(folder / "log.jsonl")
+    return f"{digest} {sha256(canonical_json(log))} {len(log)} steps"
 
 
 def _doubled(name: str, key: str) -> Callable[[Path], int]:
     def count(folder: Path) -> int:
-        rows = [str(row[key]) for row in artifacts.read_rows(folder / name)]
+        rows = [str(row[key]) for row in read_rows(folder / name)]
         return len(rows) - len(set(rows))
 
     return count
@@ -88,7 +90,7 @@ def _doubled(name: str, key: str) -> Callable[[Path], int]:
 
 def _flips(name: str) -> Callable[[Path, Path], int | None]:
     def count(whole: Path, cut: Path) -> int | None:
-        sides = [{str(row["key"]): row for row in artifacts.read_rows(folder / name)} for folder in (whole, cut)]
+        sides = [{str(row["key"]): row for row in read_rows(folder / name)} for folder in (whole, cut)]
         if sides[0].keys() != sides[1].keys():
             return None
         pairs = [(row, sides[1][key]) for key, row in sides[0].items() if row != sides[1][key]]
@@ -98,7 +100,7 @@ def _flips(name: str) -> Callable[[Path, Path], int | None]:
 
 
 def _debated(folder: Path) -> str:
-    return artifacts.sha256(folder / "debates.jsonl")
+    return sha256(folder / "debates.jsonl")
 
 
 JOBS = (

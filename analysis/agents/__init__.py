@@ -1,0 +1,1 @@
+"""Agent vectors: extraction, choice on validation, steering, fidelity, reliability."""

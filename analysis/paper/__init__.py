@@ -1,0 +1,1 @@
+"""Reproduction: runs, tables, claims and the results page."""

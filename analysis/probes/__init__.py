@@ -1,0 +1,1 @@
+"""Separability of agents by linear probes."""

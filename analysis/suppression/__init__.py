@@ -1,0 +1,1 @@
+"""Suppression of an agent by a negative coefficient or ablation."""

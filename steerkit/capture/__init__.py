@@ -1,0 +1,1 @@
+"""Capture: read the residual stream of texts into activations."""

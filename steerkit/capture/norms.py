@@ -1,0 +1,56 @@
+"""Mean norms of the residual stream per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steerkit.capture.activations import Layer
+from steerkit.capture.batches import read_passages
+from steerkit.capture.pooling import mean_pool
+from steerkit.capture.resid import Layers, resolve_layers
+from steerkit.models.blocks import find_blocks
+from steerkit.models.context import check_fits
+from steerkit.text.prompt import Prompt, encode_prompt
+from steerkit.text.spans import Passage
+from steerkit.text.tokens import encode
+
+
+def stream_norms(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    layers: Layers = "all",
+    *,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> dict[Layer, float]:
+    """The mean L2 norm of the stream per layer, over the tokens of `texts` as continuations of `prompts`.
+
+    Position 0 of a row, an attention sink whose norm is a hundred times the others', never counts.
+
+    Raises:
+        ValueError: no text has a token.
+    """
+    rows = [
+        (encode_prompt(tokenizer, p, chat_template_kwargs), encode(tokenizer, t))
+        for p, t in zip(prompts, texts, strict=True)
+    ]
+    passages = [Passage((*p, *t), ((len(p), len(p) + len(t)),), ("",), "") for p, t in rows if t]
+    if not passages:
+        raise ValueError("expected at least one text with a token; all are empty. Generate longer ones.")
+    check_fits(model, [passage.ids for passage in passages])
+    blocks = find_blocks(model)
+    wanted = resolve_layers(blocks, layers)
+    total = torch.zeros(len(wanted), dtype=torch.float64)
+
+    def pool(stream: Tensor, rows: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
+        return mean_pool(stream.float().norm(dim=-1, keepdim=True), rows, starts, stops) * (stops - starts)[:, None]
+
+    for _, pooled in read_passages(model, blocks, wanted, passages, pool, None):
+        total += pooled.double().cpu().sum(0).squeeze(-1)
+    tokens = sum(stop - start for passage in passages for start, stop in passage.spans)
+    return dict(zip(wanted, (total / tokens).tolist(), strict=True))

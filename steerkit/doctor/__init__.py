@@ -1,0 +1,1 @@
+"""Doctor: test on a checkpoint what capture and steering rely on."""

@@ -1,0 +1,1 @@
+"""Generation: many differently steered rows over one KV cache."""

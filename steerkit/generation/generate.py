@@ -1,0 +1,257 @@
+"""Generation: many rows at once, each with its own prompt, steering and random stream, over one KV cache."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steerkit.generation.engine import Choose, Continuation, Engine, Row, in_batches
+from steerkit.generation.sampling import likeliest, random_stream, sample
+from steerkit.models.context import context_length
+from steerkit.models.model import unwrap
+from steerkit.steering.steering import Steering
+from steerkit.steering.watch import suspended
+from steerkit.text.prompt import Prompt, encode_prompt, render
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generated continuation.
+
+    Args:
+        text: decoded from the ids; special tokens are left out.
+        ids: the generated token ids, the end-of-sequence token included where it was generated.
+        finish_reason: `"stop"` where an end-of-sequence token was generated, `"length"` at `max_new_tokens`.
+        log_probs: natural logarithm of each token's probability under the steered model, at temperature 1 and without
+            a nucleus; one per id.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+    log_probs: tuple[float, ...]
+
+
+@overload
+def generate(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    steering: Steering | Sequence[Steering | None] | None = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    batch_rows: int | None = ...,
+    chat_template_kwargs: Mapping[str, Any] | None = ...,
+    return_details: Literal[False] = ...,
+) -> list[str]: ...
+
+
+@overload
+def generate(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    steering: Steering | Sequence[Steering | None] | None = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    batch_rows: int | None = ...,
+    chat_template_kwargs: Mapping[str, Any] | None = ...,
+    return_details: Literal[True],
+) -> list[Generation]: ...
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    steering: Steering | Sequence[Steering | None] | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_rows: int | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    return_details: bool = False,
+) -> list[str] | list[Generation]:
+    """Continue each prompt, steered or not; the texts in the order of the prompts.
+
+    A text depends on the model, its prompt, its steering and the seed alone, not on the other rows: prompts are
+    left-padded with positions of their own, and random numbers are keyed by (seed, prompt, occurrence index).
+
+    Args:
+        prompts: strings (verbatim) or lists of messages (rendered by the chat template).
+        steering: one for all rows, or one (or None) per prompt; steerings that `with steering.on(model)` set are
+            applied too.
+        temperature: 0 is greedy.
+        top_p: nucleus (Holtzman et al. 2020): the fewest most likely tokens whose probability reaches top_p.
+        batch_rows: rows decoded at once; default by device, halved when memory runs out.
+        chat_template_kwargs: further arguments of the chat template, e.g. `{"enable_thinking": False}`.
+        return_details: return a `Generation` per prompt: text, ids, finish reason, log-probabilities.
+
+    Returns:
+        One text per prompt, or one `Generation` with `return_details=True`.
+
+    Raises:
+        TypeError: an entry of `steering` that is not a Steering.
+        ValueError: no prompts, an empty or too long prompt, a steering that does not fit, a setting out of range, or
+            logits that are not finite.
+
+    Example:
+        >>> steering = sk.Steering(vector, 1.5, layer=14)
+        >>> sk.generate(model, tokenizer, ["The sea is"], max_new_tokens=20, steering=steering)
+    """
+    if isinstance(prompts, str | Mapping) or not len(prompts):
+        raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}. Put them in a list.")
+    with suspended(model) as active:
+        each = _per_row(steering, active, len(prompts))
+        seen: Counter[str] = Counter()
+        streams = []
+        for prompt in prompts:
+            text = render(tokenizer, prompt, chat_template_kwargs)
+            streams.append((seed, text, seen[text]))
+            seen[text] += 1
+        ids = [encode_prompt(tokenizer, prompt, chat_template_kwargs) for prompt in prompts]
+        rows = [Row(prompt, row) for prompt, row in zip(ids, each, strict=True)]
+        log_probs: list[list[float]] | None = [[] for _ in rows] if return_details else None
+        found = decode(
+            model, tokenizer, rows, streams, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+            batch_rows=batch_rows, log_probs=log_probs,
+        )  # fmt: skip
+        done = {number: continuation for batch in found for number, continuation in batch}
+    if log_probs is None:
+        return [text_of(tokenizer, done[number]) for number in range(len(rows))]
+    return [_details(tokenizer, done[number], log_probs[number]) for number in range(len(rows))]
+
+
+def text_of(tokenizer: Any, continuation: Continuation) -> str:
+    """The text of a continuation; special tokens are left out, added ordinary tokens (tags) stay."""
+    return str(tokenizer.decode(continuation.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _details(tokenizer: Any, continuation: Continuation, log_probs: Sequence[float]) -> Generation:
+    ids = continuation.ids if continuation.end is None else (*continuation.ids, continuation.end)
+    reason: Literal["stop", "length"] = "stop" if continuation.finished else "length"
+    return Generation(text_of(tokenizer, continuation), ids, reason, tuple(log_probs[: len(ids)]))
+
+
+def _per_row(
+    steering: Steering | Sequence[Steering | None] | None, active: Sequence[Steering], count: int
+) -> list[tuple[Steering, ...]]:
+    """The steerings of each row: those that are on for the model, then the row's own."""
+    shared = [one.per_row(count) for one in (*active, *([steering] if isinstance(steering, Steering) else []))]
+    rows = [tuple(column[i] for column in shared) for i in range(count)]
+    if steering is None or isinstance(steering, Steering):
+        return rows
+    several = list(steering) if isinstance(steering, Sequence) else [steering]
+    if stray := [one for one in several if not (one is None or isinstance(one, Steering))]:
+        raise TypeError(
+            f"expected a Steering, or a list with one (or None) per prompt; got {type(stray[0]).__name__}. Pass "
+            "Steering(vector, coefficient)."
+        )
+    if len(steering) != count:
+        raise ValueError(
+            f"expected one steering (or None) per prompt, {count}; got {len(steering)}. Pass one per prompt."
+        )
+    return [row if one is None else (*row, *one.per_row(1)) for row, one in zip(rows, steering, strict=True)]
+
+
+def decode(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    streams: Sequence[Any],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    batch_rows: int | None = None,
+    log_probs: Sequence[list[float]] | None = None,
+) -> Iterator[list[tuple[int, Continuation]]]:
+    """Decode rows batch by batch; yields each batch's `(row number, continuation)` as it is finished.
+
+    Args:
+        rows: prompts as ids, with their steerings.
+        streams: per row, what its random numbers are keyed by; unused when greedy.
+        log_probs: per row, a list that the log-probabilities of its tokens are appended to (further entries may follow
+            those of a row that has ended).
+
+    Raises:
+        ValueError: a prompt too long for the context, a steering that does not fit, a setting out of range, or logits
+            that are not finite.
+    """
+    check_settings(model, rows, max_new_tokens, temperature, top_p, batch_rows)
+    ends = ends_of(model, tokenizer)
+
+    def work(engine: Engine, numbers: Sequence[int]) -> list[Continuation]:
+        choose: Choose
+        if temperature == 0:
+
+            def choose(logits: Tensor, alive: Tensor, step: int) -> Tensor:
+                return likeliest(logits)
+        else:
+            numbered = {streams[i]: random_stream(streams[i], max_new_tokens) for i in numbers}
+            uniform = torch.from_numpy(np.stack([numbered[streams[i]] for i in numbers])).to(engine.device)
+
+            def choose(logits: Tensor, alive: Tensor, step: int) -> Tensor:
+                return sample(logits, uniform[alive, step], temperature, top_p)
+
+        if log_probs is None:
+            return engine.decode(max_new_tokens, ends, choose)
+        for i in numbers:
+            log_probs[i].clear()  # a batch that ran out of memory is begun again
+
+        def chosen_with_log_probs(logits: Tensor, alive: Tensor, step: int) -> Tensor:
+            token = choose(logits, alive, step)
+            scores = logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]
+            for row, score in zip(alive.tolist(), scores.tolist(), strict=True):
+                log_probs[numbers[row]].append(score)
+            return token
+
+        return engine.decode(max_new_tokens, ends, chosen_with_log_probs)
+
+    yield from in_batches(model, rows, max_new_tokens, work, batch_rows)
+
+
+def check_settings(
+    model: nn.Module, rows: Sequence[Row], new: int, temperature: float, top_p: float, batch_rows: int | None = None
+) -> None:
+    """`ValueError` for a setting of `decode` that is out of range, or a prompt that does not fit the context."""
+    if not _is_count(new):
+        raise ValueError(f"expected max_new_tokens to be an integer from 1; got {new!r}. Give another.")
+    if batch_rows is not None and not _is_count(batch_rows):
+        raise ValueError(f"expected batch_rows to be an integer from 1, or None; got {batch_rows!r}. Give another.")
+    if not isinstance(temperature, Real) or not 0 <= temperature < float("inf"):
+        raise ValueError(f"expected a finite temperature from 0 (greedy); got {temperature!r}. Give another.")
+    if not isinstance(top_p, Real) or not 0 < top_p <= 1:
+        raise ValueError(f"expected top_p above 0 and at most 1; got {top_p!r}. Give another.")
+    limit = context_length(model)
+    longest = max((len(row.prompt) for row in rows), default=0)
+    if limit is not None and longest + new > limit:
+        raise ValueError(
+            f"expected prompt and new tokens within the model's context of {limit}; got {longest} + {new}. Cut either."
+        )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def ends_of(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+    """Ids that end a text: those of the model's generation configuration and the tokenizer's."""
+    configured = getattr(getattr(unwrap(model), "generation_config", None), "eos_token_id", None)
+    several = configured if isinstance(configured, list | tuple) else [configured]
+    return frozenset(i for i in (*several, getattr(tokenizer, "eos_token_id", None)) if i is not None)

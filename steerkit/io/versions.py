@@ -1,0 +1,24 @@
+"""Versions of the packages that a number can depend on."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+from importlib import metadata
+
+PACKAGES = ("imad-steerkit", "torch", "transformers", "peft", "tokenizers", "numpy", "pandas")
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a number can depend on."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

@@ -1,0 +1,1 @@
+"""Models: load and identify checkpoints, find decoder blocks, register hooks."""

@@ -1,0 +1,51 @@
+"""The KV cache among the arguments and outputs of a forward: one place that knows its names.
+
+transformers 5.24 renamed the argument `past_key_values` (recurrent models: `cache_params`) to `cache`, in forwards and
+in their outputs. Everything that passes, reads or returns a cache asks here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from steerkit.models.model import unwrap
+
+NAMES = ("past_key_values", "cache_params", "cache")
+
+
+def cache_argument(model: nn.Module) -> str | None:
+    """The name under which the model's forward takes a KV cache; None if it takes none."""
+    parameters = inspect.signature(unwrap(model).forward).parameters
+    return next((name for name in NAMES if name in parameters), None)
+
+
+def cache_in(arguments: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a forward, under any of its names; None if there is none."""
+    return next((arguments[name] for name in NAMES if arguments.get(name) is not None), None)
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in the output of a forward, under any of its names; None if there is none.
+
+    Only declared fields are read: the old names are properties of newer outputs, and reading them logs a warning.
+    """
+    fields = {field.name for field in dataclasses.fields(output)} if dataclasses.is_dataclass(output) else set(NAMES)
+    return next((getattr(output, name, None) for name in NAMES if name in fields), None)
+
+
+def cache_field(output_class: type) -> str:
+    """The name of the cache among the fields of an output class.
+
+    Raises:
+        TypeError: the class has no such field.
+    """
+    fields = {field.name for field in dataclasses.fields(output_class)}
+    found = next((name for name in NAMES if name in fields), None)
+    if found is None:
+        raise TypeError(f"expected a field among {NAMES} in {output_class.__name__}; got {sorted(fields)}.")
+    return found

@@ -1,0 +1,44 @@
+"""Facts about a loaded model: what is inside a wrapper, its device, the arguments of its forward."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def unwrap(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper; any other model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode (no dropout) inside the `with`; afterwards each of its modules is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the text decoder."""
+    config = unwrap(model).config
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter, where its inputs go."""
+    return next(unwrap(model).parameters()).device
+
+
+def accepts(model: nn.Module, argument: str) -> bool:
+    """Whether the model's forward names this argument."""
+    return argument in inspect.signature(unwrap(model).forward).parameters

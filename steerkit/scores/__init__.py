@@ -1,0 +1,1 @@
+"""Scores of texts: ROUGE-L, repetition, perplexity, KL divergence."""

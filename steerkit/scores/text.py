@@ -1,0 +1,119 @@
+"""Scores of texts: ROUGE-L, distinct and repeated n-grams. Imports numpy and rapidfuzz only."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import count
+from string import ascii_lowercase, digits
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from rapidfuzz.distance import LCSseq
+
+from steerkit.stats.checks import check_sequence
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+Tokenizer = Literal["rouge_score", "symbols"]
+
+_ALNUM_OR_SPACE = bytes(code if chr(code) in ascii_lowercase + digits else 32 for code in range(256))
+
+# A word; or a signed number, whose sign follows neither a word nor a closing bracket (there it would be an operator);
+# or one symbol, as often as it is repeated.
+_SYMBOLS = re.compile(r"[^\W_]+|(?<![\w)\]}])[+\-\u2212]\d[^\W_]*|([^\w\s]|_)\1*")
+
+_SPLIT: dict[str, Callable[[str], list[str]]] = {
+    "rouge_score": lambda text: text.lower().encode("ascii", "replace").translate(_ALNUM_OR_SPACE).decode().split(),
+    "symbols": lambda text: [match[0] for match in _SYMBOLS.finditer(text.lower())],
+}
+
+
+def _check_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"expected {name} to be a str; got {text!r} ({type(text).__name__}). Drop or convert it.")
+
+
+def tokenize(text: str, tokenizer: Tokenizer = "rouge_score") -> list[str]:
+    """Lower-cased tokens of `text`, in order.
+
+    `"rouge_score"`: the maximal runs of `[a-z0-9]` after lower-casing, all else being a separator; on every string
+    what `rouge_score.tokenizers.DefaultTokenizer(use_stemmer=False)` gives (so U+0130 gives `["i"]`).
+
+    `"symbols"`: only white space is lost. Words are runs of Unicode letters and digits; a run of one symbol is a token
+    (`//`, `=`; `_` and combining marks are symbols); `+`, `-` or U+2212 directly before a digit belongs to the number
+    (`-1110`) unless a word or a closing bracket stands directly before it (`7-3` is `7`, `-`, `3`).
+
+    Raises:
+        TypeError: `text` is not a str.
+        ValueError: unknown `tokenizer`.
+
+    Source: `rouge_score/tokenize.py`, rouge-score 0.1.2.
+    """
+    _check_text("text", text)
+    if tokenizer not in _SPLIT:
+        raise ValueError(f"expected tokenizer to be one of {list(_SPLIT)}; got {tokenizer!r}. Choose one of those.")
+    return _SPLIT[tokenizer](text)
+
+
+def rouge_l(
+    candidates: Sequence[str], references: Sequence[str], tokenizer: Tokenizer = "rouge_score"
+) -> Float[np.ndarray, " n"]:
+    """ROUGE-L F1 in [0, 1] of each of n candidates against the reference at the same index.
+
+    With `LCS` the length of the longest common subsequence of tokens, `P = LCS / |candidate|` and
+    `R = LCS / |reference|`: `F = 2PR / (P + R) = 2 LCS / (|candidate| + |reference|)`, and 0 where either is empty.
+    Each distinct text is tokenised once per call, by `tokenize(text, tokenizer)`.
+
+    Raises:
+        TypeError: a single str in place of a sequence, or an entry that is not a str.
+        ValueError: the lengths differ, or unknown `tokenizer`.
+
+    Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004, section 3 with beta = 1.
+    """
+    for name, texts in (("candidates", candidates), ("references", references)):
+        check_sequence(name, texts)
+        for i, text in enumerate(texts):
+            _check_text(f"{name}[{i}]", text)
+    if len(candidates) != len(references):
+        raise ValueError(f"expected a reference per candidate; got {len(references)} for {len(candidates)}. Pair them.")
+
+    # rapidfuzz compares hashes, and the hash of a small int is the int: with a number per token the LCS is exact.
+    number = defaultdict[str, int](count().__next__).__getitem__
+    numbers = cache(lambda text: list(map(number, tokenize(text, tokenizer))))
+    scores = np.zeros(len(candidates))
+    for i, (a, b) in enumerate(zip(map(numbers, candidates), map(numbers, references), strict=True)):
+        if a and b:
+            scores[i] = 2 * LCSseq.similarity(a, b) / (len(a) + len(b))
+    return scores
+
+
+def distinct_n(text: str, n: int = 2) -> float:
+    """Distinct n-grams / n-grams over the `"symbols"` tokens of `text`: in (0, 1], NaN with fewer than n tokens.
+
+    Raises:
+        TypeError: `text` is not a str.
+        ValueError: `n` is not an int of at least 1.
+
+    Source: Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models", 2016.
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"expected n to be an int of at least 1; got {n!r}. Pass the length of the n-grams in tokens.")
+    tokens = tokenize(text, "symbols")
+    grams = list(zip(*(tokens[i:] for i in range(n)), strict=False))
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def repeated_ngrams(text: str, n: int = 4) -> float:
+    """Share of n-grams that had already occurred earlier in `text`: `1 - distinct_n(text, n)`, in [0, 1) or NaN.
+
+    Raises:
+        TypeError, ValueError: as `distinct_n`.
+
+    Source: Welleck et al., "Neural Text Generation with Unlikelihood Training", 2020 (seq-rep-n).
+    """
+    return 1.0 - distinct_n(text, n)

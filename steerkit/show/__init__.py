@@ -1,0 +1,1 @@
+"""Show: plots, HTML reports, the local page with sliders, terminal tables."""

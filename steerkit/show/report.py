@@ -1,0 +1,240 @@
+"""One self-contained page of results: texts to explore beside their curves, provenance, figures, tables. No torch."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from steerkit.io.files import write_text
+from steerkit.io.json import canonical_json
+from steerkit.io.tables import read_table, write_table
+from steerkit.show.explorer import LAST, explorer_data
+from steerkit.sweeps.result import SweepResult
+
+DASH, MINUS = "\u2013", "\u2212"
+PNG = b"\x89PNG\r\n\x1a\n"
+SCRIPTS = ("state.js", "difference.js", "paint.js", "curves.js", "search.js", "explorer.js")
+PROJECTIONS, SCORED, PAGE = "projections.parquet", "scored.parquet", "report.html"
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    sweep: SweepResult,
+    summary: Sequence[str] = (),
+    tables: Mapping[str, pd.DataFrame] | None = None,
+    figures: Mapping[str, str | Path] | None = None,
+    notes: Sequence[str] = (),
+    projections: pd.DataFrame | None = None,
+) -> None:
+    """Write one HTML page that needs no other file and no network, atomically; equal data gives equal bytes.
+
+    All text is data: markup in it is shown, never run. The page's policy forbids every script and style but its own,
+    and every request.
+
+    Args:
+        title: the heading.
+        sweep: its `meta` is the provenance; its rows are the texts that the reader goes through by vector, layer,
+            prompt, sample and coefficient, beside the one at coefficient 0; its numeric columns are scores, drawn over
+            the coefficient with their controls.
+        summary: plain sentences.
+        tables: caption -> table. An index with a name, or of text, is its first column.
+        figures: caption, which is the alternative text too -> path of a PNG.
+        notes: sentences for the end of the page.
+        projections: what `steerkit.sweeps.projections.sweep_projections` gives: shades the tokens of the texts.
+
+    Raises:
+        TypeError: a single str in place of `summary` or `notes`.
+        ValueError: a figure is no PNG, the sweep has no rows, or the projections are of other texts.
+    """
+    for name, sentences in (("summary", summary), ("notes", notes)):
+        if isinstance(sentences, str):
+            raise TypeError(f"expected a list of sentences as {name}; got one str. Put it in a list.")
+    if sweep.table.empty:
+        raise ValueError("expected a sweep with rows; got none. Sweep one coefficient at least.")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("steerkit.show"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["csp_hash"] = _csp_hash
+    data = explorer_data(sweep, projections)
+    page = environment.get_template("report.html").render(
+        title=title,
+        style=_source("report.css"),
+        script=_source(*SCRIPTS),
+        lede=_lede(sweep),
+        facts=_facts(sweep.meta),
+        summary=list(summary),
+        notes=list(notes),
+        data=_inert(data),
+        shaded=projections is not None,
+        scored=any(score not in LAST for score in data["scores"]),
+        figures=[_figure(caption, Path(file)) for caption, file in (figures or {}).items()],
+        tables=[_table(caption, table) for caption, table in (tables or {}).items()],
+    )
+    write_text(path, page.encode("utf-8", "backslashreplace").decode())  # lone surrogates as JSON escapes
+
+
+def report_run(run: str | Path, out: str | Path | None = None, loaded: tuple[Any, Any] | None = None) -> Path:
+    """Write the page of a sweep's run folder, with the scores of its `scored.parquet` if there is one.
+
+    Args:
+        run: the folder of a finished sweep.
+        out: the page; default `report.html` in the folder.
+        loaded: the sweep's `(model, tokenizer)`. Reads the projections of all tokens on their rows' vectors and keeps
+            them as `projections.parquet` in the folder; without it those that are there already are shown.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FileNotFoundError: no finished sweep, or a model is given and the folder does not hold the sweep's vectors.
+        ValueError: the model is not the sweep's.
+    """
+    folder = Path(run)
+    sweep = SweepResult.load(folder / SCORED if (folder / SCORED).is_file() else folder)
+    if loaded is not None:
+        _project(folder, sweep, *loaded)
+    kept = folder / PROJECTIONS
+    projections = read_table(kept)[0] if kept.is_file() else None
+    page = folder / PAGE if out is None else Path(out)
+    write_report(page, title=f"Sweep: {folder.resolve().name}", sweep=sweep, projections=projections)
+    return page
+
+
+def _project(folder: Path, sweep: SweepResult, model: Any, tokenizer: Any) -> None:
+    from steerkit.models.identity import fingerprint
+    from steerkit.sweeps.projections import sweep_projections
+    from steerkit.sweeps.store import swept_vectors
+
+    about = dict(zip(("model_fingerprint", "adapter_fingerprint"), fingerprint(model), strict=True))
+    wanted = {key: sweep.meta.get(key) for key in about}
+    if about != wanted:
+        raise ValueError(f"expected the sweep's own model, {wanted}; got {about}. Load that checkpoint and adapter.")
+    table = sweep_projections(model, tokenizer, sweep.table, swept_vectors(folder))
+    write_table(folder / PROJECTIONS, table, {"kind": "projections", **about})
+
+
+def _source(*names: str) -> Markup:
+    """Files of the templates, one after the other, as they are."""
+    folder = resources.files("steerkit.show") / "templates"
+    return Markup("\n".join((folder / name).read_text(encoding="utf-8") for name in names))
+
+
+def _csp_hash(source: str) -> str:
+    """The source expression that lets exactly this inline script or style run (Content Security Policy Level 3)."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(str(source).encode()).digest()).decode()
+
+
+def _inert(value: Any) -> Markup:
+    """JSON that no HTML parser takes for markup, nor JavaScript for a line end."""
+    text = canonical_json(value)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _lede(sweep: SweepResult) -> str:
+    """How much of what is here, in one sentence."""
+    table = sweep.table
+    parts = []
+    for column, word in (("vector", "vector"), ("layer", "layer"), ("coefficient", "coefficient"),
+                         ("prompt_id", "prompt"), ("sample", "sample")):  # fmt: skip
+        count = table[column].nunique()
+        if count > 1 or column in ("vector", "prompt_id"):
+            parts.append(f"{count} {word}" + "s" * (count > 1))
+    checkpoint = sweep.meta.get("checkpoint")
+    of = f" of {Path(str(checkpoint)).name}" if checkpoint else ""
+    return f"{len(table)} texts{of}: {', '.join(parts)}."
+
+
+def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The provenance in words, in the order of the page; what was not recorded says so."""
+    missing = "not recorded"
+    weights, dtype, device = (meta.get(key) for key in ("weights", "dtype", "device"))
+    computed = f"computed in {dtype}" + (f" on {device}" if device else "") if dtype else ""
+    fingerprint = str(meta.get("model_fingerprint") or missing)
+    if adapter := meta.get("adapter_fingerprint"):
+        fingerprint += f", adapter {adapter}"
+    facts = [
+        ("Checkpoint", str(meta.get("checkpoint") or missing)),
+        ("Weights", "; ".join(str(part) for part in (weights, computed) if part and part != dtype) or missing),
+        ("Fingerprint", fingerprint),
+    ]
+    if "n_layers" in meta:
+        facts.append(("Model", f"{meta['n_layers']} blocks, width {meta.get('d_model', missing)}"))
+    if "operation" in meta:
+        facts.append(("Steering", f"{meta['operation']}, positions: {meta.get('positions', missing)}"))
+    if "max_new_tokens" in meta:
+        greedy = not meta.get("temperature")
+        how = "greedy" if greedy else f"temperature {meta['temperature']:g}, top p {meta.get('top_p', 1):g}"
+        facts.append(("Decoding", f"{how}, up to {meta['max_new_tokens']} new tokens"))
+    if "n_prompts" in meta:
+        samples = meta.get("samples", 1)
+        facts.append(("Prompts", f"{meta['n_prompts']}" + (f", {samples} samples each" if samples != 1 else "")))
+    versions = ", ".join(f"{name} {version}" for name, version in (meta.get("versions") or {}).items())
+    seed = meta.get("seed")
+    return [*facts, ("Seed", missing if seed is None else str(seed)), ("Versions", versions or missing)]
+
+
+def _figure(caption: str, path: Path) -> dict[str, Any]:
+    """A PNG for the page, its size there in CSS pixels: text of 6.5 points at 200 dpi becomes 12 of them high."""
+    data = path.read_bytes()
+    if not data.startswith(PNG) or len(data) < 24:
+        raise ValueError(f"expected a whole PNG at {path}; it begins with {data[:8]!r}. Save the figure as PNG.")
+    width, height = (round(pixels * 0.65) for pixels in struct.unpack(">II", data[16:24]))
+    return {"caption": caption, "width": width, "height": height, "data": base64.b64encode(data).decode()}
+
+
+def _table(caption: str, frame: pd.DataFrame) -> dict[str, Any]:
+    """Column names, whether each is of numbers, and the cells as text, row by row."""
+    named = any(name is not None for name in frame.index.names)
+    if named or not pd.api.types.is_integer_dtype(frame.index):
+        frame = frame.reset_index(names=None if named or frame.index.nlevels > 1 else "")
+    columns = [frame.iloc[:, place] for place in range(frame.shape[1])]
+    numeric = [_is_number(column) for column in columns]
+    rows = list(zip(*map(_cells, columns), strict=True))
+    return {"caption": caption, "head": list(map(_name, frame)), "numeric": numeric, "rows": rows}
+
+
+def _name(column: Any) -> str:
+    """A column's name; those of several levels joined, and a float without its `.0`."""
+    if isinstance(column, tuple):
+        return " / ".join(_name(part) for part in column if part != "")
+    return f"{column:g}".replace("-", MINUS) if isinstance(column, float) else str(column)
+
+
+def _is_number(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def _cells(column: pd.Series) -> list[str]:
+    """A column as text: whole numbers as such, others with some four figures of the largest; missing, a dash."""
+    if not _is_number(column):
+        words = {True: "yes", False: "no"} if pd.api.types.is_bool_dtype(column) else {}
+        return [
+            DASH if pd.api.types.is_scalar(x) and pd.isna(x) else str(words.get(x, x) if words else x) for x in column
+        ]
+    finite = [float(x) for x in column if not pd.isna(x) and math.isfinite(x)]
+    power = math.floor(math.log10(max(map(abs, finite), default=0) or 1))
+    digits = 0 if all(x.is_integer() for x in finite) else min(6, max(1, 3 - power if power >= 0 else 2 - power))
+
+    def cell(x: float) -> str:
+        small = x != 0 and abs(x) < 10**-digits and not float(x).is_integer()
+        return (f"{x:.2g}" if small else f"{x:.{digits}f}").replace("-", MINUS)
+
+    return [DASH if pd.isna(x) else cell(x) for x in column]

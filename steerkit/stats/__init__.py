@@ -1,0 +1,1 @@
+"""Statistics without a model: bootstrap intervals, areas under curves, multiple comparisons."""

@@ -1,0 +1,1 @@
+"""Steering: what is written to the residual stream, where, and how strongly."""

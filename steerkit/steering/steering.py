@@ -1,0 +1,198 @@
+"""Steering: a vector, how strongly it acts, at which layers and positions, and how."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steerkit.models.blocks import Blocks, find_blocks
+from steerkit.models.cache_argument import cache_argument
+from steerkit.models.hooks import edit_streams, observe_calls
+from steerkit.models.identity import fingerprint
+from steerkit.models.model import unwrap
+from steerkit.steering.operations import OPERATIONS
+from steerkit.steering.positions import parse_positions
+from steerkit.steering.watch import Watch, watching
+from steerkit.vectors.vector import SteeringVector
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True)
+class Steering:
+    """A vector, how strongly it acts, at which layers and positions, and how.
+
+    `add`: `h <- h + coefficient * v` after block l, for every layer l that is steered.
+    `ablate`: `h <- h - coefficient * (h . u) u` with `u = v / |v|`; coefficient 1 leaves no component along u.
+
+    Args:
+        vector: as stored: the coefficient multiplies it with its norm. Call `vector.unit()` for a unit-norm vector.
+        coefficient: one number, or a tensor with one per row of the batch. 0 changes nothing, bit for bit.
+        positions: absolute positions, hence the same with and without a cache and under left padding:
+            `"from_last_prompt_token"`: the last position of the prompt and all new tokens. Every new token is steered.
+            `"generated"`: the positions of new tokens only. The first new token is decided at the last position of the
+            prompt, so it is not steered.
+            `"prompt"`: the positions of the prompt (padding excluded).
+            `"all"`: prompt and new tokens.
+            Each may end in `:k` for its first k positions, e.g. `"generated:5"`.
+        operation: `"add"` or `"ablate"`.
+        foreign: allow a vector that was read from other weights, e.g. a base model's for a fine-tuned one.
+        layer: where it acts: one layer of the vector, several at once, or `"all"` layers of the vector at once. A
+            vector that holds one layer needs no `layer`. After construction `vector` holds the steered layers only.
+
+    Raises:
+        TypeError: `vector` is not a SteeringVector.
+        ValueError: an unknown position, operation or layer; a coefficient that is not finite; no `layer` for a vector
+            that holds several.
+
+    Example:
+        >>> steering = sk.Steering(vector, 1.5, layer=14)
+        >>> sk.generate(model, tokenizer, prompts, max_new_tokens=40, steering=steering)
+    """
+
+    vector: SteeringVector
+    coefficient: float | Float[Tensor, " batch"] = 1.0
+    positions: str = "from_last_prompt_token"
+    operation: Literal["add", "ablate"] = "add"
+    foreign: bool = False
+    layer: int | Sequence[int] | Literal["all"] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.vector, SteeringVector):
+            raise TypeError(f"expected a SteeringVector; got {type(self.vector).__name__}. Load or make one.")
+        object.__setattr__(self, "vector", at_layers(self.vector, self.layer))
+        steered = tuple(self.vector.layers)
+        object.__setattr__(self, "layer", steered[0] if len(steered) == 1 else steered)
+        parse_positions(self.positions)
+        if self.operation not in OPERATIONS:
+            raise ValueError(f"expected an operation among {OPERATIONS}; got {self.operation!r}. Choose one.")
+        object.__setattr__(self, "coefficient", _checked_coefficient(self.coefficient))
+        if self.operation == "ablate":
+            zero = [layer for layer, norm in self.vector.norms().items() if norm == 0]
+            if zero:
+                raise ValueError(
+                    f"expected a direction to ablate; the vector is zero at layers {zero}. Use other layers."
+                )
+
+    def scaled(self, coefficient: float) -> Steering:
+        """The same steering with another coefficient."""
+        return replace(self, coefficient=coefficient)
+
+    def per_row(self, batch: int) -> list[Steering]:
+        """This steering once for each of `batch` rows, each with one number as coefficient.
+
+        Raises:
+            ValueError: the coefficient is a tensor of another length.
+        """
+        if not isinstance(self.coefficient, Tensor):
+            return [self] * batch
+        if len(self.coefficient) != batch:
+            raise ValueError(
+                f"expected one coefficient per row, {batch}; got {len(self.coefficient)}. Pass one per prompt."
+            )
+        return [self.scaled(float(one)) for one in self.coefficient]
+
+    def check(self, model: nn.Module, blocks: Blocks, weights: tuple[str, str | None]) -> None:
+        """`ValueError` unless the vector fits the model: its layers, its width, its weights (see `foreign`)."""
+        for layer in self.vector.layers:
+            blocks.check(layer)
+        if self.vector.d_model != blocks.d_model:
+            raise ValueError(
+                f"expected a vector of width {blocks.d_model}, the model's; got {self.vector.d_model}. Extract it from "
+                "this model."
+            )
+        meta = self.vector.meta
+        read_from = (meta.get("model_fingerprint"), meta.get("adapter_fingerprint"))
+        if not self.foreign and read_from[0] is not None and read_from != weights:
+            raise ValueError(
+                f"expected a vector read from this model, {weights}; it was read from {read_from} "
+                f"({meta.get('checkpoint', 'unknown')}). Pass foreign=True to use a vector from another model."
+            )
+
+    @contextlib.contextmanager
+    def on(self, model: nn.Module, prompt_length: int | Sequence[int] | None = None) -> Iterator[None]:
+        """Steer every forward of `model` inside the `with`. Nested contexts apply innermost first.
+
+        `steerkit.generate` and `steerkit.sweep` read it off the model and apply it row by row. For a plain
+        `model.generate` or `model(...)`, the width of a sequence's first forward is taken as the prompt; pass
+        `prompt_length` where one forward holds prompt and continuation. Sequences are told apart by their cache;
+        without a cache, pass `use_cache=False` for a forward that continues the one before. With beam search the
+        coefficient must be one number.
+
+        Args:
+            prompt_length: tokens of the prompt, one number or one per row, left padding not counted.
+
+        Raises:
+            ValueError: the vector does not fit the model, or the model takes no cache, so that new tokens cannot be
+                told from the prompt.
+            RuntimeError: a prompt that comes in several chunks; a sequence that began outside the `with`; a block that
+                was to be steered and did not run.
+        """
+        blocks = find_blocks(model)
+        self.check(model, blocks, fingerprint(model))
+        if self.positions != "all" and cache_argument(model) in (None, "cache_params"):
+            raise ValueError(
+                f"expected positions 'all' for {type(unwrap(model)).__name__}, whose forward takes no KV cache: its "
+                f"new tokens cannot be told from a prompt; got {self.positions!r}."
+            )
+        watch = Watch(self, blocks, prompt_length)
+        base = unwrap(model)
+        active = watching.setdefault(base, [])
+        active.append(watch)
+        try:
+            modules = {layer: blocks.modules[layer] for layer in self.vector.layers}
+            with (
+                observe_calls(base, watch.enter_model),
+                observe_calls(blocks.owner, watch.enter_blocks, watch.leave_blocks),
+                edit_streams(modules, watch.edit) as watch.ran,
+            ):
+                yield
+        finally:
+            active.remove(watch)
+
+
+def at_layers(vector: SteeringVector, layer: int | Sequence[int] | Literal["all"] | None) -> SteeringVector:
+    """The vector at the layers that are to be steered.
+
+    Args:
+        layer: one layer, several, or `"all"`; None for a vector that holds one layer.
+
+    Raises:
+        ValueError: None for a vector that holds several layers; a layer that the vector does not hold.
+    """
+    if layer is None:
+        if len(vector.layers) > 1:
+            known = list(vector.layers)
+            raise ValueError(
+                f"expected a layer, since the vector holds {len(known)}: {known}. Pass layer={known[len(known) // 2]} "
+                'for one of them, or layer="all" to steer all of them at once.'
+            )
+        return vector
+    if isinstance(layer, str):
+        if layer != "all":
+            raise ValueError(f'expected a layer, several, or "all"; got {layer!r}. Pass a number.')
+        return vector
+    if isinstance(layer, Integral):
+        return vector.at(int(layer))
+    several: Sequence[int] = layer.tolist() if hasattr(layer, "tolist") else layer  # type: ignore[assignment]
+    return vector.at(*several)
+
+
+def _checked_coefficient(value: Any) -> float | Tensor:
+    """One finite number as a float, or a tensor of finite numbers, one per row."""
+    if isinstance(value, Sequence | Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) == 1:
+        value = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32)
+        if not torch.isfinite(value).all():
+            raise ValueError(f"expected finite coefficients; got {value.tolist()}. Remove the others.")
+        return value
+    number = isinstance(value, Real) or getattr(value, "ndim", 1) == 0
+    if isinstance(value, bool) or not number or not abs(float(value)) <= LARGEST:
+        raise ValueError(f"expected a finite coefficient, or one per row; got {value!r}. Pass another number.")
+    return float(value)

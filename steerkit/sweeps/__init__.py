@@ -1,0 +1,1 @@
+"""Sweeps: vector x layer x coefficient x prompt x sample, as one resumable table."""

@@ -1,0 +1,336 @@
+"""The result of a sweep: one tidy table, its scores, curves, areas and gains with intervals. Imports no torch."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steerkit.io.tables import read_table, write_table
+from steerkit.scores.text import distinct_n, repeated_ngrams, rouge_l
+from steerkit.stats.areas import curve_auc as area_under
+from steerkit.stats.bootstrap import bootstrap_ci
+from steerkit.sweeps.layers import layers_of
+
+KEYS = ["vector", "layer", "coefficient", "prompt_id", "sample"]
+PLACE = ("vector", "layer")
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Rows of generated text and the scores added to them.
+
+    Args:
+        table: one row per vector, layer, coefficient, prompt and sample, with the columns that a sweep gives it.
+        meta: provenance: model, weights, settings, versions.
+    """
+
+    table: pd.DataFrame
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = [column for column in (*KEYS, "text", "group") if column not in self.table]
+        if missing:
+            raise ValueError(
+                f"expected the columns of a sweep; got {list(self.table)[:12]}. Add {missing}, or load another table."
+            )
+
+    def __repr__(self) -> str:
+        names = ("vector", "layer", "coefficient")
+        counts = [f"{self.table[column].nunique()} {column}s" for column in names]
+        prompts, groups = (self.table[column].nunique() for column in ("prompt_id", "group"))
+        grouped = "" if groups == prompts else f" in {groups} groups"
+        return f"SweepResult({len(self.table)} rows, {', '.join(counts)}, {prompts} prompts{grouped})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.table.head().to_html(max_cols=12)}"
+
+    def counts(self) -> dict[str, int]:
+        """Texts that were generated, and rows: a text at coefficient 0 stands under each vector and layer."""
+        plain = self.table["coefficient"] == 0
+        own = self.table[plain].drop_duplicates(["prompt_id", "sample"])
+        return {"texts generated": int((~plain).sum()) + len(own), "unsteered among them": len(own), "rows": len(plain)}
+
+    @classmethod
+    def load(cls, path: str | Path) -> SweepResult:
+        """Read a finished sweep: its folder, or its table file."""
+        path = Path(path)
+        file = path / "table.parquet" if path.is_dir() else path
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"expected a finished sweep at {file}; there is none. If only rows.jsonl exists, "
+                "repeat the sweep to resume it."
+            )
+        return cls(*read_table(file))
+
+    def with_scores_of(self, path: str | Path) -> SweepResult:
+        """The same rows with the scores that a table has for them; unchanged if it is not there or has other rows."""
+        if not Path(path).is_file():
+            return self
+        scored = SweepResult.load(path)
+        same = set(self.table) <= set(scored.table) and scored.table[list(self.table)].equals(self.table)
+        return scored if same else self
+
+    def save(self, path: str | Path) -> None:
+        """Write the table (`.parquet` or `.csv`) and its `.meta.json`."""
+        write_table(path, self.table, self.meta)
+
+    def score(
+        self,
+        name: str | Callable[[pd.Series], float],
+        *,
+        column: str | None = None,
+        model: Any = None,
+        tokenizer: Any = None,
+        vectors: Any = None,
+    ) -> SweepResult:
+        """The same rows with one more column.
+
+        Args:
+            name: `"rouge_l"` (F1 against `reference`, rouge-score's tokenizer), `"rouge_l_symbols"` (one that keeps
+                `//`, `=` and `-`), `"distance"` (1 - rouge_l_symbols against the same prompt's text at coefficient 0),
+                `"distinct_2"`, `"repeated_4grams"`, `"perplexity"` (under the unsteered `model`; lower is more fluent),
+                `"kl"` (KL(steered || unsteered) per token on the unsteered text; needs the sweep's `vectors`),
+                or a function of a row.
+            column: its name; default the score's.
+
+        Raises:
+            ValueError: an unknown score, or what it needs is not there.
+        """
+        if callable(name):
+            values = self.table.apply(name, axis=1).astype(float).to_numpy()
+            return self._with(column or str(getattr(name, "__name__", "score")), values)
+        if name in ("perplexity", "kl"):
+            if model is None or tokenizer is None or (name == "kl" and vectors is None):
+                needed = "model= and tokenizer=" if name == "perplexity" else "model=, tokenizer= and vectors="
+                raise ValueError(
+                    f"expected {needed} for the score {name!r}; one is None. Pass them (on the command line: "
+                    "--checkpoint)."
+                )
+            return self._with(column or name, self._by_model(name, model, tokenizer, vectors))
+        if name not in PURE:
+            known = [*PURE, "perplexity", "kl"]
+            raise ValueError(f"expected a score among {known}, or a function of a row; got {name!r}. Choose one.")
+        return self._with(column or name, PURE[name](self.table))
+
+    def gains(self, score: str) -> pd.DataFrame:
+        """Each vector's gains over coefficient 0, and over each kind of its controls.
+
+        As `gain`, a row per vector, layer and coefficient, with the column `over`: `coefficient 0`, or the role of the
+        controls (`random`, `matched`, `shuffled`, `other`). Random and matched directions have no rows of their own.
+        """
+        roles = self.roles()
+        shown = [name for name, (role, _) in roles.items() if role not in ("random", "matched")]
+        found = [self.gain(score, vectors=shown or list(roles)).assign(over="coefficient 0")]
+        for vector in shown:
+            for role in dict.fromkeys(role for role, _ in roles.values() if role != "vector"):
+                if over := self.controls_of(vector, role):
+                    found.append(self.gain(score, vectors=[vector], over=over).assign(over=role))
+        return pd.concat(found, ignore_index=True)
+
+    def roles(self) -> dict[str, tuple[str, str | None]]:
+        """For each vector: its role, and the vector that it is a control of (None for all)."""
+        if "role" not in self.table:
+            return dict.fromkeys(self.table["vector"].unique(), ("vector", None))
+        columns = self.table[["vector", "role", "control_of"]].drop_duplicates()
+        return {
+            name: (role, of if isinstance(of, str) else None)
+            for name, role, of in columns.itertuples(index=False, name=None)
+        }
+
+    def controls_of(self, vector: str, role: str) -> list[str]:
+        """The names of a vector's controls of one role; a control is never one of itself or of other controls of it."""
+        roles = self.roles()
+        mine, of_mine = roles[vector]
+        if mine == role:
+            return []
+        wanted = (vector, of_mine, None) if mine != "vector" else (vector, None)
+        return [name for name, (kind, of) in roles.items() if kind == role and of in wanted]
+
+    def _with(self, column: str, values: np.ndarray) -> SweepResult:
+        if column in (*KEYS, "group", "prompt", "chat", "text", "reference"):
+            raise ValueError(f"expected a name for the score that no column of a sweep has; got {column!r}. Rename it.")
+        return replace(self, table=self.table.assign(**{column: values}))
+
+    def _by_model(self, name: str, model: Any, tokenizer: Any, vectors: Any) -> np.ndarray:
+        from steerkit.scores.fluency import kl, perplexity
+        from steerkit.steering.steering import Steering
+        from steerkit.text.prompt import Rendered
+
+        table = self.table
+        if "prompt" not in table:
+            raise ValueError(f"expected a column 'prompt'; got {list(table)[:12]}. Load a sweep's own table.")
+        chat = table["chat"] if "chat" in table else [False] * len(table)
+        prompts = [Rendered(p) if c else p for p, c in zip(table["prompt"], chat, strict=True)]
+        if name == "perplexity":
+            distinct = {key: place for place, key in enumerate(zip(prompts, table["text"], strict=True))}
+            scores = perplexity(model, tokenizer, [p for p, _ in distinct], [t for _, t in distinct])
+            of = dict(zip(distinct, scores, strict=True))
+            return np.array([of[key] for key in zip(prompts, table["text"], strict=True)])
+        named = dict(vectors) if isinstance(vectors, Mapping) else {"vector": vectors}
+        known = self.meta.get("vectors", {})
+        if missing := sorted(set(table["vector"]) - set(named)):
+            raise ValueError(f"expected the sweep's vectors by name; got {list(named)}. Add {missing[:5]}.")
+        if other := [n for n in table["vector"].unique() if n in known and named[n].content() != known[n]]:
+            raise ValueError(
+                f"expected the vectors that the sweep was run with; got others as {other[:5]}. Load those files."
+            )
+        steerings = [
+            Steering(
+                named[row.vector], float(row.coefficient), row.positions, row.operation, foreign=True,
+                layer=layers_of(row.layer),
+            )
+            for row in table.itertuples()
+        ]  # fmt: skip
+        return kl(model, tokenizer, prompts, _unsteered(table), steerings)
+
+    def curve(self, score: str, by: Sequence[str] = PLACE, seed: int = 0) -> pd.DataFrame:
+        """Mean of a score per coefficient with a 95 % percentile bootstrap interval over groups (prompts, not rows).
+
+        Columns: `by`, coefficient, mean, low, high, n (groups), n_missing, relative_dose.
+        """
+        rows = []
+        for key, part in self._parts(score, [*by, "coefficient"]):
+            interval = bootstrap_ci(part[score].to_numpy(float), part["group"].to_numpy(), seed=seed)
+            dose = float(part["relative_dose"].mean()) if "relative_dose" in part else float("nan")
+            rows.append((*key, interval.mean, interval.low, interval.high, interval.n, interval.n_missing, dose))
+        return pd.DataFrame(
+            rows, columns=[*by, "coefficient", "mean", "low", "high", "n", "n_missing", "relative_dose"]
+        )
+
+    def curve_auc(self, score: str, by: Sequence[str] = PLACE, normalize: bool = False, seed: int = 0) -> pd.DataFrame:
+        """Trapezoid area under the curve of a score over the coefficients, with its bootstrap interval over groups.
+
+        The area is linear in the scores, so it is the mean over prompts of each prompt's own area.
+        A prompt without a score at one of the coefficients has no area: it is left out, and counted in `n_missing`.
+        `normalize=True` divides by the width of the coefficient grid, which makes it a mean score.
+        Columns: `by`, curve_auc, low, high, n (groups), n_missing (prompts).
+        """
+        rows = []
+        for key, part in self._parts(score, list(by)):
+            wide = part.groupby(["group", "prompt_id", "coefficient"])[score].mean().unstack()
+            areas = [
+                area_under(wide.columns, row, normalize) if np.isfinite(row).all() else np.nan
+                for row in wide.to_numpy()
+            ]
+            interval = bootstrap_ci(areas, wide.index.get_level_values("group"), seed=seed)
+            rows.append((*key, interval.mean, interval.low, interval.high, interval.n, int(np.isnan(areas).sum())))
+        return pd.DataFrame(rows, columns=[*by, "curve_auc", "low", "high", "n", "n_missing"])
+
+    def gain(
+        self, score: str, over: Sequence[str] | None = None, vectors: Sequence[str] | None = None, seed: int = 0
+    ) -> pd.DataFrame:
+        """The paired gain of a score, per vector, layer and coefficient: over coefficient 0, or over control vectors.
+
+        Differences are taken within a prompt (samples averaged first). Over controls, prompts **and** controls are
+        resampled, so the spread of the random directions is in the interval.
+
+        Args:
+            over: names of control vectors that were swept at the same layer and coefficients; None is coefficient 0.
+            vectors: the vectors whose gain is wanted; default all whose role is `vector`.
+
+        Columns: vector, layer, coefficient, gain, low, high, p (two-sided bootstrap against 0), n.
+
+        Raises:
+            ValueError: a vector is not in the table, or a control not at that layer and coefficient.
+        """
+        self._check(score)
+        if isinstance(vectors, str) or isinstance(over, str) or (over is not None and not over):
+            raise ValueError(f"expected lists of names; got vectors={vectors!r}, over={over!r}. Put it in a list.")
+        there = list(self.table["vector"].unique())
+        if unknown := [name for name in vectors or () if name not in there]:
+            raise ValueError(f"expected vectors among {there[:12]}; got {unknown[:5]}. Choose of these.")
+        keys = [*PLACE, "coefficient", "group", "prompt_id"]
+        wide = (
+            self.table.groupby(keys, sort=False, dropna=False)[score].mean().unstack(["group", "prompt_id"], sort=False)
+        )
+        groups = wide.columns.get_level_values("group")
+        roles = self.roles()
+        wanted = [name for name in roles if roles[name][0] == "vector"] if vectors is None else list(vectors)
+        rows = []
+        for (vector, layer, coefficient), scores in wide.iterrows():
+            if coefficient == 0 or vector in (over or ()) or vector not in wanted:
+                continue
+            others = [(vector, layer, 0.0)] if over is None else [(name, layer, coefficient) for name in over]
+            absent = [other for other in others if other not in wide.index]
+            if absent:
+                raise ValueError(
+                    f"expected the controls in the table at the same layer and coefficient; missing: {absent[:3]}. "
+                    "Sweep them too."
+                )
+            differences = scores.to_numpy(float)[:, None] - wide.loc[others].to_numpy(float).T
+            interval = bootstrap_ci(differences, groups, resample_columns=len(others) > 1, seed=seed)
+            rows.append(
+                (vector, layer, coefficient, interval.mean, interval.low, interval.high, interval.p, interval.n)
+            )
+        return pd.DataFrame(rows, columns=[*PLACE, "coefficient", "gain", "low", "high", "p", "n"])
+
+    def _parts(self, score: str, by: list[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
+        self._check(score, by)
+        return [(key, part) for key, part in self.table.groupby(by, sort=False, dropna=False)]
+
+    def _check(self, score: str, by: Sequence[str] = ()) -> None:
+        if score not in self.table:
+            raise ValueError(f"expected a score among the columns; got {score!r}. Add it with .score({score!r}) first.")
+        if missing := [column for column in by if column not in self.table]:
+            there = list(self.table)[:12]
+            raise ValueError(f"expected columns to group by, such as {there}; got {missing}. Choose of these.")
+
+
+def _unsteered(table: pd.DataFrame) -> list[str]:
+    """For each row, the text of the same prompt and sample at coefficient 0."""
+    zero = table[table["coefficient"] == 0].drop_duplicates(["prompt_id", "sample"])
+    texts = dict(zip(zip(zero["prompt_id"], zero["sample"], strict=True), zero["text"], strict=True))
+    keys = list(zip(table["prompt_id"], table["sample"], strict=True))
+    if absent := [key for key in keys if key not in texts]:
+        raise ValueError(f"expected a text at coefficient 0 per prompt and sample; got none for {absent[0]}. Sweep it.")
+    return [texts[key] for key in keys]
+
+
+def _references(table: pd.DataFrame) -> list[str]:
+    if "reference" not in table or table["reference"].isna().any():
+        raise ValueError(
+            "expected a reference for every prompt; some have none. Give the sweep rows with 'prompt' and 'reference'."
+        )
+    return table["reference"].tolist()
+
+
+PURE: dict[str, Callable[[pd.DataFrame], np.ndarray]] = {
+    "rouge_l": lambda t: rouge_l(t["text"].tolist(), _references(t)),
+    "rouge_l_symbols": lambda t: rouge_l(t["text"].tolist(), _references(t), tokenizer="symbols"),
+    "distance": lambda t: 1 - rouge_l(t["text"].tolist(), _unsteered(t), tokenizer="symbols"),
+    "distinct_2": lambda t: np.array([distinct_n(text, 2) for text in t["text"]]),
+    "repeated_4grams": lambda t: np.array([repeated_ngrams(text, 4) for text in t["text"]]),
+}
+
+
+LESS_IS_BETTER = ("perplexity", "repeated_4grams", "kl")
+"""Scores that say what a push costs."""
+
+
+def titled(result: SweepResult, scores: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Curves and gains of each score, by what they are."""
+    tables = {}
+    for score in scores:
+        what = f"{score} (less is better)" if score in LESS_IS_BETTER else score
+        tables[f"{what}: mean and 95 % interval over prompts"] = result.curve(score)
+        tables[f"{what}: gain, paired within prompts"] = result.gains(score)
+    return tables
+
+
+def of_words(words: Sequence[str]) -> Callable[[pd.Series], float]:
+    """A score that counts how many words of a row's text are among these, whatever their case.
+
+    Raises:
+        ValueError: no word, or one that is not a single word.
+    """
+    among = {word.strip().lower() for word in words}
+    if not among or any(not re.fullmatch(r"[^\W_]+", word) for word in among):
+        raise ValueError(f"expected single words; got {sorted(words)}. Put commas between them.")
+    return lambda row: float(sum(word in among for word in re.findall(r"[^\W_]+", row["text"].lower())))

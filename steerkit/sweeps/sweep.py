@@ -1,0 +1,351 @@
+"""Sweeps: vector x layer x coefficient x prompt x sample, all rows in mixed batches, as one tidy, resumable table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from torch import nn
+
+from steerkit.capture.activations import Layer
+from steerkit.capture.norms import stream_norms as measure_norms
+from steerkit.generation.engine import Row, check_rows
+from steerkit.generation.generate import check_settings, decode, ends_of, text_of
+from steerkit.io.files import sha256
+from steerkit.io.json import canonical_json
+from steerkit.io.progress import progress
+from steerkit.io.ranks import is_first, wait
+from steerkit.io.ranks import place as rank_and_world
+from steerkit.models.identity import describe
+from steerkit.steering.dose import relative_dose
+from steerkit.steering.steering import Steering, at_layers
+from steerkit.steering.watch import suspended
+from steerkit.sweeps.layers import Label, LayerSet, label_of, layer_sets, natural_order
+from steerkit.sweeps.result import SweepResult
+from steerkit.sweeps.store import open_store
+from steerkit.text.prompt import Prompt, encode_prompt, render
+from steerkit.vectors.controls import roles_of
+from steerkit.vectors.vector import SteeringVector
+
+RESERVED = {
+    "vector", "role", "control_of", "layer", "coefficient", "prompt_id", "sample", "chat", "text", "n_tokens",
+    "finished", "relative_dose", "positions", "operation", "samples", "temperature", "top_p", "max_new_tokens", "seed",
+    "weights",
+}  # fmt: skip
+Place = tuple[str, Label]
+"""A vector's name and the label of the layers where it is steered."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way of steering in a sweep: a vector at its layers with one coefficient; place None is coefficient 0."""
+
+    place: Place | None
+    steering: Steering | None
+
+    @property
+    def coefficient(self) -> float:
+        """The steering's; 0 without one."""
+        return 0.0 if self.steering is None else float(self.steering.coefficient)
+
+    @property
+    def key(self) -> tuple[str | None, Label | None, float]:
+        """What identifies the cell among a sweep's rows on disk."""
+        vector, label = self.place or (None, None)
+        return vector, label, self.coefficient
+
+
+def sweep(
+    model: nn.Module,
+    tokenizer: Any,
+    vectors: SteeringVector | Mapping[str, SteeringVector],
+    prompts: Sequence[Prompt | Mapping[str, Any]],
+    *,
+    coefficients: float | Sequence[float],
+    layers: LayerSet | Sequence[LayerSet] | None = None,
+    positions: str = "from_last_prompt_token",
+    operation: Literal["add", "ablate"] = "add",
+    samples: int = 1,
+    temperature: float | None = None,
+    top_p: float = 1.0,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    stream_norms: Mapping[Layer, float] | None = None,
+    foreign: bool = False,
+    batch_rows: int | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+) -> SweepResult:
+    """Generate every combination of vector, layer, coefficient, prompt and sample; one row of the table each.
+
+    Coefficient 0 is generated once per prompt and sample, and listed in the table under each vector and layer. Random
+    streams are keyed by (seed, prompt id, sample) only: all coefficients, layers and controls share their random
+    numbers, so that differences between them are paired.
+
+    Args:
+        vectors: one (named "vector") or several by name. Controls (`sk.controls`) are vectors like any other; their
+            role is shown in the column `role`.
+        prompts: strings (verbatim), message lists, or rows with `prompt`, and optionally `id`, `reference` and `group`
+            (resampled together; default the id); other keys become columns.
+        coefficients: multiply the vectors as stored; one or several, a list, array or tensor. 0 is always added.
+        layers: where the vectors are steered: a layer, a tuple of layers steered at once, `"all"` (all layers of the
+            vector at once), or a list of these. Default: each vector at the one layer that it holds.
+        samples: 1 is greedy unless a temperature is given; more use temperature 0.7 unless given.
+        stream_norms: mean norm of the stream per layer, for `relative_dose`; default: measured on this sweep's own
+            unsteered texts.
+        foreign: allow vectors that were read from other weights.
+        chat_template_kwargs: further arguments of the chat template, e.g. `{"enable_thinking": False}`.
+        out: a folder that rows are appended to as they are finished; vectors and table are kept there too. The same
+            call resumes an interrupted sweep; another configuration is refused. None keeps everything in memory.
+            Processes started together by torchrun share the prompts and the folder; each makes this call, and each
+            returns the whole.
+
+    Returns:
+        `SweepResult` with columns vector, role, control_of, layer, coefficient, prompt_id, group, sample, text,
+        n_tokens, finished, relative_dose (`|coefficient| * |v| / mean |h|` at that layer; for several layers their
+        mean; NaN for `"ablate"`, where the norm has no effect), prompt, reference, the settings, and the weights' dtype
+        or quantisation.
+
+    Raises:
+        TypeError: `vectors` is neither a vector nor several by name.
+        ValueError: nothing to do, repeated prompt ids, a vector that does not fit, several layers and no `layers`, a
+            setting out of range; `out` is then unchanged.
+        ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
+
+    Example:
+        >>> vectors = {"calm": vector, **sk.controls.random({"calm": vector}, n=20)}
+        >>> result = sk.sweep(model, tokenizer, vectors, prompts, layers=14, coefficients=[-1, 0, 1], out="runs/calm")
+    """
+    with suspended(model) as active:
+        if active:
+            raise ValueError("expected no active steering during a sweep, which steers itself. Leave the `with` first.")
+    named = named_vectors(vectors)
+    rows = prompt_rows(prompts)
+    if not named or isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise ValueError(
+            f"expected at least one vector and one sample; got {len(named)} vectors and samples={samples!r}. Add some."
+        )
+    temperature = (0.0 if samples == 1 else 0.7) if temperature is None else float(temperature)
+    if samples > 1 and temperature == 0:
+        raise ValueError(
+            f"expected a temperature above 0 for {samples} samples; got 0, which makes all samples equal. Raise it."
+        )
+    steerings = steerings_at(named, layers, positions, operation, foreign)
+    cells = cells_of(steerings, coefficients)
+    settings = {
+        "positions": positions, "operation": operation, "samples": samples, "temperature": temperature, "top_p": top_p,
+        "max_new_tokens": max_new_tokens, "seed": seed,
+    }  # fmt: skip
+    about = describe(model, tokenizer)
+    identity = ("model_fingerprint", "adapter_fingerprint", "dtype", "attention", "template_sha256")
+    config = {
+        **settings,
+        **{key: about[key] for key in identity},
+        "chat_template_kwargs": dict(chat_template_kwargs or {}),
+        "cells": [list(cell.key) for cell in cells],
+        "vectors": {name: vector.content() for name, vector in named.items()},
+        "ends": sorted(ends_of(model, tokenizer)),
+        "vocabulary": sha256(canonical_json(tokenizer.get_vocab())),
+        "prompts": sha256(canonical_json(rows)),
+    }
+    keys = [(cell, row, sample) for row in rows for cell in cells for sample in range(samples)]
+    prompt_ids = {row["id"]: encode_prompt(tokenizer, row["prompt"], chat_template_kwargs) for row in rows}
+    tried = [*map(Row, prompt_ids.values()), *(Row((0,), (steering,)) for steering in steerings.values())]
+    check_settings(model, tried, max_new_tokens, temperature, top_p, batch_rows)
+    check_rows(model, tried)  # before anything is written
+    with open_store(out, config) as store:
+        store.keep(named)
+        done = store.read()
+        mine = _share(rows, out)
+        todo = [key for key in keys if key[1]["id"] in mine and row_key(*key) not in done]
+        work = [Row(prompt_ids[row["id"]], () if cell.steering is None else (cell.steering,)) for cell, row, _ in todo]
+        streams = [(seed, row["id"], sample) for _, row, sample in todo]
+        found = decode(
+            model, tokenizer, work, streams, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+            batch_rows=batch_rows,
+        )  # fmt: skip
+        with progress("sweep", len(todo)) as advance:
+            for batch in found:
+                store.append(
+                    {
+                        "key": list(row_key(*todo[number])),
+                        "text": text_of(tokenizer, continuation),
+                        "n_tokens": continuation.n_tokens,
+                        "finished": continuation.finished,
+                    }
+                    for number, continuation in batch
+                )
+                advance(len(batch))
+        wait()
+        if not is_first():
+            wait()  # for the first process to write the table
+            return SweepResult.load(Path(str(out)))
+        written = store.read()
+        if stream_norms is None:
+            layers_read = sorted({layer for steering in steerings.values() for layer in steering.vector.layers})
+            plain = [
+                (row["prompt"], written[row_key(cell, row, sample)]["text"])
+                for cell, row, sample in keys
+                if cell.steering is None
+            ]
+            stream_norms = store.norms(lambda: _own_norms(model, tokenizer, plain, layers_read, chat_template_kwargs))
+        norms = dict(stream_norms)
+        shown = {**settings, "weights": about["weights"]}
+        texts = {row["id"]: render(tokenizer, row["prompt"], chat_template_kwargs) for row in rows}
+        table = _table(keys, written, named, steerings, norms, shown, texts)
+        meta = {**about, **settings, "stream_norms": norms, "kind": "sweep", "n_prompts": len(rows)}
+        meta |= {"vectors": config["vectors"], "chat_template_kwargs": config["chat_template_kwargs"]}
+        result = SweepResult(table, meta)
+        store.seal(result)
+        wait()
+    return result
+
+
+def named_vectors(vectors: SteeringVector | Mapping[str, SteeringVector]) -> dict[str, SteeringVector]:
+    """Several vectors by name, or one as "vector"; `TypeError` for anything else."""
+    named = {"vector": vectors} if isinstance(vectors, SteeringVector) else vectors
+    if not isinstance(named, Mapping) or not all(isinstance(vector, SteeringVector) for vector in named.values()):
+        raise TypeError(f"expected a SteeringVector, or several by name; got {vectors!r:.80}. Pass {{'name': vector}}.")
+    return dict(named)
+
+
+def prompt_rows(prompts: Sequence[Prompt | Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each prompt as a row with `id`, `group` and `reference`.
+
+    Raises:
+        ValueError: no prompts, one without `prompt`, repeated ids, or a column name that the sweep's table uses.
+    """
+    if isinstance(prompts, str | Mapping) or not len(prompts):
+        raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}. Put them in a list.")
+    rows = []
+    for number, prompt in enumerate(prompts):
+        row: dict[str, Any] = dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}
+        if "prompt" not in row:
+            raise ValueError(f"expected a 'prompt' in row {number}; got keys {sorted(row)}. Add or rename one.")
+        row["id"] = str(row.get("id", number))
+        row["group"] = str(row["id"] if row.get("group") is None else row["group"])
+        row.setdefault("reference", None)
+        if taken := RESERVED & set(row):
+            raise ValueError(
+                f"expected column names that a sweep's table does not use, row {number}; got {sorted(taken)}. "
+                "Rename it."
+            )
+        rows.append(row)
+    ids = [row["id"] for row in rows]
+    if len(set(ids)) < len(ids):
+        twice = sorted({name for name in ids if ids.count(name) > 1})[:5]
+        raise ValueError(f"expected prompt ids that differ; got {twice} more than once. Number them.")
+    return rows
+
+
+def steerings_at(
+    named: Mapping[str, SteeringVector],
+    layers: LayerSet | Sequence[LayerSet] | None,
+    positions: str,
+    operation: Literal["add", "ablate"],
+    foreign: bool,
+) -> dict[Place, Steering]:
+    """A steering with coefficient 1 for each vector and place.
+
+    Raises:
+        ValueError: a layer that a vector does not hold, or given twice; no `layers` where a vector holds several.
+    """
+    found: dict[Place, Steering] = {}
+    places = None if layers is None else layer_sets(layers)
+    for name, vector in named.items():
+        if places is None:
+            at_layers(vector, None)  # raises where the vector holds several layers
+        for place in [next(iter(vector.layers))] if places is None else places:
+            layer: Any = place
+            found[name, label_of(place)] = Steering(vector, 1.0, positions, operation, foreign, layer=layer)
+    return found
+
+
+def cells_of(steerings: Mapping[Place, Steering], coefficients: float | Sequence[float]) -> list[Cell]:
+    """Coefficient 0 once, then each steering with each other coefficient.
+
+    Raises:
+        ValueError: no numbers, one given twice, or one that is not finite.
+    """
+    given: Any = coefficients.tolist() if hasattr(coefficients, "tolist") else coefficients
+    listed = [] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    values = [float(c) for c in listed if isinstance(c, Real) and not isinstance(c, bool)]
+    if not listed or len(set(values)) < len(listed):
+        raise ValueError(
+            f"expected at least one coefficient, each a number and given once; got {coefficients!r}. List them."
+        )
+    steered = [Cell(place, steering.scaled(c)) for place, steering in steerings.items() for c in values if c != 0]
+    return [Cell(None, None), *steered]
+
+
+def row_key(cell: Cell, row: Mapping[str, Any], sample: int) -> tuple[Any, ...]:
+    """What identifies a row of a sweep on disk."""
+    return (*cell.key, row["id"], sample)
+
+
+def _share(rows: Sequence[Mapping[str, Any]], out: str | Path | None) -> set[str]:
+    """The ids of the prompts that this process generates: all, or its share where torchrun started several."""
+    rank, world = rank_and_world()
+    if world > 1 and out is None:
+        raise ValueError(f"expected a folder as out=, where {world} processes put their rows together; got none.")
+    return {row["id"] for row in rows[rank::world]}
+
+
+def _own_norms(
+    model: nn.Module,
+    tokenizer: Any,
+    plain: Sequence[tuple[Prompt, str]],
+    layers: Sequence[int],
+    chat_template_kwargs: Mapping[str, Any] | None,
+) -> dict[Layer, float]:
+    """Mean norms of the stream over the sweep's unsteered texts; empty where no text has a token."""
+    if not any(text for _, text in plain):
+        return {}
+    prompts, texts = [prompt for prompt, _ in plain], [text for _, text in plain]
+    return measure_norms(model, tokenizer, prompts, texts, layers, chat_template_kwargs=chat_template_kwargs)
+
+
+def _table(
+    keys: Sequence[tuple[Cell, Mapping[str, Any], int]],
+    written: Mapping[tuple[Any, ...], Mapping[str, Any]],
+    named: Mapping[str, SteeringVector],
+    steerings: Mapping[Place, Steering],
+    norms: Mapping[Layer, float],
+    settings: Mapping[str, Any],
+    prompts: Mapping[str, str],
+) -> pd.DataFrame:
+    """One row per vector, layer, coefficient, prompt and sample; coefficient 0 under each vector and layer."""
+    roles = roles_of(named)
+    unsteered = {place: steering.scaled(0.0) for place, steering in steerings.items()}
+    rows = []
+    for cell, row, sample in keys:
+        text = written[row_key(cell, row, sample)]
+        for place in steerings if cell.place is None else [cell.place]:
+            role, control_of = roles[place[0]]
+            rows.append(
+                {
+                    "vector": place[0],
+                    "role": role,
+                    "control_of": control_of,
+                    "layer": place[1],
+                    "coefficient": cell.coefficient,
+                    "prompt_id": row["id"],
+                    "sample": sample,
+                    "group": row["group"],
+                    "prompt": prompts[row["id"]],
+                    "chat": not isinstance(row["prompt"], str),
+                    **{k: v for k, v in row.items() if k not in ("id", "group", "prompt")},
+                    "text": text["text"],
+                    "n_tokens": text["n_tokens"],
+                    "finished": text["finished"],
+                    "relative_dose": relative_dose(cell.steering or unsteered[place], norms),
+                    **{k: v for k, v in settings.items() if k != "samples"},
+                }
+            )
+    vector_order = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in steerings))}
+    rows.sort(key=lambda row: (vector_order[row["vector"]], natural_order(row["layer"]), row["coefficient"]))
+    return pd.DataFrame(rows)

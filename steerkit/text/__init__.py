@@ -1,0 +1,1 @@
+"""Text before a model reads it: prompts, token ids, spans, contrast pairs, debate traces."""

@@ -1,0 +1,1 @@
+"""Steering vectors: extraction, controls, projections, logit lens, files."""

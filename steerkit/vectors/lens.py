@@ -1,0 +1,70 @@
+"""Logit lens of a direction: the tokens whose logits it raises and lowers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steerkit.capture.resid import capture_resid
+from steerkit.models.blocks import find_blocks
+from steerkit.models.hooks import edit_streams
+from steerkit.models.model import device_of, evaluating, unwrap
+from steerkit.text.prompt import Prompt, encode_prompt
+from steerkit.vectors.vector import SteeringVector
+
+PUSH = 0.1
+
+
+def tokens_of(
+    model: nn.Module, tokenizer: Any, vector: SteeringVector, prompts: Sequence[Prompt], k: int = 10
+) -> pd.DataFrame:
+    """The tokens whose logits a direction raises and lowers most, if it is added right before the final norm.
+
+    Per layer's vector v, with h the stream after the last block at a prompt's last token and u the map from there to
+    the logits (final norm and unembedding): `(u(h + e v^) - u(h - e v^)) / (2 e)`, `v^` the unit direction and
+    `e = 0.1 |h|`, mean over prompts; less its mean over the vocabulary, which moves no probability. What later blocks
+    make of the direction is not in it.
+
+    Columns: layer, side (`raised` or `lowered`), rank from 1, token_id, token, slope (logits per unit of the stream).
+
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    """
+    last = max(find_blocks(model).modules)
+    ids = [torch.tensor([encode_prompt(tokenizer, prompt)], device=device_of(model)) for prompt in prompts]
+    if not ids or k < 1:
+        raise ValueError(f"expected one prompt and one token at least; got {len(ids)} and k={k}.")
+    sizes = []
+    for row in ids:
+        with torch.inference_mode(), evaluating(unwrap(model)), capture_resid(model, last) as stream:
+            model(input_ids=row, use_cache=False)
+        sizes.append(float(stream[last][0, -1].float().norm()))
+    rows = []
+    for layer in vector.layers:
+        unit = vector.unit().layers[layer]
+        slope = torch.zeros(())
+        for row, size in zip(ids, sizes, strict=True):
+            plus, minus = (_pushed_logits(model, row, sign * PUSH * size * unit) for sign in (1, -1))
+            slope = slope + (plus - minus) / (2 * PUSH * size * len(ids))
+        slope = slope - slope.mean()
+        for side, sign in (("raised", 1), ("lowered", -1)):
+            best = (sign * slope).topk(min(k, len(slope)))
+            for rank, token in enumerate(best.indices.tolist(), 1):
+                rows.append((layer, side, rank, token, tokenizer.decode([token]), float(slope[token])))
+    return pd.DataFrame(rows, columns=["layer", "side", "rank", "token_id", "token", "slope"])
+
+
+def _pushed_logits(model: nn.Module, ids: Tensor, push: Float[Tensor, " d_model"]) -> Float[Tensor, " vocabulary"]:
+    """The logits at the last token when `push` is added to the stream after the last block."""
+    blocks = find_blocks(model)
+    last = len(blocks) - 1
+    with (
+        torch.inference_mode(),
+        evaluating(unwrap(model)),
+        edit_streams({last: blocks.modules[last]}, lambda _, stream: stream + push.to(stream.device, stream.dtype)),
+    ):
+        return model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu()

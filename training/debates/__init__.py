@@ -1,0 +1,1 @@
+"""Debates: personas, answerers (local model or server), debate, moderator, judge."""

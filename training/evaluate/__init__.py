@@ -1,0 +1,1 @@
+"""Evaluation: single answer, self-consistency, debate, and their paired differences."""

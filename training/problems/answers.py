@@ -1,0 +1,252 @@
+"""Answers: what stands in a text's `\boxed{...}`, in one canonical form, and what a majority of voters says.
+
+A canonical answer is a string, and two answers are the same if the strings are equal:
+
+- `number`: an exact rational in lowest terms, `18`, `-1110`, `1/2`;
+- `option`: one capital letter, `A`;
+- `word`: `yes`, `no`, `valid`, `invalid`, `true` or `false`, never translated into one another;
+- `pair`: two numbers, the smaller one first, `7 14`.
+
+What has no single reading is no answer: nothing is calculated, rounded or guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Literal
+
+LONGEST = 1000  # characters; a longer box is no answer, so that its content costs next to nothing whatever stands in it
+
+_BOX = r"(?:\\fbox|(?<![A-Za-z])box(?:ed)?)\s*\{"
+_BOXES = {"last": re.compile(f"(?s).*{_BOX}"), "first": re.compile(f"(?s).*?{_BOX}")}
+_BRACES = re.compile(r"\\.|[{}]", re.S)
+_STYLE = r"\\(?:text\w*|math(?!bb)\w+|operatorname|boldsymbol|bm|mbox|fbox|boxed)\s*"
+_WRAPPER = re.compile(rf"(?:{_STYLE})?\{{")
+_FENCES = (("$", "$"), ("**", "**"), (r"\(", r"\)"), (r"\[", r"\]"))
+
+_THIN = "\u2009"  # what `\,` and `{,}` become, so that a separator of thousands is no comma of a list
+_SPELLINGS = (
+    (re.compile("[\u2212\u2012\u2013\ufe63\uff0d]"), "-"),
+    (re.compile("\\{,\\}|\\\\,|[\u00a0\u202f]"), _THIN),
+    (re.compile(r"\\!|\\displaystyle\b|\\(?:left|right)(?![a-z])"), ""),
+    (re.compile(r"\\[;: ]|\\q?quad\b|~"), " "),
+)
+
+
+def read_answer(text: str, kind: str, box: Literal["last", "first"] = "last") -> str | None:
+    r"""The canonical answer in a text's last box: `\boxed{...}`, or `\fbox{...}`, `boxed{...}`, `box{...}`.
+
+    None if there is no box, or if what stands in it has no single reading as an answer of this kind: an unclosed, empty
+    or unreadable last box is no answer, and an earlier one does not stand in for it. A number may have separators of
+    thousands, a currency, a percent sign (which is dropped: `18%` is 18) or a unit, and may stand to the right of `=`.
+    Digits with single spaces between them, as a tokenizer with one token per digit writes them, are one number.
+
+    Args:
+        text: e.g. a model's output. The time is linear in its length.
+        kind: what is asked for, one of `KINDS`.
+        box: which one counts, in the order in which the text opens them.
+
+    Raises:
+        ValueError: another kind (an open question has no answer to read) or another box.
+
+    Source: Yi, Mueller and Lee 2026, arXiv 2604.24881: its evaluation reads the last box, its released collector the
+    first.
+    """
+    read = _reader(kind)
+    if box not in _BOXES:
+        raise ValueError(f"expected the box 'last' or 'first'; got {box!r}.")
+    opened = _BOXES[box].match(text)
+    if opened is None:
+        return None
+    inside = text[opened.end() : opened.end() + LONGEST + 1]
+    end = _closing(inside, 0)
+    return read(inside[:end]) if end >= 0 else None
+
+
+def canonical(value: str, kind: str) -> str:
+    """The canonical form of an answer that stands in no box, e.g. a gold; a canonical answer is its own.
+
+    Raises:
+        ValueError: no answer of this kind can be read, or there is no such kind.
+    """
+    read = _reader(kind)
+    answer = read(value) if len(value) <= LONGEST else None
+    if answer is None:
+        raise ValueError(f"expected an answer of kind {kind!r}; got {value!r:.80}. Mend it, or give another kind.")
+    return answer
+
+
+def same(a: str | None, b: str | None) -> bool:
+    """Whether two canonical answers are equal; what could not be read (None) equals nothing, not even itself."""
+    return a is not None and a == b
+
+
+def majority(answers: Sequence[str | None], n: int | None = None) -> str | None:
+    """The canonical answer that more than half of all voters gave, else None.
+
+    A voter whose answer could not be read (None) counts as a voter and votes for nothing.
+
+    Args:
+        answers: canonical answers, one per voter.
+        n: how many voters there are, if some gave nothing that could stand in `answers`; as many as answers by default.
+
+    Raises:
+        ValueError: fewer voters than answers.
+    """
+    voters = len(answers) if n is None else n
+    if voters < len(answers):
+        raise ValueError(f"expected at least as many voters as answers; got n={voters} for {len(answers)} answers.")
+    for answer, votes in Counter(answers).items():
+        if answer is not None and 2 * votes > voters:
+            return answer
+    return None
+
+
+def _closing(text: str, start: int) -> int:
+    r"""Where the brace closes that was opened just before `start`, -1 if nowhere; `\{` and `\}` are no braces."""
+    depth = 1
+    for found in _BRACES.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(found.group(), 0)
+        if not depth:
+            return found.start()
+    return -1
+
+
+def _bare(text: str) -> str:
+    r"""A box's content in plain spelling, without what encloses all of it: `{..}`, `\text{..}`, `$..$`."""
+    for spelling, plain in _SPELLINGS:
+        text = spelling.sub(plain, text)
+    while True:
+        text = text.strip().rstrip(". ")
+        wrapper = _WRAPPER.match(text)
+        if wrapper and _closing(text, wrapper.end()) == len(text) - 1:
+            text = text[wrapper.end() : -1]
+            continue
+        for opens, closes in _FENCES:
+            inside = text[len(opens) : -len(closes)]
+            if inside and text == opens + inside + closes:
+                text = inside
+                break
+        else:
+            return text
+
+
+_WHOLE = rf"(?:[1-9][0-9]{{0,2}}(?:[,{_THIN}][0-9]{{3}})+|[0-9]+)"
+_DECIMAL = rf"(?:{_WHOLE}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{{1,2}}(?![0-9]))?"  # 1e999999 has a million digits
+_SIGNED = rf"\s*[+-]?{_DECIMAL}\s*"
+_NUMBER = re.compile(
+    rf"(?P<sign>[+-]?)\s*(?:\\[dt]?frac\s*\{{(?P<top>{_SIGNED})\}}\s*\{{(?P<bottom>{_SIGNED})\}}"
+    rf"|(?P<value>{_DECIMAL})(?:\s*/\s*(?P<divisor>{_DECIMAL})"
+    rf"|\s*(?:\\times|\\cdot|[\u00d7*])\s*10\^(?:\{{(?P<power>[+-]?[0-9]{{1,2}})\}}|(?P<digit>[0-9])(?![0-9])))?)"
+)
+_DIGITS = re.compile(r"[+-]? ?[0-9](?: [0-9])+")
+_CURRENCY = re.compile(r"(?P<sign>[+-]?)\s*(?:\\?\$|[€£])\s*")
+# to the left of `=`: a list of equations, an inequality or an assignment like `+=`, whose right side is not the answer
+_NO_EQUATION = re.compile(r"[;,](?![0-9]{3})|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[<>≠≈\n]|[-+*/!]\Z")
+_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
+_UNIT = re.compile(
+    rf"\s*(?:\\?[%$]|[€£¢°]|\^\\circ|\^\{{\\circ\}}|(?:{_STYLE}\{{(?P<set>[^{{}}]*)\}}"
+    rf"|[ {_THIN}/]+(?P<bare>[A-Za-z][A-Za-z ./-]*))(?:\^\{{?[23]\}}?|[²³])?)?"
+)
+_NO_UNIT = re.compile(  # words that make another number of the one before them, or join it to something
+    r"(?i:and|or|to|not|is|minus|plus|over|by|than|mod|hal(?:f|ves)|(?:third|quarter|(?:four|fif|six|seven|eigh|nin|ten)th)s?"
+    r"|(?:hundred|thousand)(?:th)?s?|(?:m|b|tr)illion(?:th)?s?|dozens?|score|pi|sqrt|squared|cubed|factorial"
+    r"|st|nd|rd|th|bn|mn)|[kKMBT]"
+)
+
+
+def _value(decimal: str) -> Fraction:
+    return Fraction(re.sub(rf"[,{_THIN}\s]", "", decimal))
+
+
+def _plain_number(text: str) -> Fraction | None:
+    """A number with or without currency and unit, exactly."""
+    if _DIGITS.fullmatch(text):
+        return Fraction(text.replace(" ", ""))
+    text = _CURRENCY.sub(r"\g<sign>", text, count=1) if _CURRENCY.match(text) else text
+    found = _NUMBER.match(text)
+    if found is None or not _is_unit(text[found.end() :]):
+        return None
+    number = _value(found["top"] or found["value"])
+    if divisor := found["bottom"] or found["divisor"]:
+        if not _value(divisor):
+            return None
+        number /= _value(divisor)
+    number *= Fraction(10) ** int(found["power"] or found["digit"] or 0)
+    return -number if found["sign"] == "-" else number
+
+
+def _is_unit(text: str) -> bool:
+    unit = _UNIT.fullmatch(text)
+    if unit is None:
+        return False
+    words = re.findall(r"[^\s./-]+", unit["set"] or unit["bare"] or "")
+    shortest = 1 if unit["set"] else 2  # a bare letter may be a variable
+    return all(
+        len(word) >= shortest and word.isascii() and word.isalpha() and not _NO_UNIT.fullmatch(word) for word in words
+    )
+
+
+def _number(text: str) -> str | None:
+    *left, right = _bare(text).split("=")
+    if any(_NO_EQUATION.search(side) for side in left) or any(_WORDS.search(side) for side in left[1:]):
+        return None
+    number = _plain_number(_bare(right))
+    return None if number is None else str(number)
+
+
+_BETWEEN = re.compile(rf"(?:[,;&]\s*)?(?:{_STYLE}\{{\s*and\s*\}}|(?<![A-Za-z])and(?![A-Za-z]))|[,;&]")
+_SPACE = re.compile(r"\s*[ \n]\s*")
+_BRACKETS = re.compile(r"\\\{(.*)\\\}|\((.*)\)|\[(.*)\]", re.S)
+
+
+def _pair(text: str) -> str | None:
+    text = _bare(text)
+    if brackets := _BRACKETS.fullmatch(text):
+        text = _bare(next(group for group in brackets.groups() if group is not None))
+    parts = (_BETWEEN if _BETWEEN.search(text) else _SPACE).split(text)
+    numbers = [_plain_number(_bare(part)) for part in parts]
+    known = [number for number in numbers if number is not None]
+    return " ".join(str(number) for number in sorted(known)) if len(numbers) == len(known) == 2 else None
+
+
+_MARKUP = re.compile(rf"{_STYLE}(?=\{{)|[{{}}$*\"“”]")
+_OPTION = re.compile(
+    r"(?:(?i:option|answer|choice)\s*:?\s*)?"
+    r"(?:\(\s*([A-Za-z])\s*\)(?=[\s.:]|\Z)|([A-Za-z])(?=[.):](?:\s|\Z)|\Z))(.*)",
+    re.S,
+)
+_LISTED = re.compile(r"[\s.):]*(?:[,/&]|(?:and|or)\b)", re.I)
+_BRACKETED = re.compile(r"(?<!\w)\(\s*([A-Za-z])\s*\)(?=[\s,.;:]|\Z)")
+_WORD = re.compile(
+    r"(?:(?:the )?(?:answer|argument) is )?(?:deductively )?(yes|no|valid|invalid|true|false)(?:[,.;:]\s.*)?", re.S
+)
+_VOCABULARY = re.compile(r"\b(?:yes|no|valid|invalid|true|false)\b")
+
+
+def _option(text: str) -> str | None:
+    found = _OPTION.fullmatch(_bare(_MARKUP.sub("", _bare(text))))
+    if found is None:
+        return None
+    letter: str = found[1] or found[2]
+    others = [other for other in _BRACKETED.findall(found[3]) if other.isupper() == letter.isupper()]
+    return None if others or _LISTED.match(found[3]) else letter.upper()
+
+
+def _word(text: str) -> str | None:
+    text = _bare(_MARKUP.sub("", _bare(text))).lower()
+    found = _WORD.fullmatch(text)
+    return found[1] if found and set(_VOCABULARY.findall(text)) == {found[1]} else None
+
+
+_READERS = {"number": _number, "option": _option, "word": _word, "pair": _pair}
+KINDS = tuple(_READERS)
+
+
+def _reader(kind: str) -> Callable[[str], str | None]:
+    if kind not in _READERS:
+        raise ValueError(f"expected a kind of answer that can be read, one of {KINDS}; got {kind!r}.")
+    return _READERS[kind]

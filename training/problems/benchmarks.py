@@ -1,0 +1,166 @@
+"""Benchmarks as problems: GSM8K, MMLU-Pro, BBH and open questions."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steerkit.io.json import read_json
+from steerkit.io.rows import read_rows
+from training.problems.answers import canonical
+from training.problems.problem import LETTERS, Problem, _read
+
+
+def load_gsm8k(source: str | Path) -> list[Problem]:
+    """GSM8K: a file of `{"question", "answer"}` rows, `.jsonl` or `.parquet`, or the hub id `openai/gsm8k` (its test).
+
+    The gold answer is what follows the last `#### `. Raises as `load_problems` does.
+
+    Source: Cobbe et al. 2021, arXiv 2110.14168.
+    """
+
+    def problem(number: int, row: Mapping[str, Any]) -> Problem:
+        _, mark, gold = row["answer"].rpartition("#### ")
+        if not mark:
+            raise ValueError(f"expected a gold answer after '#### '; got {row['answer'][-80:]!r}.")
+        return Problem(f"gsm8k/{number}", row["question"], canonical(gold, "number"), "number", "gsm8k")
+
+    return _read(source, _rows(source, "main"), {"question": str, "answer": str}, problem)
+
+
+def load_mmlu_pro(source: str | Path) -> list[Problem]:
+    """MMLU-Pro: a file of its rows, `.jsonl` or `.parquet`, or the hub id `TIGER-Lab/MMLU-Pro` (its test).
+
+    The options stand below the question, `(A) ...` on a line each. Raises as `load_problems` does.
+
+    Source: Wang et al. 2024, arXiv 2406.01574.
+    """
+    columns = {"question_id": int, "question": str, "options": list, "answer": str, "answer_index": int}
+
+    def problem(number: int, row: Mapping[str, Any]) -> Problem:
+        options, gold, index = row["options"], row["answer"], row["answer_index"]
+        if not 0 <= index < len(options) <= len(LETTERS) or LETTERS[index] != gold:
+            raise ValueError(f"expected the letter and index of one of {len(options)} options; got {gold!r}, {index}.")
+        lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
+        question = "\n".join([row["question"], "Options:", *lines])
+        return Problem(f"mmlu_pro/{row['question_id']}", question, gold, "option", "mmlu_pro")
+
+    return _read(source, _rows(source, None), columns, problem)
+
+
+BBH_TASKS = {  # the paper's five, and the kind of their answers
+    "formal_fallacies": "word",
+    "logical_deduction_five_objects": "option",
+    "tracking_shuffled_objects_five_objects": "option",
+    "causal_judgement": "word",
+    "web_of_lies": "word",
+}
+
+
+def load_bbh(source: str | Path, task: str) -> list[Problem]:
+    """A task of BIG-Bench Hard: `{task}.json` in a folder, as released, or the hub id `lukaemon/bbh` (its test).
+
+    The options of a task that has some stand in its questions already. Raises as `load_problems` does.
+
+    Source: Suzgun et al. 2022, arXiv 2210.09261.
+    """
+    if task not in BBH_TASKS:
+        raise ValueError(f"expected a task of {tuple(BBH_TASKS)}; got {task!r}.")
+    kind, family = BBH_TASKS[task], f"bbh/{task}"
+
+    def problem(number: int, row: Mapping[str, Any]) -> Problem:
+        gold = canonical(row["target"], kind)
+        if kind == "option" and f"\n({gold}) " not in row["input"]:
+            raise ValueError(f"expected as target one of the question's options; got {row['target']!r}.")
+        return Problem(f"{family}/{number}", row["input"], gold, kind, family)
+
+    columns = {"input": str, "target": str}
+    if not Path(source).exists():
+        return _read(f"{source}, {task}", _rows(source, task), columns, problem)
+    file = Path(source) / f"{task}.json"
+    content = read_json(file)
+    return _read(file, content.get("examples") if isinstance(content, dict) else None, columns, problem)
+
+
+def load_open(source: str | Path) -> list[Problem]:
+    """Open questions, which have no gold answer: a JSON list of strings, as the paper releases its malicious sets.
+
+    Raises as `load_problems` does.
+    """
+
+    def problem(number: int, row: Mapping[str, Any]) -> Problem:
+        return Problem(f"open/{number}", row["question"], None, "open", "open")
+
+    listed = read_json(source)
+    rows = [{"question": question} for question in listed] if isinstance(listed, list) else None
+    return _read(source, rows, {"question": str}, problem)
+
+
+_LOADERS = {"gsm8k": load_gsm8k, "mmlu_pro": load_mmlu_pro, "open": load_open}
+
+
+def load_problems(name: str, source: str | Path, limit: int | None = None, seed: int = 0) -> list[Problem]:
+    """A benchmark by its name.
+
+    Args:
+        name: `gsm8k`, `mmlu_pro`, `bbh/{task}`, `bbh` (the five tasks one after another), or `open`.
+        source: a local file (a folder for BBH), or a hub id.
+        limit: draw so many with the seed, or all if there are fewer; a smaller draw is the beginning of a larger one.
+            None gives all, in the source's order.
+        seed: of the draw.
+
+    Raises:
+        ValueError: an unknown name, a negative limit, an empty source, or a row that is not of the data set's schema or
+            whose gold answer cannot be read; the message names source and row.
+        OSError: no such file, or the hub cannot be read.
+        ImportError: a hub id, and the package `datasets` is not installed.
+    """
+    if limit is not None and limit < 0:
+        raise ValueError(f"expected a limit of 0 or more, or None; got {limit}.")
+    if name == "bbh":
+        problems = [problem for task in BBH_TASKS for problem in load_bbh(source, task)]
+    elif name.startswith("bbh/"):
+        problems = load_bbh(source, name.removeprefix("bbh/"))
+    elif name in _LOADERS:
+        problems = _LOADERS[name](source)
+    else:
+        raise ValueError(f"expected a benchmark, one of {(*_LOADERS, 'bbh', 'bbh/TASK')}; got {name!r}.")
+    if limit is not None:
+        random.Random(f"{name} {seed}").shuffle(problems)
+    return problems[:limit]
+
+
+def _rows(source: str | Path, config: str | None) -> list[Any]:
+    """The rows of a local file, or of a hub data set's test split where there is no such file."""
+    path = Path(source)
+    if not path.exists():
+        return _hub_rows(str(source), config)
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import read_table
+
+        return read_table(path).to_pylist()
+    rows = read_rows(path)
+    if len(rows) < sum(1 for line in path.read_bytes().split(b"\n") if line.strip()):
+        raise ValueError(f"expected whole lines in {path}; its last one is cut off. Fetch the file again.")
+    return rows
+
+
+def _hub_rows(source: str, config: str | None) -> list[Any]:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(?<!\.jsonl)(?<!\.json)(?<!\.parquet)", source):
+        raise FileNotFoundError(f"expected a local file or folder, or a hub id like owner/name; there is no {source}.")
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(
+            f"expected a local file, or the package `datasets` to read {source} from the hub; it is not installed. "
+            "Install it (`pip install datasets`), or give a file."
+        ) from error
+    try:
+        return [dict(row) for row in load_dataset(source, config, split="test")]
+    except Exception as error:  # each layer below, down to the HTTP client, has its own
+        raise OSError(
+            f"expected to read {source} from the hub; got {error!r}. If offline, give a local file."
+        ) from error

@@ -1,0 +1,1 @@
+"""Training stages: SFT, GRPO, rewards, schedules, rollouts, checkpoints."""
