@@ -169,7 +169,7 @@ def common_beginning() -> Iterator[Measured]:
         job = f"{len(rows)} questions after three worked ones ({len(rows[0].prompt)} tokens), 8 new tokens"
 
         def apart() -> list[tuple[int, ...]]:
-            with mock.patch.object(engine, "WORTH", {"cpu": 10**9, "cuda": 10**9}):
+            with mock.patch.object(engine, "MIN_SAVED_TOKENS", {"cpu": 10**9, "cuda": 10**9}):
                 return run(model, tokenizer, rows, 8)
 
         assert run(model, tokenizer, rows, 8) == apart() == [tuple(ids) for ids in hf(model, rows, 8)]

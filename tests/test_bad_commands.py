@@ -168,7 +168,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         (*SWEEP, "--layers", "1", "--samples", "0"), ASKED, "one vector and one sample", "samples=0", "Add some"
     ),
     "sweep beyond the context": (
-        (*SWEEP, "--layers", "1", "--max-new-tokens", "999"), ASKED, "context of 256", "+ 999", "Cut either"
+        (*SWEEP, "--layers", "1", "--max-new-tokens", "999"), ASKED, "context of 256", "+ 999", "Shorten either"
     ),
     "sweep into a file": (
         (*SWEEP, "--layers", "1"), {**ASKED, "run": b"mine"}, "a folder for the run", "got a file", "another place"
@@ -181,7 +181,8 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         ("score", "run", "rouge_l"), {}, "expected a finished sweep", "there is none", "repeat the sweep"
     ),
     "score a sweep that is not finished": (
-        ("score", "run", "rouge_l"), {"run/rows.jsonl": b"{}\n"}, "expected a finished sweep", "there is none", "repeat the"
+        ("score", "run", "rouge_l"), {"run/rows.jsonl": b"{}\n"},
+        "expected a finished sweep", "there is none", "repeat the",
     ),
     "score junk": (
         ("score", "run", "rouge_l"), {"run/table.parquet": PAIR}, "expected a table in", "got something else", "Write"

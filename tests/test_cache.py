@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import steerkit as sk
 from steerkit.generation import engine
-from steerkit.generation.cache import beginnings
+from steerkit.generation.cache import shared_prefix_lengths
 from steerkit.generation.engine import Engine, Row, exact
 from tests.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -21,7 +21,7 @@ OTHER = tuple(range(44, 4, -1))
 
 
 def forwarded(prompts: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> int:
-    """Tokens that two padded batches have: the beginnings, and what is left of every prompt but its last token."""
+    """Tokens that two padded batches have: the shared prefixes, and the rest of every prompt except its last token."""
     starts = {prompt[:n] for prompt, n in zip(prompts, lengths, strict=True)}
     rest = max(len(prompt) - 1 - n for prompt, n in zip(prompts, lengths, strict=True))
     return len(starts) * max(lengths) + len(prompts) * rest
@@ -58,7 +58,7 @@ def agreed(group: Sequence[tuple[int, ...]]) -> int:
 @example([(1,), (1, 2), (1, 2, 0)])
 @example([(0, 1, 1, 1, 1, 0), (0, 1, 1, 1, 1, 2), (2, 2, 2, 2, 1), (2, 2, 2, 2, 0), (1,)])
 def test_the_cheapest_of_all_ways_to_share_is_taken(prompts: list[tuple[int, ...]]) -> None:
-    lengths = beginnings(prompts, 1)
+    lengths = shared_prefix_lengths(prompts, 1)
     assert all(0 <= n < len(prompt) for prompt, n in zip(prompts, lengths, strict=True))
     costs = every_way(prompts)
     assert (forwarded(prompts, lengths) if any(lengths) else costs[0]) == min(costs)
@@ -67,14 +67,14 @@ def test_the_cheapest_of_all_ways_to_share_is_taken(prompts: list[tuple[int, ...
 def test_what_saves_too_little_is_not_shared() -> None:
     prompts = [(*SHOTS, 1, n) for n in range(5)]  # 5 * 41 tokens, or 41 and 5 * 0
     saved = 5 * 41 - 41
-    assert beginnings(prompts, saved) == [41] * 5
-    assert beginnings(prompts, saved + 1) == [0] * 5
-    assert beginnings([SHOTS], 1) == [0]
+    assert shared_prefix_lengths(prompts, saved) == [41] * 5
+    assert shared_prefix_lengths(prompts, saved + 1) == [0] * 5
+    assert shared_prefix_lengths([SHOTS], 1) == [0]
 
 
 def test_each_of_several_beginnings_is_forwarded_once_with_room_for_prompts_that_begin_like_no_other() -> None:
     prompts = [(*SHOTS, 1, 2), (*SHOTS, 3), (*OTHER, 1, 2, 3), (*OTHER, 2, 2), (7, 8, 9)]
-    assert beginnings(prompts, 1) == [40, 40, 40, 40, 2]
+    assert shared_prefix_lengths(prompts, 1) == [40, 40, 40, 40, 2]
 
 
 PROMPTS = [
@@ -86,7 +86,7 @@ PROMPTS = [
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:2], [(*SHOTS, n) for n in range(6)]])
 def test_logits_are_those_of_plain_forwards(kind: str, prompts, monkeypatch) -> None:
-    monkeypatch.setattr(engine, "WORTH", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(engine, "MIN_SAVED_TOKENS", {"cpu": 1, "cuda": 1})
     model = tiny_model(kind)
     exact(model)
     widths = []
@@ -106,7 +106,7 @@ def test_logits_are_those_of_plain_forwards(kind: str, prompts, monkeypatch) -> 
 
 
 def test_texts_after_shared_beginnings_are_those_of_one_prompt_at_a_time(smollm, monkeypatch) -> None:
-    monkeypatch.setattr(engine, "WORTH", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(engine, "MIN_SAVED_TOKENS", {"cpu": 1, "cuda": 1})
     model, tokenizer = smollm
     shots = "".join(f"Q: What is {a} + 2?\nA: {a + 2}\n\n" for a in (3, 8))
     prompts = [f"{shots}Q: What is {a} + 1?\nA:" for a in (5, 12, 7)]
@@ -118,7 +118,7 @@ def test_texts_after_shared_beginnings_are_those_of_one_prompt_at_a_time(smollm,
 
 def test_prompts_that_are_steered_themselves_share_nothing(monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr(engine, "beginnings", lambda prompts, worth: asked.append(prompts) or [0] * len(prompts))
+    monkeypatch.setattr(engine, "shared_prefix_lengths", lambda prompts, _: asked.append(prompts) or [0] * len(prompts))
     model, tokenizer = tiny_model(), tiny_tokenizer()
     prompts = ["one two three", "one two four"]
     sk.generate(model, tokenizer, prompts, max_new_tokens=3, steering=sk.Steering(vector(model, 1), 0.4, "all"))

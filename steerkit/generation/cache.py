@@ -1,4 +1,4 @@
-"""The KV cache: room for all positions to come, and prompts that begin alike."""
+"""The KV cache: layers with room for all new tokens, and prefixes that several prompts share."""
 
 from __future__ import annotations
 
@@ -9,54 +9,59 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-Prompt = tuple[int, ...]
+PromptIds = tuple[int, ...]
 
 
-def beginnings(prompts: Sequence[Prompt], worth: int) -> list[int]:
-    """How many tokens of each prompt to forward once for all prompts that share them; all 0 where none is worth it.
+def shared_prefix_lengths(prompts: Sequence[PromptIds], min_saved: int) -> list[int]:
+    """How many tokens of each prompt to forward once for all prompts that share them; all 0 where it does not pay.
 
-    With beginnings of at most `b` tokens, of which `g` differ, and `r` tokens at most between a beginning and a
-    prompt's last token, `g b + n r` tokens are forwarded in place of `n (width - 1)`: padding is forwarded too. Of all
+    With prefixes of at most `b` tokens, of which `g` differ, and at most `r` tokens between a prefix and the last token
+    of a prompt, `g b + n r` tokens are forwarded instead of `n (width - 1)`, since padding is forwarded too. Of all
     depths to which neighbours in sorted order agree, the cheapest is taken.
 
     Args:
-        prompts: all different.
-        worth: tokens that have to be saved: a second forward is not free.
+        prompts: token ids, all different.
+        min_saved: tokens that must be saved, since a second forward has a cost of its own.
     """
     order = sorted(range(len(prompts)), key=lambda i: prompts[i])
-    alike = [_common(prompts[i], prompts[j]) for i, j in pairwise(order)]
+    agreements = [_common_length(prompts[i], prompts[j]) for i, j in pairwise(order)]
     best = [0] * len(prompts)
-    cheapest = len(prompts) * (max(map(len, prompts)) - 1) - worth
-    for depth in sorted(set(alike) - {0}):
+    lowest_cost = len(prompts) * (max(map(len, prompts)) - 1) - min_saved
+    for depth in sorted(set(agreements) - {0}):
         groups = [[order[0]]]
         shared = [len(prompts[order[0]])]
-        for number, common in zip(order[1:], alike, strict=True):
-            if common >= depth:
+        for number, agreement in zip(order[1:], agreements, strict=True):
+            if agreement >= depth:
                 groups[-1].append(number)
-                shared[-1] = min(shared[-1], common)
+                shared[-1] = min(shared[-1], agreement)
             else:
                 groups.append([number])
                 shared.append(len(prompts[number]))
         longest = max(n for n, group in zip(shared, groups, strict=True) if len(group) > 1)
-        found = [0] * len(prompts)
+        lengths = [0] * len(prompts)
         for n, group in zip(shared, groups, strict=True):
             for number in group:
-                found[number] = min(n, longest, len(prompts[number]) - 1)
-        rest = max(len(prompt) - 1 - n for prompt, n in zip(prompts, found, strict=True))
-        starts = {prompt[:n] for prompt, n in zip(prompts, found, strict=True)}
-        cost = len(starts) * longest + len(prompts) * rest
-        if cost <= cheapest:
-            best, cheapest = found, cost
+                lengths[number] = min(n, longest, len(prompts[number]) - 1)
+        rest = max(len(prompt) - 1 - n for prompt, n in zip(prompts, lengths, strict=True))
+        prefixes = {prompt[:n] for prompt, n in zip(prompts, lengths, strict=True)}
+        cost = len(prefixes) * longest + len(prompts) * rest
+        if cost <= lowest_cost:
+            best, lowest_cost = lengths, cost
     return best
 
 
-def _common(a: Prompt, b: Prompt) -> int:
-    """How many tokens two prompts have in common from their start on."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def _common_length(first: PromptIds, second: PromptIds) -> int:
+    """How many tokens two prompts share from their start."""
+    differing = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(differing, min(len(first), len(second)))
 
 
-class Reserved(DynamicLayer):
-    """A cache layer with room for all positions to come: a new token is written in place, nothing is copied."""
+class ReservedLayer(DynamicLayer):
+    """A cache layer with room for all new tokens: a token is written in place, nothing is copied.
+
+    Args:
+        capacity: number of positions that room is reserved for.
+    """
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -65,13 +70,19 @@ class Reserved(DynamicLayer):
     def _reserve(self, like: Tensor) -> Tensor:
         return like.new_empty(*like.shape[:-2], self.capacity, like.shape[-1])
 
-    def begin(self, other: DynamicLayer, rows: Tensor, columns: Tensor) -> None:
-        """Take up another cache: row i, column j here is its row `rows[i, 0]`, column `columns[i, j]`."""
-        assert not self.is_initialized and other.keys is not None and other.values is not None
-        taken = [kept[rows, :, columns].transpose(1, 2) for kept in (other.keys, other.values)]
-        self.update(*taken)
+    def copy_from(self, source: DynamicLayer, rows: Tensor, columns: Tensor) -> None:
+        """Start as a copy of another layer: row i, column j is its row `rows[i, 0]`, column `columns[i, j]`.
+
+        The indices may be on another device than the layer, as under a device map.
+        """
+        assert not self.is_initialized and source.keys is not None and source.values is not None
+        device = source.keys.device
+        rows, columns = rows.to(device), columns.to(device)
+        copied = [kept[rows, :, columns].transpose(1, 2) for kept in (source.keys, source.values)]
+        self.update(*copied)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the states of new positions; returns keys and values of all positions so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.room = self._reserve(key_states), self._reserve(value_states)
@@ -86,6 +97,7 @@ class Reserved(DynamicLayer):
         return keys, values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep the rows `beam_idx`, in that order, with the same capacity."""
         if not self.is_initialized:
             return
         assert self.keys is not None and self.values is not None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from steerkit.generation.cache import Reserved, beginnings
+from steerkit.generation.cache import ReservedLayer, shared_prefix_lengths
 from steerkit.models.blocks import find_blocks
 from steerkit.models.cache_argument import NAMES, cache_argument
 from steerkit.models.context import check_vocabulary
@@ -28,10 +28,11 @@ from steerkit.steering.watch import suspended
 from steerkit.text.tokens import pad
 
 BATCH_ROWS = {"cpu": 96, "cuda": 256}
-WORTH = {"cpu": 256, "cuda": 4096}  # tokens that a shared beginning has to save; on a GPU a guess, not measured
-COMPACT_BELOW = 0.8  # a batch is compacted once at most this share of its rows goes on
+MIN_SAVED_TOKENS = {"cpu": 256, "cuda": 4096}  # a shared prefix must save this many; on a GPU not measured
+COMPACT_BELOW = 0.8  # a batch is compacted when at most this share of its rows is unfinished
 Done = TypeVar("Done")
 Choose = Callable[[Float[Tensor, "batch vocabulary"], Int[Tensor, " batch"], int], Int[Tensor, " batch"]]
+"""`choose(logits, row numbers, step)` returns the next token id of each row."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Row:
     """A prompt and what steers it.
 
     Args:
-        prompt: its ids, one at least.
+        prompt: token ids, at least one.
         steerings: each with one number as coefficient; applied in this order.
     """
 
@@ -49,19 +50,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a row became: its new ids without the end-of-sequence token, and that token, where it came."""
+    """The new tokens of a row.
+
+    Args:
+        ids: new token ids without the end-of-sequence token.
+        end: the end-of-sequence token, None where `max_new_tokens` was reached first.
+    """
 
     ids: tuple[int, ...]
     end: int | None
 
     @property
     def finished(self) -> bool:
-        """It ended by itself."""
+        """Whether an end-of-sequence token was generated."""
         return self.end is not None
 
     @property
     def n_tokens(self) -> int:
-        """New tokens, the end-of-sequence token included: what the row cost, to its own end and not to its batch's."""
+        """Number of new tokens, the end-of-sequence token included; tokens of other rows in the batch do not count."""
         return len(self.ids) + self.finished
 
 
@@ -74,9 +80,12 @@ def in_batches(
 ) -> Iterator[list[tuple[int, Done]]]:
     """Run `work(engine, row numbers)` over all rows in batches; yields each batch's `(row number, result)` when done.
 
-    Rows of similar prompt length share a batch (of one length, where the model cannot be padded), equal prompts stand
-    together; a batch that does not fit into memory is halved. The model is in eval mode meanwhile, and what
-    `with steering.on(model)` set sleeps.
+    Rows of similar prompt length share a batch (of equal length, where the model cannot be padded), and equal prompts
+    are neighbours. A batch that does not fit into memory is halved. The model is in eval mode, and steerings that
+    `with steering.on(model)` set are suspended.
+
+    Args:
+        room: number of new tokens that the cache reserves room for.
 
     Raises:
         ValueError: see `check_rows`.
@@ -84,8 +93,8 @@ def in_batches(
     padded = check_rows(model, rows).padded
     size = batch_rows or BATCH_ROWS.get(device_of(model).type, 96)
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].prompt), rows[i].prompt))
-    alike = groupby(order, key=lambda i: None if padded else len(rows[i].prompt))
-    groups = [list(group) for _, group in alike]
+    by_length = groupby(order, key=lambda i: None if padded else len(rows[i].prompt))
+    groups = [list(group) for _, group in by_length]
     queue = [group[i : i + size] for group in groups for i in range(0, len(group), size)][::-1]
     with evaluating(model):
         while queue:
@@ -101,6 +110,23 @@ def in_batches(
             yield list(zip(numbers, done, strict=True))
 
 
+def check_rows(model: nn.Module, rows: Sequence[Row]) -> Exact:
+    """Check rows before anything runs; returns how the model can be batched exactly.
+
+    Raises:
+        ValueError: a steering that does not fit the model, a token that the model does not have, or a model whose
+            cached forward differs from its plain one.
+    """
+    blocks = find_blocks(model)
+    with suspended(model):
+        ways = exact(model)
+    weights = fingerprint(model)
+    for steering in {(id(one.vector), one.foreign): one for row in rows for one in row.steerings}.values():
+        steering.check(model, blocks, weights)
+    check_vocabulary(model, [row.prompt for row in rows])
+    return ways
+
+
 def _edits_prompt(steering: Steering) -> bool:
     """Whether a row's steering changes positions of the prompt before its last token."""
     return float(steering.coefficient) != 0 and touches_prompt(steering.positions)
@@ -111,26 +137,16 @@ def _prompt_edit(steering: Steering) -> tuple[Any, ...]:
     return id(steering.vector), steering.layer, steering.coefficient, steering.positions, steering.operation
 
 
-def check_rows(model: nn.Module, rows: Sequence[Row]) -> Exact:
-    """How these rows can be run. `ValueError` if they cannot: for a steering that does not fit the model, a token that
-    it does not have, or a model whose cached forward is not its plain one.
-    """
-    blocks = find_blocks(model)
-    with suspended(model):
-        found = exact(model)
-    weights = fingerprint(model)
-    for steering in {(id(one.vector), one.foreign): one for row in rows for one in row.steerings}.values():
-        steering.check(model, blocks, weights)
-    check_vocabulary(model, [row.prompt for row in rows])
-    return found
-
-
 class Engine:
-    """One batch: prompts left-padded to one width, prefilled but for their last token, with room for `room` more.
+    """One batch: prompts left-padded to one width, prefilled except for their last token, with room for new tokens.
 
-    Each distinct prompt is prefilled once (once per steering, where the prompt itself is steered), what several prompts
-    begin with only once for all of them, and the cache copied to the rows. Absolute columns count from 0 at the left
-    end of the padded batch; a prompt ends at column `width`.
+    Each distinct prompt is prefilled once (once per steering, where the prompt itself is steered), a prefix that
+    several prompts share once for all of them, and the cache is copied to the rows. Absolute columns count from 0 at
+    the left end of the padded batch; a prompt ends at column `width`.
+
+    Args:
+        rows: prompts and steerings; `check_rows` has accepted them.
+        room: number of new tokens that the cache reserves room for.
     """
 
     def __init__(self, model: nn.Module, rows: Sequence[Row], room: int) -> None:
@@ -139,71 +155,74 @@ class Engine:
         self.device = device_of(model)
         self.width = max(len(row.prompt) for row in rows)
         self.lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
-        self.keeps = accepts(model, "logits_to_keep")
+        self.takes_logits_to_keep = accepts(model, "logits_to_keep")
         self.cache_name = cache_argument(model) or "past_key_values"
         self.cache = DynamicCache(config=unwrap(model).config)
         self.cache.layers = [
-            Reserved(self.width + room) if type(layer) is DynamicLayer else layer for layer in self.cache.layers
+            ReservedLayer(self.width + room) if type(layer) is DynamicLayer else layer for layer in self.cache.layers
         ]
-        self.recurrent = bool(self.cache.layers) and not any(hasattr(x, "get_seq_length") for x in self.cache.layers)
+        self.recurrent = bool(self.cache.layers) and not any(
+            hasattr(layer, "get_seq_length") for layer in self.cache.layers
+        )
         self._prefill()
         self.keep(range(len(rows)))
 
     def _prefill(self) -> None:
+        """Forward every distinct prompt except for its last token, then copy the cache to the rows."""
         if self.width == 1:
             return
         keys = [
             (row.prompt, tuple(_prompt_edit(one) for one in row.steerings if _edits_prompt(one))) for row in self.rows
         ]
-        place = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        first = [keys.index(key) for key in place]
+        index_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        first = [keys.index(key) for key in index_of]
         prompts = [self.rows[i].prompt for i in first]
         ids, mask, positions = pad(prompts, "left", self.device)
-        begun = 0 if any(steered for _, steered in place) else self._begin(prompts)
-        body, until = slice(begun, self.width - 1), slice(self.width - 1)
-        if begun < self.width - 1:
-            self._forward(self._compile(first), begun, ids[:, body], mask[:, until], positions[:, body], keep=1)
-        if len(place) < len(keys):
-            self._copy_rows([place[key] for key in keys])
+        start = 0 if any(steered for _, steered in index_of) else self._prefill_shared(prompts)
+        chunk, upto = slice(start, self.width - 1), slice(self.width - 1)
+        if start < self.width - 1:
+            self._forward(self._compile(first), start, ids[:, chunk], mask[:, upto], positions[:, chunk], keep=1)
+        if len(index_of) < len(keys):
+            self._copy_rows([index_of[key] for key in keys])
 
-    def _begin(self, prompts: Sequence[tuple[int, ...]]) -> int:
-        """Forward once what prompts begin with alike; returns the column from which on all of them are left to do."""
-        known = _exact.get(unwrap(self.model))
-        if known is None or not known.chunks or not all(type(layer) is Reserved for layer in self.cache.layers):
+    def _prefill_shared(self, prompts: Sequence[tuple[int, ...]]) -> int:
+        """Forward prefixes that prompts share once; returns the column from which every prompt is still to be done."""
+        ways = _exact.get(unwrap(self.model))
+        if ways is None or not ways.chunks or not all(type(layer) is ReservedLayer for layer in self.cache.layers):
             return 0
-        lengths = beginnings(prompts, WORTH.get(self.device.type, WORTH["cuda"]))
+        lengths = shared_prefix_lengths(prompts, MIN_SAVED_TOKENS.get(self.device.type, MIN_SAVED_TOKENS["cuda"]))
         if not any(lengths):
             return 0
-        starts = [prompt[:n] for prompt, n in zip(prompts, lengths, strict=True)]
-        rows = {start: Row(prompt[: len(start) + 1]) for start, prompt in zip(starts, prompts, strict=True)}
-        first = Engine(self.model, list(rows.values()), 0)  # it prefills all but the last token of a row
-        place = {start: number for number, start in enumerate(rows)}
-        begun = self.width - 1 - max(len(prompt) - 1 - n for prompt, n in zip(prompts, lengths, strict=True))
-        moved = [len(prompt) - self.width + first.width - 1 - n for prompt, n in zip(prompts, lengths, strict=True)]
-        columns = torch.arange(begun, device=self.device) + torch.tensor(moved, device=self.device)[:, None]
-        copied = torch.tensor([place[start] for start in starts], device=self.device)[:, None]
-        layers: Any = zip(self.cache.layers, first.cache.layers, strict=True)
-        for mine, theirs in layers:
-            mine.begin(theirs, copied, columns.clamp(min=0))  # left of a prompt stands what is masked
-        return begun
+        prefixes = [prompt[:n] for prompt, n in zip(prompts, lengths, strict=True)]
+        rows = {prefix: Row(prompt[: len(prefix) + 1]) for prefix, prompt in zip(prefixes, prompts, strict=True)}
+        shared = Engine(self.model, list(rows.values()), 0)  # prefills all but the last token of a row
+        index_of = {prefix: number for number, prefix in enumerate(rows)}
+        start = self.width - 1 - max(len(prompt) - 1 - n for prompt, n in zip(prompts, lengths, strict=True))
+        shifts = [len(prompt) - self.width + shared.width - 1 - n for prompt, n in zip(prompts, lengths, strict=True)]
+        columns = torch.arange(start, device=self.device) + torch.tensor(shifts, device=self.device)[:, None]
+        copied = torch.tensor([index_of[prefix] for prefix in prefixes], device=self.device)[:, None]
+        layers: Any = zip(self.cache.layers, shared.cache.layers, strict=True)
+        for layer, source in layers:
+            layer.copy_from(source, copied, columns.clamp(min=0))  # columns left of a prompt are masked
+        return start
 
-    def _copy_rows(self, places: Sequence[int]) -> None:
-        chosen: Any = torch.tensor(list(places), device=self.device)
+    def _copy_rows(self, numbers: Sequence[int]) -> None:
+        chosen: Any = torch.tensor(list(numbers), device=self.device)
         self.cache.reorder_cache(chosen)
 
-    def keep(self, places: Sequence[int]) -> None:
-        """Go on with these rows of the batch only."""
-        if len(places) < len(self.rows):
-            self._copy_rows(places)
-            self.rows, self.lengths = [self.rows[i] for i in places], self.lengths[list(places)]
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Continue with these rows of the batch only."""
+        if len(numbers) < len(self.rows):
+            self._copy_rows(numbers)
+            self.rows, self.lengths = [self.rows[i] for i in numbers], self.lengths[list(numbers)]
         self.mask = (
             torch.arange(self.width + self.room, device=self.device) >= (self.width - self.lengths)[:, None]
         ).long()
         self.compiled = self._compile(range(len(self.rows)))
 
     def forward(self, ids: Int[Tensor, "batch pos"], start: int) -> Float[Tensor, "batch pos vocabulary"]:
-        """Logits of a chunk whose first column is `start`; a row's last prompt token stands in column `width - 1`."""
-        if ids.shape[1] > 1 and (known := _exact.get(unwrap(self.model))) and not known.chunks:
+        """Logits of a chunk whose first column is `start`; the last prompt token of a row is in column `width - 1`."""
+        if ids.shape[1] > 1 and (ways := _exact.get(unwrap(self.model))) and not ways.chunks:
             return torch.cat([self.forward(ids[:, i : i + 1], start + i) for i in range(ids.shape[1])], dim=1)
         columns = torch.arange(start, start + ids.shape[1], device=self.device)
         positions = columns - (self.width - self.lengths)[:, None]
@@ -222,20 +241,20 @@ class Engine:
         for step in range(new):
             logits = self.forward(token, self.width - 1 + step)[:, -1]
             token = choose(logits, torch.tensor(alive, device=self.device), step)[:, None]
-            keep = []
-            for place, (number, chosen) in enumerate(zip(alive, token[:, 0].tolist(), strict=True)):
+            unfinished = []
+            for index, (number, chosen) in enumerate(zip(alive, token[:, 0].tolist(), strict=True)):
                 if ended[number] is not None:
                     continue
                 if chosen in ends:
                     ended[number] = chosen
                 else:
                     out[number].append(chosen)
-                    keep.append(place)
-            if not keep:
+                    unfinished.append(index)
+            if not unfinished:
                 break
-            if len(keep) <= COMPACT_BELOW * len(alive) and step + 1 < new:
-                self.keep(keep)
-                token, alive = token[keep], [alive[place] for place in keep]
+            if len(unfinished) <= COMPACT_BELOW * len(alive) and step + 1 < new:
+                self.keep(unfinished)
+                token, alive = token[unfinished], [alive[index] for index in unfinished]
         return [Continuation(tuple(ids), end) for ids, end in zip(out, ended, strict=True)]
 
     def _compile(self, numbers: Sequence[int]) -> RowSteering:
@@ -245,6 +264,7 @@ class Engine:
     def _forward(
         self, compiled: RowSteering, start: int, ids: Tensor, mask: Tensor, positions: Tensor, keep: int
     ) -> Float[Tensor, "batch pos vocabulary"]:
+        """One steered forward over the cache; `keep` is the number of last positions with logits, 0 for all."""
         compiled.start = start
         inputs: dict[str, Any] = {
             "input_ids": ids,
@@ -254,9 +274,10 @@ class Engine:
         }
         if self.blocks.positions:
             inputs["position_ids"] = positions.clamp(min=0)
-        if keep and self.keeps:
+        if keep and self.takes_logits_to_keep:
             inputs["logits_to_keep"] = keep
-        with edit_streams({layer: self.blocks.modules[layer] for layer in compiled.layers}, compiled.edit) as ran:
+        modules = {layer: self.blocks.modules[layer] for layer in compiled.layers}
+        with edit_streams(modules, compiled.edit) as ran:
             logits: Tensor = self.model(**inputs).logits
         check_called(ran, set(compiled.layers))
         return logits
@@ -264,7 +285,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Exact:
-    """What gives the logits of plain forwards, besides one token after the other over a cache.
+    """Which batched forwards give the logits of plain forwards, besides one token after the other over a cache.
 
     Args:
         padded: a left-padded batch; where it does not, only prompts of one length share a batch.
@@ -276,18 +297,20 @@ class Exact:
 
 
 _exact: weakref.WeakKeyDictionary[nn.Module, Exact] = weakref.WeakKeyDictionary()
-UNEQUAL, EQUAL, NEW = ((11, 12, 13, 14, 15, 16), (17, 18, 19)), ((11, 12, 13, 14), (17, 18, 19, 20)), (21, 22, 23)
+UNEQUAL_PROMPTS = ((11, 12, 13, 14, 15, 16), (17, 18, 19))
+EQUAL_PROMPTS = ((11, 12, 13, 14), (17, 18, 19, 20))
+NEW_TOKENS = (21, 22, 23)
 
 
 def exact(model: nn.Module) -> Exact:
-    """What the model forwards exactly, found once per model by running short rows with a cache and each row without.
+    """Find, once per model, which batched forwards are exact: short rows with a cache against each row without.
 
-    Models that count positions by the column cannot be padded on the left. Some recurrent layers forget their state
+    Models that count positions by the column cannot be padded on the left. Some recurrent layers lose their state
     between chunks of several tokens.
 
     Raises:
-        ValueError: even token by token and without padding the model with a cache is not what it is without: it keeps
-            none that can be passed in, or counts its positions in another way; its texts would be silently wrong.
+        ValueError: even token by token and without padding, the model with a cache differs from the model without: it
+            takes no cache, or counts positions differently. Its texts would be wrong without an error.
     """
     base = unwrap(model)
     if base not in _exact:
@@ -297,19 +320,19 @@ def exact(model: nn.Module) -> Exact:
                 "forwards with `steering.on(model)`."
             )
         reasons = []
-        for prompts in (UNEQUAL, EQUAL):
+        for prompts in (UNEQUAL_PROMPTS, EQUAL_PROMPTS):
             try:
-                single, chunk = _off(model, prompts)
+                stepwise, chunked = _deviations(model, prompts)
             except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 reasons.append(f"it raises {type(error).__name__}: {error}")
                 continue
             limit = 1e-3 if next(base.parameters()).dtype in (torch.float32, torch.float64) else 0.1
-            if single <= limit:
-                _exact[base] = Exact(prompts is UNEQUAL, chunk <= limit)
+            if stepwise <= limit:
+                _exact[base] = Exact(prompts is UNEQUAL_PROMPTS, chunked <= limit)
                 break
-            reasons.append(f"they differ by {single:.1e} of their size")
+            reasons.append(f"they differ by {stepwise:.1e} relative to their norm")
         else:
             raise ValueError(
                 f"expected a model whose logits with a cache are those of plain forwards; in {type(base).__name__}, "
@@ -319,12 +342,12 @@ def exact(model: nn.Module) -> Exact:
     return _exact[base]
 
 
-def _off(model: nn.Module, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
-    """How far the logits of a cached batch are from those of plain forwards: token by token, and in one chunk."""
+def _deviations(model: nn.Module, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
+    """Relative deviation of a cached batch's logits from those of plain forwards: token by token, and in one chunk."""
     vocabulary = text_config(model).vocab_size
-    new, *prompts = (tuple(i % vocabulary for i in ids) for ids in (NEW, *prompts))
+    new, *prompts = (tuple(i % vocabulary for i in ids) for ids in (NEW_TOKENS, *prompts))
     device = device_of(model)
-    found = []
+    deviations = []
     with evaluating(model), torch.inference_mode():
         plain = [torch.tensor([(*prompt, *new)], device=device) for prompt in prompts]
         truth = torch.cat([model(input_ids=ids, use_cache=False).logits[:, -len(new) - 1 :] for ids in plain]).float()
@@ -333,5 +356,6 @@ def _off(model: nn.Module, prompts: Sequence[tuple[int, ...]]) -> tuple[float, f
             chunk = torch.cat([engine.last_tokens(), torch.tensor([new] * len(prompts), device=device)], dim=1)
             starts = range(0, chunk.shape[1], step)
             parts = [engine.forward(chunk[:, i : i + step], engine.width - 1 + i) for i in starts]
-            found.append(float(((torch.cat(parts, dim=1) - truth).norm(dim=-1) / truth.norm(dim=-1)).max()))
-    return found[0], found[1]
+            off = (torch.cat(parts, dim=1) - truth).norm(dim=-1) / truth.norm(dim=-1)
+            deviations.append(float(off.max()))
+    return deviations[0], deviations[1]

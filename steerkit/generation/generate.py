@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from steerkit.generation.engine import Choose, Continuation, Engine, Row, in_batches
 from steerkit.generation.sampling import likeliest, random_stream, sample
 from steerkit.models.context import context_length
-from steerkit.models.model import unwrap
+from steerkit.models.model import unwrap, widest_float
 from steerkit.steering.steering import Steering
 from steerkit.steering.watch import suspended
 from steerkit.text.prompt import Prompt, encode_prompt, render
@@ -197,33 +197,39 @@ def decode(
     ends = ends_of(model, tokenizer)
 
     def work(engine: Engine, numbers: Sequence[int]) -> list[Continuation]:
-        choose: Choose
-        if temperature == 0:
-
-            def choose(logits: Tensor, alive: Tensor, step: int) -> Tensor:
-                return likeliest(logits)
-        else:
-            numbered = {streams[i]: random_stream(streams[i], max_new_tokens) for i in numbers}
-            uniform = torch.from_numpy(np.stack([numbered[streams[i]] for i in numbers])).to(engine.device)
-
-            def choose(logits: Tensor, alive: Tensor, step: int) -> Tensor:
-                return sample(logits, uniform[alive, step], temperature, top_p)
-
-        if log_probs is None:
-            return engine.decode(max_new_tokens, ends, choose)
-        for i in numbers:
-            log_probs[i].clear()  # a batch that ran out of memory is begun again
-
-        def chosen_with_log_probs(logits: Tensor, alive: Tensor, step: int) -> Tensor:
-            token = choose(logits, alive, step)
-            scores = logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]
-            for row, score in zip(alive.tolist(), scores.tolist(), strict=True):
-                log_probs[numbers[row]].append(score)
-            return token
-
-        return engine.decode(max_new_tokens, ends, chosen_with_log_probs)
+        choose = _chooser([streams[i] for i in numbers], max_new_tokens, temperature, top_p, engine.device)
+        if log_probs is not None:
+            choose = _recording(choose, [log_probs[i] for i in numbers])
+        return engine.decode(max_new_tokens, ends, choose)
 
     yield from in_batches(model, rows, max_new_tokens, work, batch_rows)
+
+
+def _chooser(
+    streams: Sequence[Any], max_new_tokens: int, temperature: float, top_p: float, device: torch.device
+) -> Choose:
+    """How the next token of each row of a batch is chosen: the likeliest, or sampled with the row's random stream."""
+    if temperature == 0:
+        return lambda logits, rows, step: likeliest(logits)
+    numbers = {stream: random_stream(stream, max_new_tokens) for stream in dict.fromkeys(streams)}
+    uniform = torch.from_numpy(np.stack([numbers[stream] for stream in streams]))
+    uniform = uniform.to(device, widest_float(device))
+    return lambda logits, rows, step: sample(logits, uniform[rows, step], temperature, top_p)
+
+
+def _recording(choose: Choose, log_probs: Sequence[list[float]]) -> Choose:
+    """`choose`, which also appends each chosen token's log-probability to its row's list."""
+    for row in log_probs:
+        row.clear()  # a batch that ran out of memory is repeated
+
+    def choose_and_record(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        token = choose(logits, rows, step)
+        scores = logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+            log_probs[row].append(score)
+        return token
+
+    return choose_and_record
 
 
 def check_settings(
@@ -231,18 +237,21 @@ def check_settings(
 ) -> None:
     """`ValueError` for a setting of `decode` that is out of range, or a prompt that does not fit the context."""
     if not _is_count(new):
-        raise ValueError(f"expected max_new_tokens to be an integer from 1; got {new!r}. Give another.")
+        raise ValueError(f"expected max_new_tokens to be an integer from 1; got {new!r}. Pass another value.")
     if batch_rows is not None and not _is_count(batch_rows):
-        raise ValueError(f"expected batch_rows to be an integer from 1, or None; got {batch_rows!r}. Give another.")
+        raise ValueError(
+            f"expected batch_rows to be an integer from 1, or None; got {batch_rows!r}. Pass another value."
+        )
     if not isinstance(temperature, Real) or not 0 <= temperature < float("inf"):
-        raise ValueError(f"expected a finite temperature from 0 (greedy); got {temperature!r}. Give another.")
+        raise ValueError(f"expected a finite temperature from 0 (greedy); got {temperature!r}. Pass another value.")
     if not isinstance(top_p, Real) or not 0 < top_p <= 1:
-        raise ValueError(f"expected top_p above 0 and at most 1; got {top_p!r}. Give another.")
+        raise ValueError(f"expected top_p above 0 and at most 1; got {top_p!r}. Pass another value.")
     limit = context_length(model)
     longest = max((len(row.prompt) for row in rows), default=0)
     if limit is not None and longest + new > limit:
         raise ValueError(
-            f"expected prompt and new tokens within the model's context of {limit}; got {longest} + {new}. Cut either."
+            f"expected prompt and new tokens within the model's context of {limit}; got {longest} + {new}. "
+            "Shorten either."
         )
 
 

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-NUCLEUS = 256
+from steerkit.models.model import widest_float
+
+FIRST_CANDIDATES = 256  # tokens that a nucleus is first looked for in
 
 
 def random_stream(key: Any, count: int) -> Float[np.ndarray, " count"]:
@@ -20,18 +22,10 @@ def random_stream(key: Any, count: int) -> Float[np.ndarray, " count"]:
 
 
 def likeliest(logits: Float[Tensor, "batch v"]) -> Int[Tensor, " batch"]:
-    """The most likely token of each row; `ValueError` where a logit is NaN or infinite, which would be chosen first."""
+    """The most likely token of each row; `ValueError` where a logit is NaN or infinite, which argmax would choose."""
     token = logits.argmax(-1)
     _check_finite(logits.gather(-1, token[:, None]))
     return token
-
-
-def _check_finite(found: Tensor) -> None:
-    if not torch.isfinite(found).all():
-        raise ValueError(
-            "expected finite logits; got NaN or infinity. Lower the coefficient, or load the model in bfloat16 or "
-            "float32."
-        )
 
 
 def sample(
@@ -39,34 +33,49 @@ def sample(
 ) -> Int[Tensor, " batch"]:
     """One token per row by the inverse of the cumulative distribution at `uniform`.
 
-    The distribution is softmax(logits / temperature), cut to its nucleus of `top_p`; it is summed in the order of the
-    token ids, so that rows with nearly equal logits and the same number choose the same token. A token is in the
-    nucleus if the probability of all likelier ones is below `top_p`; so are all that are as likely as its last.
+    The distribution is softmax(logits / temperature), restricted to its nucleus of `top_p`; it is summed in the order
+    of the token ids, so that rows with nearly equal logits and the same number choose the same token. A token is in
+    the nucleus if the probability of all likelier tokens is below `top_p`; tokens as likely as its last are included.
+    Sums are in float64 (float32 on MPS, which has no float64).
+
+    Args:
+        uniform: one number in [0, 1) per row.
 
     Raises:
         ValueError: a logit is NaN or infinite.
+
+    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (nucleus).
     """
     probabilities = torch.softmax(logits.float() / temperature, dim=-1)
-    _check_finite(probabilities[:, 0])  # one NaN makes a row of them
+    _check_finite(probabilities[:, 0])  # one NaN in a row makes the whole row NaN
+    wide = widest_float(logits.device)
     if top_p < 1:
-        likely, ids = probabilities.topk(min(NUCLEUS, probabilities.shape[-1]), dim=-1)
+        likely, ids = probabilities.topk(min(FIRST_CANDIDATES, probabilities.shape[-1]), dim=-1)
         least = _least_likely(likely, top_p)
         if likely.shape[-1] < probabilities.shape[-1] and bool((least <= likely[:, -1:]).any()):
             likely, ids = probabilities.sort(dim=-1, descending=True)
             least = _least_likely(likely, top_p)
-        likely = torch.where(likely >= least, likely, 0).double()
+        likely = torch.where(likely >= least, likely, 0).to(wide)
         ids, order = ids.sort(dim=-1)
         weights = likely.gather(-1, order)
     else:
-        weights, ids = probabilities.double(), None
+        weights, ids = probabilities.to(wide), None
     cumulative = weights.cumsum(-1)
     target = (uniform.to(cumulative) * cumulative[:, -1])[:, None]
-    place = torch.searchsorted(cumulative, target, right=True).clamp(max=weights.shape[-1] - 1)
-    return (place if ids is None else ids.gather(-1, place)).squeeze(-1)
+    index = torch.searchsorted(cumulative, target, right=True).clamp(max=weights.shape[-1] - 1)
+    return (index if ids is None else ids.gather(-1, index)).squeeze(-1)
+
+
+def _check_finite(logits: Tensor) -> None:
+    if not torch.isfinite(logits).all():
+        raise ValueError(
+            "expected finite logits; got NaN or infinity. Lower the coefficient, or load the model in bfloat16 or "
+            "float32."
+        )
 
 
 def _least_likely(likely: Float[Tensor, "batch n"], top_p: float) -> Float[Tensor, "batch 1"]:
     """The probability of the nucleus' last token, given the likeliest ones in falling order."""
-    wide = likely.double()
+    wide = likely.to(widest_float(likely.device))
     last = (wide.cumsum(-1) - wide < top_p).sum(-1, keepdim=True) - 1
     return likely.gather(-1, last)

@@ -39,6 +39,11 @@ def device_of(model: nn.Module) -> torch.device:
     return next(unwrap(model).parameters()).device
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """The widest floating-point type of a device: float64, except on MPS, which has float32 at most."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def accepts(model: nn.Module, argument: str) -> bool:
     """Whether the model's forward names this argument."""
     return argument in inspect.signature(unwrap(model).forward).parameters

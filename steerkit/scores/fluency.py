@@ -33,7 +33,7 @@ def log_probabilities(
     The text is tokenised on its own and follows the prompt's ids; prompts that repeat are prefilled once.
 
     Args:
-        steerings: per row what steers the model meanwhile; default nothing.
+        steerings: what steers the model in each row; default nothing.
     """
 
     def read(logits: Tensor, _: Tensor | None, ids: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def kl(
 ) -> Float[np.ndarray, " text"]:
     """Mean per token of `KL(steered || unsteered)` in nats over the vocabulary, teacher-forced on `texts`.
 
-    The texts should be unsteered ones, so that the measure is of the push and not of where it led; NaN where empty.
+    Use unsteered texts, so that the push is measured and not the text that it leads to. NaN for an empty text.
     """
 
     def read(logits: Tensor, plain: Tensor | None, ids: Tensor) -> Tensor:

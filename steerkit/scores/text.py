@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import count
 from string import ascii_lowercase, digits
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-Tokenizer = Literal["rouge_score", "symbols"]
+class TextTokenizer(Protocol):
+    """The interface of rouge-score's tokenizers, e.g. `rouge_score.tokenizers.DefaultTokenizer(use_stemmer=True)`."""
+
+    def tokenize(self, text: str) -> list[str]: ...
+
+
+Tokenizer = Literal["rouge_score", "symbols"] | TextTokenizer
 
 _ALNUM_OR_SPACE = bytes(code if chr(code) in ascii_lowercase + digits else 32 for code in range(256))
 
@@ -46,7 +52,9 @@ def tokenize(text: str, tokenizer: Tokenizer = "rouge_score") -> list[str]:
 
     `"symbols"`: only white space is lost. Words are runs of Unicode letters and digits; a run of one symbol is a token
     (`//`, `=`; `_` and combining marks are symbols); `+`, `-` or U+2212 directly before a digit belongs to the number
-    (`-1110`) unless a word or a closing bracket stands directly before it (`7-3` is `7`, `-`, `3`).
+    (`-1110`) unless a word or a closing bracket is directly before it (`7-3` is `7`, `-`, `3`).
+
+    A tokenizer object is called: `tokenizer.tokenize(text)`.
 
     Raises:
         TypeError: `text` is not a str.
@@ -55,13 +63,21 @@ def tokenize(text: str, tokenizer: Tokenizer = "rouge_score") -> list[str]:
     Source: `rouge_score/tokenize.py`, rouge-score 0.1.2.
     """
     _check_text("text", text)
-    if tokenizer not in _SPLIT:
-        raise ValueError(f"expected tokenizer to be one of {list(_SPLIT)}; got {tokenizer!r}. Choose one of those.")
-    return _SPLIT[tokenizer](text)
+    if isinstance(tokenizer, str) and tokenizer in _SPLIT:
+        return _SPLIT[tokenizer](text)
+    if isinstance(tokenizer, str) or not hasattr(tokenizer, "tokenize"):
+        raise ValueError(
+            f"expected tokenizer to be one of {list(_SPLIT)}; got {tokenizer!r}. Choose one of those, or pass an object "
+            "with a method `tokenize`."
+        )
+    return list(tokenizer.tokenize(text))
 
 
 def rouge_l(
-    candidates: Sequence[str], references: Sequence[str], tokenizer: Tokenizer = "rouge_score"
+    candidates: Sequence[str],
+    references: Sequence[str],
+    tokenizer: Tokenizer = "rouge_score",
+    implementation: Literal["steerkit", "rouge-score"] = "steerkit",
 ) -> Float[np.ndarray, " n"]:
     """ROUGE-L F1 in [0, 1] of each of n candidates against the reference at the same index.
 
@@ -69,9 +85,18 @@ def rouge_l(
     `R = LCS / |reference|`: `F = 2PR / (P + R) = 2 LCS / (|candidate| + |reference|)`, and 0 where either is empty.
     Each distinct text is tokenised once per call, by `tokenize(text, tokenizer)`.
 
+    Args:
+        tokenizer: `"rouge_score"`, `"symbols"`, or an object of rouge-score's tokenizer interface.
+        implementation: `"steerkit"`, or the package rouge-score as reference; they agree to rounding, and the package
+            is slower.
+
     Raises:
         TypeError: a single str in place of a sequence, or an entry that is not a str.
-        ValueError: the lengths differ, or unknown `tokenizer`.
+        ValueError: the lengths differ, or unknown `tokenizer` or `implementation`.
+
+    Example:
+        >>> rouge_l(["the sea is calm"], ["the sea was calm"])
+        array([0.75])
 
     Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004, section 3 with beta = 1.
     """
@@ -81,6 +106,12 @@ def rouge_l(
             _check_text(f"{name}[{i}]", text)
     if len(candidates) != len(references):
         raise ValueError(f"expected a reference per candidate; got {len(references)} for {len(candidates)}. Pair them.")
+    if implementation not in ("steerkit", "rouge-score"):
+        raise ValueError(
+            f"expected implementation 'steerkit' or 'rouge-score'; got {implementation!r}. Choose one of those."
+        )
+    if implementation == "rouge-score":
+        return _rouge_l_of_package(candidates, references, tokenizer)
 
     # rapidfuzz compares hashes, and the hash of a small int is the int: with a number per token the LCS is exact.
     number = defaultdict[str, int](count().__next__).__getitem__
@@ -90,6 +121,21 @@ def rouge_l(
         if a and b:
             scores[i] = 2 * LCSseq.similarity(a, b) / (len(a) + len(b))
     return scores
+
+
+def _rouge_l_of_package(
+    candidates: Sequence[str], references: Sequence[str], tokenizer: Tokenizer
+) -> Float[np.ndarray, " n"]:
+    """`rouge_l` computed by the package rouge-score."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    class Splitter:
+        def tokenize(self, text: str) -> list[str]:
+            return tokenize(text, tokenizer)
+
+    scorer = RougeScorer(["rougeL"], tokenizer=Splitter())
+    pairs = zip(references, candidates, strict=True)
+    return np.array([scorer.score(reference, candidate)["rougeL"].fmeasure for reference, candidate in pairs])
 
 
 def distinct_n(text: str, n: int = 2) -> float:
@@ -109,7 +155,7 @@ def distinct_n(text: str, n: int = 2) -> float:
 
 
 def repeated_ngrams(text: str, n: int = 4) -> float:
-    """Share of n-grams that had already occurred earlier in `text`: `1 - distinct_n(text, n)`, in [0, 1) or NaN.
+    """Share of n-grams that occurred earlier in `text`: `1 - distinct_n(text, n)`, in [0, 1) or NaN.
 
     Raises:
         TypeError, ValueError: as `distinct_n`.

@@ -7,21 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from steerkit.stats.checks import check_sequence
+from steerkit.stats.checks import check_sequence, finite_vector
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
     from numpy.typing import ArrayLike
-
-
-def _finite_vector(name: str, values: ArrayLike) -> Float[np.ndarray, " n"]:
-    array = np.asarray(values, dtype=float)
-    if array.ndim != 1:
-        raise ValueError(f"expected {name} of shape [n]; got {list(array.shape)}. Pass one dimension.")
-    if not np.isfinite(array).all():
-        at = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise ValueError(f"expected finite {name}; got {array[at]} at index {at}. Drop what was not measured.")
-    return array
 
 
 def curve_auc(coefficients: ArrayLike, values: ArrayLike, normalize: bool = False) -> float:
@@ -37,7 +26,7 @@ def curve_auc(coefficients: ArrayLike, values: ArrayLike, normalize: bool = Fals
     Raises:
         ValueError: shapes differ, fewer than two points, a coefficient given twice, NaN or infinity.
     """
-    c, v = _finite_vector("coefficients", coefficients), _finite_vector("values", values)
+    c, v = finite_vector("coefficients", coefficients), finite_vector("values", values)
     if len(c) != len(v):
         raise ValueError(f"expected one value per coefficient; got {len(v)} for {len(c)} coefficients. Pair them up.")
     if len(c) < 2:
@@ -65,7 +54,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
     Source: Hanley and McNeil, "The Meaning and Use of the Area under a ... (ROC) Curve", 1982.
     """
-    y, s = np.asarray(labels), _finite_vector("scores", scores)
+    y, s = np.asarray(labels), finite_vector("scores", scores)
     if y.shape != s.shape:
         raise ValueError(f"expected a label per score; got shapes {list(y.shape)} and {list(s.shape)}. Pair them up.")
     if y.dtype.kind not in "biuf" or not ((y == 0) | (y == 1)).all():

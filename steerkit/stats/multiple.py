@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from steerkit.stats.areas import _finite_vector
+from steerkit.stats.checks import finite_vector
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -27,7 +27,7 @@ def holm(p_values: ArrayLike) -> Float[np.ndarray, " n"]:
 
     Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
     """
-    p = _finite_vector("p_values", p_values)
+    p = finite_vector("p_values", p_values)
     if ((p < 0) | (p > 1)).any():
         raise ValueError(f"expected p_values in [0, 1]; got {p.min():g} to {p.max():g}. Pass probabilities.")
     order = np.argsort(p)

@@ -25,7 +25,7 @@ from steerkit.vectors.vector import SteeringVector
 LARGEST = torch.finfo(torch.float32).max
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Steering:
     """A vector, how strongly it acts, at which layers and positions, and how.
 
@@ -80,6 +80,18 @@ class Steering:
                 raise ValueError(
                     f"expected a direction to ablate; the vector is zero at layers {zero}. Use other layers."
                 )
+
+    def _key(self) -> tuple[Any, ...]:
+        """What equality and hash compare: every field, a coefficient per row as a tuple."""
+        coefficient = self.coefficient
+        per_row = tuple(coefficient.tolist()) if isinstance(coefficient, Tensor) else coefficient
+        return self.vector, per_row, self.positions, self.operation, self.foreign
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Steering) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
     def scaled(self, coefficient: float) -> Steering:
         """The same steering with another coefficient."""
@@ -180,9 +192,10 @@ def at_layers(vector: SteeringVector, layer: int | Sequence[int] | Literal["all"
             raise ValueError(f'expected a layer, several, or "all"; got {layer!r}. Pass a number.')
         return vector
     if isinstance(layer, Integral):
-        return vector.at(int(layer))
-    several: Sequence[int] = layer.tolist() if hasattr(layer, "tolist") else layer  # type: ignore[assignment]
-    return vector.at(*several)
+        layers: Sequence[int] = [int(layer)]
+    else:
+        layers = layer.tolist() if hasattr(layer, "tolist") else list(layer)  # type: ignore[arg-type]
+    return vector if list(layers) == list(vector.layers) else vector.at(*layers)
 
 
 def _checked_coefficient(value: Any) -> float | Tensor:

@@ -62,7 +62,7 @@ GENERATED: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] =
         {"prompts": ["ab\ud800"]}, "text that UTF-8 can hold", "'\\ud800', at character 2", "Take it out", ValueError
     ),
     "a prompt beyond the context": (
-        {"prompts": ["x" * 300]}, "within the model's context of 256", "got 300 + 2", "Cut either", ValueError
+        {"prompts": ["x" * 300]}, "within the model's context of 256", "got 300 + 2", "Shorten either", ValueError
     ),
     "a vector for a steering": (
         {"steering": push()}, "expected a Steering", "got SteeringVector", "Pass Steering(vector", TypeError
