@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import steerkit as sk
 from steerkit.generation import engine
-from steerkit.generation.cache import shared_prefix_lengths
+from steerkit.generation.cache import ReservedLayer, shared_prefix_lengths
 from steerkit.generation.engine import Engine, Row, exact
 from tests.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -125,3 +125,25 @@ def test_prompts_that_are_steered_themselves_share_nothing(monkeypatch) -> None:
     assert not asked
     sk.generate(model, tokenizer, prompts, max_new_tokens=3)
     assert asked  # without the steering they would
+
+
+class OnAnotherDevice:
+    """An index tensor that is not where the layer is: it can be moved and nothing else."""
+
+    def __init__(self, index: torch.Tensor) -> None:
+        self.index, self.moved_to = index, list[torch.device]()
+
+    def to(self, device: torch.device) -> torch.Tensor:
+        self.moved_to.append(device)
+        return self.index
+
+
+def test_a_shared_prefix_is_copied_by_indices_on_the_layer_s_own_device() -> None:
+    source, copy = ReservedLayer(5), ReservedLayer(7)
+    states = torch.randn(2, 3, 4, 8)
+    source.update(states, -states)
+    rows, columns = OnAnotherDevice(torch.tensor([[1], [0]])), OnAnotherDevice(torch.tensor([[0, 1], [2, 3]]))
+    copy.copy_from(source, rows, columns)  # type: ignore[arg-type]
+    assert rows.moved_to == columns.moved_to == [states.device]
+    assert torch.equal(copy.keys, torch.stack([states[1, :, :2], states[0, :, 2:]]))
+    assert torch.equal(copy.values, -copy.keys)

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import steerkit as sk
+from steerkit.generation import sampling
 from steerkit.generation.engine import Row
 from steerkit.generation.generate import decode
 from steerkit.generation.sampling import random_stream, sample
+from steerkit.models.model import widest_float
 from steerkit.text.prompt import encode_prompt
 from steerkit.text.tokens import pad
 from tests.reference import greedy
@@ -186,3 +191,28 @@ def test_a_prompt_string_gets_the_first_token_once_and_a_rendered_chat_never() -
     assert encode_prompt(tokenizer, "ab") == (bos, *plain)
     assert encode_prompt(tokenizer, "<|begin|>ab") == (bos, *plain)
     assert encode_prompt(tokenizer, Rendered("ab")) == plain
+
+
+class NoFloat64(TorchDispatchMode):
+    """Fails where a float64 tensor is made, as MPS does."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
+            assert not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float64, function
+        return result
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_no_float64_is_made_on_a_device_that_has_none(top_p: float, monkeypatch) -> None:
+    assert widest_float(torch.device("mps")) == torch.float32
+    assert widest_float(torch.device("cpu")) == widest_float(torch.device("cuda")) == torch.float64
+    logits, uniform = torch.randn(64, 300), torch.rand(64)
+    wanted = sample(logits, uniform, 0.8, top_p)
+    monkeypatch.setattr(sampling, "widest_float", lambda device: torch.float32)
+    with NoFloat64():
+        narrow = sample(logits, uniform, 0.8, top_p)
+    assert torch.equal(narrow, wanted)
+    monkeypatch.undo()
+    with pytest.raises(AssertionError), NoFloat64():
+        sample(logits, uniform, 0.8, top_p)

@@ -67,8 +67,8 @@ def tokenize(text: str, tokenizer: Tokenizer = "rouge_score") -> list[str]:
         return _SPLIT[tokenizer](text)
     if isinstance(tokenizer, str) or not hasattr(tokenizer, "tokenize"):
         raise ValueError(
-            f"expected tokenizer to be one of {list(_SPLIT)}; got {tokenizer!r}. Choose one of those, or pass an object "
-            "with a method `tokenize`."
+            f"expected tokenizer to be one of {list(_SPLIT)}; got {tokenizer!r}. Choose one of those, or pass an "
+            "object with a method `tokenize`."
         )
     return list(tokenizer.tokenize(text))
 

@@ -15,16 +15,15 @@ Label = int | str
 def layer_sets(layers: Any) -> list[LayerSet]:
     """What `sweep` is given as `layers`, as a list: each a layer, a tuple of layers steered at once, or `"all"`.
 
-    Accepts one of them, or any list, range, array or tensor of them.
+    Accepts a number, `"all"`, or any list, tuple, range, array or tensor of layer sets; only a tuple inside it is
+    steered at once.
 
     Raises:
-        ValueError: nothing, something else, or a place given twice.
+        ValueError: nothing, something else, or a layer set given twice.
     """
-    if isinstance(layers, str) or not isinstance(layers, Iterable):
-        layers = [layers]
-    elif isinstance(layers, tuple) and len(layers) > 1 and all(isinstance(one, Integral) for one in layers):
-        layers = list(layers)
-    places = [_layer_set(one) for one in (layers.tolist() if hasattr(layers, "tolist") else layers)]
+    given = layers.tolist() if hasattr(layers, "tolist") else layers
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    places = [_layer_set(one) for one in (given if several else [given])]
     if not places or len(set(places)) < len(places):
         raise ValueError(
             f"expected layers that differ, each a number, a tuple of numbers or 'all'; got {layers!r}. List each once."

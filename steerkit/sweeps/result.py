@@ -24,10 +24,10 @@ PLACE = ("vector", "layer")
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Rows of generated text and the scores added to them.
+    """Generated texts and their scores, as one tidy table.
 
     Args:
-        table: one row per vector, layer, coefficient, prompt and sample, with the columns that a sweep gives it.
+        table: one row per vector, layer, coefficient, prompt and sample, with the columns that `sweep` returns.
         meta: provenance: model, weights, settings, versions.
     """
 
@@ -70,7 +70,7 @@ class SweepResult:
         return cls(*read_table(file))
 
     def with_scores_of(self, path: str | Path) -> SweepResult:
-        """The same rows with the scores that a table has for them; unchanged if it is not there or has other rows."""
+        """The same rows with the scores of another table; unchanged if that file is missing or has other rows."""
         if not Path(path).is_file():
             return self
         scored = SweepResult.load(path)
@@ -90,7 +90,7 @@ class SweepResult:
         tokenizer: Any = None,
         vectors: Any = None,
     ) -> SweepResult:
-        """The same rows with one more column.
+        """The same result with one more score, as a column of its table.
 
         Args:
             name: `"rouge_l"` (F1 against `reference`, rouge-score's tokenizer), `"rouge_l_symbols"` (one that keeps
@@ -145,7 +145,7 @@ class SweepResult:
         }
 
     def controls_of(self, vector: str, role: str) -> list[str]:
-        """The names of a vector's controls of one role; a control is never one of itself or of other controls of it."""
+        """The names of a vector's controls of one role; none for a vector that has this role itself."""
         roles = self.roles()
         mine, of_mine = roles[vector]
         if mine == role:
@@ -169,10 +169,11 @@ class SweepResult:
         chat = table["chat"] if "chat" in table else [False] * len(table)
         prompts = [Rendered(p) if c else p for p, c in zip(table["prompt"], chat, strict=True)]
         if name == "perplexity":
-            distinct = {key: place for place, key in enumerate(zip(prompts, table["text"], strict=True))}
+            keys = list(zip(prompts, table["text"], strict=True))
+            distinct = list(dict.fromkeys(keys))
             scores = perplexity(model, tokenizer, [p for p, _ in distinct], [t for _, t in distinct])
-            of = dict(zip(distinct, scores, strict=True))
-            return np.array([of[key] for key in zip(prompts, table["text"], strict=True)])
+            score_of = dict(zip(distinct, scores, strict=True))
+            return np.array([score_of[key] for key in keys])
         named = dict(vectors) if isinstance(vectors, Mapping) else {"vector": vectors}
         known = self.meta.get("vectors", {})
         if missing := sorted(set(table["vector"]) - set(named)):
@@ -181,14 +182,14 @@ class SweepResult:
             raise ValueError(
                 f"expected the vectors that the sweep was run with; got others as {other[:5]}. Load those files."
             )
-        steerings = [
-            Steering(
-                named[row.vector], float(row.coefficient), row.positions, row.operation, foreign=True,
-                layer=layers_of(row.layer),
+        steerings: dict[tuple[Any, ...], Steering] = {}
+        columns = ("vector", "layer", "coefficient", "positions", "operation")
+        settings: list[tuple[Any, ...]] = list(zip(*(table[column] for column in columns), strict=True))
+        for vector, layer, coefficient, positions, operation in dict.fromkeys(settings):
+            steerings[vector, layer, coefficient, positions, operation] = Steering(
+                named[vector], float(coefficient), positions, operation, foreign=True, layer=layers_of(layer)
             )
-            for row in table.itertuples()
-        ]  # fmt: skip
-        return kl(model, tokenizer, prompts, _unsteered(table), steerings)
+        return kl(model, tokenizer, prompts, _unsteered(table), [steerings[key] for key in settings])
 
     def curve(self, score: str, by: Sequence[str] = PLACE, seed: int = 0) -> pd.DataFrame:
         """Mean of a score per coefficient with a 95 % percentile bootstrap interval over groups (prompts, not rows).
@@ -228,8 +229,8 @@ class SweepResult:
     ) -> pd.DataFrame:
         """The paired gain of a score, per vector, layer and coefficient: over coefficient 0, or over control vectors.
 
-        Differences are taken within a prompt (samples averaged first). Over controls, prompts **and** controls are
-        resampled, so the spread of the random directions is in the interval.
+        Differences are taken within a prompt (samples averaged first). Over controls, prompts and controls are
+        resampled, so that the interval includes the spread of the control directions.
 
         Args:
             over: names of control vectors that were swept at the same layer and coefficients; None is coefficient 0.
@@ -311,11 +312,11 @@ PURE: dict[str, Callable[[pd.DataFrame], np.ndarray]] = {
 
 
 LESS_IS_BETTER = ("perplexity", "repeated_4grams", "kl")
-"""Scores that say what a push costs."""
+"""Scores of what steering costs: fluency lost, text repeated, distribution changed."""
 
 
 def titled(result: SweepResult, scores: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Curves and gains of each score, by what they are."""
+    """Curves and gains of each score, by the title of the table."""
     tables = {}
     for score in scores:
         what = f"{score} (less is better)" if score in LESS_IS_BETTER else score

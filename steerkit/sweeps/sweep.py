@@ -66,7 +66,7 @@ def sweep(
     prompts: Sequence[Prompt | Mapping[str, Any]],
     *,
     coefficients: float | Sequence[float],
-    layers: LayerSet | Sequence[LayerSet] | None = None,
+    layers: int | Literal["all"] | Sequence[LayerSet] | None = None,
     positions: str = "from_last_prompt_token",
     operation: Literal["add", "ablate"] = "add",
     samples: int = 1,
@@ -92,8 +92,9 @@ def sweep(
         prompts: strings (verbatim), message lists, or rows with `prompt`, and optionally `id`, `reference` and `group`
             (resampled together; default the id); other keys become columns.
         coefficients: multiply the vectors as stored; one or several, a list, array or tensor. 0 is always added.
-        layers: where the vectors are steered: a layer, a tuple of layers steered at once, `"all"` (all layers of the
-            vector at once), or a list of these. Default: each vector at the one layer that it holds.
+        layers: where the vectors are steered: a layer, `"all"` (all layers of a vector at once), or a list of these, in
+            which a tuple is a set of layers steered at once: `[8, 10, (8, 10)]`. Default: each vector at the one layer
+            that it holds.
         samples: 1 is greedy unless a temperature is given; more use temperature 0.7 unless given.
         stream_norms: mean norm of the stream per layer, for `relative_dose`; default: measured on this sweep's own
             unsteered texts.
@@ -244,7 +245,7 @@ def prompt_rows(prompts: Sequence[Prompt | Mapping[str, Any]]) -> list[dict[str,
 
 def steerings_at(
     named: Mapping[str, SteeringVector],
-    layers: LayerSet | Sequence[LayerSet] | None,
+    layers: int | Literal["all"] | Sequence[LayerSet] | None,
     positions: str,
     operation: Literal["add", "ablate"],
     foreign: bool,
