@@ -16,6 +16,7 @@ import torch
 import steerkit as sk
 from steerkit.lm_eval import SteeredLM
 from steerkit.sweeps.layers import label_of, layer_sets, natural_order
+from steerkit.sweeps.projections import sweep_projections
 from steerkit.text.prompt import render
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -130,6 +131,17 @@ def test_several_layers_at_once_are_not_one_after_the_other() -> None:
     assert layer_sets([(1, 2)]) == [(1, 2)]
     assert [label_of(place) for place in layer_sets([(8, 10), 3, "all"])] == ["8+10", 3, "all"]
     assert sorted(["all", "8+10", 12, "2+3", 2], key=natural_order) == [2, 12, "2+3", "8+10", "all"]
+
+
+def test_texts_steered_at_several_layers_are_projected_on_the_last_of_them() -> None:
+    model, tokenizer, both = tiny_model(), tiny_tokenizer(), vector(tiny_model(), 1, 2)
+    layers = [2, (1, 2), "all"]
+    table = sk.sweep(
+        model, tokenizer, both, PROMPTS, layers=layers, coefficients=1, max_new_tokens=4, stream_norms={}
+    ).table
+    plain = sweep_projections(model, tokenizer, table[table["coefficient"] == 0], {"vector": both})
+    parts = [part["projection"].tolist() for _, part in plain.groupby(plain["layer"].astype(str))]
+    assert len(parts) == 3 and parts[0] == parts[1] == parts[2]
 
 
 # Comparison and display

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from steerkit.steering.steering import Steering
 from steerkit.text.prompt import Prompt, encode_prompt
 from steerkit.text.tokens import encode
 
-LOGIT_BYTES = 2**28
-ROWS = 96
+LOGIT_BYTES = 2**28  # logits held at once
+MAX_ROWS = 96
 
 
 def log_probabilities(
@@ -28,18 +28,19 @@ def log_probabilities(
     texts: Sequence[str],
     steerings: Sequence[Steering | None] | None = None,
 ) -> list[Float[Tensor, " token"]]:
-    """`log p(token_t | prompt, tokens before t)` of each text's own tokens, in nats; empty for an empty text.
+    """Log-probability `log p(token_t | prompt, tokens before t)` of each token of each text, in nats.
 
-    The text is tokenised on its own and follows the prompt's ids; prompts that repeat are prefilled once.
+    The text is tokenised alone and follows the ids of the prompt. Equal prompts are prefilled once. An empty text has
+    no tokens.
 
     Args:
         steerings: what steers the model in each row; default nothing.
     """
 
-    def read(logits: Tensor, _: Tensor | None, ids: Tensor) -> Tensor:
+    def score(logits: Tensor, _: Tensor | None, ids: Tensor) -> Tensor:
         return logits.gather(-1, ids[..., None]).squeeze(-1) - logits.logsumexp(-1)
 
-    return _teacher_forced(model, tokenizer, prompts, texts, steerings, read, paired=False)
+    return _teacher_forced(model, tokenizer, prompts, texts, steerings, score, paired=False)
 
 
 def perplexity(
@@ -62,12 +63,12 @@ def kl(
     Use unsteered texts, so that the push is measured and not the text that it leads to. NaN for an empty text.
     """
 
-    def read(logits: Tensor, plain: Tensor | None, ids: Tensor) -> Tensor:
+    def score(logits: Tensor, plain: Tensor | None, ids: Tensor) -> Tensor:
         assert plain is not None
         steered = logits.log_softmax(-1)
         return (steered.exp() * (steered - plain.log_softmax(-1))).sum(-1)
 
-    scores = _teacher_forced(model, tokenizer, prompts, texts, steerings, read, paired=True)
+    scores = _teacher_forced(model, tokenizer, prompts, texts, steerings, score, paired=True)
     return np.array([float(s.double().mean()) if len(s) else np.nan for s in scores])
 
 
@@ -77,13 +78,19 @@ def _teacher_forced(
     prompts: Sequence[Prompt],
     texts: Sequence[str],
     steerings: Sequence[Steering | None] | None,
-    read: Any,
+    score: Callable[[Tensor, Tensor | None, Tensor], Tensor],
     paired: bool,
 ) -> list[Tensor]:
-    """`read(logits, unsteered logits or None, ids)` per token of each text; `[token]` per row."""
+    """`score(logits, unsteered logits or None, ids)` of each token of each text; `[token]` per row.
+
+    Args:
+        paired: also forward the unsteered model.
+    """
     if not len(prompts) == len(texts) == len(steerings if steerings is not None else texts):
         got = [len(texts)] if steerings is None else [len(texts), len(steerings)]
-        raise ValueError(f"expected one text (and steering) per prompt, {len(prompts)}; got {got}. Pair them up.")
+        raise ValueError(
+            f"expected one text (and steering) per prompt, {len(prompts)}; got {got}. Pass one per prompt."
+        )
     ids = [encode(tokenizer, text) for text in texts]
     check_vocabulary(model, ids)
     encoded: dict[str, tuple[int, ...]] = {}
@@ -103,31 +110,31 @@ def _teacher_forced(
         raise ValueError(
             f"expected prompt and text within the model's context of {limit} tokens; got {longest}. Cut the texts."
         )
-    size = max(1, min(ROWS, LOGIT_BYTES // (4 * vocabulary * room * (2 if paired else 1))))
+    size = max(1, min(MAX_ROWS, LOGIT_BYTES // (4 * vocabulary * room * (2 if paired else 1))))
 
     def work(engine: Engine, numbers: Sequence[int]) -> list[Tensor]:
-        mine = [ids[todo[i]] for i in numbers]
-        chunk = torch.zeros(len(mine), max(map(len, mine)), dtype=torch.long)
-        for row, tokens in enumerate(mine):
+        batch_ids = [ids[todo[i]] for i in numbers]
+        chunk = torch.zeros(len(batch_ids), max(map(len, batch_ids)), dtype=torch.long)
+        for row, tokens in enumerate(batch_ids):
             chunk[row, : len(tokens)] = torch.tensor(tokens)
         chunk = chunk.to(engine.device)
         entering = torch.cat([engine.last_tokens(), chunk[:, :-1]], dim=1)
         logits = engine.forward(entering, engine.width - 1).float()
         plain = None
         if paired:
-            bare = Engine(model, [Row(row.prompt) for row in engine.rows], room)
-            plain = bare.forward(entering, bare.width - 1).float()
-        scores = read(logits, plain, chunk).cpu()
-        own = [scores[row, : len(tokens)] for row, tokens in enumerate(mine)]
-        if any(bool(torch.isnan(part).any()) for part in own):
+            unsteered = Engine(model, [Row(row.prompt) for row in engine.rows], room)
+            plain = unsteered.forward(entering, unsteered.width - 1).float()
+        scores = score(logits, plain, chunk).cpu()
+        by_row = [scores[row, : len(tokens)] for row, tokens in enumerate(batch_ids)]
+        if any(bool(torch.isnan(one).any()) for one in by_row):
             raise ValueError(
                 "expected finite logits; got NaN. Lower the coefficient, or load the model in bfloat16 or float32."
             )
-        return own
+        return by_row
 
     with progress("scoring", len(todo)) as advance:
         for batch in in_batches(model, [rows[i] for i in todo], room, work, size):
-            for place, scores in batch:
-                out[todo[place]] = scores.clone()  # out of inference mode, so that it is an ordinary tensor
+            for number, scores in batch:
+                out[todo[number]] = scores.clone()  # outside inference mode, so that it is an ordinary tensor
             advance(len(batch))
     return out
