@@ -88,9 +88,7 @@ def _teacher_forced(
     """
     if not len(prompts) == len(texts) == len(steerings if steerings is not None else texts):
         got = [len(texts)] if steerings is None else [len(texts), len(steerings)]
-        raise ValueError(
-            f"expected one text (and steering) per prompt, {len(prompts)}; got {got}. Pass one per prompt."
-        )
+        raise ValueError(f"expected one text (and steering) per prompt, {len(prompts)}; got {got}. Pair them.")
     ids = [encode(tokenizer, text) for text in texts]
     check_vocabulary(model, ids)
     encoded: dict[str, tuple[int, ...]] = {}
