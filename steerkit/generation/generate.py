@@ -128,9 +128,16 @@ def generate(
         rows = [Row(prompt, row) for prompt, row in zip(ids, each, strict=True)]
         log_probs: list[list[float]] | None = [[] for _ in rows] if return_details else None
         found = decode(
-            model, tokenizer, rows, streams, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-            batch_rows=batch_rows, log_probs=log_probs,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            rows,
+            streams,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            batch_rows=batch_rows,
+            log_probs=log_probs,
+        )
         done = {number: continuation for batch in found for number, continuation in batch}
     if log_probs is None:
         return [text_of(tokenizer, done[number]) for number in range(len(rows))]

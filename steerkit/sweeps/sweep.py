@@ -32,10 +32,27 @@ from steerkit.vectors.controls import roles_of
 from steerkit.vectors.vector import SteeringVector
 
 RESERVED = {
-    "vector", "role", "control_of", "layer", "coefficient", "prompt_id", "sample", "chat", "text", "n_tokens",
-    "finished", "relative_dose", "positions", "operation", "samples", "temperature", "top_p", "max_new_tokens", "seed",
+    "vector",
+    "role",
+    "control_of",
+    "layer",
+    "coefficient",
+    "prompt_id",
+    "sample",
+    "chat",
+    "text",
+    "n_tokens",
+    "finished",
+    "relative_dose",
+    "positions",
+    "operation",
+    "samples",
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "seed",
     "weights",
-}  # fmt: skip
+}
 Place = tuple[str, Label]
 """A vector's name and the label of the layers where it is steered."""
 
@@ -138,9 +155,14 @@ def sweep(
     steerings = steerings_at(named, layers, positions, operation, foreign)
     cells = cells_of(steerings, coefficients)
     settings = {
-        "positions": positions, "operation": operation, "samples": samples, "temperature": temperature, "top_p": top_p,
-        "max_new_tokens": max_new_tokens, "seed": seed,
-    }  # fmt: skip
+        "positions": positions,
+        "operation": operation,
+        "samples": samples,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
     about = describe(model, tokenizer)
     identity = ("model_fingerprint", "adapter_fingerprint", "dtype", "attention", "template_sha256")
     config = {
@@ -166,9 +188,15 @@ def sweep(
         work = [Row(prompt_ids[row["id"]], () if cell.steering is None else (cell.steering,)) for cell, row, _ in todo]
         streams = [(seed, row["id"], sample) for _, row, sample in todo]
         found = decode(
-            model, tokenizer, work, streams, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+            model,
+            tokenizer,
+            work,
+            streams,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
             batch_rows=batch_rows,
-        )  # fmt: skip
+        )
         with progress("sweep", len(todo)) as advance:
             for batch in found:
                 store.append(
