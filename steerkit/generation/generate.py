@@ -204,7 +204,8 @@ def decode(
     ends = ends_of(model, tokenizer)
 
     def work(engine: Engine, numbers: Sequence[int]) -> list[Continuation]:
-        choose = _chooser([streams[i] for i in numbers], max_new_tokens, temperature, top_p, engine.device)
+        keys = [] if temperature == 0 else [streams[i] for i in numbers]
+        choose = _chooser(keys, max_new_tokens, temperature, top_p, engine.device)
         if log_probs is not None:
             choose = _recording(choose, [log_probs[i] for i in numbers])
         return engine.decode(max_new_tokens, ends, choose)

@@ -1,0 +1,78 @@
+"""Sizes of models and batches: those for a GPU, and small ones with which the tests run the same code on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+LLAMA_8B: dict[str, Any] = {
+    "vocab_size": 128_256,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+}
+LLAMA_SMALL: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is run.
+
+    Args:
+        llama: configuration of the random model whose speed is measured.
+        dtype: of its weights.
+        layer: the steered and captured layer.
+        rows: texts decoded at once.
+        prompts: different prompts among them.
+        width: tokens of a prompt.
+        new: new tokens of a row.
+        texts: captured texts, each of `width` tokens at most.
+        pairs: timed pairs of each comparison.
+        exact: configuration of the random model on which equivalences are tested.
+    """
+
+    llama: dict[str, Any]
+    dtype: torch.dtype
+    layer: int
+    rows: int
+    prompts: int
+    width: int
+    new: int
+    texts: int
+    pairs: int
+    exact: dict[str, Any] = field(default_factory=lambda: dict(LLAMA_SMALL, hidden_size=512, num_hidden_layers=6))
+
+
+CUDA = Sizes(LLAMA_8B, torch.bfloat16, layer=15, rows=72, prompts=8, width=128, new=64, texts=512, pairs=11)
+CPU = Sizes(
+    LLAMA_SMALL, torch.float32, layer=1, rows=6, prompts=2, width=16, new=4, texts=8, pairs=3, exact=dict(LLAMA_SMALL)
+)
+
+
+def sizes_for(device: torch.device) -> Sizes:
+    """The sizes for a device."""
+    return CUDA if device.type == "cuda" else CPU
+
+
+def random_llama(config: dict[str, Any], device: torch.device, dtype: torch.dtype, seed: int = 0) -> Any:
+    """A Llama with random weights: speed and memory do not depend on their values."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(seed)
+    tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**config, **tokens), dtype=dtype)
+    return model.eval()

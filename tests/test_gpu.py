@@ -1,0 +1,66 @@
+"""The script for GPU machines runs whole on a CPU with small sizes, and reports every part."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu.measure import ratio
+from benchmarks.gpu.sizes import CPU
+
+
+def test_every_part_runs_on_a_cpu_or_says_why_not(tmp_path, capsys) -> None:
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path)]) == 0
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert {name: part["state"] for name, part in parts.items()} == {
+        "equivalence": "ran",
+        "decoding": "ran",
+        "capture": "ran",
+        "static-cache": "skipped",
+    }
+    assert parts["static-cache"]["reason"] == "CUDA graphs need a GPU"
+    figures = [row for part in parts.values() for row in part.get("figures", [])]
+    assert len(figures) >= 14 and all(math.isfinite(row["value"]) for row in figures)
+    assert {"engine steered / unsteered, seconds", "capture / bare forward, seconds"} <= {r["figure"] for r in figures}
+    page = (tmp_path / "gpu.md").read_text()
+    assert all(f"## {name}:" in page for name in parts) and "no figures to publish" in page
+
+
+def test_a_part_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch, capsys) -> None:
+    def broken(sizes: object, device: object) -> list[dict[str, object]]:
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr(
+        gpu, "PARTS", {"broken": broken, "whole": lambda *_: [{"figure": "f", "value": 1.0, "unit": ""}]}
+    )
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path)]) == 1
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert parts["broken"]["state"] == "failed" and "no such kernel" in parts["broken"]["reason"]
+    assert parts["whole"]["state"] == "ran"
+
+
+def test_no_part_starts_once_the_budget_is_spent_and_a_part_can_be_left_out(tmp_path, capsys) -> None:
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--budget", "-1", "--parts", "capture"]) == 0
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert {part["state"] for part in parts.values()} == {"skipped"}
+    assert "no time left" in parts["capture"]["reason"] and parts["decoding"]["reason"] == "not chosen"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_without_a_gpu_the_script_says_so(capsys) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main([])
+    assert "Pass --device cpu" in capsys.readouterr().err
+
+
+def test_a_ratio_of_paired_times_has_the_interval_of_student_s_t() -> None:
+    found = ratio([2.0, 4.0, 8.0], [1.0, 2.0, 4.0])
+    assert found["ratio"] == pytest.approx(2.0) and found["low"] == pytest.approx(found["high"])
+    spread = ratio([2.0, 1.0, 4.0], [1.0, 1.0, 1.0])
+    half = 4.303 * math.log(2) / math.sqrt(3)
+    assert math.log(spread["high"] / spread["ratio"]) == pytest.approx(half, rel=1e-3)
+    assert CPU.pairs == 3
