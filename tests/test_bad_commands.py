@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         ("inspect", "empty"), {"empty": None}, "expected a file at empty/config.json", "there is none", "Check"
     ),
     "inspect half a configuration": (
-        ("inspect", "m"), {"m/config.json": b'{"a"'}, "expected JSON in m/config.json", "got something else", "Mend"
+        ("inspect", "m"), {"m/config.json": b'{"a"'}, "expected JSON in m/config.json", "got something else", "Correct"
     ),
     "inspect weights that are cut off": (
         ("inspect", "{torn}"), {}, "expected a whole checkpoint", "got SafetensorError", "Fetch it again"

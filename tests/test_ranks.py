@@ -32,7 +32,7 @@ from steerkit.text.traces import tags
 import steerkit as sk
 
 out = Path(sys.argv[1])
-alone = ranks.first_alone(lambda: (out / "alone").mkdir() or "first")
+alone = ranks.in_first_process(lambda: (out / "alone").mkdir() or "first")
 setting = SFT(steps=2, batch=4, micro_batch=2, lora=None, learning_rate=1e-2)
 sft = train_sft(*model_and_tokenizer(), traces(), setting, out / "sft")
 model, tokenizer = sk.load(sft)
@@ -89,7 +89,7 @@ result = sk.sweep(
     tiny_model(), tiny_tokenizer(), vector, ["one", "two three", "four", "five six"], coefficients=[-1, 0, 1],
     max_new_tokens=5, samples=2, out=sys.argv[1],
 )
-result.save(f"{sys.argv[1]}-seen-by-{ranks.place()[0]}.parquet")
+result.save(f"{sys.argv[1]}-seen-by-{ranks.rank_and_world()[0]}.parquet")
 """
 
 
@@ -118,7 +118,7 @@ def said(request, rng):
 
 out = sys.argv[1]
 held = hold(addition(7, 0, "train"), Rule(said), cast_of("standard"), Setting(), out, shared=True)
-open(f"{out}-seen-by-{ranks.place()[0]}.json", "w").write(json.dumps([asdict(debate) for debate in held]))
+open(f"{out}-seen-by-{ranks.rank_and_world()[0]}.json", "w").write(json.dumps([asdict(debate) for debate in held]))
 """
 
 
