@@ -44,7 +44,7 @@ def file_name(name: object) -> str:
     plain = str(name).lower().replace(" ", "-")
     if not plain or not plain.isprintable() or plain != Path(plain).name or plain.startswith("."):
         raise ValueError(
-            f"expected a name that can be part of a file name; got {name!r:.80}. Remove slashes, control characters "
+            f"expected a name that can be part of a file name; got {name!r:.80}. Take out slashes, control characters "
             "and leading dots."
         )
     return plain

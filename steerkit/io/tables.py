@@ -58,7 +58,7 @@ def read_table(path: str | Path) -> tuple[Any, dict[str, Any]]:
     meta = read_json(meta_path) if meta_path.exists() else {}
     if not isinstance(meta, dict):
         raise ValueError(
-            f"expected a JSON object in {meta_path}; got {type(meta).__name__}. Delete the file, or write it again."
+            f"expected a JSON object in {meta_path}; got {type(meta).__name__}. Delete it, or write it again."
         )
     if meta.get("file") == path.name and meta.get("sha256") != sha256(data):
         raise ValueError(

@@ -16,8 +16,8 @@ from tests.bad_input.cases import LINE, MESSAGES, PAIR, Case, Files, row
 
 KEYS = ("expected keys", "Rename, add or drop keys")
 PAIRS: dict[str, tuple[bytes, str, str, str]] = {
-    "is empty": (b"", "expected at least one pair", "it is empty", "Write one object a line"),
-    "has blank lines only": (b"\n \n\n", "expected at least one pair", "it is empty", "Write one object a line"),
+    "is empty": (b"", "expected at least one pair", "it is empty", "Write one object per line"),
+    "has blank lines only": (b"\n \n\n", "expected at least one pair", "it is empty", "Write one object per line"),
     "is binary": (bytes(range(256)) * 8, "expected a JSON object", "line 1; got b'", LINE),
     "is all zeros": (bytes(1000) + b"\n", "expected a JSON object", "line 1; got b'", LINE),
     "is in UTF-16": (PAIR.decode().encode("utf-16"), "expected a JSON object", "line 1; got b'", LINE),
