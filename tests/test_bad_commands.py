@@ -48,10 +48,10 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         ("inspect", "{torn}"), {}, "expected a whole checkpoint", "got SafetensorError", "Fetch it again"
     ),
     "inspect fewer blocks than configured": (
-        ("inspect", "{deeper}"), {}, "9 blocks", "got 45 tensors too few", "Mend its config.json"
+        ("inspect", "{deeper}"), {}, "9 blocks", "got 45 tensors too few", "Correct its config.json"
     ),
     "inspect more blocks than configured": (
-        ("inspect", "{shallower}"), {}, "2 blocks", "18 in further blocks", "Mend its config.json"
+        ("inspect", "{shallower}"), {}, "2 blocks", "18 in further blocks", "Correct its config.json"
     ),
     "inspect another width than configured": (
         ("inspect", "{wider}"), {}, "expected a whole checkpoint", "got RuntimeError", "Fetch it again"

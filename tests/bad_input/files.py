@@ -79,7 +79,7 @@ def checkpoint_cases() -> Iterator[Case]:
     if not torch.cuda.is_available():
         yield Case(
             "a checkpoint on a device that is not there", lambda _: sk.load("m", device="cuda:1"),
-            "expected a device that is there", "got 'cuda:1' without a GPU", "Say device='cpu'",
+            "expected an available device", "got 'cuda:1' without a GPU", "Pass device='cpu'",
         )  # fmt: skip
     yield Case(
         "an adapter that is not there", lambda f: with_adapter(tiny_model(), f / "adapter", False),
