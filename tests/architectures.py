@@ -29,7 +29,7 @@ from tests.tiny import tiny_tokenizer
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 FORK = multiprocessing.get_context("fork")
 SECONDS = 180
-REFUSALS = ("expected a model whose logits with a cache", "expected a model that takes a cache")
+REFUSALS = ("expected a model whose logits with a cache", "expected a model that takes a KV cache")
 ADVICE = " Steer its plain forwards with `steering.on(model)`."
 NEEDS = " Use a model whose only input is text."
 EXPLANATIONS = {
