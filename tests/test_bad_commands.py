@@ -171,7 +171,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         (*SWEEP, "--layers", "1", "--max-new-tokens", "999"), ASKED, "context of 256", "+ 999", "Cut either"
     ),
     "sweep into a file": (
-        (*SWEEP, "--layers", "1"), {**ASKED, "run": b"mine"}, "a folder for the run", "got a file", "another place"
+        (*SWEEP, "--layers", "1"), {**ASKED, "run": b"mine"}, "a folder for the run", "got a file", "another path"
     ),
     "sweep into another one's folder": (
         (*SWEEP, "--layers", "1"), {**ASKED, "run/config.json": b'{"seed": 7}'},

@@ -53,7 +53,7 @@ def run_by(ranks: int, script: Path, out: Path) -> None:
 
 
 def by_one_and_by_two(source: str, folder: Path) -> tuple[Path, Path]:
-    """What a script made of a place of its own when one process ran it, and when two ranks did."""
+    """The output folders of a script that one process ran, and that two ranks ran."""
     script, one, two = folder / "work.py", folder / "one", folder / "two"
     script.write_text(source)
     run_by(2, script, two)

@@ -108,10 +108,10 @@ class _TappedModel(nn.Module):
 
 
 def _transformer_lens(model: nn.Module, tokenizer: Any) -> Run:
+    """Forwards by transformer_lens' `TransformerBridge`, whose attention expects the mask of the eager kernel."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    """Forwards by transformer_lens' `TransformerBridge`, whose attention expects the mask of the eager kernel."""
     model.set_attn_implementation("eager")  # type: ignore[operator]
     bridge = build_bridge_from_module(model, type(model).__name__, hf_config=copy.deepcopy(model.config)).eval()
 
