@@ -29,10 +29,10 @@ from tests.tiny import tiny_tokenizer
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 FORK = multiprocessing.get_context("fork")
 SECONDS = 180
-REFUSALS = ("expected a model whose logits with a cache", "expected a model that takes a cache")
+REFUSALS = ("expected a model whose logits with a cache", "expected a model that takes a KV cache")
 ADVICE = " Steer its plain forwards with `steering.on(model)`."
-NEEDS = " One that needs more than a text cannot be read here."
-PLAINLY = {
+NEEDS = " Use a model whose only input is text."
+EXPLANATIONS = {
     "blt": "bytes and patches of bytes are streams of different lengths",
     "cpmant": "32 positions of its own stand before the text",
     "deepseek_v4": "four streams",
@@ -54,7 +54,7 @@ PLAINLY = {
     "xlnet": "positions come before the batch",
     "xlstm": "its state is no cache that can be passed in",
 }
-"""What the error means."""
+"""Explanations of the errors, by model type."""
 ABOUT = (
     "Written by `make architectures` with transformers {transformers} and torch {torch}: a small random model of "
     "each of the {count} entries of its causal language model mapping, put before `steerkit doctor`. **Works** "
@@ -75,26 +75,26 @@ ORDINARY = ("ours before it", "all layers equal output_hidden_states")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one architecture.
+    """The result for one architecture.
 
     Args:
         name: the model type.
-        made: the class that was built, or that the mapping names.
+        made: the class that was built, or the one in the mapping.
         state: `works`; `refused`, by name and with the reason; `wrong`, a check failed; `not built`.
-        said: where its blocks are and what one has to know, or why not.
+        note: the path of its blocks and what differs from other models, or the reason why it does not work.
     """
 
     name: str
     made: str
     state: str
-    said: str
+    note: str
 
 
 def judge(name: str) -> Verdict:
-    """Build it and put it before the doctor."""
+    """Build a small model of an architecture and run the doctor's checks on it."""
     try:
         model = build(name)
-    except Exception as error:  # whatever a third party's class raises is the reason to be written down
+    except Exception as error:  # a third party's class may raise anything; the message is the reason on the page
         return Verdict(name, str(CLASSES[name]), "not built", _line(error))
     made = type(model).__name__
     try:
@@ -121,7 +121,7 @@ def _verdict(name: str, made: str, path: str, findings: Sequence[Finding]) -> Ve
 
 
 def _reason(error: Exception) -> str:
-    """The reasons of the candidates, without the advice around them."""
+    """The reasons of the candidates, without the advice of the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
     return _line("; ".join(lines) or str(error).removesuffix(NEEDS))
 
@@ -132,7 +132,7 @@ def _line(error: object) -> str:
 
 
 def apart(name: str) -> Verdict:
-    """`judge` in a process of its own: a class that hangs, or takes the process with it, stops no other."""
+    """`judge` in a process of its own, so that a class that hangs or crashes does not stop the others."""
     mapped = str(CLASSES[name])
     ours, theirs = FORK.Pipe(duplex=False)
     child = FORK.Process(target=lambda: theirs.send(judge(name)))
@@ -149,7 +149,7 @@ def apart(name: str) -> Verdict:
 
 
 def page(verdicts: Sequence[Verdict]) -> str:
-    """docs/architectures.md."""
+    """The text of docs/architectures.md."""
     count = Counter(verdict.state for verdict in verdicts)
     about = versions()
     lines = [
@@ -165,13 +165,13 @@ def page(verdicts: Sequence[Verdict]) -> str:
         rows = [verdict for verdict in verdicts if verdict.state == state]
         if rows:
             lines += ["", f"## {state.capitalize()} ({len(rows)})", "", "| model type | class | |", "|---|---|---|"]
-            lines += [f"| {row.name} | {row.made} | {_plainly(row)} |" for row in rows]
+            lines += [f"| {row.name} | {row.made} | {_explained(row)} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def _plainly(row: Verdict) -> str:
-    meaning = PLAINLY.get(row.name) if row.state in ("refused", "not built") else None
-    return f"{meaning}: {row.said}" if meaning else row.said
+def _explained(row: Verdict) -> str:
+    explanation = EXPLANATIONS.get(row.name) if row.state in ("refused", "not built") else None
+    return f"{explanation}: {row.note}" if explanation else row.note
 
 
 def main(names: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -8,9 +9,9 @@ import pandas as pd
 import pytest
 
 from steerkit.io.files import atomic_path, sha256, write_text
-from steerkit.io.json import canonical_json
+from steerkit.io.json import canonical_json, short_json, unique_keys
 from steerkit.io.rows import append_rows, read_rows
-from steerkit.io.run_folder import ConfigurationChanged, check_config, run_folder
+from steerkit.io.run_folder import ConfigurationChanged, RunFolderBusy, check_config, run_folder
 from steerkit.io.tables import read_table, write_table
 from steerkit.text.pairs import ContrastPair, read_pairs, write_pairs
 
@@ -72,6 +73,46 @@ def test_one_folder_belongs_to_one_run_at_a_time(tmp_path) -> None:
     with run_folder(tmp_path, {"a": 1}):
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("busy expected")
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "got it\n"
+
+
+def test_a_folder_is_free_again_when_the_process_that_holds_it_is_killed(tmp_path) -> None:
+    holder = (
+        "import sys, time; from steerkit.io.run_folder import run_folder\n"
+        "with run_folder(sys.argv[1], {'a': 1}): print('held', flush=True); time.sleep(120)"
+    )
+    command = [sys.executable, "-c", holder, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(RunFolderBusy, match="another run holds"), run_folder(tmp_path, {"a": 1}):
+            pass
+        process.kill()
+        process.wait()
+    with run_folder(tmp_path, {"a": 1}) as folder:
+        assert folder == tmp_path
+
+
+def test_a_folder_is_busy_for_a_second_run_of_the_same_process_and_free_after_an_error(tmp_path) -> None:
+    with pytest.raises(ZeroDivisionError), run_folder(tmp_path, {}):
+        with pytest.raises(RunFolderBusy), run_folder(tmp_path, {}):
+            pass
+        raise ZeroDivisionError
+    with run_folder(tmp_path, {}):
+        pass
+
+
+def test_of_the_ranks_of_one_run_the_first_holds_the_folder_for_all(tmp_path, monkeypatch) -> None:
+    with run_folder(tmp_path, {"a": 1}):
+        monkeypatch.setenv("RANK", "1")
+        with run_folder(tmp_path, {"a": 1}):
+            pass
+        with pytest.raises(ConfigurationChanged), run_folder(tmp_path, {"a": 2}):
+            pass
+
+
+def test_a_duplicate_key_is_named(tmp_path) -> None:
+    with pytest.raises(ValueError, match="duplicate key 'b'"):
+        json.loads('{"a": 1, "b": 2, "b": 3}', object_pairs_hook=unique_keys)
+    assert short_json(list(range(100)), width=40).endswith("... (291 characters)")
 
 
 def test_a_changed_configuration_names_every_difference(tmp_path) -> None:

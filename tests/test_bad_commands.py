@@ -42,16 +42,16 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         ("inspect", "empty"), {"empty": None}, "expected a file at empty/config.json", "there is none", "Check"
     ),
     "inspect half a configuration": (
-        ("inspect", "m"), {"m/config.json": b'{"a"'}, "expected JSON in m/config.json", "got something else", "Mend"
+        ("inspect", "m"), {"m/config.json": b'{"a"'}, "expected JSON in m/config.json", "got something else", "Correct"
     ),
     "inspect weights that are cut off": (
         ("inspect", "{torn}"), {}, "expected a whole checkpoint", "got SafetensorError", "Fetch it again"
     ),
     "inspect fewer blocks than configured": (
-        ("inspect", "{deeper}"), {}, "9 blocks", "got 45 tensors too few", "Mend its config.json"
+        ("inspect", "{deeper}"), {}, "9 blocks", "got 45 tensors too few", "Correct its config.json"
     ),
     "inspect more blocks than configured": (
-        ("inspect", "{shallower}"), {}, "2 blocks", "18 in further blocks", "Mend its config.json"
+        ("inspect", "{shallower}"), {}, "2 blocks", "18 in further blocks", "Correct its config.json"
     ),
     "inspect another width than configured": (
         ("inspect", "{wider}"), {}, "expected a whole checkpoint", "got RuntimeError", "Fetch it again"
@@ -171,7 +171,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         (*SWEEP, "--layers", "1", "--max-new-tokens", "999"), ASKED, "context of 256", "+ 999", "Shorten either"
     ),
     "sweep into a file": (
-        (*SWEEP, "--layers", "1"), {**ASKED, "run": b"mine"}, "a folder for the run", "got a file", "another place"
+        (*SWEEP, "--layers", "1"), {**ASKED, "run": b"mine"}, "a folder for the run", "got a file", "another path"
     ),
     "sweep into another one's folder": (
         (*SWEEP, "--layers", "1"), {**ASKED, "run/config.json": b'{"seed": 7}'},

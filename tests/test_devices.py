@@ -1,4 +1,4 @@
-"""A model that is spread over places reads and steers as one in a single place."""
+"""A model that is spread over several devices reads and steers as one on a single device."""
 
 from __future__ import annotations
 

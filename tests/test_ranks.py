@@ -28,11 +28,11 @@ from training.train.checkpoints import add_tags
 from training.train.grpo import train_grpo
 from training.problems.families import addition
 from training.train.sft import SFT, train_sft
-from steerkit.text.traces import tags
+from steerkit.text.tags import tags
 import steerkit as sk
 
 out = Path(sys.argv[1])
-alone = ranks.first_alone(lambda: (out / "alone").mkdir() or "first")
+alone = ranks.in_first_process(lambda: (out / "alone").mkdir() or "first")
 setting = SFT(steps=2, batch=4, micro_batch=2, lora=None, learning_rate=1e-2)
 sft = train_sft(*model_and_tokenizer(), traces(), setting, out / "sft")
 model, tokenizer = sk.load(sft)
@@ -53,7 +53,7 @@ def run_by(ranks: int, script: Path, out: Path) -> None:
 
 
 def by_one_and_by_two(source: str, folder: Path) -> tuple[Path, Path]:
-    """What a script made of a place of its own when one process ran it, and when two ranks did."""
+    """The output folders of a script that one process ran, and that two ranks ran."""
     script, one, two = folder / "work.py", folder / "one", folder / "two"
     script.write_text(source)
     run_by(2, script, two)
@@ -89,7 +89,7 @@ result = sk.sweep(
     tiny_model(), tiny_tokenizer(), vector, ["one", "two three", "four", "five six"], coefficients=[-1, 0, 1],
     max_new_tokens=5, samples=2, out=sys.argv[1],
 )
-result.save(f"{sys.argv[1]}-seen-by-{ranks.place()[0]}.parquet")
+result.save(f"{sys.argv[1]}-seen-by-{ranks.rank_and_world()[0]}.parquet")
 """
 
 
@@ -118,7 +118,7 @@ def said(request, rng):
 
 out = sys.argv[1]
 held = hold(addition(7, 0, "train"), Rule(said), cast_of("standard"), Setting(), out, shared=True)
-open(f"{out}-seen-by-{ranks.place()[0]}.json", "w").write(json.dumps([asdict(debate) for debate in held]))
+open(f"{out}-seen-by-{ranks.rank_and_world()[0]}.json", "w").write(json.dumps([asdict(debate) for debate in held]))
 """
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import steerkit as sk
+from steerkit.text import traces
 from steerkit.text.tags import CONSENSUS, END, agent_tag, agents_in, tags, without_tags
 from steerkit.text.tokens import encode
 from steerkit.text.traces import DebateTrace, Turn, read_traces, write_traces
@@ -152,3 +153,33 @@ def test_a_turns_contrast_has_its_context_and_the_others_of_its_round(tmp_path: 
     assert second.others == {"1": "I stay with \\boxed{14}.", "3": "\\boxed{14}"}
     write_contrasts(tmp_path / "pairs.json", contrasts)
     assert read_contrasts(tmp_path / "pairs.json") == contrasts
+
+
+def test_a_trace_is_parsed_once_whatever_is_read_from_it(monkeypatch) -> None:
+    parsed = []
+
+    def counted(text: str):
+        parsed.append(text)
+        return original(text)
+
+    original = traces._parse
+    monkeypatch.setattr(traces, "_parse", counted)
+    trace = DebateTrace(TWO_ROUNDS.question, "Problem: 2+3*4\n\n" + TWO_ROUNDS.text)
+    for _ in range(2):
+        trace.spans(), trace.untagged(), trace.alone(), turn_contrasts(trace, 1)
+    assert parsed == [trace.text]
+
+
+def test_turn_ranges_are_where_the_turns_are_in_the_text() -> None:
+    trace = DebateTrace("q", f"lead\n\n{with_one_turn_emptied(TWO_ROUNDS.text)}")
+    assert [trace.text[start:stop] for start, stop in trace.turn_ranges] == [turn.text for turn in trace.turns]
+    assert trace.turns[1].text == "" and len(trace.spans().spans) == len(trace.turns) - 1
+    spanned = trace.spans()
+    assert [spanned.text[start:stop] for start, stop in spanned.spans] == [t.text for t in trace.turns if t.text]
+
+
+def with_one_turn_emptied(text: str) -> str:
+    """The text without the words of agent 2 in round 1."""
+    tag = agent_tag(2, 1)
+    start = text.index(tag) + len(tag)
+    return text[:start] + ":   \n\n" + text[text.index(agent_tag(3, 1)) :]

@@ -13,7 +13,7 @@ import pandas as pd
 
 import steerkit as sk
 from steerkit.io.files import sha256
-from steerkit.io.ranks import first_alone
+from steerkit.io.ranks import in_first_process
 from steerkit.io.run_folder import check_config
 from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
@@ -208,11 +208,11 @@ def run_all(run: Run, only: Sequence[str] = ()) -> pd.DataFrame | None:
     run.folder.mkdir(parents=True, exist_ok=True)
     preset = {**asdict(run.preset), "seed": run.seed}
     check_config(run.folder, preset)
-    first_alone(lambda: base_checkpoint(run))
+    in_first_process(lambda: base_checkpoint(run))
     base = base_checkpoint(run)
     trained = recipes(run, base)
     if only:
-        work = {DEBATES[0]: lambda: first_alone(lambda: _debate_test(run, base)), **trained}
+        work = {DEBATES[0]: lambda: in_first_process(lambda: _debate_test(run, base)), **trained}
         if unknown := [method for method in only if method not in work]:
             raise ValueError(f"expected methods among {list(work)}; got {unknown}. Choose among these.")
         for method in only:
@@ -225,7 +225,7 @@ def run_all(run: Run, only: Sequence[str] = ()) -> pd.DataFrame | None:
         meta = {"preset": preset, "kept_traces": kept, "versions": versions()}
         return write_results(run.folder, evaluate(run, base, checkpoints), "IMAD", meta)
 
-    return first_alone(judge)
+    return in_first_process(judge)
 
 
 def _quiet() -> None:

@@ -1,1 +1,1 @@
-"""Files on disk: atomic writes, JSON, JSON lines, tables with provenance, run folders, progress."""
+"""Files on disk and the processes that write them: atomic writes, JSON, tables, run folders, ranks, progress."""

@@ -1,4 +1,4 @@
-"""Files: atomic writes, hashes, and names that are safe as file names."""
+"""Files: atomic writes, hashes, and names that are safe as part of a file name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def sha256(data: bytes | str | Path) -> str:
-    """SHA-256 in hexadecimal of bytes, of a text's UTF-8, or of a file's content (`Path`)."""
+    """SHA-256, as 64 hexadecimal digits, of bytes, of a string's UTF-8 or of a file's content (`Path`)."""
     if isinstance(data, Path):
         with data.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -19,7 +19,11 @@ def sha256(data: bytes | str | Path) -> str:
 
 
 def utf8(text: str) -> bytes:
-    """A text as UTF-8; `ValueError` where it holds half a surrogate pair, which JSON can say and no file can hold."""
+    """A string as UTF-8.
+
+    Raises:
+        ValueError: the string has half of a surrogate pair, which a JSON escape can express and UTF-8 cannot.
+    """
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -30,25 +34,31 @@ def utf8(text: str) -> bytes:
 
 
 def file_name(name: object) -> str:
-    """A name as part of a file's: in lower case, `-` for spaces.
+    """A name as part of a file name: in lower case, with `-` for spaces.
+
+    Example: `file_name("Agent 1")` is `"agent-1"`.
 
     Raises:
-        ValueError: a name that would lead out of its folder, or hide its file.
+        ValueError: a name that would lead out of its folder, or make a hidden file.
     """
     plain = str(name).lower().replace(" ", "-")
     if not plain or not plain.isprintable() or plain != Path(plain).name or plain.startswith("."):
         raise ValueError(
-            f"expected a name that can be part of a file's; got {name!r:.80}. Take out slashes, control characters "
-            "and dots at its begin."
+            f"expected a name that can be part of a file name; got {name!r:.80}. Take out slashes, control characters "
+            "and leading dots."
         )
     return plain
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, synced to disk, if the `with` body succeeds.
+    """A temporary path that replaces `path`, synced to disk, if the `with` body succeeds.
 
-    A reader sees the old file or the whole new one, never half of it; on an exception the old file is untouched.
+    A reader sees the old file or the complete new one, never a part of it. On an exception the old file is unchanged.
+
+    Example:
+        with atomic_path("table.csv") as temporary:
+            table.to_csv(temporary)
     """
     path = Path(path)
     if path.is_dir():
@@ -81,6 +91,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def read_bytes(path: str | Path) -> bytes:
+    """The content of a file; `FileNotFoundError` or `IsADirectoryError` if `path` is no file."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"expected a file at {path}; got a folder. Name a file in it.")

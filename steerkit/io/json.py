@@ -12,22 +12,31 @@ from steerkit.io.files import read_bytes, write_text
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed and compared."""
+    """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed and compared.
+
+    Example: `canonical_json({"b": 1, "a": [2.5]})` is `'{"a":[2.5],"b":1}'`.
+    """
     return json.dumps(jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def short_json(value: Any, width: int = 120) -> str:
+    """Canonical JSON of at most `width` characters, for messages; longer text is cut and its length is given."""
+    text = canonical_json(value)
+    return text if len(text) <= width else f"{text[: width - 12]}... ({len(text)} characters)"
+
+
 def jsonable(value: Any) -> Any:
-    """`value` in JSON's own types; NaN and infinities become null, paths and other objects their text."""
+    """`value` in JSON's own types; NaN and infinities become null, paths and other objects become strings."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(k): jsonable(v) for k, v in value.items()}
+        return {str(key): jsonable(entry) for key, entry in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, bytes):
         if hasattr(value, "tolist"):
             return jsonable(value.tolist())
-        return [jsonable(v) for v in value]
+        return [jsonable(entry) for entry in value]
     if hasattr(value, "item"):
         return jsonable(value.item())
     return str(value)
@@ -39,30 +48,42 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON; `ValueError` naming the file and the place where it is not JSON."""
+    """Read a JSON file, in UTF-8 with or without a byte order mark.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: `path` is no file.
+        ValueError: the file is not JSON; the message names the file and the reason.
+    """
     data = read_bytes(path)
     try:
         return parse_json(data)
     except ValueError as error:
-        raise ValueError(f"expected JSON in {path}; got something else ({error}). Mend or delete the file.") from error
+        raise ValueError(
+            f"expected JSON in {path}; got something else ({error}). Correct or delete the file."
+        ) from error
 
 
 def parse_json(data: str | bytes) -> Any:
-    """A JSON text, in UTF-8 with or without a byte order mark, as Python's own types.
+    """Parse a JSON text, in UTF-8 with or without a byte order mark, into Python's own types.
 
     Raises:
-        ValueError: no JSON, a key that stands twice in one object (one of the two would be lost), or too deep a nest.
+        ValueError: no JSON, a duplicate key in an object (one of the two values would be lost), or too deep nesting.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a JSON object as a dict; `ValueError` for a duplicate key.
+
+    Example: `json.loads(text, object_pairs_hook=unique_keys)`
+    """
+    result = dict(pairs)
+    if len(result) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.80} stands twice")
-    return found
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"duplicate key {duplicate!r:.80}")
+    return result

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a quiet line now and then in a log."""
+"""Progress of long work: a bar on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-LINE_EVERY = 20.0
-LINE_AFTER = 3.0
+LINE_EVERY = 20.0  # seconds between two lines of `progress` in a log
+LINE_AFTER = 3.0  # seconds until `line` prints
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(n)`. On a terminal a bar on stderr; else a line every 20 seconds, and none for short work."""
+def progress(task: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(n)`, which reports that `n` more of `total` units are done, on stderr.
+
+    A terminal shows a bar. A log gets a line every 20 seconds, and none for short work.
+
+    Example:
+        with progress("sweep", len(rows)) as advance:
+            for row in rows:
+                advance(1)
+    """
     if sys.stderr.isatty():
-        with _bar(what, total) as bar:
-            yield bar
+        with _bar(task, total) as advance_bar:
+            yield advance_bar
         return
-    began = last = time.monotonic()
+    started = time.monotonic()
+    last = started
     done = 0
 
     def advance(n: int) -> None:
@@ -28,44 +37,47 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if now - last >= LINE_EVERY:
             last = now
-            left = (now - began) / done * (total - done)
+            elapsed = now - started
+            remaining = elapsed / done * (total - done)
             print(
-                f"{what}: {done} of {total}, {now - began:.0f} s, about {left:.0f} s left", file=sys.stderr, flush=True
+                f"{task}: {done} of {total}, {elapsed:.0f} s, about {remaining:.0f} s left",
+                file=sys.stderr,
+                flush=True,
             )
 
     yield advance
 
 
 @contextlib.contextmanager
-def spinner(what: str) -> Iterator[None]:
-    """On a terminal a spinner on stderr, also while another stream stands in its place; in a log nothing."""
+def spinner(task: str) -> Iterator[None]:
+    """Show a spinner on stderr while the `with` runs, also while stderr is redirected; no output unless a terminal."""
     if not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
     from rich.text import Text
 
-    with Console(file=sys.stderr).status(Text(what)):
+    with Console(file=sys.stderr).status(Text(task)):
         yield
 
 
 @contextlib.contextmanager
-def line(what: str) -> Iterator[None]:
-    """In a log one line on stderr, once the `with` has taken 3 seconds; on a terminal nothing."""
+def line(task: str) -> Iterator[None]:
+    """Print one line on stderr once the `with` has taken 3 seconds; no output on a terminal."""
     if sys.stderr.isatty():
         yield
         return
-    late = threading.Timer(LINE_AFTER, print, [f"{what} ..."], {"file": sys.stderr, "flush": True})
-    late.daemon = True
-    late.start()
+    timer = threading.Timer(LINE_AFTER, print, [f"{task} ..."], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
-        late.cancel()
+        timer.cancel()
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def _bar(task: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -84,5 +96,5 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda n: bar.advance(task, n)
+        identifier = bar.add_task(task, total=total)
+        yield lambda n: bar.advance(identifier, n)

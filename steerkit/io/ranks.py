@@ -1,4 +1,4 @@
-"""Several processes of one run, as `torchrun` starts them: who does what, who is first, and who waits for whom."""
+"""Ranks: several processes that torchrun started as one run, and what only the first of them does."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ import torch
 import torch.distributed as distributed
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(days=2)  # the others wait this long while the first works alone
+BARRIER_TIMEOUT = timedelta(days=2)  # the other ranks wait at a barrier while the first one works alone
 
 
-def several() -> bool:
-    """Whether this is one process of several; the group they talk in is set up on the first call."""
+def is_distributed() -> bool:
+    """Whether this process is one of several; the first call sets up their process group."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return False
     from accelerate import PartialState
 
-    PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    PartialState(cpu=not torch.cuda.is_available(), timeout=BARRIER_TIMEOUT)
     return True
 
 
-def place() -> tuple[int, int]:
-    """This process' rank, and how many there are: `(0, 1)` for one alone."""
-    return (distributed.get_rank(), distributed.get_world_size()) if several() else (0, 1)
+def rank_and_world() -> tuple[int, int]:
+    """The rank of this process and the number of processes; `(0, 1)` for a single process."""
+    return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
 
 
 def is_first() -> bool:
-    """Whether this is the first process, or the only one: the one that writes."""
-    return place()[0] == 0
+    """Whether this is the first process, or the only one: the one that writes files."""
+    return rank_and_world()[0] == 0
 
 
-def wait() -> None:
-    """Until all processes are here.
+def barrier() -> None:
+    """Wait until all processes have called this.
 
     Raises:
-        RuntimeError: one of them has ended.
+        RuntimeError: a process has ended before it came to the barrier.
     """
-    if several():
+    if is_distributed():
         try:
             distributed.barrier()
         except RuntimeError as error:
-            rank, world = place()
+            rank, world = rank_and_world()
             raise RuntimeError(
-                f"expected all {world} processes to go on; rank {rank} waits for one that has ended. What was finished "
-                "is on disk: the same command goes on there."
+                f"expected all {world} processes at a barrier; got fewer: rank {rank} waits for a process that has "
+                "ended. Run the same command again: it resumes from what is on disk."
             ) from error
 
 
-def first_alone(work: Callable[[], Result]) -> Result | None:
-    """`work()` in the first process while the others wait; its result there, and None elsewhere."""
-    found = work() if is_first() else None
-    wait()
-    return found
+def in_first_process(work: Callable[[], Result]) -> Result | None:
+    """Run `work()` in the first process while the others wait; its result there, None in the others."""
+    result = work() if is_first() else None
+    barrier()
+    return result

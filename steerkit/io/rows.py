@@ -13,10 +13,15 @@ from steerkit.io.json import jsonable, parse_json
 
 
 def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows to a JSON-lines file and sync it to disk, so that they outlive the process.
+    """Append rows to a JSON-lines file and sync it to disk, so that they survive the end of the process.
 
-    A torn last line (a write that was cut off) is dropped before the first new row is written; one that lacks only its
-    newline is kept.
+    An incomplete last line (a write that was cut off) is dropped before the first new row is written. A complete one
+    that lacks only its newline is kept.
+
+    Raises:
+        ValueError: a string that UTF-8 cannot hold; nothing is written.
+
+    Example: `append_rows("rows.jsonl", [{"key": 1, "text": "a"}])`
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,11 +32,11 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
             file.seek(end - 1)
             if file.read(1) != b"\n":
                 file.seek(0)
-                whole, _, torn = file.read().rpartition(b"\n")
-                if _is_row(torn):
+                complete, _, last = file.read().rpartition(b"\n")
+                if _is_row(last):
                     data = b"\n" + data
                 else:
-                    file.truncate(len(whole) + 1 if whole else 0)
+                    file.truncate(len(complete) + 1 if complete else 0)
         file.seek(0, os.SEEK_END)
         file.write(data)
         file.flush()
@@ -42,18 +47,18 @@ def read_rows(path: str | Path, complete: bool = False) -> list[dict[str, Any]]:
     """Read a JSON-lines file of objects.
 
     Args:
-        complete: refuse a torn last line (no newline at its end, and no whole object), which is left out otherwise: a
-            log that was being written may end in one, a file that somebody gives should not.
+        complete: True raises on an incomplete last line (no newline, and no complete object); False drops that line.
+            Pass True for input files. A log of an interrupted run may end in such a line.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no such file.
-        ValueError: a whole line is not a JSON object; the message names file and line.
+        ValueError: a complete line is not a JSON object; the message names file and line.
     """
     lines = read_bytes(path).split(b"\n")
-    torn = lines.pop()  # what follows the last newline: nothing, a line that was cut off, or one written by hand
+    last = lines.pop()  # after the last newline: empty, a line that was cut off, or one without its newline
     rows = [_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if torn.strip() and (complete or _is_row(torn)):
-        rows.append(_row(path, len(lines) + 1, torn))
+    if last.strip() and (complete or _is_row(last)):
+        rows.append(_row(path, len(lines) + 1, last))
     return rows
 
 
@@ -65,13 +70,14 @@ def _is_row(line: bytes) -> bool:
 
 
 def _row(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
-    why = ""
+    reason = ""
     try:
         row = parse_json(line)
     except ValueError as error:
-        row, why = None, f" ({error})"
+        row = None
+        reason = f" ({error})"
     if not isinstance(row, dict):
         raise ValueError(
-            f"expected a JSON object in {path}, line {number}; got {line[:80]!r}{why}. Mend or delete that line."
+            f"expected a JSON object in {path}, line {number}; got {line[:80]!r}{reason}. Correct or delete that line."
         )
     return row

@@ -1,4 +1,4 @@
-"""Run folders: who holds one, and which run it was begun with."""
+"""Run folders: a folder that one run holds, with the configuration that the run was started with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from steerkit.io.json import canonical_json, read_json, write_json
+from filelock import FileLock, Timeout
+
+from steerkit.io.json import canonical_json, read_json, short_json, write_json
+
+LOCK = ".lock"
+CONFIG = "config.json"
 
 
 class RunFolderBusy(RuntimeError):
@@ -22,72 +27,85 @@ class ConfigurationChanged(ValueError):
 
 @contextlib.contextmanager
 def run_folder(folder: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
-    """Hold a folder for one run: writes `config.json`, or checks that it is the same run that is resumed.
+    """Hold a folder for one run, and write its `config.json` or check that the configuration is the same.
 
-    The lock is released by the operating system when the process ends, however it ends. Of several processes that
-    torchrun has started as one run, the first (`RANK` 0) holds it for all.
+    The operating system releases the lock when the process ends, also when it is killed. Of several processes that
+    torchrun started as one run, the first (`RANK` 0) holds the lock for all.
+
+    Example:
+        with run_folder("runs/a", {"seed": 0}) as folder:
+            write_json(folder / "result.json", result)
 
     Raises:
         RunFolderBusy: another process holds the folder.
         ConfigurationChanged: `config.json` differs; the message lists each differing key with both values.
+        NotADirectoryError: `folder` is a file.
     """
-    import fcntl
-
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"expected a folder for the run at {folder}; got a file. Name another place.")
+        raise NotADirectoryError(f"expected a folder for the run at {folder}; got a file. Use another path.")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            if os.environ.get("RANK", "0") == "0":
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunFolderBusy(
-                f"expected {folder} to be free; another run holds it. Wait, or use another folder."
-            ) from error
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RANK", "0") == "0":
+            stack.enter_context(_lock(folder))
         check_config(folder, config)
         yield folder
 
 
-def check_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write `config.json`, or raise `ConfigurationChanged` with the differences if another one is there.
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """The folder's lock, held inside the `with`; `RunFolderBusy` if another process holds it."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise RunFolderBusy(
+            f"expected {folder} to be free; got a folder that another run holds. Wait, or use another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
-    Where a model's fingerprint or its files' hash is known, the path it was loaded from is not compared: folders may be
-    moved.
+
+def check_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write `config.json`, or raise `ConfigurationChanged` with the differences from the existing one.
+
+    The path of a checkpoint is not compared where the model's fingerprint or the hash of its files is known: folders
+    may be moved.
     """
-    path = folder / "config.json"
-    wanted = json.loads(canonical_json(config))
+    path = folder / CONFIG
+    current = json.loads(canonical_json(config))
     if not path.exists():
-        write_json(path, wanted)
+        write_json(path, current)
         return
-    there = read_json(path)
-    if not isinstance(there, dict):
-        raise ValueError(f"expected a JSON object in {path}; got {type(there).__name__}. Use another folder.")
-    if changed := list(_differences(there, wanted)):
-        lines = "\n".join(f"  {name}: {_short(old)} -> {_short(new)}" for name, old, new in changed)
+    stored = read_json(path)
+    if not isinstance(stored, dict):
+        raise ValueError(f"expected a JSON object in {path}; got {type(stored).__name__}. Use another folder.")
+    if changes := list(config_differences(stored, current)):
+        lines = "\n".join(f"  {name}: {short_json(old)} -> {short_json(new)}" for name, old, new in changes)
         raise ConfigurationChanged(
-            f"expected the configuration that {folder} was begun with; these differ (there -> now):\n{lines}\n"
-            "Use another folder, or the old configuration."
+            f"expected the configuration that {folder} was started with; got these differences (stored -> now):\n"
+            f"{lines}\nUse another folder, or the stored configuration."
         )
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The leaves that differ, by dotted name; of two lists, what stands in one only, if anything does."""
+def config_differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The leaves in which two configurations differ, as `(dotted name, old value, new value)`.
+
+    Of two lists with different entries, only the entries that the other list lacks are given.
+    """
     if isinstance(old, list) and isinstance(new, list):
-        gone, come = [one for one in old if one not in new], [one for one in new if one not in old]
-        if gone or come:
-            yield name, gone, come
+        removed = [entry for entry in old if entry not in new]
+        added = [entry for entry in new if entry not in old]
+        if removed or added:
+            yield name, removed, added
             return
     if not (isinstance(old, dict) and isinstance(new, dict) and old and new):
         if old != new:
             yield name, old, new
         return
-    known = any(old.get(key) and new.get(key) for key in ("model_fingerprint", "files_sha256"))
-    moved = {"checkpoint"} if known else set()
-    for key in sorted({*old, *new} - moved):
-        yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-
-
-def _short(value: Any, width: int = 120) -> str:
-    text = canonical_json(value)
-    return text if len(text) <= width else f"{text[: width - 12]}... ({len(text)} characters)"
+    same_weights_known = any(old.get(key) and new.get(key) for key in ("model_fingerprint", "files_sha256"))
+    ignored = {"checkpoint"} if same_weights_known else set()
+    for key in sorted({*old, *new} - ignored):
+        yield from config_differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)

@@ -1,4 +1,4 @@
-"""Versions of the packages that a number can depend on."""
+"""Versions of the packages that results can depend on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ PACKAGES = ("imad-steerkit", "torch", "transformers", "peft", "tokenizers", "num
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that a number can depend on."""
+    """The versions of Python and of the installed packages in `PACKAGES`, by name."""
     return dict(_versions())
 
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            result[package] = metadata.version(package)
+    return result

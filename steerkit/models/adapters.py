@@ -1,4 +1,4 @@
-"""PEFT adapters: loaded onto a model and checked, and which of them are active."""
+"""PEFT adapters: load one onto a model and check it; which adapters are active."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from steerkit.models.hub import offline_options
 
 
 def with_adapter(model: nn.Module, adapter: str | Path, trust_pickle: bool) -> nn.Module:
+    """The model with a PEFT adapter on it, unmerged.
+
+    Args:
+        model: the base model; its modules are replaced in place by PEFT.
+        adapter: hub id or folder of the adapter.
+        trust_pickle: also read pickled weights, which can hold code.
+
+    Raises:
+        ValueError: no safetensors at `adapter`, damaged weights, or tensors for which the model has no parameter.
+    """
     import peft
     from peft.utils import load_peft_weights
     from safetensors import SafetensorError
@@ -21,26 +31,31 @@ def with_adapter(model: nn.Module, adapter: str | Path, trust_pickle: bool) -> n
             cached_file(str(adapter), "adapter_model.safetensors", **offline_options(str(adapter)))
     except OSError as error:
         raise ValueError(
-            f"expected an adapter with safetensors at {adapter}; got none. Check the path; a pickled one needs "
-            "trust_pickle=True, and can hold code."
+            f"expected an adapter with safetensors at {adapter}; got none. Check the path, or pass trust_pickle=True "
+            "for a pickled adapter, which can hold code."
         ) from error
     try:
         adapted = peft.PeftModel.from_pretrained(model, str(adapter))
-        wanted = load_peft_weights(str(adapter), device="cpu")
+        stored = load_peft_weights(str(adapter), device="cpu")
     except SafetensorError as error:
         raise ValueError(f"expected a whole adapter at {adapter}; got {error}. Fetch it again.") from error
-    there = peft.get_peft_model_state_dict(adapted)
-    lost = [k for k, v in wanted.items() if k not in there or not torch.equal(there[k].cpu(), v.to(there[k].dtype))]
+    loaded = peft.get_peft_model_state_dict(adapted)
+    lost = [
+        name
+        for name, tensor in stored.items()
+        if name not in loaded or not torch.equal(loaded[name].cpu(), tensor.to(loaded[name].dtype))
+    ]
     if lost:
         raise ValueError(
-            f"expected all {len(wanted)} tensors of the adapter {adapter} in the model; {len(lost)} did not land, "
-            f"e.g. {lost[0]!r}: it was made for another base model, or other module names. Load it on that one."
+            f"expected all {len(stored)} tensors of the adapter {adapter} in the model; {len(lost)} did not land, "
+            f"e.g. {lost[0]!r}: the adapter was made for another base model, or other module names. Load it on its own "
+            "base model."
         )
     return adapted
 
 
 def active_adapters(model: nn.Module) -> set[str]:
-    """The names of the adapters that act in a forward now; none where they are disabled."""
+    """The names of the adapters that are active in a forward; an empty set if they are disabled."""
     if not hasattr(model, "peft_config"):
         return set()
     from peft.tuners.tuners_utils import BaseTunerLayer

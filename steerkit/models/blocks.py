@@ -1,4 +1,4 @@
-"""Blocks: where a model's residual stream stands, found by a rule and verified by running it."""
+"""Blocks: the decoder blocks of a model, located by a rule and verified by forwards of a short probe."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from steerkit.models.hooks import edit_streams, observe_streams
-from steerkit.models.model import evaluating, text_config, unwrap
+from steerkit.models.model import device_of, evaluating, text_config, unwrap
 
-_found: weakref.WeakKeyDictionary[nn.Module, Blocks] = weakref.WeakKeyDictionary()
+_verified_blocks: weakref.WeakKeyDictionary[nn.Module, Blocks] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Blocks:
     """The decoder blocks of a model.
 
     Args:
-        path: where the list of blocks stands in the unwrapped model, e.g. `model.layers`.
+        path: path of the list of blocks in the unwrapped model, e.g. `model.layers`.
         modules: the blocks by layer; the stream of layer l (`resid_post`) is the output of `modules[l]`.
-        owner: the module that runs the blocks; its forward sees the cache before any block does.
+        owner: the module that runs the blocks; its forward gets the cache before any block does.
         d_model: the width of the stream.
-        positions: whether the model takes `position_ids`, and counts a text's positions from 0 when it is given none.
-            RoBERTa's family takes them and counts from another number: it is left to count by itself.
+        positions: whether `position_ids` may be passed: the model takes them, and its default ones count from 0.
+            RoBERTa's family counts from another number, so it gets no `position_ids`.
     """
 
     path: str
@@ -40,12 +40,12 @@ class Blocks:
         return len(self.modules)
 
     def check(self, layer: object) -> int:
-        """`layer` if it is one of the model's, else `ValueError`; -1 is refused, since it would be ambiguous."""
+        """`layer` as an int; `ValueError` unless it is a layer of the model. -1 is refused, since it is ambiguous."""
         number = int(layer) if isinstance(layer, Integral) and not isinstance(layer, bool) else -1
         if number not in self.modules:
             raise ValueError(
                 f"expected a layer from 0 to {len(self) - 1} (the stream after that block); got {layer!r}. "
-                f"Give a whole number in that range; the last layer is {len(self) - 1}."
+                f"Pass an integer in that range; the last layer is {len(self) - 1}."
             )
         return number
 
@@ -57,22 +57,29 @@ class NoResidualStream(ValueError):
 def find_blocks(model: nn.Module, path: str | None = None) -> Blocks:
     """The model's decoder blocks, verified once per model by three forwards of a five-token probe.
 
-    The rule: a list of modules as long as the configuration says the decoder has layers (the shallowest such list), in
-    which every block runs once, in order, returns a stream of shape `[batch, pos, d_model]`, and receives exactly what
-    the block before it returned; and a change of the last block's output moves the logits. No table of names.
+    The candidates are the lists of modules whose length is the configured number of layers, the shallowest first. A
+    candidate passes if every block runs once, in order, returns a stream `[batch, pos, d_model]` and receives exactly
+    what the block before it returned, and if a change of the last block's output changes the logits.
+
+    Args:
+        model: a causal language model, or a PEFT model.
+        path: path of the list of blocks in the unwrapped model, verified too; None applies the rule.
 
     Raises:
-        NoResidualStream: no list passes; the message gives the reason for each candidate, and the override. Or the
-            model does not forward a text alone.
+        NoResidualStream: no list passes (the message gives the reason for each candidate), the model needs more inputs
+            than token ids, or it has an adapter with learnt prompts.
+        ValueError: the model is compiled as a whole.
+
+    Example: `find_blocks(model).path` is `"model.layers"` for Llama.
     """
     base = unwrap(model)
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise NoResidualStream(
-            "expected a model, or one with an adapter on its weights; got one with learnt prompts, whose virtual "
-            "tokens have no place in a text. Write the prompt in words."
+            "expected a model without learnt prompts; got an adapter with learnt prompts, whose virtual tokens are not "
+            "tokens of a text. Write the prompt as text, or use an adapter of the weights."
         )
-    if path is None and base in _found:
-        known = _found[base]
+    if path is None and base in _verified_blocks:
+        known = _verified_blocks[base]
         if list(base.get_submodule(known.path)) == list(known.modules.values()):
             _refuse_compiled(model, base, known.path)
             return known
@@ -81,29 +88,30 @@ def find_blocks(model: nn.Module, path: str | None = None) -> Blocks:
         _refuse_compiled(model, base, candidate)
         blocks = _verified(base, candidate)
         if isinstance(blocks, Blocks):
-            _found[base] = blocks
+            _verified_blocks[base] = blocks
             return blocks
         reasons.append(f"  {candidate}: {blocks}")
     raise NoResidualStream(
         f"expected a list of decoder blocks in {type(base).__name__}; none passed verification.\n"
         + ("\n".join(reasons) or "  no list of modules is as long as the configuration says the decoder is")
-        + '\nIf you know where they are, say blocks="path.to.modulelist" when loading. A model whose stream does not '
-        "pass unchanged from block to block cannot be steered rightly and is refused."
+        + '\nPass blocks="path.to.modulelist" to `load` if you know their path. A model whose stream does not pass '
+        "unchanged from block to block cannot be steered correctly and is refused."
     )
 
 
 def _refuse_compiled(model: nn.Module, base: nn.Module, path: str) -> None:
-    """`ValueError` if code that was compiled as a whole runs the blocks: it does not call hooks that came later."""
+    """`ValueError` if compiled code runs the blocks: it does not call hooks that are registered after compilation."""
     parts = path.split(".")
-    above = [base, *(base.get_submodule(".".join(parts[:n])) for n in range(1, len(parts)))]
-    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in (model, *above)):
+    parents = [base, *(base.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts)))]
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in (model, *parents)):
         raise ValueError(
-            "expected a model that is not compiled as a whole: compiled code never calls the hooks that steer it. "
-            "Compile its blocks instead, one by one: `for block in blocks: block.compile()`."
+            "expected a model that is not compiled as a whole; got compiled code, which does not call the hooks that "
+            "steer it. Compile the blocks one by one instead: `for block in blocks: block.compile()`."
         )
 
 
 def _candidates(model: nn.Module) -> list[str]:
+    """Paths of the lists of modules whose length is the configured number of layers, the shallowest first."""
     config = text_config(model)
     names = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
     lengths = {getattr(config, name, None) for name in names} - {None}
@@ -112,15 +120,15 @@ def _candidates(model: nn.Module) -> list[str]:
 
 
 def _verified(model: nn.Module, path: str) -> Blocks | str:
-    """The blocks at `path`, or why they are no residual stream."""
+    """The blocks at `path`, or the reason why they fail the verification."""
     try:
-        found: Any = model.get_submodule(path)
-        modules: dict[int, nn.Module] = dict(enumerate(found))
+        listed: Any = model.get_submodule(path)
+        modules: dict[int, nn.Module] = dict(enumerate(listed))
     except (AttributeError, TypeError):
         return "there is no list of modules"
     if not modules:
         return "the list is empty"
-    device = next(model.parameters()).device
+    device = device_of(model)
     ids = (torch.arange(1, 6, device=device) % text_config(model).vocab_size).unsqueeze(0)
     calls: list[tuple[int, Tensor | None, Tensor | None]] = []
 
@@ -136,7 +144,7 @@ def _verified(model: nn.Module, path: str) -> Blocks | str:
                 raise
             raise NoResidualStream(
                 f"expected a model that forwards ids and nothing else; {type(model).__name__} raises "
-                f"{type(error).__name__} ({error}). One that needs more than a text cannot be read here."
+                f"{type(error).__name__} ({error}). Use a model whose only input is text."
             ) from error
         if reason := _broken_chain(calls, len(modules), ids.shape[1]):
             return reason
@@ -145,14 +153,14 @@ def _verified(model: nn.Module, path: str) -> Blocks | str:
             moved = model(input_ids=ids, use_cache=False).logits
         if torch.equal(plain, moved):
             return "a change of the last block's output does not move the logits"
-        counted = _from_zero(model, ids, plain)
+        positions = _positions_from_zero(model, ids, plain)
     stream = calls[0][2]
     assert stream is not None
-    return Blocks(path, modules, model.get_submodule(path.rpartition(".")[0]), stream.shape[-1], counted)
+    return Blocks(path, modules, model.get_submodule(path.rpartition(".")[0]), stream.shape[-1], positions)
 
 
-def _from_zero(model: nn.Module, ids: Tensor, plain: Tensor) -> bool:
-    """Whether positions that are given, from 0 on, are those that the model counts by itself."""
+def _positions_from_zero(model: nn.Module, ids: Tensor, plain: Tensor) -> bool:
+    """Whether the model takes `position_ids`, and position ids from 0 give the logits of its default ones."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return False
     positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
@@ -160,16 +168,15 @@ def _from_zero(model: nn.Module, ids: Tensor, plain: Tensor) -> bool:
         given = model(input_ids=ids, position_ids=positions, use_cache=False).logits
     except (IndexError, RuntimeError, TypeError, ValueError):
         return False
-    off = float((given - plain).float().norm() / plain.float().norm())
-    return off <= (1e-3 if plain.dtype in (torch.float32, torch.float64) else 0.1)
+    relative_error = float((given - plain).float().norm() / plain.float().norm())
+    return relative_error <= (1e-3 if plain.dtype in (torch.float32, torch.float64) else 0.1)
 
 
 def _broken_chain(calls: list[tuple[int, Tensor | None, Tensor | None]], count: int, width: int) -> str | None:
-    """Why these calls are not one stream through `count` blocks; None if they are."""
-    if [layer for layer, _, _ in calls] != list(range(count)):
-        return (
-            f"expected {count} blocks to run once each, in order; they ran as {[layer for layer, _, _ in calls][:12]}"
-        )
+    """The reason why these calls are not one stream through `count` blocks; None if they are."""
+    order = [layer for layer, _, _ in calls]
+    if order != list(range(count)):
+        return f"expected {count} blocks to run once each, in order; they ran as {order[:12]}"
     before: Tensor | None = None
     for layer, entered, left in calls:
         if left is None or left.ndim != 3 or left.shape[:2] != (1, width):

@@ -1,7 +1,7 @@
-"""The KV cache among the arguments and outputs of a forward: one place that knows its names.
+"""The KV cache among the arguments and outputs of a forward: the only module that knows its names.
 
 transformers 5.24 renamed the argument `past_key_values` (recurrent models: `cache_params`) to `cache`, in forwards and
-in their outputs. Everything that passes, reads or returns a cache asks here.
+in their outputs. All code that passes, reads or returns a cache uses these functions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def cache_field(output_class: type) -> str:
         TypeError: the class has no such field.
     """
     fields = {field.name for field in dataclasses.fields(output_class)}
-    found = next((name for name in NAMES if name in fields), None)
-    if found is None:
-        raise TypeError(f"expected a field among {NAMES} in {output_class.__name__}; got {sorted(fields)}.")
-    return found
+    name = next((name for name in NAMES if name in fields), None)
+    if name is None:
+        raise TypeError(
+            f"expected a field among {NAMES} in {output_class.__name__}; got {sorted(fields)}. Pass the output class "
+            "of a causal language model with a cache."
+        )
+    return name

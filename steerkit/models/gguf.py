@@ -6,6 +6,11 @@ from pathlib import Path
 
 
 def split_gguf(checkpoint: str | Path, gguf_file: str | None) -> tuple[str, str | None]:
+    """`(folder or hub id, file name)`: a path that ends in `.gguf` is split; otherwise the arguments are returned.
+
+    Raises:
+        FileNotFoundError: a path that ends in `.gguf` and does not exist.
+    """
     path = Path(checkpoint)
     if gguf_file is None and path.suffix == ".gguf":
         if not path.is_file():
@@ -15,7 +20,11 @@ def split_gguf(checkpoint: str | Path, gguf_file: str | None) -> tuple[str, str 
 
 
 def quantization_of(path: Path) -> str | None:
-    """The commonest quantisation of the file's tensors, by number of weights."""
+    """The quantisation of most weights of a GGUF file, e.g. `"Q4_1, dequantised"`.
+
+    Raises:
+        ValueError: the file is damaged, or holds no tensors.
+    """
     if not path.is_file():
         return "GGUF, dequantised"
     from gguf import GGUFReader

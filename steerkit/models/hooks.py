@@ -11,21 +11,21 @@ from torch import Tensor, nn
 
 
 class StopForward(Exception):
-    """Raised inside a hook to end a forward after the deepest layer that is read; caught by its caller."""
+    """Raised inside a hook to end a forward after the deepest layer that is read; the forward's caller catches it."""
 
 
 def stream_of(out: Any) -> Tensor | None:
     """The residual stream in a block's output: the tensor itself, or the first entry of a tuple or list.
 
-    A named tuple gives None: such blocks pass on several streams (Reformer's).
+    None if there is none, and for a named tuple: blocks that return one have several streams (Reformer's).
     """
-    several = isinstance(out, tuple | list) and not hasattr(out, "_fields")
-    first = out if isinstance(out, Tensor) else out[0] if several and out else None
-    return first if isinstance(first, Tensor) else None
+    if isinstance(out, tuple | list) and not hasattr(out, "_fields"):
+        out = out[0] if out else None
+    return out if isinstance(out, Tensor) else None
 
 
 def with_stream(out: Any, stream: Tensor) -> Any:
-    """A block's output with another residual stream in it, of the same type."""
+    """A block's output with its residual stream replaced by `stream`, of the same type as before."""
     return stream if isinstance(out, Tensor) else type(out)((stream, *out[1:]))
 
 
@@ -33,9 +33,13 @@ def with_stream(out: Any, stream: Tensor) -> Any:
 def observe_streams(
     modules: Mapping[int, nn.Module], observe: Callable[[int, Tensor | None, Tensor | None], None]
 ) -> Iterator[None]:
-    """Call `observe(layer, entered, left)` after each block: the stream that went in, and the stream that came out.
+    """Call `observe(layer, entered, left)` after each block, with the streams before and after it.
 
-    The hooks are appended, so they see the steered stream, whichever of the two contexts was entered first.
+    Args:
+        modules: the blocks by layer.
+        observe: gets the streams as `[batch, pos, d_model]`, or None where a block has no single stream.
+
+    The hooks are appended, so they see the steered stream, independent of the order of the two contexts.
     """
 
     def hook(layer: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
@@ -52,13 +56,21 @@ def observe_streams(
 
 @contextlib.contextmanager
 def edit_streams(modules: Mapping[int, nn.Module], edit: Callable[[int, Tensor], Tensor | None]) -> Iterator[set[int]]:
-    """Replace the stream after each block by `edit(layer, stream)`, a new tensor; None leaves it as it is.
+    """Replace the stream after each block by `edit(layer, stream)`.
 
-    Yields the set of layers whose blocks have run, so that the caller can check that every steered block ran.
+    Args:
+        modules: the blocks by layer.
+        edit: gets the stream `[batch, pos, d_model]`; returns a new tensor of this shape, or None for no change.
+
+    Yields:
+        The set of layers whose blocks have run, for `check_called`.
+
+    Raises:
+        TypeError: a block returns no single stream.
+
     The hooks are prepended: transformers keeps its own hooks on the blocks once hidden states were requested, and
     those must see the steered stream.
     """
-
     called: set[int] = set()
 
     def hook(layer: int, out: Any) -> Any:
@@ -66,7 +78,8 @@ def edit_streams(modules: Mapping[int, nn.Module], edit: Callable[[int, Tensor],
         stream = stream_of(out)
         if stream is None:
             raise TypeError(
-                f"expected block {layer} to return a tensor or a tuple that begins with one; got {type(out)}."
+                f"expected block {layer} to return a tensor or a tuple that begins with one; got {type(out)}. Load "
+                "the model again, or pass another path of blocks."
             )
         edited = edit(layer, stream)
         return None if edited is None else with_stream(out, edited)
@@ -82,12 +95,15 @@ def edit_streams(modules: Mapping[int, nn.Module], edit: Callable[[int, Tensor],
 def observe_calls(
     owner: nn.Module, before: Callable[[Mapping[str, Any]], None], after: Callable[[Any], None] | None = None
 ) -> Iterator[None]:
-    """Call `before(arguments)` with the named arguments of each forward of `owner`, before any of its blocks runs.
+    """Call `before(arguments)` before each forward of `owner`, and `after(output)` after each that did not raise.
 
-    `after(output)` is called after each forward that did not raise.
+    Args:
+        owner: the module that runs the blocks.
+        before: gets the arguments of the forward by name.
+        after: gets the output of the forward.
 
-    The length of the KV cache is read here and nowhere else: inside a block it may or may not include the current
-    chunk, depending on the kind of layer, and recurrent layers raise.
+    The length of the KV cache must be read in `before`. Inside a block it may or may not include the current chunk,
+    depending on the kind of layer, and recurrent layers raise.
     """
     signature = inspect.signature(owner.forward)
 
@@ -101,10 +117,10 @@ def observe_calls(
         yield
 
 
-def check_called(called: set[int], wanted: set[int]) -> None:
-    """`RuntimeError` unless every steered block ran; it does not if layers were replaced, compiled or skipped."""
-    if missed := sorted(wanted - called):
+def check_called(called: set[int], steered: set[int]) -> None:
+    """`RuntimeError` unless every steered block ran: blocks that were replaced, compiled or skipped do not."""
+    if missed := sorted(steered - called):
         raise RuntimeError(
-            f"expected the blocks {sorted(wanted)} to run in this forward, so that they are steered; {missed} did not. "
-            "The model's layers were changed or compiled since loading. Load the model again."
+            f"expected the steered blocks {sorted(steered)} to run in this forward; {missed} did not. The model's "
+            "layers were changed or compiled since loading. Load the model again."
         )

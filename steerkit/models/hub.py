@@ -9,16 +9,16 @@ from urllib.request import getproxies
 
 
 def offline_options(name: str) -> dict[str, bool]:
-    """What tells transformers to look on this machine only, for a hub id where nothing takes a connection at the hub.
+    """`{"local_files_only": True}` for a hub id if the hub accepts no connection, else no options.
 
-    Its client would ask six times for every file, in 23 seconds or more, and has no setting for that. Behind a proxy
-    only the client knows the way.
+    The client of the hub retries six times for each file, which takes 23 seconds or more, and has no setting for it.
+    Behind a proxy the hub cannot be checked here, and no options are returned.
     """
     from huggingface_hub import constants
 
     hub = urlsplit(constants.ENDPOINT)
-    path = name.startswith((".", "/", "~")) or Path(name).exists()
-    if path or constants.HF_HUB_OFFLINE or {hub.scheme, "all"} & set(getproxies()):
+    is_path = name.startswith((".", "/", "~")) or Path(name).exists()
+    if is_path or constants.HF_HUB_OFFLINE or {hub.scheme, "all"} & set(getproxies()):
         return {}
     port = hub.port or {"http": 80}.get(hub.scheme, 443)
     try:

@@ -1,4 +1,4 @@
-"""Facts about a loaded model: what is inside a wrapper, its device, the arguments of its forward."""
+"""Properties of a loaded model: the model inside a wrapper, its mode, its device, the arguments of its forward."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import nn
 
 
 def unwrap(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper; any other model itself."""
+    """The transformers model inside a PEFT wrapper; any other model is returned as it is."""
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode (no dropout) inside the `with`; afterwards each of its modules is as it was."""
+    """Set the model to eval mode (no dropout) inside the `with`, and restore the mode of each module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -35,7 +35,7 @@ def text_config(model: nn.Module) -> Any:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter, where its inputs go."""
+    """The device of the model's first parameter, to which its inputs are moved."""
     return next(unwrap(model).parameters()).device
 
 
@@ -45,5 +45,5 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 
 def accepts(model: nn.Module, argument: str) -> bool:
-    """Whether the model's forward names this argument."""
+    """Whether the model's forward has an argument of this name."""
     return argument in inspect.signature(unwrap(model).forward).parameters

@@ -10,7 +10,7 @@ from typing import Any
 
 from steerkit.capture.activations import Layer
 from steerkit.io.json import read_json, write_json
-from steerkit.io.ranks import is_first, place
+from steerkit.io.ranks import is_first, rank_and_world
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
 from steerkit.sweeps.result import SweepResult
@@ -65,7 +65,7 @@ class RowStore:
         if self.folder is None:
             self.rows.extend(rows)
         else:
-            rank, _ = place()
+            rank, _ = rank_and_world()
             append_rows(self.folder / (ROWS if rank == 0 else f"rows-{rank}.jsonl"), rows)
 
     def keep(self, vectors: Mapping[str, SteeringVector]) -> None:

@@ -18,8 +18,7 @@ from steerkit.generation.generate import check_settings, decode, ends_of, text_o
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json
 from steerkit.io.progress import progress
-from steerkit.io.ranks import is_first, wait
-from steerkit.io.ranks import place as rank_and_world
+from steerkit.io.ranks import barrier, is_first, rank_and_world
 from steerkit.models.identity import describe
 from steerkit.steering.dose import relative_dose
 from steerkit.steering.steering import Steering, at_layers
@@ -209,9 +208,9 @@ def sweep(
                     for number, continuation in batch
                 )
                 advance(len(batch))
-        wait()
+        barrier()
         if not is_first():
-            wait()  # for the first process to write the table
+            barrier()  # for the first process to write the table
             return SweepResult.load(Path(str(out)))
         written = store.read()
         if stream_norms is None:
@@ -230,7 +229,7 @@ def sweep(
         meta |= {"vectors": config["vectors"], "chat_template_kwargs": config["chat_template_kwargs"]}
         result = SweepResult(table, meta)
         store.seal(result)
-        wait()
+        barrier()
     return result
 
 

@@ -1,4 +1,4 @@
-"""Contrast pairs: the same prompt answered in two ways."""
+"""Contrast pairs: two continuations of the same prompt, with and without a property."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from steerkit.text.tokens import encode
 
 @dataclass(frozen=True)
 class ContrastPair:
-    """Two continuations of one prompt, the first with the property that a vector shall carry, the second without.
+    """Two continuations of one prompt: the first with the property that a vector represents, the second without it.
 
     Args:
         prompt: a string (used verbatim) or a list of chat messages.
         positive: the continuation with the property.
         negative: the continuation without it.
-        group: what must not straddle a split, e.g. the question; None makes every pair its own group.
+        group: group id, e.g. the question; a group stays on one side of a split. None makes each pair its own group.
+
+    Raises:
+        ValueError: an empty continuation, or a prompt that is neither a string nor a list of messages.
+
+    Example: `ContrastPair("How are you?", positive=" Great!", negative=" Awful.", group="mood")`
     """
 
     prompt: Prompt
@@ -41,21 +46,26 @@ class ContrastPair:
                 raise ValueError(f"expected a non-empty string as the pair's {side}; got {text!r:.80}. Write one.")
 
     def passages(self, tokenizer: Any, group: str) -> tuple[Passage, Passage]:
-        """Both texts tokenised, each with one span: the continuation's own tokens, nothing of prompt or template."""
+        """Both texts as token ids, each with one span: the tokens of the continuation, without prompt and template."""
         prompt = encode_prompt(tokenizer, self.prompt)
         group = group if self.group is None else self.group
-        return tuple(  # type: ignore[return-value]
-            Passage((*prompt, *ids), ((len(prompt), len(prompt) + len(ids)),), (label,), group)
-            for label in ("positive", "negative")
-            for ids in [encode(tokenizer, getattr(self, label))]
-        )
+
+        def passage(label: str, text: str) -> Passage:
+            ids = encode(tokenizer, text)
+            span = (len(prompt), len(prompt) + len(ids))
+            return Passage((*prompt, *ids), (span,), (label,), group)
+
+        return passage("positive", self.positive), passage("negative", self.negative)
 
 
 def read_pairs(path: str | Path) -> list[ContrastPair]:
     """Read pairs from a JSON-lines file of `{"prompt", "positive", "negative"}` and optionally `"group"`.
 
     Raises:
+        FileNotFoundError, IsADirectoryError: there is no such file.
         ValueError: no pairs, or a line that is not such a row; the message names file and line.
+
+    Example: `pairs = read_pairs("pairs.jsonl")`
     """
     names = {"prompt", "positive", "negative"}
     pairs = []
@@ -72,16 +82,16 @@ def read_pairs(path: str | Path) -> list[ContrastPair]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, row {number}: {error}") from error
     if not pairs:
-        raise ValueError(f"expected at least one pair in {path}; it is empty. Write one object a line.")
+        raise ValueError(f"expected at least one pair in {path}; it is empty. Write one object per line.")
     return pairs
 
 
 def write_pairs(path: str | Path, pairs: Iterable[ContrastPair]) -> None:
-    """Write pairs as JSON lines, atomically; `read_pairs` gives back equal ones."""
-    rows = [{k: v for k, v in asdict(pair).items() if v is not None} for pair in pairs]
+    """Write pairs as JSON lines, atomically; `read_pairs` returns equal pairs."""
+    rows = [{key: value for key, value in asdict(pair).items() if value is not None} for pair in pairs]
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def pairs_sha256(pairs: Sequence[ContrastPair]) -> str:
-    """A hash of the pairs' content and order, for provenance."""
+    """A SHA-256 of the content and order of the pairs, for provenance."""
     return sha256(canonical_json([asdict(pair) for pair in pairs]))

@@ -1,47 +1,54 @@
-"""Spans: character ranges of a text and the token ranges that they become."""
+"""Spans: character ranges of a text, and the token ranges that hold them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from steerkit.text.prompt import encode_prompt, encode_with_own
+from steerkit.text.prompt import Rendered, encode_with_own
 from steerkit.text.tokens import encode
+
+Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Token ids of one text, and the spans of it that are to be read.
+    """A tokenised text with the token ranges at which activations are read: the input of one row of a batch.
 
     Args:
         ids: the tokens of the whole text.
         spans: half-open token ranges `(start, stop)` in `ids`.
         labels: one label per span.
-        group: what must not straddle a split.
+        group: group id; a group stays on one side of a split.
     """
 
     ids: tuple[int, ...]
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[Range, ...]
     labels: tuple[str, ...]
     group: str
 
 
 @dataclass(frozen=True)
 class SpannedText:
-    """A text and character ranges of it, each to be read in the one forward of the whole.
+    """A text and character ranges of it. One forward of the whole text gives the activations of all ranges.
 
     Args:
         text: the text, used verbatim.
         spans: half-open character ranges `(start, stop)`, in order and not overlapping.
         labels: one label per span; default `"0"`, `"1"`, ...
-        group: what must not straddle a split; default the text's index in its data set.
-        cut: `"spans"` tokenises the text piece by piece, cut at the spans' ends, and concatenates the ids, so that no
-            token straddles an end. `"whole"` tokenises it in one go, as the paper's scripts do, and takes every token
-            that overlaps the span.
+        group: group id; a group stays on one side of a split. Default: the text's index in its data set.
+        cut: `"spans"` cuts the text at the ends of its spans, encodes each piece and concatenates the ids, so that no
+            token crosses an end. `"whole"` encodes the text at once, as the paper's scripts do; a span then has every
+            token that overlaps it.
+
+    Raises:
+        ValueError: no spans, spans out of order or outside the text, another number of labels, or an unknown `cut`.
+
+    Example: `SpannedText("A: yes B: no", ((3, 6), (10, 12)), labels=("A", "B"))`
     """
 
     text: str
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[Range, ...]
     labels: tuple[str, ...] = ()
     group: str | None = None
     cut: str = "spans"
@@ -52,55 +59,81 @@ class SpannedText:
             if not (end <= start < stop <= len(self.text)):
                 raise ValueError(
                     f"expected character spans in order, not empty, not overlapping, within 0..{len(self.text)}; "
-                    f"got {self.spans}."
+                    f"got {self.spans}. Sort them, and merge those that overlap."
                 )
             end = stop
         if not self.spans or (self.labels and len(self.labels) != len(self.spans)):
             raise ValueError(
-                f"expected spans and one label for each; got {len(self.spans)} and {len(self.labels)} labels."
+                f"expected spans and one label for each; got {len(self.spans)} and {len(self.labels)} labels. Add what "
+                "is missing, or leave the labels out."
             )
         if self.cut not in ("spans", "whole"):
-            raise ValueError(f"expected cut to be 'spans' or 'whole'; got {self.cut!r}.")
+            raise ValueError(f"expected cut to be 'spans' or 'whole'; got {self.cut!r}. Pass one of them.")
 
 
 def passage_of(tokenizer: Any, text: str | SpannedText, group: str) -> Passage:
-    """A text with one span (all of it but the tokenizer's own first token) or a spanned text, tokenised."""
+    """Tokenise a text.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        text: a string, whose only span is all of it without the tokenizer's first token (BOS), or a spanned text.
+        group: the group id where the text has none.
+    """
     if isinstance(text, str):
         ids, own = encode_with_own(tokenizer, text)
         return Passage(ids, ((len(ids) - own, len(ids)),), ("",), group)
-    labels = text.labels or tuple(str(i) for i in range(len(text.spans)))
+    labels = text.labels or tuple(str(number) for number in range(len(text.spans)))
     group = group if text.group is None else text.group
-    if text.cut == "whole":
-        return Passage(*_whole(tokenizer, text), labels, group)
-    tokens: list[int] = []
-    spans: list[tuple[int, int]] = []
-    at = 0
+    ids, spans = (_encode_whole if text.cut == "whole" else _encode_pieces)(tokenizer, text)
+    return Passage(ids, spans, labels, group)
+
+
+def _encode_pieces(tokenizer: Any, text: SpannedText) -> tuple[tuple[int, ...], tuple[Range, ...]]:
+    """The ids of a text that is cut at the ends of its spans, and the token range of each span."""
+    ids: list[int] = []
+    spans: list[Range] = []
+    end = 0
     for start, stop in text.spans:
-        for piece_start, piece_stop, read in ((at, start, False), (start, stop, True)):
-            piece = type(text.text)(text.text[piece_start:piece_stop])
-            new = () if not piece else encode_prompt(tokenizer, piece) if not tokens else encode(tokenizer, piece)
-            lead = len(new) - len(encode(tokenizer, piece)) if read and not tokens else 0
-            if read:
-                spans.append((len(tokens) + lead, len(tokens) + len(new)))
-            tokens.extend(new)
-        at = stop
-    if at < len(text.text):
-        tokens.extend(encode(tokenizer, text.text[at:]))
-    return Passage(tuple(tokens), tuple(spans), labels, group)
+        for piece, is_span in ((_slice(text.text, end, start), False), (_slice(text.text, start, stop), True)):
+            if not piece:
+                continue
+            if ids:
+                piece_ids = encode(tokenizer, piece)
+                own = len(piece_ids)
+            else:
+                piece_ids, own = encode_with_own(tokenizer, piece)
+            ids.extend(piece_ids)
+            if is_span:
+                spans.append((len(ids) - own, len(ids)))
+        end = stop
+    if end < len(text.text):
+        ids.extend(encode(tokenizer, text.text[end:]))
+    return tuple(ids), tuple(spans)
 
 
-def _whole(tokenizer: Any, text: SpannedText) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+def _slice(text: str, start: int, stop: int) -> str:
+    """A part of a text; a part of a rendered prompt is `Rendered` too."""
+    part = text[start:stop]
+    return Rendered(part) if isinstance(text, Rendered) else part
+
+
+def _encode_whole(tokenizer: Any, text: SpannedText) -> tuple[tuple[int, ...], tuple[Range, ...]]:
+    """The ids of a text that is encoded at once, and for each span the range of the tokens that overlap it."""
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError("expected a fast tokenizer for cut='whole' (it gives character offsets). Use cut='spans'.")
+        raise ValueError(
+            "expected a fast tokenizer for cut='whole', which needs character offsets; got a slow one. "
+            "Pass cut='spans'."
+        )
+    ids, own = encode_with_own(tokenizer, text.text)
     encoded = tokenizer(text.text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = encode_prompt(tokenizer, text.text)
-    lead = len(ids) - len(encoded["input_ids"])
+    offsets = list(enumerate(encoded["offset_mapping"], len(ids) - own))
     spans = []
     for start, stop in text.spans:
-        inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"], lead) if a < stop and b > start and b > a]
+        inside = [i for i, (first, last) in offsets if first < stop and last > start and last > first]
         if not inside:
             raise ValueError(
-                f"expected at least one token in characters {start}..{stop} of {text.text!r:.80}; found none."
+                f"expected at least one token in characters {start}..{stop} of {text.text!r:.80}; got none. Widen or "
+                "drop that span."
             )
         spans.append((inside[0], inside[-1] + 1))
     return ids, tuple(spans)

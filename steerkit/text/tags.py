@@ -1,4 +1,4 @@
-"""Tags: the markers of rounds, agents and consensus in a debate's text."""
+"""Tags: the markers of rounds, agents and consensus in the text of a debate."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import re
 
 CONSENSUS, END = "<|Consensus|>", "<|endofdebate|>"
 TAG = re.compile(
-    r"<\|(?:Round (?P<round>[1-9]\d*) - (?P<opens>Initial Solutions|Revision)"
-    r"|Agent (?P<agent>[1-9]\d*) (?P<says>Solution|Revision)|(?P<last>Consensus|endofdebate))\|>"
+    r"<\|(?:Round (?P<round>[1-9]\d*) - (?:Initial Solutions|Revision)"
+    r"|Agent (?P<agent>[1-9]\d*) (?:Solution|Revision)|Consensus|endofdebate)\|>"
 )
 
 
 def round_tag(number: int) -> str:
-    """The tag that opens a round, counted from 1."""
+    """The tag at the start of a round, counted from 1."""
     return f"<|Round {number} - {'Initial Solutions' if number == 1 else 'Revision'}|>"
 
 
 def agent_tag(agent: int, number: int) -> str:
-    """The tag that opens an agent's turn in a round, both counted from 1."""
+    """The tag at the start of an agent's turn in a round, both counted from 1."""
     return f"<|Agent {agent} {'Solution' if number == 1 else 'Revision'}|>"
 
 
 def tags(agents: int = 3, rounds: int = 2) -> tuple[str, ...]:
-    """All different tags of such a debate in the order in which they first come; the paper's ten by default."""
+    """All distinct tags of a debate, ordered by first occurrence; by default the ten of the paper."""
     body = [
         tag
         for number in range(1, rounds + 1)
@@ -32,10 +32,10 @@ def tags(agents: int = 3, rounds: int = 2) -> tuple[str, ...]:
 
 
 def without_tags(text: str) -> str:
-    """A tagged text, well-formed or not, without its tags and the colons after them: what is said, not who says it."""
+    """A tagged text, well-formed or not, without its tags and the colons after them."""
     return re.sub(rf"(?:{TAG.pattern}):?\s*", "", text).strip()
 
 
 def agents_in(text: str) -> set[int]:
-    """The agents whose tag stands anywhere in a text, well-formed or not: who really speaks in a model's output."""
+    """The numbers of the agents whose tags occur in a text, well-formed or not."""
     return {int(tag["agent"]) for tag in TAG.finditer(text) if tag["agent"]}

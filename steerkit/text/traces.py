@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,18 @@ from steerkit.io.rows import read_rows
 from steerkit.text.spans import SpannedText
 from steerkit.text.tags import CONSENSUS, END, TAG, agent_tag, round_tag
 
+Range = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class Turn:
-    """What one agent says in one round, both counted from 1; without white space at either end."""
+    """The text of one agent in one round.
+
+    Args:
+        agent: the agent's number, counted from 1.
+        round: the round's number, counted from 1.
+        text: the turn's text, without white space at its ends.
+    """
 
     agent: int
     round: int
@@ -28,23 +37,27 @@ class Turn:
 class DebateTrace:
     r"""A debate as one tagged text, kept verbatim.
 
-    The layout, a blank line between parts: `<|Round 1 - Initial Solutions|>`, `<|Agent 1 Solution|>: ...`, ...,
+    The layout, with a blank line between parts: `<|Round 1 - Initial Solutions|>`, `<|Agent 1 Solution|>: ...`, ...,
     `<|Round 2 - Revision|>`, `<|Agent 1 Revision|>: ...`, ..., `<|Consensus|>` and its sentence, `<|endofdebate|>`.
-    Agreement in round 1 leaves round 2 out; text may stand before the first tag (`Problem: ...`).
+    If the agents agree in round 1, there is no round 2. Text may precede the first tag (`Problem: ...`).
 
     Args:
-        question: what is debated.
+        question: the question of the debate.
         text: the tagged text.
-        gold: the right answer, if there is one.
+        gold: the correct answer, if there is one.
         extra: further fields of its record, e.g. `consensus_type`.
 
     Attributes:
-        turns: read from the text, in its order.
-        consensus: the sentence after `<|Consensus|>`, read from the text; None where the tag is missing.
+        turns: the turns in the order of the text.
+        turn_ranges: half-open character range of each turn in `text`; an empty one for a turn without text.
+        consensus: the sentence after `<|Consensus|>`; None if the tag is missing.
 
     Raises:
         ValueError: tags that are missing, repeated or out of order (the message names the tag and what was expected),
-            or a question, text or answer that is no text.
+            or a question, text or answer that is not a string.
+
+    Example:
+        trace = DebateTrace.of("2+2", [Turn(1, 1, "4"), Turn(2, 1, "4")], "All agents agree on 4")
 
     Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3, and its released data.
     """
@@ -54,6 +67,7 @@ class DebateTrace:
     gold: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     turns: tuple[Turn, ...] = field(init=False)
+    turn_ranges: tuple[Range, ...] = field(init=False, repr=False, compare=False)
     consensus: str | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,11 +76,11 @@ class DebateTrace:
             if not isinstance(value, str) and not (name == "gold" and value is None):
                 raise ValueError(f"expected the {name} of a debate as text; got {value!r:.80}. Put it in quotes.")
         try:
-            places, consensus = _parse(self.text)
+            turns, ranges, consensus = _parse(self.text)
         except ValueError as error:
-            raise ValueError(f"{error} Mend the tags, or leave this trace out.") from None
-        turns = tuple(Turn(agent, number, self.text[a:b]) for agent, number, a, b in places)
-        object.__setattr__(self, "turns", turns)
+            raise ValueError(f"{error} Correct the tags, or leave this trace out.") from None
+        object.__setattr__(self, "turns", tuple(turns))
+        object.__setattr__(self, "turn_ranges", tuple(ranges))
         object.__setattr__(self, "consensus", consensus)
 
     @classmethod
@@ -81,7 +95,7 @@ class DebateTrace:
         """Write turns, in the order of rounds and agents, as tagged text.
 
         Raises:
-            ValueError: a turn's text that holds a tag, or turns that are no debate.
+            ValueError: a turn whose text holds a tag, or turns that do not form a debate.
         """
         if tagged := [turn for turn in turns if TAG.search(turn.text)]:
             raise ValueError(f"expected turns without tags in their text; got {tagged[0].text!r:.80}. Take them out.")
@@ -103,23 +117,30 @@ class DebateTrace:
 
     @property
     def prompt(self) -> str:
-        """What stands before the trace in training: `Problem: {question}` and a blank line."""
+        """The text that precedes the trace in training: `Problem: {question}` and a blank line."""
         return f"Problem: {self.question}\n\n"
 
     def spans(self) -> SpannedText:
-        """Prompt and body as one text with a span per turn, labelled with its agent and grouped by question.
+        """Prompt and body as one text with a span per turn, labelled with the agent and grouped by question.
 
-        Attention looks back only, so reading all spans in one forward equals one forward per turn over the text up to
+        In a causal model, one forward of this text gives each turn the same activations as a forward of the text up to
         that turn's end. A turn without text has no span.
         """
-        lead, body = len(self.prompt), self.body
-        places = [(agent, a, b) for agent, _, a, b in _parse(body)[0] if b > a]
-        where = tuple((a + lead, b + lead) for _, a, b in places)
-        return SpannedText(self.prompt + body, where, tuple(str(agent) for agent, _, _ in places), self.question)
+        body = self.body
+        shift = len(self.prompt) - (len(self.text) - len(body))
+        spans: list[Range] = []
+        labels: list[str] = []
+        for turn, (start, stop) in zip(self.turns, self.turn_ranges, strict=True):
+            if turn.text:
+                spans.append((start + shift, stop + shift))
+                labels.append(str(turn.agent))
+        return SpannedText(self.prompt + body, tuple(spans), tuple(labels), self.question)
 
     def untagged(self) -> SpannedText:
-        """`spans` of the same text without its tags: the turns stand one after the other, and nothing names them."""
-        text, spans, labels = self.prompt, [], []
+        """`spans` of the same text without its tags: the turns follow one another, and no tag names their agents."""
+        text = self.prompt
+        spans: list[Range] = []
+        labels: list[str] = []
         for turn in self.turns:
             if turn.text:
                 spans.append((len(text), len(text) + len(turn.text)))
@@ -128,68 +149,94 @@ class DebateTrace:
         return SpannedText(text + (self.consensus or ""), tuple(spans), tuple(labels), self.question)
 
     def alone(self) -> list[SpannedText]:
-        """Each turn right after the prompt, without tags and without the other turns: nothing tells who speaks."""
-        lead = len(self.prompt)
+        """Each turn directly after the prompt, without tags and without the other turns."""
+        start = len(self.prompt)
         return [
-            SpannedText(self.prompt + t.text, ((lead, lead + len(t.text)),), (str(t.agent),), self.question)
-            for t in self.turns
-            if t.text
+            SpannedText(self.prompt + turn.text, ((start, start + len(turn.text)),), (str(turn.agent),), self.question)
+            for turn in self.turns
+            if turn.text
         ]
 
 
-def _parse(text: str) -> tuple[list[tuple[int, int, int, int]], str | None]:
-    """Each turn's agent, round and character range; and the consensus."""
-    found = list(TAG.finditer(text))
-    if not found or found[0]["round"] != "1" or found[-1].group() != END:
-        ends = [tag.group() for tag in found[:: max(1, len(found) - 1)]]
-        raise ValueError(f"expected a trace from {round_tag(1)} to {END}; the first and last tag are {ends}.")
-    turns: list[tuple[int, int, int, int]] = []
+def _parse(text: str) -> tuple[list[Turn], list[Range], str | None]:
+    """The turns of a tagged text, the character range of each, and the consensus."""
+    tags = list(TAG.finditer(text))
+    if not tags or tags[0]["round"] != "1" or tags[-1].group() != END:
+        ends = [tag.group() for tag in tags[:: max(1, len(tags) - 1)]]
+        raise ValueError(f"expected a trace from {round_tag(1)} to {END}; got {ends} as its first and last tag.")
+    turns: list[Turn] = []
+    ranges: list[Range] = []
     consensus = None
-    number, spoke, first = 0, list[int](), None
-    stops = [*(tag.start() for tag in found[1:]), len(text)]
-    for tag, stop in zip(found, stops, strict=True):
-        after, inside = tag.end(), text[tag.end() : stop]
+    number = 0
+    speakers: list[int] = []  # the agents with a turn in the current round
+    first_speakers: list[int] = []  # the agents of round 1
+    stops = [*(tag.start() for tag in tags[1:]), len(text)]
+    for tag, stop in zip(tags, stops, strict=True):
         if tag["agent"]:
+            _check_agent(tag, number, speakers, consensus)
             agent = int(tag["agent"])
-            if consensus is not None or tag.group() != agent_tag(agent, number) or agent in spoke:
-                raise ValueError(
-                    f"expected each agent once per round, as {agent_tag(agent, max(number, 1))}, and before "
-                    f"{CONSENSUS}; got {tag.group()} at character {tag.start()} of round {number}, after {spoke}."
-                )
-            spoke.append(agent)
-            lead = len(inside) - len(inside.lstrip().removeprefix(":").lstrip())
-            turns.append((agent, number, after + lead, max(after + lead, after + len(inside.rstrip()))))
+            speakers.append(agent)
+            start, end = _stripped(text, tag.end(), stop)
+            turns.append(Turn(agent, number, text[start:end]))
+            ranges.append((start, end))
             continue
-        if number and first is None:
-            first = spoke
-        if number and consensus is None and (not spoke or set(spoke) != set(first or ())):
-            raise ValueError(
-                f"expected the agents {sorted(first or [])} in round {number}, one at least; got {spoke} before "
-                f"{tag.group()} at character {tag.start()}."
-            )
+        first_speakers = first_speakers or speakers
+        if number and consensus is None:
+            _check_speakers(tag, number, speakers, first_speakers)
         if tag["round"]:
-            if tag.group() != round_tag(number + 1) or consensus is not None:
-                raise ValueError(
-                    f"expected {round_tag(number + 1)} next, before {CONSENSUS}; got {tag.group()} at character "
-                    f"{tag.start()}."
-                )
-            number, spoke = number + 1, []
-        elif tag["last"] == "Consensus":
+            _check_round(tag, number, consensus)
+            number += 1
+            speakers = []
+        elif tag.group() == CONSENSUS:
             if consensus is not None:
                 raise ValueError(f"expected {CONSENSUS} once; got it again at character {tag.start()}.")
-            consensus = inside.strip()
-        elif tag is not found[-1]:
+            consensus = text[tag.end() : stop].strip()
+        elif tag is not tags[-1]:
             raise ValueError(f"expected {END} once, as the last tag; got it at character {tag.start()} too.")
-    return turns, consensus
+    return turns, ranges, consensus
+
+
+def _stripped(text: str, start: int, stop: int) -> Range:
+    """The range of a turn's text after its tag, without the colon and the white space at its ends."""
+    raw = text[start:stop]
+    lead = len(raw) - len(raw.lstrip().removeprefix(":").lstrip())
+    return start + lead, max(start + lead, start + len(raw.rstrip()))
+
+
+def _check_agent(tag: re.Match[str], number: int, speakers: Sequence[int], consensus: str | None) -> None:
+    """`ValueError` for an agent's tag after the consensus, of another round's kind, or repeated in its round."""
+    agent = int(tag["agent"])
+    if consensus is not None or tag.group() != agent_tag(agent, number) or agent in speakers:
+        raise ValueError(
+            f"expected each agent once per round, as {agent_tag(agent, max(number, 1))}, and before {CONSENSUS}; got "
+            f"{tag.group()} at character {tag.start()} of round {number}, after the agents {list(speakers)}."
+        )
+
+
+def _check_speakers(tag: re.Match[str], number: int, speakers: Sequence[int], first_speakers: Sequence[int]) -> None:
+    """`ValueError` at the end of a round without turns, or with other agents than round 1."""
+    if not speakers or set(speakers) != set(first_speakers):
+        raise ValueError(
+            f"expected the agents {sorted(first_speakers)} in round {number}, at least one; got {list(speakers)} "
+            f"before {tag.group()} at character {tag.start()}."
+        )
+
+
+def _check_round(tag: re.Match[str], number: int, consensus: str | None) -> None:
+    """`ValueError` for a round's tag after the consensus, or not of the next round."""
+    if tag.group() != round_tag(number + 1) or consensus is not None:
+        raise ValueError(
+            f"expected {round_tag(number + 1)} next, before {CONSENSUS}; got {tag.group()} at character {tag.start()}."
+        )
 
 
 def read_traces(path: str | Path) -> list[DebateTrace]:
-    """Read traces: a JSON list as the paper released it, or JSON lines of the same records.
+    """Read traces from a JSON list in the released format, or from JSON lines of the same records.
 
-    A record has `question`, `debate_trace`, and `gold_answer` or other fields, which are kept in `extra`.
+    A record has `question` and `debate_trace`. It may have `gold_answer`, and other fields, which `extra` keeps.
 
     Raises:
-        ValueError: no such list, or a record that is no trace; the message names file and record.
+        ValueError: the file holds no such records, or a record is not a trace; the message names file and record.
     """
     traces = []
     for number, row in enumerate(read_records(path), 1):
@@ -198,7 +245,7 @@ def read_traces(path: str | Path) -> list[DebateTrace]:
                 raise ValueError(
                     f"expected the keys 'question' and 'debate_trace'; got {sorted(row)}. Add {sorted(missing)}."
                 )
-            extra = {k: v for k, v in row.items() if k not in ("question", "debate_trace", "gold_answer")}
+            extra = {key: value for key, value in row.items() if key not in ("question", "debate_trace", "gold_answer")}
             traces.append(DebateTrace(row["question"], row["debate_trace"], row.get("gold_answer"), extra))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, record {number}: {error}") from error
@@ -206,7 +253,7 @@ def read_traces(path: str | Path) -> list[DebateTrace]:
 
 
 def write_traces(path: str | Path, traces: Iterable[DebateTrace]) -> None:
-    """Write traces, atomically: a `.json` path as the released list, byte for byte its layout, else JSON lines."""
+    """Write traces, atomically: a `.json` path as the released list, with the same bytes, any other as JSON lines."""
     rows = [
         {
             "question": trace.question,
@@ -220,18 +267,20 @@ def write_traces(path: str | Path, traces: Iterable[DebateTrace]) -> None:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """Read JSON objects: a list from a `.json` path, one object per line from any other path."""
     if Path(path).suffix != ".json":
         return read_rows(path, complete=True)
     rows = read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(
             f"expected a JSON list of objects in {path}; got {str(rows)[:80]!r}. Put the records in [ and ], or write "
-            "one a line in a .jsonl file."
+            "one per line in a .jsonl file."
         )
     return rows
 
 
 def write_records(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Write JSON objects, atomically: a list to a `.json` path, one object per line to any other path."""
     if Path(path).suffix == ".json":
         write_text(path, json.dumps(rows, indent=2))
     else:

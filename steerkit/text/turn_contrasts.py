@@ -12,14 +12,14 @@ from steerkit.text.traces import DebateTrace, read_records, write_records
 
 @dataclass(frozen=True)
 class TurnContrast:
-    """A turn, the text before it, and what the other agents said in the same round: a released steering pair.
+    """A turn, the text before it, and the turns of the other agents in the same round: a released steering pair.
 
     Args:
         identifier: e.g. `question_8_round_1_agent_1`.
         context: the text up to and including the agent's tag, without the colon.
-        agent: who speaks.
-        response: the turn's own text.
-        others: agent -> its text.
+        agent: the agent's number, as text.
+        response: the text of the turn.
+        others: the other agents' turns of the round, by agent number as text.
     """
 
     identifier: str
@@ -30,17 +30,21 @@ class TurnContrast:
 
 
 def turn_contrasts(trace: DebateTrace, number: int) -> list[TurnContrast]:
-    """A contrast for every turn of a trace, which is question `number` of its data set."""
+    """A contrast for every turn of a trace; `number` is the index of its question in the data set."""
     text = trace.prompt + trace.body
-    found = []
+    contrasts = []
     for turn in trace.turns:
         tag = agent_tag(turn.agent, turn.round)
-        opened = text.index(round_tag(turn.round), len(trace.prompt))
-        others = {str(t.agent): t.text for t in trace.turns if t.round == turn.round and t.agent != turn.agent}
-        context = text[: text.index(tag, opened) + len(tag)]
+        round_start = text.index(round_tag(turn.round), len(trace.prompt))
+        others = {
+            str(other.agent): other.text
+            for other in trace.turns
+            if other.round == turn.round and other.agent != turn.agent
+        }
+        context = text[: text.index(tag, round_start) + len(tag)]
         identifier = f"question_{number}_round_{turn.round}_agent_{turn.agent}"
-        found.append(TurnContrast(identifier, context, str(turn.agent), turn.text, others))
-    return found
+        contrasts.append(TurnContrast(identifier, context, str(turn.agent), turn.text, others))
+    return contrasts
 
 
 def read_contrasts(path: str | Path) -> list[TurnContrast]:
@@ -49,35 +53,38 @@ def read_contrasts(path: str | Path) -> list[TurnContrast]:
     Raises:
         ValueError: a record without the released keys; the message names file and record.
     """
-    found = []
+    contrasts = []
     for number, row in enumerate(read_records(path), 1):
         try:
             others = {pair["negative_agent_id"]: pair["negative_response"] for pair in row["negative_pairs"]}
             texts = (row["turn_identifier"], row["context"], row["positive_agent_id"], row["positive_response"])
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}, record {number}: expected the released keys; got {sorted(row)}. Write what `write_contrasts` "
-                "writes."
+                f"{path}, record {number}: expected the released keys; got {sorted(row)}. Use the format of "
+                "`write_contrasts`."
             ) from error
         if len(others) < len(row["negative_pairs"]):
             raise ValueError(
                 f"{path}, record {number}: expected each negative agent once; got {list(others)} for "
-                f"{len(row['negative_pairs'])} pairs. Take out the repeated one."
+                f"{len(row['negative_pairs'])} pairs. Take out the repeated pair."
             )
-        found.append(TurnContrast(*texts, others))
-    return found
+        contrasts.append(TurnContrast(*texts, others))
+    return contrasts
 
 
 def write_contrasts(path: str | Path, contrasts: Iterable[TurnContrast]) -> None:
-    """Write steering pairs in the released format, atomically."""
+    """Write contrasts in the released format of steering pairs, atomically."""
     rows = [
         {
-            "turn_identifier": one.identifier,
-            "context": one.context,
-            "positive_agent_id": one.agent,
-            "positive_response": one.response,
-            "negative_pairs": [{"negative_agent_id": k, "negative_response": v} for k, v in one.others.items()],
+            "turn_identifier": contrast.identifier,
+            "context": contrast.context,
+            "positive_agent_id": contrast.agent,
+            "positive_response": contrast.response,
+            "negative_pairs": [
+                {"negative_agent_id": agent, "negative_response": response}
+                for agent, response in contrast.others.items()
+            ],
         }
-        for one in contrasts
+        for contrast in contrasts
     ]
     write_records(path, rows)

@@ -23,10 +23,10 @@ LABELS = ["positive", "negative"]
 
 # Parts of messages
 
-LINE = "Mend or delete that line"
+LINE = "Correct or delete that line"
 MESSAGES = PROMPT = "expected a prompt string or a list of", "in a list of its own"
 LIST = ("expected a non-empty list of prompts", "Put them in a list")
-LAYER = "expected a layer from 0 to 3", "Give a whole number in that range; the last layer is 3"
+LAYER = "expected a layer from 0 to 3", "Pass an integer in that range; the last layer is 3"
 POSITION = "expected position 'last', 'first', 'mean' or an integer"
 NUMBERS = "expected at least one coefficient", "List them"
 

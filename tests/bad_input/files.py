@@ -23,9 +23,9 @@ from tests.tiny import tiny_model
 def file_cases() -> Iterator[Case]:
     kind = "expected a table path that ends in .parquet or .csv"
     table = pd.DataFrame({"a": [1]})
-    yield Case("a table as a pickle", lambda f: write_table(f / "t.pkl", table, {}), kind, "got 't.pkl'", "Name it")
+    yield Case("a table as a pickle", lambda f: write_table(f / "t.pkl", table, {}), kind, "got 't.pkl'", "Rename it")
     yield Case(
-        "a pickle as a table", lambda f: read_table(f / "t.pkl"), kind, "got 't.pkl'", "Name it so",
+        "a pickle as a table", lambda f: read_table(f / "t.pkl"), kind, "got 't.pkl'", "Rename it",
         files={"t.pkl": b"\x80\x04."},
     )  # fmt: skip
     meta = {"file": "t.csv", "sha256": sha256(b"a\n1\n12\n"), "columns": ["a"], "text_columns": []}
@@ -40,9 +40,9 @@ def file_cases() -> Iterator[Case]:
     )  # fmt: skip
     yield Case(
         "an empty table", lambda f: read_table(f / "t.csv"),
-        "expected a table in", "got something else", "Write it anew", files={"t.csv": b""},
+        "expected a table in", "got something else", "Write it again", files={"t.csv": b""},
     )  # fmt: skip
-    name = "expected a name that can be part of a file's"
+    name = "expected a name that can be part of a file name"
     for bad in ("../x", "a/b", "/etc/passwd", "..", ".hidden", "", "a\nb", "a\x00b", "x/"):
         yield Case(f"{bad!r} as part of a file's name", lambda _, bad=bad: file_name(bad), name, repr(bad), "Take")
     says = "expected a file to write at", "got a folder", "Name a file in it", IsADirectoryError
@@ -79,7 +79,7 @@ def checkpoint_cases() -> Iterator[Case]:
     if not torch.cuda.is_available():
         yield Case(
             "a checkpoint on a device that is not there", lambda _: sk.load("m", device="cuda:1"),
-            "expected a device that is there", "got 'cuda:1' without a GPU", "Say device='cpu'",
+            "expected an available device", "got 'cuda:1' without a GPU", "Pass device='cpu'",
         )  # fmt: skip
     yield Case(
         "an adapter that is not there", lambda f: with_adapter(tiny_model(), f / "adapter", False),

@@ -132,11 +132,11 @@ def sweep_cases() -> Iterator[Case]:
         yield Case(f"a sweep with {name}", lambda f, given=given: sweep(f, **given), *says)
     for name, (do, *says) in RESULTS.items():
         yield Case(f"a sweep's result {name}", lambda _, do=do: do(), *says)
-    says = "expected a folder for the run", "got a file", "Name another place", NotADirectoryError
+    says = "expected a folder for the run", "got a file", "Use another path", NotADirectoryError
     yield Case("a sweep into a file", sweep, *says, files={"run": b"mine"})
     says = "expected a JSON object in", "got list", "Use another folder"
     yield Case("a sweep into a folder with a list as configuration", sweep, *says, files={"run/config.json": b"[1]"})
-    says = "expected JSON in", "got something else", "Mend or delete the file"
+    says = "expected JSON in", "got something else", "Correct or delete the file"
     yield Case("a sweep into a folder with half a configuration", sweep, *says, files={"run/config.json": b'{"a":'})
     says = "expected the configuration that", "seed: 7 -> 0", "Use another folder", ConfigurationChanged
     yield Case("a sweep into another one's folder", sweep, *says, files={"run/config.json": b'{"seed": 7}'})
@@ -149,8 +149,8 @@ def sweep_cases() -> Iterator[Case]:
             "repeat the sweep",
             FileNotFoundError,
         ),
-        "of junk": ({"t.parquet": PAIR}, "expected a table in", "got something else", "Write it anew", ValueError),
-        "of another kind": ({"t.parquet": b"PAR1" * 9}, "a table in", "got something", "Write it anew", ValueError),
+        "of junk": ({"t.parquet": PAIR}, "expected a table in", "got something else", "Write it again", ValueError),
+        "of another kind": ({"t.parquet": b"PAR1" * 9}, "a table in", "got something", "Write it again", ValueError),
     }
     for name, (files, *says) in load.items():
         yield Case(f"a sweep's table {name}", lambda f: SweepResult.load(f / "t.parquet"), *says, files=files)

@@ -16,8 +16,8 @@ from tests.bad_input.cases import LINE, MESSAGES, PAIR, Case, Files, row
 
 KEYS = ("expected keys", "Rename, add or drop keys")
 PAIRS: dict[str, tuple[bytes, str, str, str]] = {
-    "is empty": (b"", "expected at least one pair", "it is empty", "Write one object a line"),
-    "has blank lines only": (b"\n \n\n", "expected at least one pair", "it is empty", "Write one object a line"),
+    "is empty": (b"", "expected at least one pair", "it is empty", "Write one object per line"),
+    "has blank lines only": (b"\n \n\n", "expected at least one pair", "it is empty", "Write one object per line"),
     "is binary": (bytes(range(256)) * 8, "expected a JSON object", "line 1; got b'", LINE),
     "is all zeros": (bytes(1000) + b"\n", "expected a JSON object", "line 1; got b'", LINE),
     "is in UTF-16": (PAIR.decode().encode("utf-16"), "expected a JSON object", "line 1; got b'", LINE),
@@ -25,7 +25,7 @@ PAIRS: dict[str, tuple[bytes, str, str, str]] = {
     "is cut off in its last line": (PAIR * 2 + PAIR[:30], "expected a JSON object", "line 3; got b'", LINE),
     "is one line of a megabyte": (b"x" * 2**20 + b"\n", "expected a JSON object", "line 1; got b'xxx", LINE),
     "is nested too deeply": (b"[" * 200_000 + b"\n", "expected a JSON object", "nested too deeply", LINE),
-    "has a key twice": (b'{"prompt": "a", ' + PAIR[1:], "expected a JSON object", "'prompt' stands twice", LINE),
+    "has a key twice": (b'{"prompt": "a", ' + PAIR[1:], "expected a JSON object", "duplicate key 'prompt'", LINE),
     "has a list for an object": (b"[1, 2]\n", "expected a JSON object", "got b'[1, 2]'", LINE),
     "has a list around the pairs": (b"[" + PAIR.strip() + b"]\n", "expected a JSON object", "got b'[{", LINE),
     "has a text for an object": (b'"pair"\n', "expected a JSON object", "got b'\"pair\"'", LINE),
@@ -103,11 +103,21 @@ def record(**changes: object) -> dict[str, object]:
 
 def trace_cases() -> Iterator[Case]:
     for name, (text, expected) in MALFORMED.items():
-        yield Case(f"a trace with {name}", lambda _, t=text: DebateTrace("q", t), expected, "; ", "Mend the tags")
+        yield Case(f"a trace with {name}", lambda _, t=text: DebateTrace("q", t), expected, "; ", "Correct the tags")
     quotes = "Put it in quotes"
     records: dict[str, tuple[Files, str, str, str]] = {
-        "is cut off": ({"in.json": b'[{"question": "q"'}, "expected JSON in", "got something else", "Mend or delete"),
-        "has a key twice": ({"in.json": b'[{"question": 1, "question": 2}]'}, "expected JSON", "stands twice", "Mend"),
+        "is cut off": (
+            {"in.json": b'[{"question": "q"'},
+            "expected JSON in",
+            "got something else",
+            "Correct or delete",
+        ),
+        "has a key twice": (
+            {"in.json": b'[{"question": 1, "question": 2}]'},
+            "expected JSON",
+            "duplicate key",
+            "Correct",
+        ),
         "holds one object": ({"in.json": b"{}"}, "expected a JSON list of objects", "got '{}'", "Put the records in ["),
         "holds numbers": ({"in.json": b"[1]"}, "expected a JSON list of objects", "got '[1]'", "Put the records in ["),
         "lacks the trace": (trace_file({"question": "q"}), "expected the keys", "got ['question']", "Add ["),
@@ -115,7 +125,7 @@ def trace_cases() -> Iterator[Case]:
         "has a number as question": (trace_file(record(question=7)), "expected the question", "got 7", quotes),
         "has a number as answer": (trace_file(record(gold_answer=14)), "expected the gold", "got 14", quotes),
         "has a list as answer": (trace_file(record(gold_answer=["14"])), "expected the gold", "got ['14']", quotes),
-        "has no trace in record 2": (trace_file(record(), record(debate_trace="x")), "record 2: e", "; ", "Mend"),
+        "has no trace in record 2": (trace_file(record(), record(debate_trace="x")), "record 2: e", "; ", "Correct"),
     }
     for name, (files, *says) in records.items():
         yield Case(f"a file of traces that {name}", lambda f: read_traces(f / "in.json"), *says, files=files)

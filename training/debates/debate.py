@@ -11,7 +11,7 @@ from typing import Any
 from steerkit.io.files import sha256, write_text
 from steerkit.io.json import canonical_json
 from steerkit.io.progress import progress
-from steerkit.io.ranks import place, wait
+from steerkit.io.ranks import barrier, rank_and_world
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
 from steerkit.text.prompt import Prompt
@@ -200,19 +200,19 @@ def hold(
         "setting": asdict(setting),
         "answerer": answerer.about(),
     }
-    rank, world = place() if shared else (0, 1)
+    rank, world = rank_and_world() if shared else (0, 1)
     if world > 1 and out is None:
         raise ValueError(f"expected a folder as out=, where {world} processes put their debates together; got none.")
     with contextlib.ExitStack() as stack:
         folder = None if out is None else stack.enter_context(run_folder(out, config))
         debates = list(_held(problems[rank::world], answerer, cast, setting, folder, rank))
         if world > 1:
-            wait()
+            barrier()
             debates = list(_held(problems, _not_again, cast, setting, folder, rank))
         if folder is not None and rank == 0:
             write_debates(folder, debates)
         if world > 1:
-            wait()
+            barrier()
     return debates
 
 

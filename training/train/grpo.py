@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from steerkit.io.files import sha256, write_text
 from steerkit.io.json import canonical_json, read_json, write_json
-from steerkit.io.ranks import first_alone, is_first
+from steerkit.io.ranks import in_first_process, is_first
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
 from steerkit.text.tags import agents_in
@@ -249,7 +249,7 @@ def train_grpo(
         annealed.resume(checkpoint)
         trainer.train(resume_from_checkpoint=checkpoint)
         with whole_weights(trainer):
-            first_alone(lambda: save(trainer.model, tokenizer, done))
+            in_first_process(lambda: save(trainer.model, tokenizer, done))
         return done
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 
-from steerkit.io.ranks import several
+from steerkit.io.ranks import is_distributed
 
 
 def mean(value: float) -> float:
     """The mean of a number over all processes."""
-    if not several():
+    if not is_distributed():
         return value
     total = torch.tensor(value, dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu")
     distributed.all_reduce(total)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, write_json
-from steerkit.io.ranks import first_alone
+from steerkit.io.ranks import in_first_process
 from steerkit.io.run_folder import run_folder
 from steerkit.text.tags import CONSENSUS, END, agent_tag, round_tag, tags, without_tags
 from steerkit.text.traces import DebateTrace
@@ -147,7 +147,7 @@ def train_sft(
         trainer = SFTTrainer(trained, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tagged)
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
         with whole_weights(trainer):
-            first_alone(lambda: _leave(folder, trainer, tagged))
+            in_first_process(lambda: _leave(folder, trainer, tagged))
         return done
 
 
