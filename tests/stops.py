@@ -1,8 +1,8 @@
 """`python -m tests.stops`: the stops of a coefficient from the command line to the hook, and of a trace to a vector.
 
-One real call is profiled. A function receives the value where one of its arguments is the value or holds it. A stop is a
-function, or a class, that receives the value and passes it on to the end: it is on the call stack of the end, or what it
-returns is an argument of a later stop. Methods count as their class, nested functions as the function around them.
+One real call is profiled. A function receives the value where one of its arguments is the value or holds it. A stop is
+a function, or a class, that receives the value and passes it on to the end: it is on the call stack of the end, or what
+it returns is an argument of a later stop. Methods count as their class, nested functions as the function around them.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ def coefficient_stops(folder: Path) -> list[tuple[str, str]]:
     def is_value(value: Any) -> bool:
         if isinstance(value, torch.Tensor):
             return value.numel() < WIDTH and value.is_floating_point() and bool((value == COEFFICIENT).any())
-        return value == str(COEFFICIENT) if isinstance(value, str) else isinstance(value, float) and value == COEFFICIENT
+        return (
+            value == str(COEFFICIENT) if isinstance(value, str) else isinstance(value, float) and value == COEFFICIENT
+        )
 
     command = ["sweep", folder / "model", folder / "v.safetensors", "--prompts", folder / "prompts.jsonl"]
     command += ["--layers", 1, "--coefficients", COEFFICIENT, "--random", 0, "--max-new-tokens", 3]
