@@ -19,7 +19,7 @@ REQUIRED = {
 
 def test_the_standard_terms_are_listed_once_each() -> None:
     names = [term for term, _ in TERMS]
-    assert REQUIRED <= set(names) and len(set(names)) == len(names)
+    assert set(names) >= REQUIRED and len(set(names)) == len(names)
     assert len(TERMS) == PAGE.split("## Standard terms")[1].split("\n## ")[0].count("| `")
 
 
