@@ -23,7 +23,7 @@ def test_the_code_of_the_readme_runs_and_first_prints_the_line_that_the_readme_s
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0] == shown[0].splitlines()[0]  # texts depend on rounding, which differs between processors
+    assert printed.splitlines()[0] == shown[0].splitlines()[0]  # texts depend on rounding
     assert "shuffled" in printed
     assert (tmp_path / "cheerful.safetensors").exists() and (tmp_path / "runs/first/table.parquet").exists()
     assert len(names["texts"]) == 4 and all(names["texts"])
