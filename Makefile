@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # `make test-newest` and `make test-oldest` run these on the newest and the oldest dependencies.
 CORE := $(addprefix tests/test_,$(addsuffix .py, \
 	capture steering generation cache chat vectors control_vectors foreign_vectors probes sweep scoring \
-	models families hard_cases doctor demo))
+	models families hard_cases demo))
 
 SEED ?= 0
 FAMILY ?= arithmetic
