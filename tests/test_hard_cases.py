@@ -19,6 +19,7 @@ from steerkit.generation.generate import decode
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.io.tables import read_table, write_table
 from steerkit.models.blocks import NoResidualStream, find_blocks
+from steerkit.models.cache_argument import cache_argument, cache_of
 from steerkit.models.identity import fingerprint
 from steerkit.models.model import evaluating
 from steerkit.scores.fluency import log_probabilities, perplexity
@@ -242,17 +243,18 @@ def test_two_sequences_stepped_in_turn_keep_their_own_prompts() -> None:
     with torch.no_grad(), Steering(push(1), 1.0, "generated").on(model):
         out = [model(input_ids=prompt, use_cache=True) for prompt in prompts[:1]]
         tokens = [[int(out[0].logits[0, -1].argmax())], []]
-        caches = [out[0].past_key_values, None]
+        name = cache_argument(model)
+        caches = [cache_of(out[0]), None]
         for _ in range(5):
             for number in (1, 0):
                 if caches[number] is None:
                     found = model(input_ids=prompts[number], use_cache=True)
                 elif len(tokens[number]) < 5:
                     last = torch.tensor([[tokens[number][-1]]])
-                    found = model(input_ids=last, past_key_values=caches[number], use_cache=True)
+                    found = model(input_ids=last, use_cache=True, **{name: caches[number]})
                 else:
                     continue
-                caches[number] = found.past_key_values
+                caches[number] = cache_of(found)
                 tokens[number].append(int(found.logits[0, -1].argmax()))
     assert tokens == wanted
     assert wanted[0] != stepwise(model, PROMPT[:3], 5)
@@ -261,11 +263,11 @@ def test_two_sequences_stepped_in_turn_keep_their_own_prompts() -> None:
 def test_a_cache_that_was_filled_outside_is_refused() -> None:
     model = tiny_model()
     with torch.no_grad():
-        cache = model(input_ids=torch.tensor([PROMPT]), use_cache=True).past_key_values
+        cache = cache_of(model(input_ids=torch.tensor([PROMPT]), use_cache=True))
         with Steering(push(1)).on(model):
             model(input_ids=torch.tensor([PROMPT[:4]]), use_cache=True)
             with pytest.raises(RuntimeError, match="from its first forward on"):
-                model(input_ids=torch.tensor([[3]]), past_key_values=cache, use_cache=True)
+                model(input_ids=torch.tensor([[3]]), use_cache=True, **{cache_argument(model): cache})
 
 
 def test_beams_are_steered_alike_with_and_without_a_cache() -> None:

@@ -1,4 +1,4 @@
-"""The house: who may import whom, what imports what it need not, and what the command line says."""
+"""Rules of the library: what it never imports, where hooks are registered, and what light modules import."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_library_knows_nothing_of_training_analysis_or_figures() -> None:
+def test_the_library_never_imports_training_analysis_figures_or_trl() -> None:
     for path in (ROOT / "steerkit").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
@@ -64,7 +64,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert done.returncode == 0 and f"Example: steerkit {command}" in done.stdout
 
 
-def test_every_public_name_is_there_and_says_what_it_is() -> None:
+def test_every_public_name_exists_and_has_a_docstring() -> None:
     import steerkit
 
     for name in steerkit.__all__:

@@ -1,66 +1,16 @@
-"""Who may import whom: every import is read, also those inside functions."""
+"""Which package may import which: every import is read, also those inside functions."""
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
-
-ROOT = Path(__file__).parent.parent
-PACKAGES = [  # in this order: a package imports only those above it
-    "io", "text", "models", "stats", "capture", "probes", "vectors", "steering", "generation", "scores", "sweeps",
-    "doctor", "show", "lm_eval", "demo", "cli",
-]  # fmt: skip
-TOPS = ("steerkit", "training", "analysis", "figures")
+from tests.import_graph import PACKAGES, circles, graph, imported, package_graph
 
 
-def module_files(root: Path = ROOT) -> dict[str, Path]:
-    """Every module of the four packages by its dotted name."""
-    paths = [path for top in TOPS for path in sorted((root / top).rglob("*.py"))]
-    names = [".".join(path.relative_to(root).with_suffix("").parts) for path in paths]
-    return {name.removesuffix(".__init__"): path for name, path in zip(names, paths, strict=True)}
-
-
-def imported(source: str, modules: set[str]) -> set[str]:
-    """The modules among `modules` that a source imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            inside = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (inside & modules) or {node.module}
-    return found & modules
-
-
-def graph() -> dict[str, set[str]]:
-    """Module -> the modules that it imports; the package `steerkit` itself imports names only on first use."""
-    files = module_files()
-    return {
-        name: imported(path.read_text(), set(files)) - {"steerkit", name}
-        for name, path in files.items()
-        if name != "steerkit"
-    }
-
-
-def circles(edges: dict[str, set[str]]) -> list[list[str]]:
-    """Modules that import each other, directly or on a way round (a depth-first search from every module)."""
-    found = []
-    for start in sorted(edges):
-        stack = [(start, [start])]
-        seen: set[str] = set()
-        while stack:
-            name, path = stack.pop()
-            for other in sorted(edges.get(name, ())):
-                if other == start:
-                    found.append([*path, start])
-                elif other not in seen:
-                    seen.add(other)
-                    stack.append((other, [*path, other]))
-    return found
-
-
-def test_no_module_imports_itself_on_a_way_round() -> None:
+def test_no_module_imports_itself_directly_or_through_others() -> None:
     assert circles(graph()) == []
+
+
+def test_no_package_imports_itself_through_others() -> None:
+    assert circles(package_graph(graph())) == []
 
 
 def test_a_circle_is_found_also_where_one_import_stands_inside_a_function() -> None:
@@ -77,7 +27,7 @@ def test_a_package_imports_only_packages_above_it() -> None:
             assert package in rank, f"add {package} to PACKAGES, where it belongs in the order"
             for other in others:
                 if other.startswith("steerkit."):
-                    assert rank[other.split(".")[1]] <= rank[package], f"{name} imports {other}, a higher package"
+                    assert rank[other.split(".")[1]] <= rank[package], f"{name} imports {other}, a later package"
 
 
 def test_training_analysis_and_figures_import_steerkit_and_never_the_reverse() -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from transformers import DynamicCache, cache_utils
 
 from steerkit.models.model import unwrap
 
@@ -22,6 +24,20 @@ def cache_argument(model: nn.Module) -> str | None:
     """The name under which the model's forward takes a KV cache; None if it takes none."""
     parameters = inspect.signature(unwrap(model).forward).parameters
     return next((name for name in NAMES if name in parameters), None)
+
+
+def counts_tokens(model: nn.Module) -> bool:
+    """Whether the model's forward takes a KV cache that counts its tokens; the state of a recurrent model does not.
+
+    Recurrent models take a cache whose layers have no length, or a class of their own, such as `xLSTMCache`.
+    """
+    name = cache_argument(model)
+    if name is None:
+        return False
+    annotation = str(inspect.signature(unwrap(model).forward).parameters[name].annotation)
+    own = {word for word in re.findall(r"\w+", annotation) if word.endswith("Cache")} - set(vars(cache_utils))
+    layers = DynamicCache(config=unwrap(model).config).layers
+    return not own and (not layers or any(hasattr(layer, "get_seq_length") for layer in layers))
 
 
 def cache_in(arguments: Mapping[str, Any]) -> Any:

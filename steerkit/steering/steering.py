@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steerkit.models.blocks import Blocks, find_blocks
-from steerkit.models.cache_argument import cache_argument
+from steerkit.models.cache_argument import counts_tokens
 from steerkit.models.hooks import edit_streams, observe_calls
 from steerkit.models.identity import fingerprint
 from steerkit.models.model import unwrap
@@ -149,7 +149,7 @@ class Steering:
         """
         blocks = find_blocks(model)
         self.check(model, blocks, fingerprint(model))
-        if self.positions != "all" and cache_argument(model) in (None, "cache_params"):
+        if self.positions != "all" and not counts_tokens(model):
             raise ValueError(
                 f"expected positions 'all' for {type(unwrap(model)).__name__}, whose forward takes no KV cache: its "
                 f"new tokens cannot be told from a prompt; got {self.positions!r}."

@@ -1,4 +1,4 @@
-"""`python -m tests.torture` (`make torture`): what must survive, in figures; writes docs/reliability.md."""
+"""`python -m tests.torture` (`make torture`): counts of survived faults; writes docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="of each job")
-    parser.add_argument("--examples", type=int, default=2_500, help="of each fuzzed property")
-    parser.add_argument("--no-page", action="store_true", help="print only")
+    parser.add_argument("--kills", type=int, default=20, help="kills per job")
+    parser.add_argument("--examples", type=int, default=2_500, help="examples per property")
+    parser.add_argument("--no-page", action="store_true", help="print without writing the page")
     given = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process with threads must not be forked
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: forking a process with threads is unsafe
     warnings.simplefilter("ignore")
 
     import torch
@@ -31,23 +31,23 @@ def main() -> None:
     from tests.torture.flips import flips
     from tests.torture.killed import kills
 
-    began = time.monotonic()
+    start = time.monotonic()
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         for part in (kills(Path(folder), given.kills), faults(Path(folder)), flips(), tested(), fuzzed(given.examples)):
             for line in part:
                 lines.append(line)
-                print(f"{line.good} of {line.times}  {line.what}. {line.said}", flush=True)
+                print(f"{line.good} of {line.times}  {line.what}. {line.detail}", flush=True)
     about = versions()
     text = [
         "# Reliability",
         "",
-        f"Written by `make torture` in {(time.monotonic() - began) / 60:.0f} minutes, with torch {about['torch']} and "
+        f"Written by `make torture` in {(time.monotonic() - start) / 60:.0f} minutes, with torch {about['torch']} and "
         f"transformers {about['transformers']} on {os.cpu_count()} cores.",
         "",
-        "| what was done | good | of | |",
+        "| what was done | correct | of | |",
         "|---|---|---|---|",
-        *(f"| {line.what} | {line.good} | {line.times} | {line.said} |" for line in lines),
+        *(f"| {line.what} | {line.good} | {line.times} | {line.detail} |" for line in lines),
     ]
     if not given.no_page:
         write_text(PAGE, "\n".join(text) + "\n")

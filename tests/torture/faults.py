@@ -1,4 +1,4 @@
-"""Full disks, cut files, dead ranks, and thousands of made-up inputs."""
+"""Full disks, cut files, killed ranks, and thousands of random inputs."""
 
 from __future__ import annotations
 
@@ -19,51 +19,47 @@ ROOT = Path(__file__).parents[2]
 
 
 def faults(folder: Path) -> Iterator[Line]:
-    """All faults, each a line."""
+    """Yield the line of each fault."""
     yield cut_files(folder)
     yield unwritable(folder)
     yield from full_disk(folder)
-    yield dead_rank(folder)
+    yield killed_rank(folder)
 
 
 def cut_files(folder: Path) -> Line:
-    """A sweep's rows cut at every byte of the last one: all whole rows are read, and the run ends the same."""
+    """Cut a sweep's rows at every byte of the last one: all whole rows are read, and a resumed run ends the same."""
     job = JOBS[0]
     whole = folder / "cut-whole"
     job.run(whole)
     data = (whole / "rows.jsonl").read_bytes()
     last = data.rstrip(b"\n").rfind(b"\n") + 1
     rows = read_rows(whole / "rows.jsonl")
-    places = range(last, len(data))
+    cuts = range(last, len(data))
     good = 0
-    for place in places:
+    for cut in cuts:
         path = folder / "cut.jsonl"
-        path.write_bytes(data[:place])
+        path.write_bytes(data[:cut])
         read = read_rows(path)
         append_rows(path, [rows[-1]] if len(read) < len(rows) else [])
         good += read in (rows, rows[:-1]) and read_rows(path) == rows
-    return Line("rows cut at every byte of the last one, read and appended to", len(places), good, f"{len(rows)} rows")
+    return Line("rows cut at every byte of the last one, read and appended to", len(cuts), good, f"{len(rows)} rows")
 
 
 def unwritable(folder: Path) -> Line:
-    """A file where the run's folder should be: an error that says so before anything is generated."""
-    place = folder / "taken"
-    place.write_text("mine")
+    """Run into a path that is a file: an error before anything is generated."""
+    path = folder / "taken"
+    path.write_text("mine")
     try:
-        JOBS[0].run(place)
-        said = "no error"
+        JOBS[0].run(path)
+        message = "no error"
     except OSError as error:
-        said = str(error).replace(str(folder), "...")
-    return Line(
-        "sweep into a place that is no folder",
-        1,
-        int("expected a folder" in said and place.read_text() == "mine"),
-        said,
-    )
+        message = str(error).replace(str(folder), "...")
+    good = "expected a folder" in message and path.read_text() == "mine"
+    return Line("sweep into a path that is not a folder", 1, int(good), message)
 
 
 def full_disk(folder: Path) -> Iterator[Line]:
-    """A sweep on a disk of 64 KiB that is enlarged after it has failed: an error that names it, and nothing lost."""
+    """Sweep on a disk of 64 KiB that is enlarged after the failure: an error names it, and no row is lost."""
     disk = folder / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -85,7 +81,7 @@ def full_disk(folder: Path) -> Iterator[Line]:
         same = job.outcome(disk / "run") == job.outcome(folder / "cut-whole")
         good = "No space left" in message and kept > 0 and same and job.repeated(disk / "run") == 0
         yield Line(
-            "sweep on a full disk, gone on with when there was room", 1, int(good), f"{kept} rows were kept: {message}"
+            "sweep on a full disk, resumed when there was space", 1, int(good), f"{kept} rows were kept: {message}"
         )
     finally:
         subprocess.run(["umount", str(disk)], check=False)
@@ -99,8 +95,8 @@ JOBS[0].run(Path(sys.argv[1]))
 """
 
 
-def dead_rank(folder: Path) -> Line:
-    """One of two processes of a sweep killed: the run ends with an error, and goes on from what both had written."""
+def killed_rank(folder: Path) -> Line:
+    """Kill one of two processes of a sweep: the run ends with an error and resumes from the rows of both."""
     script = folder / "ranks.py"
     script.write_text(RANKS)
     out = folder / "ranks"
@@ -126,16 +122,15 @@ def dead_rank(folder: Path) -> Line:
     ).stdout.split()
     ranked = {_rank(pid): int(pid) for pid in workers if _rank(pid) is not None}
     os.kill(ranked["1"], signal.SIGKILL)
-    said, _ = running.communicate(timeout=300)
-    clear = running.returncode != 0 and ("Signal 9" in said or "has ended" in said)
+    output, _ = running.communicate(timeout=300)
+    clear = running.returncode != 0 and ("Signal 9" in output or "has ended" in output)
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     same = again.returncode == 0 and JOBS[0].outcome(out) == JOBS[0].outcome(folder / "cut-whole")
     rows = [str(row["key"]) for name in ("rows.jsonl", "rows-1.jsonl") for row in read_rows(out / name)]
     good = clear and same and len(rows) == len(set(rows))
-    found = re.search(r"(Signal 9[^\n]*|expected all[^\n]*has ended[^\n]*)", said)
-    return Line(
-        "sweep by two processes, one killed, then gone on with", 1, int(good), found[1][:100] if found else said[-100:]
-    )
+    reason = re.search(r"(Signal 9[^\n]*|expected all[^\n]*has ended[^\n]*)", output)
+    shown = reason[1][:100] if reason else output[-100:]
+    return Line("sweep by two processes, one killed, then resumed", 1, int(good), shown)
 
 
 def _rank(pid: str) -> str | None:
@@ -151,28 +146,28 @@ TESTED = {
         "tests/test_chat.py", "tests/test_server.py", "tests/test_server_calls.py", "tests/test_server_keys.py",
     ),
     "memory that runs out in a batch": ("tests", "-k", "out_of_memory"),
-    "each wrong way of the silent-wrong list caught, and ours not": ("tests/test_silent_wrong.py",),
-    "bad inputs refused with what was expected, what came and what to do": (
+    "each of a list of silent errors detected, and none in our code": ("tests/test_silent_wrong.py",),
+    "bad inputs refused with what was expected, what came and the fix": (
         "tests/test_bad_input.py", "tests/test_bad_commands.py",
     ),
     "hostile files, names, keys and texts": (
         "tests/test_security.py", "tests/test_explorer.py", "tests/test_explorer_page.py", "-k", "not narrow",
     ),
-    "batch sizes, orders and interruptions that change no text": ("tests/test_determinism.py",),
-    "two processes for one": ("tests/test_ranks.py",),
+    "batch sizes, orders and interruptions change no text": ("tests/test_determinism.py",),
+    "two processes equal one": ("tests/test_ranks.py",),
 }  # fmt: skip
 
 
 def tested() -> Iterator[Line]:
-    """What the tests hold, counted."""
+    """Yield a count of passed tests for each claim."""
     for what, chosen in TESTED.items():
         yield _counted(what, chosen, os.environ)
 
 
 def fuzzed(examples: int) -> Iterator[Line]:
-    """The properties of tests/test_fuzz.py with as many examples each as are asked for."""
+    """Yield the counts of tests/test_fuzz.py with this many examples per property."""
     environment = {**os.environ, "STEERKIT_EXAMPLES": str(examples)}
-    what = f"properties that hold of {examples} made-up inputs each, a quarter where each is a file"
+    what = f"properties checked on {examples} random inputs each, on a quarter where each is a file"
     yield _counted(what, ("tests/test_fuzz.py",), environment)
 
 
@@ -181,5 +176,5 @@ def _counted(what: str, chosen: Sequence[str], environment: Mapping[str, str]) -
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
     ran = sum(n for word, n in counts.items() if word != "skipped")
-    said = f"{', '.join(part for part in chosen if part.startswith('tests/'))}; {counts.get('skipped', 0)} skipped"
-    return Line(what, max(1, ran), counts.get("passed", 0), said.removeprefix("; "))
+    detail = f"{', '.join(part for part in chosen if part.startswith('tests/'))}; {counts.get('skipped', 0)} skipped"
+    return Line(what, max(1, ran), counts.get("passed", 0), detail.removeprefix("; "))

@@ -1,4 +1,4 @@
-"""How often the shape of a batch changes a text of the real model: arithmetic that is rounded in another order."""
+"""How often the shape of a batch changes a text of the real model: sums rounded in another order."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ SIZES = (1, 3, 8, 64)
 
 
 def flips(samples: int = 4, new: int = 32) -> Iterator[Line]:
-    """The same sampled rows in batches of each size, against one row at a time: texts that differ, in float32 and
-    bfloat16. A text that differs has one flip, its first token that is another; what follows follows from it.
+    """Compare sampled rows in batches of each size with one row at a time, in float32 and bfloat16.
+
+    A differing text counts as one flip: its first differing token. Later tokens depend on that one.
     """
     for dtype in ("float32", "bfloat16"):
         model, tokenizer = sk.load(default_checkpoint(), dtype=dtype)

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: what is resumed ends as what was never killed, nothing lost, nothing doubled."""
+"""SIGKILL at random moments: a resumed run equals an uninterrupted one, with no row lost or doubled."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ class Line:
     """A line of the report.
 
     Args:
-        what: was done.
-        times: how often.
-        good: how often it ended as it should.
-        said: what else one has to know.
-        measured: reported only; it is no failure where some did not.
+        what: what was done.
+        times: how often it was done.
+        good: how often the result was correct.
+        detail: measurements and messages.
+        measured: report only; an incorrect result is no failure.
     """
 
     what: str
     times: int
     good: int
-    said: str
+    detail: str
     measured: bool = False
 
 
 def forked(job: Job, folder: Path, log: Path) -> int:
-    """The process id of a child that runs the job; its imports are those that this process has."""
+    """Fork a child that runs the job with the imports of this process; return its process id."""
     child = os.fork()
     if child:
         return child
@@ -51,27 +51,27 @@ def forked(job: Job, folder: Path, log: Path) -> int:
 
 
 def finished(child: int) -> bool:
-    """Wait for a child; whether it ended well."""
+    """Wait for a child; return whether it succeeded."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 FLIPS = 3
-"""So many rows of all resumed runs of a job may differ by a flip; more would be a fault of ours."""
+"""This many rows of all resumed runs of a job may differ by a flip; more are an error."""
 
 
 def kills(folder: Path, times: int, seed: int = 0) -> Iterator[Line]:
-    """Each job killed `times` times, at moments spread over the time that it takes, and taken up again each time."""
+    """Kill each job `times` times, at random moments of its run, and resume it each time."""
     rng = random.Random(seed)
     for job in JOBS:
         whole = folder / f"{job.name}-whole"
         began = time.monotonic()
         if not finished(forked(job, whole, folder / f"{job.name}.log")):
-            yield Line(f"{job.name}: killed and resumed", times, 0, f"it fails by itself: see {job.name}.log")
+            yield Line(f"{job.name}: killed and resumed", times, 0, f"it fails without a kill: see {job.name}.log")
             continue
         took = time.monotonic() - began
         wanted = job.outcome(whole)
         same = flipped = flips = hit = doubled = tries = 0
-        while hit < times and tries < 4 * times:  # a run that was over before its signal came is not counted
+        while hit < times and tries < 4 * times:  # a run that ended before its signal is not counted
             cut = folder / f"{job.name}-{tries}"
             tries += 1
             child = forked(job, cut, folder / f"{job.name}.log")
@@ -86,12 +86,12 @@ def kills(folder: Path, times: int, seed: int = 0) -> Iterator[Line]:
                 continue
             if job.outcome(cut) == wanted:
                 same += 1
-            elif found := job.flips(whole, cut):
+            elif differing := job.flips(whole, cut):
                 flipped += 1
-                flips += found
+                flips += differing
         good = same + flipped if flips <= FLIPS else same
-        said = f"a run takes {took:.1f} s; rows doubled: {doubled}; {same} end as the one that nobody killed"
-        said += f", {flipped} so but for {flips} texts in which a batch of another shape rounded otherwise" * (
+        detail = f"a run takes {took:.1f} s; rows doubled: {doubled}; {same} equal the uninterrupted run"
+        detail += f", {flipped} equal it except {flips} texts, which another batch shape rounded differently" * (
             flips > 0
         )
-        yield Line(f"{job.name}: killed and resumed", times, good, said)
+        yield Line(f"{job.name}: killed and resumed", times, good, detail)
