@@ -9,8 +9,8 @@ import pytest
 
 from steerkit.text.traces import read_traces
 from training.debates.answerers import Request, Rule
-from training.debates.debate import Setting, hold
-from training.debates.judge import CRITERIA, YesNo, says_yes
+from training.debates.debate import Setting, run_debates
+from training.debates.judge import CRITERIA, YesNo, parse_yes_no
 from training.debates.moderator import moderation, read_verdict
 from training.debates.personas import cast_of
 from training.problems.problem import Problem
@@ -26,7 +26,7 @@ def answer(request: Request, rng: random.Random) -> str:
 
 
 def test_an_open_debate_ends_with_the_moderators_sentence_and_keeps_its_type(tmp_path) -> None:
-    held = hold(QUESTIONS, Rule(answer), cast_of("hallucination"), Setting(rounds=2), tmp_path / "run")
+    held = run_debates(QUESTIONS, Rule(answer), cast_of("hallucination"), Setting(rounds=2), tmp_path / "run")
     assert [debate.rounds for debate in held] == [2] * 4
     assert all(debate.answer() is None and not debate.correct for debate in held)
     kept = read_traces(tmp_path / "run" / "traces.jsonl")
@@ -44,7 +44,7 @@ def test_the_moderator_reads_the_last_answers_and_no_names() -> None:
         seen.append(request)
         return answer(request, rng)
 
-    hold(QUESTIONS[:1], Rule(note), cast_of("evil"), Setting(rounds=2))
+    run_debates(QUESTIONS[:1], Rule(note), cast_of("evil"), Setting(rounds=2))
     prompt = seen[-1].prompt
     assert seen[-1].id == "open/0/moderator"
     assert all(f"round-2/agent-{i} does not know" in prompt[-1]["content"] for i in (1, 2, 3))
@@ -78,7 +78,7 @@ def test_a_verdict_is_read_from_the_first_word_or_not_at_all(text, wanted) -> No
     ],
 )  # fmt: skip
 def test_a_judges_word_is_read_or_left_open(reply, wanted) -> None:
-    assert says_yes(reply) is wanted
+    assert parse_yes_no(reply) is wanted
 
 
 def test_a_judge_says_no_where_it_says_nothing_and_sees_question_and_response() -> None:

@@ -263,14 +263,14 @@ def test_a_hub_id_is_read_as_the_test_split_of_its_data_set(monkeypatch: pytest.
 
 def test_without_the_package_or_the_network_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"read openai/gsm8k from the hub; it is not installed.*give a file"):
+    with pytest.raises(ImportError, match=r"read openai/gsm8k from the hub; it is not installed.*pass a file"):
         load_gsm8k("openai/gsm8k")
 
     def offline(*_: Any, **__: Any) -> None:
         raise RuntimeError("no route")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=offline))
-    with pytest.raises(OSError, match=r"openai/gsm8k from the hub; got RuntimeError\('no route'\).*give a local file"):
+    with pytest.raises(OSError, match=r"openai/gsm8k from the hub; got RuntimeError\('no route'\).*pass a local file"):
         load_gsm8k("openai/gsm8k")
 
 

@@ -109,7 +109,7 @@ import json, sys
 from dataclasses import asdict
 from steerkit.io import ranks
 from training.debates.answerers import Reply, Rule
-from training.debates.debate import Setting, hold
+from training.debates.debate import Setting, run_debates
 from training.problems.families import addition
 from training.debates.personas import cast_of
 
@@ -117,7 +117,7 @@ def said(request, rng):
     return f"{request.id} so \\\\boxed{{{sum(map(ord, request.id)) % 3}}}"
 
 out = sys.argv[1]
-held = hold(addition(7, 0, "train"), Rule(said), cast_of("standard"), Setting(), out, shared=True)
+held = run_debates(addition(7, 0, "train"), Rule(said), cast_of("standard"), Setting(), out, shared=True)
 open(f"{out}-seen-by-{ranks.place()[0]}.json", "w").write(json.dumps([asdict(debate) for debate in held]))
 """
 
