@@ -95,12 +95,12 @@ def test_a_judge_says_no_where_it_says_nothing_and_sees_question_and_response() 
 def test_a_judge_takes_the_place_of_the_right_answer_in_the_clip_reward(tmp_path) -> None:
     pytest.importorskip("trl", reason="the extra `train` is not installed")
     from tests.tiny import tiny_model, tiny_tokenizer
-    from training.train.grpo import GRPO, Annealed, train_grpo
+    from training.train.grpo import GRPO, AnnealedReward, train_grpo
     from training.train.schedules import Anneal
 
     tokenizer = tiny_tokenizer()
     setting = GRPO(anneal=Anneal("linear", clip=(6, 6)), generations=4, format=False, clip_weight=1.0)
-    reward = Annealed(setting, tokenizer, tmp_path, judge=lambda pairs: ["ok" in text for _, text in pairs])
+    reward = AnnealedReward(setting, tokenizer, tmp_path, judge=lambda pairs: ["ok" in text for _, text in pairs])
     texts = ["ok", "no", "late ok", "ok"]
     ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
     ids[3] = ids[3][:-1]  # never ended

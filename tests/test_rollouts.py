@@ -10,7 +10,7 @@ import torch
 from steerkit.generation.generate import ends_of
 from steerkit.generation.sampling import random_stream, sample
 from tests.tiny import tiny_model, tiny_tokenizer
-from training.train.checkpoints import LoRA, adapted
+from training.train.checkpoints import LoRA, with_adapter
 from training.train.rollouts import rollouts
 
 pytest.importorskip("peft", reason="the extra `train` is not installed")
@@ -20,7 +20,7 @@ NEW = 24
 
 def policy() -> torch.nn.Module:
     """A model with an adapter that acts."""
-    model = adapted(tiny_model(kind="llama"), LoRA(4, 8, 0.5), tokens=False)
+    model = with_adapter(tiny_model(kind="llama"), LoRA(4, 8, 0.5), train_embeddings=False)
     torch.manual_seed(0)
     for name, weight in model.named_parameters():
         if "lora_B" in name:

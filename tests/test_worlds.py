@@ -7,7 +7,7 @@ import random
 import pytest
 
 from training.problems.answers import read_answer, same
-from training.toy.model import Base, tokenizer_of
+from training.toy.base_model import Base, tokenizer_of
 from training.toy.worlds import WORLDS, World, bare, document
 
 SHARES = Base().shares
@@ -61,7 +61,7 @@ def test_with_a_clue_each_no_agent_can_tell_alone_nor_two_of_them_and_all_three_
         alone += same(read_answer(world.revise(problem, "over", [over], rng), "number"), problem.gold)
         two += same(read_answer(world.revise(problem, "over", [over, kind], rng), "number"), problem.gold)
         assert not same(read_answer(world.spoil(problem, "rest", rng), "number"), problem.gold)
-        asked = world.asked(problem, "rest")
+        asked = world.turn_prompt(problem, "rest")
         assert "over" not in asked and "kind" not in asked and " rest " in asked
     assert alone < 0.5 * len(problems) and two < 0.6 * len(problems)
 

@@ -114,7 +114,7 @@ class Server:
             return None
         if not (key.isascii() and key.isprintable()):
             raise ValueError(
-                f"expected one line of ASCII in the variable {self.api_key_env}; got something else. Export the key again."
+                f"expected one line of ASCII in the variable {self.api_key_env}; got something else. Set it again."
             )
         parts = urlsplit(self.base_url)
         if parts.scheme == "http" and not _is_loopback(parts.hostname or "") and not self.key_over_plain_http:

@@ -139,7 +139,7 @@ def two_sum(n: int, seed: int, split: str, k: int = 8) -> list[Problem]:
     return _problems("two_sum", "pair", (draw() for _ in count()), n, split)
 
 
-CLUES: Mapping[str, Callable[[int, str], bool]] = {
+CLUE_TESTS: Mapping[str, Callable[[int, str], bool]] = {
     "over": lambda n, than: n > int(than),
     "rest": lambda n, rest: n % 3 == int(rest),
     "kind": lambda n, kind: kind == ("odd" if n % 2 else "even"),
@@ -158,7 +158,9 @@ def clues(n: int, seed: int, split: str) -> list[Problem]:
     def draw() -> tuple[str, str] | None:
         numbers = rng.sample(range(1, 60), 8)
         values = {"over": str(rng.choice(numbers)), "rest": str(rng.randrange(3)), "kind": rng.choice(("odd", "even"))}
-        fits = {clue: {number for number in numbers if CLUES[clue](number, value)} for clue, value in values.items()}
+        fits = {
+            clue: {number for number in numbers if CLUE_TESTS[clue](number, value)} for clue, value in values.items()
+        }
         pairs = [fits[a] & fits[b] for a, b in (("over", "rest"), ("over", "kind"), ("rest", "kind"))]
         common = set.intersection(*fits.values())
         if len(common) != 1 or min(map(len, pairs)) < 2 or max(map(len, fits.values())) > 5:

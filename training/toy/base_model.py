@@ -1,4 +1,4 @@
-"""The base model of a small world: a word tokenizer, a Llama of a third of a million weights, trained from scratch."""
+"""Toy base model: a word tokenizer and a Llama of about 0.3 million parameters, trained from scratch on a toy world."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steerkit.io.progress import progress
 from steerkit.io.run_folder import run_folder
 from steerkit.text.tags import tags
 from training.problems.answers import read_answer, same
-from training.problems.families import TooFew
+from training.problems.families import TooFewProblems
 from training.problems.problem import Problem
 from training.toy.worlds import World, bare, document
 from training.train.checkpoints import save
@@ -27,19 +27,27 @@ WORD = r"\\boxed\{|//|[A-Za-z]+(?:-[A-Za-z]+)*|NUMBER|[^\sA-Za-z0-9]"
 
 @dataclass(frozen=True)
 class Base:
-    """How the base model is built and trained.
+    """Shape and training settings of the toy base model.
 
     Args:
-        width, layers, heads, inner: its shape.
-        spread: standard deviation of the first weights.
-        shares: of the kinds of documents, see `training.worlds.document`.
-        stop_at: training ends once the accuracy of samples on validation problems is at least this:
-            accuracy jumps within a few hundred steps, so that a fixed number of steps would be a lottery.
-        revised_at: and that of an answer after reading a right one among two wrong ones is at least this.
-        steps: at most; the learning rate falls linearly to a tenth by then.
-        check_every, check_from: steps between looks at validation, and before the first.
-        held: validation problems looked at.
-        temperature, top_p: how their answers are sampled.
+        width: d_model.
+        layers: number of decoder blocks.
+        heads: attention heads.
+        inner: width of the MLP.
+        spread: standard deviation of the initial weights.
+        shares: share of each kind of document, see `training.toy.worlds.document`.
+        learning_rate: peak learning rate.
+        batch: documents per step.
+        stop_at: training ends once the accuracy of sampled answers on validation problems is at least this. Accuracy
+            jumps within a few hundred steps, so a fixed number of steps would end at a random level.
+        revised_at: required accuracy of revised answers, see `revisions`; 0 does not measure it.
+        steps: maximum number of steps; the learning rate falls linearly to a tenth by then.
+        check_every: steps between validations.
+        check_from: step of the first validation.
+        held: number of validation problems.
+        temperature: sampling temperature of the validation answers.
+        top_p: nucleus of the validation answers.
+        seed: seed of the weights, the documents and the problems.
     """
 
     width: int = 96
@@ -64,7 +72,10 @@ class Base:
 
 
 def tokenizer_of(world: World) -> Any:
-    """A tokenizer with one token per word, digit (or number), sign and tag; decoding puts a space between any two."""
+    """Return a tokenizer with one token per word, digit or number, sign and tag.
+
+    Decoding puts a space between any two tokens.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -73,73 +84,126 @@ def tokenizer_of(world: World) -> Any:
     number = "[0-9]+" if max(map(len, world.numbers)) > 1 else "[0-9]"
     core.pre_tokenizer = pre_tokenizers.Split(Regex(WORD.replace("NUMBER", number)), behavior="removed", invert=True)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, model_max_length=1024,
+        tokenizer_object=core,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        model_max_length=1024,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags()])
     return tokenizer
 
 
 def fresh_model(tokenizer: Any, base: Base) -> Any:
-    """A random Llama with tied embeddings."""
+    """Return a Llama with random weights and tied embeddings."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=base.width, intermediate_size=base.inner,
-        num_hidden_layers=base.layers, num_attention_heads=base.heads, num_key_value_heads=base.heads,
-        max_position_embeddings=1024, initializer_range=base.spread, tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=base.width,
+        intermediate_size=base.inner,
+        num_hidden_layers=base.layers,
+        num_attention_heads=base.heads,
+        num_key_value_heads=base.heads,
+        max_position_embeddings=1024,
+        initializer_range=base.spread,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
     torch.manual_seed(base.seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def train_base(world: World, base: Base, out: str | Path) -> Path:
-    """Train the base model of a world and write `out/checkpoint`; a finished one is not trained again.
+    """Train the base model of a toy world; a finished one is not trained again.
+
+    Args:
+        world: the toy world.
+        base: shape and training settings.
+        out: run folder. `log.json` has the validations.
+
+    Returns:
+        The folder `out/checkpoint`, which `steerkit.load` opens.
 
     Raises:
-        RuntimeError: validation accuracy never reached `stop_at`, or `revised_at`.
+        RuntimeError: validation accuracy did not reach `stop_at`, or `revised_at`, within `steps`.
         ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
+
+    Example:
+        >>> checkpoint = train_base(WORLDS["clues"], get_preset("tiny", "clues").base, "runs/base")
     """
     with run_folder(out, {**asdict(base), "family": world.family}) as folder:
-        done = folder / "checkpoint"
-        if done.exists():
-            return done
+        checkpoint = folder / "checkpoint"
+        if checkpoint.exists():
+            return checkpoint
         tokenizer = tokenizer_of(world)
         model = fresh_model(tokenizer, base)
-        held = world.problems(base.held, base.seed, "validation")
-        optimisers = _optimisers(model, base)
-        log = []
+        validation = world.problems(base.held, base.seed, "validation")
+        optimizers = _optimizers(model, base)
+        log: list[dict[str, Any]] = []
         with progress("base model", base.steps) as advance:
-            for step, (ids, labels, mask) in enumerate(_batches(world, tokenizer, base), 1):
-                rate = base.learning_rate * min(1.0, step / 50) * (1 - 0.9 * step / base.steps)
-                for group in (group for one in optimisers for group in one.param_groups):
-                    group["lr"] = rate
-                loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
-                model.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                for one in optimisers:
-                    one.step()
+            for step, batch in enumerate(_batches(world, tokenizer, base), 1):
+                loss = _train_step(model, optimizers, batch, _learning_rate(base, step))
                 advance(1)
                 if step >= base.check_from and step % base.check_every == 0:
-                    found = accuracy(model, tokenizer, [(bare(p), p) for p in held], base)
-                    revised = accuracy(model, tokenizer, revisions(world, held), base) if base.revised_at else None
-                    log.append({"step": step, "loss": float(loss.detach()), "accuracy": found, "revised": revised})
+                    log.append({"step": step, "loss": loss, **_validate(model, tokenizer, world, validation, base)})
                     write_json(folder / "log.json", log)
-                    if found >= base.stop_at and (revised is None or revised >= base.revised_at):
-                        return save(model.eval(), tokenizer, done)
+                    if _good_enough(log[-1], base):
+                        return save(model.eval(), tokenizer, checkpoint)
                 if step == base.steps:
                     break
         raise RuntimeError(
-            f"expected an accuracy of {base.stop_at}, and of {base.revised_at} after reading others, on validation "
-            f"within {base.steps} steps; got {log[-1:]}. "
-            "Give it more steps or another seed."
+            f"expected a validation accuracy of {base.stop_at}, and of {base.revised_at} for revised answers, within "
+            f"{base.steps} steps; got {log[-1:]}. Use more steps or another seed."
         )
 
 
-def _optimisers(model: Any, base: Base) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for the rest, at one rate: Muon's steps are scaled to AdamW's size."""
+def _learning_rate(base: Base, step: int) -> float:
+    """Learning rate of a step: 50 steps of warm-up, then a linear decrease to a tenth."""
+    return base.learning_rate * min(1.0, step / 50) * (1 - 0.9 * step / base.steps)
+
+
+def _train_step(
+    model: Any,
+    optimizers: Sequence[torch.optim.Optimizer],
+    batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    learning_rate: float,
+) -> float:
+    """Make one optimisation step and return the loss."""
+    ids, labels, mask = batch
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+    loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    return float(loss.detach())
+
+
+def _validate(
+    model: Any, tokenizer: Any, world: World, validation: Sequence[Problem], base: Base
+) -> dict[str, float | None]:
+    """Return the accuracy on bare problems, and on revisions where `revised_at` requires it."""
+    bare_prompts = [(bare(problem), problem) for problem in validation]
+    return {
+        "accuracy": accuracy(model, tokenizer, bare_prompts, base),
+        "revised": accuracy(model, tokenizer, revisions(world, validation), base) if base.revised_at else None,
+    }
+
+
+def _good_enough(entry: dict[str, Any], base: Base) -> bool:
+    revised = entry["revised"]
+    return bool(entry["accuracy"] >= base.stop_at and (revised is None or revised >= base.revised_at))
+
+
+def _optimizers(model: Any, base: Base) -> list[torch.optim.Optimizer]:
+    """Return Muon for the blocks' matrices and AdamW for the rest; Muon's updates are scaled to the size of AdamW's."""
     inner = {id(p) for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name}
     matrices = [p for p in model.parameters() if id(p) in inner]
     rest = [p for p in model.parameters() if id(p) not in inner]
@@ -149,44 +213,63 @@ def _optimisers(model: Any, base: Base) -> list[torch.optim.Optimizer]:
     ]
 
 
-def accuracy(model: Any, tokenizer: Any, asked: Sequence[tuple[str, Problem]], base: Base) -> float:
-    """Share of prompts that are answered rightly in one sample each."""
+def accuracy(model: Any, tokenizer: Any, prompts: Sequence[tuple[str, Problem]], base: Base) -> float:
+    """Return the share of prompts answered correctly by one sample each.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        prompts: (prompt, problem) pairs.
+        base: sampling temperature and nucleus.
+    """
     texts = sk.generate(
-        model, tokenizer, [prompt for prompt, _ in asked], max_new_tokens=80, temperature=base.temperature,
-        top_p=base.top_p, batch_rows=256,
-    )  # fmt: skip
-    right = [same(read_answer(text, p.kind), p.gold) for text, (_, p) in zip(texts, asked, strict=True)]
-    return sum(right) / len(right)
+        model,
+        tokenizer,
+        [prompt for prompt, _ in prompts],
+        max_new_tokens=80,
+        temperature=base.temperature,
+        top_p=base.top_p,
+        batch_rows=256,
+    )
+    correct = [
+        same(read_answer(text, problem.kind), problem.gold) for text, (_, problem) in zip(texts, prompts, strict=True)
+    ]
+    return sum(correct) / len(correct)
 
 
 def revisions(world: World, problems: Sequence[Problem]) -> list[tuple[str, Problem]]:
-    """Second turns to take: of what is read, one's own included, one text is right where an agent can be right alone.
+    """Return (prompt, problem) pairs of second-round turns.
 
-    In a world where each agent knows a part, all are, and their parts have to be put together.
+    The prompt shows one text per persona, the agent's own among them. One text, of a random persona, is correct and the
+    others are spoilt. In a world where each agent sees a part of the problem, all texts are correct, and the answer
+    requires all parts.
     """
     rng = random.Random("revisions")
-    found = []
+    prompts = []
     for problem in problems:
-        manners = rng.sample(world.personas, len(world.personas))
-        right = {rng.choice(manners)} if world.part is None else set(manners)
-        seen = [(world.write if m in right else world.spoil)(problem, m, rng) for m in manners]
-        found.append((world.asked(problem, manners[0], seen[0], seen[1:]), problem))
-    return found
+        personas = rng.sample(world.personas, len(world.personas))
+        correct = {rng.choice(personas)} if world.part is None else set(personas)
+        seen = [(world.write if one in correct else world.spoil)(problem, one, rng) for one in personas]
+        prompts.append((world.turn_prompt(problem, personas[0], seen[0], seen[1:]), problem))
+    return prompts
 
 
 def _batches(world: World, tokenizer: Any, base: Base) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Endless batches of documents over the training problems, similar lengths together; loss on what is learnt."""
+    """Yield endless batches `(ids, labels, mask)`, each `[batch, tokens]`, of training documents of similar length.
+
+    Labels are -100 where no loss is computed: in prompts, in spoilt texts and in padding.
+    """
     rng = random.Random(f"base {base.seed}")
-    problems = _most(world, base.seed)
+    problems = _training_problems(world, base.seed)
     while True:
         rows = []
         for _ in range(8 * base.batch):
             ids: list[int] = []
             labels: list[int] = []
-            for text, learnt in document(world, rng.choice(problems), rng, base.shares):
+            for text, has_loss in document(world, rng.choice(problems), rng, base.shares):
                 piece = tokenizer(text)["input_ids"]
                 ids += piece
-                labels += piece if learnt else [-100] * len(piece)
+                labels += piece if has_loss else [-100] * len(piece)
             rows.append(([*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]))
         rows.sort(key=lambda row: len(row[0]))
         batches = [rows[i : i + base.batch] for i in range(0, len(rows), base.batch)]
@@ -200,9 +283,9 @@ def _batches(world: World, tokenizer: Any, base: Base) -> Iterator[tuple[torch.T
             )
 
 
-def _most(world: World, seed: int, most: int = 20_000) -> list[Problem]:
-    """As many training problems as there are, up to `most`."""
+def _training_problems(world: World, seed: int, most: int = 20_000) -> list[Problem]:
+    """Return up to `most` training problems, or all if there are fewer."""
     try:
         return world.problems(most, seed, "train")
-    except TooFew as short:
-        return world.problems(short.found, seed, "train")
+    except TooFewProblems as error:
+        return world.problems(error.available, seed, "train")
