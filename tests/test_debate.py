@@ -1,4 +1,4 @@
-"""Debates: votes over all agents, one batch a round, and no call made twice however often a run is killed."""
+"""Debates: votes over all agents, one batch per round, and no call repeated however often a run is interrupted."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ VOTES = [  # last round's answers, majority, unanimous, correct
 
 @pytest.mark.parametrize(("answers", "majority", "unanimous", "correct"), VOTES)
 def test_a_strict_majority_of_all_agents_is_the_answer(answers, majority, unanimous, correct) -> None:
-    held = debate(*answers)
-    assert (held.answer(), held.unanimous, held.correct) == (majority, unanimous, correct)
+    result = debate(*answers)
+    assert (result.answer(), result.unanimous, result.correct) == (majority, unanimous, correct)
 
 
 def test_two_of_four_are_no_majority() -> None:
@@ -55,10 +55,10 @@ def test_two_of_four_are_no_majority() -> None:
 
 
 def test_the_last_round_decides_and_the_first_is_still_known() -> None:
-    held = debate("20", "20", "14", "14", "14", "14")
-    assert (held.answer(), held.answer(1), held.rounds) == ("14", "20", 2)
-    assert held.tokens() == (30, 42)
-    trace = held.trace()
+    result = debate("20", "20", "14", "14", "14", "14")
+    assert (result.answer(), result.answer(1), result.rounds) == ("14", "20", 2)
+    assert result.tokens() == (30, 42)
+    trace = result.trace()
     assert trace is not None
     assert trace.consensus == r"All agents reached a consensus of \boxed{14}"
     assert len(trace.turns) == 6
@@ -106,17 +106,17 @@ def test_all_questions_of_a_round_go_out_as_one_batch_and_agreement_ends_a_debat
     debates = run_debates(PROBLEMS, answerer, CAST)
     assert len(answerer.batches) == 2
     assert len(answerer.batches[0]) == 36
-    late = [held for held in debates if held.rounds == 2]
+    late = [result for result in debates if result.rounds == 2]
     assert 0 < len(late) < 12
     assert len(answerer.batches[1]) == 3 * len(late)
-    assert all(held.unanimous for held in debates if held.rounds == 1)
+    assert all(result.unanimous for result in debates if result.rounds == 1)
     without = run_debates(PROBLEMS, Counting(), CAST, Setting(early_stop=False))
-    assert {held.rounds for held in without} == {2}
+    assert {result.rounds for result in without} == {2}
 
 
 def test_a_run_stopped_anywhere_goes_on_without_losing_or_repeating_a_call(tmp_path) -> None:
     whole = run_debates(PROBLEMS, Counting(), CAST, out=tmp_path / "whole")
-    calls = sum(len(held.calls) for held in whole)
+    calls = sum(len(result.calls) for result in whole)
     for stop in (0, 1, 17, 36, 40, calls - 1):
         folder = tmp_path / str(stop)
         first, second = Counting(stop), Counting()
@@ -142,17 +142,17 @@ class Failing(Counting):
 
 def test_a_failed_call_is_recorded_and_made_again_with_all_that_had_read_it(tmp_path) -> None:
     broken = run_debates(PROBLEMS, Failing(), CAST, out=tmp_path / "run")
-    assert all(held.failed == 1 and held.trace() is None for held in broken)
+    assert all(result.failed == 1 and result.trace() is None for result in broken)
     assert "no answer" in (tmp_path / "run" / "calls.jsonl").read_text()
-    mended = run_debates(PROBLEMS, Counting(), CAST, out=tmp_path / "run")
-    assert mended == run_debates(PROBLEMS, Counting(), CAST)
+    repaired = run_debates(PROBLEMS, Counting(), CAST, out=tmp_path / "run")
+    assert repaired == run_debates(PROBLEMS, Counting(), CAST)
 
 
 def test_the_files_say_what_the_debates_were(tmp_path) -> None:
     debates = run_debates(PROBLEMS, Counting(), CAST, out=tmp_path / "run")
     rows = read_rows(tmp_path / "run" / "debates.jsonl")
     assert [row["id"] for row in rows] == [problem.id for problem in PROBLEMS]
-    assert [row["correct"] for row in rows] == [held.correct for held in debates]
+    assert [row["correct"] for row in rows] == [result.correct for result in debates]
     kept = read_traces(tmp_path / "run" / "traces.jsonl")
     assert [trace.question for trace in kept] == [h.problem.question for h in debates if h.answer() is not None]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["cast"]["name"] == "diverse"
@@ -180,8 +180,8 @@ def test_in_round_two_an_agent_reads_its_own_answer_and_the_others_but_no_name()
 def test_a_worked_persona_is_shown_dialogues_and_asked_for_the_problem_alone() -> None:
     shown = Persona("s", worked=(("1?", "one"), ("2?", "two")), revised=(("1?", "uno", "they say one. 1?", "one"),))
     plain = Problem("p", "3?", "3", "number", "f")
-    said = [Turn(1, 1, "drei"), Turn(2, 1, "trois"), Turn(3, 1, "tre")]
-    first, second = (Cast("c", (shown,) * 3).ask(plain, 2, number, said) for number in (1, 2))
+    turns = [Turn(1, 1, "drei"), Turn(2, 1, "trois"), Turn(3, 1, "tre")]
+    first, second = (Cast("c", (shown,) * 3).ask(plain, 2, number, turns) for number in (1, 2))
     roles = {"system": 0, "user": 1, "assistant": 2}
     assert [(roles[m["role"]], m["content"]) for m in first] == [
         (0, "s"), (1, "1?"), (2, "one"), (1, "2?"), (2, "two"), (1, "3?"),
@@ -190,8 +190,8 @@ def test_a_worked_persona_is_shown_dialogues_and_asked_for_the_problem_alone() -
         (0, "s"), (1, "1?"), (2, "uno"), (1, "they say one. 1?"), (2, "one"), (1, "3?"), (2, "trois"),
         (1, "One agent's answer:\ndrei\n\nOne agent's answer:\ntre\n\n3?"),
     ]  # fmt: skip
-    alone_again = self_checking(Cast("c", (shown,) * 3)).ask(plain, 2, 2, said)
-    assert alone_again[-1] == {"role": "user", "content": "3?"}
+    self_check = self_checking(Cast("c", (shown,) * 3)).ask(plain, 2, 2, turns)
+    assert self_check[-1] == {"role": "user", "content": "3?"}
 
 
 @pytest.mark.parametrize("name", ["adding", "scorning"])

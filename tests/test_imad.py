@@ -87,7 +87,7 @@ def test_an_estimate_is_the_sum_that_one_does_by_hand() -> None:
 
 
 def test_what_does_not_exist_is_refused_by_name(capsys) -> None:
-    for call, said in (
+    for call, message in (
         (["tiny", "--family", "chess"], "expected a family among"),
         (["smollm2", "--family", "chess"], "expected a family among"),
         (["tiny", "--set", "grpo.stepz=3"], "expected a field among"),
@@ -96,4 +96,4 @@ def test_what_does_not_exist_is_refused_by_name(capsys) -> None:
         with pytest.raises(SystemExit) as stopped:
             imad.main([*call, "--dry-run"])
         assert stopped.value.code == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err

@@ -113,12 +113,12 @@ from training.debates.debate import Setting, run_debates
 from training.problems.families import addition
 from training.debates.personas import cast_of
 
-def said(request, rng):
+def answer(request, rng):
     return f"{request.id} so \\\\boxed{{{sum(map(ord, request.id)) % 3}}}"
 
 out = sys.argv[1]
-held = run_debates(addition(7, 0, "train"), Rule(said), cast_of("standard"), Setting(), out, shared=True)
-open(f"{out}-seen-by-{ranks.place()[0]}.json", "w").write(json.dumps([asdict(debate) for debate in held]))
+debates = run_debates(addition(7, 0, "train"), Rule(answer), cast_of("standard"), Setting(), out, shared=True)
+open(f"{out}-seen-by-{ranks.place()[0]}.json", "w").write(json.dumps([asdict(debate) for debate in debates]))
 """
 
 

@@ -33,13 +33,13 @@ def model_and_tokenizer():
 
 
 def traces(count: int = 8) -> list[DebateTrace]:
-    found = []
+    debates = []
     for number in range(count):
         texts = [f"{i} \\boxed{{{number + (i == 3)}}}" for i in (1, 2, 3)]
         turns = [Turn(i, r, text) for r in (1, 2) for i, text in enumerate(texts, 1)]
         sentence = f"A majority of agents converged on the solution of \\boxed{{{number}}}"
-        found.append(DebateTrace.of(f"{number}+0", turns, sentence, str(number)))
-    return found
+        debates.append(DebateTrace.of(f"{number}+0", turns, sentence, str(number)))
+    return debates
 
 
 def test_tags_survive_decoding_saving_and_loading_and_would_not_as_special_tokens(tmp_path) -> None:
@@ -170,8 +170,8 @@ def test_a_grpo_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypat
     def run(folder: Path) -> dict[str, torch.Tensor]:
         model, tokenizer = model_and_tokenizer()
         tagged = add_tags(model, tokenizer, tags())
-        found = module.train_grpo(model, tagged, addition(12, 0, "train"), grpo(), folder)
-        return sk.load(found)[0].state_dict()
+        checkpoint = module.train_grpo(model, tagged, addition(12, 0, "train"), grpo(), folder)
+        return sk.load(checkpoint)[0].state_dict()
 
     whole = run(tmp_path / "whole")
     plain = module.AnnealedReward.on_step_begin
