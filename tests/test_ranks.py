@@ -28,7 +28,7 @@ from training.train.checkpoints import add_tags
 from training.train.grpo import train_grpo
 from training.problems.families import addition
 from training.train.sft import SFT, train_sft
-from steerkit.text.traces import tags
+from steerkit.text.tags import tags
 import steerkit as sk
 
 out = Path(sys.argv[1])
