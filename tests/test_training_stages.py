@@ -1,4 +1,4 @@
-"""`python -m training` lists the stages, and each example in the list can be run as printed."""
+"""`python -m training` lists the stages; the examples in the list use existing functions and valid options."""
 
 from __future__ import annotations
 

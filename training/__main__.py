@@ -65,7 +65,7 @@ STAGES = (
     ),
     Stage(
         "evaluate",
-        "Compare a checkpoint with debate and self-consistency on the same questions.",
+        "Answer test questions by a checkpoint, self-consistency or debate, and compare the methods.",
         "training/evaluate/",
         python=(
             "import steerkit as sk\n"
