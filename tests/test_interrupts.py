@@ -17,8 +17,8 @@ import sys, time
 if "restore" in sys.argv:
     from steerkit.io.signals import restore_interrupt
     restore_interrupt()
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(float(sys.argv[1]))
 except KeyboardInterrupt:
     sys.exit(7)
