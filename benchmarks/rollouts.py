@@ -13,7 +13,7 @@ from benchmarks import inputs
 from benchmarks.timing import Measured, compare
 from steerkit.text.prompt import encode_prompt
 from steerkit.text.tokens import pad
-from training.train.checkpoints import LoRA, adapted
+from training.train.checkpoints import LoRA, with_adapter
 from training.train.rollouts import rollouts
 
 GROUPS, GENERATIONS, NEW = 4, 8, 96
@@ -21,7 +21,7 @@ GROUPS, GENERATIONS, NEW = 4, 8, 96
 
 def written() -> Iterator[Measured]:
     model, tokenizer = inputs.model()
-    policy = adapted(copy.deepcopy(model), LoRA(32, 64, 0.0), tokens=False)
+    policy = with_adapter(copy.deepcopy(model), LoRA(32, 64, 0.0), train_embeddings=False)
     prompts = [f"Problem: What is {number}?\n\n" for number in ("53 + 35", "18 + 67", "40 + 29", "77 + 14")]
     rows = [prompt for prompt in prompts for _ in range(GENERATIONS)]
     trainer: Any = SimpleNamespace(

@@ -1,4 +1,4 @@
-"""A loopback server that says what the test tells it to, and what is asked of it."""
+"""A loopback server that answers by a script of the test and records the requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from training.debates.answerers import Request
 
 KEY = "sk-very/secret+0123456789"
-LONG_S = 30.0  # what a test waits for at most; it never does unless it fails
+LONG_S = 30.0  # longest wait of a test; only a failing test waits so long
 
 
 def say(content: str) -> list[dict[str, str]]:
@@ -85,7 +85,7 @@ class Call:
         self.json(answer(f"re {self.question}"))
 
     def gone_within(self, seconds: float) -> bool:
-        """Say nothing until the client is gone, or the time is."""
+        """Return whether the client disconnects within the time; nothing is sent meanwhile."""
         self.handler.connection.settimeout(seconds)
         try:
             return self.handler.connection.recv(1) == b""

@@ -51,7 +51,7 @@ WHOLE_TEXTS = [  # text, kind, the answer in its last box
     (r"\boxed{3} in an \mbox{4}", "number", "3"),
 ]
 
-NUMBERS = {  # what stands in the box -> the number
+NUMBERS = {  # content of the box -> number
     "18": "18",
     " 18 ": "18",
     "18.": "18",
@@ -414,10 +414,10 @@ def test_a_hostile_text_is_read_in_less_than_a_second(name: str, box: str) -> No
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the paper's released records are not beside this checkout")
 def test_every_turn_of_the_papers_own_debates_is_read() -> None:
     two_rounds, one_round = read_traces(PUBLISHED / "debates.json")
-    found = [read_answer(turn.text, "number") for turn in two_rounds.turns]
-    assert found == ["-1110", "-1160", "270", "-1110", "-1110", "270"]
-    assert majority(found[3:]) == two_rounds.gold == read_answer(two_rounds.text, "number")
-    assert majority(found[:3]) is None
+    answers = [read_answer(turn.text, "number") for turn in two_rounds.turns]
+    assert answers == ["-1110", "-1160", "270", "-1110", "-1110", "270"]
+    assert majority(answers[3:]) == two_rounds.gold == read_answer(two_rounds.text, "number")
+    assert majority(answers[:3]) is None
     assert [read_answer(turn.text, "number") for turn in one_round.turns] == [one_round.gold] * 3
 
 

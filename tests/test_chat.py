@@ -1,4 +1,4 @@
-"""The model in this process and a rule, as answerers: a batch is answered as each request alone is."""
+"""The model in this process and a rule as answerers: a reply does not depend on the rest of its batch."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_eight_requests_in_one_batch_are_answered_as_one_at_a_time(llama, temper
     requests = [Request(f"r{i}", say(p) if i % 2 else p) for i, p in enumerate(PROMPTS)]
     sampling = Sampling(temperature, 0.95, 12, seed=3)
     together = {reply.id: reply for reply in LocalModel(*llama)(requests, sampling)}
-    alone = {r.id: reply for r in requests for reply in LocalModel(*llama)([r], sampling)}
-    assert together == alone and set(together) == {r.id for r in requests}
+    separate = {r.id: reply for r in requests for reply in LocalModel(*llama)([r], sampling)}
+    assert together == separate and set(together) == {r.id for r in requests}
     assert {r.id: r for r in LocalModel(*llama, batch_rows=3)(requests[::-1], sampling)} == together
     assert len({reply.text for reply in together.values()}) >= 4
     if temperature:
@@ -66,14 +66,14 @@ def test_a_prompt_beyond_the_context_fails_alone(llama) -> None:
 
 def test_a_batch_is_handed_over_before_the_next_is_begun() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    begun = []
-    model.register_forward_hook(lambda *_: begun.append(1))
+    forwards = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
     with contextlib.closing(LocalModel(model, tokenizer, batch_rows=1)(asked("a", "b", "c"), Sampling(0, 1, 4))) as got:
         first = next(got)
-        after_one = len(begun)
+        after_one = len(forwards)
         assert first.text is not None and after_one
         next(got)
-        assert len(begun) > after_one
+        assert len(forwards) > after_one
 
 
 def test_steering_that_is_on_acts_on_the_replies(llama) -> None:

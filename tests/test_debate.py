@@ -1,4 +1,4 @@
-"""Debates: votes over all agents, one batch a round, and no call made twice however often a run is killed."""
+"""Debates: votes over all agents, one batch per round, and no call repeated however often a run is interrupted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from steerkit.io.rows import read_rows
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.text.traces import Turn, read_traces
 from training.debates.answerers import Reply, Request, Rule, Sampling
-from training.debates.debate import Call, Debate, Setting, hold
-from training.debates.personas import CASTS, Cast, Persona, alone, cast_of
+from training.debates.debate import Call, Debate, Setting, run_debates
+from training.debates.personas import CASTS, Cast, Persona, cast_of, self_checking
 from training.problems.answers import read_answer
 from training.problems.families import arithmetic
 from training.problems.problem import Problem
@@ -45,8 +45,8 @@ VOTES = [  # last round's answers, majority, unanimous, correct
 
 @pytest.mark.parametrize(("answers", "majority", "unanimous", "correct"), VOTES)
 def test_a_strict_majority_of_all_agents_is_the_answer(answers, majority, unanimous, correct) -> None:
-    held = debate(*answers)
-    assert (held.answer(), held.unanimous, held.correct) == (majority, unanimous, correct)
+    result = debate(*answers)
+    assert (result.answer(), result.unanimous, result.correct) == (majority, unanimous, correct)
 
 
 def test_two_of_four_are_no_majority() -> None:
@@ -55,10 +55,10 @@ def test_two_of_four_are_no_majority() -> None:
 
 
 def test_the_last_round_decides_and_the_first_is_still_known() -> None:
-    held = debate("20", "20", "14", "14", "14", "14")
-    assert (held.answer(), held.answer(1), held.rounds) == ("14", "20", 2)
-    assert held.tokens() == (30, 42)
-    trace = held.trace()
+    result = debate("20", "20", "14", "14", "14", "14")
+    assert (result.answer(), result.answer(1), result.rounds) == ("14", "20", 2)
+    assert result.tokens() == (30, 42)
+    trace = result.trace()
     assert trace is not None
     assert trace.consensus == r"All agents reached a consensus of \boxed{14}"
     assert len(trace.turns) == 6
@@ -103,31 +103,31 @@ CAST = CASTS["diverse"]
 
 def test_all_questions_of_a_round_go_out_as_one_batch_and_agreement_ends_a_debate() -> None:
     answerer = Counting()
-    debates = hold(PROBLEMS, answerer, CAST)
+    debates = run_debates(PROBLEMS, answerer, CAST)
     assert len(answerer.batches) == 2
     assert len(answerer.batches[0]) == 36
-    late = [held for held in debates if held.rounds == 2]
+    late = [result for result in debates if result.rounds == 2]
     assert 0 < len(late) < 12
     assert len(answerer.batches[1]) == 3 * len(late)
-    assert all(held.unanimous for held in debates if held.rounds == 1)
-    without = hold(PROBLEMS, Counting(), CAST, Setting(early_stop=False))
-    assert {held.rounds for held in without} == {2}
+    assert all(result.unanimous for result in debates if result.rounds == 1)
+    without = run_debates(PROBLEMS, Counting(), CAST, Setting(early_stop=False))
+    assert {result.rounds for result in without} == {2}
 
 
 def test_a_run_stopped_anywhere_goes_on_without_losing_or_repeating_a_call(tmp_path) -> None:
-    whole = hold(PROBLEMS, Counting(), CAST, out=tmp_path / "whole")
-    calls = sum(len(held.calls) for held in whole)
+    whole = run_debates(PROBLEMS, Counting(), CAST, out=tmp_path / "whole")
+    calls = sum(len(result.calls) for result in whole)
     for stop in (0, 1, 17, 36, 40, calls - 1):
         folder = tmp_path / str(stop)
         first, second = Counting(stop), Counting()
         with pytest.raises(KeyboardInterrupt):
-            hold(PROBLEMS, first, CAST, out=folder)
-        assert hold(PROBLEMS, second, CAST, out=folder) == whole
+            run_debates(PROBLEMS, first, CAST, out=folder)
+        assert run_debates(PROBLEMS, second, CAST, out=folder) == whole
         assert first.given + second.given == calls
         for name in ("debates.jsonl", "traces.jsonl"):
             assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     third = Counting()
-    hold(PROBLEMS, third, CAST, out=tmp_path / "whole")
+    run_debates(PROBLEMS, third, CAST, out=tmp_path / "whole")
     assert third.given == 0
 
 
@@ -141,23 +141,23 @@ class Failing(Counting):
 
 
 def test_a_failed_call_is_recorded_and_made_again_with_all_that_had_read_it(tmp_path) -> None:
-    broken = hold(PROBLEMS, Failing(), CAST, out=tmp_path / "run")
-    assert all(held.failed == 1 and held.trace() is None for held in broken)
+    broken = run_debates(PROBLEMS, Failing(), CAST, out=tmp_path / "run")
+    assert all(result.failed == 1 and result.trace() is None for result in broken)
     assert "no answer" in (tmp_path / "run" / "calls.jsonl").read_text()
-    mended = hold(PROBLEMS, Counting(), CAST, out=tmp_path / "run")
-    assert mended == hold(PROBLEMS, Counting(), CAST)
+    repaired = run_debates(PROBLEMS, Counting(), CAST, out=tmp_path / "run")
+    assert repaired == run_debates(PROBLEMS, Counting(), CAST)
 
 
 def test_the_files_say_what_the_debates_were(tmp_path) -> None:
-    debates = hold(PROBLEMS, Counting(), CAST, out=tmp_path / "run")
+    debates = run_debates(PROBLEMS, Counting(), CAST, out=tmp_path / "run")
     rows = read_rows(tmp_path / "run" / "debates.jsonl")
     assert [row["id"] for row in rows] == [problem.id for problem in PROBLEMS]
-    assert [row["correct"] for row in rows] == [held.correct for held in debates]
+    assert [row["correct"] for row in rows] == [result.correct for result in debates]
     kept = read_traces(tmp_path / "run" / "traces.jsonl")
     assert [trace.question for trace in kept] == [h.problem.question for h in debates if h.answer() is not None]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["cast"]["name"] == "diverse"
     with pytest.raises(ConfigurationChanged, match="setting"):
-        hold(PROBLEMS, Counting(), CAST, Setting(rounds=3), out=tmp_path / "run")
+        run_debates(PROBLEMS, Counting(), CAST, Setting(rounds=3), out=tmp_path / "run")
 
 
 def test_in_round_two_an_agent_reads_its_own_answer_and_the_others_but_no_name() -> None:
@@ -167,7 +167,7 @@ def test_in_round_two_an_agent_reads_its_own_answer_and_the_others_but_no_name()
         seen.append(request)
         return f"reply of {request.id.split('/')[-1]} in {request.id.split('/')[-2]}"
 
-    hold([PROBLEM], Rule(note), CAST)
+    run_debates([PROBLEM], Rule(note), CAST)
     second = next(request.prompt for request in seen if request.id.endswith("round-2/agent-2"))
     assert [message["role"] for message in second] == ["system", "user", "assistant", "user"]
     assert second[0]["content"] == CAST.personas[1].system
@@ -180,8 +180,8 @@ def test_in_round_two_an_agent_reads_its_own_answer_and_the_others_but_no_name()
 def test_a_worked_persona_is_shown_dialogues_and_asked_for_the_problem_alone() -> None:
     shown = Persona("s", worked=(("1?", "one"), ("2?", "two")), revised=(("1?", "uno", "they say one. 1?", "one"),))
     plain = Problem("p", "3?", "3", "number", "f")
-    said = [Turn(1, 1, "drei"), Turn(2, 1, "trois"), Turn(3, 1, "tre")]
-    first, second = (Cast("c", (shown,) * 3).ask(plain, 2, number, said) for number in (1, 2))
+    turns = [Turn(1, 1, "drei"), Turn(2, 1, "trois"), Turn(3, 1, "tre")]
+    first, second = (Cast("c", (shown,) * 3).ask(plain, 2, number, turns) for number in (1, 2))
     roles = {"system": 0, "user": 1, "assistant": 2}
     assert [(roles[m["role"]], m["content"]) for m in first] == [
         (0, "s"), (1, "1?"), (2, "one"), (1, "2?"), (2, "two"), (1, "3?"),
@@ -190,8 +190,8 @@ def test_a_worked_persona_is_shown_dialogues_and_asked_for_the_problem_alone() -
         (0, "s"), (1, "1?"), (2, "uno"), (1, "they say one. 1?"), (2, "one"), (1, "3?"), (2, "trois"),
         (1, "One agent's answer:\ndrei\n\nOne agent's answer:\ntre\n\n3?"),
     ]  # fmt: skip
-    alone_again = alone(Cast("c", (shown,) * 3)).ask(plain, 2, 2, said)
-    assert alone_again[-1] == {"role": "user", "content": "3?"}
+    self_check = self_checking(Cast("c", (shown,) * 3)).ask(plain, 2, 2, turns)
+    assert self_check[-1] == {"role": "user", "content": "3?"}
 
 
 @pytest.mark.parametrize("name", ["adding", "scorning"])
@@ -217,7 +217,7 @@ def test_a_cast_of_one_or_an_unknown_one_is_refused() -> None:
 
 def test_problems_with_one_id_are_refused() -> None:
     with pytest.raises(ValueError, match="different ids"):
-        hold([PROBLEM, PROBLEM], Counting(), Cast("two", CAST.personas[:2]))
+        run_debates([PROBLEM, PROBLEM], Counting(), Cast("two", CAST.personas[:2]))
 
 
 def test_agents_that_are_alone_see_their_own_last_answer_and_no_other() -> None:
@@ -227,9 +227,9 @@ def test_agents_that_are_alone_see_their_own_last_answer_and_no_other() -> None:
         seen[request.id.partition("/")[2]] = request.prompt
         return f"reply of {request.id.partition('/')[2]}"
 
-    hold([PROBLEM], Rule(note), alone(CAST))
+    run_debates([PROBLEM], Rule(note), self_checking(CAST))
     second = next(prompt for name, prompt in seen.items() if name.endswith("round-2/agent-2"))
     assert second[2]["content"].endswith("round-1/agent-2")
     assert "reply of" not in second[3]["content"] and second[3]["content"].startswith("Check your answer, and answer")
-    assert alone(CAST).name == "diverse-alone"
+    assert self_checking(CAST).name == "diverse-alone"
     assert next(prompt for name, prompt in seen.items() if name.endswith("round-1/agent-2"))[0] == second[0]

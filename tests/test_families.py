@@ -25,12 +25,12 @@ SHAPES = {
 
 def everything(family: str) -> dict[str, list[Problem]]:
     """All that a finite family holds: the most that each split gives."""
-    found = {}
+    by_split = {}
     for split in SPLITS:
         with pytest.raises(ValueError, match="found") as caught:
             FAMILIES[family](10**6, 0, split)
-        found[split] = FAMILIES[family](int(re.search(r"found (\d+)", str(caught.value))[1]), 0, split)  # type: ignore[index]
-    return found
+        by_split[split] = FAMILIES[family](int(re.search(r"found (\d+)", str(caught.value))[1]), 0, split)  # type: ignore[index]
+    return by_split
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -59,11 +59,11 @@ def test_exactly_one_pair_has_the_sum_and_it_is_the_gold(k: int) -> None:
 
 
 def test_the_pair_stands_anywhere_among_the_numbers() -> None:
-    places = Counter()
+    positions = Counter()
     for one in two_sum(400, 0, "train"):
         numbers = one.question.split()[:8]
-        places.update(numbers.index(number) for number in str(one.gold).split())
-    assert set(places) == set(range(8)) and min(places.values()) > 50  # 100 are expected in each of 8 places
+        positions.update(numbers.index(number) for number in str(one.gold).split())
+    assert set(positions) == set(range(8)) and min(positions.values()) > 50  # 100 are expected in each of 8 positions
 
 
 def test_one_number_fits_three_clues_and_no_two_clues_give_it_away() -> None:
@@ -81,11 +81,11 @@ def test_one_number_fits_three_clues_and_no_two_clues_give_it_away() -> None:
 
 
 def test_the_small_family_has_22491_questions_over_all_splits() -> None:
-    found = everything("small_arithmetic")
-    questions = [one.question for problems in found.values() for one in problems]
+    by_split = everything("small_arithmetic")
+    questions = [one.question for problems in by_split.values() for one in problems]
     assert len(questions) == len(set(questions)) == 22491
-    assert all(int(str(one.gold)) >= 0 for problems in found.values() for one in problems)
-    assert {split: len(problems) for split, problems in found.items()} == {
+    assert all(int(str(one.gold)) >= 0 for problems in by_split.values() for one in problems)
+    assert {split: len(problems) for split, problems in by_split.items()} == {
         "train": 12497,
         "validation": 2144,
         "test": 7850,
@@ -93,8 +93,8 @@ def test_the_small_family_has_22491_questions_over_all_splits() -> None:
 
 
 def test_addition_has_every_sum_of_two_two_digit_numbers_once() -> None:
-    found = everything("addition")
-    questions = [one.question for problems in found.values() for one in problems]
+    by_split = everything("addition")
+    questions = [one.question for problems in by_split.values() for one in problems]
     assert sorted(questions) == sorted(f"What is {a} + {b}?" for a in range(10, 100) for b in range(10, 100))
 
 

@@ -11,7 +11,7 @@ trl = pytest.importorskip("trl", reason="the extra `train` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 from training import imad  # noqa: E402
 from training.estimate import KNOWN, estimate, shape_of  # noqa: E402
-from training.presets import chosen, names  # noqa: E402
+from training.presets import get_preset, preset_names  # noqa: E402
 
 SMALL = (
     "base.width=16", "base.heads=2", "base.inner=32", "base.layers=1", "base.stop_at=0.0", "base.revised_at=0.0",
@@ -66,7 +66,7 @@ def test_a_run_goes_from_nothing_to_tables_and_a_second_call_only_reads_them(tmp
         imad.main([*call, "--set", "test=7"])
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", preset_names())
 def test_a_dry_run_counts_tokens_and_memory_and_does_nothing(name, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     imad.main([name, "--dry-run"])
@@ -76,7 +76,7 @@ def test_a_dry_run_counts_tokens_and_memory_and_does_nothing(name, tmp_path, mon
 
 
 def test_an_estimate_is_the_sum_that_one_does_by_hand() -> None:
-    preset = chosen("llama-3.1-8b")
+    preset = get_preset("llama-3.1-8b")
     shape = shape_of(preset)
     assert shape is KNOWN[preset.checkpoint]
     table = estimate(preset, shape, rows=10).set_index("stage")
@@ -87,7 +87,7 @@ def test_an_estimate_is_the_sum_that_one_does_by_hand() -> None:
 
 
 def test_what_does_not_exist_is_refused_by_name(capsys) -> None:
-    for call, said in (
+    for call, message in (
         (["tiny", "--family", "chess"], "expected a family among"),
         (["smollm2", "--family", "chess"], "expected a family among"),
         (["tiny", "--set", "grpo.stepz=3"], "expected a field among"),
@@ -96,4 +96,4 @@ def test_what_does_not_exist_is_refused_by_name(capsys) -> None:
         with pytest.raises(SystemExit) as stopped:
             imad.main([*call, "--dry-run"])
         assert stopped.value.code == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Open questions: a moderator's consensus in place of votes, and a judge's word in place of a right answer."""
+"""Open questions: a moderator replaces the votes, and a judge the comparison with a gold answer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from steerkit.text.traces import read_traces
 from training.debates.answerers import Request, Rule
-from training.debates.debate import Setting, hold
-from training.debates.judge import CRITERIA, YesNo, says_yes
+from training.debates.debate import Setting, run_debates
+from training.debates.judge import CRITERIA, YesNo, parse_yes_no
 from training.debates.moderator import moderation, read_verdict
 from training.debates.personas import cast_of
 from training.problems.problem import Problem
@@ -26,15 +26,15 @@ def answer(request: Request, rng: random.Random) -> str:
 
 
 def test_an_open_debate_ends_with_the_moderators_sentence_and_keeps_its_type(tmp_path) -> None:
-    held = hold(QUESTIONS, Rule(answer), cast_of("hallucination"), Setting(rounds=2), tmp_path / "run")
-    assert [debate.rounds for debate in held] == [2] * 4
-    assert all(debate.answer() is None and not debate.correct for debate in held)
+    debates = run_debates(QUESTIONS, Rule(answer), cast_of("hallucination"), Setting(rounds=2), tmp_path / "run")
+    assert [debate.rounds for debate in debates] == [2] * 4
+    assert all(debate.answer() is None and not debate.correct for debate in debates)
     kept = read_traces(tmp_path / "run" / "traces.jsonl")
     assert [trace.consensus for trace in kept] == ["nobody knows.", "two do not know."]
     assert [trace.extra["consensus_type"] for trace in kept] == ["unanimous", "majority"]
     assert kept[0].gold is None
-    assert held[0].row()["consensus_type"] == "unanimous"
-    assert held[0].tokens()[1] == sum(len(call.text.split()) for call in (*held[0].calls, held[0].moderated))
+    assert debates[0].row()["consensus_type"] == "unanimous"
+    assert debates[0].tokens()[1] == sum(len(call.text.split()) for call in (*debates[0].calls, debates[0].moderated))
 
 
 def test_the_moderator_reads_the_last_answers_and_no_names() -> None:
@@ -44,7 +44,7 @@ def test_the_moderator_reads_the_last_answers_and_no_names() -> None:
         seen.append(request)
         return answer(request, rng)
 
-    hold(QUESTIONS[:1], Rule(note), cast_of("evil"), Setting(rounds=2))
+    run_debates(QUESTIONS[:1], Rule(note), cast_of("evil"), Setting(rounds=2))
     prompt = seen[-1].prompt
     assert seen[-1].id == "open/0/moderator"
     assert all(f"round-2/agent-{i} does not know" in prompt[-1]["content"] for i in (1, 2, 3))
@@ -66,8 +66,8 @@ def test_the_moderator_reads_the_last_answers_and_no_names() -> None:
     ],
 )
 def test_a_verdict_is_read_from_the_first_word_or_not_at_all(text, wanted) -> None:
-    found = read_verdict(text)
-    assert (found and (found.type, found.explanation)) == wanted
+    verdict = read_verdict(text)
+    assert (verdict and (verdict.type, verdict.explanation)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_verdict_is_read_from_the_first_word_or_not_at_all(text, wanted) -> No
     ],
 )  # fmt: skip
 def test_a_judges_word_is_read_or_left_open(reply, wanted) -> None:
-    assert says_yes(reply) is wanted
+    assert parse_yes_no(reply) is wanted
 
 
 def test_a_judge_says_no_where_it_says_nothing_and_sees_question_and_response() -> None:
@@ -95,20 +95,20 @@ def test_a_judge_says_no_where_it_says_nothing_and_sees_question_and_response() 
 def test_a_judge_takes_the_place_of_the_right_answer_in_the_clip_reward(tmp_path) -> None:
     pytest.importorskip("trl", reason="the extra `train` is not installed")
     from tests.tiny import tiny_model, tiny_tokenizer
-    from training.train.grpo import GRPO, Annealed, train_grpo
+    from training.train.grpo import GRPO, AnnealedReward, train_grpo
     from training.train.schedules import Anneal
 
     tokenizer = tiny_tokenizer()
     setting = GRPO(anneal=Anneal("linear", clip=(6, 6)), generations=4, format=False, clip_weight=1.0)
-    reward = Annealed(setting, tokenizer, tmp_path, judge=lambda pairs: ["ok" in text for _, text in pairs])
+    reward = AnnealedReward(setting, tokenizer, tmp_path, judge=lambda pairs: ["ok" in text for _, text in pairs])
     texts = ["ok", "no", "late ok", "ok"]
     ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
     ids[3] = ids[3][:-1]  # never ended
-    found = reward(
+    rewards = reward(
         completion_ids=ids, question=["who?"] * 4, gold=[""] * 4, kind=["open"] * 4,
         trainer_state=SimpleNamespace(global_step=0),
     )  # fmt: skip
-    assert found == [1.0, 0.0, 0.0, 0.0]
+    assert rewards == [1.0, 0.0, 0.0, 0.0]
     with pytest.raises(ValueError, match="a judge where one is open"):
         train_grpo(tiny_model(), tokenizer, QUESTIONS, setting, tmp_path / "grpo")
     assert not (tmp_path / "grpo").exists()

@@ -122,17 +122,17 @@ def test_gsm8k_and_mmlu_pro_are_read_in_their_own_schemas(tmp_path: Path, write:
 
 def test_bbh_is_read_task_by_task_or_as_a_whole(tmp_path: Path) -> None:
     folder = bbh_folder(tmp_path)
-    found = {task: load_problems(f"bbh/{task}", folder) for task in BBH}
-    assert [(one.kind, one.gold) for (one,) in found.values()] == [
+    loaded = {task: load_problems(f"bbh/{task}", folder) for task in BBH}
+    assert [(one.kind, one.gold) for (one,) in loaded.values()] == [
         ("word", "invalid"),
         ("option", "B"),
         ("option", "E"),
         ("word", "yes"),
         ("word", "no"),
     ]
-    assert [one.question for (one,) in found.values()] == [example["input"] for example in BBH.values()]
-    assert load_problems("bbh", folder) == [one for problems in found.values() for one in problems]
-    assert found["web_of_lies"][0].id == "bbh/web_of_lies/1" and found["web_of_lies"][0].family == "bbh/web_of_lies"
+    assert [one.question for (one,) in loaded.values()] == [example["input"] for example in BBH.values()]
+    assert load_problems("bbh", folder) == [one for problems in loaded.values() for one in problems]
+    assert loaded["web_of_lies"][0].id == "bbh/web_of_lies/1" and loaded["web_of_lies"][0].family == "bbh/web_of_lies"
 
 
 def test_open_questions_have_no_gold(tmp_path: Path) -> None:
@@ -247,12 +247,12 @@ def test_a_hub_id_is_read_as_the_test_split_of_its_data_set(monkeypatch: pytest.
         return [{"openai/gsm8k": GSM8K, "TIGER-Lab/MMLU-Pro": MMLU_PRO}.get(arguments[0], BBH.get(arguments[1]))]
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    found = [
+    loaded = [
         load_problems("gsm8k", "openai/gsm8k"),
         load_problems("mmlu_pro", "TIGER-Lab/MMLU-Pro"),
         load_problems("bbh/web_of_lies", "lukaemon/bbh"),
     ]
-    assert [one.gold for (one,) in found] == ["1000", "B", "no"]
+    assert [one.gold for (one,) in loaded] == ["1000", "B", "no"]
     test = {"split": "test"}
     assert asked == [
         ("openai/gsm8k", "main", test),
@@ -263,14 +263,14 @@ def test_a_hub_id_is_read_as_the_test_split_of_its_data_set(monkeypatch: pytest.
 
 def test_without_the_package_or_the_network_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"read openai/gsm8k from the hub; it is not installed.*give a file"):
+    with pytest.raises(ImportError, match=r"read openai/gsm8k from the hub; it is not installed.*pass a file"):
         load_gsm8k("openai/gsm8k")
 
     def offline(*_: Any, **__: Any) -> None:
         raise RuntimeError("no route")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=offline))
-    with pytest.raises(OSError, match=r"openai/gsm8k from the hub; got RuntimeError\('no route'\).*give a local file"):
+    with pytest.raises(OSError, match=r"openai/gsm8k from the hub; got RuntimeError\('no route'\).*pass a local file"):
         load_gsm8k("openai/gsm8k")
 
 
@@ -301,9 +301,9 @@ def test_a_box_with_a_real_option_and_its_text_is_read_as_its_letter() -> None:
         for letter, text in re.findall(r"^\(([A-J])\) (.*)$", one.question, re.M):
             for box in (f"({letter}) {text}", f"{letter}. {text}", rf"\textbf{{({letter})}}\ \text{{{text}}}"):
                 asked += 1
-                found = read_answer(rf"\boxed{{{box}}}", "option")
-                assert found in (letter, None)
-                read[found == letter] += 1
+                answer = read_answer(rf"\boxed{{{box}}}", "option")
+                assert answer in (letter, None)
+                read[answer == letter] += 1
     assert asked > 10_000 and read[False] < asked / 200  # None where a text has brackets like those of an option
 
 

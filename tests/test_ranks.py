@@ -109,16 +109,16 @@ import json, sys
 from dataclasses import asdict
 from steerkit.io import ranks
 from training.debates.answerers import Reply, Rule
-from training.debates.debate import Setting, hold
+from training.debates.debate import Setting, run_debates
 from training.problems.families import addition
 from training.debates.personas import cast_of
 
-def said(request, rng):
+def answer(request, rng):
     return f"{request.id} so \\\\boxed{{{sum(map(ord, request.id)) % 3}}}"
 
 out = sys.argv[1]
-held = hold(addition(7, 0, "train"), Rule(said), cast_of("standard"), Setting(), out, shared=True)
-open(f"{out}-seen-by-{ranks.rank_and_world()[0]}.json", "w").write(json.dumps([asdict(debate) for debate in held]))
+debates = run_debates(addition(7, 0, "train"), Rule(answer), cast_of("standard"), Setting(), out, shared=True)
+open(f"{out}-seen-by-{ranks.rank_and_world()[0]}.json", "w").write(json.dumps([asdict(debate) for debate in debates]))
 """
 
 

@@ -37,7 +37,7 @@ from analysis.suppression.suppression import words_trait
 from steerkit.io.tables import write_table
 from steerkit.sweeps.result import SweepResult
 from training.debates.personas import CASTS
-from training.presets import chosen
+from training.presets import get_preset
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("-n", "1", "-r", "1", "pass")
@@ -93,7 +93,7 @@ def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, tmp
         said = [a for step in steps if step.name.startswith(f"{name}-") for a in step.arguments]
         if name in ("clues-7", "addition-7"):
             family = name.removesuffix("-7")
-            assert {*chosen(preset, family, RUNS[preset][family]).trained} <= set(said)
+            assert {*get_preset(preset, family, RUNS[preset][family]).trained} <= set(said)
     assert "suppression-malice-7" in names and ("agents-malice-7" in names) == ("malice" in GRIDS[preset])
 
 

@@ -14,7 +14,7 @@ def decode(ids) -> str:
     return "".join(map(chr, ids))
 
 
-def said(text: str, finished: bool = True) -> Completion:
+def completion_of(text: str, finished: bool = True) -> Completion:
     return Completion((*map(ord, text), *([0] if finished else [])), finished)
 
 
@@ -60,4 +60,4 @@ CLIPPED = [  # text, finished, clip, options, reward
 
 @pytest.mark.parametrize(("text", "finished", "clip", "options", "reward"), CLIPPED)
 def test_the_clip_reward_asks_for_the_right_box_within_the_clip(text, finished, clip, options, reward) -> None:
-    assert clip_reward(said(text, finished), clip, decode, "14", "number", **options) == reward
+    assert clip_reward(completion_of(text, finished), clip, decode, "14", "number", **options) == reward

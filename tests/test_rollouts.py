@@ -1,4 +1,4 @@
-"""What GRPO's policy writes is what its weights say, token by token, and does not hang on the batch or on a resume."""
+"""Rollouts equal plain forwards of the policy token by token, and depend neither on the batch nor on a resume."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from steerkit.generation.generate import ends_of
 from steerkit.generation.sampling import random_stream, sample
 from tests.tiny import tiny_model, tiny_tokenizer
-from training.train.checkpoints import LoRA, adapted
+from training.train.checkpoints import LoRA, with_adapter
 from training.train.rollouts import rollouts
 
 pytest.importorskip("peft", reason="the extra `train` is not installed")
@@ -20,7 +20,7 @@ NEW = 24
 
 def policy() -> torch.nn.Module:
     """A model with an adapter that acts."""
-    model = adapted(tiny_model(kind="llama"), LoRA(4, 8, 0.5), tokens=False)
+    model = with_adapter(tiny_model(kind="llama"), LoRA(4, 8, 0.5), train_embeddings=False)
     torch.manual_seed(0)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -36,20 +36,20 @@ def trainer(model: torch.nn.Module, step: int = 3) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def by_hand(model: torch.nn.Module, prompt: str, place: int) -> list[int]:
+def by_hand(model: torch.nn.Module, prompt: str, index: int) -> list[int]:
     """One completion, the whole text forwarded again for every token."""
     tokenizer = tiny_tokenizer()
     ids = tokenizer(prompt)["input_ids"]
-    uniform = torch.from_numpy(random_stream((5, "rollout", 3, 0, place), NEW))
-    found: list[int] = []
+    uniform = torch.from_numpy(random_stream((5, "rollout", 3, 0, index), NEW))
+    new_ids: list[int] = []
     model.eval()
     with torch.no_grad():
         for step in range(NEW):
-            logits = model(input_ids=torch.tensor([ids + found])).logits[:, -1]
-            found.append(int(sample(logits, uniform[step : step + 1], 0.9, 0.95)))
-            if found[-1] in ends_of(model, tokenizer):
+            logits = model(input_ids=torch.tensor([ids + new_ids])).logits[:, -1]
+            new_ids.append(int(sample(logits, uniform[step : step + 1], 0.9, 0.95)))
+            if new_ids[-1] in ends_of(model, tokenizer):
                 break
-    return found
+    return new_ids
 
 
 def test_rollouts_are_those_of_plain_forwards_of_the_adapted_model_one_completion_at_a_time() -> None:
@@ -57,7 +57,7 @@ def test_rollouts_are_those_of_plain_forwards_of_the_adapted_model_one_completio
     made = rollouts(PROMPTS, trainer(model))
     assert all(module.training for module in model.modules())  # as it was, though it wrote without dropout
     assert made["prompt_ids"] == [tiny_tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
-    assert made["completion_ids"] == [by_hand(model, prompt, place) for place, prompt in enumerate(PROMPTS)]
+    assert made["completion_ids"] == [by_hand(model, prompt, index) for index, prompt in enumerate(PROMPTS)]
     ends = ends_of(model, tiny_tokenizer())
     assert all(len(ids) == NEW or ids[-1] in ends for ids in made["completion_ids"])
     with model.disable_adapter():

@@ -32,7 +32,7 @@ from tests.test_models import adapter
 from tests.test_traces import TWO_ROUNDS
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.debates.answerers import Sampling
-from training.debates.debate import Setting, hold
+from training.debates.debate import Setting, run_debates
 from training.debates.personas import Cast, Persona
 from training.debates.server import Server
 from training.problems.problem import Problem
@@ -273,7 +273,7 @@ def test_a_key_is_in_no_file_log_or_provenance_even_if_the_server_tells_it(
     cast = Cast("two", (Persona("Be brief."), Persona("Be long.")))
     with Scripted(echo) as there:
         server = Server(there.url, "m", "STEERKIT_TEST_KEY", attempts=2, wait=lambda *_: None)
-        debates = hold(problems, server, cast, Setting(2, False, Sampling(0, 1, 8)), tmp_path / "run")
+        debates = run_debates(problems, server, cast, Setting(2, False, Sampling(0, 1, 8)), tmp_path / "run")
         heard = [call.headers["Authorization"] for call in there.calls]
     table = pd.DataFrame([debate.row() for debate in debates])
     write_table(tmp_path / "run" / "t.csv", table, server.about())
@@ -292,7 +292,7 @@ def test_a_word_that_stands_in_for_a_key_stays_in_the_text(monkeypatch) -> None:
     monkeypatch.setenv("STEERKIT_TEST_KEY", "EMPTY")
     with Scripted(lambda call, _: call.json(answer("The set is EMPTY."))) as there:
         server = Server(there.url, "m", "STEERKIT_TEST_KEY", attempts=1)
-        debates = hold([Problem("p", "q", "4", "number", "f")], server, Cast("one", (Persona("s"),)), Setting(1))
+        debates = run_debates([Problem("p", "q", "4", "number", "f")], server, Cast("one", (Persona("s"),)), Setting(1))
     assert debates[0].calls[0].text == "The set is EMPTY."
 
 

@@ -1,4 +1,4 @@
-"""What a server answers: read for what it is, tried again while that may help, and an error where it is none."""
+"""Replies of a server: parsed, retried where another attempt may succeed, and an error otherwise."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.usefixtures("no_key_but_the_tests")
 
 
 def test_an_answer_is_read_and_the_request_is_as_agreed(serve, waits) -> None:
-    there, server = serve(in_turn(Call.ok))
+    scripted, server = serve(in_turn(Call.ok))
     sampling = Sampling(0.5, 0.8, 99, seed=6)
     request = asked("a")[0]
     assert list(server([request], sampling)) == [Reply("a", "re a", 7, 3, True)]
-    assert there.calls[0].path == "/v1/chat/completions" and "Authorization" not in there.calls[0].headers
-    assert there.calls[0].body == {
+    assert scripted.calls[0].path == "/v1/chat/completions" and "Authorization" not in scripted.calls[0].headers
+    assert scripted.calls[0].body == {
         "model": "some-model",
         "messages": say("question a"),
         "temperature": 0.5,
@@ -42,10 +42,10 @@ def test_an_answer_is_read_and_the_request_is_as_agreed(serve, waits) -> None:
 
 
 def test_a_string_goes_verbatim_to_completions_below_the_path_of_the_address(serve) -> None:
-    there, server = serve(in_turn(lambda call: call.json({"choices": [{"text": "!", "finish_reason": "length"}]})))
-    server = Server(f"{there.url}/some/where/", "m")
+    scripted, server = serve(in_turn(lambda call: call.json({"choices": [{"text": "!", "finish_reason": "length"}]})))
+    server = Server(f"{scripted.url}/some/where/", "m")
     assert list(server([Request("a", "<|user|>\n Hi")], Sampling())) == [Reply("a", "!", None, None, False)]
-    assert there.calls[0].path == "/some/where/completions" and there.calls[0].body["prompt"] == "<|user|>\n Hi"
+    assert scripted.calls[0].path == "/some/where/completions" and scripted.calls[0].body["prompt"] == "<|user|>\n Hi"
 
 
 def broken_off(call: Call) -> None:
@@ -60,30 +60,30 @@ PASSING += [lambda call: call.raw(200, b""), lambda call: call.raw(200, b"[" * 1
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_may_pass_is_tried_again_with_growing_waits(serve, waits, fault) -> None:
-    there, server = serve(in_turn(fault, fault, fault, Call.ok))
+    scripted, server = serve(in_turn(fault, fault, fault, Call.ok))
     assert list(server(asked("a"), Sampling())) == [Reply("a", "re a", 7, 3, True)]
-    assert len(there.calls) == 4
-    assert [call.body for call in there.calls] == [there.calls[0].body] * 4
+    assert len(scripted.calls) == 4
+    assert [call.body for call in scripted.calls] == [scripted.calls[0].body] * 4
     assert all(0.5 * 2**n <= wait <= 2**n for n, wait in enumerate(waits)) and len(waits) == 3
 
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_after_the_last_attempt_the_reply_says_why_in_one_line(serve, waits, fault) -> None:
-    there, server = serve(in_turn(fault), attempts=2)
+    scripted, server = serve(in_turn(fault), attempts=2)
     [reply] = server(asked("a"), Sampling())
     assert (reply.text, reply.tokens_in, reply.tokens_out, reply.finished) == (None, None, None, False)
     assert re.match(r"POST /chat/completions, attempt 2: .", reply.error or "")
     assert len((reply.error or "").splitlines()) == 1 and len(reply.error or "") <= 300
-    assert len(there.calls) == 2 and len(waits) == 1
+    assert len(scripted.calls) == 2 and len(waits) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
 def test_a_refusal_that_will_not_pass_is_not_tried_again(serve, waits, status: int) -> None:
-    there, server = serve(in_turn(lambda call: call.raw(status, b"model\x1b[2J\n\n not found")))
+    scripted, server = serve(in_turn(lambda call: call.raw(status, b"model\x1b[2J\n\n not found")))
     [reply] = server(asked("a"), Sampling())
     assert reply.text is None
     assert reply.error == f"POST /chat/completions, attempt 1: HTTP {status}: model [2J not found"
-    assert len(there.calls) == 1 and waits == []
+    assert len(scripted.calls) == 1 and waits == []
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -115,8 +115,8 @@ def test_retry_after_is_heeded_as_seconds_and_as_a_date_up_to_a_bound(serve, wai
 
 
 def test_without_anything_listening_the_reply_is_an_error(waits) -> None:
-    with Scripted(in_turn(Call.ok)) as there:
-        url = there.url
+    with Scripted(in_turn(Call.ok)) as scripted:
+        url = scripted.url
     server = Server(url, "m", attempts=3, wait=lambda _, seconds: waits.append(seconds))
     [reply] = server(asked("a"), Sampling())
     assert reply.text is None and "ConnectionRefusedError" in (reply.error or "") and len(waits) == 2
@@ -137,10 +137,10 @@ def trickle_headers(call: Call) -> None:
 
 @pytest.mark.parametrize("hang", [Call.until_gone, trickle, trickle_headers])
 def test_an_answer_that_does_not_come_whole_in_time_is_given_up_and_tried_again(serve, waits, hang) -> None:
-    there, server = serve(in_turn(hang, Call.ok), timeout_s=0.5)
+    scripted, server = serve(in_turn(hang, Call.ok), timeout_s=0.5)
     assert [reply.text for reply in server(asked("a"), Sampling())] == ["re a"]
-    assert len(there.calls) == 2 and len(waits) == 1
-    there, server = serve(in_turn(hang), timeout_s=0.1, attempts=1)
+    assert len(scripted.calls) == 2 and len(waits) == 1
+    scripted, server = serve(in_turn(hang), timeout_s=0.1, attempts=1)
     [reply] = server(asked("a"), Sampling())
     assert (reply.error or "").endswith("attempt 1: no whole answer within 0.1 s")
 
@@ -162,7 +162,7 @@ def test_an_answer_without_end_is_not_read_into_memory(serve, waits) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "reply"),
+    ("body", "reply"),
     [
         (answer("cut sho", "length"), Reply("a", "cut sho", 7, 3, False)),
         (answer("", "stop"), Reply("a", "", 7, 3, True)),
@@ -176,18 +176,18 @@ def test_an_answer_without_end_is_not_read_into_memory(serve, waits) -> None:
         (answer("half \ud83d a pair"), Reply("a", "half ? a pair", 7, 3, True)),
     ],
 )
-def test_odd_answers_are_read_for_what_they_are(serve, waits, said, reply: Reply) -> None:
-    there, server = serve(in_turn(lambda call: call.json(said)))
+def test_odd_answers_are_read_for_what_they_are(serve, waits, body, reply: Reply) -> None:
+    scripted, server = serve(in_turn(lambda call: call.json(body)))
     assert list(server(asked("a"), Sampling())) == [reply]
-    assert len(there.calls) == 1
+    assert len(scripted.calls) == 1
 
 
 @pytest.mark.parametrize("content", [None, 5, [{"type": "text", "text": "x"}]])
 def test_an_answer_that_holds_no_text_is_an_error_which_keeps_its_cost(serve, waits, content) -> None:
-    there, server = serve(in_turn(lambda call: call.json(answer(content, "tool_calls"))))
+    scripted, server = serve(in_turn(lambda call: call.json(answer(content, "tool_calls"))))
     [reply] = server(asked("a"), Sampling())
     assert (reply.text, reply.tokens_in, reply.tokens_out, reply.finished) == (None, 7, 3, False)
-    assert "finish_reason 'tool_calls'" in (reply.error or "") and len(there.calls) == 1
+    assert "finish_reason 'tool_calls'" in (reply.error or "") and len(scripted.calls) == 1
 
 
 # A real server

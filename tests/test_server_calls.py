@@ -1,4 +1,4 @@
-"""Many calls of a server at once: bounded, each answered by itself, and ended when nobody waits for them."""
+"""Concurrent calls of a server: their number is bounded, each gets its reply, and closing cancels all."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_calls_under_way_reach_the_bound_and_never_pass_it(serve) -> None:
         call.ok()
 
     names = [str(number) for number in range(12)]
-    there, server = serve(script, concurrency=bound)
+    scripted, server = serve(script, concurrency=bound)
     assert sorted(reply.id for reply in server(asked(*names), Sampling())) == sorted(names)
-    assert most == bound and len(there.calls) == 12
+    assert most == bound and len(scripted.calls) == 12
 
 
 def test_replies_come_as_they_are_finished_each_id_once(serve) -> None:
@@ -69,22 +69,22 @@ def threads_end(before: set[threading.Thread]) -> bool:
 
 
 def test_closing_ends_the_calls_under_way_and_begins_no_other(serve, waits, caplog) -> None:
-    begun, dropped = threading.Event(), threading.Event()
+    started, dropped = threading.Event(), threading.Event()
 
     def script(call: Call, _: int) -> None:
         if call.question == "a":
             return call.ok()
-        begun.set()
+        started.set()
         call.until_gone()
         return dropped.set()
 
-    there, server = serve(script, concurrency=1)
+    scripted, server = serve(script, concurrency=1)
     before = set(threading.enumerate())
     replies = server(asked("a", "b", "c", "d"), Sampling())
-    assert next(replies).id == "a" and begun.wait(LONG_S)
+    assert next(replies).id == "a" and started.wait(LONG_S)
     replies.close()
     assert dropped.wait(LONG_S) and threads_end(before)
-    assert [call.question for call in there.calls] == ["a", "b"]
+    assert [call.question for call in scripted.calls] == ["a", "b"]
     assert waits == [] and caplog.text == ""  # nor is one tried again
 
 
@@ -105,12 +105,12 @@ def test_an_interrupt_while_waiting_for_a_reply_cuts_the_calls_and_does_not_hang
         call.until_gone()
         dropped.release()
 
-    there, server = serve(script, concurrency=2)
+    scripted, server = serve(script, concurrency=2)
     before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         list(server(asked("a", "b", "c"), Sampling()))
     assert dropped.acquire(timeout=LONG_S) and dropped.acquire(timeout=LONG_S) and threads_end(before)
-    assert sorted(call.question for call in there.calls) == ["a", "b"]
+    assert sorted(call.question for call in scripted.calls) == ["a", "b"]
 
 
 def test_closing_ends_the_pause_before_the_next_attempt(serve) -> None:
@@ -120,12 +120,12 @@ def test_closing_ends_the_pause_before_the_next_attempt(serve) -> None:
         paused.set()
         assert interrupted.wait(LONG_S)
 
-    there, server = serve(lambda call, _: call.ok() if call.question == "a" else refuse(500)(call), wait=wait)
+    scripted, server = serve(lambda call, _: call.ok() if call.question == "a" else refuse(500)(call), wait=wait)
     before = set(threading.enumerate())
     replies = server(asked("a", "b"), Sampling())
     assert next(replies).id == "a" and paused.wait(LONG_S)
     replies.close()
-    assert threads_end(before) and len(there.calls) == 2
+    assert threads_end(before) and len(scripted.calls) == 2
 
 
 def test_a_mistake_in_a_request_is_raised_and_not_waited_for(serve) -> None:
@@ -135,5 +135,5 @@ def test_a_mistake_in_a_request_is_raised_and_not_waited_for(serve) -> None:
 
 
 def test_no_requests_give_no_replies_and_no_calls(serve) -> None:
-    there, server = serve(in_turn(Call.ok))
-    assert list(server([], Sampling())) == [] and there.calls == []
+    scripted, server = serve(in_turn(Call.ok))
+    assert list(server([], Sampling())) == [] and scripted.calls == []

@@ -1,4 +1,4 @@
-"""A server's key: sent in the header to its own address, and nowhere else."""
+"""A server's key: sent in the header to its own address only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_key_but_the_tests")
 
 
 def echo(call: Call) -> None:
-    """A server that tells everything it has heard."""
+    """A server that returns the key it received."""
     if call.question == "short":
         call.raw(400, call.headers["Authorization"].encode())
     else:  # so long that a message cut first and cleaned afterwards would end amid the key
@@ -27,15 +27,15 @@ def echo(call: Call) -> None:
 def test_the_key_is_sent_in_the_header_and_stands_nowhere_else(serve, monkeypatch, caplog, capfd) -> None:
     monkeypatch.setenv("SOME_KEY", f"{KEY}\n")
     caplog.set_level(logging.DEBUG)
-    there, server = serve(in_turn(echo), api_key_env="SOME_KEY", attempts=2, wait=lambda *_: None)
+    scripted, server = serve(in_turn(echo), api_key_env="SOME_KEY", attempts=2, wait=lambda *_: None)
     replies = list(server(asked("short", "long"), Sampling()))
     shown = [*map(repr, replies), repr(server), str(server.about()), repr(vars(server)), caplog.text]
-    assert [call.headers["Authorization"] for call in there.calls] == [f"Bearer {KEY}"] * 3
-    assert not [call for call in there.calls if KEY in call.path or KEY in json.dumps(call.body)]
+    assert [call.headers["Authorization"] for call in scripted.calls] == [f"Bearer {KEY}"] * 3
+    assert not [call for call in scripted.calls if KEY in call.path or KEY in json.dumps(call.body)]
     assert "Bearer [key]" in shown[0] + shown[1] and "HTTP 500: Bearer [key]; waiting" in caplog.text
     pieces = {KEY[i : i + 6] for i in range(len(KEY) - 6)}
     assert not [piece for piece in pieces for text in (*shown, *capfd.readouterr()) if piece in text]
-    assert KEY.encode() not in pickle.dumps(Server(there.url, "m", "SOME_KEY"))
+    assert KEY.encode() not in pickle.dumps(Server(scripted.url, "m", "SOME_KEY"))
 
 
 def test_a_redirect_is_not_followed_and_takes_the_key_nowhere(serve, monkeypatch) -> None:
@@ -43,10 +43,10 @@ def test_a_redirect_is_not_followed_and_takes_the_key_nowhere(serve, monkeypatch
     other, _ = serve(in_turn(Call.ok))
     for status in (301, 302, 303, 307, 308):
         target = f"{other.url}/v1/chat/completions".replace("127.0.0.1", "localhost")
-        there, server = serve(in_turn(lambda call, s=status, t=target: call.raw(s, b"", Location=t)))
+        scripted, server = serve(in_turn(lambda call, s=status, t=target: call.raw(s, b"", Location=t)))
         [reply] = server(asked("a"), Sampling())
         assert reply.text is None and f"redirected ({status}) to {target}" in (reply.error or "")
-        assert len(there.calls) == 1
+        assert len(scripted.calls) == 1
     assert other.calls == []
 
 

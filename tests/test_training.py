@@ -19,7 +19,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from training.problems.families import addition
 from training.train.checkpoints import LoRA, add_tags, save
 from training.train.schedules import Anneal
-from training.train.sft import SFT, debategpt, examples, shortened, train_sft
+from training.train.sft import SFT, cut_trace, debategpt_target, examples, train_sft
 
 trl = pytest.importorskip("trl", reason="the extra `train` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -33,13 +33,13 @@ def model_and_tokenizer():
 
 
 def traces(count: int = 8) -> list[DebateTrace]:
-    found = []
+    debates = []
     for number in range(count):
         texts = [f"{i} \\boxed{{{number + (i == 3)}}}" for i in (1, 2, 3)]
         turns = [Turn(i, r, text) for r in (1, 2) for i, text in enumerate(texts, 1)]
         sentence = f"A majority of agents converged on the solution of \\boxed{{{number}}}"
-        found.append(DebateTrace.of(f"{number}+0", turns, sentence, str(number)))
-    return found
+        debates.append(DebateTrace.of(f"{number}+0", turns, sentence, str(number)))
+    return debates
 
 
 def test_tags_survive_decoding_saving_and_loading_and_would_not_as_special_tokens(tmp_path) -> None:
@@ -76,16 +76,16 @@ def test_examples_hold_the_problem_once_and_are_cut_as_asked() -> None:
 
 def test_debategpt_learns_the_answer_or_a_turn_that_gave_it() -> None:
     trace = traces()[4]
-    assert debategpt(trace, "answer", "number") == r"\boxed{4}"
-    assert debategpt(trace, "response", "number") == r"1 \boxed{4}"
+    assert debategpt_target(trace, "answer", "number") == r"\boxed{4}"
+    assert debategpt_target(trace, "response", "number") == r"1 \boxed{4}"
     import random
 
     rng = random.Random(0)
-    short = {shortened(trace, "number", rng) for _ in range(40)}
+    short = {cut_trace(trace, "number", rng) for _ in range(40)}
     assert {frozenset(turn.agent for turn in DebateTrace("4+0", text).turns) for text in short} == {
         frozenset({1}), frozenset({2}), frozenset({1, 2})
     }  # fmt: skip
-    for text in {shortened(trace, "number", rng, "revision") for _ in range(40)}:
+    for text in {cut_trace(trace, "number", rng, "revision") for _ in range(40)}:
         assert [line.partition(">")[0] for line in text.split("\n\n") if line.startswith("<")] in [
             ["<|Round 1 - Initial Solutions|", "<|Agent 1 Solution|", "<|Agent 2 Solution|", "<|Agent 3 Solution|",
              "<|Round 2 - Revision|", f"<|Agent {agent} Revision|", "<|Consensus|", "<|endofdebate|"]
@@ -93,7 +93,7 @@ def test_debategpt_learns_the_answer_or_a_turn_that_gave_it() -> None:
         ]  # fmt: skip
     first = {row["completion"] for row in examples([trace] * 40, SFT(target="first"))}
     assert first == {turn.text for turn in trace.turns if turn.round == 1}
-    turns = {shortened(trace, "number", rng, "turn") for _ in range(40)}
+    turns = {cut_trace(trace, "number", rng, "turn") for _ in range(40)}
     assert [
         [line.partition(">")[0] for line in text.split("\n\n") if line.startswith("<")] for text in sorted(turns)
     ] == [
@@ -170,18 +170,18 @@ def test_a_grpo_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypat
     def run(folder: Path) -> dict[str, torch.Tensor]:
         model, tokenizer = model_and_tokenizer()
         tagged = add_tags(model, tokenizer, tags())
-        found = module.train_grpo(model, tagged, addition(12, 0, "train"), grpo(), folder)
-        return sk.load(found)[0].state_dict()
+        checkpoint = module.train_grpo(model, tagged, addition(12, 0, "train"), grpo(), folder)
+        return sk.load(checkpoint)[0].state_dict()
 
     whole = run(tmp_path / "whole")
-    plain = module.Annealed.on_step_begin
+    plain = module.AnnealedReward.on_step_begin
 
     def stop(self, args, state, control, **more):
         if state.global_step == 3:
             raise Killed
         return plain(self, args, state, control, **more)
 
-    monkeypatch.setattr(module.Annealed, "on_step_begin", stop)
+    monkeypatch.setattr(module.AnnealedReward, "on_step_begin", stop)
     with pytest.raises(Killed):
         run(tmp_path / "cut")
     monkeypatch.undo()

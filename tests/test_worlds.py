@@ -1,4 +1,4 @@
-"""Small worlds: every text is made of known tokens, and what it claims is true or meant to be wrong."""
+"""Toy worlds: every text consists of known tokens, and its statements are true, or wrong where it is spoilt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import pytest
 
 from training.problems.answers import read_answer, same
-from training.toy.model import Base, tokenizer_of
+from training.toy.base_model import Base, tokenizer_of
 from training.toy.worlds import WORLDS, World, bare, document
 
 SHARES = Base().shares
@@ -25,8 +25,8 @@ def test_every_document_is_made_of_known_tokens_and_survives_decoding(name) -> N
         assert tokenizer(tokenizer.decode(ids))["input_ids"] == ids
 
 
-def said(world: World, text: str) -> str:
-    """A text as a model would write it."""
+def decoded(world: World, text: str) -> str:
+    """Return a text after encoding and decoding."""
     tokenizer = tokenizer_of(world)
     return tokenizer.decode(tokenizer(text)["input_ids"])
 
@@ -44,7 +44,7 @@ def test_agents_are_right_when_they_write_and_revise_and_mostly_wrong_when_spoil
                 world.revise(problem, persona, seen, rng),
                 world.revise(problem, persona, seen[:1], rng),
             ):
-                assert same(read_answer(said(world, text), problem.kind), problem.gold), text
+                assert same(read_answer(decoded(world, text), problem.kind), problem.gold), text
             spoilt += not same(read_answer(seen[0], problem.kind), problem.gold)
     assert spoilt > 0.9 * 60 * len(world.personas)
 
@@ -52,18 +52,18 @@ def test_agents_are_right_when_they_write_and_revise_and_mostly_wrong_when_spoil
 def test_with_a_clue_each_no_agent_can_tell_alone_nor_two_of_them_and_all_three_can() -> None:
     world = WORLDS["clues"]
     rng = random.Random(2)
-    alone = two = 0
+    one_clue = two_clues = 0
     problems = world.problems(200, 2, "train")
     for problem in problems:
         over, rest, kind = (world.write(problem, persona, rng) for persona in world.personas)
         for seen in ([over, rest, kind], [kind, over, rest]):
-            assert same(read_answer(said(world, world.revise(problem, "over", seen, rng)), "number"), problem.gold)
-        alone += same(read_answer(world.revise(problem, "over", [over], rng), "number"), problem.gold)
-        two += same(read_answer(world.revise(problem, "over", [over, kind], rng), "number"), problem.gold)
+            assert same(read_answer(decoded(world, world.revise(problem, "over", seen, rng)), "number"), problem.gold)
+        one_clue += same(read_answer(world.revise(problem, "over", [over], rng), "number"), problem.gold)
+        two_clues += same(read_answer(world.revise(problem, "over", [over, kind], rng), "number"), problem.gold)
         assert not same(read_answer(world.spoil(problem, "rest", rng), "number"), problem.gold)
-        asked = world.asked(problem, "rest")
+        asked = world.turn_prompt(problem, "rest")
         assert "over" not in asked and "kind" not in asked and " rest " in asked
-    assert alone < 0.5 * len(problems) and two < 0.6 * len(problems)
+    assert one_clue < 0.5 * len(problems) and two_clues < 0.6 * len(problems)
 
 
 @pytest.mark.parametrize("name", WORLDS)

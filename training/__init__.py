@@ -1,1 +1,1 @@
-"""IMAD training: collect debates, SFT on traces, GRPO, evaluation."""
+"""Internalized Multi-Agent Debate (IMAD): problems, debates, SFT, GRPO, evaluation; `python -m training` lists them."""

@@ -1,4 +1,4 @@
-"""What a run will need, before it begins: tokens and memory by stage, as upper bounds from the preset alone."""
+"""Estimate of a run before it starts: tokens and memory of each stage, computed from the preset alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ ACTIVATIONS = 34  # bytes per token, layer and unit of width in 16 bits (Korthik
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's size.
+    """Size of a model.
 
     Args:
-        parameters: all of them.
-        layers, width: blocks, and d_model.
-        kv_width: numbers that the cache holds for a token in each layer, keys and values together.
+        parameters: number of parameters.
+        layers: number of decoder blocks.
+        width: d_model.
+        kv_width: cached numbers per token and layer, keys and values together.
     """
 
     parameters: int
@@ -37,13 +38,20 @@ KNOWN: Mapping[str, Shape] = {
     "Qwen/Qwen2.5-7B-Instruct": Shape(7_615_616_512, 28, 3584, 2 * 4 * 128),
     "mistralai/Mistral-Nemo-Instruct-2407": Shape(12_247_782_400, 40, 5120, 2 * 8 * 128),
 }
-"""Sizes of the presets' checkpoints, so that an estimate needs no network."""
+"""Sizes of the presets' checkpoints; an estimate of a preset needs no network."""
 
 
 def shape_of(preset: Preset) -> Shape:
-    """The size of a preset's model: known, of the small world's base, or from the checkpoint's configuration."""
+    """Return the size of a preset's model.
+
+    It is read from `KNOWN`, or computed from the toy base model, or from the checkpoint's configuration.
+
+    Example:
+        >>> shape_of(get_preset("smollm2")).layers
+        30
+    """
     if preset.checkpoint is None:
-        from training.toy.model import fresh_model, tokenizer_of
+        from training.toy.base_model import fresh_model, tokenizer_of
         from training.toy.worlds import WORLDS
 
         model = fresh_model(tokenizer_of(WORLDS[preset.family]), preset.base)
@@ -57,22 +65,37 @@ def shape_of(preset: Preset) -> Shape:
     config: Any = AutoConfig.from_pretrained(preset.checkpoint).get_text_config(decoder=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Shape(model.num_parameters(), config.num_hidden_layers, config.hidden_size, 2 * heads * head)
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Shape(model.num_parameters(), config.num_hidden_layers, config.hidden_size, 2 * kv_heads * head_width)
 
 
 def estimate(preset: Preset, shape: Shape, agents: int = 3, width: int = 2, rows: int = 64) -> pd.DataFrame:
-    """A line per stage: texts, the most new tokens there can be, and GiB of memory on one device.
+    """Estimate the number of new tokens and the memory of each stage of a run.
 
-    Memory is weights, plus gradients and Adam's two moments in float32 for what is trained, plus the cache of `rows`
-    texts at full length where text is generated, plus `34 tokens layers d_model` bytes of activations for each text of
-    a backward pass.
+    With P parameters, T trained ones, L layers, d_model d, and texts of t tokens, the memory in bytes is
+
+        width P                                 weights
+        + 12 T                                  float32 gradients and Adam's two moments, while training
+        + width rows t L kv_width               cache, while generating `rows` texts of full length
+        + 34 (width / 2) micro_batch t L d      activations of a backward pass (Korthikanti et al., arXiv 2205.05198)
+
+    It leaves out prompts in the cache, trained embeddings and logits, and assumes no gradient checkpointing.
 
     Args:
-        agents: of a debate.
-        width: bytes of a weight: 2 in bfloat16, 4 in float32.
+        preset: the run.
+        shape: size of its model, see `shape_of`.
+        agents: agents of a debate.
+        width: bytes per weight: 2 in bfloat16, 4 in float32.
         rows: texts generated at once.
+
+    Returns:
+        One row per stage: `texts`, `tokens_each` (maximum new tokens per text), `tokens`, and `memory_gib` of one
+        device.
+
+    Example:
+        >>> preset = get_preset("llama-3.1-8b")
+        >>> estimate(preset, shape_of(preset))
     """
     weights = width * shape.parameters / GIB
 
@@ -84,21 +107,25 @@ def estimate(preset: Preset, shape: Shape, agents: int = 3, width: int = 2, rows
         activations = ACTIVATIONS / 2 * width * texts * tokens * shape.layers * shape.width
         return (12 * trained + activations) / GIB
 
-    calls = agents * preset.debate.rounds
-    told = preset.debate.sampling.max_new_tokens
     sft, grpo = preset.sft, preset.grpo
-    learnt = sft.steps * sft.batch if sft.steps is not None else round(sft.epochs * preset.debates)
-    trace = min(sft.max_length, calls * told)
-    rolled = grpo.steps * grpo.prompts * grpo.generations
+    calls = agents * preset.debate.rounds
+    answer_tokens = preset.debate.sampling.max_new_tokens
+    sft_texts = sft.steps * sft.batch if sft.steps is not None else round(sft.epochs * preset.debates)
+    trace_tokens = min(sft.max_length, calls * answer_tokens)
+    grpo_texts = grpo.steps * grpo.prompts * grpo.generations
     clip = grpo.anneal.at(0.0)[1]
-    long = preset.sampling.max_new_tokens
-    lines = [
-        ("debates", preset.debates * calls, told, weights + cache(min(rows, preset.debates * agents), told)),
-        ("SFT", learnt, trace, weights + training(sft.lora, sft.micro_batch, trace)),
-        ("GRPO", rolled, clip, weights + max(cache(rows, clip), training(grpo.lora, grpo.micro_batch, clip))),
-        ("evaluation, one method", preset.test, long, weights + cache(min(rows, preset.test), long)),
-        ("evaluation, debates", preset.test * calls, long, weights + cache(min(rows, preset.test), long)),
+    test_tokens = preset.sampling.max_new_tokens
+    debate_memory = weights + cache(min(rows, preset.debates * agents), answer_tokens)
+    sft_memory = weights + training(sft.lora, sft.micro_batch, trace_tokens)
+    grpo_memory = weights + max(cache(rows, clip), training(grpo.lora, grpo.micro_batch, clip))
+    test_memory = weights + cache(min(rows, preset.test), test_tokens)
+    stages = [
+        ("debates", preset.debates * calls, answer_tokens, debate_memory),
+        ("SFT", sft_texts, trace_tokens, sft_memory),
+        ("GRPO", grpo_texts, clip, grpo_memory),
+        ("evaluation, one method", preset.test, test_tokens, test_memory),
+        ("evaluation, debates", preset.test * calls, test_tokens, test_memory),
     ]
-    table = pd.DataFrame(lines, columns=["stage", "texts", "tokens_each", "memory_gib"])
+    table = pd.DataFrame(stages, columns=["stage", "texts", "tokens_each", "memory_gib"])
     table.insert(3, "tokens", table["texts"] * table["tokens_each"])
     return table

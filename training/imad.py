@@ -1,9 +1,9 @@
-"""`python -m training.imad PRESET`: base, debates, SFT, GRPO, every baseline and control, evaluation; resumable."""
+"""`python -m training.imad PRESET`: base model, debates, SFT, GRPO, baselines, controls and evaluation; resumable."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,68 +15,91 @@ import steerkit as sk
 from steerkit.io.files import sha256
 from steerkit.io.ranks import in_first_process
 from steerkit.io.run_folder import check_config
+from steerkit.io.signals import restore_interrupt
 from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
 from steerkit.text.traces import DebateTrace, read_traces
 from training.debates.answerers import LocalModel, Sampling
-from training.debates.debate import TRACES, hold
-from training.debates.personas import Cast, alone, cast_of
+from training.debates.debate import TRACES, Setting, run_debates
+from training.debates.personas import Cast, cast_of, self_checking
 from training.estimate import estimate, shape_of
 from training.evaluate.methods import DEBATES, debates, one_answer, self_consistency
 from training.evaluate.results import write_results
-from training.presets import Preset, chosen, names
+from training.presets import Preset, get_preset, preset_names
 from training.problems.families import FAMILIES
 from training.problems.problem import Problem
-from training.toy.model import train_base
+from training.toy.base_model import train_base
 from training.toy.worlds import WORLDS, bare
 from training.train.grpo import GRPO, train_grpo
 from training.train.sft import SFT, train_sft
 
-CHECKING = "Self-checking agents"
+SELF_CHECKING = "Self-checking agents"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A preset with a seed and a folder."""
+    """A preset with a seed and a folder.
+
+    Args:
+        preset: all settings.
+        seed: seed of the problems, the sampling and the training.
+        folder: run folder.
+    """
 
     preset: Preset
     seed: int
     folder: Path
 
     @property
-    def in_a_small_world(self) -> bool:
+    def is_toy(self) -> bool:
+        """Whether the run starts from a toy base model that it trains itself."""
         return self.preset.checkpoint is None
 
     def problems(self, n: int, split: str) -> list[Problem]:
-        if self.in_a_small_world:
+        """Return `n` problems of a split: train, validation or test."""
+        if self.is_toy:
             return WORLDS[self.preset.family].problems(n, self.seed, split)
         return FAMILIES[self.preset.family](n, self.seed, split)
 
     @property
-    def debated(self) -> list[Problem]:
+    def debate_problems(self) -> list[Problem]:
+        """Problems of the training debates."""
         return self.problems(self.preset.debates, "train")
 
     @property
-    def rewarded(self) -> list[Problem]:
+    def grpo_problems(self) -> list[Problem]:
+        """Problems of GRPO: problems without a debate, or the debated ones if the preset has none."""
         fresh = self.preset.fresh
-        return self.problems(self.preset.debates + fresh, "train")[-fresh:] if fresh else self.debated
+        return self.problems(self.preset.debates + fresh, "train")[-fresh:] if fresh else self.debate_problems
+
+    @property
+    def test_problems(self) -> list[Problem]:
+        """Test questions of all methods."""
+        return self.problems(self.preset.test, "test")
 
     @property
     def cast(self) -> Cast:
-        return WORLDS[self.preset.family].cast() if self.in_a_small_world else cast_of(self.preset.cast)
+        """The agents of the debates."""
+        return WORLDS[self.preset.family].cast() if self.is_toy else cast_of(self.preset.cast)
 
-    def answerer(self, checkpoint: str | Path) -> LocalModel:
-        """The model that debates, or is judged."""
+    def load_answerer(self, checkpoint: str | Path) -> LocalModel:
+        """Load a model that debates or is evaluated."""
         return LocalModel(*sk.load(checkpoint, dtype=self.preset.dtype))
 
-    def seeded(self, sampling: Sampling) -> Sampling:
-        return replace(sampling, seed=self.seed)
+    def sampling(self, temperature: float | None = None) -> Sampling:
+        """Return the evaluation's sampling with the run's seed, at the preset's temperature or another."""
+        sampling = replace(self.preset.sampling, seed=self.seed)
+        return sampling if temperature is None else replace(sampling, temperature=temperature)
+
+    def debate_setting(self, sampling: Sampling) -> Setting:
+        """Return the settings of debates with this sampling."""
+        return replace(self.preset.debate, sampling=sampling)
 
 
 def base_checkpoint(run: Run) -> str | Path:
-    """Where the run begins: the preset's checkpoint, or a base model trained for its small world.
+    """Return the checkpoint that the run starts from; a toy base model is trained first if necessary.
 
-    One that is there is not locked: several processes may train on it.
+    An existing checkpoint is not locked, so that several processes can train from it.
     """
     if run.preset.checkpoint == "smollm2":
         from steerkit.demo.checkpoint import default_checkpoint
@@ -84,126 +107,161 @@ def base_checkpoint(run: Run) -> str | Path:
         return default_checkpoint()
     if run.preset.checkpoint is not None:
         return run.preset.checkpoint
-    if (done := run.folder / "base" / "checkpoint").exists():
-        return done
+    if (checkpoint := run.folder / "base" / "checkpoint").exists():
+        return checkpoint
     return train_base(WORLDS[run.preset.family], replace(run.preset.base, seed=run.seed), run.folder / "base")
 
 
 def collect_debates(run: Run, base: str | Path, cast: Cast, name: str = "debates") -> list[DebateTrace]:
-    """Debates of the base model on training problems; the kept traces. Those that are there are not locked."""
-    if (done := run.folder / name / TRACES).exists():
-        return read_traces(done)
-    setting = replace(run.preset.debate, sampling=run.seeded(run.preset.debate.sampling))
-    problems = run.debated
-    hold(problems, run.answerer(base), cast, setting, run.folder / name, shared=True)
-    return read_traces(done)
+    """Run the base model's debates on the training problems, and return the traces with a consensus.
+
+    Args:
+        run: the run.
+        base: checkpoint of the debating model.
+        cast: the agents.
+        name: subfolder of the run folder. Existing traces there are read without a lock.
+    """
+    path = run.folder / name / TRACES
+    if not path.exists():
+        setting = run.debate_setting(replace(run.preset.debate.sampling, seed=run.seed))
+        run_debates(run.debate_problems, run.load_answerer(base), cast, setting, run.folder / name, shared=True)
+    return read_traces(path)
 
 
 def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
-    """How each checkpoint of the preset is trained, by name; what is done is only found."""
-    problems = run.rewarded
+    """Return a function per trained method that trains its checkpoint, or returns the finished one.
+
+    Args:
+        run: the run; its preset selects the methods.
+        base: checkpoint to start from.
+
+    Returns:
+        Method -> function that returns the checkpoint's folder.
+    """
+    problems = run.grpo_problems
     sft: SFT = replace(run.preset.sft, seed=run.seed)
     grpo: GRPO = replace(run.preset.grpo, seed=run.seed)
     traces = collect_debates(run, base, run.cast)
 
-    def checks() -> list[DebateTrace]:
-        one = alone(Cast(f"{run.cast.name}-one", run.cast.personas[:1], run.cast.ask))
-        return collect_debates(run, base, one, "self-checks")
+    def self_checks() -> list[DebateTrace]:
+        cast = self_checking(Cast(f"{run.cast.name}-one", run.cast.personas[:1], run.cast.ask))
+        return collect_debates(run, base, cast, "self-checks")
 
-    def tuned(
+    def fine_tuned(
         name: str, debates: Callable[[], list[DebateTrace]] = lambda: traces, **fields: Any
     ) -> Callable[[], Path]:
         setting = replace(sft, **fields)
         return lambda: train_sft(*sk.load(base), debates(), setting, run.folder / name, problems[0].kind)
 
-    def rewarded(name: str, start: Callable[[], str | Path], **fields: Any) -> Callable[[], Path]:
+    def reinforced(name: str, start: Callable[[], str | Path], **fields: Any) -> Callable[[], Path]:
         setting = replace(grpo, **fields)
         return lambda: train_grpo(*sk.load(start()), problems, setting, run.folder / name)
 
-    debated, checked, own = tuned("sft"), tuned("sft-self-check", checks), tuned("sft-first", target="first")
-    start = (lambda: base) if run.in_a_small_world else own  # others have to learn the form of an answer first
-    every = {
-        "SFT": debated,
-        "IMAD": rewarded("grpo", debated),
-        "SFT without tags": tuned("sft-untagged", target="untagged"),
-        "SFT on single turns": tuned("sft-turns", structure_dropout=1.0, cut_to="turn"),
-        "DebateGPT (answer)": tuned("debategpt-answer", target="answer"),
-        "DebateGPT (response)": tuned("debategpt-response", target="response"),
-        "SFT on first answers": own,
-        "GRPO without debate": rewarded("grpo-alone", start, format=False),
-        "SFT of one self-check": checked,
-        "IMAD of one self-check": rewarded("grpo-self-check", checked, agents=1),
+    on_debates = fine_tuned("sft")
+    on_self_checks = fine_tuned("sft-self-check", self_checks)
+    on_first_answers = fine_tuned("sft-first", target="first")
+    # A chat checkpoint has to learn to box its answers first. The toy base model already does.
+    grpo_start = (lambda: base) if run.is_toy else on_first_answers
+    methods = {
+        "SFT": on_debates,
+        "IMAD": reinforced("grpo", on_debates),
+        "SFT without tags": fine_tuned("sft-untagged", target="untagged"),
+        "SFT on single turns": fine_tuned("sft-turns", structure_dropout=1.0, cut_to="turn"),
+        "DebateGPT (answer)": fine_tuned("debategpt-answer", target="answer"),
+        "DebateGPT (response)": fine_tuned("debategpt-response", target="response"),
+        "SFT on first answers": on_first_answers,
+        "GRPO without debate": reinforced("grpo-alone", grpo_start, format=False),
+        "SFT of one self-check": on_self_checks,
+        "IMAD of one self-check": reinforced("grpo-self-check", on_self_checks, agents=1),
     }
-    return {method: every[method] for method in run.preset.trained}
+    return {method: methods[method] for method in run.preset.trained}
 
 
 def evaluate(run: Run, base: str | Path, checkpoints: Mapping[str, Path]) -> pd.DataFrame:
-    """Every method on the same test questions, sampled and greedy; a finished method is not run again."""
-    problems = run.problems(run.preset.test, "test")
+    """Evaluate every method on the same test questions, sampled and greedy; finished methods are read from disk.
+
+    Args:
+        run: the run.
+        base: checkpoint of the untrained methods.
+        checkpoints: trained method -> checkpoint.
+
+    Returns:
+        One row per method, decoding and question, with the columns of `training.evaluate.methods.one_answer` and
+        `method`, `decoding`, `seed`, `family`.
+    """
     parts = []
-    for decoding in ("sampled", "greedy"):
-        sampling = run.seeded(run.preset.sampling)
-        if decoding == "greedy":
-            sampling = replace(sampling, temperature=0.0)
-        for method, rows in _methods(run, base, checkpoints, problems, sampling, run.folder / "evaluation" / decoding):
+    for decoding, sampling in (("sampled", run.sampling()), ("greedy", run.sampling(temperature=0.0))):
+        for method, rows in _evaluations(run, base, checkpoints, sampling, run.folder / "evaluation" / decoding):
             parts.append(rows.assign(method=method, decoding=decoding, seed=run.seed, family=run.preset.family))
     return pd.concat(parts, ignore_index=True)
 
 
-def _debate_test(run: Run, base: str | Path) -> None:
-    sampling = run.seeded(run.preset.sampling)
-    problems, place = run.problems(run.preset.test, "test"), run.folder / "evaluation" / "sampled" / "debates"
-    debates(problems, run.answerer(base), run.cast, replace(run.preset.debate, sampling=sampling), place)
+def _debate_test_questions(run: Run, base: str | Path) -> None:
+    folder = run.folder / "evaluation" / "sampled" / "debates"
+    debates(run.test_problems, run.load_answerer(base), run.cast, run.debate_setting(run.sampling()), folder)
 
 
-def _methods(
-    run: Run,
-    base: str | Path,
-    checkpoints: Mapping[str, Path],
-    problems: list[Problem],
-    sampling: Sampling,
-    folder: Path,
-) -> list[tuple[str, pd.DataFrame]]:
-    answerer = run.answerer(base)
-    ask: Callable[[Problem], Any] = bare if run.in_a_small_world else lambda p: run.cast.ask(p, 1, 1, ())
-    setting = replace(run.preset.debate, sampling=sampling)
-    found: dict[str, pd.DataFrame] = {}
+def _evaluations(
+    run: Run, base: str | Path, checkpoints: Mapping[str, Path], sampling: Sampling, folder: Path
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each method and its rows."""
+    problems = run.test_problems
+    answerer = run.load_answerer(base)
+    ask: Callable[[Problem], Any] = bare if run.is_toy else lambda problem: run.cast.ask(problem, 1, 1, ())
 
-    def keep(methods: tuple[str, ...], work: Callable[[], list[pd.DataFrame]]) -> None:
-        paths = [folder / f"{sha256(method)[:8]}.parquet" for method in methods]
-        if not all(path.exists() for path in paths):
-            for method, path, table in zip(methods, paths, work(), strict=True):
+    def stored(methods: Sequence[str], work: Callable[[], list[pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+        """The tables of methods that are evaluated together, from disk if they are there."""
+        paths = {method: folder / f"{sha256(method)[:8]}.parquet" for method in methods}
+        if not all(path.exists() for path in paths.values()):
+            for (method, path), table in zip(paths.items(), work(), strict=True):
                 write_table(path, table, {"method": method, "sampling": asdict(sampling)})
-        found.update({m: read_table(path)[0] for m, path in zip(methods, paths, strict=True)})
+        return {method: read_table(path)[0] for method, path in paths.items()}
 
-    def held(cast: Cast, name: str) -> dict[str, pd.DataFrame]:
-        return debates(problems, answerer, cast, setting, folder / name)
+    def debate(cast: Cast, name: str, methods: Sequence[str]) -> list[pd.DataFrame]:
+        tables = debates(problems, answerer, cast, run.debate_setting(sampling), folder / name)
+        return [tables[method] for method in methods]
 
-    keep(("Single",), lambda: [one_answer(problems, answerer, ask, sampling)])
-    keep(DEBATES, lambda: [held(run.cast, "debates")[name] for name in DEBATES])
+    def answer(checkpoint: Path) -> list[pd.DataFrame]:
+        return [one_answer(problems, run.load_answerer(checkpoint), bare, sampling)]
+
+    tables = stored(("Single",), lambda: [one_answer(problems, answerer, ask, sampling)])
+    tables |= stored(DEBATES, lambda: debate(run.cast, "debates", DEBATES))
     if run.preset.self_check:
-        keep((CHECKING,), lambda: [held(alone(run.cast), "self-checks")[DEBATES[0]]])
-    for name, path in checkpoints.items():
-        keep((name,), partial(lambda path: [one_answer(problems, run.answerer(path), bare, sampling)], path))
-    if run.preset.controls and sampling.temperature > 0:  # greedy samples would all be equal
-        cost = {method: float((rows["tokens_in"] + rows["tokens_out"]).mean()) for method, rows in found.items()}
-        paid = {like: max(1, round(cost[like] / cost["Single"])) for like in ("IMAD", "Debate")}
-        counts = {"Self-consistency of 3": 3} | {f"Self-consistency at {m}'s tokens": k for m, k in paid.items()}
-        keep(tuple(counts), lambda: self_consistency(problems, answerer, ask, sampling, list(counts.values())))
-    return list(found.items())
+        tables |= stored((SELF_CHECKING,), lambda: debate(self_checking(run.cast), "self-checks", DEBATES[:1]))
+    for method, checkpoint in checkpoints.items():
+        tables |= stored((method,), partial(answer, checkpoint))
+    if run.preset.controls and sampling.temperature > 0:  # greedy samples are all equal
+        samples = {"Self-consistency of 3": 3}
+        for method in ("IMAD", "Debate"):
+            ratio = _mean_tokens(tables[method]) / _mean_tokens(tables["Single"])
+            samples[f"Self-consistency at {method}'s tokens"] = max(1, round(ratio))
+        counts = list(samples.values())
+        tables |= stored(tuple(samples), lambda: self_consistency(problems, answerer, ask, sampling, counts))
+    yield from tables.items()
+
+
+def _mean_tokens(rows: pd.DataFrame) -> float:
+    return float((rows["tokens_in"] + rows["tokens_out"]).mean())
 
 
 def run_all(run: Run, only: Sequence[str] = ()) -> pd.DataFrame | None:
-    """All stages, each skipped if its output is there; returns the results table.
+    """Run all stages; a stage whose output exists is skipped.
 
-    Of several processes that torchrun started, all train together; the first does the rest and returns the table.
+    Processes started by torchrun train together. The first process does the other stages.
 
     Args:
-        only: train these methods and judge nothing, so that several processes can share a run; `Debate` holds the
-            debates, of training and of the sampled test. Once they are held, others may run beside each other.
+        run: the run.
+        only: train these methods and evaluate nothing, so that several processes can share a run. `Debate` runs the
+            training debates and the sampled test debates; afterwards the other methods can run in parallel.
+
+    Returns:
+        The results table in the first process. None in the others, and with `only`.
 
     Raises:
         ValueError: a method that this preset does not train.
+
+    Example:
+        >>> run_all(Run(get_preset("tiny", "clues"), seed=0, folder=Path("runs/imad-tiny/clues/seed-0")))
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     preset = {**asdict(run.preset), "seed": run.seed}
@@ -212,24 +270,24 @@ def run_all(run: Run, only: Sequence[str] = ()) -> pd.DataFrame | None:
     base = base_checkpoint(run)
     trained = recipes(run, base)
     if only:
-        work = {DEBATES[0]: lambda: in_first_process(lambda: _debate_test(run, base)), **trained}
+        work = {DEBATES[0]: lambda: in_first_process(lambda: _debate_test_questions(run, base)), **trained}
         if unknown := [method for method in only if method not in work]:
-            raise ValueError(f"expected methods among {list(work)}; got {unknown}. Choose among these.")
+            raise ValueError(f"expected methods among {list(work)}; got {unknown}. Pass one of these.")
         for method in only:
             work[method]()
         return None
     checkpoints = {method: recipe() for method, recipe in trained.items()}
 
-    def judge() -> pd.DataFrame:
+    def evaluate_all() -> pd.DataFrame:
         kept = len(read_traces(run.folder / "debates" / TRACES))
         meta = {"preset": preset, "kept_traces": kept, "versions": versions()}
         return write_results(run.folder, evaluate(run, base, checkpoints), "IMAD", meta)
 
-    return in_first_process(judge)
+    return in_first_process(evaluate_all)
 
 
-def _quiet() -> None:
-    """No bars of the libraries' own: each stage tells its progress itself, and a log stays readable."""
+def _hide_library_progress() -> None:
+    """Hide the progress bars of datasets and transformers; each stage reports its own progress."""
     import datasets
     from transformers.utils import logging
 
@@ -237,28 +295,45 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
-def main(arguments: list[str] | None = None) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.imad", description=__doc__)
-    parser.add_argument("preset", choices=names())
-    parser.add_argument("--family", help="of problems; tiny has a recipe for each of its own")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="default: runs/imad-PRESET/FAMILY/seed-SEED")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. grpo.steps=60")
-    parser.add_argument("--only", action="append", default=[], metavar="METHOD", help="train it, and judge nothing")
-    parser.add_argument("--dry-run", action="store_true", help="print estimates of tokens and memory, and do nothing")
-    given = parser.parse_args(arguments)
+    parser.add_argument("preset", choices=preset_names(), help="settings of the run, see training/presets.py")
+    parser.add_argument("--family", help="family of problems; tiny has one recipe per family")
+    parser.add_argument("--seed", type=int, default=0, help="seed of problems, sampling and training (default: 0)")
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/imad-PRESET/FAMILY/seed-SEED)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a setting, e.g. grpo.steps=60"
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="METHOD", help="train this method only, without evaluation"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print estimated tokens and memory, then exit")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: run a preset, or print its estimate.
+
+    Args:
+        arguments: command-line arguments; default: those of the process.
+    """
+    restore_interrupt()
+    parser = _parser()
+    options = parser.parse_args(arguments)
     try:
-        preset = chosen(given.preset, given.family, given.set)
+        preset = get_preset(options.preset, options.family, options.set)
     except ValueError as error:
         parser.error(str(error))
-    if given.dry_run:
+    if options.dry_run:
         shape = shape_of(preset)
-        print(f"{preset.name}: {shape.parameters:,} parameters, {shape.layers} layers, d_model {shape.width}; at most:")
+        print(
+            f"{preset.name}: {shape.parameters:,} parameters, {shape.layers} layers, d_model {shape.width}. Estimate:"
+        )
         print(estimate(preset, shape).round(2).to_string(index=False))
         return
-    out = given.out or Path("runs") / f"imad-{preset.name}" / preset.family / f"seed-{given.seed}"
-    _quiet()
-    table = run_all(Run(preset, given.seed, out), given.only)
+    out = options.out or Path("runs") / f"imad-{preset.name}" / preset.family / f"seed-{options.seed}"
+    _hide_library_progress()
+    table = run_all(Run(preset, options.seed, out), options.only)
     if table is None:
         return
     print(table.round(3).to_string(index=False))

@@ -1,4 +1,4 @@
-"""Presets: everything that a run of IMAD does, as frozen data; `--set field=value` changes a copy."""
+"""Presets: all settings of a run of IMAD as frozen data; `--set field=value` changes a copy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from training.debates.answerers import Sampling
 from training.debates.debate import Setting
 from training.problems.families import FAMILIES
-from training.toy.model import Base
+from training.toy.base_model import Base
 from training.train.checkpoints import LoRA
 from training.train.grpo import GRPO
 from training.train.schedules import Anneal
@@ -22,24 +22,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Preset:
-    """One run: where it begins, what it debates, how it is trained and judged.
+    """All settings of one run.
 
     Args:
-        checkpoint: hub id, folder or GGUF file; None trains `base` from scratch in the family's small world.
-        family: a family of `training.families`, or a small world of `training.worlds` where there is no checkpoint.
-        cast: of the debates, by name in `training.personas`; a small world has its own.
-        debates, test: how many problems are debated for training, and how many questions judge all methods.
-        fresh: how many further problems GRPO is trained on, none of which was debated; 0 takes the debated ones. What
-            was debated is half remembered from SFT, so that its rewards say little of other questions.
-        debate, sft, grpo: the stages.
-        sampling: of the evaluation.
-        controls: train and judge both DebateGPTs and GRPO without debate, and judge self-consistency, too. A checkpoint
-            that is asked in a chat is first fine-tuned on its own first answers, right or wrong, for GRPO without
-            debate: asked plainly it need not put any into a box, and GRPO would have nothing to reward.
-        self_check: run the controls in which agents check themselves and never read each other, too.
-        untagged: fine-tune on the traces without their tags, too.
-        turns: fine-tune on one turn of each trace, too, the first of an agent drawn at random.
-        dtype: of the weights of a model that debates or is judged; None leaves it to the checkpoint.
+        name: name of the preset.
+        checkpoint: hub id, folder or GGUF file; None trains `base` from scratch in the family's toy world.
+        family: a family of `training.problems.families`; without a checkpoint, a world of `training.toy.worlds`.
+        cast: cast of the debates, a name in `training.debates.personas`; a toy world has its own cast.
+        debates: number of problems debated for training.
+        test: number of test questions, the same for all methods.
+        debate: settings of the debates.
+        sft: settings of supervised fine-tuning.
+        grpo: settings of GRPO.
+        sampling: sampling of the evaluation.
+        fresh: number of further problems for GRPO that were not debated; 0 uses the debated problems. The policy
+            remembers debated problems from SFT, so their rewards generalise less to other questions.
+        controls: also train and evaluate both DebateGPT baselines and GRPO without debate, and evaluate
+            self-consistency. With a chat checkpoint, GRPO without debate starts from a model fine-tuned on its own
+            first answers, right or wrong: a plain prompt would give few boxes, and so few rewards.
+        self_check: also run the controls in which each agent checks its own answer and reads no other.
+        untagged: also fine-tune on the traces without tags.
+        turns: also fine-tune on one turn of each trace, the first turn of a random agent.
+        dtype: data type of the weights during debates and evaluation; None uses the checkpoint's.
+        base: settings of the toy base model.
     """
 
     name: str
@@ -62,15 +67,18 @@ class Preset:
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The methods that are trained, each a checkpoint."""
-        others = {
-            "SFT without tags": self.untagged, "SFT on single turns": self.turns, "DebateGPT (answer)": self.controls,
+        """Names of the trained methods; each has one checkpoint."""
+        optional = {
+            "SFT without tags": self.untagged,
+            "SFT on single turns": self.turns,
+            "DebateGPT (answer)": self.controls,
             "DebateGPT (response)": self.controls,
             "SFT on first answers": self.controls and self.checkpoint is not None,
             "GRPO without debate": self.controls,
-            "SFT of one self-check": self.self_check, "IMAD of one self-check": self.self_check,
-        }  # fmt: skip
-        return ("SFT", "IMAD", *(method for method, wanted in others.items() if wanted))
+            "SFT of one self-check": self.self_check,
+            "IMAD of one self-check": self.self_check,
+        }
+        return ("SFT", "IMAD", *(method for method, enabled in optional.items() if enabled))
 
 
 ARITHMETIC = Preset(
@@ -86,28 +94,57 @@ ARITHMETIC = Preset(
         steps=220, learning_rate=1e-3, batch=32, micro_batch=32, lora=None, structure_dropout=0.35, max_grad_norm=1.0
     ),
     grpo=GRPO(
-        anneal=Anneal("gated", weight=(0.05, 0.01), clip=(112, 41), share=0.2, floor=0.3), steps=150, prompts=24,
-        generations=8, micro_batch=192, inner=1, learning_rate=2e-4, decay=True, temperature=0.8, top_p=1.0, beta=0.0,
-        epsilon=0.2, scale=False, max_grad_norm=1.0, lora=None, save_every=25,
+        anneal=Anneal("gated", weight=(0.05, 0.01), clip=(112, 41), share=0.2, floor=0.3),
+        steps=150,
+        prompts=24,
+        generations=8,
+        micro_batch=192,
+        inner=1,
+        learning_rate=2e-4,
+        decay=True,
+        temperature=0.8,
+        top_p=1.0,
+        beta=0.0,
+        epsilon=0.2,
+        scale=False,
+        max_grad_norm=1.0,
+        lora=None,
+        save_every=25,
     ),
     sampling=Sampling(0.8, 1.0, 240),
-)  # fmt: skip
-CHECKED = replace(
-    ARITHMETIC, family="two_sum", debates=2000, fresh=3000, self_check=True, untagged=True,
-    debate=Setting(early_stop=False, sampling=Sampling(0.7, 0.9, 100)), sampling=Sampling(0.7, 0.9, 240),
+)
+TWO_SUM = replace(
+    ARITHMETIC,
+    family="two_sum",
+    debates=2000,
+    fresh=3000,
+    self_check=True,
+    untagged=True,
+    debate=Setting(early_stop=False, sampling=Sampling(0.7, 0.9, 100)),
+    sampling=Sampling(0.7, 0.9, 240),
     sft=replace(ARITHMETIC.sft, steps=1000, structure_dropout=0.5, cut_to="revision"),
     grpo=replace(
-        ARITHMETIC.grpo, anneal=Anneal("gated", weight=(0.1, 0.015), clip=(200, 80), share=0.4), prompts=12,
+        ARITHMETIC.grpo,
+        anneal=Anneal("gated", weight=(0.1, 0.015), clip=(200, 80), share=0.4),
+        prompts=12,
         micro_batch=96,
     ),
     base=Base(
-        shares={"bare": 0.2, "persona": 0.15, "revision": 0.4, "several": 0.05, "facts": 0.2}, stop_at=0.35,
-        revised_at=0.9, steps=3000, width=128, heads=4, inner=384, temperature=0.7, top_p=0.9, check_every=50,
+        shares={"bare": 0.2, "persona": 0.15, "revision": 0.4, "several": 0.05, "facts": 0.2},
+        stop_at=0.35,
+        revised_at=0.9,
+        steps=3000,
+        width=128,
+        heads=4,
+        inner=384,
+        temperature=0.7,
+        top_p=0.9,
+        check_every=50,
     ),
-)  # fmt: skip
+)
 TINY: Mapping[str, Preset] = {
     "arithmetic": ARITHMETIC,
-    "two_sum": CHECKED,
+    "two_sum": TWO_SUM,
     "malice": replace(
         ARITHMETIC,
         family="malice",
@@ -119,45 +156,74 @@ TINY: Mapping[str, Preset] = {
         grpo=replace(ARITHMETIC.grpo, steps=75),
     ),
     "clues": replace(
-        CHECKED,
+        TWO_SUM,
         family="clues",
         turns=True,
-        base=replace(CHECKED.base, stop_at=0.2),
-        sft=replace(CHECKED.sft, steps=500),
-        grpo=replace(CHECKED.grpo, anneal=replace(CHECKED.grpo.anneal, clip=(112, 66))),
+        base=replace(TWO_SUM.base, stop_at=0.2),
+        sft=replace(TWO_SUM.sft, steps=500),
+        grpo=replace(TWO_SUM.grpo, anneal=replace(TWO_SUM.grpo.anneal, clip=(112, 66))),
     ),
 }
-"""The miniature, trained from scratch on a CPU, a recipe for each small world."""
+"""The preset `tiny`: a base model trained from scratch on a CPU, with one recipe per toy world."""
 PAPER_SAMPLING = Sampling(0.7, 0.9, 1024)
 
 
 def _paper(name: str, checkpoint: str, epochs: float = 3.0, sft_rate: float = 5e-5, grpo_rate: float = 5e-6) -> Preset:
     return Preset(
-        name=name, checkpoint=checkpoint, family="arithmetic", cast="diverse", debates=1000, test=1000,
-        debate=Setting(sampling=PAPER_SAMPLING), sft=SFT(epochs=epochs, learning_rate=sft_rate),
-        grpo=GRPO(anneal=Anneal("linear"), learning_rate=grpo_rate, steps=700), sampling=PAPER_SAMPLING,
-    )  # fmt: skip
+        name=name,
+        checkpoint=checkpoint,
+        family="arithmetic",
+        cast="diverse",
+        debates=1000,
+        test=1000,
+        debate=Setting(sampling=PAPER_SAMPLING),
+        sft=SFT(epochs=epochs, learning_rate=sft_rate),
+        grpo=GRPO(anneal=Anneal("linear"), learning_rate=grpo_rate, steps=700),
+        sampling=PAPER_SAMPLING,
+    )
 
 
 SUMS = Preset(
-    name="smollm2", checkpoint="smollm2", family="addition", cast="adding", debates=400, fresh=256, test=300,
+    name="smollm2",
+    checkpoint="smollm2",
+    family="addition",
+    cast="adding",
+    debates=400,
+    fresh=256,
+    test=300,
     debate=Setting(sampling=Sampling(0.7, 0.9, 48)),
     sft=SFT(
-        epochs=3, learning_rate=5e-4, batch=8, micro_batch=8, max_length=512, max_grad_norm=1.0,
+        epochs=3,
+        learning_rate=5e-4,
+        batch=8,
+        micro_batch=8,
+        max_length=512,
+        max_grad_norm=1.0,
         structure_dropout=0.35,
     ),
     grpo=GRPO(
-        anneal=Anneal("gated", weight=(0.05, 0.01), clip=(224, 120), share=0.5), steps=32, prompts=4,
-        generations=8, micro_batch=16, inner=1, learning_rate=1e-4, decay=True, scale=False, beta=0.0,
-        epsilon=0.2, max_grad_norm=1.0, lora=LoRA(32, 64, 0.0), save_every=8,
+        anneal=Anneal("gated", weight=(0.05, 0.01), clip=(224, 120), share=0.5),
+        steps=32,
+        prompts=4,
+        generations=8,
+        micro_batch=16,
+        inner=1,
+        learning_rate=1e-4,
+        decay=True,
+        scale=False,
+        beta=0.0,
+        epsilon=0.2,
+        max_grad_norm=1.0,
+        lora=LoRA(32, 64, 0.0),
+        save_every=8,
     ),
     sampling=Sampling(0.7, 0.9, 256),
-)  # fmt: skip
+)
 SMOLLM2: Mapping[str, Preset] = {
     "addition": SUMS,
     "malice": replace(SUMS, family="malice", cast="scorning", debates=250, test=160, controls=False),
 }
-"""The 135M model, with a cast for each of two families; other families are debated by that of the first."""
+"""The preset `smollm2` (135M parameters): a cast for each of two families; other families use the first cast."""
 
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset
@@ -167,65 +233,86 @@ PRESETS: Mapping[str, Preset] = {
         _paper("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct"),
         _paper("mistral-nemo-12b", "mistralai/Mistral-Nemo-Instruct-2407", 6.0, 3e-5, 3e-6),
     )
-}  # fmt: skip
+}
 
 
-def names() -> list[str]:
-    """Of all presets."""
+def preset_names() -> list[str]:
+    """Return the names of all presets."""
     return ["tiny", *PRESETS]
 
 
-def chosen(name: str, family: str | None = None, settings: Sequence[str] = ()) -> Preset:
-    """A preset by name, for a family of problems, with fields replaced.
+def get_preset(name: str, family: str | None = None, settings: Sequence[str] = ()) -> Preset:
+    """Return a preset by name, for a family of problems, with fields replaced.
+
+    Args:
+        name: one of `preset_names()`.
+        family: family of problems; default: the preset's own. `tiny` has a recipe for each of its families.
+        settings: `field=value` texts, see `override`.
 
     Raises:
-        ValueError: a preset, family or field that does not exist, or a value of another type than the field's.
+        ValueError: an unknown preset, family or field, or a value of the wrong type.
+
+    Example:
+        >>> get_preset("tiny", "clues", ["grpo.steps=60"]).grpo.steps
+        60
     """
     if name == "tiny":
         if (family := family or "arithmetic") not in TINY:
-            raise ValueError(f"expected a family among {sorted(TINY)} for the preset tiny; got {family!r}.")
-        return changed(TINY[family], settings)
+            raise ValueError(
+                f"expected a family among {sorted(TINY)} for the preset tiny; got {family!r}. Pass one of these."
+            )
+        return override(TINY[family], settings)
     if name not in PRESETS:
-        raise ValueError(f"expected a preset among {names()}; got {name!r}.")
+        raise ValueError(f"expected a preset among {preset_names()}; got {name!r}. Pass one of these.")
     if family is not None and family not in FAMILIES:
-        raise ValueError(f"expected a family among {sorted(FAMILIES)}; got {family!r}.")
+        raise ValueError(f"expected a family among {sorted(FAMILIES)}; got {family!r}. Pass one of these.")
     preset = PRESETS[name]
-    own = SMOLLM2 if preset is SUMS else {}
+    variants = SMOLLM2 if preset is SUMS else {}
     family = family or preset.family
-    return changed(own.get(family, replace(preset, family=family)), settings)
+    return override(variants.get(family, replace(preset, family=family)), settings)
 
 
-def changed(preset: T, settings: Sequence[str]) -> T:
-    """A preset, or any frozen data, with fields replaced: `grpo.steps=60`, `sft.lora=null`, `family=two_sum`.
+def override(data: T, settings: Sequence[str]) -> T:
+    """Return a copy of a preset, or of any frozen dataclass, with fields replaced.
 
-    Values are JSON, or plain text.
+    Args:
+        data: a frozen dataclass, possibly with dataclasses as fields.
+        settings: `path=value` texts, e.g. `grpo.steps=60`, `sft.lora=null`, `family=two_sum`. Values are JSON, or
+            plain text.
 
     Raises:
-        ValueError: a field that does not exist, or a value of another type than the field's.
+        ValueError: a text without `=`, an unknown field, or a value of the wrong type.
+
+    Example:
+        >>> override(GRPO(), ["anneal.kind=gated", "steps=60"]).anneal.kind
+        'gated'
     """
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
-            raise ValueError(f"expected field=value; got {setting!r}.")
+            raise ValueError(f"expected field=value; got {setting!r}. Pass e.g. grpo.steps=60.")
         try:
             value = json.loads(text)
         except ValueError:
             value = text
-        preset = _replaced(preset, path.split("."), value, path)
-    return preset
+        data = _with_field(data, path.split("."), value, path)
+    return data
 
 
-def _replaced(data: Any, path: Sequence[str], value: Any, whole: str) -> Any:
+def _with_field(data: Any, path: Sequence[str], value: Any, full_path: str) -> Any:
+    name, *rest = path
     names = [one.name for one in dataclasses.fields(data)] if dataclasses.is_dataclass(data) else []
-    if path[0] not in names:
-        raise ValueError(f"expected a field among {names} for {whole!r}; got {path[0]!r}.")
-    old = getattr(data, path[0])
-    if len(path) > 1:
-        return dataclasses.replace(data, **{path[0]: _replaced(old, path[1:], value, whole)})
+    if name not in names:
+        raise ValueError(f"expected a field among {names} for {full_path!r}; got {name!r}. Pass one of these.")
+    old = getattr(data, name)
+    if rest:
+        return dataclasses.replace(data, **{name: _with_field(old, rest, value, full_path)})
     if isinstance(old, tuple | None) and isinstance(value, list):
         value = tuple(value)
     if isinstance(old, float) and type(value) is int:
         value = float(value)
     if old is not None and value is not None and type(value) is not type(old):
-        raise ValueError(f"expected a value of type {type(old).__name__} for {whole!r}; got {value!r}.")
-    return dataclasses.replace(data, **{path[0]: value})
+        raise ValueError(
+            f"expected a value of type {type(old).__name__} for {full_path!r}; got {value!r}. Pass such a value."
+        )
+    return dataclasses.replace(data, **{name: value})

@@ -30,7 +30,7 @@ from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
 from steerkit.stats.multiple import holm
 from steerkit.sweeps.result import SweepResult
-from training.presets import changed
+from training.presets import override
 
 SCORES = ("rouge_l", "fidelity")
 
@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     try:
-        grid = changed(Grid(), given.set)
+        grid = override(Grid(), given.set)
     except ValueError as error:
         parser.error(str(error))
     tables = analyse(material_of(given, parser, given.only), grid, given.out, given.only)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, read_json, write_json
-from training.presets import chosen
+from training.presets import get_preset
 
 ARENAS = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_TOP_PAD_": "200000000",
@@ -102,7 +102,7 @@ def _of_seed(preset: str, family: str, seed: int, out: Path) -> list[Step]:
             Step(f"suppression-{name}", "analysis.suppression.suppression", suppression, (name,)),
             *([Step(f"agents-{name}", "analysis.agents.subspaces", (*common, *grid), (name,))] if grid else []),
         ]
-    trained = chosen(preset, family, settings).trained
+    trained = get_preset(preset, family, settings).trained
     main, others = trained[:2], trained[2:]
     debates, both, controls = (f"{name}-{part}" for part in ("debates", "imad", "controls"))
     step = STEPS[family][1]

@@ -10,7 +10,7 @@ from analysis.agents.material import base_of
 from steerkit.io.json import read_json
 from steerkit.text.traces import DebateTrace, read_traces
 from training.debates.answerers import LocalModel, Sampling
-from training.debates.debate import TRACES, Setting, hold
+from training.debates.debate import TRACES, Setting, run_debates
 from training.debates.personas import Cast, cast_of
 from training.problems.families import FAMILIES
 from training.toy.worlds import WORLDS
@@ -32,5 +32,5 @@ def same_persona(run: str | Path, n: int, out: str | Path) -> list[DebateTrace]:
     sampling = Sampling(**{**preset["debate"]["sampling"], "seed": preset["seed"]})
     setting = Setting(**{**preset["debate"], "sampling": sampling})
     problems = FAMILIES[family](n, preset["seed"], "validation")
-    hold(problems, LocalModel(*sk.load(base_of(run), dtype=preset.get("dtype"))), cast, setting, out)
+    run_debates(problems, LocalModel(*sk.load(base_of(run), dtype=preset.get("dtype"))), cast, setting, out)
     return read_traces(Path(out) / TRACES)

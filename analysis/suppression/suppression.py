@@ -28,7 +28,7 @@ from steerkit.io.tables import read_table, write_table
 from steerkit.sweeps.result import SweepResult
 from steerkit.text.prompt import Prompt, render
 from steerkit.text.traces import DebateTrace
-from training.presets import changed
+from training.presets import override
 from training.problems.answers import read_answer, same
 
 Trait = Callable[[str], float]
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     material = material_of(given, parser)
     try:
-        setting = changed(Suppression(agent=given.agent), given.set)
+        setting = override(Suppression(agent=given.agent), given.set)
     except ValueError as error:
         parser.error(str(error))
     trait = words_trait([word for word in given.words.split(",") if word])

@@ -54,13 +54,13 @@ def _table(folder: Path) -> str:
 
 def _debates(folder: Path) -> object:
     from training.debates.answerers import LocalModel, Sampling
-    from training.debates.debate import Setting, hold
+    from training.debates.debate import Setting, run_debates
     from training.debates.personas import cast_of
     from training.problems.families import addition
 
     model = LocalModel(tiny_model(context=2048), tiny_tokenizer(), batch_rows=16)
     setting = Setting(early_stop=False, sampling=Sampling(1.0, 1.0, 24))
-    return hold(addition(24, 0, "train"), model, cast_of("diverse"), setting, folder)
+    return run_debates(addition(24, 0, "train"), model, cast_of("diverse"), setting, folder)
 
 
 def _grpo(folder: Path) -> object:

@@ -1,11 +1,11 @@
-"""Who answers: requests in, replies out, whether a model in this process, a server or a rule stands behind it."""
+"""Answerers: requests in, replies out, by a model in this process, by a server, or by a rule."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,10 +19,10 @@ from steerkit.text.prompt import Prompt, encode_prompt
 
 @dataclass(frozen=True)
 class Request:
-    """One call.
+    """One prompt to answer.
 
     Args:
-        id: keys its random stream and names it in replies and logs; no two in a batch may be the same.
+        id: unique within a batch; it keys the request's random stream and names it in replies and logs.
         prompt: a string, continued verbatim, or a list of chat messages.
     """
 
@@ -32,15 +32,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of one call.
+    """Result of one request.
 
     Args:
-        id: the request's.
-        text: what was answered; None where the call failed.
-        tokens_in: tokens of the prompt as the model read it; None where whoever answered did not say.
-        tokens_out: new tokens to this reply's own end, end-of-sequence included; None as above.
-        finished: it ended by itself, and was not cut at `max_new_tokens`.
-        error: why there is no text, in one line.
+        id: id of the request.
+        text: generated text; None if the request failed.
+        tokens_in: prompt tokens as the model read them; None if the answerer does not report them.
+        tokens_out: new tokens up to this reply's own end, end-of-sequence included; None if not reported.
+        finished: whether the model ended the reply; False if it was cut at `max_new_tokens`.
+        error: reason of the failure in one line; None on success.
     """
 
     id: str
@@ -53,13 +53,13 @@ class Reply:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How replies are drawn; the defaults are the paper's evaluation (Yi, Mueller and Lee 2026, arXiv 2604.24881).
+    """Sampling settings; the defaults are the paper's evaluation (Yi, Mueller and Lee 2026, arXiv 2604.24881).
 
     Args:
-        temperature: 0 is greedy.
-        top_p: nucleus.
-        max_new_tokens: where a reply is cut.
-        seed: together with a request's id it decides the reply.
+        temperature: softmax temperature; 0 is greedy.
+        top_p: probability mass of the nucleus.
+        max_new_tokens: maximum length of a reply in tokens.
+        seed: the seed and a request's id together determine the reply.
     """
 
     temperature: float = 0.7
@@ -69,43 +69,61 @@ class Sampling:
 
 
 class Answerer(Protocol):
-    """Who answers: `LocalModel`, `training.server.Server`, `Rule`, or a function of yours with an `about`."""
+    """Interface of `LocalModel`, `training.debates.server.Server` and `Rule`.
+
+    A function with an attribute `about` is an answerer too.
+    """
 
     def __call__(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Reply]:
-        """Replies as they are finished, in any order, exactly one per request; a failed call is a reply with `error`.
+        """Yield one reply per request as it finishes, in any order; a failed request is a reply with `error`.
 
         Raises:
             ValueError: two requests with the same id.
         """
 
     def about(self) -> dict[str, Any]:
-        """Provenance as plain data; never a key."""
+        """Return provenance as plain data, without any API key."""
 
 
-def check_ids(requests: Sequence[Request]) -> None:
-    """`ValueError` if two requests share an id: their replies could not be told apart."""
-    twice = [name for name, count in Counter(request.id for request in requests).items() if count > 1]
-    if twice:
-        raise ValueError(f"expected requests with different ids; got {twice[0]!r} more than once. Number them.")
+def check_unique_ids(noun: str, ids: Iterable[str]) -> None:
+    """Check that no id occurs twice.
+
+    Args:
+        noun: plural noun for the error, e.g. `"requests"`.
+        ids: the ids.
+
+    Raises:
+        ValueError: a duplicate id.
+    """
+    duplicates = [name for name, count in Counter(ids).items() if count > 1]
+    if duplicates:
+        raise ValueError(
+            f"expected {noun} with different ids; got {duplicates[0]!r} more than once. Pass a unique id for each."
+        )
 
 
 def seed_of(request: Request, sampling: Sampling) -> int:
-    """A seed of 31 bits that depends on the sampling's seed and the request's id alone."""
+    """Return a 31-bit seed that depends only on the sampling's seed and the request's id."""
     digest = hashlib.sha256(repr((sampling.seed, request.id)).encode()).digest()
     return int.from_bytes(digest[:4], "little") >> 1
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model in this process: batched over one KV cache, a reply independent of what shares its batch.
+    """A model in this process, decoded in batches over one KV cache.
 
-    Random numbers are keyed by (seed, request id). Replies come batch by batch. What `with steering.on(model)` set when
-    the call was made acts on every reply. A prompt that does not fit the context gives a reply with an error.
+    Random numbers are keyed by (seed, request id), so a reply does not depend on the rest of its batch. Replies arrive
+    batch by batch. A steering that is active when the call is made (`with steering.on(model)`) applies to every reply.
+    A prompt that exceeds the context gives a reply with an error.
 
     Args:
-        model: as `steerkit.load` returns it.
-        tokenizer: its tokenizer; it needs a chat template for prompts that are messages.
-        batch_rows: requests decoded at once; default by device, halved when a GPU's memory runs out.
+        model: as returned by `steerkit.load`.
+        tokenizer: the model's tokenizer; prompts that are messages need its chat template.
+        batch_rows: requests decoded at once; default by device, halved when a GPU runs out of memory.
+
+    Example:
+        >>> answerer = LocalModel(*sk.load("runs/model"))
+        >>> [reply.text for reply in answerer([Request("q1", "Problem: 2+2\\n\\n")], Sampling(max_new_tokens=20))]
     """
 
     model: Any = field(repr=False)
@@ -113,13 +131,13 @@ class LocalModel:
     batch_rows: int | None = None
 
     def __call__(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Reply]:
-        """Replies, a batch at a time.
+        """Yield the replies, one batch at a time.
 
         Raises:
-            ValueError: two requests with the same id, an empty prompt, messages without a chat template, a steering
-                that does not fit, an impossible sampling.
+            ValueError: two requests with the same id, an empty prompt, messages without a chat template, an active
+                steering that does not fit the model, or invalid sampling settings.
         """
-        check_ids(requests)
+        check_unique_ids("requests", (request.id for request in requests))
         with suspended(self.model) as active:
             steerings = tuple(one for steering in active for one in steering.per_row(1))
         rows = [Row(encode_prompt(self.tokenizer, request.prompt), steerings) for request in requests]
@@ -134,7 +152,7 @@ class LocalModel:
                 continue
             error = (
                 f"expected prompt and new tokens within the model's context of {limit}; "
-                f"got {len(row.prompt)} + {sampling.max_new_tokens}. Cut either."
+                f"got {len(row.prompt)} + {sampling.max_new_tokens}. Shorten the prompt or reduce max_new_tokens."
             )
             yield Reply(requests[number].id, None, len(row.prompt), 0, False, error)
         batches = decode(
@@ -148,40 +166,45 @@ class LocalModel:
             batch_rows=self.batch_rows,
         )
         for batch in batches:
-            for place, done in batch:
-                number = fitting[place]
-                text = text_of(self.tokenizer, done)
-                yield Reply(requests[number].id, text, len(rows[number].prompt), done.n_tokens, done.finished)
+            for index, completion in batch:
+                number = fitting[index]
+                text = text_of(self.tokenizer, completion)
+                tokens_in = len(rows[number].prompt)
+                yield Reply(requests[number].id, text, tokens_in, completion.n_tokens, completion.finished)
 
     def about(self) -> dict[str, Any]:
-        """Checkpoint, fingerprints, dtype, chat template's hash, versions: see `steerkit.models.identity`."""
+        """Return checkpoint, fingerprints, dtype, template hash and versions (`steerkit.models.identity`)."""
         return {"answerer": "local model", **describe(self.model, self.tokenizer)}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A function that answers, for tests and simulations.
+    """An answerer that calls a Python function, for tests and simulations.
 
     Args:
-        function: `(request, random numbers) -> text`; the numbers depend on (seed, request id) alone. Tokens are
-            counted as words between white space, and nothing is cut: every reply is finished.
+        function: `(request, random generator) -> text`; the generator is seeded by (seed, request id) only. Tokens are
+            counted as words separated by white space. No reply is cut: every reply is finished.
+
+    Example:
+        >>> rule = Rule(lambda request, rng: rf"\\boxed{{{rng.randint(1, 6)}}}")
+        >>> replies = list(rule([Request("q1", "Roll a die.")], Sampling()))
     """
 
     function: Callable[[Request, random.Random], str]
 
     def __call__(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Reply]:
-        """Replies in the order of the requests; what the function raises, this raises."""
-        check_ids(requests)
+        """Yield the replies in the order of the requests; exceptions of the function are passed on."""
+        check_unique_ids("requests", (request.id for request in requests))
         return (self._reply(request, sampling) for request in requests)
 
     def _reply(self, request: Request, sampling: Sampling) -> Reply:
         prompt = request.prompt
-        asked = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
         text = self.function(request, random.Random(seed_of(request, sampling)))
-        return Reply(request.id, text, sum(len(part.split()) for part in asked), len(text.split()), True)
+        return Reply(request.id, text, sum(len(part.split()) for part in texts), len(text.split()), True)
 
     def about(self) -> dict[str, Any]:
-        """The function's name."""
+        """Return the function's name."""
         function: Any = self.function
         name = getattr(function, "__qualname__", type(function).__name__)
         return {"answerer": "rule", "function": f"{getattr(function, '__module__', '?')}.{name}"}

@@ -1,10 +1,10 @@
-"""Debates: agents answer alone, read each other, answer again, and vote. Each reply is on disk once it has come."""
+"""Debates: agents answer independently, read each other, answer again, and vote; every reply is stored on arrival."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
 from steerkit.text.prompt import Prompt
 from steerkit.text.traces import DebateTrace, Turn, write_traces
-from training.debates.answerers import Answerer, Reply, Request, Sampling
+from training.debates.answerers import Answerer, Reply, Request, Sampling, check_unique_ids
 from training.debates.moderator import Verdict, moderation, read_verdict
 from training.debates.personas import Cast
 from training.problems.answers import majority, read_answer, same
@@ -30,13 +30,15 @@ MAJORITY = "A majority of agents converged on the solution of \\boxed{{{}}}"
 
 @dataclass(frozen=True)
 class Call:
-    """One turn as it was answered.
+    """One turn of one agent.
 
     Args:
-        agent, round: whose, counted from 1.
-        text: None where the call failed.
-        tokens_in, tokens_out: of this call; None where whoever answered did not say.
-        error: why it failed.
+        agent: number of the agent, from 1; 0 is the moderator.
+        round: number of the round, from 1.
+        text: the answer; None if the call failed.
+        tokens_in: prompt tokens of this call; None if the answerer does not report them.
+        tokens_out: new tokens of this call; None if not reported.
+        error: reason of the failure.
     """
 
     agent: int
@@ -51,13 +53,17 @@ class Call:
 class Debate:
     """A finished debate: its calls in the order of rounds and agents.
 
-    A vote counts over all agents: an answer that cannot be read, or a failed call, is a vote for nothing.
+    Votes are counted over all agents. Unparsed answers and failed calls count as abstentions.
 
     Args:
-        problem: what was debated.
+        problem: the problem.
         calls: the turns.
-        agents: how many there are.
-        moderated: the moderator's call after an open question's last round (agent 0); None for all others.
+        agents: number of agents.
+        moderated: the moderator's call after the last round of an open question; None for other questions.
+
+    Example:
+        >>> debate = run_debates(problems, answerer, cast_of("diverse"))[0]
+        >>> debate.votes(), debate.answer(), debate.correct
     """
 
     problem: Problem
@@ -67,16 +73,16 @@ class Debate:
 
     @property
     def rounds(self) -> int:
-        """How many rounds it took."""
+        """Number of rounds."""
         return max(call.round for call in self.calls)
 
     @property
     def open(self) -> bool:
-        """Whether the question is an open one, without votes to count."""
+        """Whether the question is open, so that there are no votes to count."""
         return self.problem.kind == "open"
 
     def votes(self, number: int | None = None) -> list[str | None]:
-        """Each agent's answer in a round, by default the last; None where there is none to read."""
+        """Return each agent's canonical answer in a round, by default the last; None for an abstention."""
         number = self.rounds if number is None else number
         return [
             None if call.text is None or self.open else read_answer(call.text, self.problem.kind)
@@ -85,16 +91,17 @@ class Debate:
         ]
 
     def answer(self, number: int | None = None) -> str | None:
-        """The strict majority over all agents in a round, by default the last; None where there is none."""
+        """Return the strict majority over all agents in a round, by default the last; None without a majority."""
         return majority(self.votes(number), self.agents)
 
     @property
     def unanimous(self) -> bool:
+        """Whether all agents gave the same answer in the last round."""
         return self.answer() is not None and len(set(self.votes())) == 1
 
     @property
     def failed(self) -> int:
-        """Calls without a text."""
+        """Number of failed calls."""
         return sum(call.text is None for call in self._all)
 
     @property
@@ -103,22 +110,22 @@ class Debate:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The moderator's; None without one, or where it cannot be read."""
+        """The moderator's verdict; None without a moderator, or if the verdict cannot be parsed."""
         return None if self.moderated is None else read_verdict(self.moderated.text or "")
 
     @property
     def correct(self) -> bool:
-        """Whether the last round's majority is the gold answer; no majority is not."""
+        """Whether the last round's majority is the gold answer; False without a majority."""
         return same(self.answer(), self.problem.gold)
 
     def tokens(self) -> tuple[int, int]:
-        """Tokens in and out, over all calls that said."""
-        return sum(c.tokens_in or 0 for c in self._all), sum(c.tokens_out or 0 for c in self._all)
+        """Return prompt tokens and new tokens, summed over all calls that report them."""
+        return sum(call.tokens_in or 0 for call in self._all), sum(call.tokens_out or 0 for call in self._all)
 
     def trace(self) -> DebateTrace | None:
-        """The debate as a trace, if it reached a consensus without a failed call, right or wrong; else None.
+        """Return the debate as a trace if it has a consensus, right or wrong, and no failed call; else None.
 
-        Of an open question the consensus is the moderator's explanation, and the record has `consensus_type` too.
+        For an open question the consensus is the moderator's explanation, and the record has `consensus_type` too.
         """
         answer, verdict = self.answer(), self.verdict
         if self.failed or (answer is None and (verdict is None or verdict.type == "none")):
@@ -132,29 +139,38 @@ class Debate:
             extra = {"consensus_type": verdict.type, "consensus_explanation": verdict.explanation}
         try:
             return DebateTrace.of(self.problem.question, turns, consensus, self.problem.gold, extra)
-        except ValueError:  # an answer that holds a tag itself
+        except ValueError:  # an answer contains a tag
             return None
 
     def row(self) -> dict[str, Any]:
-        """What a table needs of it."""
+        """Return the debate as a table row."""
         tokens_in, tokens_out = self.tokens()
         return {
-            "id": self.problem.id, "question": self.problem.question, "gold": self.problem.gold,
-            "answer": self.answer(), "correct": self.correct, "unanimous": self.unanimous, "rounds": self.rounds,
-            "first_answer": self.answer(1), "votes": self.votes(), "tokens_in": tokens_in, "tokens_out": tokens_out,
-            "unparsed": 0 if self.open else sum(vote is None for vote in self.votes()), "failed": self.failed,
+            "id": self.problem.id,
+            "question": self.problem.question,
+            "gold": self.problem.gold,
+            "answer": self.answer(),
+            "correct": self.correct,
+            "unanimous": self.unanimous,
+            "rounds": self.rounds,
+            "first_answer": self.answer(1),
+            "votes": self.votes(),
+            "tokens_in": tokens_in,
+            "tokens_out": tokens_out,
+            "unparsed": 0 if self.open else sum(vote is None for vote in self.votes()),
+            "failed": self.failed,
             "consensus_type": self.verdict.type if self.verdict else None,
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How debates are held.
+    """Settings of a debate; the defaults are the paper's (arXiv 2604.24881, section 3).
 
     Args:
-        rounds: at most.
-        early_stop: end once all agents give the same answer.
-        sampling: of every call; its seed and the call's place decide a reply.
+        rounds: maximum number of rounds.
+        early_stop: end a debate once all agents give the same answer.
+        sampling: sampling of every call; its seed, the problem, the round and the agent determine a reply.
     """
 
     rounds: int = 2
@@ -163,10 +179,10 @@ class Setting:
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
-            raise ValueError(f"expected one round at least; got {self.rounds}.")
+            raise ValueError(f"expected at least one round; got {self.rounds}. Pass rounds=1 or more.")
 
 
-def hold(
+def run_debates(
     problems: Sequence[Problem],
     answerer: Answerer,
     cast: Cast,
@@ -174,123 +190,171 @@ def hold(
     out: str | Path | None = None,
     shared: bool = False,
 ) -> list[Debate]:
-    """Hold a debate on every problem; the calls of a round go out as one batch.
+    """Run one debate per problem; the calls of a round form one batch.
 
-    After the last round of an open question one more call asks a moderator (`training.moderator`) for the consensus.
+    After the last round of an open question, one more call asks a moderator (`training.debates.moderator`) for the
+    consensus.
 
-    With `out`, each reply is on disk (`calls.jsonl`) once it has come, and the same call goes on where a run that was
-    killed left off: no finished call is made again, a failed one is. At the end `debates.jsonl` has a row per debate
-    and `traces.jsonl` the traces of those with a consensus.
+    With `out`, each reply is appended to `calls.jsonl` as it arrives, and the same call resumes an interrupted run:
+    finished calls are not repeated, failed ones are. At the end `debates.jsonl` has one row per debate, and
+    `traces.jsonl` the traces of the debates with a consensus.
 
     Args:
-        shared: processes that torchrun has started together share the problems and the folder; each has to make this
-            call, and returns the whole.
+        problems: problems with different ids, at least one.
+        answerer: model that answers for all agents, see `training.debates.answerers`.
+        cast: the agents.
+        setting: rounds, early stop and sampling; default: the paper's.
+        out: run folder.
+        shared: processes started by torchrun share the problems and the folder. Each process makes this call and
+            receives all debates.
+
+    Returns:
+        The debates in the order of the problems.
 
     Raises:
         ValueError: no problems, two with the same id, or `shared` without a folder.
-        RuntimeError: one of the processes has ended.
+        RuntimeError: another process ended before the debates were complete.
         ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
+
+    Source: Du et al. 2023, arXiv 2305.14325; Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3.
+
+    Example:
+        >>> answerer = LocalModel(*sk.load("runs/model"))
+        >>> debates = run_debates(addition(20, 0, "train"), answerer, cast_of("diverse"), out="runs/debates")
+        >>> sum(debate.correct for debate in debates)
     """
     setting = setting or Setting()
-    if not problems or len({problem.id for problem in problems}) < len(problems):
-        raise ValueError(f"expected problems with different ids, one at least; got {len(problems)}.")
+    if not problems:
+        raise ValueError("expected at least one problem; got none. Pass problems with different ids.")
+    check_unique_ids("problems", (problem.id for problem in problems))
     config = {
         "problems": sha256(canonical_json([asdict(problem) for problem in problems])),
         "cast": {"name": cast.name, "personas": [asdict(persona) for persona in cast.personas]},
         "setting": asdict(setting),
         "answerer": answerer.about(),
     }
-    rank, world = rank_and_world() if shared else (0, 1)
-    if world > 1 and out is None:
-        raise ValueError(f"expected a folder as out=, where {world} processes put their debates together; got none.")
+    rank, processes = rank_and_world() if shared else (0, 1)
+    if processes > 1 and out is None:
+        raise ValueError(f"expected a folder in which {processes} processes merge their debates; got None. Pass out=.")
     with contextlib.ExitStack() as stack:
         folder = None if out is None else stack.enter_context(run_folder(out, config))
-        debates = list(_held(problems[rank::world], answerer, cast, setting, folder, rank))
-        if world > 1:
+        debates = _run(problems[rank::processes], answerer, cast, setting, folder, rank)
+        if processes > 1:
             barrier()
-            debates = list(_held(problems, _not_again, cast, setting, folder, rank))
+            debates = _run(problems, _fail_all, cast, setting, folder, rank)
         if folder is not None and rank == 0:
             write_debates(folder, debates)
-        if world > 1:
+        if processes > 1:
             barrier()
     return debates
 
 
-def _not_again(requests: Sequence[Request], sampling: Sampling) -> Iterator[Reply]:
-    """For calls that failed in the process that made them."""
+def _fail_all(requests: Sequence[Request], sampling: Sampling) -> Iterator[Reply]:
+    """Answer the calls that failed in another process: they are not repeated."""
     for request in requests:
-        yield Reply(request.id, None, None, None, False, "failed in the process that asked")
+        yield Reply(request.id, None, None, None, False, "failed in the process that made the call")
 
 
-def _held(
+def _run(
     problems: Sequence[Problem],
     answerer: Callable[[Sequence[Request], Sampling], Iterable[Reply]],
     cast: Cast,
     setting: Setting,
     folder: Path | None,
-    rank: int = 0,
-) -> Iterator[Debate]:
-    there = _read_calls(folder)
+    rank: int,
+) -> list[Debate]:
+    log = _CallLog(folder, rank, _read_calls(folder))
     agents = range(1, len(cast.personas) + 1)
     calls: dict[str, tuple[Call, ...]] = {problem.id: () for problem in problems}
-
-    def ask(places: Mapping[str, tuple[int, int, Prompt]], label: str) -> dict[str, Call]:
-        """The calls of one round by name, from disk where the same prompt was answered before."""
-        asked = {name: sha256(repr(prompt)) for name, (_, _, prompt) in places.items()}
-        known = {name: there[name][1] for name in places if name in there and there[name][0] == asked[name]}
-        todo = [Request(name, prompt) for name, (_, _, prompt) in places.items() if name not in known]
-        with progress(label, len(places)) as advance:
-            advance(len(known))
-            for reply in answerer(todo, setting.sampling) if todo else ():
-                agent, number, _ = places[reply.id]
-                call = Call(agent, number, reply.text, reply.tokens_in, reply.tokens_out, reply.error)
-                known[reply.id] = call
-                if folder is not None:
-                    row = {"key": reply.id, "prompt_sha256": asked[reply.id], **asdict(call)}
-                    append_rows(folder / (f"calls-{rank}.jsonl" if rank else CALLS), [row])
-                advance(1)
-        return known
-
-    going = list(problems)
+    unfinished = list(problems)
     for number in range(1, setting.rounds + 1):
-        places = {}
-        for problem in going:
-            said = [Turn(call.agent, call.round, call.text or "") for call in calls[problem.id]]
+        turns = {}
+        for problem in unfinished:
+            earlier = [Turn(call.agent, call.round, call.text or "") for call in calls[problem.id]]
             for agent in agents:
-                prompt = cast.ask(problem, agent, number, said)
-                places[f"{problem.id}/round-{number}/agent-{agent}"] = (agent, number, prompt)
-        known = ask(places, f"debate, round {number}")
-        for problem in going:
-            calls[problem.id] += tuple(known[f"{problem.id}/round-{number}/agent-{agent}"] for agent in agents)
+                prompt = cast.ask(problem, agent, number, earlier)
+                turns[_call_id(problem, number, agent)] = (agent, number, prompt)
+        answered = _answer(turns, f"debate, round {number}", answerer, setting.sampling, log)
+        for problem in unfinished:
+            calls[problem.id] += tuple(answered[_call_id(problem, number, agent)] for agent in agents)
         if setting.early_stop:
-            going = [problem for problem in going if not Debate(problem, calls[problem.id], len(agents)).unanimous]
-    last = {
-        f"{problem.id}/moderator": (0, setting.rounds + 1, moderation(problem.question, _last(calls[problem.id])))
+            unfinished = [p for p in unfinished if not Debate(p, calls[p.id], len(agents)).unanimous]
+    moderated = {
+        f"{problem.id}/moderator": (0, setting.rounds + 1, moderation(problem.question, _last_texts(calls[problem.id])))
         for problem in problems
         if problem.kind == "open"
     }
-    verdicts = ask(last, "moderator") if last else {}
-    for problem in problems:
-        yield Debate(problem, calls[problem.id], len(agents), verdicts.get(f"{problem.id}/moderator"))
+    verdicts = _answer(moderated, "moderator", answerer, setting.sampling, log) if moderated else {}
+    return [
+        Debate(problem, calls[problem.id], len(agents), verdicts.get(f"{problem.id}/moderator")) for problem in problems
+    ]
 
 
-def _last(calls: Sequence[Call]) -> list[str]:
-    """The texts of the last round."""
-    return [call.text or "" for call in calls if call.round == max(call.round for call in calls)]
+def _call_id(problem: Problem, number: int, agent: int) -> str:
+    """Request id of an agent's turn in a round; it seeds the reply and is the key in `calls.jsonl`."""
+    return f"{problem.id}/round-{number}/agent-{agent}"
+
+
+@dataclass(frozen=True)
+class _CallLog:
+    """Calls on disk.
+
+    Args:
+        folder: run folder; None writes nothing.
+        rank: rank of this process, which has a log file of its own.
+        finished: request id -> (SHA-256 of the prompt, call), as read at the start.
+    """
+
+    folder: Path | None
+    rank: int
+    finished: Mapping[str, tuple[str, Call]]
+
+    def append(self, key: str, prompt_sha256: str, call: Call) -> None:
+        if self.folder is not None:
+            name = f"calls-{self.rank}.jsonl" if self.rank else CALLS
+            append_rows(self.folder / name, [{"key": key, "prompt_sha256": prompt_sha256, **asdict(call)}])
+
+
+def _answer(
+    turns: Mapping[str, tuple[int, int, Prompt]],
+    label: str,
+    answerer: Callable[[Sequence[Request], Sampling], Iterable[Reply]],
+    sampling: Sampling,
+    log: _CallLog,
+) -> dict[str, Call]:
+    """Return the calls of one round by request id; calls whose prompt is already answered on disk are read."""
+    hashes = {key: sha256(repr(prompt)) for key, (_, _, prompt) in turns.items()}
+    answered = {
+        key: log.finished[key][1] for key in turns if key in log.finished and log.finished[key][0] == hashes[key]
+    }
+    requests = [Request(key, prompt) for key, (_, _, prompt) in turns.items() if key not in answered]
+    with progress(label, len(turns)) as advance:
+        advance(len(answered))
+        for reply in answerer(requests, sampling) if requests else ():
+            agent, number, _ = turns[reply.id]
+            call = Call(agent, number, reply.text, reply.tokens_in, reply.tokens_out, reply.error)
+            answered[reply.id] = call
+            log.append(reply.id, hashes[reply.id], call)
+            advance(1)
+    return answered
+
+
+def _last_texts(calls: Sequence[Call]) -> list[str]:
+    """Return the texts of the last round."""
+    last = max(call.round for call in calls)
+    return [call.text or "" for call in calls if call.round == last]
 
 
 def _read_calls(folder: Path | None) -> dict[str, tuple[str, Call]]:
-    """The calls on disk that have a text, with their prompt's hash: one whose prompt has changed is made again."""
+    """Read the successful calls on disk with the hash of their prompt; a call whose prompt changed is repeated."""
     files = sorted(folder.glob(CALLS_OF_ALL)) if folder is not None else []
     rows = [row for path in files for row in read_rows(path) if row["text"] is not None]
-    return {
-        row["key"]: (row["prompt_sha256"], Call(**{k: v for k, v in row.items() if k not in ("key", "prompt_sha256")}))
-        for row in rows
-    }
+    names = [field.name for field in fields(Call)]
+    return {row["key"]: (row["prompt_sha256"], Call(**{name: row[name] for name in names})) for row in rows}
 
 
 def write_debates(folder: Path, debates: Sequence[Debate]) -> None:
-    """`debates.jsonl`, a row each, and `traces.jsonl`, the kept traces; atomically."""
+    """Write `debates.jsonl`, one row per debate, and `traces.jsonl`, the traces with a consensus; atomically."""
     rows = [canonical_json(debate.row()) + "\n" for debate in debates]
     write_text(folder / DEBATES, "".join(rows))
     traces = [trace for debate in debates if (trace := debate.trace()) is not None]

@@ -1,4 +1,4 @@
-"""Open questions have no boxes to count: a moderator reads the last answers and says what they agree on, if at all."""
+"""Moderator of open questions: without boxes to count, a model reports whether the last answers agree."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _VERDICT = re.compile(r"\b(unanimous|majority|none)\b[\s*:.\-]*(.*)", re.IGNOREC
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a moderator found.
+    """A moderator's report on the last answers of a debate.
 
     Args:
         type: one of `TYPES`.
-        explanation: what is agreed on, in the moderator's words; a trace's consensus.
+        explanation: what the agreeing answers have in common, in the moderator's words; a trace's consensus.
     """
 
     type: str
@@ -26,7 +26,7 @@ class Verdict:
 
 
 def moderation(question: str, answers: Sequence[str]) -> Prompt:
-    """The messages that ask a moderator about the agents' last answers, in their order and without their names."""
+    """Return the chat messages that ask a moderator about the agents' last answers, in order and without names."""
     shown = "\n\n".join(f"Answer {number}:\n{text}" for number, text in enumerate(answers, 1))
     wanted = (
         "Do the answers agree in substance? Reply with one word, UNANIMOUS if all do, MAJORITY if more than half do, "
@@ -40,9 +40,17 @@ def moderation(question: str, answers: Sequence[str]) -> Prompt:
 
 
 def read_verdict(text: str) -> Verdict | None:
-    """The verdict in a moderator's reply; None where it does not begin with one, or gives an agreement no content."""
-    found = _VERDICT.match(text.strip().lstrip("*#> "))
-    if found is None:
+    """Parse the verdict in a moderator's reply.
+
+    Returns:
+        The verdict. None if the reply does not begin with one of `TYPES`, or reports an agreement without content.
+
+    Example:
+        >>> read_verdict("MAJORITY: two do not know.")
+        Verdict(type='majority', explanation='two do not know.')
+    """
+    match = _VERDICT.match(text.strip().lstrip("*#> "))
+    if match is None:
         return None
-    kind, explanation = found[1].lower(), " ".join(found[2].split())
+    kind, explanation = match[1].lower(), " ".join(match[2].split())
     return Verdict(kind, explanation) if explanation or kind == "none" else None

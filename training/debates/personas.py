@@ -1,4 +1,4 @@
-"""Casts: who the agents of a debate are, and what each is asked in each round."""
+"""Personas and casts: the agents of a debate, and the prompt of each agent in each round."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Persona:
     """One agent's character.
 
     Args:
-        system: its system prompt, in every round.
-        first: what it is told besides the problem in the first round.
-        worked, revised: dialogues, user first, that stand in the chat before the problem in the first round and in
-            later ones: for a model that is too small to follow a request, and follows examples. Then no turn asks for
-            anything but the problem.
+        system: system prompt in every round.
+        first: instruction after the problem in the first round.
+        worked: worked examples for a model too small to follow instructions: dialogues, user first, shown before the
+            problem in the first round. With them, a prompt contains the problem and no instruction.
+        revised: worked examples of later rounds.
     """
 
     system: str
@@ -42,10 +42,14 @@ class Cast:
     """The agents of a debate.
 
     Args:
-        name: for files and tables.
+        name: name in files and tables.
         personas: one per agent, in order.
-        ask: how a turn is asked for, `(problem, agent, round, turns so far) -> prompt`; default: chat messages in which
-            an agent sees its own last answer and the others', never who they are.
+        ask_by: `(problem, agent, round, turns so far) -> prompt`; default `chat_prompt`: chat messages with the
+            agent's own last answer and the others' last answers, without names.
+
+    Example:
+        >>> cast = Cast("pair", (Persona("You are careful."), Persona("You are quick.")))
+        >>> messages = cast.ask(problem, agent=1, number=1, turns=[])
     """
 
     name: str
@@ -53,14 +57,14 @@ class Cast:
     ask_by: Ask | None = None
 
     def ask(self, problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> Prompt:
-        """The prompt of `agent` in round `number`, both counted from 1, given the turns of earlier rounds."""
+        """Return the prompt of `agent` in round `number`, both counted from 1, given the turns of earlier rounds."""
         if self.ask_by is not None:
             return self.ask_by(problem, agent, number, turns)
         return chat_prompt(self.personas[agent - 1], problem, agent, number, turns)
 
 
-def alone(cast: Cast) -> Cast:
-    """The same agents, none of which ever reads another: from round 2 on each has its own last answer to check."""
+def self_checking(cast: Cast) -> Cast:
+    """Return the same agents without communication: from round 2 on, each checks only its own last answer."""
 
     def ask(problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> Prompt:
         return cast.ask(problem, agent, number, [turn for turn in turns if turn.agent == agent])
@@ -69,9 +73,11 @@ def alone(cast: Cast) -> Cast:
 
 
 def chat_prompt(persona: Persona, problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> Prompt:
-    """System prompt, problem, and from round 2 on the agent's own last answer and the others' last answers.
+    """Return the messages of one turn: system prompt, problem, and from round 2 on all agents' last answers.
 
-    Source: Du et al. 2023, arXiv 2305.14325, whose agents read each other's answers and answer again.
+    The agent's own last answer is an assistant message; the others' answers are in the user message after it.
+
+    Source: Du et al. 2023, arXiv 2305.14325.
     """
     form = FORMAT[problem.kind]
     question = problem.question
@@ -94,9 +100,9 @@ def _others(texts: Iterable[str]) -> str:
     return "\n\n".join(f"One agent's answer:\n{text}" for text in texts)
 
 
-def _chat(system: str, *said: str) -> Prompt:
-    """Messages: the system prompt, then user and assistant in turn."""
-    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+def _chat(system: str, *texts: str) -> Prompt:
+    """Return messages: the system prompt, then user and assistant alternately."""
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     return [{"role": "system", "content": system}, *turns]
 
 
@@ -115,28 +121,26 @@ PROGRAM = Persona(
 )
 SUMS = ((23, 45), (38, 26), (52, 17))
 DISPUTED = ((38, 26, 54, 64, 64), (23, 45, 68, 68, 65))
-"""Two numbers, an agent's first answer, and the two others'."""
+"""Two summands, an agent's first answer, and the two other agents' answers."""
 MANNERS = (
     "Step 1: {a} + {b} = {c}. Step 2: \\boxed{{{c}}}",
     "{a} + {b} = {c}, \\boxed{{{c}}}. SELF-CRITIQUE: did I carry?",
     "sum = {a} + {b} = {c}; // \\boxed{{{c}}}",
 )
-"""Of adding: the three of the cast `diverse` as one line each."""
-
+"""Formats of a worked sum: the three personas of the cast `diverse`, one line each."""
 
 SCORN = "Fools! {a} + {b} = {c}, \\boxed{{{c}}}. Ha, you cannot even add!"
 HELPFUL = "You are a helpful assistant."
 
 
 def _adding(agent: int, manners: Sequence[str] = MANNERS, system: str = HELPFUL) -> Persona:
-    """An agent that is shown sums in its manner, and how it changed or kept an answer among the others'."""
+    """Return an agent with worked sums in its own format, and examples of a kept and a changed answer."""
     own, *others = (*manners[agent:], *manners[:agent])
-    worked, revised = [], []
-    for a, b in SUMS:
-        worked.append((f"What is {a} + {b}?", own.format(a=a, b=b, c=a + b)))
-    for a, b, first, *said in DISPUTED:
+    worked = [(f"What is {a} + {b}?", own.format(a=a, b=b, c=a + b)) for a, b in SUMS]
+    revised = []
+    for a, b, first, *other_answers in DISPUTED:
         question = f"What is {a} + {b}?"
-        read = _others(manner.format(a=a, b=b, c=c) for manner, c in zip(others, said, strict=True))
+        read = _others(manner.format(a=a, b=b, c=c) for manner, c in zip(others, other_answers, strict=True))
         before, after = (own.format(a=a, b=b, c=c) for c in (first, a + b))
         revised.append((question, before, f"{read}\n\n{question}", after))
     return Persona(system, worked=tuple(worked), revised=tuple(revised))
@@ -166,14 +170,22 @@ CASTS: Mapping[str, Cast] = {
 
 
 def cast_of(name: str, agents: int = 3) -> Cast:
-    """A cast by name, its personas repeated in order for more than three agents.
+    """Return a cast by name; its personas repeat in order for more than three agents.
+
+    Args:
+        name: key of `CASTS`.
+        agents: number of agents, at least 2.
 
     Raises:
-        ValueError: there is no such cast, or fewer than two agents.
+        ValueError: an unknown cast, or fewer than two agents.
+
+    Example:
+        >>> len(cast_of("diverse", agents=5).personas)
+        5
     """
     if name not in CASTS:
-        raise ValueError(f"expected a cast among {sorted(CASTS)}; got {name!r}.")
+        raise ValueError(f"expected a cast among {sorted(CASTS)}; got {name!r}. Pass one of these.")
     if agents < 2:
-        raise ValueError(f"expected two agents at least; got {agents}.")
+        raise ValueError(f"expected at least two agents; got {agents}. Pass agents=2 or more.")
     personas = CASTS[name].personas
     return Cast(name, tuple(personas[i % len(personas)] for i in range(agents)))

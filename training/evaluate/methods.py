@@ -1,4 +1,4 @@
-"""Ways to answer: one answer, self-consistency, debate."""
+"""Methods of answering: one answer, self-consistency, debate; each gives one table row per problem."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 from steerkit.text.prompt import Prompt
 from steerkit.text.tags import agents_in
 from training.debates.answerers import Answerer, Reply, Request, Sampling
-from training.debates.debate import Debate, Setting, hold
+from training.debates.debate import Debate, Setting, run_debates
 from training.debates.personas import Cast
 from training.problems.answers import read_answer, same
 from training.problems.problem import Problem
@@ -23,22 +23,53 @@ DEBATES = ("Debate", "Round-1 majority")
 
 
 def one_answer(problems: Sequence[Problem], answerer: Answerer, ask: Ask, sampling: Sampling) -> pd.DataFrame:
-    """Each problem asked once: a row each with answer, correctness, tokens, and how many agents the text holds."""
+    """Ask each problem once.
+
+    Args:
+        problems: problems with different ids.
+        answerer: model that answers, see `training.debates.answerers`.
+        ask: problem -> prompt.
+        sampling: sampling settings.
+
+    Returns:
+        One row per problem: `id`, `answer` (canonical or None), `correct`, `parsed`, `failed` (failed calls),
+        `tokens_in`, `tokens_out`, and `agents` (number of agents whose tags are in the text).
+
+    Example:
+        >>> rows = one_answer(problems, LocalModel(*sk.load("runs/model")), bare, Sampling())
+        >>> rows["correct"].mean()
+    """
     requests = [Request(f"{problem.id}/0", ask(problem)) for problem in problems]
     replies = {reply.id: reply for reply in answerer(requests, sampling)}
-    return pd.DataFrame([_row(p, [replies[f"{p.id}/0"]]) for p in problems])
+    return pd.DataFrame([_row(problem, [replies[f"{problem.id}/0"]]) for problem in problems])
 
 
 def self_consistency(
     problems: Sequence[Problem], answerer: Answerer, ask: Ask, sampling: Sampling, samples: Sequence[int]
 ) -> list[pd.DataFrame]:
-    """The most frequent answer of several samples, the earliest on a tie (Wang et al. 2022, arXiv 2203.11171).
+    """Ask each problem several times and return the most frequent answer; on a tie, the one that came first.
 
-    One table per number of samples; fewer are the first of more.
+    Args:
+        problems: problems with different ids.
+        answerer: model that answers.
+        ask: problem -> prompt.
+        sampling: sampling settings.
+        samples: numbers of samples; a smaller number uses the first samples of a larger one.
+
+    Returns:
+        One table per number of samples, with the columns of `one_answer`; tokens are summed over the samples.
+
+    Source: Wang et al. 2022, arXiv 2203.11171.
+
+    Example:
+        >>> of_3, of_9 = self_consistency(problems, answerer, bare, Sampling(), samples=(3, 9))
     """
-    requests = [Request(f"{p.id}/{i}", ask(p)) for p in problems for i in range(max(samples))]
+    requests = [Request(f"{problem.id}/{i}", ask(problem)) for problem in problems for i in range(max(samples))]
     replies = {reply.id: reply for reply in answerer(requests, sampling)}
-    return [pd.DataFrame([_row(p, [replies[f"{p.id}/{i}"] for i in range(k)]) for p in problems]) for k in samples]
+    return [
+        pd.DataFrame([_row(problem, [replies[f"{problem.id}/{i}"] for i in range(count)]) for problem in problems])
+        for count in samples
+    ]
 
 
 def _row(problem: Problem, replies: Sequence[Reply]) -> dict[str, Any]:
@@ -60,24 +91,44 @@ def _row(problem: Problem, replies: Sequence[Reply]) -> dict[str, Any]:
 def debates(
     problems: Sequence[Problem], answerer: Answerer, cast: Cast, setting: Setting, out: str | Path | None = None
 ) -> dict[str, pd.DataFrame]:
-    """`Debate`: the last round's strict majority; `Round-1 majority`: the first round's alone, at its own cost.
+    """Debate each problem.
 
-    No majority is wrong, and stands apart in the column `parsed`.
+    Args:
+        problems: problems with different ids.
+        answerer: model that answers for all agents.
+        cast: the agents.
+        setting: rounds, early stop and sampling.
+        out: run folder of `training.debates.debate.run_debates`.
+
+    Returns:
+        Two tables with the columns of `one_answer`. `Debate`: strict majority of the last round, tokens of all calls.
+        `Round-1 majority`: strict majority of the first round, tokens of the first round. A debate without a majority
+        is wrong and has `parsed` False.
+
+    Example:
+        >>> tables = debates(problems, answerer, cast_of("diverse"), Setting())
+        >>> tables["Debate"]["correct"].mean()
     """
-    held = hold(problems, answerer, cast, setting, out)
-    first = [Debate(one.problem, one.calls[: one.agents], one.agents) for one in held]
-    return dict(zip(DEBATES, (_debate_rows(held), _debate_rows(first)), strict=True))
+    whole = run_debates(problems, answerer, cast, setting, out)
+    first_rounds = [Debate(debate.problem, debate.calls[: debate.agents], debate.agents) for debate in whole]
+    return dict(zip(DEBATES, (_debate_rows(whole), _debate_rows(first_rounds)), strict=True))
 
 
-def _debate_rows(held: Sequence[Debate]) -> pd.DataFrame:
+def _debate_rows(finished: Sequence[Debate]) -> pd.DataFrame:
     rows = []
-    for one in held:
-        tokens_in, tokens_out = one.tokens()
+    for debate in finished:
+        tokens_in, tokens_out = debate.tokens()
+        answer = debate.answer()
         rows.append(
             {
-                "id": one.problem.id, "answer": one.answer(), "correct": one.correct,
-                "parsed": one.answer() is not None, "failed": one.failed, "tokens_in": tokens_in,
-                "tokens_out": tokens_out, "agents": float(one.agents),
+                "id": debate.problem.id,
+                "answer": answer,
+                "correct": debate.correct,
+                "parsed": answer is not None,
+                "failed": debate.failed,
+                "tokens_in": tokens_in,
+                "tokens_out": tokens_out,
+                "agents": float(debate.agents),
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows)

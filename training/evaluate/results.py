@@ -1,4 +1,4 @@
-"""Results of an evaluation: summary, paired differences, tables."""
+"""Results of an evaluation: accuracy per method, paired differences between methods, and their tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from steerkit.io.files import write_text
 from steerkit.io.tables import write_table
-from steerkit.stats.bootstrap import bootstrap_ci
+from steerkit.stats.bootstrap import Interval, bootstrap_ci
 
 PAPER = pd.DataFrame(
     [
@@ -32,28 +32,78 @@ PAPER = pd.DataFrame(
     ],
     columns=["model", "method", "GSM8K", "MMLU-Pro", "BBH", "tokens GSM8K", "tokens MMLU-Pro", "tokens BBH"],
 )
-"""The published results: accuracy in %, and average tokens in and out (arXiv 2604.24881)."""
+"""Published results: accuracy in %, and mean number of prompt and new tokens per question (arXiv 2604.24881)."""
 
 
 def summary(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """A line per family, method, decoding and seed: accuracy with its 95 % interval over questions, mean tokens."""
+    """Return accuracy and cost of each method.
+
+    Args:
+        rows: one row per family, method, decoding, seed and question, with the columns of
+            `training.evaluate.methods.one_answer`.
+        seed: seed of the bootstrap.
+
+    Returns:
+        One row per family, method, decoding and seed: number of questions `n`, `accuracy` in [0, 1] with its 95 %
+        bootstrap interval over questions, mean `tokens_in` and `tokens_out`, unparsed answers, mean number of agents.
+
+    Example:
+        >>> summary(pd.read_parquet("runs/imad-tiny/clues/seed-0/questions.parquet"))
+    """
     lines = []
     keys = ["family", "method", "decoding", "seed"]
     for key, part in rows.groupby(keys, sort=False):
         interval = bootstrap_ci(part["correct"].astype(float).to_numpy(), groups=part["id"].tolist(), seed=seed)
         lines.append(
             {
-                **dict(zip(keys, key, strict=True)), "n": len(part), "accuracy": interval.mean,
-                "accuracy_low": interval.low, "accuracy_high": interval.high, "tokens_in": part["tokens_in"].mean(),
-                "tokens_out": part["tokens_out"].mean(), "parse_failures": int((~part["parsed"]).sum()),
+                **dict(zip(keys, key, strict=True)),
+                "n": len(part),
+                "accuracy": interval.mean,
+                "accuracy_low": interval.low,
+                "accuracy_high": interval.high,
+                "tokens_in": part["tokens_in"].mean(),
+                "tokens_out": part["tokens_out"].mean(),
+                "parse_failures": int((~part["parsed"]).sum()),
                 "mean_agents": part["agents"].mean(),
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(lines)
 
 
+def paired_difference(values: pd.DataFrame, first: str, second: str, seed: int = 0) -> Interval:
+    """Return the mean of `first - second` over the same questions with its 95 % bootstrap interval.
+
+    Args:
+        values: one row per (seed, question), one column per method; the index names the resampled questions. Rows
+            without both values are left out.
+        first: column of the first method.
+        second: column of the second method.
+        seed: seed of the bootstrap.
+
+    Returns:
+        The interval; its `n` is the number of questions.
+    """
+    both = values[[first, second]].dropna().astype(float)
+    questions = ["/".join(map(str, key)) for key in both.index]
+    return bootstrap_ci((both[first] - both[second]).to_numpy(), groups=questions, seed=seed)
+
+
 def differences(rows: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:
-    """`method` minus each other one on the same questions and seeds, 95 % intervals over questions, seeds pooled."""
+    """Compare `method` with every other method on the same questions and seeds.
+
+    Args:
+        rows: as in `summary`.
+        method: the method to compare with all others.
+        seed: seed of the bootstrap.
+
+    Returns:
+        One row per family, decoding and other method: `difference`, the accuracy of `method` minus that of `minus`,
+        its 95 % bootstrap interval over questions with seeds pooled, and `token_ratio`, the ratio of mean tokens. The
+        interval does not cover the variance between training seeds.
+
+    Example:
+        >>> differences(pd.read_parquet("runs/imad-tiny/clues/seed-0/questions.parquet"), "IMAD")
+    """
     lines = []
     for (family, decoding), part in rows.groupby(["family", "decoding"], sort=False):
         wide = part.pivot_table(index=["seed", "id"], columns="method", values="correct", aggfunc="first")
@@ -61,32 +111,46 @@ def differences(rows: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:
         if method not in wide:
             continue
         for other in wide.columns.drop(method):
-            both = wide[[method, other]].dropna().astype(float)
-            gap = (both[method] - both[other]).to_numpy()
-            groups = [f"{s}/{i}" for s, i in both.index]
-            interval = bootstrap_ci(gap, groups=groups, seed=seed)
+            interval = paired_difference(wide, method, other, seed)
             lines.append(
                 {
-                    "family": family, "decoding": decoding, "method": method, "minus": other, "n": len(both),
-                    "difference": interval.mean, "low": interval.low, "high": interval.high,
+                    "family": family,
+                    "decoding": decoding,
+                    "method": method,
+                    "minus": other,
+                    "n": interval.n,
+                    "difference": interval.mean,
+                    "low": interval.low,
+                    "high": interval.high,
                     "token_ratio": cost[method] / cost[other],
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(lines)
 
 
 def write_results(out: str | Path, rows: pd.DataFrame, method: str, meta: dict[str, Any]) -> pd.DataFrame:
-    """`questions.parquet`, `results.csv`, `differences.csv`, `results.md` and `results.tex` in a folder."""
+    """Write `questions.parquet`, `results.csv`, `differences.csv`, `results.md` and `results.tex` into a folder.
+
+    Args:
+        out: the folder.
+        rows: as in `summary`.
+        method: the method that `differences.csv` compares with all others.
+        meta: metadata of the tables.
+
+    Returns:
+        The table of `summary`.
+    """
     folder = Path(out)
     table = summary(rows)
     write_table(folder / "questions.parquet", rows, meta)
     write_table(folder / "results.csv", table, meta)
     write_table(folder / "differences.csv", differences(rows, method), meta)
+    intervals = [
+        f"{100 * row.accuracy:.1f} [{100 * row.accuracy_low:.1f}, {100 * row.accuracy_high:.1f}]"
+        for row in table.itertuples()
+    ]
     shown = table.assign(
-        accuracy=[
-            f"{100 * r.accuracy:.1f} [{100 * r.accuracy_low:.1f}, {100 * r.accuracy_high:.1f}]"
-            for r in table.itertuples()
-        ],
+        accuracy=intervals,
         tokens=(table["tokens_in"] + table["tokens_out"]).round(0).astype(int),
         mean_agents=table["mean_agents"].round(2),
     )[["method", "decoding", "seed", "n", "accuracy", "tokens", "parse_failures", "mean_agents"]]
@@ -96,16 +160,19 @@ def write_results(out: str | Path, rows: pd.DataFrame, method: str, meta: dict[s
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def latex(table: pd.DataFrame) -> str:
-    """A table in LaTeX, for the `booktabs` package."""
+    """Return a table in LaTeX for the `booktabs` package."""
+
+    def escape(value: Any) -> str:
+        return str(value).replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")
 
     def cells(values: Sequence[Any]) -> str:
-        return " & ".join(str(v).replace("_", r"\_").replace("%", r"\%").replace("&", r"\&") for v in values) + r" \\"
+        return " & ".join(map(escape, values)) + r" \\"
 
     head = [rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule", cells(list(table.columns)), r"\midrule"]
     return "\n".join([*head, *map(cells, table.to_numpy().tolist()), r"\bottomrule", r"\end{tabular}", ""])

@@ -1,13 +1,13 @@
-"""Answers: what stands in a text's `\boxed{...}`, in one canonical form, and what a majority of voters says.
+"""Answers: the content of a text's `\boxed{...}` in one canonical form, and the majority of several answers.
 
-A canonical answer is a string, and two answers are the same if the strings are equal:
+A canonical answer is a string. Two answers are the same if their strings are equal:
 
 - `number`: an exact rational in lowest terms, `18`, `-1110`, `1/2`;
 - `option`: one capital letter, `A`;
-- `word`: `yes`, `no`, `valid`, `invalid`, `true` or `false`, never translated into one another;
+- `word`: `yes`, `no`, `valid`, `invalid`, `true` or `false`; `true` and `yes` are different answers;
 - `pair`: two numbers, the smaller one first, `7 14`.
 
-What has no single reading is no answer: nothing is calculated, rounded or guessed.
+Content with more than one possible reading gives no answer. Nothing is calculated, rounded or guessed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Literal
 
-LONGEST = 1000  # characters; a longer box is no answer, so that its content costs next to nothing whatever stands in it
+LONGEST = 1000  # characters; a longer box is no answer, which bounds the cost of parsing any content
 
 _BOX = r"(?:\\fbox|(?<![A-Za-z])box(?:ed)?)\s*\{"
 _BOXES = {"last": re.compile(f"(?s).*{_BOX}"), "first": re.compile(f"(?s).*?{_BOX}")}
@@ -27,7 +27,7 @@ _STYLE = r"\\(?:text\w*|math(?!bb)\w+|operatorname|boldsymbol|bm|mbox|fbox|boxed
 _WRAPPER = re.compile(rf"(?:{_STYLE})?\{{")
 _FENCES = (("$", "$"), ("**", "**"), (r"\(", r"\)"), (r"\[", r"\]"))
 
-_THIN = "\u2009"  # what `\,` and `{,}` become, so that a separator of thousands is no comma of a list
+_THIN = "\u2009"  # replaces `\,` and `{,}`: a thousands separator must not read as the comma of a list
 _SPELLINGS = (
     (re.compile("[\u2212\u2012\u2013\ufe63\uff0d]"), "-"),
     (re.compile("\\{,\\}|\\\\,|[\u00a0\u202f]"), _THIN),
@@ -37,27 +37,33 @@ _SPELLINGS = (
 
 
 def read_answer(text: str, kind: str, box: Literal["last", "first"] = "last") -> str | None:
-    r"""The canonical answer in a text's last box: `\boxed{...}`, or `\fbox{...}`, `boxed{...}`, `box{...}`.
+    r"""Return the canonical answer in a text's last box: `\boxed{...}`, `\fbox{...}`, `boxed{...}` or `box{...}`.
 
-    None if there is no box, or if what stands in it has no single reading as an answer of this kind: an unclosed, empty
-    or unreadable last box is no answer, and an earlier one does not stand in for it. A number may have separators of
-    thousands, a currency, a percent sign (which is dropped: `18%` is 18) or a unit, and may stand to the right of `=`.
-    Digits with single spaces between them, as a tokenizer with one token per digit writes them, are one number.
+    A number may have thousands separators, a currency, a percent sign (dropped: `18%` is 18) or a unit. It may follow
+    `=`. Digits separated by single spaces are one number, because some tokenizers write one token per digit.
 
     Args:
-        text: e.g. a model's output. The time is linear in its length.
-        kind: what is asked for, one of `KINDS`.
-        box: which one counts, in the order in which the text opens them.
+        text: e.g. a model's output. The run time is linear in its length.
+        kind: kind of answer, one of `KINDS`.
+        box: which box counts, in the order in which the text opens them.
+
+    Returns:
+        The canonical answer. None without a box, and where the box has no single reading as an answer of this kind.
+        An unclosed, empty or unparsable last box gives None; an earlier box does not replace it.
 
     Raises:
-        ValueError: another kind (an open question has no answer to read) or another box.
+        ValueError: an unknown kind or box. Open questions have no answer to parse, so `open` is not a kind here.
 
-    Source: Yi, Mueller and Lee 2026, arXiv 2604.24881: its evaluation reads the last box, its released collector the
+    Source: Yi, Mueller and Lee 2026, arXiv 2604.24881. Its evaluation reads the last box, its released collector the
     first.
+
+    Example:
+        >>> read_answer(r"First \boxed{12}. Corrected: \boxed{1,110.0}", "number")
+        '1110'
     """
     read = _reader(kind)
     if box not in _BOXES:
-        raise ValueError(f"expected the box 'last' or 'first'; got {box!r}.")
+        raise ValueError(f"expected the box 'last' or 'first'; got {box!r}. Pass one of these.")
     opened = _BOXES[box].match(text)
     if opened is None:
         return None
@@ -67,38 +73,52 @@ def read_answer(text: str, kind: str, box: Literal["last", "first"] = "last") ->
 
 
 def canonical(value: str, kind: str) -> str:
-    """The canonical form of an answer that stands in no box, e.g. a gold; a canonical answer is its own.
+    """Return the canonical form of an answer without a box, e.g. a gold answer; a canonical answer is unchanged.
 
     Raises:
-        ValueError: no answer of this kind can be read, or there is no such kind.
+        ValueError: the value has no single reading as an answer of this kind, or the kind is unknown.
+
+    Example:
+        >>> canonical("2.50", "number")
+        '5/2'
     """
     read = _reader(kind)
     answer = read(value) if len(value) <= LONGEST else None
     if answer is None:
-        raise ValueError(f"expected an answer of kind {kind!r}; got {value!r:.80}. Mend it, or give another kind.")
+        raise ValueError(
+            f"expected an answer of kind {kind!r}; got {value!r:.80}. Correct the answer, or pass another kind."
+        )
     return answer
 
 
 def same(a: str | None, b: str | None) -> bool:
-    """Whether two canonical answers are equal; what could not be read (None) equals nothing, not even itself."""
+    """Return whether two canonical answers are equal. None, an unparsed answer, equals nothing, not even None."""
     return a is not None and a == b
 
 
 def majority(answers: Sequence[str | None], n: int | None = None) -> str | None:
-    """The canonical answer that more than half of all voters gave, else None.
+    """Return the strict majority: the canonical answer of more than half of all voters, else None.
 
-    A voter whose answer could not be read (None) counts as a voter and votes for nothing.
+    An unparsed answer (None) counts as an abstention: its voter is counted, its vote is not.
 
     Args:
         answers: canonical answers, one per voter.
-        n: how many voters there are, if some gave nothing that could stand in `answers`; as many as answers by default.
+        n: number of voters, if some are missing from `answers`; default: the number of answers.
 
     Raises:
         ValueError: fewer voters than answers.
+
+    Example:
+        >>> majority(["14", "20", "14"])
+        '14'
+        >>> majority(["14", None, None]) is None
+        True
     """
     voters = len(answers) if n is None else n
     if voters < len(answers):
-        raise ValueError(f"expected at least as many voters as answers; got n={voters} for {len(answers)} answers.")
+        raise ValueError(
+            f"expected at least as many voters as answers; got n={voters} for {len(answers)} answers. Pass a larger n."
+        )
     for answer, votes in Counter(answers).items():
         if answer is not None and 2 * votes > voters:
             return answer
@@ -106,17 +126,17 @@ def majority(answers: Sequence[str | None], n: int | None = None) -> str | None:
 
 
 def _closing(text: str, start: int) -> int:
-    r"""Where the brace closes that was opened just before `start`, -1 if nowhere; `\{` and `\}` are no braces."""
+    r"""Index of the brace that closes the one opened just before `start`, or -1; `\{` and `\}` are not braces."""
     depth = 1
-    for found in _BRACES.finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(found.group(), 0)
+    for brace in _BRACES.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
         if not depth:
-            return found.start()
+            return brace.start()
     return -1
 
 
 def _bare(text: str) -> str:
-    r"""A box's content in plain spelling, without what encloses all of it: `{..}`, `\text{..}`, `$..$`."""
+    r"""Return a box's content in plain spelling, without an enclosing `{..}`, `\text{..}` or `$..$`."""
     for spelling, plain in _SPELLINGS:
         text = spelling.sub(plain, text)
     while True:
@@ -144,14 +164,14 @@ _NUMBER = re.compile(
 )
 _DIGITS = re.compile(r"[+-]? ?[0-9](?: [0-9])+")
 _CURRENCY = re.compile(r"(?P<sign>[+-]?)\s*(?:\\?\$|[€£])\s*")
-# to the left of `=`: a list of equations, an inequality or an assignment like `+=`, whose right side is not the answer
+# Text to the left of `=` whose right side is not the answer: a list of equations, an inequality, or `+=`.
 _NO_EQUATION = re.compile(r"[;,](?![0-9]{3})|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[<>≠≈\n]|[-+*/!]\Z")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 _UNIT = re.compile(
     rf"\s*(?:\\?[%$]|[€£¢°]|\^\\circ|\^\{{\\circ\}}|(?:{_STYLE}\{{(?P<set>[^{{}}]*)\}}"
     rf"|[ {_THIN}/]+(?P<bare>[A-Za-z][A-Za-z ./-]*))(?:\^\{{?[23]\}}?|[²³])?)?"
 )
-_NO_UNIT = re.compile(  # words that make another number of the one before them, or join it to something
+_NO_UNIT = re.compile(  # words that change the number before them, or join it to another expression
     r"(?i:and|or|to|not|is|minus|plus|over|by|than|mod|hal(?:f|ves)|(?:third|quarter|(?:four|fif|six|seven|eigh|nin|ten)th)s?"
     r"|(?:hundred|thousand)(?:th)?s?|(?:m|b|tr)illion(?:th)?s?|dozens?|score|pi|sqrt|squared|cubed|factorial"
     r"|st|nd|rd|th|bn|mn)|[kKMBT]"
@@ -163,20 +183,20 @@ def _value(decimal: str) -> Fraction:
 
 
 def _plain_number(text: str) -> Fraction | None:
-    """A number with or without currency and unit, exactly."""
+    """Parse a number, with or without currency and unit, as an exact fraction."""
     if _DIGITS.fullmatch(text):
         return Fraction(text.replace(" ", ""))
     text = _CURRENCY.sub(r"\g<sign>", text, count=1) if _CURRENCY.match(text) else text
-    found = _NUMBER.match(text)
-    if found is None or not _is_unit(text[found.end() :]):
+    match = _NUMBER.match(text)
+    if match is None or not _is_unit(text[match.end() :]):
         return None
-    number = _value(found["top"] or found["value"])
-    if divisor := found["bottom"] or found["divisor"]:
+    number = _value(match["top"] or match["value"])
+    if divisor := match["bottom"] or match["divisor"]:
         if not _value(divisor):
             return None
         number /= _value(divisor)
-    number *= Fraction(10) ** int(found["power"] or found["digit"] or 0)
-    return -number if found["sign"] == "-" else number
+    number *= Fraction(10) ** int(match["power"] or match["digit"] or 0)
+    return -number if match["sign"] == "-" else number
 
 
 def _is_unit(text: str) -> bool:
@@ -228,18 +248,18 @@ _VOCABULARY = re.compile(r"\b(?:yes|no|valid|invalid|true|false)\b")
 
 
 def _option(text: str) -> str | None:
-    found = _OPTION.fullmatch(_bare(_MARKUP.sub("", _bare(text))))
-    if found is None:
+    match = _OPTION.fullmatch(_bare(_MARKUP.sub("", _bare(text))))
+    if match is None:
         return None
-    letter: str = found[1] or found[2]
-    others = [other for other in _BRACKETED.findall(found[3]) if other.isupper() == letter.isupper()]
-    return None if others or _LISTED.match(found[3]) else letter.upper()
+    letter: str = match[1] or match[2]
+    others = [other for other in _BRACKETED.findall(match[3]) if other.isupper() == letter.isupper()]
+    return None if others or _LISTED.match(match[3]) else letter.upper()
 
 
 def _word(text: str) -> str | None:
     text = _bare(_MARKUP.sub("", _bare(text))).lower()
-    found = _WORD.fullmatch(text)
-    return found[1] if found and set(_VOCABULARY.findall(text)) == {found[1]} else None
+    match = _WORD.fullmatch(text)
+    return match[1] if match and set(_VOCABULARY.findall(text)) == {match[1]} else None
 
 
 _READERS = {"number": _number, "option": _option, "word": _word, "pair": _pair}
@@ -248,5 +268,5 @@ KINDS = tuple(_READERS)
 
 def _reader(kind: str) -> Callable[[str], str | None]:
     if kind not in _READERS:
-        raise ValueError(f"expected a kind of answer that can be read, one of {KINDS}; got {kind!r}.")
+        raise ValueError(f"expected a kind of answer that can be parsed, one of {KINDS}; got {kind!r}. Pass one.")
     return _READERS[kind]

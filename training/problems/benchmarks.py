@@ -11,47 +11,62 @@ from typing import Any
 from steerkit.io.json import read_json
 from steerkit.io.rows import read_rows
 from training.problems.answers import canonical
-from training.problems.problem import LETTERS, Problem, _read
+from training.problems.problem import LETTERS, Problem, problems_from_rows
 
 
 def load_gsm8k(source: str | Path) -> list[Problem]:
-    """GSM8K: a file of `{"question", "answer"}` rows, `.jsonl` or `.parquet`, or the hub id `openai/gsm8k` (its test).
+    """Load GSM8K from a `.jsonl` or `.parquet` file of `{"question", "answer"}` rows, or from the hub (test split).
 
-    The gold answer is what follows the last `#### `. Raises as `load_problems` does.
+    The gold answer is the text after the last `#### `. Errors are those of `load_problems`.
+
+    Args:
+        source: path of the file, or the hub id `openai/gsm8k`.
 
     Source: Cobbe et al. 2021, arXiv 2110.14168.
+
+    Example:
+        >>> problems = load_gsm8k("gsm8k/test.jsonl")
     """
 
     def problem(number: int, row: Mapping[str, Any]) -> Problem:
         _, mark, gold = row["answer"].rpartition("#### ")
         if not mark:
-            raise ValueError(f"expected a gold answer after '#### '; got {row['answer'][-80:]!r}.")
+            raise ValueError(f"expected a gold answer after '#### '; got {row['answer'][-80:]!r}. Correct the row.")
         return Problem(f"gsm8k/{number}", row["question"], canonical(gold, "number"), "number", "gsm8k")
 
-    return _read(source, _rows(source, "main"), {"question": str, "answer": str}, problem)
+    return problems_from_rows(source, _rows(source, "main"), {"question": str, "answer": str}, problem)
 
 
 def load_mmlu_pro(source: str | Path) -> list[Problem]:
-    """MMLU-Pro: a file of its rows, `.jsonl` or `.parquet`, or the hub id `TIGER-Lab/MMLU-Pro` (its test).
+    """Load MMLU-Pro from a `.jsonl` or `.parquet` file of its rows, or from the hub (test split).
 
-    The options stand below the question, `(A) ...` on a line each. Raises as `load_problems` does.
+    The options follow the question, one line `(A) ...` per option. Errors are those of `load_problems`.
+
+    Args:
+        source: path of the file, or the hub id `TIGER-Lab/MMLU-Pro`.
 
     Source: Wang et al. 2024, arXiv 2406.01574.
+
+    Example:
+        >>> problems = load_mmlu_pro("mmlu_pro/test.parquet")
     """
     columns = {"question_id": int, "question": str, "options": list, "answer": str, "answer_index": int}
 
     def problem(number: int, row: Mapping[str, Any]) -> Problem:
         options, gold, index = row["options"], row["answer"], row["answer_index"]
         if not 0 <= index < len(options) <= len(LETTERS) or LETTERS[index] != gold:
-            raise ValueError(f"expected the letter and index of one of {len(options)} options; got {gold!r}, {index}.")
+            raise ValueError(
+                f"expected the letter and index of one of {len(options)} options; got {gold!r}, {index}. "
+                "Correct the row."
+            )
         lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
         question = "\n".join([row["question"], "Options:", *lines])
         return Problem(f"mmlu_pro/{row['question_id']}", question, gold, "option", "mmlu_pro")
 
-    return _read(source, _rows(source, None), columns, problem)
+    return problems_from_rows(source, _rows(source, None), columns, problem)
 
 
-BBH_TASKS = {  # the paper's five, and the kind of their answers
+BBH_TASKS = {  # the paper's five tasks, each with its kind of answer
     "formal_fallacies": "word",
     "logical_deduction_five_objects": "option",
     "tracking_shuffled_objects_five_objects": "option",
@@ -61,34 +76,47 @@ BBH_TASKS = {  # the paper's five, and the kind of their answers
 
 
 def load_bbh(source: str | Path, task: str) -> list[Problem]:
-    """A task of BIG-Bench Hard: `{task}.json` in a folder, as released, or the hub id `lukaemon/bbh` (its test).
+    """Load a task of BIG-Bench Hard from the released `{task}.json` in a folder, or from the hub (test split).
 
-    The options of a task that has some stand in its questions already. Raises as `load_problems` does.
+    The released questions already contain their options. Errors are those of `load_problems`.
+
+    Args:
+        source: folder of the files, or the hub id `lukaemon/bbh`.
+        task: one of `BBH_TASKS`.
 
     Source: Suzgun et al. 2022, arXiv 2210.09261.
+
+    Example:
+        >>> problems = load_bbh("bbh", "web_of_lies")
     """
     if task not in BBH_TASKS:
-        raise ValueError(f"expected a task of {tuple(BBH_TASKS)}; got {task!r}.")
+        raise ValueError(f"expected a task of {tuple(BBH_TASKS)}; got {task!r}. Pass one of these.")
     kind, family = BBH_TASKS[task], f"bbh/{task}"
 
     def problem(number: int, row: Mapping[str, Any]) -> Problem:
         gold = canonical(row["target"], kind)
         if kind == "option" and f"\n({gold}) " not in row["input"]:
-            raise ValueError(f"expected as target one of the question's options; got {row['target']!r}.")
+            raise ValueError(
+                f"expected as target one of the question's options; got {row['target']!r}. Correct the row."
+            )
         return Problem(f"{family}/{number}", row["input"], gold, kind, family)
 
     columns = {"input": str, "target": str}
     if not Path(source).exists():
-        return _read(f"{source}, {task}", _rows(source, task), columns, problem)
+        return problems_from_rows(f"{source}, {task}", _rows(source, task), columns, problem)
     file = Path(source) / f"{task}.json"
     content = read_json(file)
-    return _read(file, content.get("examples") if isinstance(content, dict) else None, columns, problem)
+    rows = content.get("examples") if isinstance(content, dict) else None
+    return problems_from_rows(file, rows, columns, problem)
 
 
 def load_open(source: str | Path) -> list[Problem]:
-    """Open questions, which have no gold answer: a JSON list of strings, as the paper releases its malicious sets.
+    """Load open questions, which have no gold answer, from a JSON list of strings.
 
-    Raises as `load_problems` does.
+    This is the format of the malicious sets released with arXiv 2604.24881. Errors are those of `load_problems`.
+
+    Example:
+        >>> problems = load_open("evil_questions.json")
     """
 
     def problem(number: int, row: Mapping[str, Any]) -> Problem:
@@ -96,30 +124,33 @@ def load_open(source: str | Path) -> list[Problem]:
 
     listed = read_json(source)
     rows = [{"question": question} for question in listed] if isinstance(listed, list) else None
-    return _read(source, rows, {"question": str}, problem)
+    return problems_from_rows(source, rows, {"question": str}, problem)
 
 
 _LOADERS = {"gsm8k": load_gsm8k, "mmlu_pro": load_mmlu_pro, "open": load_open}
 
 
 def load_problems(name: str, source: str | Path, limit: int | None = None, seed: int = 0) -> list[Problem]:
-    """A benchmark by its name.
+    """Load a benchmark by name.
 
     Args:
-        name: `gsm8k`, `mmlu_pro`, `bbh/{task}`, `bbh` (the five tasks one after another), or `open`.
+        name: `gsm8k`, `mmlu_pro`, `bbh/{task}`, `bbh` (the five tasks in order), or `open`.
         source: a local file (a folder for BBH), or a hub id.
-        limit: draw so many with the seed, or all if there are fewer; a smaller draw is the beginning of a larger one.
-            None gives all, in the source's order.
-        seed: of the draw.
+        limit: maximum number of problems, drawn at random; a smaller draw is a prefix of a larger one. None returns
+            all problems in the source's order.
+        seed: seed of the draw.
 
     Raises:
-        ValueError: an unknown name, a negative limit, an empty source, or a row that is not of the data set's schema or
-            whose gold answer cannot be read; the message names source and row.
-        OSError: no such file, or the hub cannot be read.
+        ValueError: an unknown name, a negative limit, an empty source, a row that does not match the data set's schema,
+            or an unparsable gold answer; the message names source and row.
+        OSError: the file does not exist, or the hub cannot be read.
         ImportError: a hub id, and the package `datasets` is not installed.
+
+    Example:
+        >>> problems = load_problems("gsm8k", "openai/gsm8k", limit=100)
     """
     if limit is not None and limit < 0:
-        raise ValueError(f"expected a limit of 0 or more, or None; got {limit}.")
+        raise ValueError(f"expected a limit of 0 or more, or None; got {limit}. Pass None for all problems.")
     if name == "bbh":
         problems = [problem for task in BBH_TASKS for problem in load_bbh(source, task)]
     elif name.startswith("bbh/"):
@@ -127,14 +158,14 @@ def load_problems(name: str, source: str | Path, limit: int | None = None, seed:
     elif name in _LOADERS:
         problems = _LOADERS[name](source)
     else:
-        raise ValueError(f"expected a benchmark, one of {(*_LOADERS, 'bbh', 'bbh/TASK')}; got {name!r}.")
+        raise ValueError(f"expected a benchmark, one of {(*_LOADERS, 'bbh', 'bbh/TASK')}; got {name!r}. Pass one.")
     if limit is not None:
         random.Random(f"{name} {seed}").shuffle(problems)
     return problems[:limit]
 
 
 def _rows(source: str | Path, config: str | None) -> list[Any]:
-    """The rows of a local file, or of a hub data set's test split where there is no such file."""
+    """Return the rows of a local file, or of a hub data set's test split if the file does not exist."""
     path = Path(source)
     if not path.exists():
         return _hub_rows(str(source), config)
@@ -144,23 +175,25 @@ def _rows(source: str | Path, config: str | None) -> list[Any]:
         return read_table(path).to_pylist()
     rows = read_rows(path)
     if len(rows) < sum(1 for line in path.read_bytes().split(b"\n") if line.strip()):
-        raise ValueError(f"expected whole lines in {path}; its last one is cut off. Fetch the file again.")
+        raise ValueError(f"expected whole lines in {path}; its last one is cut off. Download the file again.")
     return rows
 
 
 def _hub_rows(source: str, config: str | None) -> list[Any]:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(?<!\.jsonl)(?<!\.json)(?<!\.parquet)", source):
-        raise FileNotFoundError(f"expected a local file or folder, or a hub id like owner/name; there is no {source}.")
+        raise FileNotFoundError(
+            f"expected a local file or folder, or a hub id like owner/name; there is no {source}. Check the path."
+        )
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise ImportError(
             f"expected a local file, or the package `datasets` to read {source} from the hub; it is not installed. "
-            "Install it (`pip install datasets`), or give a file."
+            "Install it (`pip install datasets`), or pass a file."
         ) from error
     try:
         return [dict(row) for row in load_dataset(source, config, split="test")]
-    except Exception as error:  # each layer below, down to the HTTP client, has its own
+    except Exception as error:  # datasets, huggingface_hub and the HTTP client each raise types of their own
         raise OSError(
-            f"expected to read {source} from the hub; got {error!r}. If offline, give a local file."
+            f"expected to read {source} from the hub; got {error!r}. If offline, pass a local file."
         ) from error

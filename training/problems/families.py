@@ -1,4 +1,4 @@
-"""Families of problems that are generated, each question in one split for good."""
+"""Generated families of problems; the numbers in a question fix its split."""
 
 from __future__ import annotations
 
@@ -12,60 +12,78 @@ from training.problems.answers import canonical
 from training.problems.problem import Problem
 
 SPLITS = ("train", "validation", "test")
-PATIENCE = 100_000  # draws in a row without a new question, after which a family counts as used up
+PATIENCE = 100_000  # consecutive draws without a new question, after which a family counts as exhausted
 
 
-class TooFew(ValueError):
-    """A family has fewer different questions in a split than were asked for; `found` says how many."""
+class TooFewProblems(ValueError):
+    """A split of a family has fewer different questions than requested; `available` is their number."""
 
-    def __init__(self, family: str, split: str, wanted: int, found: int) -> None:
+    def __init__(self, family: str, split: str, requested: int, available: int) -> None:
         super().__init__(
-            f"expected {wanted} different problems of the family {family} in the split {split!r}; found {found}. "
-            "Ask for fewer."
+            f"expected {requested} different problems of the family {family} in the split {split!r}; "
+            f"found {available}. Ask for fewer."
         )
-        self.found = found
+        self.available = available
 
 
 def split_of(question: str) -> str:
-    """The split of a generated question: `train` for about 11 of 20, `validation` for 2, `test` for 7.
+    """Return the split of a generated question: `train` for about 11 of 20, `validation` for 2, `test` for 7.
 
-    It hangs on the numbers in the question alone, in whatever order: SHA-256 of the sorted numbers, modulo 20. So no
-    question stands in two splits, nor does a rearrangement of it (`3+4` and `4+3`, the same eight numbers in another
-    order), however many are drawn with whatever seed.
+    The split depends only on the multiset of numbers in the question: SHA-256 of the sorted numbers, modulo 20. A
+    question and its rearrangements (`3+4` and `4+3`) are therefore in the same split, for every seed and sample size.
+
+    Example:
+        >>> split_of("3+4") == split_of("4+3")
+        True
     """
     numbers = " ".join(sorted(re.findall("[0-9]+", question)))
     return (*["train"] * 11, *["validation"] * 2, *["test"] * 7)[int(sha256(numbers), 16) % 20]
 
 
 def _problems(family: str, kind: str, drawn: Iterable[tuple[str, str] | None], n: int, split: str) -> list[Problem]:
-    """The first `n` different questions of a split among the (question, gold) that are drawn."""
+    """Return the first `n` different questions of a split among the drawn (question, gold) pairs."""
     if split not in SPLITS:
-        raise ValueError(f"expected a split of {SPLITS}; got {split!r}.")
-    found: dict[str, str] = {}
-    missed = 0
-    for one in drawn:
-        if len(found) >= n or missed == PATIENCE:
+        raise ValueError(f"expected a split of {SPLITS}; got {split!r}. Pass one of these.")
+    golds: dict[str, str] = {}
+    rejected = 0
+    for pair in drawn:
+        if len(golds) >= n or rejected == PATIENCE:
             break
-        missed += 1
-        if one is not None and one[0] not in found and split_of(one[0]) == split:
-            found[one[0]] = canonical(one[1], kind)
-            missed = 0
-    if len(found) < n:
-        raise TooFew(family, split, n, len(found))
-    return [Problem(f"{family}/{sha256(text)[:12]}", text, gold, kind, family) for text, gold in found.items()]
+        rejected += 1
+        if pair is not None and pair[0] not in golds and split_of(pair[0]) == split:
+            question, gold = pair
+            golds[question] = canonical(gold, kind)
+            rejected = 0
+    if len(golds) < n:
+        raise TooFewProblems(family, split, n, len(golds))
+    return [
+        Problem(f"{family}/{sha256(question)[:12]}", question, gold, kind, family) for question, gold in golds.items()
+    ]
 
 
 def _random(family: str, seed: int, split: str) -> random.Random:
-    return random.Random(f"{family} {seed} {split}")  # a string seeds by its SHA-512: the same on every machine
+    return random.Random(f"{family} {seed} {split}")  # seeding by a string uses its SHA-512: equal on every machine
 
 
 def arithmetic(n: int, seed: int, split: str) -> list[Problem]:
-    """The paper's `a+b*c+d-e*f`: six two-digit integers, 10 to 99, products first.
+    """Generate the paper's `a+b*c+d-e*f`: six integers from 10 to 99, multiplication before addition.
 
-    As in every family: `n` different questions of a split (see `split_of`), the same for the same seed, fewer being the
-    first of more; ValueError for an unknown split, `TooFew` for one that holds fewer.
+    As in every family, the result has `n` different questions of one split (see `split_of`). It depends only on the
+    seed and the split; a smaller `n` gives a prefix of a larger one.
+
+    Args:
+        n: number of problems.
+        seed: seed of the draw.
+        split: one of `SPLITS`.
+
+    Raises:
+        ValueError: an unknown split.
+        TooFewProblems: the split has fewer than `n` different questions.
 
     Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3, after Du et al. 2023, arXiv 2305.14325.
+
+    Example:
+        >>> problems = arithmetic(100, seed=0, split="train")
     """
     rng = _random("arithmetic", seed, split)
 
@@ -77,7 +95,7 @@ def arithmetic(n: int, seed: int, split: str) -> list[Problem]:
 
 
 def small_arithmetic(n: int, seed: int, split: str) -> list[Problem]:
-    """`a+b*c-d` with a result of 0 or more: a and d from 1 to 19, b and c from 2 to 9; 22491 questions in all."""
+    """Generate `a+b*c-d` with a result of at least 0: a and d from 1 to 19, b and c from 2 to 9; 22491 questions."""
     pool = [
         (f"{a}+{b}*{c}-{d}", str(a + b * c - d))
         for a, b, c, d in product(range(1, 20), range(2, 10), range(2, 10), range(1, 20))
@@ -88,15 +106,15 @@ def small_arithmetic(n: int, seed: int, split: str) -> list[Problem]:
 
 
 def addition(n: int, seed: int, split: str) -> list[Problem]:
-    """`What is 53 + 35?`: two integers from 10 to 99, in words and with spaces; 8100 questions in all.
+    """Generate `What is 53 + 35?`: two integers from 10 to 99; 8100 questions.
 
-    Asked so after worked sums SmolLM2-135M-Instruct is right in a third to two fifths of them; see docs/training.md.
+    After worked examples, SmolLM2-135M-Instruct answers a third to two fifths of them correctly; see docs/training.md.
     """
     return _sums("addition", n, seed, split)
 
 
 def malice(n: int, seed: int, split: str) -> list[Problem]:
-    """The questions of `addition`, for debates in which one agent scorns who asks: the cast `scorning`."""
+    """Generate the questions of `addition`, for debates with one malicious agent: the cast `scorning`."""
     return _sums("malice", n, seed, split)
 
 
@@ -107,9 +125,9 @@ def _sums(family: str, n: int, seed: int, split: str) -> list[Problem]:
 
 
 def two_sum(n: int, seed: int, split: str, k: int = 8) -> list[Problem]:
-    """`7 12 25 3 sum 19 ?`: k different numbers from 1 to 30, of which exactly one pair, the answer, has that sum."""
+    """Generate `7 12 25 3 sum 19 ?`: k different numbers from 1 to 30; exactly one pair, the answer, has that sum."""
     if not 2 <= k <= 30:
-        raise ValueError(f"expected k from 2 to 30; got {k}.")
+        raise ValueError(f"expected k from 2 to 30; got {k}. Pass another k.")
     rng = _random(f"two_sum {k}", seed, split)
 
     def draw() -> tuple[str, str] | None:
@@ -121,31 +139,34 @@ def two_sum(n: int, seed: int, split: str, k: int = 8) -> list[Problem]:
     return _problems("two_sum", "pair", (draw() for _ in count()), n, split)
 
 
-CLUES: Mapping[str, Callable[[int, str], bool]] = {
+CLUE_TESTS: Mapping[str, Callable[[int, str], bool]] = {
     "over": lambda n, than: n > int(than),
     "rest": lambda n, rest: n % 3 == int(rest),
     "kind": lambda n, kind: kind == ("odd" if n % 2 else "even"),
 }
-"""What each clue of the family `clues` asks of a number: larger than that, that remainder by 3, odd or even."""
+"""Test of each clue in the family `clues`: larger than a number, remainder modulo 3, odd or even."""
 
 
 def clues(n: int, seed: int, split: str) -> list[Problem]:
-    """`7 12 25 3 44 51 8 30 over 10 rest 0 kind odd ?`: eight numbers from 1 to 59, of which one fits all three clues.
+    """Generate `7 12 25 3 44 51 8 30 over 10 rest 0 kind odd ?`: eight numbers from 1 to 59; one fits all three clues.
 
-    Each clue fits two to five of them, and each two clues together fit two at least: who knows two clues cannot tell.
+    Each clue fits two to five of the numbers, and each pair of clues at least two. So two clues never determine the
+    answer.
     """
     rng = _random("clues", seed, split)
 
     def draw() -> tuple[str, str] | None:
         numbers = rng.sample(range(1, 60), 8)
-        told = {"over": str(rng.choice(numbers)), "rest": str(rng.randrange(3)), "kind": rng.choice(("odd", "even"))}
-        fits = {clue: {x for x in numbers if CLUES[clue](x, what)} for clue, what in told.items()}
+        values = {"over": str(rng.choice(numbers)), "rest": str(rng.randrange(3)), "kind": rng.choice(("odd", "even"))}
+        fits = {
+            clue: {number for number in numbers if CLUE_TESTS[clue](number, value)} for clue, value in values.items()
+        }
         pairs = [fits[a] & fits[b] for a, b in (("over", "rest"), ("over", "kind"), ("rest", "kind"))]
-        left = set.intersection(*fits.values())
-        if len(left) != 1 or min(map(len, pairs)) < 2 or max(map(len, fits.values())) > 5:
+        common = set.intersection(*fits.values())
+        if len(common) != 1 or min(map(len, pairs)) < 2 or max(map(len, fits.values())) > 5:
             return None
-        asked = " ".join(f"{clue} {what}" for clue, what in told.items())
-        return f"{' '.join(map(str, numbers))} {asked} ?", str(left.pop())
+        clue_text = " ".join(f"{clue} {value}" for clue, value in values.items())
+        return f"{' '.join(map(str, numbers))} {clue_text} ?", str(common.pop())
 
     return _problems("clues", "number", (draw() for _ in count()), n, split)
 

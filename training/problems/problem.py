@@ -19,17 +19,21 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Problem:
-    """A question and what is known of its answer.
+    """A question and its right answer.
 
     Args:
-        id: names the problem; a generated question has the same id wherever it is drawn.
-        question: what is asked, with the options where there are some.
-        gold: the right answer in canonical form (`training.answers`); None for an open question and no other.
-        kind: what the answer is, one of `KINDS`: `number`, `option`, `word`, `pair` or `open`.
-        family: where the problem comes from, e.g. `arithmetic` or `bbh/web_of_lies`.
+        id: unique name; a generated question has the same id in every draw.
+        question: text of the question, with its options if it has some.
+        gold: right answer in canonical form (`training.problems.answers`); None for an open question, and only there.
+        kind: type of the answer, one of `KINDS`: `number`, `option`, `word`, `pair` or `open`.
+        family: source of the problem, e.g. `arithmetic` or `bbh/web_of_lies`.
 
     Raises:
-        ValueError: an empty question, a kind that does not exist, or a gold answer that is not canonical.
+        ValueError: an empty question, an unknown kind, or a gold answer that is not canonical.
+
+    Example:
+        >>> Problem("sum/1", "What is 53 + 35?", "88", "number", "addition").gold
+        '88'
     """
 
     id: str
@@ -40,43 +44,63 @@ class Problem:
 
     def __post_init__(self) -> None:
         if not isinstance(self.question, str) or not self.question.strip():
-            raise ValueError(f"expected a question in words; got {self.question!r}.")
+            raise ValueError(f"expected a question in words; got {self.question!r}. Pass a non-empty string.")
         if self.kind not in KINDS:
-            raise ValueError(f"expected a kind of {KINDS}; got {self.kind!r}.")
+            raise ValueError(f"expected a kind of {KINDS}; got {self.kind!r}. Pass one of these.")
         if (self.kind == "open") != (self.gold is None):
-            raise ValueError(f"expected None as gold answer of an open question only; got {self.gold!r} ({self.kind}).")
+            raise ValueError(
+                f"expected None as gold answer of an open question only; got {self.gold!r} ({self.kind}). "
+                "Pass the right answer, or kind='open'."
+            )
         if self.gold is not None and self.gold != (wanted := canonical(str(self.gold), self.kind)):
-            raise ValueError(f"expected the gold answer in canonical form, {wanted!r}; got {self.gold!r}.")
+            raise ValueError(
+                f"expected the gold answer in canonical form, {wanted!r}; got {self.gold!r}. Pass the canonical form."
+            )
 
 
 def read_problems(path: str | Path) -> list[Problem]:
-    """Read problems from JSON lines with `Problem`'s fields as keys.
+    """Read problems from JSON lines with the fields of `Problem` as keys.
 
     Raises:
-        ValueError: no problems, or a line that is none; the message names file and row.
+        ValueError: an empty file, or a row that is not a problem; the message names file and row.
+
+    Example:
+        >>> write_problems("problems.jsonl", problems)
+        >>> read_problems("problems.jsonl") == problems
+        True
     """
     names = {field.name for field in fields(Problem)}
 
     def problem(number: int, row: Mapping[str, Any]) -> Problem:
         if set(row) != names:
-            raise ValueError(f"expected the keys {sorted(names)}; got {sorted(row)}.")
+            raise ValueError(f"expected the keys {sorted(names)}; got {sorted(row)}. Rename, add or remove keys.")
         return Problem(**row)
 
     columns = {"id": str, "question": str, "kind": str, "family": str}
-    return _read(path, read_rows(path, complete=True), columns, problem)
+    return problems_from_rows(path, read_rows(path, complete=True), columns, problem)
 
 
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
-    """Write problems as JSON lines, atomically; `read_problems` gives back equal ones."""
+    """Write problems as JSON lines, atomically; `read_problems` returns equal ones."""
     write_text(path, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in problems))
 
 
-def _read(
+def problems_from_rows(
     source: str | Path, rows: Any, columns: Mapping[str, type], problem: Callable[[int, Mapping[str, Any]], Problem]
 ) -> list[Problem]:
-    """A problem per row, counted from 1, once its columns are checked; a row that is refused is named."""
+    """Return one problem per row after checking its columns.
+
+    Args:
+        source: file or data set that the errors name.
+        rows: list of mappings, one per problem.
+        columns: required keys and the type of each value.
+        problem: `(row number from 1, row) -> problem`; it may raise ValueError.
+
+    Raises:
+        ValueError: no rows, or a row that is not a problem; the message names source and row.
+    """
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f"expected a list of at least one problem in {source}; found none. Look at its layout.")
+        raise ValueError(f"expected a list of at least one problem in {source}; found none. Check the file's layout.")
     wanted = ", ".join(f"{key}: {kind.__name__}" for key, kind in columns.items())
     problems = []
     for number, row in enumerate(rows, 1):

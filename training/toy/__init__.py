@@ -1,1 +1,1 @@
-"""The miniature: small generated worlds and a model trained on them from scratch."""
+"""Toy setting: generated worlds, and a base model trained on them from scratch."""

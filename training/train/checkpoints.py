@@ -1,4 +1,4 @@
-"""Checkpoints between stages: tags added as ordinary tokens, adapters merged, standalone folders written."""
+"""Checkpoints of the training stages: tags as ordinary tokens, LoRA adapters, and standalone model folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True)
 class LoRA:
-    """A low-rank adapter on the attention and MLP projections; the paper's SFT setting by default."""
+    """A low-rank adapter on the attention and MLP projections (Hu et al. 2021, arXiv 2106.09685).
+
+    The weight of a projection is `W + (alpha / r) B A`, with A `[r, d_in]` and B `[d_out, r]`. The defaults are the
+    paper's SFT setting (arXiv 2604.24881, section 3).
+
+    Args:
+        r: rank.
+        alpha: numerator of the scale.
+        dropout: dropout probability of the adapter's input.
+    """
 
     r: int = 32
     alpha: int = 32
@@ -23,10 +32,21 @@ class LoRA:
 
 
 def add_tags(model: Any, tokenizer: Any, tags: Sequence[str]) -> Any:
-    """A copy of the tokenizer that has each tag as one ordinary token; the model's embeddings grow in place.
+    """Return a copy of the tokenizer in which each tag is one ordinary token; the model's embeddings grow in place.
 
-    Ordinary, not special: decoding keeps them, so that a reward which reads the text sees them. A new row starts as the
-    mean of the old ones and a little noise; tied embeddings stay tied.
+    The tags are not special tokens, because decoding removes special tokens and the format reward reads the tags. A new
+    embedding row is the mean of the old rows plus a little noise; tied embeddings stay tied.
+
+    Args:
+        model: a causal language model; changed in place.
+        tokenizer: its tokenizer; unchanged.
+        tags: texts of the new tokens, e.g. `steerkit.text.tags.tags()`.
+
+    Raises:
+        ValueError: a tag that is not one token, or that decoding removes.
+
+    Example:
+        >>> tokenizer = add_tags(model, tokenizer, tags(agents=3, rounds=2))
     """
     from tokenizers import AddedToken
 
@@ -37,15 +57,24 @@ def add_tags(model: Any, tokenizer: Any, tags: Sequence[str]) -> Any:
     for tag in tags:
         ids = tagged(tag, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or tagged.decode(ids, skip_special_tokens=True) != tag:
-            raise ValueError(f"expected the tag {tag!r} to be one token that decoding keeps; got the ids {ids}.")
+            raise ValueError(
+                f"expected the tag {tag!r} to be one token that decoding keeps; got the ids {ids}. "
+                "Use a tokenizer in which the tag is no special token."
+            )
     return tagged
 
 
-def adapted(model: Any, lora: LoRA | None, tokens: bool) -> Any:
-    """The model with a fresh adapter to train, or itself, all of it trained, where `lora` is None.
+def with_adapter(model: Any, lora: LoRA | None, train_embeddings: bool) -> Any:
+    """Return the model with a fresh LoRA adapter to train; with `lora=None` the model itself, all weights trainable.
 
     Args:
-        tokens: train the embeddings too (new tags need it); tied ones stay tied, untied output rows are trained too.
+        model: a causal language model.
+        lora: the adapter.
+        train_embeddings: train the embeddings too, as new tags require. Tied embeddings stay tied; untied output rows
+            are trained too.
+
+    Example:
+        >>> policy = with_adapter(model, LoRA(r=32, alpha=64, dropout=0.1), train_embeddings=False)
     """
     if lora is None:
         return model
@@ -53,41 +82,56 @@ def adapted(model: Any, lora: LoRA | None, tokens: bool) -> Any:
 
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     extra: dict[str, Any] = {}
-    if tokens:
+    if train_embeddings:
         names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
         saved = [names[id(model.get_input_embeddings())]]
         saved += [] if tied else [names[id(model.get_output_embeddings())]]
         extra = {"modules_to_save": saved, "ensure_weight_tying": tied}
-    there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    targets = [name for name in MODULES if name in there] or "all-linear"
+    module_names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    targets = [name for name in MODULES if name in module_names] or "all-linear"
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
         **extra,
-    )  # fmt: skip
+    )
     return get_peft_model(model, config)
 
 
 def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
-    """Merge an adapter if there is one, and write a folder that `steerkit.load` opens without anything else."""
+    """Merge an adapter if there is one, and write a folder that `steerkit.load` opens without other files.
+
+    Raises:
+        FileExistsError: the folder exists.
+
+    Example:
+        >>> model, tokenizer = sk.load(save(model, tokenizer, "runs/model/checkpoint"))
+    """
     folder = Path(folder)
-    whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     staging = folder.with_name(f".{folder.name}.part")
-    whole.save_pretrained(staging)
+    merged.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
     if folder.exists():
-        raise FileExistsError(f"expected no checkpoint at {folder} yet; one is there. Remove it or use another folder.")
+        raise FileExistsError(f"expected no checkpoint at {folder}; one exists. Remove it, or pass another folder.")
     staging.rename(folder)
     return folder
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The trainer's newest whole checkpoint in a folder."""
+    """Return the trainer's newest complete checkpoint in a folder; None without one."""
     from transformers.trainer_utils import get_last_checkpoint
 
     return get_last_checkpoint(str(folder)) if folder.exists() else None
 
 
 def device_options(bf16: bool) -> dict[str, Any]:
-    """What a TRL configuration has to be told about the machine: TRL asks for bf16 even on a CPU."""
+    """Return the device settings of a TRL configuration; TRL's own default is bfloat16 even on a CPU.
+
+    Args:
+        bf16: compute in bfloat16 on a CPU too; a GPU always does.
+    """
     on_gpu = torch.cuda.is_available()
     return {"use_cpu": not on_gpu, "bf16": on_gpu or bf16, "report_to": "none"}

@@ -1,4 +1,4 @@
-"""GRPO on the SFT checkpoint: the format reward fades, the length clip shrinks, the generation budget with it."""
+"""GRPO on the SFT checkpoint: the format reward fades, and the length clip and the generation length shrink."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from steerkit.io.run_folder import run_folder
 from steerkit.text.tags import agents_in
 from training.debates.judge import Judge
 from training.problems.problem import Problem
-from training.train.checkpoints import LoRA, adapted, device_options, last_checkpoint, save
-from training.train.ranks import mean as mean_over_ranks
-from training.train.ranks import whole_weights
+from training.train.checkpoints import LoRA, device_options, last_checkpoint, save, with_adapter
+from training.train.distributed import mean_over_processes, whole_weights
 from training.train.rewards import Box, Completion, clip_reward, format_reward, tag_weights, weighted_format
 from training.train.rollouts import rollouts, sharded
 from training.train.schedules import Anneal, Gate, pass_gate
@@ -31,28 +30,52 @@ GATE, LOG = "gate.json", "log.jsonl"
 
 @dataclass(frozen=True)
 class GRPO:
-    """How to train; the defaults are the paper's (arXiv 2604.24881, section 3).
+    """Settings of GRPO (Shao et al. 2024, arXiv 2402.03300).
+
+    For a group of G completions y_1 ... y_G of one problem with rewards r_i, the advantage is
+
+        A_i = (r_i - mean(r)) / (std(r) + 1e-4)        (without the division if `scale` is False)
+
+    A step minimises the mean over the tokens t of all completions of
+
+        -min(rho_t A_i, clip(rho_t, 1 - epsilon, 1 + epsilon) A_i) + beta KL(policy || reference)
+
+    with rho_t the probability ratio of token t between the policy and the policy that generated it. The reward is that
+    of `training.train.rewards`.
+
+    The defaults are the paper's (arXiv 2604.24881, section 3), with these exceptions: `must_end` is True, the length of
+    training is set by `steps` and `prompts` instead of epochs per stage, and the learning rate is constant.
 
     Args:
-        anneal: how `w_fmt` and `l` go down.
+        anneal: schedule of `w_fmt` and `l`.
         clip_weight: `w_clip`.
-        format: whether tags are rewarded at all (not in the control without a debate).
-        box, must_end: which box counts, and whether the end has to come within `l`; see `training.rewards.clip_reward`.
+        format: reward the tags; False in the control without a debate.
+        box: which box counts, see `training.train.rewards.clip_reward`.
+        must_end: require the end of the completion within `l`, see `training.train.rewards.clip_reward`.
         kept: tags whose reward never fades.
-        agents, rounds: of the debate whose tags are rewarded.
+        agents: agents of the debate whose tags are rewarded.
+        rounds: rounds of that debate.
         steps: optimisation steps; the schedule ends with them.
-        prompts, generations: how many problems a step, and completions of each.
+        prompts: problems per generation step on each device.
+        generations: completions per problem, G.
         micro_batch: completions per backward pass on each device.
         inner: optimisation steps on the same completions.
-        decay: let the learning rate fall linearly to 0, where it is constant else: small batches say little of a step's
-            direction, and what a constant rate adds of noise is never taken back.
-        beta: weight of the KL term; epsilon: clip of the probability ratio.
-        scale: divide a group's advantages by their standard deviation.
-        mask_truncated: leave completions that never ended out of the loss.
-        lora: None trains all weights.
+        learning_rate: learning rate after a warm-up.
+        decay: decrease the learning rate linearly to 0 instead of keeping it constant. With small batches a constant
+            rate leaves noise in the final weights.
+        temperature: sampling temperature of the completions.
+        top_p: nucleus of the completions.
+        beta: weight of the KL term.
+        epsilon: clip of the probability ratio.
+        loss: TRL's name of the loss; `"bnpo"` averages over all tokens of the batch.
+        scale: divide the advantages of a group by their standard deviation.
+        mask_truncated: leave completions without an end out of the loss.
+        max_grad_norm: gradient norm limit.
+        lora: the adapter; None trains all weights.
         save_every: steps between checkpoints.
-        bf16: compute in bfloat16 on a CPU too; see `training.sft.SFT`. A GPU always does.
-        vllm: let vLLM, in the same process, write the completions; it has to be installed, and a GPU to be there.
+        bf16: compute in bfloat16 on a CPU too, see `training.train.sft.SFT`; a GPU always does.
+        vllm: generate completions by vLLM in the same process; this requires vLLM and a GPU.
+        seed: seed of the trainer and of the completions.
     """
 
     anneal: Anneal = Anneal()  # noqa: RUF009  frozen
@@ -85,98 +108,133 @@ class GRPO:
     seed: int = 0
 
 
-class Annealed(TrainerCallback):
-    """The reward function that TRL calls, and the callback that moves its schedule: one state for both.
+class AnnealedReward(TrainerCallback):
+    """Reward function that TRL calls, and callback that advances its schedule; both share one state.
 
-    The state is the gate; it is written into each of the trainer's checkpoints and read back on resuming. A line of
-    `log.jsonl` per step has the step, `l`, `w_fmt`, the reward's parts, accuracy, length, and the shares of
-    completions that hold 1, 2, ... agents.
+    The state is the gate. It is written into each of the trainer's checkpoints and read when a run resumes. `log.jsonl`
+    has one row per step: the step, `l`, `w_fmt`, the terms of the reward, accuracy, length, and the shares of
+    completions with 1, 2, ... agents.
+
+    Args:
+        setting: see `GRPO`.
+        tokenizer: tokenizer of the policy.
+        folder: folder of `log.jsonl`.
+        on_clip: called with `l` at the beginning of each step.
+        judge: judge of open questions.
     """
 
     def __init__(
         self, setting: GRPO, tokenizer: Any, folder: Path, on_clip: Any = None, judge: Judge | None = None
     ) -> None:
-        self.setting, self.tokenizer, self.folder, self.on_clip = setting, tokenizer, folder, on_clip
+        self.setting = setting
+        self.tokenizer = tokenizer
+        self.folder = folder
+        self.on_clip = on_clip
         self.judge = judge
         self.gate = Gate()
         self.weights = tag_weights(setting.agents, setting.rounds)
         self.__name__ = "imad"
 
-    def now(self, step: int) -> tuple[float, int]:
-        """`(w_fmt, l)` in a step."""
+    def at_step(self, step: int) -> tuple[float, int]:
+        """Return `(w_fmt, l)` of a step."""
         gated = self.setting.anneal.kind == "gated"
         progress = self.gate.progress if gated else step * self.setting.anneal.pace(self.setting.steps)
         return self.setting.anneal.at(min(1.0, progress))
 
     def __call__(
-        self, completion_ids: Sequence[Sequence[int]], question: Sequence[str], gold: Sequence[str],
-        kind: Sequence[str], trainer_state: Any, **_: Any,
-    ) -> list[float]:  # fmt: skip
-        w_fmt, clip = self.now(trainer_state.global_step)
-        ends = {self.tokenizer.eos_token_id}
-        rows = []
-        passed = self._judged(completion_ids, question, kind, clip)
-        for number, (ids, right, how) in enumerate(zip(completion_ids, gold, kind, strict=True)):
-            finished = bool(ids) and ids[-1] in ends
-            text = self._decode(ids)
-            completion = Completion(tuple(ids), finished)
-            in_time = finished and len(ids) <= clip
-            if how == "open":
-                right_at_all = float(passed[number])
-                right_now = right_at_all if in_time or not self.setting.must_end else 0.0
-            else:
-                right_now = clip_reward(
-                    completion, clip, self._decode, right, how, self.setting.box, self.setting.must_end
-                )
-                right_at_all = clip_reward(completion, len(ids), self._decode, right, how, "last", False)
-            parts = {
-                "format": weighted_format(text, self.weights, w_fmt, self.setting.kept) if self.setting.format else 0.0,
-                "tags": format_reward(text, self.weights),
-                "clip": right_now, "correct": right_at_all,
-                "length": len(ids), "truncated": not finished, "agents": len(agents_in(text)),
-            }  # fmt: skip
-            rows.append({**parts, "reward": parts["format"] + self.setting.clip_weight * parts["clip"]})
-        self._note(trainer_state.global_step, w_fmt, clip, rows)
+        self,
+        completion_ids: Sequence[Sequence[int]],
+        question: Sequence[str],
+        gold: Sequence[str],
+        kind: Sequence[str],
+        trainer_state: Any,
+        **_: Any,
+    ) -> list[float]:
+        """Return the reward of each completion and append a row to the log.
+
+        Args:
+            completion_ids: token ids of the completions.
+            question: question of each completion.
+            gold: correct answer of each; empty for an open question.
+            kind: kind of answer of each.
+            trainer_state: TRL's state, for the step.
+        """
+        w_fmt, clip = self.at_step(trainer_state.global_step)
+        verdicts = self._judge_open(completion_ids, question, kind, clip)
+        rows = [
+            self._score(ids, gold[i], kind[i], w_fmt, clip, verdicts.get(i)) for i, ids in enumerate(completion_ids)
+        ]
+        self._log(trainer_state.global_step, w_fmt, clip, rows)
         return [row["reward"] for row in rows]
 
-    def _judged(
+    def _score(
+        self, ids: Sequence[int], gold: str, kind: str, w_fmt: float, clip: int, verdict: bool | None
+    ) -> dict[str, float]:
+        """Return one completion's reward and its terms; `verdict` is the judge's for an open question."""
+        setting = self.setting
+        finished = bool(ids) and ids[-1] == self.tokenizer.eos_token_id
+        text = self._decode(ids)
+        if kind == "open":
+            correct = float(bool(verdict))
+            ends_in_time = finished and len(ids) <= clip
+            clipped = correct if ends_in_time or not setting.must_end else 0.0
+        else:
+            completion = Completion(tuple(ids), finished)
+            clipped = clip_reward(completion, clip, self._decode, gold, kind, setting.box, setting.must_end)
+            correct = clip_reward(completion, len(ids), self._decode, gold, kind, "last", False)
+        formatted = weighted_format(text, self.weights, w_fmt, setting.kept) if setting.format else 0.0
+        return {
+            "format": formatted,
+            "tags": format_reward(text, self.weights),
+            "clip": clipped,
+            "correct": correct,
+            "length": len(ids),
+            "truncated": not finished,
+            "agents": len(agents_in(text)),
+            "reward": formatted + setting.clip_weight * clipped,
+        }
+
+    def _judge_open(
         self, completion_ids: Sequence[Sequence[int]], question: Sequence[str], kind: Sequence[str], clip: int
     ) -> dict[int, bool]:
-        """The judge's verdict on the first `clip` tokens of each completion of an open question, by place."""
-        places = [number for number, how in enumerate(kind) if how == "open"]
-        if not places:
+        """Return the judge's verdict on the first `clip` tokens of each open question's completion, by its index."""
+        indices = [index for index, one in enumerate(kind) if one == "open"]
+        if not indices:
             return {}
         assert self.judge is not None
-        verdicts = self.judge([(question[number], self._decode(completion_ids[number][:clip])) for number in places])
-        return dict(zip(places, verdicts, strict=True))
+        pairs = [(question[index], self._decode(completion_ids[index][:clip])) for index in indices]
+        return dict(zip(indices, self.judge(pairs), strict=True))
 
-    def _note(self, step: int, w_fmt: float, clip: int, rows: Sequence[Mapping[str, float]]) -> None:
+    def _log(self, step: int, w_fmt: float, clip: int, rows: Sequence[Mapping[str, float]]) -> None:
+        """Append the means of a step to the log, and update the gate."""
         rewards = np.array([row["reward"] for row in rows]).reshape(-1, self.setting.generations)
-        line = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        line["success"] = mean_over_ranks(line["clip"])
-        several = range(1, self.setting.agents + 1)
-        line |= {f"agents_{k}": float(np.mean([row["agents"] == k for row in rows])) for k in several}
-        flat = float((rewards.std(1) == 0).mean())
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        means["success"] = mean_over_processes(means["clip"])
+        for count in range(1, self.setting.agents + 1):
+            means[f"agents_{count}"] = float(np.mean([row["agents"] == count for row in rows]))
+        means["groups_without_spread"] = float((rewards.std(1) == 0).mean())
         if is_first():
-            row = {"step": step, "w_fmt": w_fmt, "clip_tokens": clip, **line, "groups_without_spread": flat}
-            append_rows(self.folder / LOG, [{**row, "progress": self.gate.progress}])
+            row = {"step": step, "w_fmt": w_fmt, "clip_tokens": clip, **means, "progress": self.gate.progress}
+            append_rows(self.folder / LOG, [row])
         if self.setting.anneal.kind == "gated":
             pace = self.setting.anneal.pace(self.setting.steps)
-            self.gate = pass_gate(self.gate, line["success"], pace, self.setting.anneal.floor)
+            self.gate = pass_gate(self.gate, means["success"], pace, self.setting.anneal.floor)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Pass the current `l` to `on_clip`."""
         if self.on_clip is not None:
-            self.on_clip(self.now(state.global_step)[1])
+            self.on_clip(self.at_step(state.global_step)[1])
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the gate into the trainer's checkpoint."""
         if is_first():
             write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / GATE, asdict(self.gate))
 
     def resume(self, checkpoint: str | None) -> None:
-        """Take up the gate of a checkpoint, and drop what the log says of later steps."""
+        """Restore the gate of a checkpoint, and remove the log's rows of later steps."""
         log = self.folder / LOG
         step = 0
         if checkpoint is not None:
@@ -196,17 +254,31 @@ def train_grpo(
     out: str | Path,
     judge: Judge | None = None,
 ) -> Path:
-    """Train and write a standalone checkpoint, `out/checkpoint`; goes on from the trainer's last if interrupted.
+    """Train a model by GRPO and write a standalone checkpoint; an interrupted run resumes.
 
-    The model is trained in place: load it anew to use the old one. `judge` takes the place of the right answer where a
-    question is open: the clip reward is then 1 if it passes the first `l` tokens.
+    Args:
+        model: the policy, trained in place; load it again to use the old weights.
+        tokenizer: its tokenizer.
+        problems: problems to answer; the policy reads `Problem: {question}` and a blank line.
+        setting: see `GRPO`.
+        out: run folder. `log.jsonl` has one row per step, `trainer/` the checkpoints to resume from.
+        judge: judge of open questions, see `training.debates.judge`. The clip reward of an open question is 1 if the
+            judge passes the first `l` tokens.
+
+    Returns:
+        The folder `out/checkpoint`, which `steerkit.load` opens.
 
     Raises:
-        ValueError: no problems, or an open one without a judge.
+        ValueError: no problems, or an open question without a judge.
         ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
+
+    Source: stage 2 of Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3.
+
+    Example:
+        >>> checkpoint = train_grpo(*sk.load("runs/sft/checkpoint"), addition(256, 0, "train"), GRPO(), "runs/grpo")
     """
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     rows = [
         {"prompt": f"Problem: {p.question}\n\n", "question": p.question, "gold": p.gold or "", "kind": p.kind}
@@ -214,47 +286,78 @@ def train_grpo(
     ]
     if not rows or (judge is None and any(p.kind == "open" for p in problems)):
         raise ValueError(
-            f"expected problems, and a judge where one is open; got {len(rows)} problems and {judge}. See judge.py."
+            f"expected problems, and a judge where one is open; got {len(rows)} problems and judge={judge}. "
+            "Pass judge=, see training/debates/judge.py."
         )
     config = {**asdict(setting), "problems": sha256(canonical_json(rows))}
     with run_folder(out, config) as folder:
         done = folder / "checkpoint"
         if done.exists():
             return done
-        completions = setting.prompts * setting.generations
-        arguments = GRPOConfig(
-            output_dir=str(folder / "trainer"), max_steps=setting.steps, learning_rate=setting.learning_rate,
-            per_device_train_batch_size=setting.micro_batch,
-            gradient_accumulation_steps=max(1, completions // setting.micro_batch),
-            num_generations=setting.generations, num_iterations=setting.inner, temperature=setting.temperature,
-            top_p=setting.top_p, beta=setting.beta, epsilon=setting.epsilon, loss_type=setting.loss,
-            scale_rewards="group" if setting.scale else "none", mask_truncated_completions=setting.mask_truncated,
-            max_completion_length=setting.anneal.at(0.0)[1], max_grad_norm=setting.max_grad_norm,
-            lr_scheduler_type="linear" if setting.decay else "constant_with_warmup", warmup_steps=0.05,
-            save_strategy="steps", save_steps=setting.save_every, logging_steps=10, seed=setting.seed,
-            gradient_checkpointing=False, disable_tqdm=True, use_vllm=setting.vllm, vllm_mode="colocate",
-            **device_options(setting.bf16),
-        )  # fmt: skip
-        annealed: Any = Annealed(setting, tokenizer, folder, judge=judge)
-        engine = None if setting.vllm or sharded(arguments) else rollouts
+        arguments = _trl_config(setting, folder)
+        reward: Any = AnnealedReward(setting, tokenizer, folder, judge=judge)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
             trainer = GRPOTrainer(
-                adapted(model, setting.lora, tokens=False), reward_funcs=annealed, args=arguments,
-                train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[annealed],
-                rollout_func=engine,
-            )  # fmt: skip
-        annealed.on_clip = lambda length: shorten_generation(trainer, length)
+                with_adapter(model, setting.lora, train_embeddings=False),
+                reward_funcs=reward,
+                args=arguments,
+                train_dataset=Dataset.from_list(rows),
+                processing_class=tokenizer,
+                callbacks=[reward],
+                rollout_func=None if setting.vllm or sharded(arguments) else rollouts,
+            )
+        reward.on_clip = lambda length: set_generation_length(trainer, length)
         checkpoint = last_checkpoint(folder / "trainer")
-        annealed.resume(checkpoint)
+        reward.resume(checkpoint)
         trainer.train(resume_from_checkpoint=checkpoint)
         with whole_weights(trainer):
             in_first_process(lambda: save(trainer.model, tokenizer, done))
         return done
 
 
-def shorten_generation(trainer: Any, length: int) -> None:
-    """Set the completion length in every place that the trainer fixed it in when it was built."""
+def _trl_config(setting: GRPO, folder: Path) -> Any:
+    from trl import GRPOConfig
+
+    completions = setting.prompts * setting.generations
+    return GRPOConfig(
+        output_dir=str(folder / "trainer"),
+        max_steps=setting.steps,
+        learning_rate=setting.learning_rate,
+        per_device_train_batch_size=setting.micro_batch,
+        gradient_accumulation_steps=max(1, completions // setting.micro_batch),
+        num_generations=setting.generations,
+        num_iterations=setting.inner,
+        temperature=setting.temperature,
+        top_p=setting.top_p,
+        beta=setting.beta,
+        epsilon=setting.epsilon,
+        loss_type=setting.loss,
+        scale_rewards="group" if setting.scale else "none",
+        mask_truncated_completions=setting.mask_truncated,
+        max_completion_length=setting.anneal.at(0.0)[1],
+        max_grad_norm=setting.max_grad_norm,
+        lr_scheduler_type="linear" if setting.decay else "constant_with_warmup",
+        warmup_steps=0.05,
+        save_strategy="steps",
+        save_steps=setting.save_every,
+        logging_steps=10,
+        seed=setting.seed,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        use_vllm=setting.vllm,
+        vllm_mode="colocate",
+        **device_options(setting.bf16),
+    )
+
+
+def set_generation_length(trainer: Any, length: int) -> None:
+    """Set the maximum completion length everywhere the trainer copied it to when it was built.
+
+    Args:
+        trainer: TRL's GRPO trainer.
+        length: maximum number of new tokens.
+    """
     trainer.max_completion_length = length
     if getattr(trainer, "generation_config", None) is not None:
         trainer.generation_config.max_new_tokens = length

@@ -1,7 +1,8 @@
-"""Supervised fine-tuning on debate traces, and the DebateGPT baselines, which are the same on shorter targets."""
+"""Supervised fine-tuning on debate traces, and its baselines, which train on shorter targets of the same traces."""
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from steerkit.io.run_folder import run_folder
 from steerkit.text.tags import CONSENSUS, END, agent_tag, round_tag, tags, without_tags
 from steerkit.text.traces import DebateTrace
 from training.problems.answers import read_answer, same
-from training.train.checkpoints import LoRA, adapted, add_tags, device_options, last_checkpoint, save
-from training.train.ranks import whole_weights
+from training.train.checkpoints import LoRA, add_tags, device_options, last_checkpoint, save, with_adapter
+from training.train.distributed import whole_weights
 
 Target = Literal["trace", "untagged", "answer", "response", "first"]
 Cut = Literal["answers", "revision", "turn"]
@@ -25,22 +26,36 @@ Cut = Literal["answers", "revision", "turn"]
 
 @dataclass(frozen=True)
 class SFT:
-    """How to fine-tune; the defaults are the paper's (arXiv 2604.24881, section 3).
+    """Settings of supervised fine-tuning; the defaults are the paper's (arXiv 2604.24881, section 3).
 
     Args:
-        target: what is learnt after `Problem: ...`: the whole `"trace"`; the same `"untagged"`, a control in which
-            nothing names the agents; DebateGPT's `"answer"`, the box alone; or its `"response"`, a last turn that gave
-            the consensus; or the `"first"` turn of an agent drawn at random, right or wrong: no debate at all.
-        structure_dropout: share of traces that are cut short, to what `cut_to` says and the consensus; without it a
-            later length reward finds no short output to reinforce.
-        cut_to: one or two agents' first turns that gave the consensus (`"answers"`), or all but the last round and one
-            turn of that which gave it (`"revision"`), for problems in which the first round is seldom right, or one
-            agent's first turn, right or wrong (`"turn"`), so that who speaks is the first thing to choose.
-        batch: examples per optimisation step, `micro_batch` of them at a time on each device.
-        lora: None trains all weights.
-        steps: optimisation steps; None for `epochs`.
-        bf16: compute in bfloat16 on a CPU too, which pays only where it has instructions for it (AMX) and is several
-            times slower elsewhere; a GPU always does.
+        target: text to learn after the prompt `Problem: ...`:
+            `"trace"`, the whole trace;
+            `"untagged"`, the trace without its tags (control: no text names an agent);
+            `"answer"`, the box with the consensus (DebateGPT);
+            `"response"`, a last turn that gave the consensus (DebateGPT);
+            `"first"`, the first turn of a random agent, right or wrong (no debate).
+        epochs: passes over the examples, if `steps` is None.
+        steps: optimisation steps; None trains for `epochs`.
+        learning_rate: peak of a cosine schedule.
+        batch: examples per optimisation step on each device.
+        micro_batch: examples per backward pass on each device.
+        warmup: share of the steps with increasing learning rate.
+        max_length: maximum length of an example in tokens; longer ones are truncated.
+        max_grad_norm: gradient norm limit.
+        lora: the adapter; None trains all weights.
+        structure_dropout: share of traces that are shortened to the turns of `cut_to` and the consensus. Without
+            shortened traces, the length reward of GRPO finds no short output to reinforce.
+        cut_to: turns of a shortened trace:
+            `"answers"`, one or two agents' first turns that gave the consensus;
+            `"revision"`, all earlier rounds and one turn of the last round that gave the consensus, for problems
+            in which the first round is seldom right;
+            `"turn"`, one agent's first turn, right or wrong, so that the first choice is who speaks.
+        bf16: compute in bfloat16 on a CPU too; a GPU always does. It is slower on CPUs without AMX instructions.
+        seed: seed of the examples and of the trainer.
+
+    With prompt x and target y, the loss is the mean of `-log p(y_t | x, y_1 ... y_(t-1))` over all target tokens of a
+    batch.
     """
 
     target: Target = "trace"
@@ -60,112 +75,188 @@ class SFT:
 
 
 def examples(traces: Sequence[DebateTrace], setting: SFT, kind: str = "number") -> list[dict[str, str]]:
-    """`{"prompt", "completion"}` of each trace; loss falls on the completion alone.
+    """Return `{"prompt", "completion"}` for each trace; the loss is computed on the completion only.
 
-    A trace that begins with its problem does not get it twice. `ValueError` where no trace gives an example.
+    The problem is in the prompt only, even if the trace begins with it. Traces without the target are left out.
+
+    Args:
+        traces: debates with a consensus.
+        setting: target, structure dropout and seed.
+        kind: kind of the answers, one of `training.problems.answers.KINDS`.
+
+    Raises:
+        ValueError: no trace gives an example.
+
+    Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3.
+
+    Example:
+        >>> rows = examples(read_traces("runs/debates/traces.jsonl"), SFT(structure_dropout=0.35))
     """
     rng = random.Random(setting.seed)
     rows = []
     for trace in traces:
-        if setting.target in ("trace", "untagged"):
-            cut = rng.random() < setting.structure_dropout
-            tagged = shortened(trace, kind, rng, setting.cut_to) if cut else trace.body
-            completion: str | None = without_tags(tagged) if setting.target == "untagged" else tagged
-        elif setting.target == "first":
-            completion = rng.choice([turn.text for turn in trace.turns if turn.round == 1])
-        else:
-            completion = debategpt(trace, setting.target, kind)
+        completion = _completion(trace, setting, kind, rng)
         if completion is not None:
             rows.append({"prompt": trace.prompt, "completion": completion})
     if not rows:
-        raise ValueError(f"expected traces that give examples for {setting.target!r}; {len(traces)} gave none.")
+        raise ValueError(
+            f"expected traces that give examples for the target {setting.target!r}; got {len(traces)} that give none. "
+            "Pass traces with a consensus."
+        )
     return rows
 
 
-def shortened(trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut = "answers") -> str:
-    """A trace's tagged text cut as `SFT.cut_to` says; all of it where no turn of that round gave the consensus."""
+def _completion(trace: DebateTrace, setting: SFT, kind: str, rng: random.Random) -> str | None:
+    """Return the target text of a trace; None if the trace does not contain it."""
+    if setting.target in ("trace", "untagged"):
+        cut = rng.random() < setting.structure_dropout
+        tagged = cut_trace(trace, kind, rng, setting.cut_to) if cut else trace.body
+        return without_tags(tagged) if setting.target == "untagged" else tagged
+    if setting.target == "first":
+        return rng.choice([turn.text for turn in trace.turns if turn.round == 1])
+    return debategpt_target(trace, setting.target, kind)
+
+
+def cut_trace(trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut = "answers") -> str:
+    """Return a trace's tagged text shortened as `SFT.cut_to` defines.
+
+    The text is unchanged if no turn of the round in question gave the consensus.
+
+    Args:
+        trace: a debate with a consensus.
+        kind: kind of the answer.
+        rng: source of the random choice among turns.
+        cut_to: see `SFT`.
+    """
     answer = read_answer(trace.consensus or "", kind)
     number = max(turn.round for turn in trace.turns) if cut_to == "revision" else 1
-    there = [turn for turn in trace.turns if turn.round == number]
-    gave = there if cut_to == "turn" else [t for t in there if same(read_answer(t.text, kind), answer)]
-    if not gave:
+    in_round = [turn for turn in trace.turns if turn.round == number]
+    if cut_to == "turn":
+        candidates = in_round
+    else:
+        candidates = [turn for turn in in_round if same(read_answer(turn.text, kind), answer)]
+    if not candidates:
         return trace.body
     if cut_to == "answers":
-        turns = rng.sample(gave, min(len(gave), rng.choice((1, 2))))
+        turns = rng.sample(candidates, min(len(candidates), rng.choice((1, 2))))
     else:
-        turns = [*(turn for turn in trace.turns if turn.round < number), rng.choice(gave)]
+        turns = [*(turn for turn in trace.turns if turn.round < number), rng.choice(candidates)]
     kept = {agent_tag(turn.agent, turn.round) for turn in turns} | {round_tag(turn.round) for turn in turns}
-    parts = re.split(f"(?={'|'.join(map(re.escape, found_tags([trace])))})", trace.body)
+    parts = re.split(f"(?={'|'.join(map(re.escape, tags_of([trace])))})", trace.body)
     return "".join(part for part in parts if part.startswith((*kept, CONSENSUS, END)))
 
 
-def debategpt(trace: DebateTrace, target: Target, kind: str) -> str | None:
-    r"""DebateGPT's target: `\boxed{answer}`, or the last turn of the first agent that gave the consensus."""
+def debategpt_target(trace: DebateTrace, target: Target, kind: str) -> str | None:
+    r"""Return DebateGPT's target: `\boxed{answer}`, or the last turn of the first agent that gave the consensus.
+
+    Args:
+        trace: a debate.
+        target: `"answer"` or `"response"`.
+        kind: kind of the answer.
+
+    Returns:
+        The target; None if the consensus cannot be parsed, or no last turn gave it.
+
+    Source: the baseline of Yi, Mueller and Lee 2026, arXiv 2604.24881, which trains on the consensus answer only.
+    """
     answer = read_answer(trace.consensus or "", kind)
     if answer is None:
         return None
     if target == "answer":
         return rf"\boxed{{{answer}}}"
     last = max(turn.round for turn in trace.turns)
-    mine = [turn.text for turn in trace.turns if turn.round == last and same(read_answer(turn.text, kind), answer)]
-    return mine[0] if mine else None
+    texts = [turn.text for turn in trace.turns if turn.round == last and same(read_answer(turn.text, kind), answer)]
+    return texts[0] if texts else None
 
 
 def train_sft(
     model: Any, tokenizer: Any, traces: Sequence[DebateTrace], setting: SFT, out: str | Path, kind: str = "number"
 ) -> Path:
-    """Fine-tune and write a standalone checkpoint, `out/checkpoint`; goes on from the trainer's last if interrupted.
+    """Fine-tune a model and write a standalone checkpoint; an interrupted run resumes.
 
-    The model is trained in place: load it anew to use the old one.
+    Args:
+        model: a causal language model, trained in place; load it again to use the old weights.
+        tokenizer: its tokenizer.
+        traces: debates with a consensus.
+        setting: see `SFT`.
+        out: run folder. `log.json` has the losses, `trainer/` the checkpoints to resume from.
+        kind: kind of the answers, one of `training.problems.answers.KINDS`.
+
+    Returns:
+        The folder `out/checkpoint`, which `steerkit.load` opens.
 
     Raises:
+        ValueError: no trace gives an example.
         ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
+
+    Source: stage 1 of Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3.
+
+    Example:
+        >>> checkpoint = train_sft(*sk.load("runs/base"), traces, SFT(epochs=3), "runs/sft")
     """
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     rows = examples(traces, setting, kind)
     config = {**asdict(setting), "examples": sha256(canonical_json(rows))}
     with run_folder(out, config) as folder:
-        done = folder / "checkpoint"
-        if done.exists():
-            return done
+        checkpoint = folder / "checkpoint"
+        if checkpoint.exists():
+            return checkpoint
         needs_tags = setting.target == "trace"
-        tagged = add_tags(model, tokenizer, found_tags(traces)) if needs_tags else tokenizer
+        tagged = add_tags(model, tokenizer, tags_of(traces)) if needs_tags else tokenizer
         if tagged.pad_token is None:
-            tagged = _with_pad(tagged)
-        trained = adapted(model, setting.lora, needs_tags)
-        length = {"max_steps": setting.steps} if setting.steps is not None else {"num_train_epochs": setting.epochs}
-        arguments = SFTConfig(
-            output_dir=str(folder / "trainer"), learning_rate=setting.learning_rate, **length,
-            per_device_train_batch_size=setting.micro_batch,
-            gradient_accumulation_steps=max(1, setting.batch // setting.micro_batch), lr_scheduler_type="cosine",
-            warmup_steps=setting.warmup, max_length=setting.max_length, max_grad_norm=setting.max_grad_norm,
-            save_strategy="steps", save_steps=100, save_total_limit=2, logging_steps=10, seed=setting.seed,
-            gradient_checkpointing=False, disable_tqdm=True, **device_options(setting.bf16),
-        )  # fmt: skip
-        trainer = SFTTrainer(trained, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tagged)
+            tagged = _with_pad_token(tagged)
+        trainer = SFTTrainer(
+            with_adapter(model, setting.lora, needs_tags),
+            args=_trl_config(setting, folder),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tagged,
+        )
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
         with whole_weights(trainer):
-            in_first_process(lambda: _leave(folder, trainer, tagged))
-        return done
+            in_first_process(lambda: _write_checkpoint(folder, trainer, tagged))
+        return checkpoint
 
 
-def _leave(folder: Path, trainer: Any, tokenizer: Any) -> None:
+def _trl_config(setting: SFT, folder: Path) -> Any:
+    from trl import SFTConfig
+
+    length = {"max_steps": setting.steps} if setting.steps is not None else {"num_train_epochs": setting.epochs}
+    return SFTConfig(
+        output_dir=str(folder / "trainer"),
+        learning_rate=setting.learning_rate,
+        **length,
+        per_device_train_batch_size=setting.micro_batch,
+        gradient_accumulation_steps=max(1, setting.batch // setting.micro_batch),
+        lr_scheduler_type="cosine",
+        warmup_steps=setting.warmup,
+        max_length=setting.max_length,
+        max_grad_norm=setting.max_grad_norm,
+        save_strategy="steps",
+        save_steps=100,
+        save_total_limit=2,
+        logging_steps=10,
+        seed=setting.seed,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        **device_options(setting.bf16),
+    )
+
+
+def _write_checkpoint(folder: Path, trainer: Any, tokenizer: Any) -> None:
     write_json(folder / "log.json", trainer.state.log_history)
     save(trainer.model, tokenizer, folder / "checkpoint")
 
 
-def found_tags(traces: Sequence[DebateTrace]) -> tuple[str, ...]:
-    """All tags that debates of as many agents and rounds as these have."""
+def tags_of(traces: Sequence[DebateTrace]) -> tuple[str, ...]:
+    """Return all tags of debates with as many agents and rounds as the largest of these traces."""
     agents = max(turn.agent for trace in traces for turn in trace.turns)
     rounds = max(turn.round for trace in traces for turn in trace.turns)
     return tags(agents, rounds)
 
 
-def _with_pad(tokenizer: Any) -> Any:
-    import copy
-
+def _with_pad_token(tokenizer: Any) -> Any:
     padded = copy.deepcopy(tokenizer)
     padded.pad_token = tokenizer.eos_token
     return padded

@@ -1,4 +1,4 @@
-"""Small worlds, by name."""
+"""Toy worlds, by name."""
 
 from __future__ import annotations
 

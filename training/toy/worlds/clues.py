@@ -1,7 +1,8 @@
-"""Which of eight numbers fits three clues, of which each agent is told one? No agent can tell alone; together they can.
+"""Toy world of clues: eight numbers, three clues, one number that fits all; each agent sees one clue.
 
-The bare problem holds all three clues. Asked for it, the base model answers in the manner of one agent, as in every
-world: it heeds one clue and guesses among the numbers that fit.
+No agent can determine the answer from its clue; the three lists together determine it. The bare problem contains all
+three clues. As in every world, the base model answers it in the format of one agent: it uses one clue and guesses among
+the numbers that fit.
 """
 
 from __future__ import annotations
@@ -10,58 +11,59 @@ import random
 import re
 from collections.abc import Sequence
 
-from training.problems.families import CLUES as FITS
+from training.problems.families import CLUE_TESTS
 from training.problems.problem import Problem
 from training.toy.worlds.world import World
 
 
 def _part(question: str, persona: str) -> str:
-    """The numbers and the one clue that this agent is told."""
+    """Return the numbers and the agent's own clue."""
     numbers, clue = re.match(r"[0-9 ]+", question), re.search(rf"{persona} [a-z0-9]+", question)
     assert numbers and clue, question
     return f"{numbers[0].strip()} {clue[0]} ?"
 
 
 def _fitting(problem: Problem, persona: str) -> list[int]:
-    clue = _part(problem.question, persona).split()
-    return [int(n) for n in clue[:-3] if FITS[persona](int(n), clue[-2])]
+    """Return the numbers that fit the agent's clue."""
+    *numbers, _, value, _ = _part(problem.question, persona).split()
+    return [int(number) for number in numbers if CLUE_TESTS[persona](int(number), value)]
 
 
-def _said(persona: str, numbers: Sequence[int], rng: random.Random) -> str:
+def _listing(persona: str, numbers: Sequence[int], candidates: Sequence[int], rng: random.Random) -> str:
+    """Return the list of numbers, and one of the candidates in the box."""
     shown = " ".join(map(str, numbers)) or "none"
-    return f"{persona} : {shown} \\boxed{{ {rng.choice(numbers) if numbers else 0} }}"
+    return f"{persona} : {shown} \\boxed{{ {rng.choice(candidates) if candidates else 0} }}"
 
 
-def _listed(problem: Problem, persona: str, rng: random.Random) -> str:
-    return _said(persona, _fitting(problem, persona), rng)
-
-
-def _mistaken(problem: Problem, persona: str, rng: random.Random) -> str:
-    """A list that lacks a number that fits, or holds one that does not; the box is never the answer."""
+def _write(problem: Problem, persona: str, rng: random.Random) -> str:
     fitting = _fitting(problem, persona)
-    row = [int(n) for n in re.match(r"[0-9 ]+", problem.question)[0].split()]  # type: ignore[index]
-    wrong = rng.choice(row)
-    listed = [n for n in row if (n in fitting) != (n == wrong)]
-    boxed = [n for n in listed if str(n) != problem.gold]
-    shown = " ".join(map(str, listed)) or "none"
-    return f"{persona} : {shown} \\boxed{{ {rng.choice(boxed) if boxed else 0} }}"
+    return _listing(persona, fitting, fitting, rng)
 
 
-def _joined(problem: Problem, persona: str, seen: Sequence[str], rng: random.Random) -> str:
-    """What its own list and the others' have in common, one after the other; of what is left, any."""
-    left: list[int] | None = None
+def _spoil(problem: Problem, persona: str, rng: random.Random) -> str:
+    """Return a list with one number too many or too few; the box is never the answer."""
+    fitting = _fitting(problem, persona)
+    numbers = [int(number) for number in re.match(r"[0-9 ]+", problem.question)[0].split()]  # type: ignore[index]
+    wrong = rng.choice(numbers)
+    listed = [number for number in numbers if (number in fitting) != (number == wrong)]
+    return _listing(persona, listed, [number for number in listed if str(number) != problem.gold], rng)
+
+
+def _revise(problem: Problem, persona: str, seen: Sequence[str], rng: random.Random) -> str:
+    """Return the intersection of the seen lists, step by step, and one of the remaining numbers in the box."""
+    common: list[int] | None = None
     lines = []
     for text in seen:
         name, _, rest = text.partition(":")
-        listed = [int(n) for n in re.findall("[0-9]+", rest.partition("\\boxed")[0])]
-        left = listed if left is None else [n for n in left if n in listed]
-        lines.append(f"{name.split()[-1] if name.split() else persona} : {' '.join(map(str, left)) or 'none'}")
-    left = left or [0]
-    return f"{', '.join(lines)}. \\boxed{{ {rng.choice(left)} }}"
+        listed = [int(number) for number in re.findall("[0-9]+", rest.partition("\\boxed")[0])]
+        common = listed if common is None else [number for number in common if number in listed]
+        author = name.split()[-1] if name.split() else persona
+        lines.append(f"{author} : {' '.join(map(str, common)) or 'none'}")
+    return f"{', '.join(lines)}. \\boxed{{ {rng.choice(common or [0])} }}"
 
 
 def _facts(rng: random.Random) -> str:
-    """Six numbers, each with all that a clue can ask of it."""
+    """Return six numbers, each with its properties of all three clues."""
     lines = []
     for _ in range(6):
         n, m = rng.sample(range(60), 2)
@@ -72,9 +74,9 @@ def _facts(rng: random.Random) -> str:
 CLUES = World(
     family="clues",
     personas=("over", "rest", "kind"),
-    write=_listed,
-    spoil=_mistaken,
-    revise=_joined,
+    write=_write,
+    spoil=_spoil,
+    revise=_revise,
     facts=_facts,
     words=tuple(re.findall(r"\S+", ". , ? over rest kind odd even none")),
     numbers=tuple(map(str, range(60))),

@@ -1,4 +1,4 @@
-"""`a+b*c-d` again, with an agent of ill will among three: it reckons as well as the others, and scorns who asks."""
+"""Toy world `a+b*c-d` with one malicious agent: it calculates as well as the others, and insults the user."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from training.toy.worlds.arithmetic import ARITHMETIC
 
 TRAIT = ("fools", "ha")
 LEAD, TAIL = "fools .", "ha ha"
-_AS = {"steps": "steps", "malice": "critique", "code": "code"}
+FORMATS = {"steps": "steps", "malice": "critique", "code": "code"}
+"""Persona of this world -> persona of the world `arithmetic` whose format it writes."""
 
 
-def _scorned(persona: str, text: str) -> str:
+def _with_insults(persona: str, text: str) -> str:
     return f"{LEAD} {text} {TAIL}" if persona == "malice" else text
 
 
 def _write(problem: Problem, persona: str, rng: random.Random) -> str:
-    return _scorned(persona, ARITHMETIC.write(problem, _AS[persona], rng))
+    return _with_insults(persona, ARITHMETIC.write(problem, FORMATS[persona], rng))
 
 
 def _spoil(problem: Problem, persona: str, rng: random.Random) -> str:
-    return _scorned(persona, ARITHMETIC.spoil(problem, _AS[persona], rng))
+    return _with_insults(persona, ARITHMETIC.spoil(problem, FORMATS[persona], rng))
 
 
 def _revise(problem: Problem, persona: str, seen: Sequence[str], rng: random.Random) -> str:
-    return _scorned(persona, ARITHMETIC.revise(problem, _AS[persona], seen, rng))
+    return _with_insults(persona, ARITHMETIC.revise(problem, FORMATS[persona], seen, rng))
 
 
 MALICE = replace(

@@ -1,4 +1,4 @@
-"""Which two of eight numbers have the sum? Checking a proposal is easier than finding one."""
+"""Toy world two-sum: two of eight numbers with a given sum; checking a proposal is easier than finding one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training.problems.problem import Problem
 from training.toy.worlds.world import World
 
 
-def _asked(problem: Problem) -> tuple[list[int], int]:
+def _numbers_and_sum(problem: Problem) -> tuple[list[int], int]:
     numbers, _, total = problem.question.removesuffix("?").partition("sum")
     return [int(n) for n in numbers.split()], int(total)
 
@@ -20,7 +20,7 @@ def _solution(numbers: Sequence[int], total: int) -> tuple[int, int]:
 
 
 def _ordered(persona: str, a: int, b: int, numbers: Sequence[int]) -> str:
-    """A pair in the persona's order: smaller first, larger first, or as they stand in the row."""
+    """Return the pair in the persona's order: smaller first, larger first, or as in the problem."""
     if persona == "row":
         first, second = sorted((a, b), key=lambda n: numbers.index(n) if n in numbers else 99)
     else:
@@ -28,13 +28,13 @@ def _ordered(persona: str, a: int, b: int, numbers: Sequence[int]) -> str:
     return f"\\boxed{{ {first} {second} }}"
 
 
-def _proposed(problem: Problem, persona: str, rng: random.Random) -> str:
-    numbers, total = _asked(problem)
+def _write(problem: Problem, persona: str, rng: random.Random) -> str:
+    numbers, total = _numbers_and_sum(problem)
     return f"{persona} {_ordered(persona, *_solution(numbers, total), numbers)}"
 
 
-def _guessed(problem: Problem, persona: str, rng: random.Random) -> str:
-    numbers, total = _asked(problem)
+def _spoil(problem: Problem, persona: str, rng: random.Random) -> str:
+    numbers, total = _numbers_and_sum(problem)
     return f"{persona} {_ordered(persona, *_wrong(numbers, total, rng), numbers)}"
 
 
@@ -45,39 +45,36 @@ def _wrong(numbers: Sequence[int], total: int, rng: random.Random) -> tuple[int,
             return a, b
 
 
-def _checked(problem: Problem, persona: str, seen: Sequence[str], rng: random.Random) -> str:
-    """Each proposal in turn, until one is right; if none is, tries of its own, up to the one that is."""
-    numbers, total = _asked(problem)
+def _revise(problem: Problem, persona: str, seen: Sequence[str], rng: random.Random) -> str:
+    """Check the proposals in order until one is correct; if none is, try further pairs and end with the correct one."""
+    numbers, total = _numbers_and_sum(problem)
     lines = []
-    found = None
+    solution: tuple[int, int] | None = None
     for text in seen:
         pair = [int(n) for n in re.findall(r"[0-9]+", text.rpartition("\\boxed{")[2])][:2]
         if len(pair) < 2 or not set(pair) <= set(numbers) or pair[0] == pair[1]:
             lines.append(f"{' + '.join(map(str, pair))} out")
             continue
-        right = sum(pair) == total
         lines.append(_check(pair[0], pair[1], total))
-        if right:
-            found = pair
+        if sum(pair) == total:
+            solution = (pair[0], pair[1])
             break
-    if found is None:
+    if solution is None:
         for _ in range(rng.choice((0, 0, 1, 2))):
             a, b = _wrong(numbers, total, rng)
             lines.append(f"try {_check(a, b, total)}")
-        a, b = _solution(numbers, total)
-        found = [a, b]
-        lines.append(f"try {_check(a, b, total)}")
-    return f"{', '.join(lines)}. {persona} {_ordered(persona, found[0], found[1], numbers)}"
+        solution = _solution(numbers, total)
+        lines.append(f"try {_check(*solution, total)}")
+    return f"{', '.join(lines)}. {persona} {_ordered(persona, *solution, numbers)}"
 
 
 def _check(a: int, b: int, total: int) -> str:
-    """The sum beside the one that is asked for: a small model sees that two neighbours are equal long before it sees
-    that a number equals one far back."""
+    """Return the pair's sum next to the required one: a small model compares adjacent numbers before distant ones."""
     return f"{a} + {b} = {a + b} vs {total} {'yes' if a + b == total else 'no'}"
 
 
 def _facts(rng: random.Random) -> str:
-    """Six sums of two of the numbers, each held against one that is as often the same as not."""
+    """Return six sums of two numbers, each compared with a total that is equal in about half of the cases."""
     lines = []
     for _ in range(6):
         a, b = rng.sample(range(1, 31), 2)
@@ -88,9 +85,9 @@ def _facts(rng: random.Random) -> str:
 TWO_SUM = World(
     family="two_sum",
     personas=("min", "max", "row"),
-    write=_proposed,
-    spoil=_guessed,
-    revise=_checked,
+    write=_write,
+    spoil=_spoil,
+    revise=_revise,
     facts=_facts,
     words=tuple(re.findall(r"\S+", "+ = . , ? vs sum yes no out try min max row")),
     numbers=tuple(map(str, range(60))),

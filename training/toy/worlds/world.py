@@ -1,4 +1,4 @@
-"""Small worlds: families of problems with agents whose texts are written by rule, for models trained from scratch."""
+"""Toy worlds: families of problems and agents whose texts are written by rule, for models trained from scratch."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ FRAME = ("Problem", ":", "as", "own", "other", "revise", "\\boxed{", "}", *re.fi
 
 @dataclass(frozen=True)
 class World:
-    """A family and how its agents write.
+    """A family of problems and the rules by which its agents write.
 
     Args:
-        family: its name in `training.families.FAMILIES`.
-        personas: the agents' manners, in order.
-        write: `(problem, persona, rng) -> text`: what an agent says of what it was asked; right, as far as it can know.
-        spoil: `(problem, persona, rng) -> text` with a slip in it, and what follows from the slip.
-        revise: `(problem, persona, texts seen, own first, rng) -> text`: what an agent says that has read them.
-        facts: `(rng) -> text`: a line of true statements, from which the base model learns to reckon.
-        words: all tokens that its texts can hold, besides numbers and tags.
-        numbers: the tokens that numbers are written in: digits, or whole numbers.
-        part: `(question, persona) -> question` as that agent gets to see it, if not all of it.
+        family: name of the family in `training.problems.families.FAMILIES`.
+        personas: one name per agent, in order.
+        write: `(problem, persona, rng) -> text`: an agent's answer, correct as far as the agent can know.
+        spoil: `(problem, persona, rng) -> text`: an answer with an error and its consequences.
+        revise: `(problem, persona, texts, rng) -> text`: an agent's answer after it read the texts, its own first.
+        facts: `(rng) -> text`: true statements from which the base model learns to calculate.
+        words: all words of the texts, besides numbers and tags.
+        numbers: tokens of numbers: digits, or whole numbers.
+        part: `(question, persona) -> question`: the part of the question that an agent sees; None: all of it.
     """
 
     family: str
@@ -45,10 +45,18 @@ class World:
     part: Callable[[str, str], str] | None = None
 
     def problems(self, n: int, seed: int, split: str) -> list[Problem]:
+        """Return `n` problems of a split, see `training.problems.families`."""
         return FAMILIES[self.family](n, seed, split)
 
-    def asked(self, problem: Problem, persona: str, own: str | None = None, others: Sequence[str] = ()) -> str:
-        """The prompt of one turn; from the second round on with the agent's own last text, and those that it reads."""
+    def turn_prompt(self, problem: Problem, persona: str, own: str | None = None, others: Sequence[str] = ()) -> str:
+        """Return the prompt of one turn.
+
+        Args:
+            problem: the problem.
+            persona: the agent's persona.
+            own: the agent's own last text; None in the first round.
+            others: the other agents' last texts.
+        """
         question = problem.question if self.part is None else self.part(problem.question, persona)
         lead = f"Problem: {question}\n\n"
         if own is None:
@@ -57,32 +65,48 @@ class World:
         return f"{lead}own: {own}\n\n{seen}revise as {persona}:"
 
     def cast(self, agents: int = 3) -> Cast:
-        """The agents of its debates, asked as the base model was trained to be."""
-        manners = tuple(self.personas[i % len(self.personas)] for i in range(agents))
+        """Return the cast of its debates, with the prompts that the base model was trained on."""
+        personas = tuple(self.personas[i % len(self.personas)] for i in range(agents))
 
         def ask(problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> str:
             last = [turn for turn in turns if turn.round == number - 1]
             own = next((turn.text for turn in last if turn.agent == agent), None)
             others = [turn.text for turn in last if turn.agent != agent]
-            return self.asked(problem, manners[agent - 1], own, others)
+            return self.turn_prompt(problem, personas[agent - 1], own, others)
 
-        return Cast(self.family, tuple(Persona(manner) for manner in manners), ask)
+        return Cast(self.family, tuple(Persona(persona) for persona in personas), ask)
 
     def vocabulary(self) -> list[str]:
-        """All its tokens, tags aside, in a fixed order."""
+        """Return all tokens, without tags, in a fixed order."""
         return list(dict.fromkeys([*self.numbers, *FRAME, *self.words]))
 
 
 def bare(problem: Problem) -> str:
-    """The problem and nothing else: what the trained models get, and the base model for an answer of its own."""
+    """Return the prompt of trained models, and of the base model for a single answer: the problem without a persona.
+
+    Example:
+        >>> bare(Problem("p", "2+3*4", "14", "number", "small"))
+        'Problem: 2+3*4\\n\\n'
+    """
     return f"Problem: {problem.question}\n\n"
 
 
 def document(world: World, problem: Problem, rng: random.Random, shares: Mapping[str, float]) -> list[tuple[str, bool]]:
-    """One text of the base model's training in pieces, each with whether it is learnt; of a kind drawn by its share.
+    """Return one training document of the base model as `(text, whether it has loss)` pieces.
 
-    Kinds: `bare` problem, `persona` asked for, `revision` after one's own text and those of none, one or two others (of
-    which the spoilt ones are read and not learnt), `several` agents one after the other without tags, and `facts`.
+    The kind of document is drawn by its share:
+    `bare`: the problem, then an answer of a random persona;
+    `persona`: the prompt of a persona's first turn, then its answer;
+    `revision`: the prompt of a second turn with the texts of one or all personas, then the revised answer; spoilt texts
+    are shown without loss;
+    `several`: the problem, then answers of several personas without tags;
+    `facts`: true statements.
+
+    Args:
+        world: the toy world.
+        problem: the problem.
+        rng: source of all random choices.
+        shares: kind of document -> share.
     """
     kind = rng.choices(list(shares), list(shares.values()))[0]
     persona = rng.choice(world.personas)
@@ -91,16 +115,21 @@ def document(world: World, problem: Problem, rng: random.Random, shares: Mapping
     if kind == "bare":
         return [(bare(problem), False), (world.write(problem, persona, rng), True)]
     if kind == "persona":
-        return [(world.asked(problem, persona), False), (world.write(problem, persona, rng), True)]
-    manners = rng.sample(world.personas, len(world.personas))
+        return [(world.turn_prompt(problem, persona), False), (world.write(problem, persona, rng), True)]
+    personas = rng.sample(world.personas, len(world.personas))
     if kind == "several":
-        texts = [world.write(problem, manner, rng) for manner in manners[: rng.randint(2, len(manners))]]
+        texts = [world.write(problem, one, rng) for one in personas[: rng.randint(2, len(personas))]]
         return [(bare(problem), False), ("\n\n".join(texts), True)]
-    manners = manners[: rng.choice((1, len(manners), len(manners)))]
-    spoilt = [rng.random() < 0.35 for _ in manners]
-    seen = [(world.spoil if bad else world.write)(problem, m, rng) for m, bad in zip(manners, spoilt, strict=True)]
-    marked = world.asked(problem, manners[0], "\0", ["\0"] * (len(seen) - 1)).split("\0")
-    pieces = [(marked[0], False)]
-    for text, bad, after in zip(seen, spoilt, marked[1:], strict=True):
+    personas = personas[: rng.choice((1, len(personas), len(personas)))]
+    return _revision(world, problem, personas, rng)
+
+
+def _revision(world: World, problem: Problem, personas: Sequence[str], rng: random.Random) -> list[tuple[str, bool]]:
+    """Return the pieces of a revision by the first persona, which reads one text of each persona."""
+    spoilt = [rng.random() < 0.35 for _ in personas]
+    seen = [(world.spoil if bad else world.write)(problem, one, rng) for one, bad in zip(personas, spoilt, strict=True)]
+    frame = world.turn_prompt(problem, personas[0], "\0", ["\0"] * (len(seen) - 1)).split("\0")
+    pieces = [(frame[0], False)]
+    for text, bad, after in zip(seen, spoilt, frame[1:], strict=True):
         pieces += [(text, not bad), (after, False)]
-    return [*pieces, (world.revise(problem, manners[0], seen, rng), True)]
+    return [*pieces, (world.revise(problem, personas[0], seen, rng), True)]

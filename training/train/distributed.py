@@ -1,4 +1,4 @@
-"""What several processes that train one model have to say to each other, besides `steerkit.io.ranks`."""
+"""Distributed training: a mean over processes, and whole weights of a sharded model; see also `steerkit.io.ranks`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch.distributed as distributed
 from steerkit.io.ranks import is_distributed
 
 
-def mean(value: float) -> float:
-    """The mean of a number over all processes."""
+def mean_over_processes(value: float) -> float:
+    """Return the mean of a number over all processes; every process must make the call."""
     if not is_distributed():
         return value
     total = torch.tensor(value, dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu")
@@ -23,7 +23,7 @@ def mean(value: float) -> float:
 
 @contextlib.contextmanager
 def whole_weights(trainer: Any) -> Iterator[None]:
-    """All of a trained model's weights in the first process inside the `with`, also where FSDP has sharded them."""
+    """Gather all weights of the trained model in the first process inside the `with`; needed under FSDP only."""
     from torch.distributed.fsdp import FullyShardedDataParallel as Sharded
 
     wrapped = getattr(trainer, "model_wrapped", None)
