@@ -133,9 +133,7 @@ def test_an_adapter_that_does_nothing_is_found_and_one_that_does_is_not() -> Non
     assert states(found)["adapter"] == "ok"
 
 
-def test_the_command_prints_json_and_its_exit_code_is_1_if_a_check_failed(
-    tmp_path, capsys, monkeypatch
-) -> None:
+def test_the_command_prints_json_and_its_exit_code_is_1_if_a_check_failed(tmp_path, capsys, monkeypatch) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     monkeypatch.setattr(cli, "load_model", lambda checkpoint, loading: (model, tokenizer))
     doctor("somewhere", as_json=True)

@@ -119,7 +119,8 @@ def test_a_vector_of_other_weights_is_refused_unless_foreign_is_passed(parts, mo
 
 def test_what_only_the_model_can_refuse_comes_as_a_line(client) -> None:
     request = {**REQUEST, "strengths": {"down": [1, 1.0]}}
-    assert "expected a vector among ['up']" in client.post("/stream", json=request, headers=token(client)).json()["error"]
+    reply = client.post("/stream", json=request, headers=token(client))
+    assert "expected a vector among ['up']" in reply.json()["error"]
 
 
 def test_the_page_runs_no_script_but_its_own_and_names_no_other_host(client) -> None:

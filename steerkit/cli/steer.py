@@ -50,11 +50,11 @@ def steer(
 
     Example: steerkit steer CHECKPOINT persona.safetensors "How do tides work?" --layer 14 --coefficient 1.5
     """
-    loading.check(checkpoint)
-    check_vectors([vector])
+    layers = None if layer is None else parse_layer(layer)
     check_coefficient(coefficient)
     parse_positions(positions)
-    layers = None if layer is None else parse_layer(layer)
+    loading.check(checkpoint)
+    check_vectors([vector])
     import steerkit as sk
     from steerkit.capture.norms import stream_norms
     from steerkit.steering.dose import relative_dose
@@ -82,7 +82,7 @@ def steer(
         print_json({**values, "layer": steered_layers[0] if len(steered_layers) == 1 else steered_layers})
         return
     label = "+".join(map(str, steered_layers))
-    strength = f"coefficient {coefficient:g}" + (f", relative dose {dose:.2f}" if operation == "add" else ", ablate")
+    strength = f"coefficient {coefficient:g}" + (f", dose {dose:.2f}" if operation == "add" else ", ablate")
     side_by_side({"unsteered": unsteered, f"layer {label}, {strength}": steered})
     hint(DOSE, as_json)
 

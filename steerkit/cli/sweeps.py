@@ -64,11 +64,11 @@ def sweep(
 
     Example: steerkit sweep CHECKPOINT persona.safetensors --prompts prompts.jsonl --layers 10,14 --out runs/persona
     """
+    sets = None if layers is None else parse_layer_sets(layers)
+    values = parse_coefficients(coefficients)
+    parse_positions(positions)
     loading.check(checkpoint)
     check_vectors(vectors)
-    parse_positions(positions)
-    values = parse_coefficients(coefficients)
-    sets = None if layers is None else parse_layer_sets(layers)
     rows = read_prompts(prompts)
     import steerkit as sk
     from steerkit.sweeps.sweep import cells_of, prompt_rows, steerings_at

@@ -34,9 +34,9 @@ def extract(
 
     Example: steerkit extract CHECKPOINT pairs.jsonl --out persona.safetensors
     """
+    read_position, read_layers = parse_position(position), parse_layers(layers)
     loading.check(checkpoint)
     check_output(out)
-    read_position, read_layers = parse_position(position), parse_layers(layers)
     contrast = read_pairs_file(pairs)
     import steerkit as sk
 
@@ -63,8 +63,8 @@ def probe(
 
     Example: steerkit probe CHECKPOINT pairs.jsonl --position mean
     """
-    loading.check(checkpoint)
     read_position = parse_position(position)
+    loading.check(checkpoint)
     contrast = read_pairs_file(pairs)
     import steerkit as sk
     from steerkit.models.blocks import find_blocks
@@ -99,10 +99,10 @@ def convert(
             vectors = {name: vector.at(*kept_layers) for name, vector in vectors.items()}
         written = write_vectors(vectors, out)
     losses = list(dict.fromkeys(str(one.message) for one in caught))
-    described = {
-        name: {"vector": repr(vector), "written": written[name], "not_recorded": unsaid(vector)}
+    described = [
+        {"name": name, "vector": repr(vector), "written": written[name], "not_recorded": unsaid(vector)}
         for name, vector in vectors.items()
-    }
+    ]
     shown = {}
     for name, vector in vectors.items():
         shown[name] = repr(vector)

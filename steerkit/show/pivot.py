@@ -60,15 +60,14 @@ def _gains(gains: pd.DataFrame) -> Columns:
     """Rows: each layer over coefficient 0 and over each role of controls; columns: coefficients."""
     digits = digits_for(gains["gain"])
     orders = list(dict.fromkeys(gains["over"]))
-    groups = {key: part.set_index("coefficient") for key, part in gains.groupby(["layer", "over"], sort=False)}
+    coefficients = sorted(gains["coefficient"].unique())
+    groups = {
+        key: part.set_index("coefficient").reindex(coefficients)
+        for key, part in gains.groupby(["layer", "over"], sort=False)
+    }
     keys = sorted(groups, key=lambda key: (natural_order(key[0]), orders.index(key[1])))
     columns = {"layer": [str(layer) for layer, _ in keys], "over": [str(over) for _, over in keys]}
-    for coefficient in sorted(gains["coefficient"].unique()):
-        cells = []
-        for key in keys:
-            rows = groups[key]
-            present = coefficient in rows.index
-            estimate = rows.loc[coefficient, ["gain", "low", "high"]] if present else [float("nan")] * 3
-            cells.append(interval_text(*map(float, estimate), digits=digits))
-        columns[f"{coefficient:g}"] = cells
+    for number, coefficient in enumerate(coefficients):
+        estimates = [groups[key][["gain", "low", "high"]].iloc[number] for key in keys]
+        columns[f"{coefficient:g}"] = [interval_text(mean, low, high, digits) for mean, low, high in estimates]
     return columns

@@ -11,17 +11,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
 from steerkit.io.files import write_text
-from steerkit.io.json import canonical_json
 from steerkit.io.tables import read_table, write_table
 from steerkit.show.explorer import LAST, explorer_data
+from steerkit.show.pages import environment, inert_json
+from steerkit.stats.format import DASH, MINUS
 from steerkit.sweeps.result import SweepResult
 
-DASH, MINUS = "\u2013", "\u2212"
 PNG = b"\x89PNG\r\n\x1a\n"
 SCRIPTS = ("state.js", "difference.js", "paint.js", "curves.js", "search.js", "explorer.js")
 PROJECTIONS, SCORED, PAGE = "projections.parquet", "scored.parquet", "report.html"
@@ -63,16 +62,10 @@ def write_report(
             raise TypeError(f"expected a list of sentences as {name}; got one str. Put it in a list.")
     if sweep.table.empty:
         raise ValueError("expected a sweep with rows; got none. Sweep one coefficient at least.")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("steerkit.show"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["csp_hash"] = _csp_hash
+    templates = environment()
+    templates.filters["csp_hash"] = _csp_hash
     data = explorer_data(sweep, projections)
-    page = environment.get_template("report.html").render(
+    page = templates.get_template("report.html").render(
         title=title,
         style=_source("report.css"),
         script=_source(*SCRIPTS),
@@ -80,7 +73,7 @@ def write_report(
         facts=_facts(sweep.meta),
         summary=list(summary),
         notes=list(notes),
-        data=_inert(data),
+        data=inert_json(data),
         shaded=projections is not None,
         scored=any(score not in LAST for score in data["scores"]),
         figures=[_figure(caption, Path(file)) for caption, file in (figures or {}).items()],
@@ -108,7 +101,7 @@ def report_run(run: str | Path, out: str | Path | None = None, loaded: tuple[Any
     folder = Path(run)
     sweep = SweepResult.load(folder / SCORED if (folder / SCORED).is_file() else folder)
     if loaded is not None:
-        _project(folder, sweep, *loaded)
+        _write_projections(folder, sweep, *loaded)
     kept = folder / PROJECTIONS
     projections = read_table(kept)[0] if kept.is_file() else None
     page = folder / PAGE if out is None else Path(out)
@@ -116,15 +109,29 @@ def report_run(run: str | Path, out: str | Path | None = None, loaded: tuple[Any
     return page
 
 
-def _project(folder: Path, sweep: SweepResult, model: Any, tokenizer: Any) -> None:
+def check_swept_model(sweep: SweepResult, model: Any) -> dict[str, str | None]:
+    """Check that a model is the one that a sweep was run with.
+
+    Returns:
+        The model's `model_fingerprint` and `adapter_fingerprint`.
+
+    Raises:
+        ValueError: other weights or another adapter.
+    """
     from steerkit.models.identity import fingerprint
+
+    actual = dict(zip(("model_fingerprint", "adapter_fingerprint"), fingerprint(model), strict=True))
+    expected = {key: sweep.meta.get(key) for key in actual}
+    if actual != expected:
+        raise ValueError(f"expected the sweep's own model, {expected}; got {actual}. Load that checkpoint and adapter.")
+    return actual
+
+
+def _write_projections(folder: Path, sweep: SweepResult, model: Any, tokenizer: Any) -> None:
     from steerkit.sweeps.projections import sweep_projections
     from steerkit.sweeps.store import swept_vectors
 
-    about = dict(zip(("model_fingerprint", "adapter_fingerprint"), fingerprint(model), strict=True))
-    wanted = {key: sweep.meta.get(key) for key in about}
-    if about != wanted:
-        raise ValueError(f"expected the sweep's own model, {wanted}; got {about}. Load that checkpoint and adapter.")
+    about = check_swept_model(sweep, model)
     table = sweep_projections(model, tokenizer, sweep.table, swept_vectors(folder))
     write_table(folder / PROJECTIONS, table, {"kind": "projections", **about})
 
@@ -138,14 +145,6 @@ def _source(*names: str) -> Markup:
 def _csp_hash(source: str) -> str:
     """The source expression that lets exactly this inline script or style run (Content Security Policy Level 3)."""
     return "sha256-" + base64.b64encode(hashlib.sha256(str(source).encode()).digest()).decode()
-
-
-def _inert(value: Any) -> Markup:
-    """JSON that no HTML parser takes for markup, nor JavaScript for a line end."""
-    text = canonical_json(value)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
 
 
 def _lede(sweep: SweepResult) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -83,7 +82,7 @@ def draw(title: str, columns: Mapping[str, Sequence[str]], keys: int = 1) -> Non
 def _parts(columns: Mapping[str, Sequence[str]], width: int, keys: int) -> list[list[str]]:
     """The names of the columns in parts, each narrow enough at one word per line and led by the first `keys`."""
     names = list(columns)
-    need = {name: _longest_word([name, *columns[name]]) + 3 for name in names}
+    need = {name: min(_longest_word([name, *columns[name]]), width // 2) + 3 for name in names}
     shared = names[:keys]
     parts = [list(shared)]
     for name in names[keys:]:
@@ -148,13 +147,14 @@ def hint(text: str, as_json: bool) -> None:
 
 
 def side_by_side(texts: Mapping[str, str]) -> None:
-    """Print texts in boxes next to each other, each under its title."""
-    from rich.columns import Columns
+    """Print texts in boxes of equal width next to each other, each under its title."""
     from rich.console import Console
-    from rich.panel import Panel
+    from rich.table import Table
     from rich.text import Text
 
     console = Console()
-    width = console.width // 2 - 2
-    panels = [Panel(Text(plain(text)), title=Text(plain(title)), width=width) for title, text in texts.items()]
-    console.print(Columns(panels))
+    drawn = Table(width=console.width)
+    for title in texts:
+        drawn.add_column(Text(plain(title)), overflow="fold", ratio=1)
+    drawn.add_row(*(Text(plain(text)) for text in texts.values()))
+    console.print(drawn)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 DASH = "\u2013"
 MINUS = "\u2212"
 
@@ -55,6 +53,8 @@ def digits_for(values: Any) -> int:
 
     Zeros, infinities and NaN are ignored.
     """
+    import numpy as np  # here, so that the command line's help need not import it
+
     sizes = np.abs(np.atleast_1d(np.asarray(values, dtype=float)))
     power = math.floor(math.log10(np.median(sizes[(sizes > 0) & (sizes < np.inf)].tolist() or [1])))
     return min(4, max(0, 2 - power if power >= 0 else 1 - power))
