@@ -57,8 +57,8 @@ def _means(result: SweepResult, score: str, vector: str) -> Columns:
 
 
 def _gains(gains: pd.DataFrame) -> Columns:
-    """Rows: each layer over coefficient 0 and over each role of controls; columns: coefficients."""
-    digits = digits_for(gains["gain"])
+    """Rows: each layer over coefficient 0 and over each role of controls; columns: coefficients, in two-line cells."""
+    digits = min(3, digits_for(gains["gain"]))
     orders = list(dict.fromkeys(gains["over"]))
     coefficients = sorted(gains["coefficient"].unique())
     groups = {
@@ -66,8 +66,13 @@ def _gains(gains: pd.DataFrame) -> Columns:
         for key, part in gains.groupby(["layer", "over"], sort=False)
     }
     keys = sorted(groups, key=lambda key: (natural_order(key[0]), orders.index(key[1])))
-    columns = {"layer": [str(layer) for layer, _ in keys], "over": [str(over) for _, over in keys]}
+    columns = {
+        "layer": [str(layer) for layer, _ in keys],
+        "over": [str(over).removeprefix("coefficient ") for _, over in keys],
+    }
     for number, coefficient in enumerate(coefficients):
         estimates = [groups[key][["gain", "low", "high"]].iloc[number] for key in keys]
-        columns[f"{coefficient:g}"] = [interval_text(mean, low, high, digits) for mean, low, high in estimates]
+        columns[f"{coefficient:g}"] = [
+            interval_text(mean, low, high, digits).replace(" ", "\n", 1) for mean, low, high in estimates
+        ]
     return columns

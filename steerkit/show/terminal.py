@@ -11,6 +11,8 @@ from steerkit.io.json import jsonable
 from steerkit.stats.format import interval_text, number_text
 
 READING = "How to read these numbers: docs/reading-the-numbers.md."
+NUMBER = re.compile(r"[-+]?\d|nan|inf")
+GAP = 2  # spaces between two columns of a table
 DOSE = (
     "The relative dose is the norm of the push over the norm of the stream. SmolLM2-135M showed effects from 0.4 to "
     "0.8; smaller doses show little, larger ones break the text: docs/reading-the-numbers.md."
@@ -63,6 +65,7 @@ def draw(title: str, columns: Mapping[str, Sequence[str]], keys: int = 1) -> Non
     Where even one word per line does not fit, the table is printed in several parts, each with the first `keys`
     columns.
     """
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -70,23 +73,26 @@ def draw(title: str, columns: Mapping[str, Sequence[str]], keys: int = 1) -> Non
     console = Console()
     columns = {plain(name): [plain(value) for value in values] for name, values in columns.items()}
     for number, part in enumerate(_parts(columns, console.width, keys)):
-        drawn = Table(title=Text(plain(title if number == 0 else f"{title} (continued)")), title_justify="left")
+        drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        console.print(Text(plain(title if number == 0 else f"{title} (continued)"), style="bold"))
         widths = _widths([[name, *columns[name]] for name in part], console.width)
         for name, width in zip(part, widths, strict=True):
-            drawn.add_column(Text(name), justify="right", overflow="fold", width=width)
+            justify: Any = "right" if all(map(NUMBER.match, columns[name])) else "left"
+            drawn.add_column(Text(name), justify=justify, overflow="fold", width=width)
         for row in zip(*(columns[name] for name in part), strict=True):
             drawn.add_row(*map(Text, row))
         console.print(drawn)
+        console.print()
 
 
 def _parts(columns: Mapping[str, Sequence[str]], width: int, keys: int) -> list[list[str]]:
     """The names of the columns in parts, each narrow enough at one word per line and led by the first `keys`."""
     names = list(columns)
-    need = {name: min(_longest_word([name, *columns[name]]), width // 2) + 3 for name in names}
+    need = {name: min(_longest_word([name, *columns[name]]), width // 2) + GAP for name in names}
     shared = names[:keys]
     parts = [list(shared)]
     for name in names[keys:]:
-        if len(parts[-1]) > len(shared) and 1 + sum(need[one] for one in (*parts[-1], name)) > width:
+        if len(parts[-1]) > len(shared) and sum(need[one] for one in (*parts[-1], name)) > width:
             parts.append(list(shared))
         parts[-1].append(name)
     return parts
@@ -96,7 +102,7 @@ def _widths(columns: Sequence[Sequence[str]], width: int) -> list[int]:
     """Widths of columns of cells: the longest word each, then the rest of `width` where cells are longer."""
     chosen = [_longest_word(cells) for cells in columns]
     longest = [max(len(line) for cell in cells for line in (cell.splitlines() or [""])) for cells in columns]
-    free = width - sum(chosen) - 3 * len(columns) - 1
+    free = width - sum(chosen) - GAP * len(columns)
     while free > 0 and chosen != longest:
         for number, wanted in enumerate(longest):
             if chosen[number] < wanted and free > 0:
