@@ -93,7 +93,7 @@ def _parts(columns: Mapping[str, Sequence[str]], width: int, keys: int) -> list[
     shared = names[:keys]
     parts = [list(shared)]
     for name in names[keys:]:
-        if len(parts[-1]) > len(shared) and sum(need[one] for one in (*parts[-1], name)) > width:
+        if len(parts[-1]) > len(shared) and sum(need[one] for one in (*parts[-1], name)) > width + GAP:
             parts.append(list(shared))
         parts[-1].append(name)
     return parts
@@ -103,7 +103,7 @@ def _widths(columns: Sequence[Sequence[str]], width: int) -> list[int]:
     """Widths of columns of cells: the longest word each, then the rest of `width` where cells are longer."""
     chosen = [_longest_word(cells) for cells in columns]
     longest = [max(len(line) for cell in cells for line in (cell.splitlines() or [""])) for cells in columns]
-    free = width - sum(chosen) - GAP * len(columns)
+    free = width - sum(chosen) - GAP * (len(columns) - 1)
     while free > 0 and chosen != longest:
         for number, wanted in enumerate(longest):
             if chosen[number] < wanted and free > 0:
