@@ -405,7 +405,7 @@ def test_intervals_print_the_rows_under_their_names() -> None:
             "one row per vector",
         ),
         (lambda: plots.curves(curve_frame(), "c", "y", controls=["random 9"]), "random 9"),
-        (lambda: plots.curve_grid({}, "c"), "one at least"),
+        (lambda: plots.curve_grid({}, "c"), "at least one"),
         (lambda: plots.curve_grid({"a": {"x": curve_frame()}, "b": {"y": curve_frame()}}, "c"), "same personas"),
         (lambda: plots.layer_profile(probe_table().drop(columns="n_groups")), "n_groups"),
         (lambda: plots.layer_profile(probe_table(0)), "block layers"),
