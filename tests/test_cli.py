@@ -108,6 +108,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
     commands = ("demo", "inspect", "extract", "steer", "sweep", "score", "report", "probe", "play", "convert")
     assert all(command in done.stdout for command in commands)
+    assert "..." not in done.stdout.replace("[ARGS]...", "")  # no description is cut
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -120,15 +120,15 @@ def test_prompts_are_told_apart_by_what_is_their_own() -> None:
 
 def test_a_chat_is_told_by_what_was_said_last_whatever_its_template() -> None:
     header = "<|start_header_id|>{}<|end_header_id|>\n\n{}"
-    told = header.format("system", "Be kind.<|eot_id|>") + header.format("user", "Why?\nSay.<|eot_id|>")
+    chat_text = header.format("system", "Be kind.<|eot_id|>") + header.format("user", "Why?\nSay.<|eot_id|>")
     chats = [
-        told + header.format("assistant", ""),
+        chat_text + header.format("assistant", ""),
         "<bos><start_of_turn>user\nHi.<end_of_turn>\n<start_of_turn>model\nHo.<end_of_turn>\n"
         "<start_of_turn>user\nThe user\nleft.<end_of_turn>\n<start_of_turn>model\n",
         "<s>[INST] Who came? [/INST]",
     ]
     assert prompt_labels(chats) == ["Why? Say.", "The user left.", "Who came?"]
-    same = [told.replace("kind", mood) + header.format("assistant", "") for mood in ("glad", "gruff")]
+    same = [chat_text.replace("kind", mood) + header.format("assistant", "") for mood in ("glad", "gruff")]
     assert prompt_labels(same) == ["Be glad.", "Be gruff."]
 
 
@@ -182,7 +182,7 @@ def test_tokens_are_cut_where_they_end_in_the_text(run: Any) -> None:
     cut = [EMOJI[a:b] for a, b in zip(found["start"], found["stop"], strict=True)]
     assert "".join(cut) == EMOJI and max(map(len, cut)) == 1
     ends = [len(EMOJI[: k + 1].encode()) - 1 for k in range(len(EMOJI))]
-    assert [k for k, part in enumerate(cut) if part] == ends  # a character stands with the last of its bytes
+    assert [k for k, part in enumerate(cut) if part] == ends  # a character belongs to the last of its bytes
 
 
 def test_the_page_of_a_run_has_the_scores_and_keeps_the_projections(run: Any, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_search_lists_what_matches_marks_it_and_goes_there(tab: Tab, page: Path)
     tab.press("Escape")
     assert tab.js("document.querySelectorAll('mark').length") == 0
     tab.press("/")
-    tab.type("no vector")  # stands under every vector and layer, counts once
+    tab.type("no vector")  # listed under every vector and layer, counts once
     assert tab.js("document.getElementById('search-status').textContent") == "8 of 392 texts"
     before = chosen(tab)
     tab.press("Enter")

@@ -83,7 +83,7 @@ def test_the_page_streams_lines_to_itself_and_to_no_other_page(client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"max_new_tokens": 0}, "1 to 512 new tokens"),
         ({"prompt": ""}, "expected a prompt"),
@@ -91,9 +91,9 @@ def test_the_page_streams_lines_to_itself_and_to_no_other_page(client) -> None:
         ({"temperature": "hot"}, "could not convert"),
     ],
 )
-def test_bad_requests_are_refused_by_name(client, change, said) -> None:
+def test_bad_requests_are_refused_by_name(client, change, message) -> None:
     reply = client.post("/stream", json={**REQUEST, **change}, headers=token(client))
-    assert reply.status_code == 400 and said in reply.text
+    assert reply.status_code == 400 and message in reply.text
 
 
 def test_a_vector_can_be_ablated(parts) -> None:

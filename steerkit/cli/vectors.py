@@ -30,7 +30,7 @@ def extract(
     layers: Annotated[str, typer.Option(help="all, or block indices with commas: 8,12,16.")] = "all",
     as_json: Json = False,
 ) -> None:
-    """Write the difference in means of contrast pairs as a vector file.
+    """Extract a vector: the difference in means of pairs.
 
     Example: steerkit extract CHECKPOINT pairs.jsonl --out persona.safetensors
     """
@@ -59,7 +59,9 @@ def probe(
     seed: Annotated[int, typer.Option(help="Seed of the folds and of the shuffled labels.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Print the held-out accuracy of linear probes by layer, with shuffled-label and length controls.
+    """Print the held-out accuracy of probes by layer.
+
+    Controls: shuffled labels, and length and position alone.
 
     Example: steerkit probe CHECKPOINT pairs.jsonl --position mean
     """
@@ -83,7 +85,9 @@ def convert(
     layers: Annotated[str, typer.Option(help="all, or block indices with commas: 8,12,16.")] = "all",
     as_json: Json = False,
 ) -> None:
-    """Convert vectors from and to other projects' formats, and print what the conversion loses.
+    """Convert vectors from and to other formats.
+
+    What the conversion loses is printed.
 
     Example: steerkit convert agents.pt agents.safetensors
     """

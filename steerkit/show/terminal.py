@@ -15,8 +15,8 @@ READING = "How to read these numbers: docs/reading-the-numbers.md."
 NUMBER = re.compile(r"[-+]?\d|nan|inf")
 GAP = 2  # spaces between two columns of a table
 DOSE = (
-    "The relative dose is the norm of the push over the norm of the stream. SmolLM2-135M showed effects from 0.4 to "
-    "0.8; smaller doses show little, larger ones break the text: docs/reading-the-numbers.md."
+    "The relative dose is the norm of the added vector over the norm of the stream. SmolLM2-135M showed effects "
+    "from 0.4 to 0.8; smaller doses show little, larger ones break the text: docs/reading-the-numbers.md."
 )
 
 
