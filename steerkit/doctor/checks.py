@@ -127,7 +127,7 @@ def coefficient_zero(model: nn.Module, tokenizer: Any) -> Result:
 def cache(model: nn.Module, tokenizer: Any) -> Result:
     """Compare steered texts from the batched engine with texts from one prompt at a time without a cache."""
     ways = exact(model)
-    # without a KV cache new tokens cannot be told from the prompt
+    # without a KV cache new tokens and the prompt cannot be distinguished
     positions = "all" if cache_argument(model) in (None, "cache_params") else "from_last_prompt_token"
     steering = Steering(_direction(model), _coefficient_of_stream_norm(model, tokenizer), positions, foreign=True)
     with torch.inference_mode(), evaluating(unwrap(model)):
