@@ -1,4 +1,4 @@
-"""A steered model for lm-evaluation-harness, so that any of its tasks runs at any coefficient."""
+"""A steered model for lm-evaluation-harness: run any of its tasks at any coefficient."""
 
 from __future__ import annotations
 
@@ -21,50 +21,52 @@ Request = tuple[Any, Sequence[int], Sequence[int]]
 
 @register_model("steerkit")
 class SteeredLM(HFLM):
-    """`HFLM`, the harness's own model, with a steering that is on in every forward of a request.
+    """`HFLM`, the harness's model class, with a steering that is active in every forward of a request.
 
-    `lm_eval.simple_evaluate(model=SteeredLM(model, tokenizer, steering), tasks=[...])`, or from a terminal its own
-    command line, `python -m steerkit.lm_eval --model steerkit --tasks ... --model_args KEY=VALUE,...` with the keys
-    `pretrained` and `vector` (a file), and if wanted `layer`, `coefficient`, `positions`, `operation`, `foreign`,
-    `adapter`, `dtype` and those of `HFLM`.
+    On the command line use `python -m steerkit.lm_eval --model steerkit --tasks ... --model_args KEY=VALUE,...`. The
+    keys are `pretrained` and `vector` (a file); optional are `layer`, `coefficient`, `positions`, `operation`,
+    `foreign`, `adapter`, `dtype`, `device` and the options of `HFLM`.
 
-    What `positions` means:
-        generate_until: as everywhere; the context is the prompt.
-        loglikelihood: the context is the prompt, the continuation stands for new tokens. So `"generated"` leaves the
-            logits of the continuation's first token unsteered, and an answer of one token (most multiple choice) has
-            no other: there only `"from_last_prompt_token"`, `"prompt"` and `"all"` act.
-        loglikelihood_rolling: each window is a text of its own; the token that the harness puts before it (the
-            end-of-text token, or the last token of the window before) is the prompt.
+    Meaning of `positions`:
+        generate_until: the context is the prompt.
+        loglikelihood: the context is the prompt, and the continuation counts as new tokens. With `"generated"` the
+            logits of the continuation's first token are unsteered. An answer of one token (most multiple choice) is
+            then not steered at all: use `"from_last_prompt_token"`, `"prompt"` or `"all"`.
+        loglikelihood_rolling: each window is a separate text. Its prompt is the token that the harness adds before it:
+            the end-of-text token, or the last token of the previous window.
 
-    The harness's request cache (`use_cache`) knows nothing of steering: give each coefficient a file of its own.
+    The harness's request cache (`use_cache`) ignores steering: use a separate file per coefficient.
 
     Args:
         model: a transformers (or PEFT) model; `HFLM` puts it in eval mode.
         tokenizer: its tokenizer; a copy is used, since `HFLM` sets its padding token.
-        steering: with one coefficient for all requests.
+        steering: has one coefficient for all requests.
         options: those of `HFLM`: batch_size, max_length, add_bos_token, ...
 
     Raises:
-        ValueError: a steering that does not fit the model or has a coefficient per row; a continuation that leaves no
-            room for its context, so that nobody can say where it begins.
+        ValueError: a steering that does not fit the model or has a coefficient per row; a continuation so long that no
+            token of its context fits.
+
+    Example:
+        >>> lm_eval.simple_evaluate(model=SteeredLM(model, tokenizer, steering), tasks=["hellaswag"])
     """
 
     def __init__(self, model: Any, tokenizer: Any, steering: Steering, **options: Any) -> None:
         if not isinstance(steering.coefficient, float):
-            raise ValueError("expected one coefficient for all requests; got one per row. Evaluate them one by one.")
-        with steering.on(model):  # does it fit?
+            raise ValueError("expected one coefficient for all requests; got one per row. Pass one number.")
+        with steering.on(model):  # raises if the steering does not fit the model
             super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), **options)
         self.steering = steering
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Any = None) -> SteeredLM:
-        """From the harness's `model_args`: what `load` takes, what `Steering` takes, and options of `HFLM`."""
+        """Make the model from `model_args`: arguments of `load`, of `Steering` and of `HFLM`."""
         extra = {key: value for key, value in (additional_config or {}).items() if value is not None}
         return cls._loaded(**{**arg_dict, **extra})
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Any = None) -> SteeredLM:
-        """From `model_args` as one string, `key=value,key=value`."""
+        """Make the model from `model_args` as one string, `key=value,key=value`."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
@@ -101,20 +103,20 @@ class SteeredLM(HFLM):
         with progress("log-likelihoods", len(requests)) as advance:
             for length, numbers in groups.items():
                 with self.steering.on(self.model, prompt_length=length):
-                    found = super()._loglikelihood_tokens([requests[i] for i in numbers], True, override_bs)
-                answers.update(zip(numbers, found, strict=True))
+                    batch = super()._loglikelihood_tokens([requests[i] for i in numbers], True, override_bs)
+                answers.update(zip(numbers, batch, strict=True))
                 advance(len(numbers))
         return [answers[number] for number in range(len(requests))]
 
     def _prompt_length(self, context: int, continuation: int) -> int | None:
-        """How many tokens of the context enter the model, which cuts it at its left end; None where it is all one."""
+        """Tokens of the context that enter the model, which truncates it on the left; None for positions `all`."""
         if parse_positions(self.steering.positions)[0] == "all":
             return None
         kept = min(context, self.max_length + 1 - continuation)
         if kept < 1:
             raise ValueError(
-                f"expected room for a token of context before a continuation of {continuation} tokens; the model takes "
-                f"{self.max_length}. Cut the continuation, or steer at positions 'all'."
+                f"expected room for a token of context before a continuation of {continuation} tokens; got a model of "
+                f"{self.max_length} tokens. Shorten the continuation, or use positions 'all'."
             )
         return kept
 

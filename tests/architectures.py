@@ -19,7 +19,7 @@ from textwrap import wrap
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 from transformers.utils import logging
 
-from steerkit.doctor.checks import Finding, examine
+from steerkit.doctor.report import Finding, examine
 from steerkit.io.files import write_text
 from steerkit.io.versions import versions
 from steerkit.models.blocks import NoResidualStream, find_blocks
@@ -105,8 +105,8 @@ def judge(name: str) -> Verdict:
 
 
 def _verdict(name: str, made: str, path: str, findings: Sequence[Finding]) -> Verdict:
-    failed = {finding.check: finding.said for finding in findings if finding.state == "failed"}
-    said = {finding.check: finding.said for finding in findings}
+    failed = {finding.check: finding.detail for finding in findings if finding.state == "failed"}
+    said = {finding.check: finding.detail for finding in findings}
     if "nothing is shown" in said.get("cache", ""):
         failed["cache"] = said["cache"]
     if not failed:

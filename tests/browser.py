@@ -55,7 +55,7 @@ class Browser:
         number = self.send(method, session, parameters)
         while (answer := self.read()).get("id") != number:
             self.events.append(answer)
-            if answer.get("method") == "Page.javascriptDialogOpening":  # until it is closed the page stands still
+            if answer.get("method") == "Page.javascriptDialogOpening":  # the page waits until it is closed
                 self.send("Page.handleJavaScriptDialog", answer["sessionId"], {"accept": False})
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
@@ -113,7 +113,7 @@ class Tab:
         ]
 
     def open(self, page: Path | str, fragment: str = "") -> None:
-        """Load a file, or an address, anew and wait until it is there."""
+        """Load a file or an address and wait until it is loaded."""
         for url in ("about:blank", (page if isinstance(page, str) else page.as_uri()) + fragment):
             self.call("Page.navigate", url=url)
         self.until("location.protocol !== 'about:' && document.readyState === 'complete'")

@@ -12,7 +12,7 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
 import steerkit as sk
-from steerkit.doctor.checks import examine
+from steerkit.doctor.report import examine
 from steerkit.generation.engine import Row, exact
 from steerkit.generation.generate import decode
 from steerkit.models.blocks import NoResidualStream, find_blocks

@@ -15,20 +15,23 @@ import pytest
 from steerkit.cli.main import main
 from steerkit.io.json import read_json, write_json
 from steerkit.show.terminal import facts, side_by_side, table
-from tests.bad_input.cases import LAYER, LINE, LIST, NUMBERS, PAIR, POSITION, Files, lay, push, row, tree
+from steerkit.vectors.vector import SteeringVector
+from tests.bad_input.cases import LAYER, LINE, LIST, PAIR, POSITION, Files, lay, push, row, tree
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = b'{"prompt": "one", "reference": "one"}\n{"prompt": "two", "reference": "two"}\n'
 
 
-def vector_file(**given: Any) -> bytes:
+def vector_file(layers: Sequence[int] = (1,), **given: Any) -> bytes:
+    vector = push(**given)
     with tempfile.TemporaryDirectory() as folder:
-        push(**given).save(Path(folder) / "v")
+        SteeringVector(dict.fromkeys(layers, vector.layers[1]), vector.meta).save(Path(folder) / "v")
         return (Path(folder) / "v").read_bytes()
 
 
 V = vector_file()
+DEEP = vector_file(layers=(1, 2))
 STEER = ("steer", "{model}", "v.safetensors")
 SWEEP = ("sweep", "{model}", "v.safetensors", "--prompts", "q.jsonl", "--out", "run", "--max-new-tokens", "2")
 ASKED: Files = {"v.safetensors": V, "q.jsonl": QUESTIONS}
@@ -85,14 +88,25 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
     ),
     "extract at no position": (
         ("extract", "{model}", "p.jsonl", "--position", "middle"), {"p.jsonl": PAIR, "vector.safetensors": b"mine"},
-        POSITION, "got 'middle'", "Choose one",
+        POSITION, "got 'middle'", "Pass one of these as --position",
     ),
     "extract at layers in words": (
         ("extract", "{model}", "p.jsonl", "--layers", "one,two"), {"p.jsonl": PAIR},
-        "expected ints with commas between", "got 'one,two'", "Write 1,2,3",
+        "expected layers as integers", "got 'one'", "Pass block indices such as 8,12,16, or all",
     ),
     "extract at layer -1": (
-        ("extract", "{model}", "p.jsonl", "--layers=-1"), {"p.jsonl": PAIR}, LAYER[0], "got -1", "the last layer is 3"
+        ("extract", "{model}", "p.jsonl", "--layers=-1"), {"p.jsonl": PAIR},
+        "expected layers as block indices from 0", "got -1", "Pass block indices",
+    ),
+    "extract at layer 4 of 4": (
+        ("extract", "{model}", "p.jsonl", "--layers", "4"), {"p.jsonl": PAIR}, LAYER[0], "got 4", "the last layer is 3"
+    ),
+    "extract at two layers at once": (
+        ("extract", "{model}", "p.jsonl", "--layers", "1+2"), {"p.jsonl": PAIR},
+        "expected single layers", "got '1+2'", "Pass block indices",
+    ),
+    "extract at 3 bits": (
+        ("extract", "{model}", "p.jsonl", "--bits", "3"), {"p.jsonl": PAIR}, "bits to be 4 or 8", "got 3", "omit --bits"
     ),
     "extract onto a folder": (
         ("extract", "{model}", "p.jsonl", "--out", "d"), {"p.jsonl": PAIR, "d": None},
@@ -111,6 +125,16 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         (*STEER, "hi", "--layer", "1", "--coefficient", "nan"), {"v.safetensors": V},
         "expected a finite coefficient", "got nan", "another",
     ),
+    "steer at a layer in words": (
+        (*STEER, "hi", "--layer", "x"), {"v.safetensors": V}, "expected layers as integers", "got 'x'", "Pass block"
+    ),
+    "steer with several layers and no --layer": (
+        (*STEER, "hi"), {"v.safetensors": DEEP}, "expected a layer, since the vector holds 2", "[1, 2]", "Pass layer=2"
+    ),
+    "steer in an unknown dtype": (
+        (*STEER, "hi", "--layer", "1", "--dtype", "int3"), {"v.safetensors": V},
+        "Invalid value for '--dtype'", "'int3' is not one of", "See --help",
+    ),
     "steer at no positions": (
         (*STEER, "hi", "--layer", "1", "--positions", "here"), {"v.safetensors": V},
         "expected positions among", "got 'here'", "Choose one",
@@ -120,7 +144,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
     ),
     "steer for no tokens": (
         (*STEER, "hi", "--layer", "1", "--max-new-tokens", "0"), {"v.safetensors": V},
-        "max_new_tokens to be an integer from 1", "got 0", "another",
+        "Invalid value for '--max-new-tokens'", "1", "See --help",
     ),
     "steer with a vector of another width": (
         (*STEER, "hi", "--layer", "1"), {"v.safetensors": vector_file(width=5)},
@@ -149,7 +173,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
     ),
     "sweep no prompts": ((*SWEEP, "--layers", "1"), {**ASKED, "q.jsonl": b""}, LIST[0], "got []", LIST[1]),
     "sweep layers in words": (
-        (*SWEEP, "--layers", "all"), ASKED, "expected ints with commas between", "got 'all'", "Write 1,2,3"
+        (*SWEEP, "--layers", "one,two"), ASKED, "expected layers as integers", "got 'one'", "Pass block indices"
     ),
     "sweep coefficients in words": (
         (*SWEEP, "--layers", "1", "--coefficients", "low,high"), ASKED,
@@ -162,10 +186,12 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         (*SWEEP, "--layers", "1", "--coefficients", "1,inf"), ASKED, "a finite coefficient", "got inf", "another"
     ),
     "sweep a coefficient twice": (
-        (*SWEEP, "--layers", "1", "--coefficients", "1,1.0"), ASKED, NUMBERS[0], "got [1.0, 1.0]", NUMBERS[1]
+        (*SWEEP, "--layers", "1", "--coefficients", "1,1.0"), ASKED,
+        "expected coefficients that differ", "got [1.0, 1.0]", "List each once",
     ),
     "sweep no samples": (
-        (*SWEEP, "--layers", "1", "--samples", "0"), ASKED, "one vector and one sample", "samples=0", "Add some"
+        (*SWEEP, "--layers", "1", "--samples", "0"), ASKED,
+        "Invalid value for '--samples'", "1", "See --help",
     ),
     "sweep beyond the context": (
         (*SWEEP, "--layers", "1", "--max-new-tokens", "999"), ASKED, "context of 256", "+ 999", "Shorten either"
@@ -177,12 +203,18 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         (*SWEEP, "--layers", "1"), {**ASKED, "run/config.json": b'{"seed": 7}'},
         "expected the configuration", "seed: 7 -> 0", "Use another folder",
     ),
+    "score by an unknown score": (
+        ("score", "run", "beauty"), {}, "expected scores among ['rouge_l'", "got ['beauty']", "Pass some of these"
+    ),
+    "score perplexity without a model": (
+        ("score", "run", "perplexity"), {}, "expected a model for ['perplexity']", "got none", "Pass --checkpoint"
+    ),
     "score a folder that is not there": (
         ("score", "run", "rouge_l"), {}, "expected a finished sweep", "there is none", "repeat the sweep"
     ),
     "score a sweep that is not finished": (
-        ("score", "run", "rouge_l"), {"run/rows.jsonl": b"{}\n"},
-        "expected a finished sweep", "there is none", "repeat the",
+        ("score", "run", "rouge_l"), {"run/rows.jsonl": b"{}\n"}, "expected a finished sweep", "there is none",
+        "repeat the",
     ),
     "score junk": (
         ("score", "run", "rouge_l"), {"run/table.parquet": PAIR}, "expected a table in", "got something else", "Write"
@@ -191,7 +223,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         ("probe", "{model}", "p.jsonl"), {"p.jsonl": row(group="g") * 6}, "groups as folds", "1 groups", "Read more"
     ),
     "probe at no position": (
-        ("probe", "{model}", "p.jsonl", "--position", "2nd"), {"p.jsonl": PAIR}, POSITION, "got '2nd'", "Choose one"
+        ("probe", "{model}", "p.jsonl", "--position", "2nd"), {"p.jsonl": PAIR}, POSITION, "got '2nd'", "Pass one"
     ),
 }  # fmt: skip
 
@@ -246,7 +278,7 @@ def test_a_command_on_bad_input_says_so_in_one_line_and_leaves_with_2(name, leav
     [
         ("fly",),
         ("steer",),
-        ("steer", "m", "v", "hi", "--layer", "x"),
+        ("steer", "m", "v", "hi", "--coefficient", "x"),
         ("sweep", "m", "v", "--prompts", "q", "--layers", "1", "--samples", "many"),
         ("extract", "m", "p", "--nothing"),
         ("probe", "m", "p", "--seed", "1.5"),
@@ -280,7 +312,7 @@ def test_a_file_name_cannot_move_the_cursor(leave, capsys) -> None:
 
 
 def test_what_a_model_writes_cannot_act_on_the_terminal(capsys) -> None:
-    side_by_side({"unsteered": "\x1b[31mred\x07", "steered": "two\n[bold]lines[/bold] \u202e"}, as_json=False)
+    side_by_side({"unsteered": "\x1b[31mred\x07", "steered": "two\n[bold]lines[/bold] \u202e"})
     table("[/]", pd.DataFrame({"[red]vector": ["[/x]", "\x9b31m"]}), as_json=False)
     facts({"checkpoint": "a\x1b]0;b"}, as_json=False)
     shown = capsys.readouterr().out

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -193,7 +194,7 @@ def test_the_command_line_says_what_was_read_what_was_not_said_and_what_is_lost(
 
     from steerkit.cli.main import app
 
-    def run(*arguments: object) -> dict[str, str]:
+    def run(*arguments: object) -> dict[str, Any]:
         done = CliRunner().invoke(app, ["convert", *map(str, arguments), "--json"])
         assert done.exit_code == 0, done.output + repr(done.exception)
         return json.loads(done.stdout)
@@ -201,12 +202,15 @@ def test_the_command_line_says_what_was_read_what_was_not_said_and_what_is_lost(
     v, w = values(2)[2], values(2, seed=1)[2]
     torch.save({"vectors": {"A1_vs_others": v, "A2_vs_others": w}, "config": {"layer": 2}}, tmp_path / "agents.pt")
     said = run(tmp_path / "agents.pt", tmp_path / "agents.gguf")
-    assert said["A1_vs_others"].startswith("SteeringVector(1 layers, d_model 32")
-    assert said["A2_vs_others written"] == str(tmp_path / "agents-A2_vs_others.gguf")
-    assert "model_fingerprint" in said["A1_vs_others not said"] and "read_position" not in said["A1_vs_others not said"]
-    assert said["lost"].count("before block 2") == 1 and said["lost"].count("other readers of GGUF") == 1
+    first, second = said["vectors"]
+    assert (first["name"], second["name"]) == ("A1_vs_others", "A2_vs_others")
+    assert first["vector"].startswith("SteeringVector(1 layers, d_model 32")
+    assert second["written"] == str(tmp_path / "agents-A2_vs_others.gguf")
+    assert "model_fingerprint" in first["not_recorded"] and "read_position" not in first["not_recorded"]
+    lost = " ".join(said["lost"])
+    assert lost.count("before block 2") == 1 and lost.count("other readers of GGUF") == 1
     back = run(tmp_path / "agents-A2_vs_others.gguf", tmp_path / "one.safetensors")
-    assert back["lost"] == "nothing" and torch.equal(SteeringVector.load(tmp_path / "one.safetensors").layers[2], w)
+    assert back["lost"] == [] and torch.equal(SteeringVector.load(tmp_path / "one.safetensors").layers[2], w)
     plain = CliRunner().invoke(app, ["convert", str(tmp_path / "one.safetensors"), str(tmp_path / "two.safetensors")])
     assert plain.exit_code == 0 and "lost" in plain.stdout and "two.safetensors" in plain.stdout
 

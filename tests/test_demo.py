@@ -68,7 +68,7 @@ def test_every_dose_has_its_controls_and_the_test_has_its_random_directions(demo
         assert scored[f"{persona}/random-1"] == 0 < scored[f"{persona}/random-0"]
 
 
-def test_no_question_stands_in_two_parts(demo) -> None:
+def test_no_question_is_in_two_parts(demo) -> None:
     parts = json.loads((demo[2] / "splits.json").read_text())
     ids = [i for part in parts.values() for i in part]
     assert len(ids) == len(set(ids)) == 12 + 3 + 3 + 4

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from steerkit.cli import main as cli
-from steerkit.cli.main import doctor
-from steerkit.doctor.checks import Finding, examine
+from steerkit.cli import models as cli
+from steerkit.cli.models import doctor
+from steerkit.doctor.report import CHECKS, Finding, examine
 from tests.small_models import build
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -55,6 +55,13 @@ class Leaky(torch.nn.Module):
         return out + 0.1 * out.mean(dim=(0, 1), keepdim=True)
 
 
+def test_each_check_is_a_function_that_returns_a_state_and_a_detail() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    results = {name: check(model, tokenizer) for name, check in CHECKS.items()}
+    findings = {finding.check: (finding.state, finding.detail) for finding in examine(model, tokenizer)}
+    assert results.items() <= findings.items() and set(findings) - set(results) == {"residual stream"}
+
+
 def test_rows_that_see_their_batch_are_found() -> None:
     model = tiny_model()
     model.model.layers[1].mlp = Leaky(model.model.layers[1].mlp)
@@ -86,19 +93,19 @@ class OneWord(torch.nn.Module):
         return self.inner(x) + 1e4 * (torch.arange(260) == 65)
 
 
-def test_texts_that_steering_does_not_change_show_nothing() -> None:
+def test_texts_that_steering_does_not_change_are_noted() -> None:
     model = tiny_model()
-    assert "3 of them others than without steering" in found_in(model, "cache").said
+    assert "3 of them differ from the unsteered texts" in found_in(model, "cache").detail
     model.lm_head = OneWord(model.lm_head)
     found = found_in(model, "cache")
-    assert (found.state, found.said.endswith("0 of them others than without steering: nothing is shown")) == (
+    assert (found.state, found.detail.endswith("0 of them differ from the unsteered texts: nothing is shown")) == (
         "note",
         True,
     )
 
 
 @pytest.mark.parametrize(
-    ("kind", "check", "said"),
+    ("kind", "check", "detail"),
     [
         ("mamba", "hidden states", "begins after block 0 and not with the embedding"),
         ("qwen4_exp_text", "hidden states", "the stream is 256 wide where its last entry is 64"),
@@ -106,10 +113,10 @@ def test_texts_that_steering_does_not_change_show_nothing() -> None:
         ("jamba", "cache", "scored token by token"),
     ],
 )
-def test_what_one_has_to_know_of_an_unusual_model_is_said(kind: str, check: str, said: str) -> None:
+def test_a_property_of_an_unusual_model_is_noted(kind: str, check: str, detail: str) -> None:
     model = build(kind)
     assert not [finding for finding in examine(model, tiny_tokenizer()) if finding.state == "failed"]
-    assert said in found_in(model, check).said
+    assert detail in found_in(model, check).detail
 
 
 def test_an_adapter_that_does_nothing_is_found_and_one_that_does_is_not() -> None:
@@ -126,18 +133,16 @@ def test_an_adapter_that_does_nothing_is_found_and_one_that_does_is_not() -> Non
     assert states(found)["adapter"] == "ok"
 
 
-def test_the_command_prints_json_and_says_by_its_exit_code_whether_a_check_failed(
-    tmp_path, capsys, monkeypatch
-) -> None:
+def test_the_command_prints_json_and_its_exit_code_is_1_if_a_check_failed(tmp_path, capsys, monkeypatch) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    monkeypatch.setattr(cli, "_load", lambda checkpoint, adapter: (model, tokenizer))
+    monkeypatch.setattr(cli, "load_model", lambda checkpoint, loading: (model, tokenizer))
     doctor("somewhere", as_json=True)
     shown = json.loads(capsys.readouterr().out)
     assert {row["check"] for row in shown} >= {"padding", "cache"}
     doctor("somewhere")
-    assert "Safe to read and to steer." in capsys.readouterr().out
+    assert "All checks passed." in capsys.readouterr().out
     tokenizer.add_tokens(["<a>", "<b>"])
     with pytest.raises(SystemExit) as stopped:
         doctor("somewhere")
     assert stopped.value.code == 1
-    assert "Do not trust: tokenizer" in capsys.readouterr().out
+    assert "Failed checks: tokenizer" in capsys.readouterr().out

@@ -32,7 +32,7 @@ def test_lines_and_areas_are_those_of_the_sweep() -> None:
     curves, areas = (f("trait").set_index(["vector", "layer"]) for f in (result.curve, result.curve_auc))
     for v, vector in enumerate(data["names"]["vector"]):
         for at, layer in enumerate(data["names"]["layer"]):
-            line = data["series"][data["places"][f"{v},{at}"]["series"][0]]["lines"][score]
+            line = data["series"][data["conditions"][f"{v},{at}"]["series"][0]]["lines"][score]
             wanted = curves.loc[(vector, int(layer)), ["coefficient", "mean", "low", "high", "n"]].to_numpy()
             np.testing.assert_allclose(line["points"], wanted, rtol=1e-4)
             area = areas.loc[(vector, int(layer)), ["curve_auc", "low", "high"]].to_numpy(float)
@@ -43,7 +43,7 @@ def test_controls_of_a_kind_share_a_line_whose_interval_resamples_them_too() -> 
     frame = table()
     data = explorer_data(SweepResult(frame))
     score = data["scores"].index("trait")
-    formal, terse = (data["places"][f"{data['names']['vector'].index(v)},0"]["series"] for v in ("formal", "terse"))
+    formal, terse = (data["conditions"][f"{data['names']['vector'].index(v)},0"]["series"] for v in ("formal", "terse"))
     assert [data["series"][k]["name"] for k in formal] == ["formal", "random", "shuffled"]
     assert [data["series"][k]["name"] for k in terse] == ["terse", "random"]
     line = data["series"][formal[1]]["lines"][score]
@@ -67,7 +67,7 @@ def test_scores_that_are_missing_or_infinite_are_gaps_and_not_zeros() -> None:
     frame.loc[frame["vector"] == "random-1", "trait"] = np.nan
     data = explorer_data(SweepResult(frame.assign(never=np.nan)))
     assert data["scores"] == ["trait", "never", "n_tokens"]
-    own, random = (data["series"][k] for k in data["places"]["0,0"]["series"])
+    own, random = (data["series"][k] for k in data["conditions"]["0,0"]["series"])
     assert own["lines"][0]["points"][-1] == [2.0, None, None, None, 0]
     assert own["lines"][0]["points"][0][4] == 3
     assert own["lines"][0]["area"] == [None, None, None]
@@ -88,7 +88,7 @@ def test_projections_are_cut_into_the_texts_and_scaled_about_the_unsteered_mean(
         mine = along[(along[KEYS] == key).all(axis=1)]
         np.testing.assert_allclose(rows["projections"][row], mine["projection"], rtol=1e-3)
     assert max(data["pieces"][rows["text"][0]]) > 3  # the emoji are two units each
-    centre, extent = data["places"]["0,0"]["shade"]
+    centre, extent = data["conditions"]["0,0"]["shade"]
     assert centre == pytest.approx(along.loc[along["coefficient"] == 0, "projection"].mean(), rel=1e-3)
     assert (np.abs(along["projection"] - centre) <= extent).mean() == pytest.approx(0.98, abs=0.02)
     assert data["scores"] == ["trait", "projection", "n_tokens"]
@@ -103,7 +103,7 @@ def test_rows_without_projections_are_plain() -> None:
     data = explorer_data(SweepResult(frame), tokens(frame[frame["vector"] == "v"]))
     for vector, values in zip(data["rows"]["vector"], data["rows"]["projections"], strict=True):
         assert (values is None) == (vector == 1)
-    assert data["places"]["1,0"]["shade"] is None
+    assert data["conditions"]["1,0"]["shade"] is None
     assert explorer_data(SweepResult(frame))["rows"]["projections"] is None
 
 
@@ -120,15 +120,15 @@ def test_prompts_are_told_apart_by_what_is_their_own() -> None:
 
 def test_a_chat_is_told_by_what_was_said_last_whatever_its_template() -> None:
     header = "<|start_header_id|>{}<|end_header_id|>\n\n{}"
-    told = header.format("system", "Be kind.<|eot_id|>") + header.format("user", "Why?\nSay.<|eot_id|>")
+    chat_text = header.format("system", "Be kind.<|eot_id|>") + header.format("user", "Why?\nSay.<|eot_id|>")
     chats = [
-        told + header.format("assistant", ""),
+        chat_text + header.format("assistant", ""),
         "<bos><start_of_turn>user\nHi.<end_of_turn>\n<start_of_turn>model\nHo.<end_of_turn>\n"
         "<start_of_turn>user\nThe user\nleft.<end_of_turn>\n<start_of_turn>model\n",
         "<s>[INST] Who came? [/INST]",
     ]
     assert prompt_labels(chats) == ["Why? Say.", "The user left.", "Who came?"]
-    same = [told.replace("kind", mood) + header.format("assistant", "") for mood in ("glad", "gruff")]
+    same = [chat_text.replace("kind", mood) + header.format("assistant", "") for mood in ("glad", "gruff")]
     assert prompt_labels(same) == ["Be glad.", "Be gruff."]
 
 
@@ -182,7 +182,7 @@ def test_tokens_are_cut_where_they_end_in_the_text(run: Any) -> None:
     cut = [EMOJI[a:b] for a, b in zip(found["start"], found["stop"], strict=True)]
     assert "".join(cut) == EMOJI and max(map(len, cut)) == 1
     ends = [len(EMOJI[: k + 1].encode()) - 1 for k in range(len(EMOJI))]
-    assert [k for k, part in enumerate(cut) if part] == ends  # a character stands with the last of its bytes
+    assert [k for k, part in enumerate(cut) if part] == ends  # a character belongs to the last of its bytes
 
 
 def test_the_page_of_a_run_has_the_scores_and_keeps_the_projections(run: Any, tmp_path: Path) -> None:

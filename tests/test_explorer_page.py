@@ -142,7 +142,7 @@ def test_search_lists_what_matches_marks_it_and_goes_there(tab: Tab, page: Path)
     tab.open(page)
     tab.press("/")
     tab.type("TERSE -2")
-    assert tab.js("document.getElementById('found').textContent") == "16 of 392 texts"
+    assert tab.js("document.getElementById('search-status').textContent") == "16 of 392 texts"
     assert tab.js("document.querySelectorAll('#hits li').length") == 16
     assert set(tab.js("[...document.querySelectorAll('#hits mark')].map((e) => e.textContent)")) == {"terse -2"}
     tab.js("document.querySelectorAll('#hits button')[3].click()")
@@ -155,8 +155,8 @@ def test_search_lists_what_matches_marks_it_and_goes_there(tab: Tab, page: Path)
     tab.press("Escape")
     assert tab.js("document.querySelectorAll('mark').length") == 0
     tab.press("/")
-    tab.type("no vector")  # stands under every vector and layer, counts once
-    assert tab.js("document.getElementById('found').textContent") == "8 of 392 texts"
+    tab.type("no vector")  # listed under every vector and layer, counts once
+    assert tab.js("document.getElementById('search-status').textContent") == "8 of 392 texts"
     before = chosen(tab)
     tab.press("Enter")
     tab.press("Enter")
@@ -166,7 +166,7 @@ def test_search_lists_what_matches_marks_it_and_goes_there(tab: Tab, page: Path)
     tab.press("Escape")
     tab.press("/")
     tab.type("(.*")  # no pattern
-    assert tab.js("document.getElementById('found').textContent") == "0 of 392 texts"
+    assert tab.js("document.getElementById('search-status').textContent") == "0 of 392 texts"
     assert tab.js("document.getElementById('hits').hidden")
 
 
@@ -175,7 +175,7 @@ def test_tokens_are_shaded_by_their_projection_and_the_shades_can_be_put_away(ta
     spans = "[...document.querySelectorAll('#steered .token')]"
     data = data_of(page)
     row = next(row for row, text in enumerate(data["rows"]["text"]) if data["strings"][text] == steered(tab))
-    values, (centre, _) = data["rows"]["projections"][row], data["places"]["0,0"]["shade"]
+    values, (centre, _) = data["rows"]["projections"][row], data["conditions"]["0,0"]["shade"]
     titles = tab.js(f"{spans}.map((e) => [e.title, e.className])")
     found = list(dict.fromkeys(map(tuple, titles)))  # a token on the edge of a difference is two spans
     assert [float(title.replace("\u2212", "-")) for title, _ in found] == pytest.approx(values, rel=1e-3)
@@ -196,7 +196,7 @@ def test_curves_follow_the_choice_and_say_their_values_as_a_table(tab: Tab, page
     assert [re.split(r"[\d\u2212\u2013]", entry)[0] for entry in legend[1:]] == ["random (mean of ", "shuffled"]
     assert legend[0].startswith("formal") and all("curve_auc" in entry for entry in legend)
     data = data_of(page)
-    points = data["series"][data["places"]["0,0"]["series"][0]]["lines"][0]["points"]
+    points = data["series"][data["conditions"]["0,0"]["series"][0]]["lines"][0]["points"]
     cells = tab.js(f"[...{card}.querySelectorAll('tbody tr')].map((r) => r.cells[1].textContent)")
     assert cells[0] == "\u2013, 0"  # no value at -2
     assert [float(cell.split(" ")[0].replace("\u2212", "-")) for cell in cells[1:]] == pytest.approx(

@@ -170,9 +170,9 @@ def test_the_callers_tokenizer_is_not_changed(llama) -> None:
     from steerkit.lm_eval import SteeredLM
 
     tokenizer = readable()
-    said = (tokenizer.pad_token, tokenizer.padding_side, len(tokenizer))
+    settings = (tokenizer.pad_token, tokenizer.padding_side, len(tokenizer))
     SteeredLM(llama[0], tokenizer, sk.Steering(vector(llama[0], 1)))
-    assert said == (tokenizer.pad_token, tokenizer.padding_side, len(tokenizer))
+    assert settings == (tokenizer.pad_token, tokenizer.padding_side, len(tokenizer))
 
 
 def test_what_cannot_be_said_is_refused(llama) -> None:

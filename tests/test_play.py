@@ -21,12 +21,12 @@ pytest.importorskip("uvicorn", reason="the extra `play` is not installed")
 import uvicorn
 from starlette.testclient import TestClient
 
-from steerkit.show.play import Wish, app, play, stream
+from steerkit.show.play import GenerationRequest, app, play, stream
 from tests.browser import Tab
 
-WISH = {
-    "prompt": "tell me", "chat": True, "pushes": {"up": [1, 1.0]}, "positions": "from_last_prompt_token",
-    "max_new_tokens": 8, "temperature": 0, "seed": 0,
+REQUEST = {
+    "prompt": "tell me", "chat": True, "strengths": {"up": [1, 1.0]}, "positions": "from_last_prompt_token",
+    "operation": "add", "max_new_tokens": 8, "temperature": 0, "seed": 0,
 }  # fmt: skip
 
 
@@ -42,14 +42,14 @@ def client(parts):
 
 
 def token(client: TestClient) -> dict[str, str]:
-    return {"X-Steerkit-Token": re.search('"token": "([^"]+)"', client.get("/").text)[1]}  # type: ignore[index]
+    return {"X-Steerkit-Token": re.search('"token":"([^"]+)"', client.get("/").text)[1]}  # type: ignore[index]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_last_texts_are_those_of_generate_and_the_push_changes_one(parts, temperature) -> None:
+def test_the_last_texts_are_those_of_generate_and_the_steering_changes_one(parts, temperature) -> None:
     model, tokenizer, vectors = parts
-    wish = Wish.of({**WISH, "temperature": temperature})
-    texts = list(stream(model, tokenizer, vectors, wish, threading.Event()))
+    request = GenerationRequest.from_json({**REQUEST, "temperature": temperature})
+    texts = list(stream(model, tokenizer, vectors, request, threading.Event()))
     assert len(texts) <= 8 and texts[-1][0] != texts[-1][1]
     assert all(after.startswith(before[:-1]) for (before, _), (after, _) in pairwise(texts))
     if not temperature:
@@ -59,46 +59,68 @@ def test_the_last_texts_are_those_of_generate_and_the_push_changes_one(parts, te
         assert list(texts[-1]) == whole
 
 
-def test_without_a_push_both_texts_are_the_same(parts) -> None:
-    wish = Wish.of({**WISH, "pushes": {"up": [1, 0]}, "temperature": 1.0})
-    assert all(a == b for a, b in stream(*parts, wish, threading.Event()))
+def test_without_steering_both_texts_are_the_same(parts) -> None:
+    request = GenerationRequest.from_json({**REQUEST, "strengths": {"up": [1, 0]}, "temperature": 1.0})
+    assert all(a == b for a, b in stream(*parts, request, threading.Event()))
 
 
-def test_a_reader_that_leaves_stops_the_model(parts) -> None:
+def test_a_client_that_disconnects_stops_the_model(parts) -> None:
     stopped = threading.Event()
-    texts = stream(*parts, Wish.of({**WISH, "max_new_tokens": 200}), stopped)
+    texts = stream(*parts, GenerationRequest.from_json({**REQUEST, "max_new_tokens": 200}), stopped)
     next(texts)
     stopped.set()
     assert len(list(texts)) < 198
 
 
-def test_the_page_streams_lines_to_itself_and_to_nobody_else(client) -> None:
+def test_the_page_streams_lines_to_itself_and_to_no_other_page(client) -> None:
     mine = token(client)
-    with client.stream("POST", "/stream", json=WISH, headers=mine) as reply:
+    with client.stream("POST", "/stream", json=REQUEST, headers=mine) as reply:
         lines = [json.loads(line) for line in reply.iter_lines()]
     assert lines and lines[-1]["unsteered"] != lines[-1]["steered"]
-    assert client.post("/stream", json=WISH).status_code == 403
-    assert client.post("/stream", json=WISH, headers={"X-Steerkit-Token": "x"}).status_code == 403
+    assert client.post("/stream", json=REQUEST).status_code == 403
+    assert client.post("/stream", json=REQUEST, headers={"X-Steerkit-Token": "x"}).status_code == 403
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"max_new_tokens": 0}, "1 to 512 new tokens"),
         ({"prompt": ""}, "expected a prompt"),
-        ({"pushes": [1]}, "expected prompt, chat, pushes"),
+        ({"strengths": [1]}, "expected prompt, chat, strengths"),
         ({"temperature": "hot"}, "could not convert"),
     ],
 )
-def test_bad_wishes_are_refused_by_name(client, change, said) -> None:
-    reply = client.post("/stream", json={**WISH, **change}, headers=token(client))
-    assert reply.status_code == 400 and said in reply.text
+def test_bad_requests_are_refused_by_name(client, change, message) -> None:
+    reply = client.post("/stream", json={**REQUEST, **change}, headers=token(client))
+    assert reply.status_code == 400 and message in reply.text
+
+
+def test_a_vector_can_be_ablated(parts) -> None:
+    model, tokenizer, vectors = parts
+    request = GenerationRequest.from_json({**REQUEST, "operation": "ablate"})
+    steered = list(stream(model, tokenizer, vectors, request, threading.Event()))[-1][1]
+    steering = sk.Steering(vectors["up"], 1.0, operation="ablate", layer=1)
+    asked = [[{"role": "user", "content": "tell me"}]]
+    assert [steered] == sk.generate(model, tokenizer, asked, max_new_tokens=8, steering=steering)
+
+
+def test_a_vector_of_other_weights_is_refused_unless_foreign_is_passed(parts, monkeypatch) -> None:
+    model, tokenizer, _ = parts
+    served: list[object] = []
+    monkeypatch.setattr(uvicorn, "run", lambda *arguments, **_: served.append(arguments))
+    other = {"v": sk.SteeringVector({1: torch.ones(32)}, {"model_fingerprint": "of another model"})}
+    with pytest.raises(ValueError, match="expected a vector read from this model"):
+        play(model, tokenizer, other)
+    assert not served
+    play(model, tokenizer, other, foreign=True)
+    assert len(served) == 1
 
 
 def test_what_only_the_model_can_refuse_comes_as_a_line(client) -> None:
-    wish = {**WISH, "pushes": {"down": [1, 1.0]}}
-    assert "expected a vector among ['up']" in client.post("/stream", json=wish, headers=token(client)).json()["error"]
+    request = {**REQUEST, "strengths": {"down": [1, 1.0]}}
+    reply = client.post("/stream", json=request, headers=token(client))
+    assert "expected a vector among ['up']" in reply.json()["error"]
 
 
 def test_the_page_runs_no_script_but_its_own_and_names_no_other_host(client) -> None:
@@ -111,7 +133,7 @@ def test_the_page_runs_no_script_but_its_own_and_names_no_other_host(client) -> 
 
 def test_a_vector_that_does_not_fit_is_refused_before_the_page_is_served(parts) -> None:
     model, tokenizer, _ = parts
-    with pytest.raises(ValueError, match="one vector at least"):
+    with pytest.raises(ValueError, match="at least one vector"):
         play(model, tokenizer, {})
     with pytest.raises(ValueError, match="width 32"):
         play(model, tokenizer, {"v": sk.SteeringVector({0: torch.ones(8)})})
@@ -158,8 +180,8 @@ def test_in_a_browser_the_slider_steers_the_real_model_and_both_texts_stream(
     for _ in range(20):
         tab.press("ArrowRight")
     assert tab.js("document.querySelector('output').textContent") == "2.0"
-    tab.until("at('said').textContent === 'done'")
-    layer = int(tab.js("document.querySelector('#pushes select').value"))
+    tab.until("at('status').textContent === 'done'")
+    layer = int(tab.js("document.querySelector('#strengths select').value"))
     asked = [[{"role": "user", "content": "How is your day?"}]] * 2
     steering = sk.Steering(warm["warm"].at(layer), 2.0, "from_last_prompt_token")
     expected = sk.generate(*smollm, asked, max_new_tokens=12, steering=[None, steering])
@@ -184,7 +206,7 @@ def test_in_a_browser_hostile_names_and_texts_are_only_text(tab: Tab, parts: Any
     serving.start()
     try:
         tab.open(f"http://127.0.0.1:{bound.getsockname()[1]}/")
-        assert tab.js("document.querySelector('#pushes span').textContent") == name
+        assert tab.js("document.querySelector('#strengths span').textContent") == name
         tab.js("show('<b>plain', '<b>plain</b><script>window.hit = 1</script>')")
         assert tab.js("at('steered').textContent") == "<b>plain</b><script>window.hit = 1</script>"
         assert tab.js("[window.hit, document.images.length, document.querySelectorAll('b').length]") == [None, 0, 0]

@@ -144,9 +144,9 @@ def test_nothing_is_cut_off_and_the_widths_are_those_of_a_page(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", [kind for kind in FIGURES if kind != "cosines"])
 def test_each_figure_says_its_n_and_its_interval(kind: str) -> None:
-    said = " ".join(texts(FIGURES[kind]()))
-    assert "95 % interval" in said
-    assert "n = 40" in said or "n = 240" in said or "  40 " in said
+    shown = " ".join(texts(FIGURES[kind]()))
+    assert "95 % interval" in shown
+    assert "n = 40" in shown or "n = 240" in shown or "  40 " in shown
 
 
 def test_equal_data_gives_equal_bytes_in_another_process_too(tmp_path: Path) -> None:
@@ -241,10 +241,10 @@ def test_curves_tell_areas_missing_values_and_names_as_they_are() -> None:
     frame = curve_frame(("_a", "b$c$")).assign(n=[38, 40] * 5, n_missing=[0, 3] * 5)
     areas = pd.DataFrame({"vector": ["_a", "b$c$"], "curve_auc": [8.154, np.nan], "low": [-0.001, 1], "high": [9.1, 2]})
     figure = plots.curves(frame, "c", "y", areas=areas, zero=1.5, log=True)
-    said = texts(figure)
-    assert "_a: area 8.15 [0.00, 9.10]" in said
-    assert "b$c$: area \u2013" in said
-    assert "Mean and 95 % interval, n = 38\u201340 prompt groups, 3 missing at most." in said
+    shown = texts(figure)
+    assert "_a: area 8.15 [0.00, 9.10]" in shown
+    assert "b$c$: area \u2013" in shown
+    assert "Mean and 95 % interval, n = 38\u201340 prompt groups, 3 missing at most." in shown
     assert figure.axes[0].get_yscale() == "log"
     assert any(list(line.get_ydata()) == [1.5, 1.5] for line in figure.axes[0].lines)
 
@@ -405,7 +405,7 @@ def test_intervals_print_the_rows_under_their_names() -> None:
             "one row per vector",
         ),
         (lambda: plots.curves(curve_frame(), "c", "y", controls=["random 9"]), "random 9"),
-        (lambda: plots.curve_grid({}, "c"), "one at least"),
+        (lambda: plots.curve_grid({}, "c"), "at least one"),
         (lambda: plots.curve_grid({"a": {"x": curve_frame()}, "b": {"y": curve_frame()}}, "c"), "same personas"),
         (lambda: plots.layer_profile(probe_table().drop(columns="n_groups")), "n_groups"),
         (lambda: plots.layer_profile(probe_table(0)), "block layers"),

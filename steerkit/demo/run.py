@@ -1,4 +1,4 @@
-"""The demo: three personas on a real model, from contrast pairs to a page of results, in stages that resume."""
+"""The demo: three personas on a real model, from contrast pairs to a report, in stages that resume."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ from steerkit.sweeps.projections import sweep_projections
 from steerkit.sweeps.result import SweepResult
 from steerkit.sweeps.sweep import sweep
 from steerkit.vectors import controls
-from steerkit.vectors.controls import with_role
 
 SCORES = ("trait", "rouge_l", "rouge_l_symbols", "distance", "repeated_4grams", "perplexity")
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo does; the defaults are sized for two cores and the 135M model.
+    """Sizes of the demo; the defaults are for two cores and the 135M model.
 
     Args:
-        train, choose, dose, test: how many questions make the vectors, choose source, layer and extent, choose the
-            coefficient, and are held out for the one run that is reported.
-        max_new_tokens: length of every text.
-        first_coefficients: the three doses at which places are compared.
-        coefficients: the grid of the dose sweep, 0 included.
-        random_directions: how many random directions the test holds the vector against.
-        seed: of the shuffled labels, the probes' folds and the random directions.
+        train: number of questions that the vectors are extracted from.
+        choose: number of questions to choose source, layer and positions.
+        dose: number of questions to choose the coefficient.
+        test: number of held-out questions for the one reported run.
+        max_new_tokens: maximum number of new tokens per text.
+        first_coefficients: coefficients at which sources, layers and positions are compared.
+        coefficients: grid of the dose sweep, 0 included.
+        random_directions: number of random control directions on test.
+        seed: seed of the shuffled labels and of the probes' folds.
     """
 
     train: int = 64
@@ -60,13 +61,20 @@ class DemoSettings:
 
 
 def run_demo(model: Any, tokenizer: Any, out: str | Path, settings: DemoSettings | None = None) -> dict[str, Any]:
-    """Run (or go on with) the demo in folder `out`; returns the summary that it also writes there.
+    """Run or resume the demo in the folder `out`.
 
     Stages: pairs and vectors (`pairs/`, `vectors/`), choices (`validation/`, `choice.json`), one run on test
     (`test/`), tables (`tables/`), figures (`figures/`, PNG and PDF), `report.html`, `summary.json`.
 
+    Returns:
+        The content of `summary.json`.
+
     Raises:
         ConfigurationChanged: the folder holds a run of another model or of other settings.
+        RunFolderBusy: another process is running in the folder.
+
+    Example:
+        >>> run_demo(*sk.load("HuggingFaceTB/SmolLM2-135M-Instruct"), "runs/demo")
     """
     settings = settings or DemoSettings()
     began = time.monotonic()
@@ -86,19 +94,22 @@ def run_demo(model: Any, tokenizer: Any, out: str | Path, settings: DemoSettings
         choices, dose, norms = choose(model, tokenizer, vectors, parts, settings, folder)
         test = run_test(model, tokenizer, vectors, choices, parts["test"], norms, settings, folder)
         asked = ask(model, tokenizer, parts["test"], settings, folder)
-        along = project(model, tokenizer, vectors, choices, dose, folder)
+        projections = project(model, tokenizer, vectors, choices, dose, folder)
         gains = gain_table(test, choices)
         meta = {**about, "n_test": len(parts["test"]), "settings": asdict(settings)}
         for name, table in {"gains": gains, "dose_curves": dose_curves(dose), "means": means(test, asked)}.items():
             write_table(folder / "tables" / f"{name}.csv", table.assign(weights=about["weights"]), meta)
         verdicts = {persona: verdict(persona, gains, test, choices[persona], asked[persona]) for persona in PERSONAS}
         summary = {
-            "checkpoint": about["checkpoint"], "weights": about["weights"], "n_test": len(parts["test"]),
-            "choices": {name: asdict(choice) for name, choice in choices.items()}, "verdicts": verdicts,
+            "checkpoint": about["checkpoint"],
+            "weights": about["weights"],
+            "n_test": len(parts["test"]),
+            "choices": {name: asdict(choice) for name, choice in choices.items()},
+            "verdicts": verdicts,
             "seconds_this_time": round(time.monotonic() - began, 1),
-        }  # fmt: skip
+        }
         write_json(folder / "summary.json", summary)
-        draw(folder, summary, dose, test, along)
+        draw(folder, summary, dose, projections)
     return summary
 
 
@@ -112,17 +123,24 @@ def run_test(
     settings: DemoSettings,
     out: Path,
 ) -> SweepResult:
-    """One run on the test questions with everything frozen: each vector, its random directions, its shuffled labels."""
+    """Sweep the test questions once with the chosen settings: each vector, its random and its shuffled controls."""
     tables = []
     for persona, choice in choices.items():
-        vector, shuffled = (v.at(choice.layer) for v in vectors[persona, choice.source])
-        named = {persona: vector, f"{persona}/shuffled": with_role(shuffled, "shuffled", of=persona)}
+        vector, shuffled = (one.at(choice.layer) for one in vectors[persona, choice.source])
+        named = {persona: vector, f"{persona}/shuffled": shuffled}
         named |= controls.random({persona: vector}, n=settings.random_directions, seed=100)
         result = sweep(
-            model, tokenizer, named, prompt_rows(questions), coefficients=[0.0, choice.coefficient],
-            positions=choice.positions, max_new_tokens=settings.max_new_tokens, seed=settings.seed, stream_norms=norms,
+            model,
+            tokenizer,
+            named,
+            prompt_rows(questions),
+            coefficients=[0.0, choice.coefficient],
+            positions=choice.positions,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+            stream_norms=norms,
             out=out / "test" / persona,
-        )  # fmt: skip
+        )
         tables.append(result)
     path = out / "tables" / "test.parquet"
     if path.exists():
@@ -136,27 +154,27 @@ def run_test(
 def ask(
     model: Any, tokenizer: Any, questions: Sequence[Question], settings: DemoSettings, out: Path
 ) -> dict[str, list[float]]:
-    """The trait per test question when the persona is simply asked for, unsteered: what the model can do at all."""
+    """Trait per test question without steering when the prompt asks for the persona: an upper reference."""
     path = out / "tables" / "asked.json"
     if not path.exists():
         prompts = [q.messages(INSTRUCTIONS[persona]) for persona in PERSONAS for q in questions]
         texts = iter(generate(model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens))
-        write_json(path, {p: [TRAITS[p](next(texts)) for _ in questions] for p in PERSONAS})
-    found: dict[str, list[float]] = read_json(path)
-    return found
+        write_json(path, {persona: [TRAITS[persona](next(texts)) for _ in questions] for persona in PERSONAS})
+    traits: dict[str, list[float]] = read_json(path)
+    return traits
 
 
 def project(
     model: Any, tokenizer: Any, vectors: Vectors, choices: Mapping[str, Choice], dose: SweepResult, out: Path
 ) -> pd.DataFrame:
-    """Where each token of the dose sweep's texts lies on its persona's vector; the texts of controls are left out."""
+    """Projections of the dose sweep's tokens on their persona's vector, without the texts of controls."""
     path = out / "tables" / "projections.parquet"
     if not path.exists():
         mine = dose.table[dose.table["vector"].isin(list(choices))]
         named = {persona: vectors[persona, choice.source][0] for persona, choice in choices.items()}
-        found = sweep_projections(model, tokenizer, mine, named)
+        projections = sweep_projections(model, tokenizer, mine, named)
         about = {key: dose.meta[key] for key in ("model_fingerprint", "adapter_fingerprint")}
-        write_table(path, found, {"kind": "projections", **about})
+        write_table(path, projections, {"kind": "projections", **about})
     table: pd.DataFrame = read_table(path)[0]
     return table
 
@@ -171,64 +189,77 @@ def gain_table(test: SweepResult, choices: Mapping[str, Choice]) -> pd.DataFrame
     for persona, choice in choices.items():
         table = test.table[test.table["persona"] == persona]
         mine = SweepResult(table, test.meta)
-        names = sorted(table["vector"].unique())
         comparisons = {
             "coefficient 0": None,
-            "random directions": [name for name in names if "/random-" in name],
-            "shuffled labels": [f"{persona}/shuffled"],
+            "random directions": mine.controls_of(persona, "random"),
+            "shuffled labels": mine.controls_of(persona, "shuffled"),
         }
         for score in ("trait", "rouge_l", "rouge_l_symbols"):
             for comparison, over in comparisons.items():
                 gain = mine.gain(score, over=over, vectors=[persona]).iloc[0]
                 rows.append(
                     {
-                        "persona": persona, "score": score, "over": comparison, "layer": choice.layer,
-                        "coefficient": choice.coefficient, "positions": choice.positions, "source": choice.source,
+                        "persona": persona,
+                        "score": score,
+                        "over": comparison,
+                        "layer": choice.layer,
+                        "coefficient": choice.coefficient,
+                        "positions": choice.positions,
+                        "source": choice.source,
                         **{key: gain[key] for key in ("gain", "low", "high", "p", "n")},
                         "n_controls": len(over or []),
                     }
-                )  # fmt: skip
+                )
     table = pd.DataFrame(rows)
     table["p_holm"] = table.groupby(["score", "over"])["p"].transform(lambda p: holm(p.to_numpy()))
     return table
 
 
 def dose_curves(dose: SweepResult) -> pd.DataFrame:
-    """Every score's curve over the coefficients on validation, with intervals: vector and both controls."""
+    """Curves of every score over the coefficients on validation, with intervals, for the vectors and their controls."""
     return pd.concat([dose.curve(score).assign(score=score) for score in SCORES], ignore_index=True)
 
 
 def means(test: SweepResult, asked: Mapping[str, Sequence[float]]) -> pd.DataFrame:
-    """Mean and interval of every score on test, per vector and coefficient; and the trait when simply asked for."""
+    """Mean and interval of every score on test by vector and coefficient; the trait when the prompt asks for it."""
     table = pd.concat([test.curve(score).assign(score=score) for score in SCORES], ignore_index=True)
     rows = []
     for persona, traits in asked.items():
         interval = bootstrap_ci(np.array(traits))
         rows.append(
             {
-                "vector": f"{persona}/asked", "coefficient": 0.0, "score": "trait", "mean": interval.mean,
-                "low": interval.low, "high": interval.high, "n": interval.n, "n_missing": interval.n_missing,
+                "vector": f"{persona}/asked",
+                "coefficient": 0.0,
+                "score": "trait",
+                "mean": interval.mean,
+                "low": interval.low,
+                "high": interval.high,
+                "n": interval.n,
+                "n_missing": interval.n_missing,
             }
-        )  # fmt: skip
+        )
     return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
 
 
 def verdict(
     persona: str, gains: pd.DataFrame, test: SweepResult, choice: Choice, asked: Sequence[float]
 ) -> dict[str, Any]:
-    """Steered or not: gains over 0, random and shuffled above zero (interval and Holm), in text that stayed fluent."""
+    """Whether steering worked: gains over 0, random and shuffled are above zero, and the text is fluent.
+
+    A gain is above zero where its 95 % interval is and its Holm-adjusted p is below 0.05.
+    """
     mine = gains[(gains["persona"] == persona) & (gains["score"] == "trait")].set_index("over")
     table = test.table[test.table["vector"] == persona]
     fluent = bool(near_unsteered(table)[choice.coefficient])
-    clear = bool(((mine["low"] > 0) & (mine["p_holm"] < 0.05)).all())
-    level = table.groupby("coefficient")["trait"].mean()
+    above_zero = bool(((mine["low"] > 0) & (mine["p_holm"] < 0.05)).all())
+    mean_trait = table.groupby("coefficient")["trait"].mean()
     perplexity = np.exp(np.log(table["perplexity"]).groupby(table["coefficient"]).mean())
     repetition = table.groupby("coefficient")["repeated_4grams"].mean()
     steered = float(choice.coefficient)
     return {
-        "steered": clear and fluent,
-        "trait_unsteered": float(level[0.0]),
-        "trait_steered": float(level[steered]),
+        "steered": above_zero and fluent,
+        "trait_unsteered": float(mean_trait[0.0]),
+        "trait_steered": float(mean_trait[steered]),
         "trait_when_asked": float(np.mean(asked)),
         "gain_over_zero": [float(mine.loc["coefficient 0", key]) for key in ("gain", "low", "high")],
         "gain_over_random": [float(mine.loc["random directions", key]) for key in ("gain", "low", "high")],

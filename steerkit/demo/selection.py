@@ -1,4 +1,4 @@
-"""The demo's choices, made on validation questions alone: source, layer and extent first, then the coefficient."""
+"""The demo's choices on validation questions: first source, layer and positions, then the coefficient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from steerkit.io.tables import write_table
 from steerkit.sweeps.result import SweepResult
 from steerkit.sweeps.sweep import sweep
 from steerkit.vectors import controls
-from steerkit.vectors.controls import with_role
 from steerkit.vectors.vector import SteeringVector
 
 EVERY, FIRST_FOUR = "from_last_prompt_token", "from_last_prompt_token:4"
@@ -28,23 +27,23 @@ DEPTHS = {
     "instructions-last": (0.6, 0.67, 0.74, 0.8),
 }
 EXTENTS = {"answers-mean": (EVERY,), "answers-last": (EVERY,), "instructions-last": (EVERY, FIRST_FOUR)}
-REPETITION_ROOM, PERPLEXITY_ROOM = 0.10, 2.0
-MORE_RANDOM = r"/random-[1-9]"
+MAX_REPETITION_RISE = 0.10
+MAX_PERPLEXITY_RATIO = 2.0
 Vectors = Mapping[tuple[str, str], tuple[SteeringVector, SteeringVector]]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was frozen on validation for one persona.
+    """The settings chosen on validation for one persona.
 
     Args:
-        persona: whose.
+        persona: name of the persona.
         source: contrast and read position, a key of `SOURCES`.
-        layer: where the vector is read and added.
-        positions: which positions are steered.
-        coefficient: how strongly; multiplies the raw difference in means.
-        fluent: whether any coefficient kept the text near the unsteered one; if not, the smallest was taken.
-        tried: how many settings were compared.
+        layer: layer where the vector is read and added.
+        positions: steered positions.
+        coefficient: multiplies the difference in means as extracted.
+        fluent: whether any coefficient kept the text fluent (`near_unsteered`); if not, the smallest is chosen.
+        tried: number of settings compared.
     """
 
     persona: str
@@ -65,10 +64,10 @@ def prompt_rows(questions: Sequence[Question]) -> list[dict[str, Any]]:
 
 
 def scored(result: SweepResult, model: Any, tokenizer: Any, perplexity: bool = True) -> SweepResult:
-    """The rows with trait, ROUGE-L against the persona's own answer, repetition and distance, and perplexity.
+    """Add trait, ROUGE-L against the persona's own answer, repetition, distance and perplexity to the rows.
 
-    A vector's name begins with its persona; an unsteered row is scored as the persona under whose vector it stands.
-    Perplexity costs a forward per row: of several random directions only the first has it, the others are NaN.
+    A vector's name begins with its persona; an unsteered row is scored for the persona of the vector that lists it.
+    Perplexity costs a forward per row, so only the first random direction of each vector has it; others are NaN.
     """
     persona = result.table["vector"].str.partition("/")[0]
     references = [row[f"answer_{name}"] for name, (_, row) in zip(persona, result.table.iterrows(), strict=True)]
@@ -79,57 +78,76 @@ def scored(result: SweepResult, model: Any, tokenizer: Any, perplexity: bool = T
         result = result.score(name)
     if not perplexity:
         return result
-    of = ~result.table["vector"].str.contains(MORE_RANDOM)
-    part = SweepResult(result.table[of], result.meta).score("perplexity", model=model, tokenizer=tokenizer)
+    with_perplexity = ~result.table["vector"].isin(_further_random(result))
+    part = SweepResult(result.table[with_perplexity], result.meta).score("perplexity", model=model, tokenizer=tokenizer)
     return SweepResult(result.table.assign(perplexity=part.table["perplexity"]), result.meta)
+
+
+def _further_random(result: SweepResult) -> set[str]:
+    """The names of all random controls but the first of each vector."""
+    randoms: dict[str | None, list[str]] = {}
+    for name, (role, control_of) in result.roles().items():
+        if role == "random":
+            randoms.setdefault(control_of, []).append(name)
+    return {name for names in randoms.values() for name in names[1:]}
 
 
 def near_unsteered(table: pd.DataFrame) -> pd.Series:
     """Whether repetition and perplexity stay near the unsteered text, per coefficient of one vector's rows.
 
-    Repetition (share of repeated 4-grams) may rise by 0.10; the geometric mean of the perplexity may double.
+    The share of repeated 4-grams may rise by 0.10; the geometric mean of the perplexity may double.
     """
-    by = table.groupby("coefficient")
-    repetition = by["repeated_4grams"].mean()
-    fine = repetition <= repetition[0.0] + REPETITION_ROOM
+    repetition = table.groupby("coefficient")["repeated_4grams"].mean()
+    is_fluent = repetition <= repetition[0.0] + MAX_REPETITION_RISE
     if "perplexity" in table:
-        log = np.log(table["perplexity"]).groupby(table["coefficient"]).mean()
-        fine &= log <= log[0.0] + np.log(PERPLEXITY_ROOM)
-    return fine & repetition.notna()
+        log_perplexity = np.log(table["perplexity"]).groupby(table["coefficient"]).mean()
+        is_fluent &= log_perplexity <= log_perplexity[0.0] + np.log(MAX_PERPLEXITY_RATIO)
+    return is_fluent & repetition.notna()
 
 
 def choose(
     model: Any, tokenizer: Any, vectors: Vectors, parts: Mapping[str, Sequence[Question]], settings: Any, out: Path
 ) -> tuple[dict[str, Choice], SweepResult, dict[Layer, float]]:
-    """Freeze everything on validation; returns the choices, the scored dose sweep, and the stream's norms."""
-    places, norms = _choose_places(model, tokenizer, vectors, parts["choose"], settings, out)
-    parts_of: dict[str, dict[str, SteeringVector]] = {}
-    for persona, (source, layer, positions, _) in places.items():
+    """Choose all settings on validation; returns the choices, the scored dose sweep and the norms of the stream."""
+    settings_of, norms = _choose_sources(model, tokenizer, vectors, parts["choose"], settings, out)
+    vectors_at: dict[str, dict[str, SteeringVector]] = {}
+    for persona, (source, layer, positions, _) in settings_of.items():
         vector, shuffled = (v.at(layer) for v in vectors[persona, source])
         named = {persona: vector, **controls.random({persona: vector}, n=1)}
-        named[f"{persona}/shuffled"] = with_role(shuffled, "shuffled", of=persona)
-        parts_of.setdefault(positions, {}).update(named)
+        named[f"{persona}/shuffled"] = shuffled
+        vectors_at.setdefault(positions, {}).update(named)
     tables = []
-    for number, (positions, named) in enumerate(sorted(parts_of.items())):
+    for number, (positions, named) in enumerate(sorted(vectors_at.items())):
         result = sweep(
-            model, tokenizer, named, prompt_rows(parts["dose"]), coefficients=settings.coefficients,
-            positions=positions, max_new_tokens=settings.max_new_tokens, seed=settings.seed, stream_norms=norms,
+            model,
+            tokenizer,
+            named,
+            prompt_rows(parts["dose"]),
+            coefficients=settings.coefficients,
+            positions=positions,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+            stream_norms=norms,
             out=out / "validation" / f"dose-{number}",
-        )  # fmt: skip
+        )
         tables.append(result)
-    dose = SweepResult(pd.concat([r.table for r in tables], ignore_index=True), tables[0].meta)
+    dose = SweepResult(pd.concat([result.table for result in tables], ignore_index=True), tables[0].meta)
     path = out / "tables" / "validation.parquet"
     dose = SweepResult.load(path) if path.exists() else scored(dose, model, tokenizer)
     dose.save(path)
-    choices = {persona: _choose_dose(persona, place, dose) for persona, place in places.items()}
+    choices = {persona: _choose_dose(persona, chosen, dose) for persona, chosen in settings_of.items()}
     write_json(out / "choice.json", {name: asdict(choice) for name, choice in choices.items()})
     return choices, dose, norms
 
 
-def _choose_places(
+def _choose_sources(
     model: Any, tokenizer: Any, vectors: Vectors, questions: Sequence[Question], settings: Any, out: Path
 ) -> tuple[dict[str, tuple[str, int, str, int]], dict[Layer, float]]:
-    """Per persona source, layer and extent: the highest mean trait among settings that do not repeat themselves."""
+    """Choose source, layer and positions per persona: the highest mean trait among settings without repetition.
+
+    Returns:
+        `persona -> (source, layer, positions, number of settings compared)`, and the norms of the stream by layer.
+    """
     depth = len(next(iter(vectors.values()))[0].layers)
     tables, norms = [], dict[Layer, float]()
     for positions in (EVERY, FIRST_FOUR):
@@ -140,21 +158,35 @@ def _choose_places(
             for layer in sorted({round(share * depth) for share in DEPTHS[source]})
         }
         result = sweep(
-            model, tokenizer, named, prompt_rows(questions), coefficients=settings.first_coefficients,
-            positions=positions, max_new_tokens=settings.max_new_tokens, seed=settings.seed,
+            model,
+            tokenizer,
+            named,
+            prompt_rows(questions),
+            coefficients=settings.first_coefficients,
+            positions=positions,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
             out=out / "validation" / f"place-{'all' if positions == EVERY else 'first'}",
-        )  # fmt: skip
+        )
         norms |= {int(layer): norm for layer, norm in result.meta["stream_norms"].items()}
         tables.append(scored(result, model, tokenizer, perplexity=False).table)
     table = pd.concat(tables, ignore_index=True)
     write_table(out / "tables" / "places.parquet", table, {"kind": "validation, places"})
     rows = []
     for (positions, name), part in table.groupby(["positions", "vector"], sort=False):
-        fine = near_unsteered(part)
+        is_fluent = near_unsteered(part)
         for coefficient, group in part[part["coefficient"] != 0].groupby("coefficient"):
             persona, source, layer = name.split("/")
             rows.append(
-                (persona, source, int(layer), positions, coefficient, group["trait"].mean(), bool(fine[coefficient]))
+                (
+                    persona,
+                    source,
+                    int(layer),
+                    positions,
+                    coefficient,
+                    group["trait"].mean(),
+                    bool(is_fluent[coefficient]),
+                )
             )
     grid = pd.DataFrame(rows, columns=["persona", "source", "layer", "positions", "coefficient", "trait", "fluent"])
     about = {"kind": "validation, places", "n_prompts": len(questions)}
@@ -168,13 +200,13 @@ def _choose_places(
     return best, norms
 
 
-def _choose_dose(persona: str, place: tuple[str, int, str, int], dose: SweepResult) -> Choice:
-    """The coefficient with the highest mean trait among the fluent ones, the smallest on a tie; 0 is no choice."""
-    source, layer, positions, tried = place
+def _choose_dose(persona: str, chosen: tuple[str, int, str, int], dose: SweepResult) -> Choice:
+    """Choose the coefficient above 0 with the highest mean trait among the fluent ones; on a tie the smallest."""
+    source, layer, positions, tried = chosen
     mine = dose.table[dose.table["vector"] == persona]
-    fine = near_unsteered(mine)
+    is_fluent = near_unsteered(mine)
     trait = mine.groupby("coefficient")["trait"].mean()
-    allowed = [c for c in trait.index if c > 0 and fine[c]]
+    allowed = [c for c in trait.index if c > 0 and is_fluent[c]]
     fluent = bool(allowed)
     best = min(allowed, key=lambda c: (-trait[c], c)) if fluent else min(c for c in trait.index if c > 0)
     return Choice(persona, source, layer, positions, float(best), fluent, tried + len(trait) - 1)

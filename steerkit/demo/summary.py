@@ -1,4 +1,4 @@
-"""The demo's summary, in the terminal."""
+"""The demo's summary, printed in the terminal."""
 
 from __future__ import annotations
 
@@ -7,47 +7,49 @@ from pathlib import Path
 from typing import Any
 
 from steerkit.demo.questions import PERSONAS
+from steerkit.stats.format import interval_text
 
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:
-    """One sentence per persona: what was frozen, what came of it on test, and the verdict."""
-    found = []
+    """One paragraph per persona: the verdict, the results on test and the settings chosen on validation."""
+    paragraphs = []
     for persona, verdict in summary["verdicts"].items():
         choice = summary["choices"][persona]
         word = "steered" if verdict["steered"] else "not steered"
-        why = "" if verdict["steered"] else _why_not(verdict)
+        reason = "" if verdict["steered"] else _reason(verdict)
         extent = "its first four positions" if choice["positions"].endswith(":4") else "all its positions"
-        found.append(
-            f"{PERSONAS[persona].capitalize()}: {word}{why}. Trait {verdict['trait_unsteered']:.2f} -> "
-            f"{verdict['trait_steered']:.2f} ({verdict['trait_when_asked']:.2f} when simply asked for); gain over "
-            f"coefficient 0 {_interval(verdict['gain_over_zero'])}, over random directions "
-            f"{_interval(verdict['gain_over_random'])}, over shuffled labels "
-            f"{_interval(verdict['gain_over_shuffled'])}; layer {choice['layer']}, coefficient "
+        paragraphs.append(
+            f"{PERSONAS[persona].capitalize()}: {word}{reason}. Trait {verdict['trait_unsteered']:.2f} -> "
+            f"{verdict['trait_steered']:.2f} ({verdict['trait_when_asked']:.2f} when the prompt asks for it); gain "
+            f"over coefficient 0 {_gain(verdict, 'zero')}, over random directions "
+            f"{_gain(verdict, 'random')}, over shuffled labels "
+            f"{_gain(verdict, 'shuffled')}; layer {choice['layer']}, coefficient "
             f"{choice['coefficient']:g} (relative dose {verdict['relative_dose']:.2f}) on the last prompt "
             f"token and the answer, {extent}; vector: {choice['source']}; repetition {_change(verdict['repetition'])}, "
             f"perplexity {_change(verdict['perplexity'])}."
         )
-    return found
+    return paragraphs
 
 
-def _interval(values: list[float]) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*values)
+def _gain(verdict: Mapping[str, Any], over: str) -> str:
+    mean, low, high = verdict[f"gain_over_{over}"]
+    return interval_text(mean, low, high, 2)
 
 
 def _change(values: list[float]) -> str:
     return "{:.2f} -> {:.2f}".format(*values)
 
 
-def _why_not(verdict: Mapping[str, Any]) -> str:
+def _reason(verdict: Mapping[str, Any]) -> str:
     if verdict["trait_when_asked"] < 0.1:
-        return " (this model does not show it even when it is asked to)"
+        return " (this model does not show the trait even when the prompt asks for it)"
     if not verdict["fluent"]:
-        return " (only in text that repeats itself or has lost its fluency)"
-    return " (a gain is not clear of zero)"
+        return " (only in text that is repetitive or not fluent)"
+    return " (the interval of a gain includes zero)"
 
 
 def print_summary(summary: Mapping[str, Any], out: Path) -> None:
-    """Print the table, the sentences and where the files are."""
+    """Print the table, the paragraphs and the paths of the files."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -61,11 +63,11 @@ def print_summary(summary: Mapping[str, Any], out: Path) -> None:
         table.add_row(
             persona,
             f"{verdict['trait_unsteered']:.2f} -> {verdict['trait_steered']:.2f}",
-            _interval(verdict["gain_over_zero"]),
-            _interval(verdict["gain_over_random"]),
+            _gain(verdict, "zero"),
+            _gain(verdict, "random"),
             "yes" if verdict["steered"] else "no",
         )
     console.print(table)
     for sentence in sentences(summary):
         console.print(f"- {sentence}", highlight=False)
-    console.print(f"Page {out / 'report.html'}, figures {out / 'figures'}, tables {out / 'tables'}.", highlight=False)
+    console.print(f"Report {out / 'report.html'}, figures {out / 'figures'}, tables {out / 'tables'}.", highlight=False)

@@ -1,4 +1,4 @@
-"""Trait scores of the demo's personas: the share of a text that is written in the persona's manner, by rule."""
+"""Trait scores of the demo's personas: the share of a text in the persona's style, by rule."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ CHECKING = re.compile(
 
 
 def steps(text: str) -> float:
-    """Share of the words that stand in lines that begin with a number (`1.`, `2)`, `Step 3:`)."""
+    """Share of the words in lines that begin with a number (`1.`, `2)`, `Step 3:`)."""
     return _share(text.splitlines(), lambda line: bool(NUMBERED.match(line)))
 
 
 def critique(text: str) -> float:
-    """Share of the words that stand in sentences with a word of checking one's own work."""
+    """Share of the words in sentences with a word for checking one's own work."""
     return _share(re.split(r"(?<=[.?!])\s+|\n+", text), lambda sentence: bool(CHECKING.search(sentence)))
 
 
 def program(text: str) -> float:
-    """Share of the words that stand in lines of code: an assignment, a `//` comment, a control line."""
+    """Share of the words in lines of code: an assignment, a comment, a control line."""
     return _share(text.splitlines(), lambda line: any(rule.search(line) for rule in (ASSIGNMENT, COMMENT, KEYWORD)))
 
 
-def _share(parts: list[str], has: Callable[[str], bool]) -> float:
-    words = [(len(part.split()), has(part)) for part in parts]
-    total = sum(count for count, _ in words)
-    return sum(count for count, found in words if found) / total if total else 0.0
+def _share(parts: list[str], has_trait: Callable[[str], bool]) -> float:
+    """Words in parts with the trait over all words; 0 for a text without words."""
+    counts = [(len(part.split()), has_trait(part)) for part in parts]
+    total = sum(count for count, _ in counts)
+    return sum(count for count, counted in counts if counted) / total if total else 0.0
 
 
 TRAITS: dict[str, Callable[[str], float]] = {"steps": steps, "critique": critique, "program": program}

@@ -1,4 +1,4 @@
-"""A sweep as the data of its page: rows, curves beside their controls, tokens with their projections. No torch."""
+"""The data of a sweep's page: rows, curves with their controls, tokens with their projections. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,83 +22,100 @@ ROLE = re.compile(r"^\s*(?:system|user|assistant|model)\s*(?:\n|$)")
 
 
 def explorer_data(sweep: SweepResult, projections: pd.DataFrame | None = None) -> dict[str, Any]:
-    """What the page's script reads, as plain data; equal results give equal data.
+    """Return what the page's script reads, as plain data; equal results give equal data.
 
-    Controls of one role share one line, the mean over them; its interval resamples prompts and controls. Other lines
-    are those of `SweepResult.curve`, areas those of its `curve_auc`.
+    Controls of one role share one line, the mean over them; its interval resamples prompts and controls. The other
+    lines are those of `SweepResult.curve`, and areas those of `SweepResult.curve_auc`.
 
     Args:
-        sweep: its numeric columns, but for settings, are scores; infinite values count as missing.
-        projections: what `steerkit.sweeps.projections.sweep_projections` gives for some or all of these rows.
-            Their mean per text becomes one more score, `projection`.
+        sweep: its numeric columns, except settings, are scores; infinite values count as missing.
+        projections: result of `steerkit.sweeps.projections.sweep_projections` for some or all of these rows. Their mean
+            per text becomes one more score, `projection`.
 
     Returns:
-        `rows`: columns of numbers, a row of the table each; texts are places in `strings`, and vector, layer, prompt_id
-        and sample are places in `names`. `series`: a line or None per score. `places`: vector and layer ("0,1") ->
-        its own series and its controls', and the `[centre, extent]` of its projections (the mean over the unsteered
-        texts, and what 98 % of the tokens stay within of it). `pieces`: text -> its tokens' lengths in UTF-16 units.
+        A dict with these keys, among others:
+            `rows`: columns of numbers, one entry per row of the table. Texts are indices into `strings`; vector, layer,
+                prompt_id and sample are indices into `names`.
+            `series`: the drawn lines, each with a line or None per score.
+            `conditions`: vector and layer ("0,1") -> `series`, the indices of its own line and of its controls' lines,
+                and `shade`, the `[centre, extent]` of its projections: the mean over the unsteered texts, and the
+                distance from it that 98 % of the tokens do not exceed.
+            `pieces`: index of a text -> the lengths of its tokens in UTF-16 units.
 
     Raises:
         ValueError: projections of other texts.
     """
     table = sweep.table.reset_index(drop=True)
-    tokens = [None] * len(table) if projections is None else _tokens(table, projections)
+    tokens = [None] * len(table) if projections is None else _tokens_by_row(table, projections)
     if projections is not None:
-        table = table.assign(projection=[np.nan if part is None else part["projection"].mean() for part in tokens])
+        means = [np.nan if part is None else part["projection"].mean() for part in tokens]
+        table = table.assign(projection=means)
     scores = score_columns(table)
-    numbers = {name: table[name].astype(float).replace([np.inf, -np.inf], np.nan) for name in scores}
-    table = table.assign(**numbers)
+    finite = {name: table[name].astype(float).replace([np.inf, -np.inf], np.nan) for name in scores}
+    table = table.assign(**finite)
     strings: dict[str, int] = {}
     data = _rows(table, scores, strings)
-    series, places = _series(SweepResult(table), scores, data["names"])
-    for key, scale in _scales(table, tokens, data["rows"]).items():
-        places[key]["shade"] = scale
+    series, conditions = _series(SweepResult(table), scores, data["names"])
+    for key, shade in _shades(tokens, data["rows"]).items():
+        conditions[key]["shade"] = shade
     pieces = {}
-    for text, place, part in zip(table["text"], data["rows"]["text"], tokens, strict=True):
-        if part is not None and place not in pieces:
+    for text, index, part in zip(table["text"], data["rows"]["text"], tokens, strict=True):
+        if part is not None and index not in pieces:
             ends = zip(part["start"], part["stop"], strict=True)
-            pieces[place] = [len(text[start:stop].encode("utf-16-le", "surrogatepass")) // 2 for start, stop in ends]
+            pieces[index] = [len(text[start:stop].encode("utf-16-le", "surrogatepass")) // 2 for start, stop in ends]
     values = [None if part is None else [_rounded(x, 4) for x in part["projection"]] for part in tokens]
     data["rows"]["projections"] = values if projections is not None else None
-    return {**data, "series": series, "places": places, "pieces": pieces, "strings": list(strings)}
+    return {**data, "series": series, "conditions": conditions, "pieces": pieces, "strings": list(strings)}
 
 
 def score_columns(table: pd.DataFrame) -> list[str]:
-    """The numeric columns that are no setting, in the order of the table; `projection` and `n_tokens` last."""
-    found = [name for name in table if name not in NO_SCORES and pd.api.types.is_numeric_dtype(table[name])]
-    return [name for name in found if name not in LAST] + [name for name in LAST if name in found]
+    """The numeric columns that are not settings, in the table's order, with `projection` and `n_tokens` last."""
+    scores = [name for name in table if name not in NO_SCORES and pd.api.types.is_numeric_dtype(table[name])]
+    return [name for name in scores if name not in LAST] + [name for name in LAST if name in scores]
 
 
 def prompt_labels(prompts: Sequence[str], width: int = 70) -> list[str]:
-    """What tells a prompt from the others, cut to a width: its last turn, less the lines that all of them have."""
+    """A short label per prompt: its last turn, without the lines that all prompts share, cut to a width.
+
+    Where the last turns are not distinct, the label is made from the whole prompt.
+    """
     turns = [_turns(prompt) for prompt in prompts]
-    last = [said[-1] for said in turns]
-    told = last if len(set(last)) == len(set(prompts)) else ["\n".join(said) for said in turns]
-    lines = [text.split("\n") for text in told]
+    last_turns = [parts[-1] for parts in turns]
+    is_distinct = len(set(last_turns)) == len(set(prompts))
+    texts = last_turns if is_distinct else ["\n".join(parts) for parts in turns]
+    lines = [text.split("\n") for text in texts]
     shared = set.intersection(*map(set, lines))
-    own = ("\n".join(line for line in part if line not in shared) for part in lines)
-    labels = (" ".join(TAG.sub(" ", mine or text).split()) for mine, text in zip(own, told, strict=True))
+    own = ["\n".join(line for line in part if line not in shared) for part in lines]
+    labels = [" ".join(TAG.sub(" ", own_text or text).split()) for own_text, text in zip(own, texts, strict=True)]
     return [label if len(label) <= width else label[: width - 1] + "\u2026" for label in labels]
 
 
 def _turns(prompt: str) -> list[str]:
-    """What was said in a chat that its template has rendered with roles; any other prompt as it is."""
+    """The messages of a chat that a template rendered with role names; any other prompt as one part."""
     parts = TAG.split(prompt)
-    said = [text for part in parts if (text := ROLE.sub("", part, count=1).strip())]
-    return said if said and any(map(ROLE.match, parts)) else [prompt]
+    messages = [text for part in parts if (text := ROLE.sub("", part, count=1).strip())]
+    return messages if messages and any(map(ROLE.match, parts)) else [prompt]
 
 
 def _rows(table: pd.DataFrame, scores: Sequence[str], strings: dict[str, int]) -> dict[str, Any]:
-    def place(value: Any) -> int | None:
+    """The table's rows as columns of numbers, with the names, labels and prompts that they refer to.
+
+    Args:
+        strings: text -> index; texts are added to it.
+    """
+
+    def index_of(value: Any) -> int | None:
         return None if pd.isna(value) else strings.setdefault(str(value), len(strings))
 
     columns: dict[str, Any] = {"coefficient": table["coefficient"].astype(float).tolist()}
     names = {}
     for column in ("vector", "layer", "prompt_id", "sample"):
         codes, uniques = pd.factorize(table[column].astype(str))
-        columns[column], names[column] = codes.tolist(), list(uniques)
-    columns["text"] = [place(text) for text in table["text"]]
-    columns["reference"] = [place(x) for x in table["reference"]] if "reference" in table else [None] * len(table)
+        columns[column] = codes.tolist()
+        names[column] = list(uniques)
+    columns["text"] = [index_of(text) for text in table["text"]]
+    has_reference = "reference" in table
+    columns["reference"] = [index_of(text) for text in table["reference"]] if has_reference else [None] * len(table)
     for column in ("relative_dose", "finished"):
         columns[column] = table[column].tolist() if column in table else [None] * len(table)
     columns["scores"] = [[_rounded(value, 6) for value in table[name]] for name in scores]
@@ -110,39 +127,45 @@ def _rows(table: pd.DataFrame, scores: Sequence[str], strings: dict[str, int]) -
         "names": names,
         "scores": [str(name) for name in scores],
         "labels": [f"{name}: {label}" if label != name else name for name, label in labels],
-        "prompts": [place(prompt) for prompt in prompts],
+        "prompts": [index_of(prompt) for prompt in prompts],
     }
 
 
 def _series(
     sweep: SweepResult, scores: Sequence[str], names: dict[str, list[str]]
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Every line that is drawn, and which of them belong to each vector and layer, its own first."""
+    """All drawn lines, and for each vector and layer the indices of its lines, its own first."""
     series: list[dict[str, Any]] = []
-    places: dict[str, dict[str, Any]] = {}
+    conditions: dict[str, dict[str, Any]] = {}
     keys = {}
     for (vector, layer), part in sweep.table.groupby(["vector", "layer"], sort=False):
         keys[str(vector), str(layer)] = key = f"{names['vector'].index(str(vector))},{names['layer'].index(str(layer))}"
-        places[key] = {"series": [len(series)], "shade": None}
+        conditions[key] = {"series": [len(series)], "shade": None}
         series.append({"name": str(vector), "lines": [_line(part, score) for score in scores]})
     roles = sweep.roles()
     kinds: dict[tuple[str, str | None, str], list[str]] = {}
     for vector, layer in keys:
-        role, of = roles[vector]
+        role, control_of = roles[vector]
         if role != "vector":
-            kinds.setdefault((layer, of, role), []).append(vector)
-    for (layer, of, role), controls in kinds.items():
+            kinds.setdefault((layer, control_of, role), []).append(vector)
+    for (layer, control_of, role), controls in kinds.items():
         part = sweep.table[sweep.table["vector"].isin(controls) & (sweep.table["layer"].astype(str) == layer)]
-        for (vector, at), key in keys.items():
-            mine, of_mine = roles[vector]
-            if at == layer and of in (None, vector if mine == "vector" else of_mine) and controls != [vector]:
-                places[key]["series"].append(len(series))
+        for (vector, its_layer), key in keys.items():
+            its_role, its_vector = roles[vector]
+            steered = vector if its_role == "vector" else its_vector
+            if its_layer == layer and control_of in (None, steered) and controls != [vector]:
+                conditions[key]["series"].append(len(series))
         series.append({"name": role, "lines": [_line(part, score) for score in scores]})
-    return series, places
+    return series, conditions
 
 
 def _line(part: pd.DataFrame, score: str) -> dict[str, Any] | None:
-    """`points` of [coefficient, mean, low, high, n], the `area` under them with its interval, `of` how many vectors."""
+    """One drawn line.
+
+    Returns:
+        `points`: lists of coefficient, mean, low, high, n; `area`: the area under them with its interval, or None;
+        `of`: number of vectors. None where no vector has the score.
+    """
     part = part[part.groupby("vector")[score].transform(lambda values: values.notna().any())]
     if part.empty:
         return None
@@ -151,14 +174,18 @@ def _line(part: pd.DataFrame, score: str) -> dict[str, Any] | None:
         points = alone.curve(score, ["vector"])[["coefficient", "mean", "low", "high", "n"]].to_numpy().tolist()
         several = part["coefficient"].nunique() > 1
         areas = alone.curve_auc(score, ["vector"]).iloc[0][["curve_auc", "low", "high"]] if several else []
-        return {"points": [[c, *_point(rest)] for c, *rest in points], "area": _point(areas) or None, "of": 1}
+        return {
+            "points": [[c, *_all_rounded(rest)] for c, *rest in points],
+            "area": _all_rounded(areas) or None,
+            "of": 1,
+        }
     wide = part.groupby(["group", "prompt_id", "vector", "coefficient"])[score].mean().unstack("coefficient")
     points = [[float(coefficient), *_pooled(wide[coefficient])] for coefficient in wide]
     area = None
     if wide.shape[1] > 1:
         rows = wide.to_numpy()
-        each = [curve_auc(wide.columns, row) if np.isfinite(row).all() else np.nan for row in rows]
-        area = _pooled(pd.Series(each, index=wide.index))[:3]
+        areas = [curve_auc(wide.columns, row) if np.isfinite(row).all() else np.nan for row in rows]
+        area = _pooled(pd.Series(areas, index=wide.index))[:3]
     return {"points": points, "area": area, "of": int(part["vector"].nunique())}
 
 
@@ -167,43 +194,43 @@ def _pooled(values: pd.Series) -> list[float | None]:
     table = values.unstack("vector")
     groups = table.index.get_level_values("group")
     interval = bootstrap_ci(table.to_numpy(), groups, resample_columns=True)
-    return _point([interval.mean, interval.low, interval.high, interval.n])
+    return _all_rounded([interval.mean, interval.low, interval.high, interval.n])
 
 
-def _tokens(table: pd.DataFrame, projections: pd.DataFrame) -> list[pd.DataFrame | None]:
-    """The tokens of each row, in order; None where there are none."""
+def _tokens_by_row(table: pd.DataFrame, projections: pd.DataFrame) -> list[pd.DataFrame | None]:
+    """The tokens of each row in their order; None for a row without projections."""
     parts = {tuple(map(str, key)): part for key, part in projections.groupby(KEYS, sort=False)}
-    found = [parts.get(tuple(map(str, key))) for key in table[KEYS].itertuples(index=False, name=None)]
-    for text, part in zip(table["text"], found, strict=True):
+    tokens = [parts.get(tuple(map(str, key))) for key in table[KEYS].itertuples(index=False, name=None)]
+    for text, part in zip(table["text"], tokens, strict=True):
         if part is not None and (pd.isna(text) or part["stop"].iloc[-1] != len(text)):
             raise ValueError(
                 f"expected the projections of this sweep's texts; got {part['stop'].iloc[-1]} characters for "
-                f"{text!r:.60}. Read them anew."
+                f"{text!r:.60}. Read the projections again (sweep_projections)."
             )
-    return found
+    return tokens
 
 
-def _scales(
-    table: pd.DataFrame, tokens: Sequence[pd.DataFrame | None], rows: dict[str, Any]
-) -> dict[str, list[float | None]]:
-    by_place: dict[str, dict[bool, list[np.ndarray]]] = {}
-    for vector, layer, coefficient, part in zip(
-        rows["vector"], rows["layer"], rows["coefficient"], tokens, strict=True
-    ):
+def _shades(tokens: Sequence[pd.DataFrame | None], rows: dict[str, Any]) -> dict[str, list[float | None]]:
+    """Vector and layer ("0,1") -> `[centre, extent]` of its projections (see `explorer_data`)."""
+    unsteered: dict[str, list[np.ndarray]] = {}
+    steered: dict[str, list[np.ndarray]] = {}
+    keys = [f"{vector},{layer}" for vector, layer in zip(rows["vector"], rows["layer"], strict=True)]
+    for key, coefficient, part in zip(keys, rows["coefficient"], tokens, strict=True):
         if part is not None:
-            both = by_place.setdefault(f"{vector},{layer}", {True: [], False: []})
-            both[coefficient == 0].append(part["projection"].to_numpy(float))
-    scales = {}
-    for key, both in by_place.items():
-        every = np.concatenate(both[True] + both[False])
-        centre = float(np.concatenate(both[True] or both[False]).mean())
-        scales[key] = _point([centre, np.quantile(np.abs(every - centre), 0.98)])
-    return scales
+            kind = unsteered if coefficient == 0 else steered
+            kind.setdefault(key, []).append(part["projection"].to_numpy(float))
+    shades = {}
+    for key in dict.fromkeys([*unsteered, *steered]):
+        values = np.concatenate(unsteered.get(key, []) + steered.get(key, []))
+        centre = float(np.concatenate(unsteered.get(key) or steered[key]).mean())
+        shades[key] = _all_rounded([centre, np.quantile(np.abs(values - centre), 0.98)])
+    return shades
 
 
-def _point(values: Any) -> list[float | None]:
+def _all_rounded(values: Any) -> list[float | None]:
     return [_rounded(value, 5) for value in values]
 
 
 def _rounded(value: Any, figures: int) -> float | None:
+    """A number with some significant figures; None for NaN and infinities."""
     return None if pd.isna(value) or math.isinf(value) else float(f"{float(value):.{figures}g}")

@@ -9,10 +9,9 @@ import json
 import queue
 import secrets
 import threading
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,133 +21,177 @@ from steerkit.generation.generate import ends_of
 from steerkit.generation.sampling import likeliest, random_stream, sample
 from steerkit.models.blocks import find_blocks
 from steerkit.models.context import context_length
+from steerkit.models.identity import fingerprint
+from steerkit.show.pages import environment, inert_json
+from steerkit.steering.operations import OPERATIONS
 from steerkit.steering.positions import POSITIONS
 from steerkit.steering.steering import Steering
 from steerkit.text.prompt import Prompt, encode_prompt
 from steerkit.vectors.vector import SteeringVector
 
-PAGE = Path(__file__).parent / "templates" / "play.html"
-MOST = 512
+MAX_NEW_TOKENS = 512
+MAX_TEMPERATURE = 5.0
+ENDED = -1  # takes the position of a token after the end of a text
 
 
-class Stopped(Exception):
-    """Nobody listens any more."""
+class ClientDisconnected(Exception):
+    """The browser closed the connection; decoding stops."""
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the page asks for.
+class GenerationRequest:
+    """What the page sends for one pair of texts.
 
     Args:
-        prompt: what the user says; through the chat template where there is one and `chat` is true.
-        pushes: vector name -> (layer, coefficient); coefficient 0 is left out.
+        prompt: the user's message.
+        chat: apply the chat template.
+        strengths: vector name -> (layer, coefficient); vectors with coefficient 0 are left out.
         positions: as for `Steering`.
-        max_new_tokens: at most `MOST`.
+        operation: as for `Steering`.
+        max_new_tokens: at most `MAX_NEW_TOKENS`.
         temperature: 0 is greedy; both texts draw the same random numbers.
-        seed: of these.
+        seed: sampling seed.
     """
 
     prompt: str
     chat: bool
-    pushes: Mapping[str, tuple[int, float]]
+    strengths: Mapping[str, tuple[int, float]]
     positions: str = "from_last_prompt_token"
+    operation: Literal["add", "ablate"] = "add"
     max_new_tokens: int = 80
     temperature: float = 0.0
     seed: int = 0
 
     @classmethod
-    def of(cls, data: Any) -> Wish:
-        """From the page's JSON.
+    def from_json(cls, data: Any) -> GenerationRequest:
+        """Read a request from the page's JSON.
 
         Raises:
             ValueError: something is missing or out of range.
         """
         try:
-            pushes = {str(name): (int(layer), float(c)) for name, (layer, c) in data["pushes"].items() if float(c)}
-            wish = cls(
-                str(data["prompt"]), bool(data["chat"]), pushes, str(data["positions"]), int(data["max_new_tokens"]),
-                float(data["temperature"]), int(data["seed"]),
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"expected prompt, chat, pushes and settings; got {data!s:.120} ({error}).") from error
-        if not wish.prompt or not 1 <= wish.max_new_tokens <= MOST or not 0 <= wish.temperature <= 5:
-            raise ValueError(
-                f"expected a prompt, 1 to {MOST} new tokens and a temperature from 0 to 5; got {len(wish.prompt)} "
-                f"characters, {wish.max_new_tokens} and {wish.temperature}."
+            request = cls(
+                prompt=str(data["prompt"]),
+                chat=bool(data["chat"]),
+                strengths={
+                    str(name): (int(layer), float(coefficient))
+                    for name, (layer, coefficient) in data["strengths"].items()
+                    if float(coefficient)
+                },
+                positions=str(data["positions"]),
+                operation=data["operation"],
+                max_new_tokens=int(data["max_new_tokens"]),
+                temperature=float(data["temperature"]),
+                seed=int(data["seed"]),
             )
-        return wish
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"expected prompt, chat, strengths and settings; got {data!s:.120} ({error!r}). Reload the page."
+            ) from error
+        in_range = 1 <= request.max_new_tokens <= MAX_NEW_TOKENS and 0 <= request.temperature <= MAX_TEMPERATURE
+        if not request.prompt or not in_range:
+            raise ValueError(
+                f"expected a prompt, 1 to {MAX_NEW_TOKENS} new tokens and a temperature from 0 to {MAX_TEMPERATURE:g}; "
+                f"got {len(request.prompt)} characters, {request.max_new_tokens} and {request.temperature}. "
+                "Change the settings."
+            )
+        return request
+
+    def steerings(self, vectors: Mapping[str, SteeringVector]) -> tuple[Steering, ...]:
+        """The steerings of the request; `ValueError` for an unknown vector or layer.
+
+        `play` has checked that the vectors fit the model.
+        """
+        if unknown := [name for name in self.strengths if name not in vectors]:
+            raise ValueError(f"expected a vector among {sorted(vectors)}; got {unknown[0]!r}. Reload the page.")
+        return tuple(
+            Steering(vectors[name], coefficient, self.positions, self.operation, foreign=True, layer=layer)
+            for name, (layer, coefficient) in self.strengths.items()
+        )
 
 
 def stream(
-    model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector], wish: Wish, stopped: threading.Event
+    model: nn.Module,
+    tokenizer: Any,
+    vectors: Mapping[str, SteeringVector],
+    request: GenerationRequest,
+    stopped: threading.Event,
 ) -> Generator[tuple[str, str]]:
-    """`(unsteered, steered)` texts so far, after each token; both rows share a batch.
+    """Yield the `(unsteered, steered)` texts so far after each token; both rows share a batch.
+
+    Args:
+        stopped: set it to end the decoding at the next token.
 
     Raises:
         ValueError: an unknown vector or layer, or a prompt too long; before the first text.
     """
-    steerings = []
-    for name, (layer, coefficient) in wish.pushes.items():
-        if name not in vectors:
-            raise ValueError(f"expected a vector among {sorted(vectors)}; got {name!r}.")
-        steerings.append(Steering(vectors[name], coefficient, wish.positions, foreign=True, layer=layer))
-    asked: Prompt = [{"role": "user", "content": wish.prompt}] if wish.chat else wish.prompt
-    ids = encode_prompt(tokenizer, asked)
+    messages: Prompt = [{"role": "user", "content": request.prompt}] if request.chat else request.prompt
+    ids = encode_prompt(tokenizer, messages)
+    rows = [Row(ids), Row(ids, request.steerings(vectors))]
     limit = context_length(model)
-    if limit is not None and len(ids) + wish.max_new_tokens > limit:
-        raise ValueError(f"expected prompt and new tokens within {limit}; got {len(ids)} + {wish.max_new_tokens}.")
-    rows = [Row(ids), Row(ids, tuple(steerings))]
-    ends = ends_of(model, tokenizer)
-    uniform = torch.from_numpy(random_stream((wish.seed, wish.prompt, 0), wish.max_new_tokens)).float()
-    news: list[list[int]] = [[], []]
-    found: queue.Queue[Any] = queue.Queue()
+    if limit is not None and len(ids) + request.max_new_tokens > limit:
+        raise ValueError(
+            f"expected prompt and new tokens within the context of {limit}; got {len(ids)} + {request.max_new_tokens}. "
+            "Shorten either."
+        )
+    progress: queue.Queue[Any] = queue.Queue()  # token ids of both rows so far, an exception, or None at the end
+    choose = _choose(request, ends_of(model, tokenizer), progress, stopped)
 
-    def choose(logits: torch.Tensor, alive: torch.Tensor, step: int) -> torch.Tensor:
-        if stopped.is_set():
-            raise Stopped
-        if wish.temperature:
-            chosen = sample(logits, uniform[step].expand(len(alive)).to(logits.device), wish.temperature, 1.0)
-        else:
-            chosen = likeliest(logits)
-        for row, token in zip(alive.tolist(), chosen.tolist(), strict=True):
-            if token not in ends and not (news[row] and news[row][-1] < 0):
-                news[row].append(token)
-            else:
-                news[row].append(-1)
-        found.put([[token for token in row if token >= 0] for row in news])
-        return chosen
-
-    def work(engine: Engine, numbers: Any) -> list[Continuation]:
-        return engine.decode(wish.max_new_tokens, ends, choose)
+    def decode(engine: Engine, numbers: Any) -> list[Continuation]:
+        return engine.decode(request.max_new_tokens, ends_of(model, tokenizer), choose)
 
     def run() -> None:
         try:
-            for _ in in_batches(model, rows, wish.max_new_tokens, work, 2):
+            for _ in in_batches(model, rows, request.max_new_tokens, decode, 2):
                 pass
-            found.put(None)
-        except Exception as error:  # it is raised again where the texts are read
-            found.put(error)
+            progress.put(None)
+        except Exception as error:  # raised again in the thread that reads the texts
+            progress.put(error)
 
     worker = threading.Thread(target=run, daemon=True)
     worker.start()
     try:
-        while (item := found.get()) is not None:
-            if isinstance(item, Stopped):
+        while (item := progress.get()) is not None:
+            if isinstance(item, ClientDisconnected):
                 return
             if isinstance(item, Exception):
                 raise item
             unsteered, steered = (tokenizer.decode(row, skip_special_tokens=True) for row in item)
             yield unsteered, steered
-    finally:  # the model is free again only when nothing runs through its hooks
+    finally:  # wait until no forward runs through the model's hooks
         stopped.set()
         worker.join()
 
 
-def app(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector], host: str) -> Any:
-    """The page, and `POST /stream`: a line of JSON per token.
+def _choose(
+    request: GenerationRequest, ends: frozenset[int], progress: queue.Queue[Any], stopped: threading.Event
+) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
+    """The choice of each next token, which also reports the token ids of both rows to `progress`."""
+    uniform = torch.from_numpy(random_stream((request.seed, request.prompt, 0), request.max_new_tokens)).float()
+    tokens: Sequence[list[int]] = ([], [])
 
-    Requests that name another host, or come from another page, are refused: a web site that is open in the same browser
-    could else steer the model.
+    def choose(logits: torch.Tensor, alive: torch.Tensor, step: int) -> torch.Tensor:
+        if stopped.is_set():
+            raise ClientDisconnected
+        if request.temperature:
+            draws = uniform[step].expand(len(alive)).to(logits.device)
+            chosen = sample(logits, draws, request.temperature, 1.0)
+        else:
+            chosen = likeliest(logits)
+        for row, token in zip(alive.tolist(), chosen.tolist(), strict=True):
+            has_ended = token in ends or tokens[row][-1:] == [ENDED]
+            tokens[row].append(ENDED if has_ended else token)
+        progress.put([[token for token in row if token != ENDED] for row in tokens])
+        return chosen
+
+    return choose
+
+
+def app(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector], host: str) -> Any:
+    """The Starlette application: the page, and `POST /stream`, which sends one line of JSON per token.
+
+    Requests that name another host, or lack the page's token, are refused: a web site that is open in the same browser
+    could otherwise steer the model.
     """
     import anyio
     from starlette.applications import Starlette
@@ -159,17 +202,17 @@ def app(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector],
     from starlette.responses import HTMLResponse, PlainTextResponse, StreamingResponse
     from starlette.routing import Route
 
-    layers = list(find_blocks(model).modules)
+    nonce = secrets.token_urlsafe(16)
+    token = secrets.token_urlsafe(24)
     facts = {
-        "layers": layers,
-        "vectors": {name: {str(k): n for k, n in vector.norms().items()} for name, vector in vectors.items()},
+        "vectors": {name: list(vector.layers) for name, vector in vectors.items()},
         "positions": list(POSITIONS),
+        "operations": list(OPERATIONS),
         "chat": bool(getattr(tokenizer, "chat_template", None)),
-        "most": MOST,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "token": token,
     }
-    nonce, token = secrets.token_urlsafe(16), secrets.token_urlsafe(24)
-    data = json.dumps({**facts, "token": token}).replace("<", "\\u003c")
-    html = PAGE.read_text(encoding="utf-8").replace("{{ nonce }}", nonce).replace("{{ data }}", data)
+    html = environment().get_template("play.html").render(nonce=nonce, facts=inert_json(facts))
     policy = f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'"
     one_at_a_time = anyio.Lock()
 
@@ -177,17 +220,17 @@ def app(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector],
         headers = {"Content-Security-Policy": policy, "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}
         return HTMLResponse(html, headers=headers)
 
-    async def texts(request: Request) -> Any:
-        if not secrets.compare_digest(request.headers.get("x-steerkit-token", ""), token):
-            return PlainTextResponse("expected a request of the page itself; open it anew.", status_code=403)
+    async def texts(http_request: Request) -> Any:
+        if not secrets.compare_digest(http_request.headers.get("x-steerkit-token", ""), token):
+            return PlainTextResponse("expected a request of this page; got another. Reload the page.", status_code=403)
         try:
-            wish = Wish.of(await request.json())
+            request = GenerationRequest.from_json(await http_request.json())
         except ValueError as error:
             return PlainTextResponse(str(error), status_code=400)
 
         async def lines() -> AsyncIterator[str]:
             async with one_at_a_time:
-                texts = stream(model, tokenizer, vectors, wish, threading.Event())
+                texts = stream(model, tokenizer, vectors, request, threading.Event())
                 try:
                     async for unsteered, steered in iterate_in_threadpool(texts):
                         yield json.dumps({"unsteered": unsteered, "steered": steered}) + "\n"
@@ -203,27 +246,42 @@ def app(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector],
     return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[host])])
 
 
-def play(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector], port: int = 8765) -> None:
+def play(
+    model: nn.Module,
+    tokenizer: Any,
+    vectors: Mapping[str, SteeringVector],
+    port: int = 8765,
+    foreign: bool = False,
+) -> None:
     """Serve the playground at http://127.0.0.1:PORT until interrupted.
+
+    Args:
+        vectors: name -> vector; the page has a slider for each.
+        foreign: allow vectors that were read from other weights.
 
     Raises:
         ValueError: no vector, or one that does not fit the model.
         ModuleNotFoundError: the extra `play` is not installed.
+
+    Example:
+        >>> play(model, tokenizer, {"calm": vector})
     """
     try:
         import uvicorn
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the playground needs `pip install 'imad-steerkit[play]'`") from error
+        raise ModuleNotFoundError(
+            "expected the extra `play`; uvicorn is not installed. Run: pip install 'imad-steerkit[play]'"
+        ) from error
     if not vectors:
-        raise ValueError("expected one vector at least to play with; got none.")
-    blocks = find_blocks(model)
-    for name, vector in vectors.items():
-        if vector.d_model != blocks.d_model or not set(vector.layers) <= set(blocks.modules):
-            raise ValueError(
-                f"expected vectors of width {blocks.d_model} at layers below {len(blocks)}; {name!r} is {vector}."
-            )
-    print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+        raise ValueError("expected at least one vector; got none. Pass a file or folder of vectors.")
+    blocks, weights = find_blocks(model), fingerprint(model)
+    for vector in vectors.values():
+        Steering(vector, foreign=foreign, layer="all").check(model, blocks, weights)
+    print(f"http://127.0.0.1:{port} (Ctrl-C stops the server)", flush=True)
     uvicorn.run(
-        app(model, tokenizer, vectors, "127.0.0.1"), host="127.0.0.1", port=port, log_level="warning",
+        app(model, tokenizer, vectors, "127.0.0.1"),
+        host="127.0.0.1",
+        port=port,
+        log_level="warning",
         timeout_graceful_shutdown=2,
-    )  # fmt: skip
+    )

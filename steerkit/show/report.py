@@ -1,4 +1,4 @@
-"""One self-contained page of results: texts to explore beside their curves, provenance, figures, tables. No torch."""
+"""Reports: one self-contained HTML page with texts, curves, provenance, figures and tables. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
 from steerkit.io.files import write_text
-from steerkit.io.json import canonical_json
 from steerkit.io.tables import read_table, write_table
 from steerkit.show.explorer import LAST, explorer_data
+from steerkit.show.pages import environment, inert_json
+from steerkit.stats.format import DASH, MINUS, number_text
 from steerkit.sweeps.result import SweepResult
 
-DASH, MINUS = "\u2013", "\u2212"
 PNG = b"\x89PNG\r\n\x1a\n"
 SCRIPTS = ("state.js", "difference.js", "paint.js", "curves.js", "search.js", "explorer.js")
-PROJECTIONS, SCORED, PAGE = "projections.parquet", "scored.parquet", "report.html"
+PROJECTIONS = "projections.parquet"
+SCORED = "scored.parquet"
+PAGE = "report.html"
 
 
 def write_report(
@@ -38,41 +39,38 @@ def write_report(
     notes: Sequence[str] = (),
     projections: pd.DataFrame | None = None,
 ) -> None:
-    """Write one HTML page that needs no other file and no network, atomically; equal data gives equal bytes.
+    """Write a sweep as one HTML page that needs no other file and no network.
 
-    All text is data: markup in it is shown, never run. The page's policy forbids every script and style but its own,
-    and every request.
+    The file is written atomically; equal data gives equal bytes. Model output is escaped. The page's content security
+    policy forbids all requests, and all scripts and styles but its own.
 
     Args:
+        path: the file to write.
         title: the heading.
-        sweep: its `meta` is the provenance; its rows are the texts that the reader goes through by vector, layer,
-            prompt, sample and coefficient, beside the one at coefficient 0; its numeric columns are scores, drawn over
-            the coefficient with their controls.
-        summary: plain sentences.
-        tables: caption -> table. An index with a name, or of text, is its first column.
-        figures: caption, which is the alternative text too -> path of a PNG.
-        notes: sentences for the end of the page.
-        projections: what `steerkit.sweeps.projections.sweep_projections` gives: shades the tokens of the texts.
+        sweep: `meta` becomes the provenance. The texts can be browsed by vector, layer, prompt, sample and coefficient,
+            next to the text at coefficient 0. The numeric columns are scores, drawn over the coefficient with controls.
+        summary: sentences at the top of the page.
+        tables: caption -> table. A named index, or an index of texts, becomes the first column.
+        figures: caption, also the alternative text -> path of a PNG.
+        notes: sentences at the end of the page.
+        projections: result of `steerkit.sweeps.projections.sweep_projections`; shades the tokens of the texts.
 
     Raises:
-        TypeError: a single str in place of `summary` or `notes`.
-        ValueError: a figure is no PNG, the sweep has no rows, or the projections are of other texts.
+        TypeError: `summary` or `notes` is a single str.
+        ValueError: a figure is not a PNG, the sweep has no rows, or the projections are of other texts.
+
+    Example:
+        >>> write_report("report.html", title="Calm", sweep=result, summary=["Trait rises at layer 14."])
     """
     for name, sentences in (("summary", summary), ("notes", notes)):
         if isinstance(sentences, str):
             raise TypeError(f"expected a list of sentences as {name}; got one str. Put it in a list.")
     if sweep.table.empty:
-        raise ValueError("expected a sweep with rows; got none. Sweep one coefficient at least.")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("steerkit.show"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["csp_hash"] = _csp_hash
+        raise ValueError("expected a sweep with rows; got none. Sweep at least one coefficient.")
+    templates = environment()
+    templates.filters["csp_hash"] = _csp_hash
     data = explorer_data(sweep, projections)
-    page = environment.get_template("report.html").render(
+    page = templates.get_template("report.html").render(
         title=title,
         style=_source("report.css"),
         script=_source(*SCRIPTS),
@@ -80,7 +78,7 @@ def write_report(
         facts=_facts(sweep.meta),
         summary=list(summary),
         notes=list(notes),
-        data=_inert(data),
+        data=inert_json(data),
         shaded=projections is not None,
         scored=any(score not in LAST for score in data["scores"]),
         figures=[_figure(caption, Path(file)) for caption, file in (figures or {}).items()],
@@ -90,70 +88,79 @@ def write_report(
 
 
 def report_run(run: str | Path, out: str | Path | None = None, loaded: tuple[Any, Any] | None = None) -> Path:
-    """Write the page of a sweep's run folder, with the scores of its `scored.parquet` if there is one.
+    """Write the report of a sweep's run folder, with the scores of its `scored.parquet` if it exists.
 
     Args:
         run: the folder of a finished sweep.
-        out: the page; default `report.html` in the folder.
-        loaded: the sweep's `(model, tokenizer)`. Reads the projections of all tokens on their rows' vectors and keeps
-            them as `projections.parquet` in the folder; without it those that are there already are shown.
+        out: the page to write; default `report.html` in the folder.
+        loaded: the sweep's `(model, tokenizer)`. With it, the projections of all tokens on their rows' vectors are
+            computed and stored as `projections.parquet` in the folder. Without it, stored projections are used.
 
     Returns:
         The path of the page.
 
     Raises:
-        FileNotFoundError: no finished sweep, or a model is given and the folder does not hold the sweep's vectors.
+        FileNotFoundError: no finished sweep, or a model is passed and the folder does not hold the sweep's vectors.
         ValueError: the model is not the sweep's.
+
+    Example:
+        >>> report_run("runs/calm", loaded=(model, tokenizer))
     """
     folder = Path(run)
     sweep = SweepResult.load(folder / SCORED if (folder / SCORED).is_file() else folder)
     if loaded is not None:
-        _project(folder, sweep, *loaded)
-    kept = folder / PROJECTIONS
-    projections = read_table(kept)[0] if kept.is_file() else None
+        _write_projections(folder, sweep, *loaded)
+    stored = folder / PROJECTIONS
+    projections = read_table(stored)[0] if stored.is_file() else None
     page = folder / PAGE if out is None else Path(out)
     write_report(page, title=f"Sweep: {folder.resolve().name}", sweep=sweep, projections=projections)
     return page
 
 
-def _project(folder: Path, sweep: SweepResult, model: Any, tokenizer: Any) -> None:
+def check_swept_model(sweep: SweepResult, model: Any) -> dict[str, str | None]:
+    """Check that a model is the one that a sweep was run with.
+
+    Returns:
+        The model's `model_fingerprint` and `adapter_fingerprint`.
+
+    Raises:
+        ValueError: other weights or another adapter.
+    """
     from steerkit.models.identity import fingerprint
+
+    actual = dict(zip(("model_fingerprint", "adapter_fingerprint"), fingerprint(model), strict=True))
+    expected = {key: sweep.meta.get(key) for key in actual}
+    if actual != expected:
+        raise ValueError(f"expected the sweep's own model, {expected}; got {actual}. Load that checkpoint and adapter.")
+    return actual
+
+
+def _write_projections(folder: Path, sweep: SweepResult, model: Any, tokenizer: Any) -> None:
     from steerkit.sweeps.projections import sweep_projections
     from steerkit.sweeps.store import swept_vectors
 
-    about = dict(zip(("model_fingerprint", "adapter_fingerprint"), fingerprint(model), strict=True))
-    wanted = {key: sweep.meta.get(key) for key in about}
-    if about != wanted:
-        raise ValueError(f"expected the sweep's own model, {wanted}; got {about}. Load that checkpoint and adapter.")
+    about = check_swept_model(sweep, model)
     table = sweep_projections(model, tokenizer, sweep.table, swept_vectors(folder))
     write_table(folder / PROJECTIONS, table, {"kind": "projections", **about})
 
 
 def _source(*names: str) -> Markup:
-    """Files of the templates, one after the other, as they are."""
+    """The concatenated content of template files, unescaped."""
     folder = resources.files("steerkit.show") / "templates"
     return Markup("\n".join((folder / name).read_text(encoding="utf-8") for name in names))
 
 
 def _csp_hash(source: str) -> str:
-    """The source expression that lets exactly this inline script or style run (Content Security Policy Level 3)."""
+    """The source expression that allows exactly this inline script or style (Content Security Policy Level 3)."""
     return "sha256-" + base64.b64encode(hashlib.sha256(str(source).encode()).digest()).decode()
 
 
-def _inert(value: Any) -> Markup:
-    """JSON that no HTML parser takes for markup, nor JavaScript for a line end."""
-    text = canonical_json(value)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
 def _lede(sweep: SweepResult) -> str:
-    """How much of what is here, in one sentence."""
+    """The size of the sweep in one sentence: texts, vectors, layers, coefficients, prompts, samples."""
     table = sweep.table
+    words = {"vector": "vector", "layer": "layer", "coefficient": "coefficient", "prompt_id": "prompt"}
     parts = []
-    for column, word in (("vector", "vector"), ("layer", "layer"), ("coefficient", "coefficient"),
-                         ("prompt_id", "prompt"), ("sample", "sample")):  # fmt: skip
+    for column, word in {**words, "sample": "sample"}.items():
         count = table[column].nunique()
         if count > 1 or column in ("vector", "prompt_id"):
             parts.append(f"{count} {word}" + "s" * (count > 1))
@@ -163,7 +170,7 @@ def _lede(sweep: SweepResult) -> str:
 
 
 def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The provenance in words, in the order of the page; what was not recorded says so."""
+    """The provenance as `(name, text)`, in the order of the page; missing values are "not recorded"."""
     missing = "not recorded"
     weights, dtype, device = (meta.get(key) for key in ("weights", "dtype", "device"))
     computed = f"computed in {dtype}" + (f" on {device}" if device else "") if dtype else ""
@@ -192,27 +199,29 @@ def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _figure(caption: str, path: Path) -> dict[str, Any]:
-    """A PNG for the page, its size there in CSS pixels: text of 6.5 points at 200 dpi becomes 12 of them high."""
+    """A PNG with its size on the page in CSS pixels: text of 6.5 points at 200 dpi becomes 12 pixels high."""
     data = path.read_bytes()
     if not data.startswith(PNG) or len(data) < 24:
-        raise ValueError(f"expected a whole PNG at {path}; it begins with {data[:8]!r}. Save the figure as PNG.")
+        raise ValueError(
+            f"expected a whole PNG at {path}; got a file that begins with {data[:8]!r}. Save the figure as PNG."
+        )
     width, height = (round(pixels * 0.65) for pixels in struct.unpack(">II", data[16:24]))
     return {"caption": caption, "width": width, "height": height, "data": base64.b64encode(data).decode()}
 
 
 def _table(caption: str, frame: pd.DataFrame) -> dict[str, Any]:
-    """Column names, whether each is of numbers, and the cells as text, row by row."""
+    """Column names, which columns are numeric, and the cells as text, row by row."""
     named = any(name is not None for name in frame.index.names)
     if named or not pd.api.types.is_integer_dtype(frame.index):
         frame = frame.reset_index(names=None if named or frame.index.nlevels > 1 else "")
-    columns = [frame.iloc[:, place] for place in range(frame.shape[1])]
+    columns = [frame.iloc[:, index] for index in range(frame.shape[1])]
     numeric = [_is_number(column) for column in columns]
     rows = list(zip(*map(_cells, columns), strict=True))
     return {"caption": caption, "head": list(map(_name, frame)), "numeric": numeric, "rows": rows}
 
 
 def _name(column: Any) -> str:
-    """A column's name; those of several levels joined, and a float without its `.0`."""
+    """A column's name; several levels are joined by slashes, and floats lose their `.0`."""
     if isinstance(column, tuple):
         return " / ".join(_name(part) for part in column if part != "")
     return f"{column:g}".replace("-", MINUS) if isinstance(column, float) else str(column)
@@ -223,7 +232,7 @@ def _is_number(column: pd.Series) -> bool:
 
 
 def _cells(column: pd.Series) -> list[str]:
-    """A column as text: whole numbers as such, others with some four figures of the largest; missing, a dash."""
+    """A column as text: integers as such, other numbers with about four significant figures; missing is a dash."""
     if not _is_number(column):
         words = {True: "yes", False: "no"} if pd.api.types.is_bool_dtype(column) else {}
         return [
@@ -235,6 +244,6 @@ def _cells(column: pd.Series) -> list[str]:
 
     def cell(x: float) -> str:
         small = x != 0 and abs(x) < 10**-digits and not float(x).is_integer()
-        return (f"{x:.2g}" if small else f"{x:.{digits}f}").replace("-", MINUS)
+        return f"{x:.2g}".replace("-", MINUS) if small else number_text(x, digits, typographic=True)
 
     return [DASH if pd.isna(x) else cell(x) for x in column]

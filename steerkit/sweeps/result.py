@@ -55,7 +55,7 @@ class SweepResult:
         """Texts that were generated, and rows: a text at coefficient 0 stands under each vector and layer."""
         plain = self.table["coefficient"] == 0
         own = self.table[plain].drop_duplicates(["prompt_id", "sample"])
-        return {"texts generated": int((~plain).sum()) + len(own), "unsteered among them": len(own), "rows": len(plain)}
+        return {"texts_generated": int((~plain).sum()) + len(own), "unsteered_texts": len(own), "rows": len(plain)}
 
     @classmethod
     def load(cls, path: str | Path) -> SweepResult:
@@ -313,16 +313,6 @@ PURE: dict[str, Callable[[pd.DataFrame], np.ndarray]] = {
 
 LESS_IS_BETTER = ("perplexity", "repeated_4grams", "kl")
 """Scores of what steering costs: fluency lost, text repeated, distribution changed."""
-
-
-def titled(result: SweepResult, scores: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Curves and gains of each score, by the title of the table."""
-    tables = {}
-    for score in scores:
-        what = f"{score} (less is better)" if score in LESS_IS_BETTER else score
-        tables[f"{what}: mean and 95 % interval over prompts"] = result.curve(score)
-        tables[f"{what}: gain, paired within prompts"] = result.gains(score)
-    return tables
 
 
 def of_words(words: Sequence[str]) -> Callable[[pd.Series], float]:

@@ -1,4 +1,4 @@
-// A score over the coefficient: lines in their intervals as SVG, and the same as a table.
+// A score over the coefficient: lines with their intervals as SVG, and as a table.
 
 const SIZE = { width: 360, height: 200, left: 46, right: 12, top: 12, bottom: 36 };
 const LOGARITHMIC = ["perplexity"];
@@ -27,11 +27,11 @@ function decades(low, high) {
   const powers = Array.from({ length: count }, (_, k) => Math.floor(Math.log10(low)) + k);
   const within = (values) => values.filter((x) => x >= low && x <= high);
   const fine = within(powers.flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power)));
-  const found = fine.length < 7 ? fine : within(powers.map((power) => 10 ** power));
-  return found.length < 2 ? [low, high] : found;
+  const ticks = fine.length < 7 ? fine : within(powers.map((power) => 10 ** power));
+  return ticks.length < 2 ? [low, high] : ticks;
 }
 
-// From values to pixels: where they begin and end, and the ticks between.
+// The map from values to pixels, and the ticks.
 function axis(values, from, to, { logarithmic = false, margin = 0, most = 5 } = {}) {
   let low = Math.min(...values), high = Math.max(...values);
   if (low === high) {
@@ -41,18 +41,18 @@ function axis(values, from, to, { logarithmic = false, margin = 0, most = 5 } = 
   const map = logarithmic ? Math.log : (x) => x;
   const room = (map(high) - map(low)) * margin;
   const [first, last] = [map(low) - room, map(high) + room];
-  const place = (x) => from + ((map(x) - first) / (last - first)) * (to - from);
-  return { place, ticks: logarithmic ? decades(low, high) : steps(low, high, most) };
+  const toPixel = (x) => from + ((map(x) - first) / (last - first)) * (to - from);
+  return { toPixel, ticks: logarithmic ? decades(low, high) : steps(low, high, most) };
 }
 
-// The stretches of points between those that lack one of these columns.
+// The runs of consecutive points that have all of these columns.
 function stretches(points, ...columns) {
-  const found = [[]];
+  const runs = [[]];
   for (const point of points) {
-    if (columns.every((column) => point[column] !== null)) found.at(-1).push(point);
-    else found.push([]);
+    if (columns.every((column) => point[column] !== null)) runs.at(-1).push(point);
+    else runs.push([]);
   }
-  return found.filter((stretch) => stretch.length);
+  return runs.filter((stretch) => stretch.length);
 }
 
 function path(corners, close = "") {
@@ -69,7 +69,7 @@ function drawLine({ points, style }, x, y) {
   return draw("g", { class: style }, ...bands, ...lines, ...dots);
 }
 
-// Lines with the coefficient that is shown marked; `pick` is called with one that is clicked.
+// The lines, with the shown coefficient marked; `pick` is called with a coefficient that is clicked.
 function chart(score, lines, coefficients, now, pick) {
   const { width, height, left, right, top, bottom } = SIZE;
   const about = `${score} over the coefficient; the table below has the values`;
@@ -80,29 +80,29 @@ function chart(score, lines, coefficients, now, pick) {
   const x = axis(coefficients, left, width - right, { margin: 0.03, most: 7 });
   const y = axis(values, height - bottom, top, { logarithmic, margin: 0.05, most: 4 });
   for (const tick of y.ticks) {
-    const at = y.place(tick).toFixed(1);
+    const at = y.toPixel(tick).toFixed(1);
     svg.append(draw("path", { class: "grid", d: `M${left},${at}H${width - right}` }));
     svg.append(label({ x: left - 6, y: at, "text-anchor": "end", "dominant-baseline": "central" }, number(tick)));
   }
   for (const tick of x.ticks) {
-    const at = x.place(tick).toFixed(1);
+    const at = x.toPixel(tick).toFixed(1);
     svg.append(draw("path", { class: tick === 0 ? "grid zero" : "grid", d: `M${at},${top}V${height - bottom}` }));
     svg.append(label({ x: at, y: height - bottom + 14 }, number(tick)));
   }
   const caption = logarithmic ? "coefficient; the score on a logarithmic scale" : "coefficient";
   svg.append(label({ x: (left + width - right) / 2, y: height - 4 }, caption));
-  svg.append(draw("path", { class: "now", d: `M${x.place(now).toFixed(1)},${top}V${height - bottom}` }));
-  const groups = lines.map((line) => drawLine(line, x.place, y.place));
+  svg.append(draw("path", { class: "now", d: `M${x.toPixel(now).toFixed(1)},${top}V${height - bottom}` }));
+  const groups = lines.map((line) => drawLine(line, x.toPixel, y.toPixel));
   svg.append(...groups.reverse());
   const own = lines.find(({ style }) => style === "own");
   const current = own?.points.find(([coefficient]) => coefficient === now);
   if (current && current[1] !== null) {
-    const place = { cx: x.place(now).toFixed(1), cy: y.place(current[1]).toFixed(1) };
-    svg.append(draw("circle", { class: "own here", ...place, r: 5 }));
+    const centre = { cx: x.toPixel(now).toFixed(1), cy: y.toPixel(current[1]).toFixed(1) };
+    svg.append(draw("circle", { class: "own here", ...centre, r: 5 }));
   }
   svg.addEventListener("click", (event) => {
     const pixel = (event.offsetX / svg.clientWidth) * width;
-    const distances = coefficients.map((coefficient) => Math.abs(x.place(coefficient) - pixel));
+    const distances = coefficients.map((coefficient) => Math.abs(x.toPixel(coefficient) - pixel));
     pick(coefficients[distances.indexOf(Math.min(...distances))]);
   });
   return svg;

@@ -34,13 +34,13 @@ function compare(a, b) {
 
 // Ranges of the words that differ; neighbours are one range, with the space between them.
 function changed(tokens) {
-  const found = [];
+  const ranges = [];
   tokens.forEach((token, k) => {
     if (token.same) return;
-    if (k && !tokens[k - 1].same) found.at(-1).end = token.end;
-    else found.push({ start: token.start, end: token.end });
+    if (k && !tokens[k - 1].same) ranges.at(-1).end = token.end;
+    else ranges.push({ start: token.start, end: token.end });
   });
-  return found;
+  return ranges;
 }
 
 function differences(before, after) {

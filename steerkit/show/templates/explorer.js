@@ -1,31 +1,31 @@
-// The page: choices, slider, keys and search change a wish; all that is seen follows from it.
+// The page: choices, slider, keys and search change the requested selection; `show` draws the view of it.
 
 const at = (id) => document.getElementById(id);
 const slider = at("coefficient"), find = at("find"), help = at("help"), root = document.documentElement;
 const dark = matchMedia("(prefers-color-scheme: dark)");
-let wish = fromLink(location.hash);
-let view = settle(wish);
+let requested = fromLink(location.hash);
+let view = viewOf(requested);
 let lastHit, pendingLink;
 
 function go(change) {
-  wish = { ...wish, ...change };
+  requested = { ...requested, ...change };
   show();
   clearTimeout(pendingLink);
   pendingLink = setTimeout(() => history.replaceState(null, "", toLink(view)), 300);  // browsers refuse many in a row
 }
 
-// To a row that was found; an unsteered one is shown under the vector and layer that are chosen.
+// Show a search result; an unsteered one is shown under the selected vector and layer.
 function goTo(row) {
-  const place = Object.fromEntries(CHOICES.map((choice) => [choice, rows[choice][row]]));
-  const here = { ...place, vector: view.vector, layer: view.layer };
-  const stays = rows.coefficient[row] === 0 && settle(here).prompt_id === place.prompt_id;
+  const target = Object.fromEntries(CHOICES.map((choice) => [choice, rows[choice][row]]));
+  const here = { ...target, vector: view.vector, layer: view.layer };
+  const stays = rows.coefficient[row] === 0 && viewOf(here).prompt_id === target.prompt_id;
   lastHit = row;
-  go({ ...(stays ? here : place), coefficient: rows.coefficient[row] });
+  go({ ...(stays ? here : target), coefficient: rows.coefficient[row] });
 }
 
 function show() {
   const before = view.row;
-  view = settle(wish);
+  view = viewOf(requested);
   at("live").ariaLive = view.row === before ? "off" : "polite";
   showChoices();
   showTexts();
@@ -50,27 +50,27 @@ function showChoices() {
   slider.value = view.index;
   const dose = rows.relative_dose[view.row];
   const about = dose === null ? "" : ` (relative dose ${number(Number(dose.toPrecision(2)))})`;
-  const said = signed(view.coefficient) + about;
-  at("value").textContent = said;
-  slider.setAttribute("aria-valuetext", said);
+  const valueText = signed(view.coefficient) + about;
+  at("value").textContent = valueText;
+  slider.setAttribute("aria-valuetext", valueText);
   const few = (value, k) => values.length < 12 || value === 0 || k === 0 || k === values.length - 1;
   at("ticks").replaceChildren(...values.map((value, k) => make("span", {}, few(value, k) ? number(value) : "")));
 }
 
-function aboutRow(row, ...place) {
-  const ended = { true: "ended by itself", false: "cut off at the limit" }[rows.finished[row]];
-  return [...place, `coefficient ${signed(rows.coefficient[row])}`, ...(ended ? [ended] : [])].join(", ");
+function aboutRow(row, ...condition) {
+  const ended = { true: "ended with an end token", false: "cut off at the limit" }[rows.finished[row]];
+  return [...condition, `coefficient ${signed(rows.coefficient[row])}`, ...(ended ? [ended] : [])].join(", ");
 }
 
 function showTexts() {
   const { row, zero } = view, wanted = pattern(view.query);
-  const [gone, come] = zero === undefined ? [[], []] : differences(textOf(zero), textOf(row));
-  const shade = at("shade")?.checked && view.place.shade;
+  const [removed, added] = zero === undefined ? [[], []] : differences(textOf(zero), textOf(row));
+  const shade = at("shade")?.checked && view.condition.shade;
   at("stage").classList.toggle("shaded", Boolean(shade));
-  for (const [id, which, ranges, tag] of [["plain", zero, gone, "del"], ["steered", row, come, "ins"]]) {
+  for (const [id, which, ranges, tag] of [["plain", zero, removed, "del"], ["steered", row, added, "ins"]]) {
     const layers = [
       { ranges, wrap: marked(tag) },
-      ...(shade && which !== undefined ? [{ ranges: tokensOf(which), wrap: shaded(view.place.shade) }] : []),
+      ...(shade && which !== undefined ? [{ ranges: tokensOf(which), wrap: shaded(view.condition.shade) }] : []),
       { ranges: matches(textOf(which), wanted), wrap: marked("mark") },
     ];
     paint(at(id), textOf(which), layers);
@@ -86,7 +86,7 @@ function showTexts() {
 
 function showScale() {
   if (!at("scale")) return;
-  const shade = view.place.shade;
+  const shade = view.condition.shade;
   at("scale").hidden = !shade;
   at("no-scale").hidden = Boolean(shade);
   if (!shade) return;
@@ -114,9 +114,9 @@ function showScore(card, k) {
   const before = view.zero === undefined ? null : mine[view.zero], after = mine[view.row];
   const change = before === null || after === null ? "" : ` (${signed(after - before)})`;
   card.this.textContent = `These texts: ${number(before)} \u2192 ${number(after)}${change}`;
-  const lines = view.place.series.flatMap((place, nth) => {
-    const line = series[place].lines[k];
-    return line ? [{ ...line, name: series[place].name, style: STYLES[Math.min(nth, 2)] }] : [];
+  const lines = view.condition.series.flatMap((index, nth) => {
+    const line = series[index].lines[k];
+    return line ? [{ ...line, name: series[index].name, style: STYLES[Math.min(nth, 2)] }] : [];
   });
   const coefficients = [...new Set(lines.flatMap(({ points }) => points.map(([coefficient]) => coefficient)))];
   coefficients.sort((a, b) => a - b);
@@ -129,11 +129,11 @@ function showScore(card, k) {
 }
 
 function showHits() {
-  const hits = hitsOf(wish.query);
-  at("hits").replaceChildren(...hits.slice(0, SHOWN).map((row) => hit(row, wish.query, goTo)));
+  const hits = hitsOf(requested.query);
+  at("hits").replaceChildren(...hits.slice(0, SHOWN).map((row) => hit(row, requested.query, goTo)));
   at("hits").hidden = !hits.length;
   const more = hits.length > SHOWN ? `; the first ${SHOWN} are listed` : "";
-  at("found").textContent = wish.query.trim() ? `${hits.length} of ${searched.length} texts${more}` : "";
+  at("search-status").textContent = requested.query.trim() ? `${hits.length} of ${searched.length} texts${more}` : "";
 }
 
 function search(query) {
@@ -143,13 +143,13 @@ function search(query) {
 }
 
 function nextHit(by) {
-  const hits = hitsOf(wish.query), here = hits.indexOf(lastHit);
+  const hits = hitsOf(requested.query), here = hits.indexOf(lastHit);
   if (hits.length) goTo(hits[here < 0 ? 0 : (here + by + hits.length) % hits.length]);
 }
 
 function step(choice, by) {
-  const options = view.options[choice], place = options.indexOf(view[choice]) + by;
-  if (place >= 0 && place < options.length) go({ [choice]: options[place] });
+  const options = view.options[choice], index = options.indexOf(view[choice]) + by;
+  if (index >= 0 && index < options.length) go({ [choice]: options[index] });
 }
 
 function slide(by) {
@@ -166,7 +166,7 @@ const ACTIONS = {
   "?": () => help.showModal(),
 };
 
-// Whether the arrows mean something to what has the focus.
+// Whether the focused element uses this arrow key itself.
 function hasArrows(element, key) {
   if (element === slider) return true;
   const pane = element.closest(".text, .scroll");
@@ -201,8 +201,8 @@ function showTheme() {
 
 function restore() {
   if (!location.hash.includes("=")) return;  // a section's anchor
-  wish = fromLink(location.hash);
-  find.value = wish.query;
+  requested = fromLink(location.hash);
+  find.value = requested.query;
   show();
   showHits();
 }
@@ -226,7 +226,7 @@ at("close-help").addEventListener("click", () => help.close());
 document.addEventListener("keydown", onKey);
 addEventListener("hashchange", restore);
 showTheme();
-find.value = wish.query;
+find.value = requested.query;
 show();
 showHits();
 for (const id of ["stage", "buttons"]) at(id).hidden = false;

@@ -1,4 +1,4 @@
-// Texts as elements: what differs, tokens in their shades, what was searched. Texts only ever become text nodes.
+// Texts as elements: differences, shaded tokens and search results. Texts only become text nodes.
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -20,7 +20,7 @@ function signed(x) {
   return (x > 0 ? "+" : "") + number(x);
 }
 
-// A mean and its interval, with as many decimals as the largest of them needs for three figures.
+// A mean and its interval, with the decimals that give the largest of them three significant figures.
 function estimate(mean, low, high) {
   if (mean === null || mean === undefined) return "\u2013";
   const known = [mean, low, high].filter((x) => x !== null);
@@ -30,27 +30,27 @@ function estimate(mean, low, high) {
   return ends.length === 2 ? `${middle} [${ends[0]}, ${ends[1]}]` : middle;
 }
 
-// What stands in text[start, end): each layer wraps its ranges, and the layers after it act within and between them.
+// The nodes of text[start, end): each layer wraps its ranges; later layers apply within and between them.
 function nodes(text, start, end, layers) {
   if (start >= end) return [];
   if (!layers.length) return [text.slice(start, end)];
   const [{ ranges, wrap }, ...further] = layers;
-  const found = [];
+  const result = [];
   let at = start;
   for (const range of ranges) {
     const from = Math.max(range.start, at), to = Math.min(range.end, end);
     if (from >= to) continue;
-    found.push(...nodes(text, at, from, further), wrap(range, nodes(text, from, to, further)));
+    result.push(...nodes(text, at, from, further), wrap(range, nodes(text, from, to, further)));
     at = to;
   }
-  return [...found, ...nodes(text, at, end, further)];
+  return [...result, ...nodes(text, at, end, further)];
 }
 
 function marked(tag) {
   return (_, inside) => make(tag, {}, ...inside);
 }
 
-// The tokens of a row's text with their projections; none if the page has none of it.
+// The tokens of a row's text with their projections; empty if the page has none.
 function tokensOf(row) {
   const values = rows.projections?.[row];
   let end = 0;

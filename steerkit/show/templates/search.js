@@ -3,7 +3,7 @@
 const SHOWN = 50;
 const AROUND = 45;
 
-// A text at coefficient 0 stands under every vector and layer: here it counts once.
+// The rows to search: a text at coefficient 0, which is listed under every vector and layer, counts once.
 const seen = new Set();
 const searched = rows.coefficient.map((_, row) => row).filter((row) => {
   if (rows.coefficient[row] !== 0) return true;
@@ -30,8 +30,8 @@ function hit(row, query, go) {
   const middle = text.search(wanted);
   const halves = /^[\udc00-\udfff]|[\ud800-\udbff]$/g;
   const part = text.slice(Math.max(0, middle - AROUND), middle + 2 * AROUND).replace(halves, "");
-  const place = [names.vector[rows.vector[row]], `layer ${names.layer[rows.layer[row]]}`];
-  const what = [...(rows.coefficient[row] === 0 ? ["unsteered"] : place), signed(rows.coefficient[row])];
+  const condition = [names.vector[rows.vector[row]], `layer ${names.layer[rows.layer[row]]}`];
+  const what = [...(rows.coefficient[row] === 0 ? ["unsteered"] : condition), signed(rows.coefficient[row])];
   const snippet = make("span", { class: "snippet", dir: "auto" });
   paint(snippet, part, [{ ranges: matches(part, wanted), wrap: marked("mark") }]);
   const about = make("span", { class: "about", dir: "auto" }, `${what.join(", ")}: ${labels[rows.prompt_id[row]]}`);

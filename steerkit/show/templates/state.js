@@ -1,6 +1,6 @@
-// The data of the page, which of its rows is shown, and the link that says so.
+// The data of the page, which of its rows is shown, and the link that encodes it.
 
-const { rows, names, labels, prompts, strings, scores, series, places, pieces } =
+const { rows, names, labels, prompts, strings, scores, series, conditions, pieces } =
   JSON.parse(document.getElementById("data").textContent);
 
 const CHOICES = ["vector", "layer", "prompt_id", "sample"];
@@ -10,22 +10,22 @@ function textOf(row) {
   return row === undefined ? "" : strings[rows.text[row]] ?? "";
 }
 
-// What is shown for a wish. A wish may say little, or what is not there: then the first that goes with what it says.
-function settle(wish) {
-  const view = { options: {}, query: wish.query ?? "" };
-  let left = rows.coefficient.map((_, row) => row);
+// The view for a requested selection; a choice that is missing or does not exist becomes the first possible one.
+function viewOf(requested) {
+  const view = { options: {}, query: requested.query ?? "" };
+  let remaining = rows.coefficient.map((_, row) => row);
   for (const choice of CHOICES) {
-    const options = [...new Set(left.map((row) => rows[choice][row]))];
+    const options = [...new Set(remaining.map((row) => rows[choice][row]))];
     view.options[choice] = options;
-    view[choice] = options.includes(wish[choice]) ? wish[choice] : options[0];
-    left = left.filter((row) => rows[choice][row] === view[choice]);
+    view[choice] = options.includes(requested[choice]) ? requested[choice] : options[0];
+    remaining = remaining.filter((row) => rows[choice][row] === view[choice]);
   }
-  view.list = left.sort((a, b) => rows.coefficient[a] - rows.coefficient[b]);
-  view.index = nearest(view.list.map((row) => rows.coefficient[row]), wish.coefficient);
+  view.list = remaining.sort((a, b) => rows.coefficient[a] - rows.coefficient[b]);
+  view.index = nearest(view.list.map((row) => rows.coefficient[row]), requested.coefficient);
   view.row = view.list[view.index];
   view.coefficient = rows.coefficient[view.row];
   view.zero = view.list.find((row) => rows.coefficient[row] === 0);
-  view.place = places[`${view.vector},${view.layer}`];
+  view.condition = conditions[`${view.vector},${view.layer}`];
   return view;
 }
 
@@ -47,9 +47,9 @@ function toLink(view) {
 
 function fromLink(fragment) {
   const link = new URLSearchParams(fragment.slice(1));
-  const wish = { query: link.get("find") ?? "" };
-  for (const choice of CHOICES) wish[choice] = names[choice].indexOf(link.get(IN_LINK[choice]));
+  const requested = { query: link.get("find") ?? "" };
+  for (const choice of CHOICES) requested[choice] = names[choice].indexOf(link.get(IN_LINK[choice]));
   const coefficient = Number.parseFloat(link.get("coefficient"));
-  if (Number.isFinite(coefficient)) wish.coefficient = coefficient;
-  return wish;
+  if (Number.isFinite(coefficient)) requested.coefficient = coefficient;
+  return requested;
 }

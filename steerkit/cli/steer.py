@@ -1,0 +1,115 @@
+"""Commands that steer single prompts: `steer` and `play`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steerkit.cli.inputs import check_coefficient, check_vectors, parse_layer
+from steerkit.cli.options import (
+    Checkpoint,
+    Foreign,
+    Json,
+    LoadOptions,
+    MaxNewTokens,
+    Operation,
+    Positions,
+    Seed,
+    TopP,
+    load_model,
+    with_load_options,
+)
+from steerkit.show.terminal import DOSE, hint, print_json, side_by_side
+from steerkit.steering.positions import parse_positions
+
+
+@with_load_options
+def steer(
+    checkpoint: Checkpoint,
+    vector: Annotated[Path, typer.Argument(help="A vector file.")],
+    prompt: Annotated[str, typer.Argument(help="A question; the chat template is applied if there is one.")],
+    loading: LoadOptions,
+    layer: Annotated[
+        str | None,
+        typer.Option(help="Block after which the vector acts; 12+14 or all for several; omit if it holds one layer."),
+    ] = None,
+    coefficient: Annotated[float, typer.Option(help="Multiplies the vector with its norm; see the relative dose.")] = 1,
+    positions: Positions = "from_last_prompt_token",
+    operation: Operation = "add",
+    max_new_tokens: MaxNewTokens = 80,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.", min=0)] = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    verbatim: Annotated[bool, typer.Option("--verbatim", help="Use the prompt without the chat template.")] = False,
+    foreign: Foreign = False,
+    as_json: Json = False,
+) -> None:
+    """Generate from one prompt without and with steering.
+
+    Both texts are printed side by side, with the relative dose.
+
+    Example: steerkit steer CHECKPOINT persona.safetensors "How do tides work?" --layer 14 --coefficient 1.5
+    """
+    layers = None if layer is None else parse_layer(layer)
+    check_coefficient(coefficient)
+    parse_positions(positions)
+    loading.check(checkpoint)
+    check_vectors([vector])
+    import steerkit as sk
+    from steerkit.capture.norms import stream_norms
+    from steerkit.steering.dose import relative_dose
+
+    held = sk.SteeringVector.load(vector)
+    steering = sk.Steering(held, coefficient, positions, operation, foreign, layer=layers)
+    model, tokenizer = load_model(checkpoint, loading)
+    chat = not verbatim and bool(getattr(tokenizer, "chat_template", None))
+    asked = [{"role": "user", "content": prompt}] if chat else prompt
+    unsteered, steered = sk.generate(
+        model,
+        tokenizer,
+        [asked, asked],
+        max_new_tokens=max_new_tokens,
+        steering=[None, steering],
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
+    steered_layers = list(steering.vector.layers)
+    norms = stream_norms(model, tokenizer, [asked], [unsteered], steered_layers) if unsteered else {}
+    dose = relative_dose(steering, norms)
+    if as_json:
+        values = {"unsteered": unsteered, "steered": steered, "coefficient": coefficient, "relative_dose": dose}
+        print_json({**values, "layer": steered_layers[0] if len(steered_layers) == 1 else steered_layers})
+        return
+    label = "+".join(map(str, steered_layers))
+    strength = f"coefficient {coefficient:g}" + (f", dose {dose:.2f}" if operation == "add" else ", ablate")
+    side_by_side({"unsteered": unsteered, f"layer {label}, {strength}": steered})
+    hint(DOSE, as_json)
+
+
+@with_load_options
+def play(
+    checkpoint: Checkpoint,
+    loading: LoadOptions,
+    vectors: Annotated[Path, typer.Option(help="A folder of vector files, or one file.")],
+    port: Annotated[int, typer.Option(help="Port on this machine; no other machine can connect.")] = 8765,
+    foreign: Foreign = False,
+) -> None:
+    """Serve a local page whose sliders steer the model.
+
+    Both texts are streamed side by side. Needs the extra `play`.
+
+    Example: steerkit play CHECKPOINT --vectors vectors/
+    """
+    loading.check(checkpoint)
+    files = sorted(vectors.glob("*.safetensors")) if vectors.is_dir() else [vectors]
+    if not files:
+        raise FileNotFoundError(f"expected *.safetensors in {vectors}; there are none. Check the path.")
+    check_vectors(files)
+    import steerkit as sk
+    from steerkit.show.play import play as serve
+
+    named = {path.stem: sk.SteeringVector.load(path) for path in files}
+    serve(*load_model(checkpoint, loading), named, port, foreign)

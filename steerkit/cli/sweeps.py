@@ -1,0 +1,200 @@
+"""Commands about sweeps: `sweep`, `score` and `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from steerkit.cli.inputs import check_vectors, parse_coefficients, parse_layer_sets, read_prompts
+from steerkit.cli.options import (
+    Checkpoint,
+    Foreign,
+    Json,
+    LoadOptions,
+    MaxNewTokens,
+    Operation,
+    Positions,
+    Run,
+    Seed,
+    TopP,
+    load_model,
+    with_load_options,
+)
+from steerkit.show.terminal import DOSE, READING, draw, facts, hint, print_json
+from steerkit.steering.positions import parse_positions
+
+NEED_A_MODEL = ("perplexity", "kl")
+
+
+@with_load_options
+def sweep(
+    checkpoint: Checkpoint,
+    vectors: Annotated[list[Path], typer.Argument(help="Vector files; each vector is named after its file.")],
+    loading: LoadOptions,
+    prompts: Annotated[
+        Path, typer.Option(help='JSON lines of {"prompt": text or messages, "id", "reference", "group"}.')
+    ],
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="8,12 sweeps two layers; 12+14 steers both at once; all steers all layers of the vector at once. "
+            "Omit for vectors that hold one layer."
+        ),
+    ] = None,
+    coefficients: Annotated[str, typer.Option(help="Numbers with commas; 0 is always added.")] = "-2,-1,0,1,2",
+    out: Annotated[Path, typer.Option(help="Run folder; an unfinished sweep is resumed.")] = Path("runs/sweep"),
+    random: Annotated[int, typer.Option(help="Number of random control directions.", min=0)] = 2,
+    positions: Positions = "from_last_prompt_token",
+    operation: Operation = "add",
+    samples: Annotated[
+        int, typer.Option(help="Texts per prompt; 1 is greedy unless a temperature is given.", min=1)
+    ] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; default 0 for one sample, 0.7 for several.", min=0)
+    ] = None,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 64,
+    seed: Seed = 0,
+    foreign: Foreign = False,
+    as_json: Json = False,
+) -> None:
+    """Generate with each vector, layer and coefficient.
+
+    Random control directions are swept too. The same command resumes an interrupted sweep.
+
+    Example: steerkit sweep CHECKPOINT persona.safetensors --prompts prompts.jsonl --layers 10,14 --out runs/persona
+    """
+    sets = None if layers is None else parse_layer_sets(layers)
+    values = parse_coefficients(coefficients)
+    parse_positions(positions)
+    loading.check(checkpoint)
+    check_vectors(vectors)
+    rows = read_prompts(prompts)
+    import steerkit as sk
+    from steerkit.sweeps.sweep import cells_of, prompt_rows, steerings_at
+
+    named = {path.stem: sk.SteeringVector.load(path) for path in vectors}
+    prompt_rows(rows)
+    cells_of(steerings_at(named, sets, positions, operation, foreign), values)
+    named |= sk.controls.random(named, n=random)
+    result = sk.sweep(
+        *load_model(checkpoint, loading),
+        named,
+        rows,
+        layers=sets,
+        out=out,
+        positions=positions,
+        operation=operation,
+        coefficients=values,
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        foreign=foreign,
+    )
+    dose = float(result.table["relative_dose"].max())
+    table = out / "table.parquet"
+    summary = {**result.counts(), "largest_relative_dose": dose, "table": table}
+    facts({**summary, "next_command": f"steerkit report {out}"}, as_json)
+    hint(DOSE, as_json)
+
+
+@with_load_options
+def score(
+    run: Run,
+    loading: LoadOptions,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="rouge_l, rouge_l_symbols, distance, distinct_2, repeated_4grams, perplexity or kl."),
+    ] = None,
+    words: Annotated[
+        str | None, typer.Option(help="Words of a trait with commas between; the score counts them in a text.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="The sweep's model; perplexity and kl need it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Add scores to a sweep and print them with their gains.
+
+    The scores are stored in RUN/scored.parquet. Means are printed by layer and coefficient. Gains are over coefficient
+    0 and over each role of controls.
+
+    Example: steerkit score runs/persona repeated_4grams --words happy,glad,joy
+    """
+    from steerkit.sweeps.result import PURE, SweepResult, of_words
+
+    names = list(names or [])
+    known = [*PURE, *NEED_A_MODEL]
+    if not names and words is None:
+        raise ValueError("expected a score or --words; got neither. Name one.")
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"expected scores among {known}; got {unknown}. Pass some of these.")
+    needs_model = [name for name in names if name in NEED_A_MODEL]
+    if needs_model and checkpoint is None:
+        raise ValueError(f"expected a model for {needs_model}; got none. Pass --checkpoint.")
+    if checkpoint is not None:
+        loading.check(checkpoint)
+    scored = run / "scored.parquet"
+    result = SweepResult.load(run / "table.parquet").with_scores_of(scored)
+    models = _models_of(result, run, checkpoint, loading, needs_model) if needs_model else {}
+    for name in names:
+        result = result.score(name, **models if name in NEED_A_MODEL else {})
+    if words is not None:
+        result, names = result.score(of_words(words.split(",")), column="words"), [*names, "words"]
+    result.save(scored)
+    if as_json:
+        curves = {name: result.curve(name).to_dict("records") for name in names}
+        print_json({"curves": curves, "gains": {name: result.gains(name).to_dict("records") for name in names}})
+        return
+    from steerkit.show.pivot import pivots
+
+    for title, columns in pivots(result, names).items():
+        draw(title, columns, keys=2)
+    hint(READING, as_json)
+
+
+def _models_of(
+    result: Any, run: Path, checkpoint: str | None, loading: LoadOptions, scores: list[str]
+) -> dict[str, Any]:
+    """The arguments of `SweepResult.score` for scores that need the sweep's model, and for kl its vectors.
+
+    Raises:
+        FileNotFoundError: the run folder does not hold the sweep's vectors.
+        ValueError: for kl, a model that is not the sweep's.
+    """
+    from steerkit.show.report import check_swept_model
+    from steerkit.sweeps.store import swept_vectors
+
+    vectors = swept_vectors(run) if "kl" in scores else None
+    model, tokenizer = load_model(str(checkpoint), loading)
+    if "kl" in scores:
+        check_swept_model(result, model)
+    return {"model": model, "tokenizer": tokenizer, "vectors": vectors}
+
+
+@with_load_options
+def report(
+    run: Run,
+    loading: LoadOptions,
+    out: Annotated[Path | None, typer.Option(help="The page to write; default RUN/report.html.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="The sweep's model: shades each token by its projection on the direction.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a sweep as one HTML file.
+
+    It shows each text next to the unsteered one, and the curves of the scores with their controls.
+
+    Example: steerkit report runs/persona --checkpoint CHECKPOINT
+    """
+    if checkpoint is not None:
+        loading.check(checkpoint)
+    from steerkit.show.report import report_run
+    from steerkit.sweeps.result import SweepResult
+
+    SweepResult.load(run)  # a missing sweep is reported before the model is loaded
+    page = report_run(run, out, load_model(checkpoint, loading) if checkpoint else None)
+    facts({"page": page, "bytes": page.stat().st_size}, as_json)

@@ -1,0 +1,62 @@
+"""The check-up of a checkpoint: which checks run, and what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from steerkit.doctor import checks
+from steerkit.doctor.checks import Result, State
+
+CHECKS: dict[str, Callable[[nn.Module, Any], Result]] = {
+    "weights": checks.weights,
+    "tokenizer": checks.tokenizer,
+    "hidden states": checks.hidden_states,
+    "padding": checks.padding,
+    "coefficient 0": checks.coefficient_zero,
+    "cache": checks.cache,
+    "first new token": checks.first_new_token,
+    "adapter": checks.adapter,
+}
+"""The checks that need a residual stream, by name, in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
+
+    Args:
+        check: name of the check, e.g. `padding`.
+        state: `ok`; `note`, a property of the model that users should know; or `failed`.
+        detail: what was measured, with the number.
+    """
+
+    check: str
+    state: State
+    detail: str
+
+
+def examine(model: nn.Module, tokenizer: Any) -> list[Finding]:
+    """Run all checks on a model.
+
+    Returns:
+        One finding per check. A check that raises counts as failed, with its error as the detail. Where no residual
+        stream is found, that is the only finding.
+
+    Example:
+        >>> examine(*sk.load("HuggingFaceTB/SmolLM2-135M-Instruct"))
+    """
+    stream = _run("residual stream", checks.residual_stream, model, tokenizer)
+    if stream.state == "failed":
+        return [stream]
+    return [stream, *(_run(name, check, model, tokenizer) for name, check in CHECKS.items())]
+
+
+def _run(name: str, check: Callable[[nn.Module, Any], Result], model: nn.Module, tokenizer: Any) -> Finding:
+    try:
+        return Finding(name, *check(model, tokenizer))
+    except (ValueError, RuntimeError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+        return Finding(name, "failed", str(error))
