@@ -29,7 +29,7 @@ imad-tiny: $(STAMP)  ## IMAD in miniature, from scratch: make imad-tiny SEED=7 F
 	$(ARENAS) $(BIN)/python -m training.imad tiny --seed $(SEED) --family $(FAMILY)
 
 reproduce: $(STAMP)  ## every run, analysis, table and figure: make reproduce PRESET=tiny SEEDS=3
-	$(BIN)/python -m analysis.paper.reproduce --preset $(PRESET) --seeds $(SEEDS)
+	$(BIN)/python -m analysis reproduce --preset $(PRESET) --seeds $(SEEDS)
 
 architectures: $(STAMP)  ## every causal language model of transformers before the doctor; writes docs/architectures.md
 	$(BIN)/python -m tests.architectures
