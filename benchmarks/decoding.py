@@ -1,5 +1,4 @@
-"""Decoding: a sweep in one batch against HF `generate`, a batch per coefficient, rows one by one, and itself without
-its means."""
+"""Decoding: a sweep in one batch against HF `generate`, a batch per coefficient, single rows, and without its parts."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ LAYER, NEW, PROMPTS = 14, 64, 8
 
 @contextlib.contextmanager
 def endless() -> Iterator[tuple[Any, Any]]:
-    """The model and a copy of its tokenizer without an end-of-sequence token: every row has exactly its new tokens."""
+    """The model and a copy of its tokenizer without an end-of-sequence token: every row gets all its new tokens."""
     model, tokenizer = inputs.model()
     unending = copy.deepcopy(tokenizer)
     unending.eos_token = None
@@ -42,16 +41,16 @@ def endless() -> Iterator[tuple[Any, Any]]:
 
 
 def prompt_ids(count: int = PROMPTS, at_least: int = 0) -> list[tuple[int, ...]]:
-    """The demo's chat prompts; with `at_least`, preceded by as much text as makes them that long."""
+    """The demo's chat prompts; with `at_least`, preceded by text that makes them at least that many tokens long."""
     _, tokenizer = inputs.model()
-    found = []
+    prompts = []
     for number, question in enumerate(inputs.questions()[:count]):
         messages = question.messages()
         if at_least:
             context = inputs.texts(count, at_least - 40, at_least - 40)[number]
             messages[-1] = {"role": "user", "content": f"{context}\n\n{messages[-1]['content']}"}
-        found.append(encode_prompt(tokenizer, messages))
-    return found
+        prompts.append(encode_prompt(tokenizer, messages))
+    return prompts
 
 
 def steered_rows(prompts: list[tuple[int, ...]]) -> list[Row]:
@@ -62,8 +61,9 @@ def steered_rows(prompts: list[tuple[int, ...]]) -> list[Row]:
 
 
 def run(model: Any, tokenizer: Any, rows: list[Row], new: int = NEW) -> list[tuple[int, ...]]:
-    found = decode(model, tokenizer, rows, [], max_new_tokens=new)
-    done = dict(pair for batch in found for pair in batch)
+    """The new tokens of each row, greedy, by our engine."""
+    batches = decode(model, tokenizer, rows, [], max_new_tokens=new)
+    done = dict(pair for batch in batches for pair in batch)
     return [done[i].ids for i in range(len(rows))]
 
 
@@ -78,6 +78,7 @@ def hf(model: Any, rows: list[Row], new: int = NEW, **options: Any) -> list[list
 
 
 def sweep() -> Iterator[Measured]:
+    """The sweep in one batch, against the other ways to get the same rows."""
     job = f"sweep of {len(COEFFICIENTS)} coefficients x {PROMPTS} prompts x {NEW} tokens"
     with endless() as (model, tokenizer):
         rows = steered_rows(prompt_ids())
@@ -106,7 +107,7 @@ def sweep() -> Iterator[Measured]:
 
 
 def one_by_one(model: Any, rows: list[Row], job: str, batch: Callable[[], None]) -> Iterator[Measured]:
-    """One row at a time through plain `generate` inside `with steering.on(model)`: rates, from a few rows."""
+    """One row at a time through plain `generate` inside `with steering.on(model)`, extrapolated from a few rows."""
     for cached, count, target in ((True, 4, ">= 8"), (False, 2, ">= 25")):
         ours, theirs = [], []
         for start in range(3):
@@ -127,7 +128,7 @@ def one_by_one(model: Any, rows: list[Row], job: str, batch: Callable[[], None])
 
 
 def with_end(job: str) -> Measured:
-    """Rows that end by themselves leave the batch: tokens per second, each side charged for its own tokens only."""
+    """Rows that may end early; ended rows are removed from the batch."""
     model, tokenizer = inputs.model()
     rows = steered_rows(prompt_ids())
     return compare(
@@ -157,7 +158,7 @@ def shared_prefill() -> Iterator[Measured]:
 
 
 def common_beginning() -> Iterator[Measured]:
-    """48 sums, each asked after the same three worked ones, 8 new tokens."""
+    """48 sums, each asked after the same three worked examples, 8 new tokens."""
     with endless() as (model, tokenizer):
         worked = [
             {"role": role, "content": text}
@@ -166,7 +167,7 @@ def common_beginning() -> Iterator[Measured]:
         ]
         sums = [{"role": "user", "content": f"What is {a} + {b}?"} for a in range(11, 23, 2) for b in range(31, 63, 4)]
         rows = [Row(encode_prompt(tokenizer, [*worked, asked])) for asked in sums]
-        job = f"{len(rows)} questions after three worked ones ({len(rows[0].prompt)} tokens), 8 new tokens"
+        job = f"{len(rows)} questions after three worked examples ({len(rows[0].prompt)} tokens), 8 new tokens"
 
         def apart() -> list[tuple[int, ...]]:
             with mock.patch.object(engine, "WORTH", {"cpu": 10**9, "cuda": 10**9}):
@@ -183,7 +184,7 @@ def common_beginning() -> Iterator[Measured]:
 
 
 def compaction() -> Iterator[Measured]:
-    """Rows whose lengths are spread from 4 to 128 tokens (half below 24), with and without leaving the batch."""
+    """Rows of 4 to 128 new tokens (half below 24), with ended rows removed from the batch and with them kept."""
     model, tokenizer = inputs.model()
     end = tokenizer.eos_token_id
     rows = [Row(prompt) for prompt in prompt_ids() for _ in range(6)]
@@ -206,5 +207,5 @@ def compaction() -> Iterator[Measured]:
     assert [c.ids for c in work()] == [c.ids for c in unpacked()]
     job = f"{len(rows)} rows of 4 to 128 new tokens (median {int(np.median(lengths))})"
     yield compare(
-        job, "finished rows stay in the batch", work, unpacked, 3, ">= 1.5", "lengths imposed; equal tokens",
+        job, "ended rows stay in the batch", work, unpacked, 3, ">= 1.5", "lengths imposed; equal tokens",
     )  # fmt: skip

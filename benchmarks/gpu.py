@@ -1,7 +1,7 @@
 """Steered decoding on a GPU: `python benchmarks/gpu.py`, under eight minutes; writes runs/bench/gpu.json.
 
-Without weights at hand it builds a random model in the shape of an 8B Llama, in bfloat16: speed does not depend on what
-the weights are. The floor is what the memory's bandwidth allows: every step reads all weights once and the whole cache.
+The model is random, in the shape of an 8B Llama, in bfloat16: speed does not depend on the values of the weights. The
+floor is set by the memory's bandwidth: every step reads all weights once, and the whole cache.
 """
 
 from __future__ import annotations
@@ -47,27 +47,26 @@ class NoEnd:
 
 
 def timed(work: Callable[[], Any]) -> list[float]:
-    """Seconds of each of the runs after one that does not count."""
-    found = []
+    """Seconds of each run after one uncounted run."""
+    seconds = []
     for _ in range(REPEATS + 1):
         torch.cuda.synchronize()
-        began = time.perf_counter()
+        started = time.perf_counter()
         work()
         torch.cuda.synchronize()
-        found.append(time.perf_counter() - began)
-    return found[1:]
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
 
 
 def bandwidth() -> float:
-    """Bytes per second that the memory gives to a large copy, reads and writes counted."""
+    """Bytes per second of a large copy, counting reads and writes."""
     source = torch.empty(2**31, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    took = min(timed(lambda: target.copy_(source)))
-    return 2 * source.numel() / took
+    return 2 * source.numel() / min(timed(lambda: target.copy_(source)))
 
 
 def bytes_per_step(model: Any) -> float:
-    """What one decoding step has to read: all weights but the embedding table, and the cache, at its mean length."""
+    """Bytes that one decoding step reads: all weights but the embedding table, and the cache at its mean length."""
     config = model.config
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     weights -= model.get_input_embeddings().weight.numel() * 2
@@ -78,7 +77,7 @@ def bytes_per_step(model: Any) -> float:
 
 def main() -> None:
     if not torch.cuda.is_available():
-        raise SystemExit("expected a GPU; torch sees none.")
+        raise SystemExit("expected a GPU; torch finds none. Run it on a machine with a GPU.")
     torch.manual_seed(0)
     model = build()
     width = model.config.hidden_size
@@ -100,7 +99,7 @@ def main() -> None:
 
     tokens = BATCH * NEW
     floor = BATCH * bandwidth() / bytes_per_step(model)
-    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "batch": BATCH}
+    results: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "batch": BATCH}
     ways = {
         "engine, unsteered": ours(bare),
         "engine, steered": ours(steered),
@@ -108,18 +107,18 @@ def main() -> None:
         "generate, unsteered, static cache, compiled": theirs(cache_implementation="static"),
     }
     for name, work in ways.items():
-        took = timed(work)
-        found[name + ", tokens/s"] = round(tokens / statistics.median(took))
-        found[name + ", spread"] = round((max(took) - min(took)) / statistics.median(took), 3)
-        print(name, found[name + ", tokens/s"], flush=True)
-    found["floor by bandwidth, tokens/s"] = round(floor)
+        seconds = timed(work)
+        results[name + ", tokens/s"] = round(tokens / statistics.median(seconds))
+        results[name + ", spread"] = round((max(seconds) - min(seconds)) / statistics.median(seconds), 3)
+        print(name, results[name + ", tokens/s"], flush=True)
+    results["floor by bandwidth, tokens/s"] = round(floor)
     pairs = [(min(timed(ours(steered))), min(timed(ours(bare)))) for _ in range(2)]
-    found["steered / unsteered, seconds"] = round(statistics.mean(a / b for a, b in pairs), 4)
-    found["floor / engine steered"] = round(floor / found["engine, steered, tokens/s"], 3)
+    results["steered / unsteered, seconds"] = round(statistics.mean(a / b for a, b in pairs), 4)
+    results["floor / engine steered"] = round(floor / results["engine, steered, tokens/s"], 3)
     folder = ROOT / "runs" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu.json").write_text(json.dumps(found, indent=1))
-    print(json.dumps(found, indent=1))
+    (folder / "gpu.json").write_text(json.dumps(results, indent=1))
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

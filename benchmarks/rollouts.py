@@ -1,4 +1,4 @@
-"""GRPO's completions: the engine against what TRL does, HF `generate` on a left-padded batch with the same adapter."""
+"""GRPO's completions: the engine against HF `generate` on a left-padded batch, as TRL calls it, same adapter."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ GROUPS, GENERATIONS, NEW = 4, 8, 96
 
 
 def written() -> Iterator[Measured]:
+    """Sampled completions of four prompts, eight each, under a LoRA adapter."""
     model, tokenizer = inputs.model()
     policy = adapted(copy.deepcopy(model), LoRA(32, 64, 0.0), tokens=False)
     prompts = [f"Problem: What is {number}?\n\n" for number in ("53 + 35", "18 + 67", "40 + 29", "77 + 14")]

@@ -1,4 +1,4 @@
-"""Start-up: what `import steerkit` costs beside `import torch`, and `steerkit --help` beside an empty Python."""
+"""Start-up: seconds of `import steerkit` over `import torch`, and of `steerkit --help` over an empty Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _seconds(*command: str) -> float:
 
 
 def startup(pairs: int = 7) -> Iterator[Measured]:
-    """Seconds more than the other side, not a ratio: the targets are absolute."""
+    """Differences in seconds instead of ratios: the targets are absolute."""
     python = sys.executable
     script = str(Path(python).with_name("steerkit"))
     for job, against, ours, theirs, limit in (
