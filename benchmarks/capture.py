@@ -150,9 +150,15 @@ def against_peers() -> Iterator[Measured]:
         job = f"means of {TEXTS} texts, layer {layer} of 30"
         size, least = _best(floor(layer))
         yield compare(
-            job, f"the floor: forward only, ended at the layer, best batch ({size} rows)", ours(layer, "mean"), least,
-            11, "<= 1.08", "ratio = ours / floor", inverse=True,
-        )  # fmt: skip
+            job,
+            f"the floor: forward only, ended at the layer, best batch ({size} rows)",
+            ours(layer, "mean"),
+            least,
+            11,
+            "<= 1.08",
+            "ratio = ours / floor",
+            inverse=True,
+        )
         mean = ours(layer, "mean")().mean[0, 0].float()
         for name, peer, position in (
             ("steering-vectors", steering_vectors, "last"),
@@ -224,7 +230,12 @@ def memory(small: int = 1000, large: int = 10_000) -> Iterator[Measured]:
         peaks[count] = (before, peak)
     above = {count: peak - before for count, (before, peak) in peaks.items()}
     yield measured(
-        f"means, all layers, {small} -> {large} texts: peak memory above the loaded model", "itself", [above[large]],
-        [above[small]], "<= 1.1", f"the processes' peaks: {peaks[small][1]:.0f} -> {peaks[large][1]:.0f} MiB",
-        inverse=True, unit="MiB",
-    )  # fmt: skip
+        f"means, all layers, {small} -> {large} texts: peak memory above the loaded model",
+        "itself",
+        [above[large]],
+        [above[small]],
+        "<= 1.1",
+        f"the processes' peaks: {peaks[small][1]:.0f} -> {peaks[large][1]:.0f} MiB",
+        inverse=True,
+        unit="MiB",
+    )

@@ -94,13 +94,22 @@ def sweep() -> Iterator[Measured]:
                 run(model, tokenizer, [row for row in rows if row.steerings[0].coefficient == c])
 
         yield compare(
-            job, "HF generate, unsteered, the same 72 rows", batch, lambda: hf(model, rows), 5, ">= 0.95",
+            job,
+            "HF generate, unsteered, the same 72 rows",
+            batch,
+            lambda: hf(model, rows),
+            5,
+            ">= 0.95",
             f"steering changed {changed} of {len(rows)} rows; unsteered, both give the same tokens",
-        )  # fmt: skip
+        )
         yield compare(
-            job, "HF generate, unsteered, static cache", batch,
-            lambda: hf(model, rows, cache_implementation="static", disable_compile=True), 3, "",
-        )  # fmt: skip
+            job,
+            "HF generate, unsteered, static cache",
+            batch,
+            lambda: hf(model, rows, cache_implementation="static", disable_compile=True),
+            3,
+            "",
+        )
         yield compare(job, "our engine, a batch per coefficient", batch, per_coefficient, 3, ">= 2.5")
         yield from one_by_one(model, rows, job, batch)
     yield with_end(job)
@@ -122,9 +131,13 @@ def one_by_one(model: Any, rows: list[Row], job: str, batch: Callable[[], None])
             ours.append(seconds(batch))
         how = "with a cache" if cached else "without a cache (the paper's way)"
         yield measured(
-            job, f"one row at a time, {how}", ours, theirs, target,
+            job,
+            f"one row at a time, {how}",
+            ours,
+            theirs,
+            target,
             f"extrapolated from {count} of {len(rows)} rows, three times",
-        )  # fmt: skip
+        )
 
 
 def with_end(job: str) -> Measured:
@@ -132,10 +145,14 @@ def with_end(job: str) -> Measured:
     model, tokenizer = inputs.model()
     rows = steered_rows(prompt_ids())
     return compare(
-        job + ", rows may end", "HF generate, unsteered, the same 72 rows",
-        lambda: run(model, tokenizer, [Row(row.prompt) for row in rows], 128), lambda: hf(model, rows, 128), 3, "",
+        job + ", rows may end",
+        "HF generate, unsteered, the same 72 rows",
+        lambda: run(model, tokenizer, [Row(row.prompt) for row in rows], 128),
+        lambda: hf(model, rows, 128),
+        3,
+        "",
         "both unsteered, up to 128 tokens, equal texts",
-    )  # fmt: skip
+    )
 
 
 def shared_prefill() -> Iterator[Measured]:
@@ -148,13 +165,19 @@ def shared_prefill() -> Iterator[Measured]:
         yield compare(
             f"prompts of {lengths[0]}-{lengths[-1]} tokens, 4 new tokens, {len(rows)} rows",
             "the same engine and lengths, prompts that all differ (nothing to share)",
-            lambda: run(model, tokenizer, rows, 4), lambda: run(model, tokenizer, apart, 4), 3, ">= 4",
-        )  # fmt: skip
+            lambda: run(model, tokenizer, rows, 4),
+            lambda: run(model, tokenizer, apart, 4),
+            3,
+            ">= 4",
+        )
         yield compare(
             f"prompts of {lengths[0]}-{lengths[-1]} tokens, 4 new tokens, {len(rows)} rows",
             "HF generate, unsteered, the same rows",
-            lambda: run(model, tokenizer, rows, 4), lambda: hf(model, rows, 4), 3, "",
-        )  # fmt: skip
+            lambda: run(model, tokenizer, rows, 4),
+            lambda: hf(model, rows, 4),
+            3,
+            "",
+        )
 
 
 def common_beginning() -> Iterator[Measured]:
@@ -175,9 +198,14 @@ def common_beginning() -> Iterator[Measured]:
 
         assert run(model, tokenizer, rows, 8) == apart() == [tuple(ids) for ids in hf(model, rows, 8)]
         yield compare(
-            job, "the same engine, each prompt prefilled whole", lambda: run(model, tokenizer, rows, 8), apart, 5,
-            ">= 1.5", "equal tokens",
-        )  # fmt: skip
+            job,
+            "the same engine, each prompt prefilled whole",
+            lambda: run(model, tokenizer, rows, 8),
+            apart,
+            5,
+            ">= 1.5",
+            "equal tokens",
+        )
         yield compare(
             job, "HF generate, the same rows", lambda: run(model, tokenizer, rows, 8), lambda: hf(model, rows, 8), 5, ""
         )
@@ -207,5 +235,11 @@ def compaction() -> Iterator[Measured]:
     assert [c.ids for c in work()] == [c.ids for c in unpacked()]
     job = f"{len(rows)} rows of 4 to 128 new tokens (median {int(np.median(lengths))})"
     yield compare(
-        job, "ended rows stay in the batch", work, unpacked, 3, ">= 1.5", "lengths imposed; equal tokens",
-    )  # fmt: skip
+        job,
+        "ended rows stay in the batch",
+        work,
+        unpacked,
+        3,
+        ">= 1.5",
+        "lengths imposed; equal tokens",
+    )

@@ -32,9 +32,17 @@ BATCH, WIDTH, NEW, LAYER, REPEATS = 72, 128, 128, 15, 3
 def build() -> Any:
     """A random Llama of 8 billion weights on the GPU."""
     config = LlamaConfig(
-        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, max_position_embeddings=8192, bos_token_id=None, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     return model.eval()
@@ -93,9 +101,14 @@ def main() -> None:
     def theirs(**options: Any) -> Callable[[], Any]:
         ids = torch.tensor([row.prompt for row in bare], device="cuda")
         return lambda: model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, min_new_tokens=NEW,
-            do_sample=False, pad_token_id=0, **options,
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW,
+            min_new_tokens=NEW,
+            do_sample=False,
+            pad_token_id=0,
+            **options,
+        )
 
     tokens = BATCH * NEW
     floor = BATCH * bandwidth() / bytes_per_step(model)

@@ -47,9 +47,13 @@ def rouge(parts: int = 5) -> Iterator[Measured]:
         worst = max(worst, float(np.abs(mine - np.array(other)).max()))
     assert worst <= 1e-12, worst
     yield measured(
-        "ROUGE-L of 2 000 pairs of 300 words", "rouge-score", ours, theirs, ">= 40",
+        "ROUGE-L of 2 000 pairs of 300 words",
+        "rouge-score",
+        ours,
+        theirs,
+        ">= 40",
         f"largest difference {worst:.0e}; {parts} parts of {2000 // parts} pairs",
-    )  # fmt: skip
+    )
 
 
 def _noise(layers: int) -> Activations:
@@ -138,10 +142,13 @@ def probe(name: str, acts: Activations, layers: list[int]) -> Measured:
     fits = len(train) + 1 + PERMUTATIONS * FOLDS
     return measured(
         f"probes, {name}: {len(y)} x {acts.resid.shape[-1]}, 3 classes, {FOLDS} folds, {fits} fits a layer",
-        "scikit-learn in a loop, same scaler, C, its default tolerance", ours, theirs, ">= 3",
+        "scikit-learn in a loop, same scaler, C, its default tolerance",
+        ours,
+        theirs,
+        ">= 3",
         f"per layer, {len(layers)} layers of {len(acts.layers)}; our loss above a tight optimum by "
         f"{max(excess):.0e} at most, relative",
-    )  # fmt: skip
+    )
 
 
 def all_probes() -> Iterator[Measured]:

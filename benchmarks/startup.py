@@ -32,11 +32,16 @@ def startup(pairs: int = 7) -> Iterator[Measured]:
                 other.append(second)
         extra = sorted(a - b for a, b in zip(mine, other, strict=True))
         middle = extra[len(extra) // 2]
-        held = "" if limit is None else f"; target {limit} s: {'met' if middle < limit else 'MISSED'}"
+        verdict = "" if limit is None else f"; target {limit} s: {'met' if middle < limit else 'MISSED'}"
         yield measured(
-            job, against, mine, other, "",
-            f"median {middle:+.2f} s ({extra[0]:+.2f} to {extra[-1]:+.2f}){held}", inverse=True,
-        )  # fmt: skip
+            job,
+            against,
+            mine,
+            other,
+            "",
+            f"median {middle:+.2f} s ({extra[0]:+.2f} to {extra[-1]:+.2f}){verdict}",
+            inverse=True,
+        )
 
 
 USE = "import steerkit\nfor name in steerkit.__all__: getattr(steerkit, name)"

@@ -8,8 +8,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from figures import agents, suppression, tokens, training
 from steerkit.io.files import file_name
 from steerkit.io.tables import read_table
@@ -20,48 +18,53 @@ Picture = tuple[str, Any, Any]
 
 def pictures(folder: Path) -> Iterator[Picture]:
     """Name, figure and provenance of each picture whose tables are in a folder."""
-
-    def tables(*names: str) -> list[tuple[Any, ...]]:
-        """The tables and the provenance of the first, as one entry; none where a table is missing."""
-        paths = [folder / f"{name}.csv" for name in names]
-        if not all(path.is_file() for path in paths):
-            return []
-        read = [read_table(path) for path in paths]
-        return [(*(table for table, _ in read), read[0][1])]
-
-    for table, meta in tables("main_table"):
+    for table, meta in _tables(folder, "main_table"):
         yield "accuracy-tokens", tokens.accuracy_tokens(table), meta
-    for table, meta in tables("training"):
+    for table, meta in _tables(folder, "training"):
         for family, part in table.groupby("family", sort=False):
             yield f"training-{file_name(str(family))}", training.training_curves(part, str(family)), meta
-    for table, meta in tables("curves"):
+    yield from _agent_pictures(folder)
+    for table, meta in _tables(folder, "suppression_curves"):
+        for context in dict.fromkeys(table["context"]):
+            yield f"suppression-{context}", suppression.suppression_curves(table, context), meta
+    yield from _probe_pictures(folder)
+
+
+def _tables(folder: Path, *names: str) -> list[tuple[Any, ...]]:
+    """The tables of these names and the provenance of the first, as one tuple; no tuple where a table is missing."""
+    paths = [folder / f"{name}.csv" for name in names]
+    if not all(path.is_file() for path in paths):
+        return []
+    read = [read_table(path) for path in paths]
+    return [(*(table for table, _ in read), read[0][1])]
+
+
+def _agent_pictures(folder: Path) -> Iterator[Picture]:
+    """Pictures of the agents' vectors: steering curves, cosines, the plane that they span."""
+    for table, meta in _tables(folder, "curves"):
         for stage, identity in product(dict.fromkeys(table["stage"]), (False, True)):
             name = f"steering-{file_name(stage)}-{'tag' if identity else 'none'}"
             yield name, agents.steering_curves(table, stage, identity), meta
-    for table, choice, meta in tables("cosines", "choice"):
+    for table, choice, meta in _tables(folder, "cosines", "choice"):
         for line in choice.itertuples():
             yield f"cosines-{file_name(line.stage)}", agents.cosine_map(table, line.stage, line.layer), meta
-    for table, meta in tables("checkpoint_cosines"):
+    for table, meta in _tables(folder, "checkpoint_cosines"):
         yield "cosines-checkpoints", agents.checkpoint_map(table), meta
-    for table, meta in tables("plane"):
+    for table, meta in _tables(folder, "plane"):
         yield "plane", agents.plane(table), meta
-    for table, meta in tables("suppression_curves"):
-        for context in dict.fromkeys(table["context"]):
-            yield f"suppression-{context}", suppression.suppression_curves(table, context), meta
-    for table, meta in tables("separability"):
-        yield from _probe_pictures(table, meta)
 
 
-def _probe_pictures(table: pd.DataFrame, meta: Any) -> Iterator[Picture]:
+def _probe_pictures(folder: Path) -> Iterator[Picture]:
     """Pictures of the probes at the last token; intermediate checkpoints of GRPO have no profile of their own."""
-    last = table["position"] == "last"
-    if not last.any():
-        return
-    yield "separability", agents.separability(table), meta
-    keys = ["stage", "debates", "source", "position"]
-    drawn = table[last & ~table["stage"].str.startswith("GRPO step")]
-    for key in drawn[keys].drop_duplicates().itertuples(index=False):
-        yield "probes-" + "-".join(map(file_name, key)), agents.probe_profile(table, *key), meta
+    for table, meta in _tables(folder, "separability"):
+        last = table["position"] == "last"
+        if not last.any():
+            continue
+        yield "separability", agents.separability(table), meta
+        keys = ["stage", "debates", "source", "position"]
+        drawn = table[last & ~table["stage"].str.startswith("GRPO step")]
+        for key in drawn[keys].drop_duplicates().itertuples(index=False):
+            yield "probes-" + "-".join(map(file_name, key)), agents.probe_profile(table, *key), meta
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         count += 1
     if not count:
         parser.error(
-            f"expected a table of an analysis in {given.tables}; there is none. Write one with `python -m analysis`."
+            f"expected a table of an analysis in {given.tables}; got none. Write one with `python -m analysis`."
         )
     print(f"{count} figures in {out}, as PDF and PNG.")
 

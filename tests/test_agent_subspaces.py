@@ -100,6 +100,11 @@ def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(t
     assert set(gains["stage"]) == {"base", "IMAD"} and set(gains["over"]) == {
         "coefficient 0", "random", "matched", "shuffled"
     }  # fmt: skip
+    curves = read_table(tmp_path / "out" / "curves.csv")[0]
+    assert set(zip(curves["kind"], curves["role"], strict=True)) == {
+        ("own", "vector"), ("other agents", "other"), ("random", "random"), ("matched", "matched"),
+        ("shuffled", "shuffled"),
+    }  # fmt: skip
     areas = read_table(tmp_path / "out" / "stage_differences.csv")[0]
     assert areas["difference"].abs().max() == pytest.approx(0)  # both stages are the same model here
     cosines = read_table(tmp_path / "out" / "checkpoint_cosines.csv")[0]

@@ -67,6 +67,28 @@ def test_controls_have_the_agents_mean_norm_and_labels_are_permuted_within_a_que
     assert list(mixed.items["label"]) != list(acts.items["label"])
 
 
+def test_the_agents_controls_are_those_of_the_library_with_a_seed_each() -> None:
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    acts = turn_activations(model, tokenizer, traces())["mean"]
+    own = agent_vectors(acts)
+    controls = agent_controls(acts, own, 4, 7)
+    kinds = ("random", "matched", "shuffled")
+    assert list(controls) == [f"{kind} {number}" for number in range(4) for kind in kinds]
+    assert list(agent_controls(acts, own, 2, 7)) == list(controls)[:6]  # the curves show the first directions
+    norm = {layer: np.mean([float(own[a].layers[layer].norm()) for a in own]) for layer in own["1"].layers}
+    for number in range(4):
+        agent = str(1 + number % 3)
+        permuted = agent_vectors(shuffle_labels(acts, 7 + number))[agent].unit()
+        random, matched = (
+            sk.random_like(own["1"], 7 + number).unit(),
+            sk.controls.matched(own["1"], acts, 1, 7 + number),
+        )
+        expected = {"random": random, "matched": matched["vector/matched-0"].unit(), "shuffled": permuted}
+        for kind, vector in expected.items():
+            for layer, value in controls[f"{kind} {number}"].layers.items():
+                torch.testing.assert_close(value, vector.layers[layer] * norm[layer], rtol=1e-5, atol=1e-6)
+
+
 def test_a_matched_direction_points_where_the_stream_varies_and_an_isotropic_one_does_not() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(200, 1, 50))

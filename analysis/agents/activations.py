@@ -33,18 +33,18 @@ def activations_of(
         sources: what is read.
         context: the prompt that names an agent, for the source `"asked"`.
     """
-    found = {}
+    activations = {}
     for source in sources:
         if source == "asked":
             asked = [(trace.question, agent, context(trace, agent)) for trace in traces for agent in first_texts(trace)]
             texts = [render(tokenizer, prompt) for _, _, prompt in asked]
             acts = sk.collect(model, tokenizer, texts, position="last")
             items = acts.items.assign(label=[agent for _, agent, _ in asked], group=[group for group, _, _ in asked])
-            found["asked", "last"] = replace(acts, items=items)
+            activations["asked", "last"] = replace(acts, items=items)
         else:
             by_position = turn_activations(model, tokenizer, traces, source)
-            found |= {(source, position): acts for position, acts in by_position.items()}
-    return found
+            activations |= {(source, position): acts for position, acts in by_position.items()}
+    return activations
 
 
 def turn_activations(
@@ -74,11 +74,11 @@ def turn_activations(
     else:
         texts = [trace.spans() if source == "trace" else trace.untagged() for trace in traces]
     read = sk.collect_each(model, tokenizer, texts, layers=layers, positions=["last", "mean", "first"])
-    found: dict[str, Activations] = {str(position): acts for position, acts in read.items()}
+    activations: dict[str, Activations] = {str(position): acts for position, acts in read.items()}
     if source == "trace":
         tags = [_tag_spans(trace) for trace in traces]
-        found["tag"] = sk.collect(model, tokenizer, tags, layers=layers, position="last")
-    return found
+        activations["tag"] = sk.collect(model, tokenizer, tags, layers=layers, position="last")
+    return activations
 
 
 def _tag_spans(trace: DebateTrace) -> SpannedText:

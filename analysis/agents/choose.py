@@ -98,9 +98,17 @@ def choose(
         for (source, position, extent), layers in tried.items():
             vectors = agent_vectors(activations[source, position])
             result = continuations(
-                model, tokenizer, debates, vectors, layers, grid.coefficients, unnamed, extent, grid.max_new_tokens,
+                model,
+                tokenizer,
+                debates,
+                vectors,
+                layers,
+                grid.coefficients,
+                unnamed,
+                extent,
+                grid.max_new_tokens,
                 grid.seed,
-            )  # fmt: skip
+            )
             about = {"source": source, "position": position, "extent": extent}
             parts += [only(result, a, [a]).gain("rouge_l").assign(agent=a, **about) for a in vectors]
         return pd.concat(parts, ignore_index=True).drop(columns="vector")

@@ -71,7 +71,7 @@ def only(result: SweepResult, agent: str, vectors: Sequence[str]) -> SweepResult
 
 def _names_by_role(result: SweepResult) -> dict[str, list[str]]:
     """The vectors' names by role, in the order of the table."""
-    found: dict[str, list[str]] = {}
+    by_role: dict[str, list[str]] = {}
     for name, (role, _) in result.roles().items():
-        found.setdefault(role, []).append(name)
-    return found
+        by_role.setdefault(role, []).append(name)
+    return by_role

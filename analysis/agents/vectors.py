@@ -41,7 +41,7 @@ def agent_controls(
     mean_norm = sk.SteeringVector(
         {layer: value / value.norm() * norms[layer] for layer, value in first.layers.items()}, first.meta
     )
-    found = {}
+    named = {}
     for number in range(n):
         agent = agents[number % len(agents)]
 
@@ -55,8 +55,8 @@ def agent_controls(
         }
         for role, controls in drawn.items():
             (control,) = controls.values()
-            found[f"{role} {number}"] = with_role(control, role)
-    return found
+            named[f"{role} {number}"] = with_role(control, role)
+    return named
 
 
 def published_vectors(inputs: Inputs, stage: str, n: int, out: Path) -> dict[str, sk.SteeringVector]:

@@ -107,14 +107,14 @@ def ratio(
             f"expected numerators [n] and denominators [n]; got shapes {list(left.shape)} and {list(right.shape)}. "
             "Pass one of each per unit."
         )
-    pairs = np.stack([left, right], axis=1)
-    pairs = pairs[~np.isnan(pairs).any(axis=1)]
+    complete = ~(np.isnan(left) | np.isnan(right))
+    pairs = np.stack([left[complete], right[complete]]).T
     if not len(pairs):
         raise ValueError(f"expected a pair without NaN at least; got {len(left)} pairs, none complete. Pass others.")
     drawn = np.random.default_rng(seed).integers(len(pairs), size=(n_boot, len(pairs)))
     means = np.array([pairs[rows].mean(axis=0) for rows in drawn])
     mean = pairs.mean(axis=0)
-    ends = [100 * (1 - level) / 2, 100 * (1 + level) / 2]
+    ends = [round(50 * (1 - level), 9), round(50 * (1 + level), 9)]  # 2.5 and 97.5 exactly
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = means[:, 0] / means[:, 1]
         value = float(mean[0] / mean[1])
