@@ -19,7 +19,7 @@ from training.toy.worlds import WORLDS
 
 BASE, SFT, IMAD = "base", "SFT", "IMAD"
 WEIGHTS = (".safetensors", ".gguf", ".json", ".jinja")
-"""Suffixes of the files that make a checkpoint what it is."""
+"""Suffixes of the files that a checkpoint's hash covers."""
 UNTAGGED, TURNS = "SFT without tags", "SFT on single turns"
 
 

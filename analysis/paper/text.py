@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 
-def interval_text(mean: float, low: float, high: float, form: str = ".2f", end_form: str | None = None) -> str:
+def interval_text(mean: float, low: float, high: float, form: str = ".2f") -> str:
     """`0.42 [0.31, 0.53]`.
 
     Args:
         mean: the estimate.
         low: lower end of its interval.
         high: upper end of its interval.
-        form: format of all three, e.g. `+.3f` or `.1%`.
-        end_form: format of the ends, if another.
+        form: format of all three, e.g. `+.3f` or `.1f`.
 
     Example:
         >>> interval_text(0.42, 0.31, 0.53)
         '0.42 [0.31, 0.53]'
     """
-    end = form if end_form is None else end_form
-    return f"{mean:{form}} [{low:{end}}, {high:{end}}]"
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"

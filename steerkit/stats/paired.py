@@ -81,7 +81,7 @@ def ratio(
 ) -> Ratio:
     """Mean of the numerators over mean of the denominators, with its percentile bootstrap interval over pairs.
 
-    A resample draws n of the n pairs with replacement and has the ratio `sum_i a[i] / sum_i b[i]` over what it drew.
+    A resample draws n of the n pairs with replacement and has the ratio `sum_i a[i] / sum_i b[i]` over the drawn pairs.
     The interval runs between the `(1 - level) / 2` and `(1 + level) / 2` quantiles of these ratios. Resamples that give
     0/0 are left out.
 
