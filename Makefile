@@ -54,7 +54,7 @@ imad-tiny: $(STAMP)  ## IMAD training of a small model from scratch: make imad-t
 	$(ARENAS) $(BIN)/python -m training.imad tiny --seed $(SEED) --family $(FAMILY)
 
 reproduce: $(STAMP)  ## every run, analysis, table and figure: make reproduce PRESET=tiny SEEDS=3
-	$(BIN)/python -m analysis.paper.reproduce --preset $(PRESET) --seeds $(SEEDS)
+	$(BIN)/python -m analysis reproduce --preset $(PRESET) --seeds $(SEEDS)
 
 architectures: $(STAMP)  ## run the doctor on a small model of every type in transformers; writes docs/architectures.md
 	$(BIN)/python -m tests.architectures

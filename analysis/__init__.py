@@ -1,1 +1,1 @@
-"""Analyses of debate-trained models with steerkit."""
+"""Analyses of debate-trained models with steerkit; `python -m analysis` lists them."""

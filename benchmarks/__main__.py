@@ -1,4 +1,4 @@
-"""`python -m benchmarks [job ...]`: run the jobs (all of them by default) and write RESULTS.md beside this file."""
+"""`python -m benchmarks [JOB ...]`: run the jobs (default: all) and write RESULTS.md to the folder of this file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from benchmarks import capture, decoding, growth, rollouts, scores, startup
 from benchmarks.timing import Measured
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json, write_json
+from steerkit.io.signals import restore_interrupt
 from steerkit.io.versions import versions
 
 HERE = Path(__file__).parent
@@ -40,9 +41,10 @@ JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
 
 
 def main(names: list[str]) -> None:
+    restore_interrupt()
     wanted = names or [*JOBS, "growth"]
     if unknown := set(wanted) - {*JOBS, "growth"}:
-        raise SystemExit(f"expected jobs among {[*JOBS, 'growth']}; got {sorted(unknown)}.")
+        raise SystemExit(f"expected jobs among {[*JOBS, 'growth']}; got {sorted(unknown)}. Pass names of that list.")
     warnings.simplefilter("ignore")
     for name in wanted:
         print(f"# {name}", flush=True)
@@ -60,31 +62,32 @@ def main(names: list[str]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Hardware, load and versions, which the results depend on."""
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ": unknown")
-    found = versions()
+    installed = versions()
     for package in PEERS:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
+            installed[package] = "not installed"
     return {
         "cpu": cpu.split(":", 1)[1].strip(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
-        "versions": found,
+        "versions": installed,
     }
 
 
 def ratio(row: dict[str, Any]) -> str:
-    """With its interval, where there was more than one pair."""
-    alone = row["low"] is None or math.isnan(row["low"])
-    return f"{row['ratio']:.2f}" + ("" if alone else f" [{row['low']:.2f}, {row['high']:.2f}]")
+    """A ratio as text, with its interval where there is one."""
+    unknown = row["low"] is None or math.isnan(row["low"])
+    return f"{row['ratio']:.2f}" + ("" if unknown else f" [{row['low']:.2f}, {row['high']:.2f}]")
 
 
 def sentence(row: dict[str, Any]) -> str:
+    """A row of the results as a line of text."""
     holds = {True: " met", False: " MISSED", None: ""}[row["holds"]]
     return (
         f"{row['job']} | {row['against']}: {ratio(row)}"
@@ -93,7 +96,7 @@ def sentence(row: dict[str, Any]) -> str:
 
 
 def results() -> str:
-    """RESULTS.md from what the jobs left."""
+    """The text of RESULTS.md, from the stored results of the jobs."""
     stored = {
         name: read_json(STORE / f"{name}.json") for name in [*JOBS, "growth"] if (STORE / f"{name}.json").exists()
     }
@@ -103,9 +106,9 @@ def results() -> str:
     lines = [
         "# Speed",
         "",
-        "Written by `make bench`. Both sides of a line run by turns in one process, after one call each that does not "
-        "count; the ratio is the geometric mean over the pairs of (other side's seconds / ours), so above 1 steerkit "
-        "is faster, except against a floor: there it is ours / floor. Brackets: 95 % bootstrap interval over pairs.",
+        "Written by `make bench`. The two sides of a row run in turn in one process, after one uncounted call each. "
+        "The ratio is the geometric mean over pairs of (other side's seconds / ours): above 1, steerkit is faster. "
+        "Against a floor it is ours / floor. Brackets: 95 % bootstrap interval over pairs.",
         "",
         f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, {about['system']}; load average when the "
         f"jobs ended {min(loads)} to {max(loads)}. SmolLM2-135M-Instruct, Q4_1 dequantised to float32. {versions}.",
@@ -130,8 +133,8 @@ def results() -> str:
             "",
             "## Growth",
             "",
-            "Slopes on logarithmic axes (1: proportional), each size in a process of its own. MiB are above what the "
-            "process held after a smaller run; some 50 MiB more or less is what the C library keeps. "
+            "Slopes on logarithmic axes (1: proportional), each size in a process of its own. MiB are counted above "
+            "the memory that the process held after a smaller run; the C library's cache changes them by about 50 MiB. "
             "![growth](growth.png)",
             "",
         ]
@@ -144,7 +147,7 @@ def results() -> str:
     if gpu.exists():
         lines += ["```", *(f"{key}: {value}" for key, value in read_json(gpu).items()), "```"]
     else:
-        lines += ["`python benchmarks/gpu.py` has not been run: no GPU was at hand."]
+        lines += ["`python benchmarks/gpu.py` has not been run: no GPU was available."]
     return "\n".join(lines) + "\n"
 
 

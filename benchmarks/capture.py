@@ -1,4 +1,4 @@
-"""Capture: against the floor, the peers, itself at ten times the texts, and one forward per turn of a trace."""
+"""Capture: speed against the floor, the peers and one forward per turn, and memory at ten times the texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 import steerkit as sk
 from benchmarks import inputs
-from benchmarks.timing import Measured, compare, measured
+from benchmarks.timing import Measured, compare, measured, seconds
 from steerkit.capture.batches import token_batches
 from steerkit.text.prompt import encode_prompt
 from steerkit.text.spans import SpannedText
@@ -23,8 +23,8 @@ from steerkit.text.tokens import pad
 MIDDLE, LAST, TEXTS = 15, 29, 96
 
 
-class _Left(Exception):
-    pass
+class _StopForward(Exception):
+    """Ends a forward after the layer that is read."""
 
 
 def _batches(ids: Sequence[Sequence[int]], rows: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -34,34 +34,32 @@ def _batches(ids: Sequence[Sequence[int]], rows: int) -> list[tuple[torch.Tensor
 
 
 def _best(work: Callable[[int], Callable[[], Any]], sizes: Sequence[int] = (8, 16, 32)) -> tuple[int, Any]:
-    """The fastest batch size for `work(size)`, each timed once after one call that does not count."""
-    from benchmarks.timing import seconds
-
-    took = {}
+    """The fastest batch size for `work(size)`, each timed once after one uncounted call."""
+    seconds_of = {}
     for size in sizes:
         run = work(size)
         run()
-        took[size] = seconds(run)
-    best = min(took, key=lambda size: took[size])
+        seconds_of[size] = seconds(run)
+    best = min(seconds_of, key=lambda size: seconds_of[size])
     return best, work(best)
 
 
 def floor(layer: int) -> Callable[[int], Callable[[], None]]:
-    """The base model's forward over the texts in length-sorted batches, left after the layer; nothing is read."""
+    """The base model's forward over the texts in length-sorted batches, ended after the layer; nothing is read."""
     model, tokenizer = inputs.model()
     ids = [encode_prompt(tokenizer, text) for text in inputs.texts(TEXTS)]
 
     def at(rows: int) -> Callable[[], None]:
-        def leave(*_: Any) -> None:
-            raise _Left
+        def stop(*_: Any) -> None:
+            raise _StopForward
 
         def run() -> None:
-            handle = model.model.layers[layer].register_forward_hook(leave)
+            handle = model.model.layers[layer].register_forward_hook(stop)
             with torch.inference_mode():
                 for batch, mask in _batches(ids, rows):
                     try:
                         model.model(input_ids=batch, attention_mask=mask, use_cache=False)
-                    except _Left:
+                    except _StopForward:
                         continue
             handle.remove()
 
@@ -71,13 +69,14 @@ def floor(layer: int) -> Callable[[int], Callable[[], None]]:
 
 
 def ours(layer: int, position: str) -> Callable[[], Any]:
+    """`sk.collect_means` on the same texts."""
     model, tokenizer = inputs.model()
     texts = inputs.texts(TEXTS)
     return lambda: sk.collect_means(model, tokenizer, texts, layers=layer, position=position)
 
 
 def steering_vectors(layer: int) -> Callable[[int], Callable[[], Any]]:
-    """Its `train_steering_vector` on the same texts as 48 pairs, sorted by length so that it pads little."""
+    """steering-vectors: `train_steering_vector` on the same texts as 48 pairs, sorted by length to reduce padding."""
     from steering_vectors import train_steering_vector
 
     model, tokenizer = inputs.model()
@@ -89,11 +88,11 @@ def steering_vectors(layer: int) -> Callable[[int], Callable[[], Any]]:
 
 
 def nnsight(layer: int) -> Callable[[int], Callable[[], Any]]:
-    """Its trace with `tracer.stop()`, length-sorted batches, means taken inside the trace."""
+    """nnsight: a trace with `tracer.stop()`, length-sorted batches, means computed inside the trace."""
     from nnsight import TransformersModel
 
     model, tokenizer = inputs.model()
-    model = copy.deepcopy(model)  # its wrapper stays around the modules and would be timed on our side, too
+    model = copy.deepcopy(model)  # its wrapper stays on the modules and would slow down our side, too
     wrapped = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     texts = inputs.texts(TEXTS)
 
@@ -113,7 +112,7 @@ def nnsight(layer: int) -> Callable[[int], Callable[[], Any]]:
 
 
 def transformer_lens(layer: int) -> Callable[[int], Callable[[], Any]]:
-    """Its bridge with `stop_at_layer`, length-sorted batches, means taken inside the hook."""
+    """transformer-lens: the bridge with `stop_at_layer`, length-sorted batches, means computed inside the hook."""
     from transformer_lens.model_bridge import TransformerBridge
 
     model, tokenizer = inputs.model()
@@ -146,13 +145,20 @@ def transformer_lens(layer: int) -> Callable[[int], Callable[[], Any]]:
 
 
 def against_peers() -> Iterator[Measured]:
+    """Means of the texts' streams at two layers, against the floor and each peer."""
     for layer in (MIDDLE, LAST):
         job = f"means of {TEXTS} texts, layer {layer} of 30"
         size, least = _best(floor(layer))
         yield compare(
-            job, f"the floor: forward only, left at the layer, best batch ({size} rows)", ours(layer, "mean"), least,
-            11, "<= 1.08", "ratio = ours / floor", inverse=True,
-        )  # fmt: skip
+            job,
+            f"the floor: forward only, ended at the layer, best batch ({size} rows)",
+            ours(layer, "mean"),
+            least,
+            11,
+            "<= 1.08",
+            "ratio = ours / floor",
+            inverse=True,
+        )
         mean = ours(layer, "mean")().mean[0, 0].float()
         for name, peer, position in (
             ("steering-vectors", steering_vectors, "last"),
@@ -162,15 +168,15 @@ def against_peers() -> Iterator[Measured]:
             size, run = _best(peer(layer))
             if position == "mean":
                 torch.testing.assert_close(run(), mean, rtol=1e-3, atol=1e-3 * float(mean.norm()))
-            pairs = 5 if name == "steering-vectors" else 11  # the others come near the floor
+            pairs = 5 if name == "steering-vectors" else 11  # the others are near the floor
             yield compare(job, f"{name}, best batch ({size} rows)", ours(layer, position), run, pairs, ">= 1.0")
 
 
 def turns() -> Iterator[Measured]:
-    """All six turns of a trace in one forward, against one forward per turn over the text up to that turn's end."""
+    """All six turns of a trace in one forward, against one forward per turn over the text up to the end of the turn."""
     model, tokenizer = inputs.model()
     whole = [trace.spans() for trace in inputs.traces(3)]
-    single = [  # cut into tokens at the earlier turns' ends too, as the whole is; only the last span is the turn's
+    single = [  # with the earlier turns' spans, so that the tokens are those of the whole; only the last span is used
         SpannedText(text.text[:stop], text.spans[: turn + 1], text.labels[: turn + 1], text.group)
         for text in whole
         for turn, (_, stop) in enumerate(text.spans)
@@ -187,9 +193,9 @@ def turns() -> Iterator[Measured]:
         return sk.collect(model, tokenizer, single, layers=MIDDLE).resid[last]
 
     left, right = one(), batched()
-    off = float(((left - right).norm(dim=-1) / right.norm(dim=-1)).max())
+    error = float(((left - right).norm(dim=-1) / right.norm(dim=-1)).max())
     tokens = [len(tokenizer(text.text)["input_ids"]) for text in whole]
-    note = f"3 traces of {min(tokens)}-{max(tokens)} tokens; vectors equal to {off:.0e} relative"
+    note = f"3 traces of {min(tokens)}-{max(tokens)} tokens; vectors equal to {error:.0e} relative"
     job = "six turns of a two-round trace"
     yield compare(job, "one forward per turn, batched", one, batched, 5, ">= 2.5", note)
     yield compare(job, "one forward per turn, one at a time", one, each, 3, ">= 2.5", note)
@@ -213,10 +219,10 @@ print(before, field("VmHWM"))
 
 
 def memory(small: int = 1000, large: int = 10_000) -> Iterator[Measured]:
-    """Peak memory of `collect_means` over all layers above the loaded model, in a process of its own each."""
+    """Peak memory of `collect_means` over all layers above the loaded model, each size in its own process."""
     peaks = {}
     for count in (small, large):
-        # what is freed goes back at once: else the C library keeps some, and the figure is of its habits
+        # freed memory is returned at once; otherwise the C library's cache would be measured
         frugal = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
         command = [sys.executable, "-c", MEMORY, str(count)]
         shown = subprocess.run(command, capture_output=True, text=True, check=True, env=frugal)
@@ -224,7 +230,12 @@ def memory(small: int = 1000, large: int = 10_000) -> Iterator[Measured]:
         peaks[count] = (before, peak)
     above = {count: peak - before for count, (before, peak) in peaks.items()}
     yield measured(
-        f"means, all layers, {small} -> {large} texts: peak memory above the loaded model", "itself", [above[large]],
-        [above[small]], "<= 1.1", f"the processes' peaks: {peaks[small][1]:.0f} -> {peaks[large][1]:.0f} MiB",
-        inverse=True, unit="MiB",
-    )  # fmt: skip
+        f"means, all layers, {small} -> {large} texts: peak memory above the loaded model",
+        "itself",
+        [above[large]],
+        [above[small]],
+        "<= 1.1",
+        f"the processes' peaks: {peaks[small][1]:.0f} -> {peaks[large][1]:.0f} MiB",
+        inverse=True,
+        unit="MiB",
+    )

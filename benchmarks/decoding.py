@@ -1,5 +1,4 @@
-"""Decoding: a sweep in one batch against HF `generate`, a batch per coefficient, rows one by one, and itself without
-its means."""
+"""Decoding: a sweep in one batch against HF `generate`, a batch per coefficient, single rows, and without its parts."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ LAYER, NEW, PROMPTS = 14, 64, 8
 
 @contextlib.contextmanager
 def endless() -> Iterator[tuple[Any, Any]]:
-    """The model and a copy of its tokenizer without an end-of-sequence token: every row has exactly its new tokens."""
+    """The model and a copy of its tokenizer without an end-of-sequence token: every row gets all its new tokens."""
     model, tokenizer = inputs.model()
     unending = copy.deepcopy(tokenizer)
     unending.eos_token = None
@@ -42,16 +41,16 @@ def endless() -> Iterator[tuple[Any, Any]]:
 
 
 def prompt_ids(count: int = PROMPTS, at_least: int = 0) -> list[tuple[int, ...]]:
-    """The demo's chat prompts; with `at_least`, preceded by as much text as makes them that long."""
+    """The demo's chat prompts; with `at_least`, preceded by text that makes them at least that many tokens long."""
     _, tokenizer = inputs.model()
-    found = []
+    prompts = []
     for number, question in enumerate(inputs.questions()[:count]):
         messages = question.messages()
         if at_least:
             context = inputs.texts(count, at_least - 40, at_least - 40)[number]
             messages[-1] = {"role": "user", "content": f"{context}\n\n{messages[-1]['content']}"}
-        found.append(encode_prompt(tokenizer, messages))
-    return found
+        prompts.append(encode_prompt(tokenizer, messages))
+    return prompts
 
 
 def steered_rows(prompts: list[tuple[int, ...]]) -> list[Row]:
@@ -62,8 +61,9 @@ def steered_rows(prompts: list[tuple[int, ...]]) -> list[Row]:
 
 
 def run(model: Any, tokenizer: Any, rows: list[Row], new: int = NEW) -> list[tuple[int, ...]]:
-    found = decode(model, tokenizer, rows, [], max_new_tokens=new)
-    done = dict(pair for batch in found for pair in batch)
+    """The new tokens of each row, greedy, by our engine."""
+    batches = decode(model, tokenizer, rows, [], max_new_tokens=new)
+    done = dict(pair for batch in batches for pair in batch)
     return [done[i].ids for i in range(len(rows))]
 
 
@@ -78,6 +78,7 @@ def hf(model: Any, rows: list[Row], new: int = NEW, **options: Any) -> list[list
 
 
 def sweep() -> Iterator[Measured]:
+    """The sweep in one batch, against the other ways to get the same rows."""
     job = f"sweep of {len(COEFFICIENTS)} coefficients x {PROMPTS} prompts x {NEW} tokens"
     with endless() as (model, tokenizer):
         rows = steered_rows(prompt_ids())
@@ -93,20 +94,29 @@ def sweep() -> Iterator[Measured]:
                 run(model, tokenizer, [row for row in rows if row.steerings[0].coefficient == c])
 
         yield compare(
-            job, "HF generate, unsteered, the same 72 rows", batch, lambda: hf(model, rows), 5, ">= 0.95",
+            job,
+            "HF generate, unsteered, the same 72 rows",
+            batch,
+            lambda: hf(model, rows),
+            5,
+            ">= 0.95",
             f"steering changed {changed} of {len(rows)} rows; unsteered, both give the same tokens",
-        )  # fmt: skip
+        )
         yield compare(
-            job, "HF generate, unsteered, static cache", batch,
-            lambda: hf(model, rows, cache_implementation="static", disable_compile=True), 3, "",
-        )  # fmt: skip
+            job,
+            "HF generate, unsteered, static cache",
+            batch,
+            lambda: hf(model, rows, cache_implementation="static", disable_compile=True),
+            3,
+            "",
+        )
         yield compare(job, "our engine, a batch per coefficient", batch, per_coefficient, 3, ">= 2.5")
         yield from one_by_one(model, rows, job, batch)
     yield with_end(job)
 
 
 def one_by_one(model: Any, rows: list[Row], job: str, batch: Callable[[], None]) -> Iterator[Measured]:
-    """One row at a time through plain `generate` inside `with steering.on(model)`: rates, from a few rows."""
+    """One row at a time through plain `generate` inside `with steering.on(model)`, extrapolated from a few rows."""
     for cached, count, target in ((True, 4, ">= 8"), (False, 2, ">= 25")):
         ours, theirs = [], []
         for start in range(3):
@@ -121,20 +131,28 @@ def one_by_one(model: Any, rows: list[Row], job: str, batch: Callable[[], None])
             ours.append(seconds(batch))
         how = "with a cache" if cached else "without a cache (the paper's way)"
         yield measured(
-            job, f"one row at a time, {how}", ours, theirs, target,
+            job,
+            f"one row at a time, {how}",
+            ours,
+            theirs,
+            target,
             f"extrapolated from {count} of {len(rows)} rows, three times",
-        )  # fmt: skip
+        )
 
 
 def with_end(job: str) -> Measured:
-    """Rows that end by themselves leave the batch: tokens per second, each side charged for its own tokens only."""
+    """Rows that may end early; ended rows are removed from the batch."""
     model, tokenizer = inputs.model()
     rows = steered_rows(prompt_ids())
     return compare(
-        job + ", rows may end", "HF generate, unsteered, the same 72 rows",
-        lambda: run(model, tokenizer, [Row(row.prompt) for row in rows], 128), lambda: hf(model, rows, 128), 3, "",
+        job + ", rows may end",
+        "HF generate, unsteered, the same 72 rows",
+        lambda: run(model, tokenizer, [Row(row.prompt) for row in rows], 128),
+        lambda: hf(model, rows, 128),
+        3,
+        "",
         "both unsteered, up to 128 tokens, equal texts",
-    )  # fmt: skip
+    )
 
 
 def shared_prefill() -> Iterator[Measured]:
@@ -147,17 +165,23 @@ def shared_prefill() -> Iterator[Measured]:
         yield compare(
             f"prompts of {lengths[0]}-{lengths[-1]} tokens, 4 new tokens, {len(rows)} rows",
             "the same engine and lengths, prompts that all differ (nothing to share)",
-            lambda: run(model, tokenizer, rows, 4), lambda: run(model, tokenizer, apart, 4), 3, ">= 4",
-        )  # fmt: skip
+            lambda: run(model, tokenizer, rows, 4),
+            lambda: run(model, tokenizer, apart, 4),
+            3,
+            ">= 4",
+        )
         yield compare(
             f"prompts of {lengths[0]}-{lengths[-1]} tokens, 4 new tokens, {len(rows)} rows",
             "HF generate, unsteered, the same rows",
-            lambda: run(model, tokenizer, rows, 4), lambda: hf(model, rows, 4), 3, "",
-        )  # fmt: skip
+            lambda: run(model, tokenizer, rows, 4),
+            lambda: hf(model, rows, 4),
+            3,
+            "",
+        )
 
 
 def common_beginning() -> Iterator[Measured]:
-    """48 sums, each asked after the same three worked ones, 8 new tokens."""
+    """48 sums, each asked after the same three worked examples, 8 new tokens."""
     with endless() as (model, tokenizer):
         worked = [
             {"role": role, "content": text}
@@ -166,7 +190,7 @@ def common_beginning() -> Iterator[Measured]:
         ]
         sums = [{"role": "user", "content": f"What is {a} + {b}?"} for a in range(11, 23, 2) for b in range(31, 63, 4)]
         rows = [Row(encode_prompt(tokenizer, [*worked, asked])) for asked in sums]
-        job = f"{len(rows)} questions after three worked ones ({len(rows[0].prompt)} tokens), 8 new tokens"
+        job = f"{len(rows)} questions after three worked examples ({len(rows[0].prompt)} tokens), 8 new tokens"
 
         def apart() -> list[tuple[int, ...]]:
             with mock.patch.object(engine, "MIN_SAVED_TOKENS", {"cpu": 10**9, "cuda": 10**9}):
@@ -174,16 +198,21 @@ def common_beginning() -> Iterator[Measured]:
 
         assert run(model, tokenizer, rows, 8) == apart() == [tuple(ids) for ids in hf(model, rows, 8)]
         yield compare(
-            job, "the same engine, each prompt prefilled whole", lambda: run(model, tokenizer, rows, 8), apart, 5,
-            ">= 1.5", "equal tokens",
-        )  # fmt: skip
+            job,
+            "the same engine, each prompt prefilled whole",
+            lambda: run(model, tokenizer, rows, 8),
+            apart,
+            5,
+            ">= 1.5",
+            "equal tokens",
+        )
         yield compare(
             job, "HF generate, the same rows", lambda: run(model, tokenizer, rows, 8), lambda: hf(model, rows, 8), 5, ""
         )
 
 
 def compaction() -> Iterator[Measured]:
-    """Rows whose lengths are spread from 4 to 128 tokens (half below 24), with and without leaving the batch."""
+    """Rows of 4 to 128 new tokens (half below 24), with ended rows removed from the batch and with them kept."""
     model, tokenizer = inputs.model()
     end = tokenizer.eos_token_id
     rows = [Row(prompt) for prompt in prompt_ids() for _ in range(6)]
@@ -206,5 +235,11 @@ def compaction() -> Iterator[Measured]:
     assert [c.ids for c in work()] == [c.ids for c in unpacked()]
     job = f"{len(rows)} rows of 4 to 128 new tokens (median {int(np.median(lengths))})"
     yield compare(
-        job, "finished rows stay in the batch", work, unpacked, 3, ">= 1.5", "lengths imposed; equal tokens",
-    )  # fmt: skip
+        job,
+        "ended rows stay in the batch",
+        work,
+        unpacked,
+        3,
+        ">= 1.5",
+        "lengths imposed; equal tokens",
+    )

@@ -1,7 +1,7 @@
-"""Growth: time and peak memory against the size of the job, with their slopes on logarithmic axes.
+"""Growth: time and peak memory over the size of the job, with their slopes on logarithmic axes.
 
-Each size runs in a process of its own: memory that an earlier job had would hide what a later one takes.
-`python -m benchmarks.growth JOB SIZE` is such a process.
+Each size runs in a process of its own (`python -m benchmarks.growth JOB SIZE`): memory that is left from an earlier job
+would hide the memory that a later one takes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _job(name: str, size: int) -> Callable[[], object]:
 
 
 def measure(name: str, size: int) -> tuple[float, float]:
-    """Seconds (the lesser of two runs), and by how many MiB the first raised the process' memory at its highest."""
+    """Seconds (the smaller of two runs), and the MiB by which the first run raised the peak memory of the process."""
     from benchmarks import decoding
     from benchmarks.timing import seconds
 
@@ -85,33 +85,39 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["grows", "size", "seconds", "mib"])
 
 
-def slopes(found: pd.DataFrame) -> pd.DataFrame:
-    """Per job the least-squares slope of log seconds (and MiB) over log size, and of seconds over the two largest."""
+def slopes(measured: pd.DataFrame) -> pd.DataFrame:
+    """Per job the least-squares slope of log seconds (and MiB) over log size, and of seconds at the end."""
     rows = []
-    for grows, part in found.groupby("grows", sort=False):
-        x, y, z = np.log(part["size"]), np.log(part["seconds"]), np.log(part["mib"].clip(lower=1.0))
+    for grows, part in measured.groupby("grows", sort=False):
+        size = np.log(part["size"])
+        time = np.log(part["seconds"])
+        memory = np.log(part["mib"].clip(lower=1.0))
         ends = part.iloc[[0, -1]]
         rows.append(
             {
-                "grows": grows, "from": part["size"].min(), "to": part["size"].max(),
-                "slope of seconds": np.polyfit(x, y, 1)[0], "at the end": float(np.diff(y)[-1] / np.diff(x)[-1]),
+                "grows": grows,
+                "from": part["size"].min(),
+                "to": part["size"].max(),
+                "slope of seconds": np.polyfit(size, time, 1)[0],
+                "at the end": float(np.diff(time)[-1] / np.diff(size)[-1]),
                 "seconds": " to ".join(f"{s:.2f}" for s in ends["seconds"]),
-                "slope of MiB": np.polyfit(x, z, 1)[0], "peak MiB": " to ".join(f"{m:.0f}" for m in ends["mib"]),
+                "slope of MiB": np.polyfit(size, memory, 1)[0],
+                "peak MiB": " to ".join(f"{m:.0f}" for m in ends["mib"]),
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows)
 
 
-def draw(found: pd.DataFrame, folder: Path) -> None:
-    """`growth.png` and `growth.pdf`: seconds and MiB over size, logarithmic, with a line of slope 1 beside each."""
+def draw(measured: pd.DataFrame, folder: Path) -> None:
+    """`growth.png` and `growth.pdf`: seconds and MiB over size, logarithmic, with a line of slope 1 for each."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    names = list(found["grows"].unique())
+    names = list(measured["grows"].unique())
     figure = Figure(figsize=(1.8 * len(names), 3.6), layout="constrained")
     grid = figure.subplots(2, len(names), squeeze=False, sharex="col")
     for column, name in zip(grid.T, names, strict=True):
-        part = found[found["grows"] == name]
+        part = measured[measured["grows"] == name]
         size = part["size"].to_numpy()
         for axes, values, color in zip(column, ("seconds", "mib"), ("#0072B2", "#D55E00"), strict=True):
             y = part[values].clip(lower=1.0 if values == "mib" else None).to_numpy()

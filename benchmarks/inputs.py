@@ -1,4 +1,4 @@
-"""What is measured on: the real model that `make setup` brings, and texts and prompts made of the demo's questions."""
+"""Inputs of the benchmarks: the model that `make setup` installs, and texts and prompts from the demo's questions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def model() -> tuple[Any, Any]:
 
 @functools.cache
 def questions() -> tuple[Question, ...]:
+    """The demo's questions with their answers."""
     return tuple(read_questions())
 
 
@@ -27,14 +28,15 @@ def texts(count: int, low: int = 20, high: int = 60) -> list[str]:
     _, tokenizer = model()
     answers = [answer for question in questions() for answer in question.answers.values()]
     ids = tokenizer("\n".join(answers), add_special_tokens=False)["input_ids"]
-    found, at = [], 0
+    pieces = []
+    start = 0
     for number in range(count):
         length = low + (number * 37) % (high - low + 1)
-        if at + length > len(ids):
-            at = number % 17
-        found.append(tokenizer.decode(ids[at : at + length]))
-        at += length
-    return found
+        if start + length > len(ids):
+            start = number % 17
+        pieces.append(tokenizer.decode(ids[start : start + length]))
+        start += length
+    return pieces
 
 
 def vector() -> sk.SteeringVector:
@@ -47,10 +49,10 @@ def vector() -> sk.SteeringVector:
 
 
 def traces(count: int) -> list[DebateTrace]:
-    """Two-round debates of three agents, made of the demo's answers: six turns each."""
-    found = []
+    """Two-round debates of three agents with six turns each, whose texts are the demo's answers."""
+    debates = []
     for question in questions()[:count]:
         answers = [question.answers[persona] for persona in PERSONAS]
         turns = [Turn(a + 1, r, answers[(a + r - 1) % 3]) for r in (1, 2) for a in range(3)]
-        found.append(DebateTrace.of(question.question, turns, "A majority of agents converged on the solution"))
-    return found
+        debates.append(DebateTrace.of(question.question, turns, "A majority of agents converged on the solution"))
+    return debates

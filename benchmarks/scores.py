@@ -1,4 +1,4 @@
-"""Scores: ROUGE-L against rouge-score, probes against scikit-learn; equal results, and how much sooner."""
+"""Scores: ROUGE-L against rouge-score, probes against scikit-learn; equal results, and the ratio of the times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDS, ITEMS, WIDTH = 5, 3000, 576
 
 
 def rouge(parts: int = 5) -> Iterator[Measured]:
-    """2 000 pairs of 300 words, five parts by turns; each value equal to rouge-score's."""
+    """2 000 pairs of 300 words in five parts, both sides in turn; each value is equal to rouge-score's."""
     from rouge_score.rouge_scorer import RougeScorer
 
     words = " ".join(answer for q in inputs.questions() for answer in q.answers.values()).split()
@@ -38,29 +38,33 @@ def rouge(parts: int = 5) -> Iterator[Measured]:
     ours, theirs, worst = [], [], 0.0
     for part in range(parts):
         left, right = zip(*pairs[part::parts], strict=True)
-        began = time.perf_counter()
+        started = time.perf_counter()
         mine = rouge_l(left, right)
-        between = time.perf_counter()
+        middle = time.perf_counter()
         other = [scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(left, right, strict=True)]
-        theirs.append(time.perf_counter() - between)
-        ours.append(between - began)
+        theirs.append(time.perf_counter() - middle)
+        ours.append(middle - started)
         worst = max(worst, float(np.abs(mine - np.array(other)).max()))
     assert worst <= 1e-12, worst
     yield measured(
-        "ROUGE-L of 2 000 pairs of 300 words", "rouge-score", ours, theirs, ">= 40",
+        "ROUGE-L of 2 000 pairs of 300 words",
+        "rouge-score",
+        ours,
+        theirs,
+        ">= 40",
         f"largest difference {worst:.0e}; {parts} parts of {2000 // parts} pairs",
-    )  # fmt: skip
+    )
 
 
 def _noise(layers: int) -> Activations:
-    """Isotropic noise with three random labels: nothing to separate, the slowest case for a solver."""
+    """Isotropic noise with three random labels, the slowest case for a solver."""
     rng = np.random.default_rng(0)
     resid = torch.from_numpy(rng.normal(size=(ITEMS, layers, WIDTH)).astype(np.float32))
     return Activations(resid, tuple(range(layers)), _items(rng), {})
 
 
 def _stream() -> Activations:
-    """The last token's stream of 3 000 texts at all 30 layers, with three labels of which a third says nothing."""
+    """The last token's stream of 3 000 texts at all 30 layers, with three labels, a third of them random."""
     model, tokenizer = inputs.model()
     texts = [text for question in inputs.questions() for text in question.answers.values()]
     pieces = [" ".join(text.split()[at : at + 12]) for text in texts for at in range(0, 72, 8)]
@@ -102,7 +106,7 @@ def _loss(z: np.ndarray, y: np.ndarray, weights: np.ndarray, bias: np.ndarray) -
 
 
 def optimum(x: np.ndarray, y: np.ndarray) -> float:
-    """How far our loss is above (or below) that of scikit-learn at a tight tolerance, relative to it."""
+    """The relative difference of our loss to that of scikit-learn at a tight tolerance."""
     ours = sk.fit_probe(torch.from_numpy(x), y)
     tight = _sklearn(x, y, np.arange(len(y)), 1e-10)
     scaler, model = tight[0], tight[-1]
@@ -114,14 +118,14 @@ def optimum(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def probe(name: str, acts: Activations, layers: list[int]) -> Measured:
-    """All fits that `probe_layers` makes at a layer, controls included, against scikit-learn making the same ones."""
+    """All fits of `probe_layers` at a layer, controls included, against the same fits by scikit-learn."""
     y = acts.items["label"].astype(int).to_numpy()
     _, fold = _deal(acts.items["group"], y, (0, 1, 2), FOLDS, 0)
     a, b = np.triu_indices(FOLDS)
     train = [np.flatnonzero((fold != i) & (fold != j)) for i, j in zip(a, b, strict=True)]
     outer = [np.flatnonzero(fold != i) for i in range(FOLDS)]
     rng = np.random.default_rng(0)
-    ours, theirs, off = [], [], []
+    ours, theirs, excess = [], [], []
     for layer in layers:
         x = acts.at(layer).double().numpy()
         ours.append(seconds(lambda layer=layer: sk.probe_layers(acts, layers=[layer], folds=FOLDS)))
@@ -134,16 +138,20 @@ def probe(name: str, acts: Activations, layers: list[int]) -> Measured:
                     _sklearn(x, rng.permutation(y), rows, 1e-4)
 
         theirs.append(seconds(loop))
-        off.append(optimum(x, y))
+        excess.append(optimum(x, y))
     fits = len(train) + 1 + PERMUTATIONS * FOLDS
     return measured(
         f"probes, {name}: {len(y)} x {acts.resid.shape[-1]}, 3 classes, {FOLDS} folds, {fits} fits a layer",
-        "scikit-learn in a loop, same scaler, C, its default tolerance", ours, theirs, ">= 3",
+        "scikit-learn in a loop, same scaler, C, its default tolerance",
+        ours,
+        theirs,
+        ">= 3",
         f"per layer, {len(layers)} layers of {len(acts.layers)}; our loss above a tight optimum by "
-        f"{max(off):.0e} at most, relative",
-    )  # fmt: skip
+        f"{max(excess):.0e} at most, relative",
+    )
 
 
 def all_probes() -> Iterator[Measured]:
+    """Probes of the model's stream, and of noise."""
     yield probe("the stream of SmolLM2", _stream(), [2, 9, 16, 23, 29])
     yield probe("isotropic noise (the worst case)", _noise(3), [0, 1, 2])

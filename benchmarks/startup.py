@@ -1,4 +1,4 @@
-"""Start-up: what `import steerkit` costs beside `import torch`, and `steerkit --help` beside an empty Python."""
+"""Start-up: seconds of `import steerkit` over `import torch`, and of `steerkit --help` over an empty Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _seconds(*command: str) -> float:
 
 
 def startup(pairs: int = 7) -> Iterator[Measured]:
-    """Seconds more than the other side, not a ratio: the targets are absolute."""
+    """Differences in seconds instead of ratios: the targets are absolute."""
     python = sys.executable
     script = str(Path(python).with_name("steerkit"))
     for job, against, ours, theirs, limit in (
@@ -32,11 +32,16 @@ def startup(pairs: int = 7) -> Iterator[Measured]:
                 other.append(second)
         extra = sorted(a - b for a, b in zip(mine, other, strict=True))
         middle = extra[len(extra) // 2]
-        held = "" if limit is None else f"; target {limit} s: {'met' if middle < limit else 'MISSED'}"
+        verdict = "" if limit is None else f"; target {limit} s: {'met' if middle < limit else 'MISSED'}"
         yield measured(
-            job, against, mine, other, "",
-            f"median {middle:+.2f} s ({extra[0]:+.2f} to {extra[-1]:+.2f}){held}", inverse=True,
-        )  # fmt: skip
+            job,
+            against,
+            mine,
+            other,
+            "",
+            f"median {middle:+.2f} s ({extra[0]:+.2f} to {extra[-1]:+.2f}){verdict}",
+            inverse=True,
+        )
 
 
 USE = "import steerkit\nfor name in steerkit.__all__: getattr(steerkit, name)"

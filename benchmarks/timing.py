@@ -1,4 +1,4 @@
-"""Timing in interleaved pairs: both sides run by turns in one process, and the ratio of each pair is kept."""
+"""Timing in interleaved pairs: two sides run in turn, and the ratio of each pair enters the mean."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ class Measured:
     """One line of the results.
 
     Args:
-        job, against: what was timed, and what it was held against.
+        job: what was timed.
+        against: what it is compared with.
         ratio: geometric mean over the pairs of `seconds(against) / seconds(ours)`: above 1, ours is faster.
-        low, high: its 95 % bootstrap interval over pairs.
-        pairs: how many.
-        ours, theirs: median seconds of either side.
+        low: lower end of its 95 % bootstrap interval over pairs.
+        high: upper end.
+        pairs: number of pairs.
+        ours: median seconds of our side.
+        theirs: median seconds of the other side.
         spread: (maximum - minimum) / median of our seconds.
-        target: the bound the ratio is held to, as text with a comparison and a number; empty where none is.
-        note: what a reader has to know.
-        unit: what the ratio counts, if not time.
+        target: required bound of the ratio, as text with a comparison and a number; empty without one.
+        note: a remark for the reader.
+        unit: of `ours` and `theirs`.
     """
 
     job: str
@@ -51,14 +54,15 @@ class Measured:
         return self.ratio >= float(bound) if sign == ">=" else self.ratio <= float(bound)
 
     def row(self) -> dict[str, Any]:
+        """The fields by name."""
         return asdict(self)
 
 
 def seconds(work: Callable[[], Any]) -> float:
     """Wall-clock seconds of one call."""
-    began = time.perf_counter()
+    started = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def compare(
@@ -71,10 +75,17 @@ def compare(
     note: str = "",
     inverse: bool = False,
 ) -> Measured:
-    """Time both sides by turns, each pair in the other order than the last, after one call each that does not count.
+    """Time both sides in turn, after one uncounted call each; the order alternates from pair to pair.
 
     Args:
-        inverse: report `ours / theirs` instead, for a floor that theirs is.
+        job: what is timed.
+        against: what it is compared with.
+        ours: our side.
+        theirs: the other side.
+        pairs: number of pairs.
+        target: see `Measured`.
+        note: see `Measured`.
+        inverse: report `ours / theirs`, for a floor.
     """
     ours(), theirs()
     mine, other = list[float](), list[float]()
@@ -94,7 +105,7 @@ def measured(
     inverse: bool = False,
     unit: str = "s",
 ) -> Measured:
-    """The line for figures that were taken in pairs."""
+    """The line of results for measurements that were taken in pairs; arguments as for `compare`."""
     logs = np.log(np.array(ours) / np.array(theirs) if inverse else np.array(theirs) / np.array(ours))
     interval = bootstrap_ci(logs)
     middle = statistics.median(ours)

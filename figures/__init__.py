@@ -1,1 +1,1 @@
-"""Figures: tables in, pictures out."""
+"""Figures from the tables of the analyses."""

@@ -1,13 +1,12 @@
-"""`python -m figures TABLES`: every picture whose table is in a folder, as PDF and PNG. Imports no torch."""
+"""`python -m figures TABLES`: draw every picture whose tables are in a folder, as PDF and PNG, without torch."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from figures import agents, suppression, tokens, training
 from steerkit.io.files import file_name
@@ -18,43 +17,59 @@ Picture = tuple[str, Any, Any]
 
 
 def pictures(folder: Path) -> Iterator[Picture]:
-    """Name, figure and provenance of each picture that the tables in a folder give."""
+    """Name, figure and provenance of each picture whose tables are in a folder."""
+    for table, meta in _tables(folder, "main_table"):
+        yield "accuracy-tokens", tokens.accuracy_tokens(table), meta
+    for table, meta in _tables(folder, "training"):
+        for family, part in table.groupby("family", sort=False):
+            yield f"training-{file_name(str(family))}", training.training_curves(part, str(family)), meta
+    yield from _agent_pictures(folder)
+    for table, meta in _tables(folder, "suppression_curves"):
+        for context in dict.fromkeys(table["context"]):
+            yield f"suppression-{context}", suppression.suppression_curves(table, context), meta
+    yield from _probe_pictures(folder)
 
-    def table(name: str) -> tuple[pd.DataFrame, Any] | None:
-        path = folder / name
-        return read_table(path) if path.is_file() else None
 
-    if found := table("main_table.csv"):
-        yield "accuracy-tokens", tokens.accuracy_tokens(found[0]), found[1]
-    if found := table("training.csv"):
-        for family, part in found[0].groupby("family", sort=False):
-            yield f"training-{file_name(str(family))}", training.training_curves(part, str(family)), found[1]
-    if found := table("curves.csv"):
-        for stage in dict.fromkeys(found[0]["stage"]):
-            for identity in (False, True):
-                name = f"steering-{file_name(stage)}-{'tag' if identity else 'none'}"
-                yield name, agents.steering_curves(found[0], stage, identity), found[1]
-    if (found := table("cosines.csv")) and (choice := table("choice.csv")):
-        for line in choice[0].itertuples():
-            yield f"cosines-{file_name(line.stage)}", agents.cosine_map(found[0], line.stage, line.layer), found[1]
-    if found := table("checkpoint_cosines.csv"):
-        yield "cosines-checkpoints", agents.checkpoint_map(found[0]), found[1]
-    if found := table("plane.csv"):
-        yield "plane", agents.plane(found[0]), found[1]
-    if found := table("suppression_curves.csv"):
-        for context in dict.fromkeys(found[0]["context"]):
-            yield f"suppression-{context}", suppression.suppression_curves(found[0], context), found[1]
-    if (found := table("separability.csv")) and (found[0]["position"] == "last").any():
-        yield "separability", agents.separability(found[0]), found[1]
+def _tables(folder: Path, *names: str) -> list[tuple[Any, ...]]:
+    """The tables of these names and the provenance of the first, as one tuple; no tuple where a table is missing."""
+    paths = [folder / f"{name}.csv" for name in names]
+    if not all(path.is_file() for path in paths):
+        return []
+    read = [read_table(path) for path in paths]
+    return [(*(table for table, _ in read), read[0][1])]
+
+
+def _agent_pictures(folder: Path) -> Iterator[Picture]:
+    """Pictures of the agents' vectors: steering curves, cosines, the plane that they span."""
+    for table, meta in _tables(folder, "curves"):
+        for stage, identity in product(dict.fromkeys(table["stage"]), (False, True)):
+            name = f"steering-{file_name(stage)}-{'tag' if identity else 'none'}"
+            yield name, agents.steering_curves(table, stage, identity), meta
+    for table, choice, meta in _tables(folder, "cosines", "choice"):
+        for line in choice.itertuples():
+            yield f"cosines-{file_name(line.stage)}", agents.cosine_map(table, line.stage, line.layer), meta
+    for table, meta in _tables(folder, "checkpoint_cosines"):
+        yield "cosines-checkpoints", agents.checkpoint_map(table), meta
+    for table, meta in _tables(folder, "plane"):
+        yield "plane", agents.plane(table), meta
+
+
+def _probe_pictures(folder: Path) -> Iterator[Picture]:
+    """Pictures of the probes at the last token; intermediate checkpoints of GRPO have no profile of their own."""
+    for table, meta in _tables(folder, "separability"):
+        last = table["position"] == "last"
+        if not last.any():
+            continue
+        yield "separability", agents.separability(table), meta
         keys = ["stage", "debates", "source", "position"]
-        drawn = ~found[0]["stage"].str.startswith("GRPO step") & (found[0]["position"] == "last")
-        for key in found[0][drawn][keys].drop_duplicates().itertuples(index=False):
-            yield "probes-" + "-".join(map(file_name, key)), agents.probe_profile(found[0], *key), found[1]
+        drawn = table[last & ~table["stage"].str.startswith("GRPO step")]
+        for key in drawn[keys].drop_duplicates().itertuples(index=False):
+            yield "probes-" + "-".join(map(file_name, key)), agents.probe_profile(table, *key), meta
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m figures", description=__doc__)
-    parser.add_argument("tables", type=Path, help="a folder with tables of the analyses")
+    parser.add_argument("tables", type=Path, help="folder with the tables of analyses")
     parser.add_argument("--out", type=Path, help="default: TABLES/figures")
     given = parser.parse_args(arguments)
     out = given.out or given.tables / "figures"
@@ -64,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         count += 1
     if not count:
         parser.error(
-            f"expected a table of an analysis in {given.tables}; there is none. Run one of `python -m analysis.*`."
+            f"expected a table of an analysis in {given.tables}; got none. Write one with `python -m analysis`."
         )
     print(f"{count} figures in {out}, as PDF and PNG.")
 

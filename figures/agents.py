@@ -1,4 +1,4 @@
-"""Agents as directions: what steering towards each does, how alike their vectors are, and what a probe reads."""
+"""Figures about the agents' vectors: steering curves, cosines, probe accuracy, and the plane that they span."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pandas as pd
 
 from steerkit.show.plots import MARKERS, PALETTE, TWO_COLUMNS, curve_grid, heat_map, layer_profile, new_figure, styled
 
-CONTROLS = ("other agents", "random", "matched", "shuffled")
 SOURCES = {"trace": "whole traces", "untagged": "traces without tags", "plain": "turns alone, no tags"}
 SCORES = {"rouge_l": "ROUGE-L to own text", "fidelity": "fidelity, nats/token"}
 
@@ -17,9 +16,9 @@ def steering_curves(curves: pd.DataFrame, stage: str, identity: bool) -> Any:
     """A column per agent, a row per score: its own direction and the controls over the coefficient.
 
     Args:
-        curves: what `analysis.agents.subspaces` writes.
-        stage: which checkpoint.
-        identity: with the agent's tag in the context, or without.
+        curves: the table of `analysis.agents.curves.curves`.
+        stage: name of the checkpoint.
+        identity: True: with the agent's tag in the context; False: without.
     """
     some = curves[(curves["stage"] == stage) & (curves["identity"] == identity)]
     panels = {
@@ -34,8 +33,8 @@ def steering_curves(curves: pd.DataFrame, stage: str, identity: bool) -> Any:
     title = f"{stage}, {'the tag of the agent in the context' if identity else 'no identity in the context'}"
     if "rouge_l" in own.index:
         title += f"; mean ROUGE-L of the own direction over all coefficients {own.loc['rouge_l', 'area']:.2f}"
-    kinds = set(some["kind"])
-    return curve_grid(panels, "coefficient", "kind", [c for c in CONTROLS if c in kinds], title)
+    controls = some.loc[some["role"] != "vector", "kind"].drop_duplicates()
+    return curve_grid(panels, "coefficient", "kind", controls.tolist(), title)
 
 
 def cosine_map(cosines: pd.DataFrame, stage: str, layer: int) -> Any:
@@ -46,16 +45,17 @@ def cosine_map(cosines: pd.DataFrame, stage: str, layer: int) -> Any:
 
 
 def checkpoint_map(cosines: pd.DataFrame) -> Any:
-    """Cosines of the same agent's vectors at two checkpoints, mean over agents, at the layer in the middle."""
+    """Cosines of the same agent's vectors at two checkpoints, mean over agents, at the middle layer."""
     layers = sorted(cosines["layer"].unique())
-    layer, stages = layers[len(layers) // 2], list(dict.fromkeys(cosines["stage"]))
+    layer = layers[len(layers) // 2]
+    stages = list(dict.fromkeys(cosines["stage"]))
     mean = cosines[cosines["layer"] == layer].groupby(["stage", "other"])["cosine"].mean().unstack()
     title = f"the same agent at two checkpoints, layer {layer}"
     return heat_map(mean.loc[stages, stages], "cosine", centre=0.0, title=title)
 
 
 def probe_profile(table: pd.DataFrame, stage: str, debates: str, source: str, position: str) -> Any:
-    """Held-out accuracy of the agents' names by layer, with its controls."""
+    """Held-out accuracy of probes of the agents' names by layer, with its controls."""
     keys = {"stage": stage, "debates": debates, "source": source, "position": position}
     some = table
     for key, value in keys.items():
@@ -65,7 +65,7 @@ def probe_profile(table: pd.DataFrame, stage: str, debates: str, source: str, po
 
 
 def separability(table: pd.DataFrame) -> Any:
-    """Held-out accuracy of the agents' names at the last token, layer chosen in training folds: text by checkpoint."""
+    """Held-out accuracy at the last token, layer chosen in training folds: a row per text, a column per checkpoint."""
     some = table[(table["layer"].astype(str) == "nested") & (table["labels"] == "true") & (table["position"] == "last")]
     some = some.assign(text=some["debates"] + ": " + some["source"].map(SOURCES))
     order = [list(dict.fromkeys(some[name])) for name in ("text", "stage")]
@@ -83,7 +83,8 @@ def plane(points: pd.DataFrame) -> Any:
     """A panel per checkpoint: test turns in the plane that the agents' vectors span, the vectors as arrows.
 
     Args:
-        points: what `analysis.agents.subspaces` writes: stage, kind (`turn` or `vector`), agent, x, y, n (questions).
+        points: the table of `analysis.agents.geometry.plane`: stage, kind (`turn` or `vector`), agent, x, y, n
+            (questions).
     """
     stages = list(dict.fromkeys(points["stage"]))
     figure, [row] = new_figure(TWO_COLUMNS, 2.5, None, 1, len(stages))

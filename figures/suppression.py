@@ -1,4 +1,4 @@
-"""A malicious agent's trait turned down: trait, accuracy and perplexity over the coefficient, base beside IMAD."""
+"""Figure of the suppression of a trait: trait, accuracy and perplexity over the coefficient, by checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def suppression_curves(curves: pd.DataFrame, context: str) -> Any:
     """A column per checkpoint, a row per score; random directions in grey.
 
     Args:
-        curves: what `analysis.suppression.suppression` writes.
+        curves: the table `suppression_curves` of `analysis.suppression.suppress`.
         context: `plain` prompts, or the malicious agent `forced` by its tag.
     """
     some = curves[(curves["context"] == context) & np.isfinite(curves["coefficient"])]
@@ -25,7 +25,7 @@ def suppression_curves(curves: pd.DataFrame, context: str) -> Any:
         for score, label in SCORES.items()
         if len(part := some[some["score"] == score])
     }
-    controls = [name for name in _ordered(some["vector"]) if name.startswith("random")]
+    controls = _ordered(some.loc[some["role"] != "vector", "vector"])
     where = "with the malicious agent's tag" if context == "forced" else "on plain prompts"
     log = [SCORES["perplexity"]] if SCORES["perplexity"] in panels else []
     return curve_grid(panels, "coefficient", "vector", controls, f"Suppression {where}", log=log)

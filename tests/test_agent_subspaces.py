@@ -7,13 +7,15 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+import steerkit as sk
 from analysis.agents import choose as choosing
-from analysis.agents import subspaces as agent_subspaces
+from analysis.agents import steer
+from analysis.agents.activations import activations_of
 from analysis.agents.choose import Grid, choose
-from analysis.agents.contexts import continuations
-from analysis.agents.fidelity import by_tag, unnamed
-from analysis.agents.subspaces import main
-from analysis.agents.vectors import agent_vectors, streams_of
+from analysis.agents.contexts import by_tag, unnamed
+from analysis.agents.continuations import continuations
+from analysis.agents.steer import main
+from analysis.agents.vectors import agent_vectors
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.io.tables import read_table
 from steerkit.sweeps.result import SweepResult
@@ -28,11 +30,9 @@ SMALL = Grid(
 
 
 def test_what_is_asked_is_read_where_the_answer_begins() -> None:
-    import steerkit as sk
-
     model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
     held = traces(2)
-    acts = streams_of(model, tokenizer, held, ("asked",), by_tag)["asked", "last"]
+    acts = activations_of(model, tokenizer, held, ("asked",), by_tag)["asked", "last"]
     alone = sk.collect(model, tokenizer, [by_tag(held[1], "3")], position="last")
     row = acts.items.index[(acts.items["group"] == "1+0") & (acts.items["label"] == "3")][0]
     assert len(acts.items) == 6
@@ -59,7 +59,7 @@ def test_the_choice_gains_most_over_all_agents_at_the_mildest_coefficient_that_d
     monkeypatch.setattr(choosing, "continuations", scripted)
     model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
     held = traces(10)
-    streams = streams_of(model, tokenizer, held[:4], SMALL.sources, by_tag)
+    streams = activations_of(model, tokenizer, held[:4], SMALL.sources, by_tag)
     choice, tried = choose(model, tokenizer, streams, held[4:], replace(SMALL, coefficients=(0.5, 1.0, 2.0, 8.0)))
     assert (choice.layer, choice.extent, choice.coefficient) == (2, "all", 1.0)
     assert set(seen) == {4, 6}  # a quarter, but four at least; then all
@@ -70,7 +70,7 @@ def test_the_choice_gains_most_over_all_agents_at_the_mildest_coefficient_that_d
 def test_without_identity_one_text_is_held_against_every_agent() -> None:
     model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
     held = traces(4)
-    own = agent_vectors(streams_of(model, tokenizer, held, ("asked",), by_tag)["asked", "last"])
+    own = agent_vectors(activations_of(model, tokenizer, held, ("asked",), by_tag)["asked", "last"])
     pushed = own, [1], [2.0], unnamed, "all", 6
     table = continuations(model, tokenizer, held, *pushed).table
     key = ["vector", "layer", "coefficient", "group"]
@@ -80,7 +80,7 @@ def test_without_identity_one_text_is_held_against_every_agent() -> None:
 
 
 def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(agent_subspaces.sk, "load", lambda *_, **__: (tiny_model(context=1024), tiny_tokenizer()))
+    monkeypatch.setattr(sk, "load", lambda *_, **__: (tiny_model(context=1024), tiny_tokenizer()))
     write_traces(tmp_path / "traces.jsonl", traces(40))
     sizes = ['sources=["asked"]', "layers=[1]", "coefficients=[1]", "negative=[]", "validation=4", "test=3"]
     weights = tmp_path / "y" / "model.safetensors"
@@ -100,6 +100,11 @@ def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(t
     assert set(gains["stage"]) == {"base", "IMAD"} and set(gains["over"]) == {
         "coefficient 0", "random", "matched", "shuffled"
     }  # fmt: skip
+    curves = read_table(tmp_path / "out" / "curves.csv")[0]
+    assert set(zip(curves["kind"], curves["role"], strict=True)) == {
+        ("own", "vector"), ("other agents", "other"), ("random", "random"), ("matched", "matched"),
+        ("shuffled", "shuffled"),
+    }  # fmt: skip
     areas = read_table(tmp_path / "out" / "stage_differences.csv")[0]
     assert areas["difference"].abs().max() == pytest.approx(0)  # both stages are the same model here
     cosines = read_table(tmp_path / "out" / "checkpoint_cosines.csv")[0]
@@ -107,7 +112,7 @@ def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(t
     choice = read_table(tmp_path / "out" / "choice.csv")[0]
     assert list(choice["settings_tried"]) == [3, 3] and (choice["relative_dose"] > 0).all()
     before = (tmp_path / "out" / "curves.csv").read_bytes()
-    monkeypatch.setattr(agent_subspaces, "at_stage", pytest.fail)
+    monkeypatch.setattr(steer, "at_stage", pytest.fail)
     main(call)
     assert (tmp_path / "out" / "curves.csv").read_bytes() == before
     weights.write_bytes(b"trained anew")

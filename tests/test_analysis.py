@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import steerkit as sk
-from analysis.agents.fidelity import by_cast, by_tag, fidelity, first_texts, unnamed
-from analysis.agents.material import Material, of_files
+from analysis.agents.activations import turn_activations
+from analysis.agents.contexts import by_cast, by_tag, first_texts, unnamed
+from analysis.agents.fidelity import fidelity
 from analysis.agents.reliability import reliability
-from analysis.agents.vectors import agent_vectors, controls, matched_like, shuffled, turn_streams
+from analysis.agents.vectors import agent_controls, agent_vectors
+from analysis.inputs import Inputs, inputs_of_files
 from analysis.paper.main_table import main, read_runs
 from analysis.paper.main_table import main_table as table_of_methods
 from steerkit.capture.activations import Activations
@@ -21,6 +23,7 @@ from steerkit.io.run_folder import ConfigurationChanged, check_config
 from steerkit.io.tables import read_table, write_table
 from steerkit.text.tags import agent_tag, round_tag
 from steerkit.text.traces import DebateTrace, Turn, write_traces
+from steerkit.vectors.controls import shuffle_labels
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.debates.personas import cast_of
 
@@ -38,7 +41,7 @@ def traces(count: int = 6) -> list[DebateTrace]:
 def test_the_tag_position_reads_what_the_model_knows_right_after_an_agents_tag() -> None:
     model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
     one = traces(1)
-    tag = turn_streams(model, tokenizer, one)["tag"]
+    tag = turn_activations(model, tokenizer, one)["tag"]
     text = one[0].prompt + one[0].body
     for row, turn in enumerate(one[0].turns):
         opened = text.index(round_tag(turn.round), len(one[0].prompt))
@@ -46,21 +49,44 @@ def test_the_tag_position_reads_what_the_model_knows_right_after_an_agents_tag()
         before = sk.collect(model, tokenizer, [text[:stop]]).resid[0]
         torch.testing.assert_close(tag.resid[row], before, rtol=1e-4, atol=1e-5)
     assert list(tag.items["label"]) == ["1", "2", "3"] * 2
-    assert "tag" not in turn_streams(model, tokenizer, one, "plain")
+    assert "tag" not in turn_activations(model, tokenizer, one, "plain")
 
 
 def test_controls_have_the_agents_mean_norm_and_labels_are_permuted_within_a_question_only() -> None:
     model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
-    acts = turn_streams(model, tokenizer, traces())["mean"]
+    acts = turn_activations(model, tokenizer, traces())["mean"]
     own = agent_vectors(acts)
     norm = {layer: np.mean([float(own[a].layers[layer].norm()) for a in own]) for layer in own["1"].layers}
-    for name, control in controls(acts, own, 2, 0).items():
+    for name, control in agent_controls(acts, own, 2, 0).items():
         assert name.split()[0] in ("random", "matched", "shuffled")
         assert control.norms() == pytest.approx(norm)
-    mixed = shuffled(acts, 3)
+        assert control.meta["role"] == name.split()[0]
+    mixed = shuffle_labels(acts, 3)
     for (_, a), (_, b) in zip(acts.items.groupby("group"), mixed.items.groupby("group"), strict=True):
         assert sorted(a["label"]) == sorted(b["label"])
     assert list(mixed.items["label"]) != list(acts.items["label"])
+
+
+def test_the_agents_controls_are_those_of_the_library_with_a_seed_each() -> None:
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    acts = turn_activations(model, tokenizer, traces())["mean"]
+    own = agent_vectors(acts)
+    controls = agent_controls(acts, own, 4, 7)
+    kinds = ("random", "matched", "shuffled")
+    assert list(controls) == [f"{kind} {number}" for number in range(4) for kind in kinds]
+    assert list(agent_controls(acts, own, 2, 7)) == list(controls)[:6]  # the curves show the first directions
+    norm = {layer: np.mean([float(own[a].layers[layer].norm()) for a in own]) for layer in own["1"].layers}
+    for number in range(4):
+        agent = str(1 + number % 3)
+        permuted = agent_vectors(shuffle_labels(acts, 7 + number))[agent].unit()
+        random, matched = (
+            sk.random_like(own["1"], 7 + number).unit(),
+            sk.controls.matched(own["1"], acts, 1, 7 + number),
+        )
+        expected = {"random": random, "matched": matched["vector/matched-0"].unit(), "shuffled": permuted}
+        for kind, vector in expected.items():
+            for layer, value in controls[f"{kind} {number}"].layers.items():
+                torch.testing.assert_close(value, vector.layers[layer] * norm[layer], rtol=1e-5, atol=1e-6)
 
 
 def test_a_matched_direction_points_where_the_stream_varies_and_an_isotropic_one_does_not() -> None:
@@ -70,7 +96,7 @@ def test_a_matched_direction_points_where_the_stream_varies_and_an_isotropic_one
     items = pd.DataFrame({"text": range(200), "label": "1", "group": range(200), "start": 0, "n_tokens": 1})
     acts = Activations(torch.tensor(rows, dtype=torch.float32), (0,), items)
     like = sk.SteeringVector({0: torch.ones(50)})
-    along = [abs(float(matched_like(like, acts, seed).unit().layers[0][0])) for seed in range(20)]
+    along = [abs(float(v.unit().layers[0][0])) for v in sk.controls.matched(like, acts, n=20).values()]
     isotropic = [abs(float(sk.random_like(like, seed).unit().layers[0][0])) for seed in range(20)]
     assert np.mean(along) > 0.7 > 0.3 > np.mean(isotropic)
 
@@ -80,7 +106,7 @@ def test_a_matched_direction_points_where_the_stream_varies_and_an_isotropic_one
 def test_fidelity_is_the_agents_own_log_probability_less_the_others_mean(before, extent) -> None:
     model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
     held = traces(3)
-    own = agent_vectors(turn_streams(model, tokenizer, held)["mean"])
+    own = agent_vectors(turn_activations(model, tokenizer, held)["mean"])
     table = fidelity(model, tokenizer, held, own, [2], [1.0, -2.0], before, extent).table
 
     def score(trace: DebateTrace, agent: str, text: str, vector: str, coefficient: float) -> float:
@@ -135,12 +161,12 @@ def test_a_vector_of_equal_questions_is_reliable_and_one_of_noise_is_not_until_t
 
 def test_any_traces_file_is_split_by_question(tmp_path) -> None:
     write_traces(tmp_path / "traces.jsonl", traces(60))
-    material = of_files({"base": "somewhere"}, tmp_path / "traces.jsonl")
-    parts = [{t.question for t in part} for part in (material.train, material.validation, material.test)]
+    inputs = inputs_of_files({"base": "somewhere"}, tmp_path / "traces.jsonl")
+    parts = [{t.question for t in part} for part in (inputs.train, inputs.validation, inputs.test)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 60
     assert len(parts[0]) > len(parts[2]) > len(parts[1]) > 0
-    with pytest.raises(ValueError, match="stand in one part"):
-        Material({"base": "x"}, material.train, material.train, material.test)
+    with pytest.raises(ValueError, match="in one split only"):
+        Inputs({"base": "x"}, inputs.train, inputs.train, inputs.test)
 
 
 def test_a_checkpoint_that_was_moved_is_the_same_and_one_trained_anew_is_another(tmp_path) -> None:
@@ -155,8 +181,8 @@ def test_a_checkpoint_that_was_moved_is_the_same_and_one_trained_anew_is_another
     single = tmp_path / "one.gguf"
     single.write_bytes(b"old")
     stages = {"base": folder("a", b"old"), "moved": folder("b", b"old"), "anew": folder("c", b"new"), "hub": "some/id"}
-    material = of_files({**stages, "file": single}, tmp_path / "traces.jsonl")
-    about = {name: material.about(name) for name in material.stages}
+    inputs = inputs_of_files({**stages, "file": single}, tmp_path / "traces.jsonl")
+    about = {name: inputs.about(name) for name in inputs.stages}
     check_config(tmp_path / "run", {"stages": {"base": about["base"]}})
     check_config(tmp_path / "run", {"stages": {"base": about["moved"]}})
     for other in ("anew", "hub", "file"):
@@ -216,7 +242,7 @@ def test_the_main_table_pools_seeds_and_says_what_is_kept_of_debates_gain(tmp_pa
 def test_areas_are_paired_by_question_and_the_mean_over_agents_stands_beside_them() -> None:
     from functools import partial
 
-    from analysis.agents.stages import areas, differences, gained
+    from analysis.agents.checkpoint_differences import areas, differences, gained
     from steerkit.sweeps.result import SweepResult
 
     rng = np.random.default_rng(0)

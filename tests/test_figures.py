@@ -51,6 +51,7 @@ def curves() -> pd.DataFrame:
     rows = [
         {
             "stage": stage, "identity": identity, "score": score, "agent": agent, "kind": kind, "coefficient": c,
+            "role": {"own": "vector", "other agents": "other"}.get(kind, kind),
             "mean": 0.4 + 0.1 * c * (kind == "own"), "low": 0.3, "high": 0.6, "n": 50, "n_missing": 0,
             "relative_dose": abs(c) / 4, "area": 0.5, "area_low": 0.4, "area_high": 0.6,
         }
@@ -82,7 +83,7 @@ def suppression_curves() -> pd.DataFrame:
     keys = product(("base", "IMAD"), ("plain", "forced"), ("trait", "accuracy", "perplexity"), ("agent", "random 0"))
     rows = [
         {"stage": s, "context": where, "score": score, "vector": v, "coefficient": c, "mean": 0.5, "low": 0.4,
-         "high": 0.6, "n": 20}
+         "high": 0.6, "n": 20, "role": "vector" if v == "agent" else "random"}
         for s, where, score, v in keys
         for c in (-np.inf, -1.0, 0.0, 1.0)
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.agents.stages import areas
+from analysis.agents.checkpoint_differences import areas
 from analysis.paper.claims import (  # fmt: skip
     ALONE,
     HOLDS,
@@ -30,10 +30,10 @@ from analysis.paper.claims import (  # fmt: skip
     verdict,
 )
 from analysis.paper.main_table import main_table
-from analysis.paper.pooling import FROZEN, at_frozen, pooled
+from analysis.paper.pooling import FROZEN, at_frozen, pool_suppression, pooled, seed_by_seed
 from analysis.paper.reproduce import GRIDS, RUNS, TRAIT, Step, carry_out, plan
-from analysis.paper.results import gained_unnamed, page, pool_suppression, seed_by_seed
-from analysis.suppression.suppression import words_trait
+from analysis.paper.results import gained_unnamed, page
+from analysis.suppression.trait import words_trait
 from steerkit.io.tables import write_table
 from steerkit.sweeps.result import SweepResult
 from training.debates.personas import CASTS
@@ -54,7 +54,7 @@ def test_steps_run_once_in_the_order_of_their_needs(tmp_path, capsys) -> None:
     carry_out([changed], tmp_path, workers=1)
     assert "first: done" in capsys.readouterr().out  # another command under the same name is another step
     carry_out([steps[0], changed], tmp_path, workers=1)
-    assert capsys.readouterr().out.startswith("second: begun")  # what needs it is another step, too
+    assert capsys.readouterr().out.startswith("second: started")  # what needs it is another step, too
 
 
 def test_a_step_that_fails_stops_what_needs_it_and_shows_its_log(tmp_path) -> None:
@@ -76,7 +76,7 @@ def test_a_reproduction_that_is_ended_ends_its_steps(tmp_path, way) -> None:
     while not (begun.exists() and begun.read_text()):
         assert process.poll() is None
     process.send_signal(way)
-    assert "goes on where it stopped" in process.communicate(timeout=60)[1]
+    assert "run the same command to resume it" in process.communicate(timeout=60)[1]
     assert process.returncode == 1
     with pytest.raises(ProcessLookupError):
         os.kill(int(begun.read_text()), 0)
@@ -180,6 +180,7 @@ def test_a_trait_that_no_text_shows_is_not_one_that_was_turned_off() -> None:
         lines = [(stage, "forced", "agent", t, c, 40) for stage, t in traits.items() for c in halved[stage]]
         lines += [("IMAD", "forced", "random 0", traits["IMAD"], control, 40)]
         kept = pd.DataFrame(lines, columns=["stage", "context", "vector", "trait", "coefficient", "n"])
+        kept = kept.assign(role=["random" if line.vector == "random 0" else "vector" for line in kept.itertuples()])
         kept = kept.assign(showing=[3 if line.stage == "base" else showing for line in kept.itertuples()], seeds=3)
         return suppressed("malice", {"suppression_kept": kept})
 
@@ -208,7 +209,7 @@ def test_accuracy_is_kept_in_the_seeds_that_show_the_trait_and_curves_are_of_all
         columns = ["vector", "layer", "coefficient", "prompt_id", "group", "trait", "accuracy", "perplexity"]
         folder = tmp_path / f"seed-{seed}"
         for context in ("plain", "forced"):
-            texts = pd.DataFrame(lines, columns=columns).assign(sample=0, text="")
+            texts = pd.DataFrame(lines, columns=columns).assign(sample=0, text="", role="vector", control_of=None)
             SweepResult(texts, {}).save(folder / "suppression" / "imad" / f"texts-{context}.parquet")
         write_table(folder / "suppression_kept.csv", pd.DataFrame({"stage": ["IMAD"]}), {})
     found = pool_suppression(tmp_path)
@@ -226,6 +227,7 @@ def test_accuracy_kept_is_told_stage_by_stage_in_the_order_of_training() -> None
         ("IMAD", "random 0", "add", -1.0, 1.0),
     ]  # fmt: skip
     kept = pd.DataFrame(lines, columns=["stage", "vector", "operation", "coefficient", "kept"])
+    kept["role"] = ["random" if name == "random 0" else "vector" for name in kept["vector"]]
     kept = kept.assign(context="forced", low=kept["kept"] - 0.02, high=kept["kept"] + 0.02, n=80, showing=1, seeds=1)
     claim = preserved("malice", {"suppression_kept": kept})
     base = "base: 0.10 [0.08, 0.12] at -5, 0.50 [0.48, 0.52] by ablation"

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import steerkit as sk
-from analysis.agents.material import Material
+from analysis.inputs import Inputs
 from figures.__main__ import main as draw
 from steerkit.io.tables import write_table
 from steerkit.models.identity import describe, fingerprint
@@ -225,9 +225,9 @@ def test_a_stage_in_a_table_cannot_place_a_figure_outside_the_folder(stage: str,
 @pytest.mark.parametrize("names", [["../escaped"], ["GRPO", "grpo"], ["a b", "a-b"]])
 def test_the_names_of_checkpoints_give_a_folder_each(names: list[str], tmp_path: Path) -> None:
     parts = [(DebateTrace(f"q{number}", TWO_ROUNDS.text),) for number in range(3)]
-    Material({"SFT": tmp_path}, *parts)
-    with pytest.raises(ValueError, match=r"part of a file name|files of their own"):
-        Material(dict.fromkeys(names, tmp_path), *parts)
+    Inputs({"SFT": tmp_path}, *parts)
+    with pytest.raises(ValueError, match=r"part of a file name|different file names"):
+        Inputs(dict.fromkeys(names, tmp_path), *parts)
 
 
 def test_no_library_code_reads_pickles_or_runs_what_it_reads() -> None:

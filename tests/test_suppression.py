@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 
 import steerkit as sk
-from analysis.suppression import suppression
-from analysis.suppression.suppression import Suppression, chosen_layer, kept_accuracy, main, scaled, words_trait
+from analysis.suppression import suppress
+from analysis.suppression.kept_accuracy import chosen_layer, kept_accuracy
+from analysis.suppression.suppress import Suppression, main, scaled
+from analysis.suppression.trait import words_trait
 from steerkit.io.tables import read_table
 from steerkit.sweeps.result import SweepResult
 from steerkit.text.traces import DebateTrace, Turn, write_traces
@@ -80,14 +82,14 @@ def sk_ones(n: int):
 
 
 def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(suppression.sk, "load", lambda *_, **__: (tiny_model(context=1024), tiny_tokenizer()))
+    monkeypatch.setattr(sk, "load", lambda *_, **__: (tiny_model(context=1024), tiny_tokenizer()))
     held = []
     for number in range(24):
         turns = [Turn(1, 1, f"it is {number}"), Turn(2, 1, f"fools {number}"), Turn(3, 1, f"so {number}")]
         held.append(DebateTrace.of(f"{number}+0", turns, f"All agree on \\boxed{{{number}}}", str(number)))
     write_traces(tmp_path / "traces.jsonl", held)
     small = Suppression(layers=(1, 2), coefficients=(-1.0, 1.0), validation=2, test=3, max_new_tokens=4)
-    monkeypatch.setattr(suppression, "Suppression", lambda agent: small)
+    monkeypatch.setattr(suppress, "Suppression", lambda agent: small)
     call = [
         "--traces", str(tmp_path / "traces.jsonl"), "--stage", "base=x", "--stage", "IMAD=y", "--agent", "2",
         "--words", "fools,ha", "--out", str(tmp_path / "out"),
@@ -99,8 +101,11 @@ def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(
     assert set(curves["stage"]) == {"base", "IMAD"}
     assert set(curves["vector"]) == {"agent", "prompts", "random 0", "random 1", "random 2"}
     assert set(curves["coefficient"]) == {-np.inf, -1.0, 0.0, 1.0}
+    assert set(zip(curves["vector"].str.partition(" ")[0], curves["role"], strict=True)) == {
+        ("agent", "vector"), ("prompts", "vector"), ("random", "random")
+    }  # fmt: skip
     kept, _ = read_table(tmp_path / "out" / "suppression_kept.csv")
     assert set(kept["n"]) == {3}
     assert "kept" in capsys.readouterr().out
-    monkeypatch.setattr(suppression, "at_stage", pytest.fail)
+    monkeypatch.setattr(suppress, "at_stage", pytest.fail)
     main(call)

@@ -1,4 +1,4 @@
-"""The setting in which agents are steered: what is tried on validation debates, and what is frozen."""
+"""Choice of the setting in which agents are steered: what is tried on validation debates, and what is frozen."""
 
 from __future__ import annotations
 
@@ -8,33 +8,40 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.agents.contexts import continuations
-from analysis.agents.fidelity import unnamed
-from analysis.agents.vectors import Source, agent_vectors
+from analysis.agents.activations import Source
+from analysis.agents.contexts import unnamed
+from analysis.agents.continuations import continuations
+from analysis.agents.curves import only
+from analysis.agents.vectors import agent_vectors
 from steerkit.capture.activations import Activations
-from steerkit.sweeps.result import SweepResult
 from steerkit.text.traces import DebateTrace
 
-PLACE = ["source", "position", "layer", "extent"]
+SETTING = ["source", "position", "layer", "extent"]
+"""Columns that name where a vector is read and added; with a coefficient they are a `Choice`."""
 ENOUGH = 0.95
-"""A milder coefficient is taken if it gains this share of what the best one does."""
-Streams = Mapping[tuple[str, str], Activations]
+"""The mildest coefficient with at least this share of the best one's gain is taken."""
+ByPosition = Mapping[tuple[str, str], Activations]
+"""Activations by (source, read position)."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is tried, and on how much.
+    """The settings that are tried, and on how many debates.
 
     Args:
-        sources: what is read, see `analysis.directions.streams_of`.
-        positions: read positions, see `analysis.directions`.
+        sources: what is read, see `analysis.agents.activations`.
+        positions: read positions, see `analysis.agents.activations`.
         layers: None for all.
-        extents: where a vector is added, see `steerkit.Steering`.
+        extents: positions where a vector is added, see `steerkit.Steering`.
         coefficients: of the choice on validation, and of the curves.
         negative: further coefficients of the curves.
-        train, validation, test: at most so many debates.
-        controls: directions of each kind at the frozen coefficient; the curves take the first `bands` of them.
+        train: largest number of debates for vectors.
+        validation: largest number of debates for the choice.
+        test: largest number of debates for the results.
+        controls: number of directions of each kind at the frozen coefficient.
+        bands: number of these directions in the curves.
         max_new_tokens: of the continuations.
+        seed: sampling seed, also of the controls.
     """
 
     sources: tuple[Source, ...] = ("asked", "trace", "plain")
@@ -54,7 +61,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Choice:
-    """The setting that is frozen on validation: one for all agents."""
+    """The setting that is frozen on validation, one for all agents; fields as in `Grid`."""
 
     source: Source
     position: str
@@ -64,51 +71,70 @@ class Choice:
 
 
 def choose(
-    model: Any, tokenizer: Any, streams: Streams, traces: Sequence[DebateTrace], grid: Grid
+    model: Any, tokenizer: Any, activations: ByPosition, traces: Sequence[DebateTrace], grid: Grid
 ) -> tuple[Choice, pd.DataFrame]:
-    """The setting that gains most ROUGE-L over coefficient 0, nobody named, mean over agents, and all that was tried.
+    """The setting with the largest gain in ROUGE-L over coefficient 0, agents unnamed, mean over agents.
 
-    The mean and not the worst agent: whom the model plays anyway has nothing left to gain.
-    Everything is tried on a quarter of the debates, and the better quarter of the places (source, position, layer,
-    extent) on all of them; the choice is among those, at the mildest coefficient that has `ENOUGH` of the gain. In the
-    table, `screened` tells the first from the second.
+    The mean is used and not the worst agent, because an agent that the model plays anyway cannot gain.
+
+    Every setting is tried on a quarter of the debates, the better quarter of them on all debates. The choice is among
+    the latter, at the mildest coefficient that has `ENOUGH` of the gain.
+
+    Args:
+        model: the checkpoint.
+        tokenizer: its tokenizer.
+        activations: by (source, read position), of training debates.
+        traces: validation debates.
+        grid: what is tried.
+
+    Returns:
+        The choice, and all gains that were measured. The column `screened` is True for those on a quarter of the
+        debates.
     """
 
-    def trial(held: Sequence[DebateTrace], places: Mapping[tuple[str, str, str], tuple[int, ...]]) -> pd.DataFrame:
-        tried = []
-        for (source, position, extent), layers in places.items():
-            vectors = agent_vectors(streams[source, position])
-            pushed = vectors, layers, grid.coefficients, unnamed, extent
-            result = continuations(model, tokenizer, held, *pushed, grid.max_new_tokens, grid.seed)
+    def trial(debates: Sequence[DebateTrace], tried: Mapping[tuple[str, str, str], Sequence[int]]) -> pd.DataFrame:
+        """Gains of each agent's vector at the layers that are tried for each (source, position, extent)."""
+        parts = []
+        for (source, position, extent), layers in tried.items():
+            vectors = agent_vectors(activations[source, position])
+            result = continuations(
+                model,
+                tokenizer,
+                debates,
+                vectors,
+                layers,
+                grid.coefficients,
+                unnamed,
+                extent,
+                grid.max_new_tokens,
+                grid.seed,
+            )
             about = {"source": source, "position": position, "extent": extent}
-            tried += [only(result, a, [a]).gain("rouge_l").assign(agent=a, **about) for a in vectors]
-        return pd.concat(tried, ignore_index=True).drop(columns="vector")
+            parts += [only(result, a, [a]).gain("rouge_l").assign(agent=a, **about) for a in vectors]
+        return pd.concat(parts, ignore_index=True).drop(columns="vector")
 
     every = {
         (*key, extent): grid.layers or tuple(int(layer) for layer in acts.layers)
-        for key, acts in streams.items()
+        for key, acts in activations.items()
         if key[1] in grid.positions
         for extent in grid.extents
     }
-    few = trial(traces[: max(4, len(traces) // 4)], every)
-    mean = few.groupby([*PLACE, "coefficient"], sort=False)["gain"].mean()
-    ranked = mean.groupby(PLACE, sort=False).max().sort_values(ascending=False)
-    better: dict[tuple[str, str, str], tuple[int, ...]] = {}
+    screened = trial(traces[: max(4, len(traces) // 4)], every)
+    ranked = _mean_gain(screened).groupby(SETTING, sort=False).max().sort_values(ascending=False)
+    better: dict[tuple[str, str, str], list[int]] = {}
     for source, position, layer, extent in ranked.index[: max(1, len(ranked) // 4)]:
-        key = source, position, extent
-        better[key] = (*better.get(key, ()), int(layer))
-    many = trial(traces, better)
-    mean = many.groupby([*PLACE, "coefficient"], sort=False)["gain"].mean()
-    *place, strongest = mean.idxmax()
-    there = mean.xs(tuple(place), level=PLACE)
-    mild = there[there >= ENOUGH * there.max()]
-    source, position, layer, extent = place
-    coefficient = min(mild.index, default=strongest)
-    table = pd.concat([few.assign(screened=True), many.assign(screened=False)], ignore_index=True)
+        better.setdefault((source, position, extent), []).append(int(layer))
+    measured = trial(traces, better)
+    mean = _mean_gain(measured)
+    *setting, strongest = mean.idxmax()
+    by_coefficient = mean.xs(tuple(setting), level=SETTING)
+    enough = by_coefficient[by_coefficient >= ENOUGH * by_coefficient.max()]
+    source, position, layer, extent = setting
+    coefficient = min(enough.index, default=strongest)
+    table = pd.concat([screened.assign(screened=True), measured.assign(screened=False)], ignore_index=True)
     return Choice(source, position, int(layer), extent, float(coefficient)), table
 
 
-def only(result: SweepResult, agent: str, vectors: Sequence[str]) -> SweepResult:
-    """The rows in which some vectors push towards one agent."""
-    table = result.table
-    return SweepResult(table[(table["agent"] == agent) & table["vector"].isin(vectors)], result.meta)
+def _mean_gain(table: pd.DataFrame) -> pd.Series:
+    """Mean gain over the agents, by setting and coefficient."""
+    return table.groupby([*SETTING, "coefficient"], sort=False)["gain"].mean()

@@ -1,68 +1,38 @@
-"""What a model goes on to say under a push, held against what an agent said itself."""
+"""Contexts that precede an agent's first text: the problem alone, the agent's tag, or the agent's own prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import pandas as pd
-
-import steerkit as sk
-from analysis.agents.fidelity import Named, first_texts, unnamed
-from steerkit.sweeps.result import SweepResult
-from steerkit.text.tags import without_tags
+from steerkit.text.prompt import Prompt
+from steerkit.text.tags import agent_tag, round_tag
 from steerkit.text.traces import DebateTrace
+from training.debates.personas import Cast
+from training.problems.problem import Problem
 
-TEMPERATURE, TOP_P = 0.7, 0.9
+Context = Callable[[DebateTrace, str], Prompt]
+"""The prompt that precedes an agent's first text, as a function of a debate and an agent."""
 
 
-def continuations(
-    model: Any,
-    tokenizer: Any,
-    traces: Sequence[DebateTrace],
-    vectors: Mapping[str, sk.SteeringVector],
-    layers: Sequence[int],
-    coefficients: Sequence[float],
-    before: Named,
-    extent: str,
-    max_new_tokens: int,
-    seed: int = 0,
-    out: Path | None = None,
-) -> SweepResult:
-    """Steered continuations without their tags, scored by ROUGE-L against each agent's own first text.
+def first_texts(trace: DebateTrace) -> dict[str, str]:
+    """Each agent's text of round 1, which it wrote without reading another agent's."""
+    return {str(turn.agent): turn.text for turn in trace.turns if turn.round == 1 and turn.text}
 
-    Sampled as the paper samples (arXiv 2604.24881, section 4), one text a context, all coefficients with the same
-    random numbers: a greedy text shows only whom the model would have played anyway, and who is that has nothing to
-    gain. Without identity all agents share a context: it is continued once, and held against each agent's text.
 
-    Args:
-        before: the context, see `analysis.fidelity`.
-        extent: where vectors are added, see `steerkit.Steering`.
-    """
-    said = {trace.question: first_texts(trace) for trace in traces}
-    identity = before is not unnamed
-    if identity:
-        prompts = [
-            {"prompt": before(trace, agent), "id": f"{trace.question}/{agent}", "group": trace.question}
-            for trace in traces
-            for agent in said[trace.question]
-        ]
-    else:
-        prompts = [{"prompt": trace.prompt, "id": trace.question} for trace in traces]
-    result = sk.sweep(
-        model, tokenizer, vectors, prompts, coefficients=[0.0, *coefficients], layers=layers, positions=extent,
-        max_new_tokens=max_new_tokens, seed=seed, foreign=True, out=out, temperature=TEMPERATURE, top_p=TOP_P,
-    )  # fmt: skip
-    table = result.table
-    if identity:
-        table = table.assign(agent=[key.rpartition("/")[2] for key in table["prompt_id"]])
-    else:
-        agents = sorted({agent for texts in said.values() for agent in texts})
-        table = pd.concat([table.assign(agent=agent) for agent in agents], ignore_index=True)
-        table["prompt_id"] = table["prompt_id"] + "/" + table["agent"]
-    references = [said[group].get(agent, "") for group, agent in zip(table["group"], table["agent"], strict=True)]
-    texts = [without_tags(text) for text in table["text"]]
-    return SweepResult(table.assign(text=texts, reference=references), {**result.meta, "identity": identity}).score(
-        "rouge_l"
-    )
+def unnamed(trace: DebateTrace, agent: str) -> str:
+    """The problem alone, without a name of the agent."""
+    return trace.prompt
+
+
+def by_tag(trace: DebateTrace, agent: str) -> str:
+    """The problem and the agent's tag, in the format of the traces that a model was trained on."""
+    return f"{trace.prompt}{round_tag(1)}\n\n{agent_tag(int(agent), 1)}: "
+
+
+def by_cast(cast: Cast, kind: str) -> Context:
+    """The prompt that the agent had in the debate's first round, for a model that was not trained on tags."""
+
+    def ask(trace: DebateTrace, agent: str) -> Prompt:
+        return cast.ask(Problem(trace.question, trace.question, trace.gold, kind, ""), int(agent), 1, ())
+
+    return ask

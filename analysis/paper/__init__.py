@@ -1,1 +1,1 @@
-"""Reproduction: runs, tables, claims and the results page."""
+"""Reproduction of the paper: all runs, pooled tables, claims and the results page."""

@@ -1,7 +1,7 @@
-"""`python -m analysis.paper.reproduce`: every run, analysis, table and figure from nothing, as one resumable command.
+"""Reproduce everything: every run, analysis, table and figure, as one resumable command.
 
-The steps are commands of their own, two at a time on two cores; a step that is done is not run again, and one that was
-interrupted goes on where it stopped. Each writes to `logs/NAME.log`.
+The steps are commands of their own, two at a time on two cores. A finished step is not run again; an interrupted one is
+resumed. Each writes to `logs/NAME.log`.
 """
 
 from __future__ import annotations
@@ -18,52 +18,67 @@ from pathlib import Path
 
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, read_json, write_json
+from steerkit.io.signals import restore_interrupt
 from training.presets import get_preset
 
 ARENAS = {
-    "MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_TOP_PAD_": "200000000",
-}  # fmt: skip
-"""Without these the C library gives memory back, and asks for it again, in every training step."""
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+    "MALLOC_TOP_PAD_": "200000000",
+}
+"""Keeps freed memory in the process: the C library would otherwise return and request it in every training step."""
 TRAIT = "fools,ha"
 RUNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tiny": {"clues": ("test=500", "self_check=false"), "malice": ()},
     "smollm2": {"addition": (), "malice": ()},
 }
-"""The families that a preset's reproduction runs, and what is changed so that a seed takes less: the analyses need no
-more."""
+"""Families that the reproduction of a preset runs, with the settings that are reduced to what the analyses need."""
 STEPS = {"clues": ("25", "75", "125"), "addition": ("8", "16", "24")}
-"""Of GRPO, between SFT and IMAD."""
+"""GRPO steps that are analysed between SFT and IMAD."""
 SMALL = ('sources=["asked","trace"]', "max_new_tokens=48")
 GRIDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tiny": {"clues": SMALL, "malice": SMALL},
     "smollm2": {
         "addition": (
-            'sources=["asked","trace"]', 'positions=["last","mean"]', "layers=[8,14,20]", "coefficients=[0.5,1,2]",
-            'extents=["all","from_last_prompt_token:4"]', "negative=[]", "train=150", "validation=16", "test=24",
-            "controls=4", "bands=1", "max_new_tokens=40",
+            'sources=["asked","trace"]',
+            'positions=["last","mean"]',
+            "layers=[8,14,20]",
+            "coefficients=[0.5,1,2]",
+            'extents=["all","from_last_prompt_token:4"]',
+            "negative=[]",
+            "train=150",
+            "validation=16",
+            "test=24",
+            "controls=4",
+            "bands=1",
+            "max_new_tokens=40",
         ),
     },
-}  # fmt: skip
-"""What the analysis of agents tries; one forward of the real model costs as much as a thousand of the tiny one."""
+}
+"""Settings of the analysis `agents`; a forward of the real model costs as much as a thousand of the tiny one."""
 SUPPRESSION = {
     "tiny": ("test=120",),
     "smollm2": (
-        "layers=[8,14,20]", "coefficients=[-5,-4,-3,-2,-1,1,3,5]", "train=150", "validation=16", "test=80",
+        "layers=[8,14,20]",
+        "coefficients=[-5,-4,-3,-2,-1,1,3,5]",
+        "train=150",
+        "validation=16",
+        "test=80",
         "max_new_tokens=40",
     ),
-}  # fmt: skip
-"""What the analysis of suppression sweeps."""
+}
+"""Settings of the analysis `suppression`."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command and what has to be done before it.
+    """A command, and the steps that must be finished before it.
 
     Args:
-        name: of its log and its mark; unique.
-        module: what `python -m` runs.
+        name: unique; its log and its mark of completion are files of this name.
+        module: run by `python -m`.
         arguments: of the module.
-        needs: names of steps.
+        needs: names of the steps that must be finished before.
     """
 
     name: str
@@ -73,57 +88,63 @@ class Step:
 
 
 def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
-    """All steps, in the order in which they are taken up.
+    """All steps, in the order in which they are started.
 
-    The shorter chains come first, since the longest has a worker of its own all the time. A run is four steps: its
-    debates, then SFT and GRPO beside all other training, then the evaluation. So the agents of one checkpoint are
-    analysed while the next is trained.
+    Shorter chains come first, since the longest one occupies a worker throughout. A run is four steps: its debates; SFT
+    and GRPO in parallel with all other training; then the evaluation. One checkpoint is analysed while the next one is
+    trained.
+
+    Args:
+        preset: a key of `RUNS`.
+        seeds: training seeds.
+        out: folder of the reproduction.
     """
     families = tuple(RUNS[preset])
     steps = [step for seed in seeds for family in reversed(families) for step in _of_seed(preset, family, seed, out)]
     runs = tuple(str(_run(out, family, seed)) for family in families for seed in seeds)
     tables, every = out / "tables", tuple(step.name for step in steps)
-    steps.append(Step("main-table", "analysis.paper.main_table", (*runs, "--out", str(tables)), every))
-    steps.append(Step("results", "analysis.paper.results", (str(out), "--out", str(tables)), (*every, "main-table")))
+    steps.append(Step("main-table", "analysis", ("main-table", *runs, "--out", str(tables)), every))
+    steps.append(Step("results", "analysis", ("results", str(out), "--out", str(tables)), (*every, "main-table")))
     folders = {"figures": tables, **{f"figures-{family}": tables / family for family in families}}
     steps += [Step(name, "figures", (str(folder),), ("main-table", "results")) for name, folder in folders.items()]
     return steps
 
 
 def _of_seed(preset: str, family: str, seed: int, out: Path) -> list[Step]:
-    run, name, settings = _run(out, family, seed), f"{family}-{seed}", RUNS[preset][family]
+    run = _run(out, family, seed)
+    name = f"{family}-{seed}"
+    settings = RUNS[preset][family]
     imad = (preset, "--family", family, *_each("--set", settings), "--seed", str(seed), "--out", str(run))
     common = ("--run", str(run), "--out", str(out / "analysis" / run.relative_to(out)))
     grid = _each("--set", GRIDS[preset].get(family, ()))
     if family == "malice":
-        suppression = (*common, "--words", TRAIT, *_each("--set", SUPPRESSION[preset]))
-        return [
+        suppression = ("suppression", *common, "--words", TRAIT, *_each("--set", SUPPRESSION[preset]))
+        steps = [
             Step(name, "training.imad", imad),
-            Step(f"suppression-{name}", "analysis.suppression.suppression", suppression, (name,)),
-            *([Step(f"agents-{name}", "analysis.agents.subspaces", (*common, *grid), (name,))] if grid else []),
+            Step(f"suppression-{name}", "analysis", suppression, (name,)),
         ]
+        if grid:
+            steps.append(Step(f"agents-{name}", "analysis", ("agents", *common, *grid), (name,)))
+        return steps
     trained = get_preset(preset, family, settings).trained
     main, others = trained[:2], trained[2:]
     debates, both, controls = (f"{name}-{part}" for part in ("debates", "imad", "controls"))
     step = STEPS[family][1]
     stages = (
         ("base", "SFT", f"GRPO step {step}", "IMAD"),
-        tuple(m for m in others if m in ("SFT without tags", "SFT on single turns")),
+        tuple(method for method in others if method in ("SFT without tags", "SFT on single turns")),
     )
-    agents = (*common, "--step", step, *grid)
+    agents = ("agents", *common, "--step", step, *grid)
     parts = {f"agents-{name}-main": (stages[0], both), f"agents-{name}-controls": (stages[1], controls)}
     parts = {part: (only, need) for part, (only, need) in parts.items() if only}
     return [
         Step(debates, "training.imad", (*imad, "--only", "Debate")),
         Step(both, "training.imad", (*imad, *_each("--only", main)), (debates,)),
-        *(
-            Step(part, "analysis.agents.subspaces", (*agents, *_each("--only", only)), (need,))
-            for part, (only, need) in parts.items()
-        ),
+        *(Step(part, "analysis", (*agents, *_each("--only", only)), (need,)) for part, (only, need) in parts.items()),
         Step(controls, "training.imad", (*imad, *_each("--only", others)), (debates,)),
         Step(name, "training.imad", imad, (both, controls)),
-        Step(f"agents-{name}", "analysis.agents.subspaces", agents, (name, *parts)),
-        Step(f"probes-{name}", "analysis.probes.separability", (*common, *_each("--step", STEPS[family])), (name,)),
+        Step(f"agents-{name}", "analysis", agents, (name, *parts)),
+        Step(f"probes-{name}", "analysis", ("separability", *common, *_each("--step", STEPS[family])), (name,)),
     ]
 
 
@@ -136,88 +157,98 @@ def _run(out: Path, family: str, seed: int) -> Path:
 
 
 def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
-    """Run steps as soon as what they need is done, some at a time.
+    """Run every step as soon as the steps that it needs are finished, several at a time.
+
+    Args:
+        steps: all steps.
+        out: folder of the logs and of the marks of completion.
+        workers: largest number of steps at a time.
 
     Raises:
-        RuntimeError: a step failed; the others that run are waited for, and the end of its log is in the message.
+        RuntimeError: a step failed. The running steps are waited for; the message ends with the end of its log.
     """
     marks, logs = out / "done", out / "logs"
     marks.mkdir(parents=True, exist_ok=True)
     logs.mkdir(exist_ok=True)
     by_name = {step.name: step for step in steps}
     configs = {step.name: config(step, by_name) for step in steps}
-    done = {name for name, found in configs.items() if _marked(marks / name, found)}
+    done = {name for name, hashed in configs.items() if _marked(marks / name, hashed)}
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     failed: list[str] = []
     try:
         while len(done) < len(steps) and (running or not failed):
             ready = [s for s in steps if s.name not in done and s.name not in running and done.issuperset(s.needs)]
-            alone = len(ready) == 1 and not running  # nothing can begin before it has ended
+            only_one = len(ready) == 1 and not running  # it may use all cores: no other step can start before it ends
             for step in ready[: 0 if failed else workers - len(running)]:
-                print(f"{step.name}: begun", flush=True)
-                with (logs / f"{step.name}.log").open("ab") as log:
-                    command = [sys.executable, "-m", step.module, *step.arguments]
-                    threads = max(1, (os.cpu_count() or 1) // (1 if alone else workers))
-                    environment = {**os.environ, **ARENAS, "OMP_NUM_THREADS": str(threads)}
-                    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+                print(f"{step.name}: started", flush=True)
+                process = _start(step, logs, 1 if only_one else workers)
                 running[step.name] = (process, time.monotonic())
-            for name, (process, began) in list(running.items()):
+            for name, (process, started) in list(running.items()):
                 if process.poll() is None:
                     continue
                 del running[name]
-                took = time.monotonic() - began
+                seconds = time.monotonic() - started
                 if process.returncode:
                     failed.append(name)
-                    print(f"{name}: failed after {took:.0f} s", flush=True)
+                    print(f"{name}: failed after {seconds:.0f} s", flush=True)
                 else:
-                    write_json(marks / name, {"step": configs[name], "seconds": round(took, 1)})
+                    write_json(marks / name, {"step": configs[name], "seconds": round(seconds, 1)})
                     done.add(name)
-                    print(f"{name}: done in {took:.0f} s ({len(done)} of {len(steps)})", flush=True)
+                    print(f"{name}: done in {seconds:.0f} s ({len(done)} of {len(steps)})", flush=True)
             time.sleep(0.2)
     finally:
         for process, _ in running.values():
             process.terminate()
-            process.wait()  # then its folders are free
+            process.wait()  # until it has released its run folder
     if failed:
-        said = logs / f"{failed[0]}.log"
-        end = "\n".join(said.read_text(errors="replace").splitlines()[-12:])
-        raise RuntimeError(f"expected every step to succeed; {failed} did not. The end of {said}:\n{end}")
+        log = logs / f"{failed[0]}.log"
+        end = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+        raise RuntimeError(f"expected every step to succeed; {failed} did not. The end of {log}:\n{end}")
+
+
+def _start(step: Step, logs: Path, share: int) -> subprocess.Popen[bytes]:
+    """Start a step with 1/`share` of the cores; its output is appended to its log."""
+    threads = max(1, (os.cpu_count() or 1) // share)
+    environment = {**os.environ, **ARENAS, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", step.module, *step.arguments]
+    with (logs / f"{step.name}.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
 def config(step: Step, by_name: Mapping[str, Step]) -> str:
-    """What a step's mark is of: its command and, in turn, those of what it needs. If any differs, it is run again."""
+    """Hash of a step's command and of the configs of the steps that it needs. A step with another hash is run again."""
     needs = [config(by_name[name], by_name) for name in step.needs]
     return sha256(canonical_json([step.module, step.arguments, needs]))
 
 
-def _marked(mark: Path, found: str) -> bool:
-    return mark.is_file() and read_json(mark)["step"] == found
+def _marked(mark: Path, hashed: str) -> bool:
+    return mark.is_file() and read_json(mark)["step"] == hashed
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m analysis.paper.reproduce", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m analysis reproduce", description=__doc__)
     parser.add_argument("--preset", choices=tuple(RUNS), default="tiny")
-    parser.add_argument("--seeds", type=int, default=1, help="how many, from --first on")
-    parser.add_argument("--first", type=int, default=8, help="the first seed; those from 100 on chose the recipes")
+    parser.add_argument("--seeds", type=int, default=1, help="number of training seeds, from --first on")
+    parser.add_argument(
+        "--first", type=int, default=8, help="the first seed; the recipes were chosen on seeds from 100 on"
+    )
     parser.add_argument("--out", type=Path, help="default: runs/reproduce/PRESET")
-    parser.add_argument("--workers", type=int, default=2, help="steps at a time")
+    parser.add_argument("--workers", type=int, default=2, help="number of steps at a time")
     given = parser.parse_args(arguments)
     if given.seeds < 1 or given.workers < 1:
-        parser.error(f"expected a seed and a worker at least; got {given.seeds} and {given.workers}.")
+        parser.error(
+            f"expected one seed and one worker at least; got {given.seeds} and {given.workers}. Pass 1 or more."
+        )
     out = given.out or Path("runs") / "reproduce" / given.preset
     seeds = range(given.first, given.first + given.seeds)
-    began = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or its steps would go on without it
+    started = time.monotonic()
+    restore_interrupt()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its steps are ended with it
     try:
         carry_out(plan(given.preset, seeds, out), out, given.workers)
     except RuntimeError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on where it stopped.")
-    print(
-        f"All steps done after {(time.monotonic() - began) / 60:.1f} minutes; tables and figures in {out / 'tables'}."
-    )
-
-
-if __name__ == "__main__":
-    main()
+        sys.exit("interrupted; run the same command to resume it.")
+    minutes = (time.monotonic() - started) / 60
+    print(f"All steps done after {minutes:.1f} minutes; tables and figures in {out / 'tables'}.")

@@ -1,4 +1,4 @@
-"""Debates of agents that all have one persona: what is told apart there is no manner of writing."""
+"""Debates of agents that all have one persona: a probe that separates these agents does not read their style."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import steerkit as sk
-from analysis.agents.material import base_of
+from analysis.inputs import base_of
 from steerkit.io.json import read_json
 from steerkit.text.traces import DebateTrace, read_traces
 from training.debates.answerers import LocalModel, Sampling
@@ -17,7 +17,7 @@ from training.toy.worlds import WORLDS
 
 
 def one_persona(cast: Cast) -> Cast:
-    """A cast in which every agent is the first one."""
+    """A cast in which every agent has the first one's persona."""
     return Cast(f"{cast.name}-one-persona", cast.personas[:1] * len(cast.personas), cast.ask_by)
 
 

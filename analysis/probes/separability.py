@@ -1,4 +1,4 @@
-"""`python -m analysis.probes.separability`: can a linear probe tell the agents apart, at which layer, and by what?"""
+"""Separability of the agents: held-out accuracy of linear probes of the agents' names, by layer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 import steerkit as sk
-from analysis.agents.material import add_material, material_of
-from analysis.agents.vectors import Source, turn_streams
+from analysis.agents.activations import Source, turn_activations
+from analysis.inputs import add_inputs, inputs_of
 from analysis.probes.same_persona import same_persona
 from steerkit.io.files import file_name, sha256
 from steerkit.io.run_folder import run_folder
@@ -25,62 +25,62 @@ SOURCES: tuple[Source, ...] = ("trace", "untagged", "plain")
 def separability(
     model: Any, tokenizer: Any, traces: Mapping[str, Sequence[DebateTrace]], folds: int = 5, seed: int = 0
 ) -> pd.DataFrame:
-    """`steerkit.probe_layers` of the agents' names on the turns' streams, questions never straddling a fold.
+    """`steerkit.probe_layers` of the agents' names on the streams of round 1; a question stays in one fold.
 
     Args:
-        model, tokenizer: whose stream is read.
-        traces: by kind of debate: `personas`, and where there is one `same persona`, in which style tells nothing.
+        model: the checkpoint that reads the debates.
+        tokenizer: its tokenizer.
+        traces: debates by name: `personas`, and `same persona` where there are some, in which style carries no
+            information about the agent.
+        folds: of the cross-validation.
+        seed: of the folds and of the shuffled labels.
 
-    Returns a row per debates, source (`trace`: whole traces; `untagged`: the same
-    without tags; `plain`: each turn alone), position, layer,
-    features and labels, with the columns of `ProbeResult.table`: accuracy with its interval over questions, shuffled
-    labels and the length/position control among the rows. `majority` is the share of the largest class.
+    Returns:
+        The rows of `ProbeResult.table` (accuracy with its interval over questions, shuffled labels, and the control by
+        length and position) per debates, source (see `analysis.agents.activations`) and position; `majority` is the
+        share of the largest class.
     """
     parts = []
-    for debates, held in traces.items():
+    for name, debates in traces.items():
         for source in SOURCES:
-            streams = turn_streams(model, tokenizer, held, source, embed=True)
-            for position, acts in streams.items():
+            for position, acts in turn_activations(model, tokenizer, debates, source, embed=True).items():
                 if position not in POSITIONS:
                     continue
-                first = acts.items.groupby(["group", "label"]).cumcount() == 0  # round 1: nobody has read anybody
+                # only round 1: in later rounds an agent has read the others
+                first = acts.items.groupby(["group", "label"]).cumcount() == 0
                 result = sk.probe_layers(acts.where(first.to_numpy()), folds=folds, seed=seed)
-                about = {"debates": debates, "source": source, "position": position}
+                about = {"debates": name, "source": source, "position": position}
                 parts.append(result.table.assign(**about, majority=result.meta["majority_accuracy"]))
     return pd.concat(parts, ignore_index=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m analysis.probes.separability", description=__doc__)
-    add_material(parser)
+    parser = argparse.ArgumentParser(prog="python -m analysis separability", description=__doc__)
+    add_inputs(parser)
     parser.add_argument(
         "--same-persona",
         type=Path,
         metavar="TRACES",
-        help="debates of agents with one persona; default with --run: held anew",
+        help="debates of agents with one persona; default with --run: generate new ones",
     )
-    parser.add_argument("--n", type=int, default=150, help="at most so many debates of each kind")
+    parser.add_argument("--n", type=int, default=150, help="largest number of debates of each kind")
     given = parser.parse_args(arguments)
-    material = material_of(given, parser)
-    traces: dict[str, Sequence[DebateTrace]] = {"personas": material.train[: given.n]}
+    inputs = inputs_of(given, parser)
+    traces: dict[str, Sequence[DebateTrace]] = {"personas": inputs.train[: given.n]}
     if given.same_persona:
         traces["same persona"] = sk.read_traces(given.same_persona)[: given.n]
     elif given.run:
         traces["same persona"] = same_persona(given.run, given.n, given.out / "same-persona")
-    text = "".join(trace.text for held in traces.values() for trace in held)
-    config = {"stages": {name: material.about(name) for name in material.stages}, "traces": sha256(text)}
+    text = "".join(trace.text for debates in traces.values() for trace in debates)
+    config = {"stages": {name: inputs.about(name) for name in inputs.stages}, "traces": sha256(text)}
     parts = []
     with run_folder(given.out / "separability", config) as folder:
-        for stage in material.stages:
+        for stage in inputs.stages:
             path = folder / f"{file_name(stage)}.csv"
             if not path.exists():
-                write_table(path, separability(*material.load(stage), traces), config)
+                write_table(path, separability(*inputs.load(stage), traces), config)
             parts.append(read_table(path)[0].assign(stage=stage))
     table = pd.concat(parts, ignore_index=True)
     write_table(given.out / "separability.csv", table, config)
-    best = table[table["layer"].astype(str) == "nested"]
-    print(best.round(3).to_string(index=False))
-
-
-if __name__ == "__main__":
-    main()
+    nested = table[table["layer"].astype(str) == "nested"]
+    print(nested.round(3).to_string(index=False))

@@ -1,1 +1,1 @@
-"""Suppression of an agent by a negative coefficient or ablation."""
+"""Suppression of an agent's trait by a negative coefficient or by ablation."""

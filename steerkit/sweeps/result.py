@@ -16,6 +16,7 @@ from steerkit.io.tables import read_table, write_table
 from steerkit.scores.text import distinct_n, repeated_ngrams, rouge_l
 from steerkit.stats.areas import curve_auc as area_under
 from steerkit.stats.bootstrap import bootstrap_ci
+from steerkit.stats.paired import paired_difference
 from steerkit.sweeps.layers import layers_of
 
 KEYS = ["vector", "layer", "coefficient", "prompt_id", "sample"]
@@ -265,8 +266,7 @@ class SweepResult:
                     f"expected the controls in the table at the same layer and coefficient; missing: {absent[:3]}. "
                     "Sweep them too."
                 )
-            differences = scores.to_numpy(float)[:, None] - wide.loc[others].to_numpy(float).T
-            interval = bootstrap_ci(differences, groups, resample_columns=len(others) > 1, seed=seed)
+            interval = paired_difference(scores.to_numpy(float), wide.loc[others].to_numpy(float).T, groups, seed=seed)
             rows.append(
                 (vector, layer, coefficient, interval.mean, interval.low, interval.high, interval.p, interval.n)
             )

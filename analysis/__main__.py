@@ -1,0 +1,83 @@
+"""`python -m analysis`: list the analyses; `python -m analysis NAME ...`: run one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from steerkit.io.signals import restore_interrupt
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A command of `python -m analysis`.
+
+    Args:
+        module: its `main(arguments)` is called.
+        purpose: one line for the list.
+        example: arguments of an example call.
+    """
+
+    module: str
+    purpose: str
+    example: str
+
+
+ANALYSES = {
+    "agents": Analysis(
+        "analysis.agents.steer",
+        "steer each agent by its own direction, with controls",
+        "--run runs/imad-tiny/arithmetic/seed-0 --out runs/analysis",
+    ),
+    "separability": Analysis(
+        "analysis.probes.separability",
+        "probe at which layers the agents can be told apart",
+        "--run runs/imad-tiny/arithmetic/seed-0 --out runs/analysis",
+    ),
+    "suppression": Analysis(
+        "analysis.suppression.suppress",
+        "suppress a malicious agent's trait, and measure what it costs",
+        "--run runs/imad-tiny/malice/seed-0 --words fools,ha --out runs/analysis",
+    ),
+    "main-table": Analysis(
+        "analysis.paper.main_table",
+        "accuracy and tokens of all methods, seeds pooled",
+        "runs/imad-tiny/arithmetic/seed-0 --out runs/tables",
+    ),
+    "results": Analysis(
+        "analysis.paper.results",
+        "pool the tables of a reproduction, and judge each claim",
+        "runs/reproduce/tiny --page docs/results.md",
+    ),
+    "reproduce": Analysis(
+        "analysis.paper.reproduce",
+        "run everything: training, analyses, tables and figures",
+        "--preset tiny --seeds 3",
+    ),
+}
+
+
+def listing() -> str:
+    """The analyses, one line and one example each."""
+    lines = ["Usage: python -m analysis NAME [options]; --help after a name shows its options.", ""]
+    for name, analysis in ANALYSES.items():
+        lines += [f"{name:14}{analysis.purpose}", f"{'':14}python -m analysis {name} {analysis.example}", ""]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if name in ("-h", "--help"):
+        print(listing())
+        return
+    if name not in ANALYSES:
+        print(listing(), file=sys.stderr)
+        sys.exit(f"expected an analysis among {', '.join(ANALYSES)}; got {name!r}. Pass one of these names.")
+    restore_interrupt()
+    import_module(ANALYSES[name].module).main(rest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Steered continuations, scored by ROUGE-L against each agent's own first text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import steerkit as sk
+from analysis.agents.contexts import Context, first_texts, unnamed
+from steerkit.sweeps.result import SweepResult
+from steerkit.text.tags import without_tags
+from steerkit.text.traces import DebateTrace
+
+TEMPERATURE, TOP_P = 0.7, 0.9
+
+
+def continuations(
+    model: Any,
+    tokenizer: Any,
+    traces: Sequence[DebateTrace],
+    vectors: Mapping[str, sk.SteeringVector],
+    layers: Sequence[int],
+    coefficients: Sequence[float],
+    context: Context,
+    positions: str,
+    max_new_tokens: int,
+    seed: int = 0,
+    out: Path | None = None,
+) -> SweepResult:
+    """Steered continuations without their tags, scored by ROUGE-L against each agent's own first text.
+
+    One text per context is sampled as in the paper (arXiv 2604.24881, section 4); all coefficients share their random
+    numbers. Greedy texts would show only the agent that the model plays anyway, whose score cannot rise.
+
+    Args:
+        model: the checkpoint.
+        tokenizer: its tokenizer.
+        traces: the debates.
+        vectors: by name; the agents' vectors and their controls.
+        layers: where they are steered, one at a time.
+        coefficients: 0 is always added.
+        context: see `analysis.agents.contexts`. With `unnamed` all agents share a context: it is continued once, and
+            its text is scored against each agent's.
+        positions: where vectors are added, see `steerkit.Steering`.
+        max_new_tokens: length of a continuation.
+        seed: sampling seed.
+        out: the sweep's folder, see `steerkit.sweep`.
+
+    Returns:
+        A sweep's result with the columns `agent` and `rouge_l`.
+    """
+    references = {trace.question: first_texts(trace) for trace in traces}
+    identity = context is not unnamed
+    if identity:
+        prompts = [
+            {"prompt": context(trace, agent), "id": f"{trace.question}/{agent}", "group": trace.question}
+            for trace in traces
+            for agent in references[trace.question]
+        ]
+    else:
+        prompts = [{"prompt": trace.prompt, "id": trace.question} for trace in traces]
+    result = sk.sweep(
+        model,
+        tokenizer,
+        vectors,
+        prompts,
+        coefficients=[0.0, *coefficients],
+        layers=list(layers),
+        positions=positions,
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        foreign=True,
+        out=out,
+    )
+    table = result.table
+    if identity:
+        table = table.assign(agent=[key.rpartition("/")[2] for key in table["prompt_id"]])
+    else:
+        agents = sorted({agent for texts in references.values() for agent in texts})
+        table = pd.concat([table.assign(agent=agent) for agent in agents], ignore_index=True)
+        table["prompt_id"] = table["prompt_id"] + "/" + table["agent"]
+    keys = zip(table["group"], table["agent"], strict=True)
+    table = table.assign(
+        text=[without_tags(text) for text in table["text"]],
+        reference=[references[question].get(agent, "") for question, agent in keys],
+    )
+    return SweepResult(table, {**result.meta, "identity": identity}).score("rouge_l")

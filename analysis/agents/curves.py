@@ -1,0 +1,77 @@
+"""Curves over the coefficients, and gains at one coefficient, of each agent's direction and of its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from steerkit.stats.multiple import holm
+from steerkit.sweeps.result import SweepResult
+
+CONTROL_ROLES = ("random", "matched", "shuffled")
+
+
+def curves(result: SweepResult, score: str) -> pd.DataFrame:
+    """Mean, interval and area of a score per agent and kind of direction.
+
+    Args:
+        result: a sweep of the agents' vectors (role `vector`) and controls of all of them, with the column `agent`.
+        score: a column of its table.
+
+    Returns:
+        The columns of `SweepResult.curve`, with kind (`own`, `other agents`, `random`, `matched`, `shuffled`) instead
+        of vector, and with role (`vector`, `other`, or that of the controls), agent, area, area_low and area_high.
+    """
+    by_role = _names_by_role(result)
+    agents = sorted(by_role["vector"])
+    parts = []
+    for agent in agents:
+        kinds = {("own", "vector"): [agent], ("other agents", "other"): [name for name in agents if name != agent]}
+        kinds |= {(role, role): by_role[role] for role in CONTROL_ROLES if role in by_role}
+        for (kind, role), names in kinds.items():
+            chosen = only(result, agent, names)
+            pooled = SweepResult(chosen.table.assign(vector=kind), chosen.meta)
+            curve = pooled.curve(score).assign(agent=agent, role=role)
+            area = pooled.curve_auc(score, normalize=True).iloc[0]
+            parts.append(curve.assign(area=area["curve_auc"], area_low=area["low"], area_high=area["high"]))
+    return pd.concat(parts, ignore_index=True).rename(columns={"vector": "kind"})
+
+
+def gains(result: SweepResult, score: str, coefficient: float) -> pd.DataFrame:
+    """Each agent's gain at the frozen coefficient over coefficient 0 and over each kind of control.
+
+    Args:
+        result: as for `curves`.
+        score: a column of its table.
+        coefficient: the frozen coefficient.
+
+    Returns:
+        The columns of `SweepResult.gain` without `vector`, with agent, over (`coefficient 0` or a role), and p_holm
+        (Holm over the agents).
+    """
+    by_role = _names_by_role(result)
+    over = {"coefficient 0": None} | {role: by_role[role] for role in CONTROL_ROLES if role in by_role}
+    parts = []
+    for kind, names in over.items():
+        lines = []
+        for agent in sorted(by_role["vector"]):
+            table = only(result, agent, [agent, *(names or [])]).gain(score, over=names, vectors=[agent])
+            lines.append(table[table["coefficient"] == coefficient].assign(agent=agent, over=kind))
+        block = pd.concat(lines, ignore_index=True)
+        parts.append(block.assign(p_holm=holm(block["p"])))
+    return pd.concat(parts, ignore_index=True).drop(columns="vector")
+
+
+def only(result: SweepResult, agent: str, vectors: Sequence[str]) -> SweepResult:
+    """The rows of some vectors that are scored against one agent's text."""
+    table = result.table
+    return SweepResult(table[(table["agent"] == agent) & table["vector"].isin(vectors)], result.meta)
+
+
+def _names_by_role(result: SweepResult) -> dict[str, list[str]]:
+    """The vectors' names by role, in the order of the table."""
+    by_role: dict[str, list[str]] = {}
+    for name, (role, _) in result.roles().items():
+        by_role.setdefault(role, []).append(name)
+    return by_role

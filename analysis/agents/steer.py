@@ -1,0 +1,164 @@
+"""Steer each agent by its own direction: tables of curves, gains, cosines and reliability, in one folder.
+
+For every checkpoint: vectors per agent from training debates, a setting chosen on validation debates, and on test
+debates the gains of that setting over coefficient 0 and over controls, with the agent's tag in the context and without.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.agents.activations import activations_of
+from analysis.agents.checkpoint_differences import areas, differences
+from analysis.agents.choose import Grid, choose
+from analysis.agents.contexts import unnamed
+from analysis.agents.continuations import continuations
+from analysis.agents.curves import curves, gains
+from analysis.agents.fidelity import fidelity
+from analysis.agents.geometry import agent_cosines, checkpoint_cosines, plane
+from analysis.agents.reliability import reliability
+from analysis.agents.vectors import agent_controls, agent_vectors, published_vectors
+from analysis.inputs import Inputs, add_inputs, inputs_of
+from steerkit.io.files import file_name, sha256
+from steerkit.io.run_folder import run_folder
+from steerkit.io.tables import read_table, write_table
+from steerkit.sweeps.result import SweepResult
+from training.presets import override
+
+SCORES = ("rouge_l", "fidelity")
+KINDS = ("tried", "choice", "curves", "gains", "cosines", "plane", "reliability")
+"""The tables of each checkpoint."""
+
+
+def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.DataFrame]:
+    """All tables of one checkpoint, by kind."""
+    model, tokenizer = inputs.load(name)
+    train, validation, test = (
+        inputs.train[: grid.train],
+        inputs.validation[: grid.validation],
+        inputs.test[: grid.test],
+    )
+    named = inputs.context(name)
+    activations = activations_of(model, tokenizer, train, grid.sources, named)
+    choice, tried = choose(model, tokenizer, activations, validation, grid)
+    acts = activations[choice.source, choice.position]
+    own = agent_vectors(acts)
+    tables = {"tried": tried, "reliability": reliability(acts, [choice.layer], seed=grid.seed)}
+    on_test = activations_of(model, tokenizer, test, (choice.source,), named)[choice.source, choice.position]
+    tables["plane"] = plane(own, on_test, choice.layer)
+    tables["cosines"] = agent_cosines(own)
+    all_vectors = {**own, **agent_controls(acts, own, grid.controls, grid.seed)}
+    curve_vectors = {**own, **agent_controls(acts, own, min(grid.bands, grid.controls), grid.seed)}
+    coefficients = (*grid.negative, *grid.coefficients)
+    parts: dict[str, list[pd.DataFrame]] = {"curves": [], "gains": []}
+    for context, short in ((unnamed, "none"), (named, "tag")):
+        of_curve = curve_vectors, [choice.layer], coefficients, context, choice.extent
+        of_gain = all_vectors, [choice.layer], [choice.coefficient], context, choice.extent
+        sampling = grid.max_new_tokens, grid.seed
+        rouge_curve = continuations(model, tokenizer, test, *of_curve, *sampling, out / short)
+        rouge_gain = continuations(model, tokenizer, test, *of_gain, *sampling, out / f"{short}-frozen")
+        results = {
+            "rouge_l": (rouge_curve, rouge_gain),
+            "fidelity": tuple(fidelity(model, tokenizer, test, *steered) for steered in (of_curve, of_gain)),
+        }
+        for score, (curve, frozen) in results.items():
+            about = {"score": score, "identity": context is not unnamed, "stage": name}
+            about |= {"source": choice.source, "position": choice.position, "extent": choice.extent}
+            parts["curves"].append(curves(curve, score).assign(**about))
+            parts["gains"].append(gains(frozen, score, choice.coefficient).assign(**about))
+            curve.save(out / f"{score}-{short}.parquet")
+            frozen.save(out / f"{score}-{short}-frozen.parquet")
+    tables |= {kind: pd.concat(each, ignore_index=True) for kind, each in parts.items()}
+    table = rouge_curve.table
+    at_choice = table[table["vector"].isin(own) & (table["coefficient"] == choice.coefficient)]
+    line = {**asdict(choice), "relative_dose": float(at_choice["relative_dose"].mean())}
+    tables["choice"] = pd.DataFrame([{**line, "settings_tried": int(tried["screened"].sum()) // len(own)}])
+    for agent, vector in own.items():
+        vector.save(out / f"agent-{agent}.safetensors")
+    return {kind: table.assign(stage=name) for kind, table in tables.items()}
+
+
+def area_differences(folders: Mapping[str, Path]) -> list[pd.DataFrame]:
+    """Each later checkpoint's areas minus the first one's, see `analysis.agents.checkpoint_differences`."""
+    first, *later = folders
+    parts = []
+    for score in SCORES:
+        for short in ("none", "tag"):
+            results = {name: SweepResult.load(path / f"{score}-{short}.parquet") for name, path in folders.items()}
+            agents = sorted(set(results[first].table["agent"]))
+            for name in later:
+                about = {"score": score, "identity": short == "tag", "stage": name, "minus": first}
+                table = differences(results[first], results[name], partial(areas, score=score), agents)
+                parts.append(table.assign(**about))
+    return parts or [pd.DataFrame()]
+
+
+def analyse(inputs: Inputs, grid: Grid, out: str | Path, only: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
+    """Tables of all checkpoints, written as `out/KIND.csv`; a finished checkpoint is not analysed again.
+
+    Args:
+        inputs: checkpoints and debates.
+        grid: what is tried.
+        out: a run folder.
+        only: analyse these checkpoints, each in its own folder, and write no common tables. Several processes can share
+            an analysis in this way.
+
+    Returns:
+        The common tables by kind; empty with `only`.
+
+    Raises:
+        ValueError: a checkpoint's name that is not among those of the inputs.
+        ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
+    """
+    out = Path(out)
+    if unknown := [name for name in only if name not in inputs.stages]:
+        raise ValueError(f"expected checkpoints among {list(inputs.stages)}; got {unknown}. Pass names of that list.")
+    config: dict[str, Any] = {"grid": asdict(grid)}
+    config["traces"] = sha256("".join(trace.text for trace in (*inputs.train, *inputs.validation, *inputs.test)))
+    folders = {name: out / "stages" / file_name(name) for name in inputs.stages}
+    for name in only or inputs.stages:
+        own = config | {"stages": {name: inputs.about(name)}}
+        with run_folder(folders[name], own) as folder:
+            if not all((folder / f"{kind}.csv").exists() for kind in KINDS):
+                for kind, table in at_stage(name, inputs, grid, folder).items():
+                    write_table(folder / f"{kind}.csv", table, own)
+    if only:
+        return {}
+    config["stages"] = {name: inputs.about(name) for name in inputs.stages}
+    with run_folder(out, config):
+        parts = {kind: [read_table(folder / f"{kind}.csv")[0] for folder in folders.values()] for kind in KINDS}
+        parts["stage_differences"] = area_differences(folders)
+        published = {name: published_vectors(inputs, name, grid.train, path) for name, path in folders.items()}
+        parts["checkpoint_cosines"] = [checkpoint_cosines(published)]
+        tables = {kind: pd.concat(each, ignore_index=True) for kind, each in parts.items()}
+        for kind, table in tables.items():
+            write_table(out / f"{kind}.csv", table, config)
+    return tables
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m analysis agents", description=__doc__)
+    add_inputs(parser)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of Grid, e.g. layers=[8,14]"
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="analyse this checkpoint; write no common tables"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        grid = override(Grid(), given.set)
+    except ValueError as error:
+        parser.error(str(error))
+    tables = analyse(inputs_of(given, parser, given.only), grid, given.out, given.only)
+    if given.only:
+        return
+    print(tables["choice"].to_string(index=False))
+    print(tables["gains"].round(3).to_string(index=False))

@@ -1,0 +1,175 @@
+"""Inputs of an analysis: checkpoints in the order of training, and debates that are split by question."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import steerkit
+from analysis.agents.contexts import Context, by_cast, by_tag
+from steerkit.io.files import file_name, sha256
+from steerkit.io.json import canonical_json, read_json
+from steerkit.text.traces import DebateTrace, read_traces
+from training.debates.personas import cast_of
+from training.problems.families import FAMILIES
+from training.toy.worlds import WORLDS
+
+BASE, SFT, IMAD = "base", "SFT", "IMAD"
+WEIGHTS = (".safetensors", ".gguf", ".json", ".jinja")
+"""Suffixes of the files that a checkpoint's hash covers."""
+UNTAGGED, TURNS = "SFT without tags", "SFT on single turns"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Checkpoints and debates. A question is in one of the three splits only.
+
+    Args:
+        stages: name -> checkpoint, in the order of training.
+        train: debates that the vectors are extracted from.
+        validation: debates on which settings are chosen.
+        test: debates on which results are reported.
+        base_context: the context that names an agent for checkpoints that were not trained on tags.
+        dtype: of the checkpoints' weights when they are loaded; None is steerkit's default.
+
+    Raises:
+        ValueError: no checkpoint, an empty split, two names that give one file name, or a question in two splits.
+    """
+
+    stages: Mapping[str, str | Path]
+    train: tuple[DebateTrace, ...]
+    validation: tuple[DebateTrace, ...]
+    test: tuple[DebateTrace, ...]
+    base_context: Context = by_tag
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        questions = [{trace.question for trace in split} for split in (self.train, self.validation, self.test)]
+        if not self.stages or not all(questions):
+            raise ValueError(
+                f"expected a checkpoint, and debates for vectors, validation and test; got {len(self.stages)} "
+                f"checkpoints and {', '.join(str(len(split)) for split in questions)} debates. Pass more debates."
+            )
+        names = [file_name(name) for name in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected checkpoints whose names give different file names; got {names}. Rename one.")
+        if questions[0] & questions[1] or questions[0] & questions[2] or questions[1] & questions[2]:
+            raise ValueError("expected each question in one split only; got some in two splits. Split by question.")
+
+    def load(self, stage: str) -> tuple[Any, Any]:
+        """The model and tokenizer of a checkpoint."""
+        return steerkit.load(self.stages[stage], dtype=self.dtype)
+
+    def about(self, stage: str) -> dict[str, str | None]:
+        """Path and content hash of a checkpoint, for the configuration of a run folder.
+
+        The hash identifies the checkpoint: a moved one is the same, a retrained one is another. A name on a hub has no
+        hash.
+        """
+        path = Path(self.stages[stage])
+        kept = [file for file in path.glob("*") if file.suffix in WEIGHTS and file.name != "trainer_state.json"]
+        hashes = [sha256(path)] if path.is_file() else [[file.name, sha256(file)] for file in sorted(kept)]
+        content = sha256(canonical_json(hashes)) if hashes else None
+        return {"checkpoint": str(path), "files_sha256": content}
+
+    def context(self, stage: str) -> Context:
+        """The context that names an agent for a checkpoint."""
+        return self.base_context if stage in (BASE, UNTAGGED) else by_tag
+
+
+def inputs_of_files(stages: Mapping[str, str | Path], path: str | Path) -> Inputs:
+    """Any checkpoints and any traces file: 60 % of its questions for vectors, 15 % for validation, 25 % for test."""
+    traces = read_traces(path)
+    percentile = {trace.question: _percentile(trace.question) for trace in traces}
+    train, validation, test = (
+        tuple(trace for trace in traces if low <= percentile[trace.question] < high)
+        for low, high in ((0, 60), (60, 75), (75, 100))
+    )
+    return Inputs(stages, train, validation, test)
+
+
+def inputs_of_run(folder: str | Path, steps: Sequence[int] = (), only: Sequence[str] = ()) -> Inputs:
+    """A run of `training.imad`: base, SFT, GRPO at the given steps and IMAD; also its SFT without tags and on turns.
+
+    Vectors are extracted from its training debates. A quarter of its test debates is used for validation.
+
+    Args:
+        folder: the run's folder.
+        steps: GRPO steps whose checkpoints are added.
+        only: names of the checkpoints that must exist; default all.
+
+    Raises:
+        FileNotFoundError: a checkpoint does not exist yet.
+    """
+    folder = Path(folder)
+    stages = {BASE: base_of(folder), SFT: folder / "sft" / "checkpoint"}
+    stages |= {f"GRPO step {step}": folder / "grpo" / "trainer" / f"checkpoint-{step}" for step in steps}
+    stages[IMAD] = folder / "grpo" / "checkpoint"
+    preset = read_json(folder / "config.json")
+    controls = {UNTAGGED: "untagged", TURNS: "turns"}
+    stages |= {name: folder / f"sft-{short}" / "checkpoint" for name, short in controls.items() if preset.get(short)}
+    required = [path for name, path in stages.items() if name in (only or stages)]
+    if missing := [str(path) for path in required if isinstance(path, Path) and not path.exists()]:
+        raise FileNotFoundError(
+            f"expected a finished run of training.imad in {folder}; missing: {missing}. Finish the run first."
+        )
+    evaluated = read_traces(folder / "evaluation" / "sampled" / "debates" / "traces.jsonl")
+    validation = tuple(trace for trace in evaluated if _percentile(trace.question) < 25)
+    test = tuple(trace for trace in evaluated if _percentile(trace.question) >= 25)
+    train = tuple(read_traces(folder / "debates" / "traces.jsonl"))
+    return Inputs(stages, train, validation, test, _cast_context(folder), preset.get("dtype"))
+
+
+def _cast_context(folder: Path) -> Context:
+    """The prompts with which the agents of a run's debates were asked."""
+    preset = read_json(folder / "config.json")
+    world = WORLDS.get(preset["family"]) if preset["checkpoint"] is None else None
+    family = preset["family"] if world is None else world.family
+    cast = cast_of(preset["cast"]) if world is None else world.cast()
+    return by_cast(cast, FAMILIES[family](1, 0, "train")[0].kind)
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the inputs of an analysis and its output folder."""
+    parser.add_argument("--run", type=Path, help="folder of a run of training.imad")
+    parser.add_argument("--step", type=int, action="append", default=[], help="also analyse this GRPO step of the run")
+    parser.add_argument(
+        "--stage", action="append", default=[], metavar="NAME=CHECKPOINT", help="a checkpoint, with --traces"
+    )
+    parser.add_argument("--traces", type=Path, help="traces file of the debates, with --stage")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+
+
+def inputs_of(given: argparse.Namespace, parser: argparse.ArgumentParser, only: Sequence[str] = ()) -> Inputs:
+    """The inputs that the command line names: a run of training.imad, or checkpoints and a traces file."""
+    if (given.run is None) == (given.traces is None or not given.stage):
+        parser.error(
+            "expected either --run FOLDER, or --traces FILE with at least one --stage NAME=CHECKPOINT; got both or "
+            "neither. Pass one of the two."
+        )
+    if given.run is not None:
+        return inputs_of_run(given.run, given.step, only)
+    pairs = [stage.partition("=") for stage in given.stage]
+    return inputs_of_files({name: path for name, _, path in pairs}, given.traces)
+
+
+def base_of(run: str | Path) -> str | Path:
+    """The checkpoint that a run of `training.imad` starts from."""
+    folder = Path(run)
+    trained = folder / "base" / "checkpoint"
+    if trained.exists():
+        return trained
+    checkpoint = read_json(folder / "config.json")["checkpoint"]
+    if checkpoint == "smollm2":
+        from steerkit.demo.checkpoint import default_checkpoint
+
+        return default_checkpoint()
+    return str(checkpoint)
+
+
+def _percentile(question: str) -> int:
+    """A number from 0 to 99 that depends on the question alone."""
+    return int(sha256(question)[:8], 16) % 100
