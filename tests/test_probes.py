@@ -13,7 +13,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from steerkit.capture.activations import Activations
-from steerkit.probes.probe import Probe, _deal, _permuted, fit_probe, probe_layers
+from steerkit.probes.folds import deal_folds, permuted_labels
+from steerkit.probes.probe import Probe, fit_probe, probe_layers
 from steerkit.stats.areas import macro_roc_auc
 from steerkit.stats.bootstrap import bootstrap_ci
 
@@ -150,7 +151,7 @@ def test_folds_never_split_a_group_and_spread_the_classes() -> None:
     for seed in range(20):
         groups = pd.Series(rng.permutation(np.repeat(np.arange(30), 4)))
         y = (groups.to_numpy() % 10 == 0).astype(int)  # three groups hold the second class
-        group_of, fold = _deal(groups, y, ("a", "b"), 3, seed)
+        group_of, fold = deal_folds(groups, y, ("a", "b"), 3, seed)
         assert (pd.Series(fold).groupby(groups.to_numpy()).nunique() == 1).all()
         assert (pd.Series(fold).groupby(group_of).nunique() == 1).all()
         assert set(fold) == {0, 1, 2} == set(fold[y == 1])
@@ -180,7 +181,7 @@ def test_every_figure_is_that_of_separate_fits_fold_by_fold() -> None:
     groups = rng.permutation(np.arange(n) // 3)
     names = np.array(["a", "b", "c"])[y]
     result = probe_layers(activations(torch.from_numpy(x), names, groups), folds=folds, seed=4)
-    _, fold = _deal(pd.Series(groups), y, ("a", "b", "c"), folds, 4)
+    _, fold = deal_folds(pd.Series(groups), y, ("a", "b", "c"), folds, 4)
 
     p = np.zeros((depth, n, k))
     chosen = []
@@ -242,14 +243,14 @@ def test_shuffled_labels_are_at_chance_where_every_group_has_one_label() -> None
 def test_permuted_labels_keep_their_number_and_give_every_fold_its_share() -> None:
     y = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
     fold = np.repeat(np.arange(5), 20)
-    permuted = _permuted(y, fold, np.random.default_rng(0))
+    permuted = permuted_labels(y, fold, np.random.default_rng(0))
     assert torch.equal(permuted.sort().values, y)
     counts = pd.crosstab(fold, permuted.numpy()).to_numpy()
     assert np.abs(counts - [10, 6, 4]).max() <= 1
-    again = _permuted(y, fold, np.random.default_rng(1))
+    again = permuted_labels(y, fold, np.random.default_rng(1))
     assert 0.2 < (permuted == again).double().mean() < 0.6
     rare, sizes = torch.tensor([0] * 500 + [1] * 3 + [2] * 7), np.repeat([0, 1, 2], [500, 5, 5])
-    assert len(set(sizes[_permuted(rare, sizes, np.random.default_rng(0)) == 1])) > 1
+    assert len(set(sizes[permuted_labels(rare, sizes, np.random.default_rng(0)) == 1])) > 1
 
 
 def test_one_huge_activation_neither_stops_the_fits_nor_changes_their_optimum() -> None:
@@ -259,7 +260,7 @@ def test_one_huge_activation_neither_stops_the_fits_nor_changes_their_optimum() 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = probe_layers(activations(x, y, groups))
-    _, fold = _deal(pd.Series(groups), y, (0, 1), 5, 0)
+    _, fold = deal_folds(pd.Series(groups), y, (0, 1), 5, 0)
     p = np.zeros(300)
     for i in range(5):
         p[fold == i] = sklearn_fit(x[fold != i], y[fold != i]).predict(x[fold == i].double().numpy()) == y[fold == i]

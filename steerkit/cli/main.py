@@ -322,7 +322,7 @@ def convert(
     """
     import warnings
 
-    from steerkit.vectors.convert import read_vectors, unsaid, write_vectors
+    from steerkit.vectors.convert import missing_fields, read_vectors, write_vectors
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
@@ -333,7 +333,7 @@ def convert(
     facts: dict[str, Any] = {}
     for name, vector in vectors.items():
         facts |= {name: repr(vector), f"{name} written": str(written[name])}
-        facts |= {f"{name} not said": ", ".join(unsaid(vector)) or "nothing"}
+        facts |= {f"{name} not said": ", ".join(missing_fields(vector)) or "nothing"}
     show_facts({**facts, "lost": " ".join(dict.fromkeys(str(one.message) for one in said)) or "nothing"}, as_json)
 
 
