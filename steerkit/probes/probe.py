@@ -120,12 +120,11 @@ class ProbeResult:
         nested = self.table[self.table["layer"] == "nested"]
         if len(nested):
             row = nested.iloc[0]
-            summary["held-out accuracy"] = (
-                f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}] "
-                f"with the layer chosen in the training folds (n {row['n']})"
-            )
+            interval = f"[{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]"
+            summary["nested accuracy"] = f"{row['accuracy']:.3f} {interval}"
+            summary["n"] = str(row["n"])
         if "majority_accuracy" in self.meta:
-            summary["share of the largest class"] = f"{self.meta['majority_accuracy']:.3f}"
+            summary["majority accuracy"] = f"{self.meta['majority_accuracy']:.3f}"
         return summary
 
 

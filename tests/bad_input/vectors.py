@@ -53,9 +53,9 @@ ARITHMETIC: dict[str, tuple[Callable[[SteeringVector], object], str, str, str, t
         lambda v: v + push(model_fingerprint="b"), "vectors of one model", "is None and b", "Extract", ValueError
     ),
     "of norm 0 as a direction": (
-        lambda v: (v * 0).unit(), "expected vectors of norm above 0", "got norm 0 at layers [1]", "Leave these", ValueError
+        lambda v: (v * 0).unit(), "vectors of norm above 0", "got norm 0 at layers [1]", "Leave these", ValueError
     ),
-    "at a layer it has not": (lambda v: v.at(3), "expected layers among [1]", "got [3]", "Pass layers that", ValueError),
+    "at a layer it has not": (lambda v: v.at(3), "expected layers among [1]", "got [3]", "Pass layers", ValueError),
     "at no layer": (lambda v: v.at(), "expected layers among [1]", "got []", "Pass layers that", ValueError),
     "at a layer twice": (lambda v: v.at(1, 1), "each once", "got [1, 1]", "Pass layers that", ValueError),
     "at True for 1": (lambda v: v.at(True), "expected layers among [1]", "got [True]", "Pass layers that", ValueError),
