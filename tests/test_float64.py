@@ -17,7 +17,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 
 class OnMps(Tensor):
-    """A tensor that acts as one on MPS: its results are such tensors, none may be float64, `cpu()` leaves the device."""
+    """A stub of a tensor on MPS: its results are stubs too, none may be float64, and `cpu()` leaves the device."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -50,9 +50,6 @@ def on_mps():
 
 def test_the_stub_refuses_float64_and_leaves_the_device_with_cpu(on_mps) -> None:
     x = torch.ones(2).as_subclass(OnMps)
-    for make in (lambda: x.double(), lambda: x.to(torch.float64), lambda: x + torch.ones(2).double(), x.cpu().double):
-        if make == x.cpu().double:
-            assert type(make()) is Tensor
     for make in (lambda: x.double(), lambda: x.to("cpu", torch.float64), lambda: (x * 2).float().to(torch.float64)):
         with pytest.raises(TypeError, match="float64"):
             make()
