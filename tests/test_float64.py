@@ -29,8 +29,8 @@ class OnMps(Tensor):
             )
         if isinstance(result, tuple | list):
             return type(result)(_moved(one, OnMps) for one in result) if type(result) in (tuple, list) else result
-        name = getattr(func, "__name__", "")
-        to_cpu = name == "cpu" or (name == "to" and any(str(one) == "cpu" for one in args[1:]))
+        name = getattr(func, "__name__", "")  # a torch.device is that of the parameters, hence the stub device
+        to_cpu = name == "cpu" or (name == "to" and "cpu" in [one for one in args[1:] if isinstance(one, str)])
         return _moved(result, Tensor if to_cpu else OnMps)
 
 
