@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import steerkit as sk
 from steerkit.demo.checkpoint import default_checkpoint
 from steerkit.demo.questions import PERSONAS, Question, answer_pairs, read_questions
 from steerkit.text.traces import DebateTrace, Turn
+
+# Timed only: the means of whole texts are not used as vectors.
+warnings.filterwarnings("ignore", "position='mean' includes position 0")
 
 
 @functools.cache

@@ -15,7 +15,8 @@ import steerkit as sk
 from benchmarks import inputs
 from benchmarks.timing import Measured, measured, seconds
 from steerkit.capture.activations import Activations
-from steerkit.probes.probe import PERMUTATIONS, _deal
+from steerkit.probes.folds import deal_folds
+from steerkit.probes.probe import PERMUTATIONS
 from steerkit.scores.text import rouge_l
 
 FOLDS, ITEMS, WIDTH = 5, 3000, 576
@@ -120,7 +121,7 @@ def optimum(x: np.ndarray, y: np.ndarray) -> float:
 def probe(name: str, acts: Activations, layers: list[int]) -> Measured:
     """All fits of `probe_layers` at a layer, controls included, against the same fits by scikit-learn."""
     y = acts.items["label"].astype(int).to_numpy()
-    _, fold = _deal(acts.items["group"], y, (0, 1, 2), FOLDS, 0)
+    _, fold = deal_folds(acts.items["group"], y, (0, 1, 2), FOLDS, 0)
     a, b = np.triu_indices(FOLDS)
     train = [np.flatnonzero((fold != i) & (fold != j)) for i, j in zip(a, b, strict=True)]
     outer = [np.flatnonzero(fold != i) for i in range(FOLDS)]

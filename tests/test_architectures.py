@@ -86,6 +86,7 @@ def push(model: Any) -> SteeringVector:
     return SteeringVector({at: 3 * after[at + 1].norm(dim=-1).mean() * d / d.norm() for at, d in directions.items()})
 
 
+@pytest.mark.filterwarnings("ignore:position='mean' includes position 0")
 def test_inner_layers_read_in_a_padded_batch_are_the_hidden_states_of_each_text_alone(request, model) -> None:
     name = request.node.callspec.params["model"]
     blocks = find_blocks(model)

@@ -56,6 +56,7 @@ def state(model: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.filterwarnings("ignore:position='mean' includes position 0")
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_each_backend_reads_the_stream_that_we_read(kind: str, backend: str) -> None:
     model, tokenizer = tiny_model(kind), tiny_tokenizer()
@@ -239,6 +240,7 @@ def test_a_sweep_runs_through_a_backend(backend: str) -> None:
     assert ours["text"].nunique() > len(prompts)
 
 
+@pytest.mark.filterwarnings("ignore:position='mean' includes position 0")
 def test_a_real_checkpoint_is_read_and_steered_through_each_backend(smollm, backend: str) -> None:
     model, tokenizer = smollm
     other = through(model, tokenizer, backend)

@@ -75,6 +75,7 @@ def test_captured_streams_of_the_real_checkpoint_equal_hidden_states(smollm) -> 
     assert relative(states[30][3], model.model.norm(acts.at(29)[0])) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:position='mean' includes position 0")
 @pytest.mark.parametrize("position", ["last", "first", "mean", 0, -1])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
 def test_batches_of_one_and_of_eight_and_a_slow_loop_agree(kind: str, position: str | int) -> None:
@@ -100,6 +101,7 @@ def test_a_pair_is_read_over_the_tokens_of_its_continuations_only(llama) -> None
     assert acts.items["group"].tolist() == ["0", "0"]
 
 
+@pytest.mark.filterwarnings("ignore:position='mean' includes position 0")
 def test_spans_of_one_text_equal_separate_forwards(llama) -> None:
     model, tokenizer = llama
     text = "Agent one says this. Agent two says that, at length. Then a tail."
@@ -238,6 +240,7 @@ def test_captured_activations_are_ordinary_tensors_that_autograd_takes(llama) ->
     gc.collect()
 
 
+@pytest.mark.filterwarnings("ignore:position='mean' includes position 0")
 def test_means_read_some_texts_at_a_time_and_refuse_a_bad_one_before_any(monkeypatch) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     texts = [f"text {number} " * (1 + number % 3) for number in range(11)]

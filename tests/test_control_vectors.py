@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit.vectors.convert import unsaid
+from steerkit.vectors.convert import missing_fields
 from steerkit.vectors.vector import SteeringVector
 from tests.vector_files import WIDTH, made, raw_gguf, read, same, values, write
 
@@ -66,7 +66,7 @@ def test_repeng_reads_ours_and_we_read_repengs(tmp_path, monkeypatch) -> None:
     assert all(np.array_equal(theirs.directions[k], v.numpy()) for k, v in ours.layers.items())
     (theirs * 2.0).export_gguf(tmp_path / "theirs.gguf")
     back = sk.read_vectors(tmp_path / "theirs.gguf")["theirs"]
-    assert same(back, ours * 2.0) and back.meta["model_type"] == "llama" and "model_fingerprint" in unsaid(back)
+    assert same(back, ours * 2.0) and back.meta["model_type"] == "llama" and "model_fingerprint" in missing_fields(back)
 
 
 def test_layer_0_is_read_from_a_control_vector_and_not_written_to_one(tmp_path) -> None:
@@ -141,5 +141,5 @@ def test_a_gguf_file_that_claims_an_endless_array_is_refused_at_once(tmp_path) -
     nested = text(b"a") + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 9, 1) * 5000
     for field in (endless, nested):
         (tmp_path / "v.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field)
-        with pytest.raises(ValueError, match="expected a whole GGUF file"):
+        with pytest.raises(ValueError, match="expected a complete GGUF file"):
             sk.read_vectors(tmp_path / "v.gguf")

@@ -77,7 +77,7 @@ def test_steering_vectors_own_hooks_give_the_same_logits_both_ways() -> None:
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ({"hook_point": "mlp_out"}, "its meta says {'hook_point': 'mlp_out'}"),
+        ({"hook_point": "mlp_out"}, "got {'hook_point': 'mlp_out'}"),
         ({"n": "six"}, "n in the header to be int"),
         ({"note": "x" * 2**20}, "at most 1048576 characters"),
     ],

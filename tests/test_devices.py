@@ -23,6 +23,7 @@ def folder(tmp_path):
     return tmp_path / "base"
 
 
+@pytest.mark.filterwarnings("ignore:position='mean' includes position 0")
 def test_blocks_kept_on_the_disk_read_and_steer_as_those_in_memory(folder) -> None:
     plain, tokenizer = sk.load(folder)
     spread, _ = sk.load(folder, device=SPREAD)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import steerkit as sk
-from steerkit.vectors.convert import unsaid
+from steerkit.vectors.convert import missing_fields
 from steerkit.vectors.vector import SteeringVector
 from tests.vector_files import WIDTH, read, same, their_probe, values
 
@@ -20,14 +20,14 @@ def test_the_agents_of_the_papers_scripts_are_imported_where_they_were_read_with
     whole = {"vectors": {"A1_vs_others": v, "A2_vs_others": w}, "counts": {"A1_vs_others": 5, "A2_vs_others": 5}}
     rounds = {"round_1": {"A1_vs_others": w}, "round_2": {"A1_vs_others": v}}
     torch.save({**whole, "round_specific_vectors": rounds, "config": config}, tmp_path / "agents.pt")
-    with pytest.warns(UserWarning, match="after block 20 and imported there.*before block 20, which is layer 19 here"):
+    with pytest.warns(UserWarning, match="imported at layer 20, .*before block 20, which is layer 19 here"):
         found = sk.read_vectors(tmp_path / "agents.pt")
     assert list(found) == ["A1_vs_others", "A2_vs_others", "round_1_A1_vs_others", "round_2_A1_vs_others"]
     assert all(list(vector.layers) == [20] for vector in found.values())
     assert torch.equal(found["A2_vs_others"].layers[20], w) and torch.equal(found["round_1_A1_vs_others"].layers[20], w)
     meta = found["A1_vs_others"].meta
     assert meta["n"] == 5 and meta["checkpoint"] == "llama" and meta["source"]["sft_model"] == "./sft"
-    assert meta["read_position"] == "last" and "n" in unsaid(found["round_1_A1_vs_others"])
+    assert meta["read_position"] == "last" and "n" in missing_fields(found["round_1_A1_vs_others"])
 
 
 def test_the_suppression_vector_of_the_papers_scripts_is_named_by_its_file(tmp_path) -> None:
@@ -50,7 +50,7 @@ def test_the_suppression_vector_of_the_papers_scripts_is_named_by_its_file(tmp_p
         ({"steering_vector": torch.ones(2, 3), "config": {"layer": 1}}, r"float32 \[2, 3\]"),
         ({"steering_vector": torch.ones(3, dtype=torch.int32), "config": {"layer": 1}}, "int32"),
         ({"steering_vector": torch.ones(3).to_sparse(), "config": {"layer": 1}}, "real numbers"),
-        ({"steering_vector": torch.ones(1).expand(10**12), "config": {"layer": 1}}, "it has fewer"),
+        ({"steering_vector": torch.ones(1).expand(10**12), "config": {"layer": 1}}, "got fewer"),
         ({"steering_vector": torch.tensor([float("nan")]), "config": {"layer": 1}}, "finite vector"),
         ({"vectors": {}, "config": {"layer": 1}}, "one vector at least"),
         ({"vectors": torch.ones(3), "config": {"layer": 1}}, "vectors to be a dictionary"),
@@ -72,7 +72,7 @@ def test_torch_files_that_do_not_say_a_place_or_hold_no_vector_are_refused(conte
 
 def test_a_dictionary_of_layers_alone_is_read_with_a_warning_that_it_does_not_say_its_place(tmp_path) -> None:
     torch.save(values(0, 3), tmp_path / "v.pt")
-    with pytest.warns(UserWarning, match="does not say where its vectors were read"):
+    with pytest.warns(UserWarning, match="does not name the hook point of its vectors"):
         vector = sk.read_vectors(tmp_path / "v.pt")["v"]
     assert same(vector, SteeringVector(values(0, 3)))
 
@@ -88,7 +88,7 @@ class Foreign:
 def test_a_pickle_that_needs_code_is_refused_by_name_and_its_code_does_not_run(legacy, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"steering_vector": Foreign()}, "v.pt", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ValueError, match=r"a pickle that runs posix\.mkdir.*Nothing in it was run"):
+    with pytest.raises(ValueError, match=r"a pickle that runs posix\.mkdir.*No code in it was run"):
         sk.read_vectors("v.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["v.pt"]
     torch.load("v.pt", weights_only=False)

@@ -58,6 +58,7 @@ def test_the_dtype_can_be_chosen(folder, dtype) -> None:
     assert str(model.dtype).endswith(str(dtype).removeprefix("torch."))
 
 
+@pytest.mark.filterwarnings("ignore:position='mean' includes position 0")
 def test_an_adapter_unmerged_and_merged_read_and_steer_alike(folder, tmp_path) -> None:
     adapter(tmp_path / "adapter")
     model, tokenizer = sk.load(folder, adapter=tmp_path / "adapter")

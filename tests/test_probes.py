@@ -13,7 +13,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from steerkit.capture.activations import Activations
-from steerkit.probes.probe import Probe, _deal, _permuted, fit_probe, probe_layers
+from steerkit.probes.folds import deal_folds, permuted_labels
+from steerkit.probes.probe import Probe, fit_probe, probe_layers
 from steerkit.stats.areas import macro_roc_auc
 from steerkit.stats.bootstrap import bootstrap_ci
 
@@ -150,7 +151,7 @@ def test_folds_never_split_a_group_and_spread_the_classes() -> None:
     for seed in range(20):
         groups = pd.Series(rng.permutation(np.repeat(np.arange(30), 4)))
         y = (groups.to_numpy() % 10 == 0).astype(int)  # three groups hold the second class
-        group_of, fold = _deal(groups, y, ("a", "b"), 3, seed)
+        group_of, fold = deal_folds(groups, y, ("a", "b"), 3, seed)
         assert (pd.Series(fold).groupby(groups.to_numpy()).nunique() == 1).all()
         assert (pd.Series(fold).groupby(group_of).nunique() == 1).all()
         assert set(fold) == {0, 1, 2} == set(fold[y == 1])
@@ -180,7 +181,7 @@ def test_every_figure_is_that_of_separate_fits_fold_by_fold() -> None:
     groups = rng.permutation(np.arange(n) // 3)
     names = np.array(["a", "b", "c"])[y]
     result = probe_layers(activations(torch.from_numpy(x), names, groups), folds=folds, seed=4)
-    _, fold = _deal(pd.Series(groups), y, ("a", "b", "c"), folds, 4)
+    _, fold = deal_folds(pd.Series(groups), y, ("a", "b", "c"), folds, 4)
 
     p = np.zeros((depth, n, k))
     chosen = []
@@ -242,14 +243,14 @@ def test_shuffled_labels_are_at_chance_where_every_group_has_one_label() -> None
 def test_permuted_labels_keep_their_number_and_give_every_fold_its_share() -> None:
     y = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
     fold = np.repeat(np.arange(5), 20)
-    permuted = _permuted(y, fold, np.random.default_rng(0))
+    permuted = permuted_labels(y, fold, np.random.default_rng(0))
     assert torch.equal(permuted.sort().values, y)
     counts = pd.crosstab(fold, permuted.numpy()).to_numpy()
     assert np.abs(counts - [10, 6, 4]).max() <= 1
-    again = _permuted(y, fold, np.random.default_rng(1))
+    again = permuted_labels(y, fold, np.random.default_rng(1))
     assert 0.2 < (permuted == again).double().mean() < 0.6
     rare, sizes = torch.tensor([0] * 500 + [1] * 3 + [2] * 7), np.repeat([0, 1, 2], [500, 5, 5])
-    assert len(set(sizes[_permuted(rare, sizes, np.random.default_rng(0)) == 1])) > 1
+    assert len(set(sizes[permuted_labels(rare, sizes, np.random.default_rng(0)) == 1])) > 1
 
 
 def test_one_huge_activation_neither_stops_the_fits_nor_changes_their_optimum() -> None:
@@ -259,7 +260,7 @@ def test_one_huge_activation_neither_stops_the_fits_nor_changes_their_optimum() 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = probe_layers(activations(x, y, groups))
-    _, fold = _deal(pd.Series(groups), y, (0, 1), 5, 0)
+    _, fold = deal_folds(pd.Series(groups), y, (0, 1), 5, 0)
     p = np.zeros(300)
     for i in range(5):
         p[fold == i] = sklearn_fit(x[fold != i], y[fold != i]).predict(x[fold == i].double().numpy()) == y[fold == i]
@@ -360,3 +361,99 @@ def test_errors_say_what_was_expected_and_what_came() -> None:
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+DEGENERATE = {
+    "random": lambda: made(200, 20, 3, 1.0),
+    "two classes, n<d": lambda: made(60, 200, 2, 1.0),
+    "separable": lambda: made(80, 30, 3, 0.0),
+    "a constant feature and two equal ones": lambda: constant_and_equal(),
+    "all items equal": lambda: (torch.full((60, 8), 0.3), np.arange(60) % 3 // 2),
+    "one huge activation": lambda: huge(),
+    "a rare class": lambda: (made(90, 12, 2, 1.0)[0], np.array([2] * 5 + [0, 1] * 42 + [0])),
+}
+
+
+def constant_and_equal() -> tuple[torch.Tensor, np.ndarray]:
+    x, y = made(40, 60, 2, 0.5)
+    x[:, 3] = 0.1
+    x[:, 5] = x[:, 4]
+    return x, y
+
+
+def huge() -> tuple[torch.Tensor, np.ndarray]:
+    x, y = made(120, 10, 2, 1.0)
+    x[7] = 1000 * x.std(0)
+    return x, y
+
+
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_both_solvers_give_equal_weights_and_probabilities(kind: str) -> None:
+    x, y = DEGENERATE[kind]()
+    ours, theirs = (fit_probe(x, y, tol=1e-12, solver=solver) for solver in ("steerkit", "scikit-learn"))
+    assert ours.classes == theirs.classes
+    assert (ours.weights - theirs.weights).norm() <= 1e-4 * theirs.weights.norm()
+    np.testing.assert_allclose(ours.scores(x).numpy(), theirs.scores(x).numpy(), atol=1e-4)
+    default = fit_probe(x, y)
+    np.testing.assert_allclose(default.scores(x).numpy(), theirs.scores(x).numpy(), atol=3e-3)
+
+
+def test_the_reference_is_scikit_learns_pipeline() -> None:
+    for k in (2, 3):
+        x, y = made(150, 12, k, 1.0, seed=k)
+        p = sklearn_fit(x, y, 2.0).predict_proba(x.double().numpy())
+        np.testing.assert_allclose(fit_probe(x, y, c=2.0, solver="scikit-learn").scores(x).numpy(), p, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["signal", "noise", "all items equal"])
+def test_profiles_of_both_solvers_are_equal(kind: str) -> None:
+    rng = np.random.default_rng(9)
+    y = np.arange(60) % 2
+    x = rng.normal(size=(60, 2, 6)) + (kind == "signal") * np.array([1.0, 3.0])[:, None] * y[:, None, None]
+    x = np.full_like(x, 0.3) if kind == "all items equal" else x
+    acts = activations(torch.from_numpy(x), y, np.arange(60) // 2, n_tokens=rng.integers(1, 9, 60))
+    ours, theirs = (probe_layers(acts, folds=3, solver=solver) for solver in ("steerkit", "scikit-learn"))
+    assert list(ours.table) == list(theirs.table) and theirs.meta["solver"] == "scikit-learn"
+    for column, atol in (("accuracy", 1 / 60 + 1e-9), ("roc_auc", 0.01)):
+        np.testing.assert_allclose(ours.table[column], theirs.table[column], atol=atol)
+    assert all(torch.allclose(ours.directions[k], theirs.directions[k], atol=0.02) for k in ours.directions)
+    assert ours.meta["nested_layers"] == theirs.meta["nested_layers"] or kind == "noise"
+
+
+def test_an_unknown_solver_is_refused() -> None:
+    x, y = made(60, 4, 3, 1.0)
+    for call in (lambda: fit_probe(x, y, solver="newton"), lambda: probe_layers(activations(x, y), solver="newton")):
+        with pytest.raises(ValueError, match=r"expected a solver among \['steerkit', 'scikit-learn'\]; got 'newton'"):
+            call()
+    with pytest.raises(ValueError, match="expected c above 0"):
+        fit_probe(x, y, c=0, solver="scikit-learn")
+
+
+def test_layers_of_a_profile_are_numbers_lists_arrays_or_all() -> None:
+    y = np.arange(40) % 2
+    acts = activations(torch.from_numpy(np.random.default_rng(0).normal(size=(40, 3, 4))), y, layers=("embed", 4, 9))
+    for layers in (9, np.int64(9), torch.tensor(9), [9], np.array([9]), torch.tensor([9]), range(9, 10)):
+        assert list(probe_layers(acts, layers=layers, folds=3).directions) == [9]
+    assert list(probe_layers(acts, layers="embed", folds=3).directions) == ["embed"]
+    assert list(probe_layers(acts, folds=3).directions) == ["embed", 4, 9]
+
+
+def test_the_shown_forms_of_a_profile_are_short_and_escaped() -> None:
+    y = np.arange(40) % 2
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 2, 4)) + 3 * y[:, None, None])
+    result = probe_layers(activations(x, np.array(["<b>good</b>", "bad"])[y]), folds=4)
+    assert repr(result).startswith("ProbeResult(layers 0, 1, classes <b>good</b>, bad, nested accuracy ")
+    assert repr(result).endswith("n 40, majority accuracy 0.500)") and len(repr(result)) < 200
+    page = result._repr_html_()
+    assert "&lt;b&gt;good&lt;/b&gt;" in page and "<b>good" not in page and "<table" in page
+    assert page.count("<tr") == 1 + len(result.table)
+    assert repr(fit_probe(x[:, 0], y)) == "Probe(classes 0, 1, d_model 4)"
+
+
+def test_probes_and_profiles_are_equal_only_to_themselves_and_can_be_in_sets() -> None:
+    x, y = made(60, 4, 2, 1.0)
+    for one, other in (
+        [fit_probe(x, y) for _ in range(2)],
+        [probe_layers(activations(x, y), folds=3) for _ in range(2)],
+    ):
+        assert one == one and one != other and one in [other, one] and len({one, one, other}) == 2

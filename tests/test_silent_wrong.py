@@ -385,6 +385,7 @@ SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {  # in the or
 }
 
 
+@pytest.mark.filterwarnings("ignore:position='mean' includes position 0")
 @pytest.mark.parametrize("name", SILENT)
 def test_ours_passes_and_the_wrong_way_is_caught(name: str, tmp_path: Path) -> None:
     check, ours, mutant = SILENT[name]

@@ -170,3 +170,91 @@ def test_a_vector_from_pairs_moves_text_towards_the_positive_side(smollm) -> Non
         return float(good.sum() - bad.sum())
 
     assert margin(1.0) > margin(0.0) > margin(-1.0)
+
+
+def test_vectors_are_equal_by_layers_and_values_and_can_be_in_sets() -> None:
+    v = SteeringVector({0: torch.tensor([3.0, 4.0]), 2: torch.ones(2)}, {"n": 1})
+    same = SteeringVector({2: torch.ones(2), 0: torch.tensor([3.0, 4.0])}, {"n": 2})
+    assert v == same and hash(v) == hash(same) and len({v, same, 2 * v}) == 2
+    assert v != 2 * v and v != v.at(0) and v != SteeringVector({0: torch.tensor([3.0, 4.0]), 3: torch.ones(2)})
+    assert v in [2 * v, same] and 2 * v not in [v, same] and v != "v" and {v: 1}[same] == 1
+    assert sk.Steering(v, 1.0, layer="all") == sk.Steering(same, 1.0, layer="all")
+    assert sk.Steering(v, 1.0, layer=0) != sk.Steering(2 * v, 1.0, layer=0)
+
+
+def test_a_saved_vector_is_equal_to_the_one_that_was_saved(tmp_path) -> None:
+    v = difference_in_means(acts())
+    v.save(tmp_path / "v.safetensors")
+    assert SteeringVector.load(tmp_path / "v.safetensors") == v
+
+
+@pytest.mark.parametrize("layers", [[1, 3], range(1, 4, 2), np.array([1, 3]), torch.tensor([1, 3]), (3, 1)])
+def test_layers_of_a_vector_are_chosen_by_lists_ranges_arrays_and_tensors(layers) -> None:
+    v = SteeringVector({layer: torch.full((2,), layer + 1.0) for layer in range(4)})
+    assert v.at(layers) == v.at(1, 3) == v.at(np.int64(1), torch.tensor(3))
+    assert v.at(torch.tensor(3)) == v.at(np.int64(3)) == v.at(3)
+    assert all(type(layer) is int for layer in v.at(layers).layers)
+    with pytest.raises(ValueError, match=r"expected layers 0 to 3, each once; got \[1, 7\]"):
+        v.at([1, 7])
+
+
+@pytest.mark.usefixtures("only_our_own_checks")
+def test_a_vector_takes_numpy_and_torch_layers_as_keys_and_refuses_a_layer_twice() -> None:
+    v = SteeringVector({np.int64(3): torch.ones(2), torch.tensor(1): torch.ones(2)})
+    assert list(v.layers) == [1, 3] and all(type(layer) is int for layer in v.layers)
+    with pytest.raises(ValueError, match="expected each layer once; got layer 1 twice"):
+        SteeringVector({1: torch.ones(2), torch.tensor(1): torch.ones(2)})
+
+
+def test_one_layers_direction_is_put_at_every_layer() -> None:
+    v = SteeringVector({1: torch.tensor([3.0, 4.0]), 2: torch.ones(2)}, {"n_layers": 4, "method": "pca"})
+    everywhere = v.at_all(1)
+    assert list(everywhere.layers) == [0, 1, 2, 3] and everywhere.meta == v.meta
+    assert all(value.tolist() == [3, 4] for value in everywhere.layers.values())
+    assert v.at_all(np.int64(2), n_layers=4) == v.at(2).at_all(2)
+    everywhere.layers[0][0] = 9  # no memory is shared
+    assert everywhere.layers[1][0] == 3 == v.layers[1][0]
+
+
+def test_the_number_of_layers_of_at_all_is_known_and_fits() -> None:
+    v = SteeringVector({1: torch.ones(2), 2: torch.ones(2)})
+    with pytest.raises(ValueError, match=r"expected the number of the model's layers in meta.*Pass n_layers="):
+        v.at_all(1)
+    assert list(v.at_all(1, n_layers=3).layers) == [0, 1, 2]
+    for n_layers in (2, 0, True, 3.0):
+        with pytest.raises(ValueError, match=rf"expected n_layers above 2; got {n_layers}"):
+            v.at_all(1, n_layers=n_layers)
+    with pytest.raises(ValueError, match=r"expected layers among \[1, 2\], each once; got \[3\]"):
+        v.at_all(3, n_layers=5)
+    known = SteeringVector(v.layers, {"n_layers": 4})
+    with pytest.raises(ValueError, match=r"expected n_layers 4, as meta\['n_layers'\] says; got 5"):
+        known.at_all(1, n_layers=5)
+
+
+def test_a_vector_at_all_layers_steers_all_of_them(llama) -> None:
+    model, tokenizer = llama
+    v = difference_in_means(sk.collect(model, tokenizer, {"positive": ["a"], "negative": ["b"]}, layers=1))
+    steering = sk.Steering(v.at_all(1), 1.0, layer="all", positions="all")
+    with torch.no_grad(), sk.capture_resid(model, 0) as plain:
+        model(input_ids=torch.tensor([[5]]))
+    with torch.no_grad(), steering.on(model), sk.capture_resid(model, 0) as steered:
+        model(input_ids=torch.tensor([[5]]))
+    assert torch.allclose(steered[0] - plain[0], v.layers[1].expand(1, 1, -1), atol=1e-5)
+
+
+def test_the_provenance_of_a_sum_is_what_both_operands_share() -> None:
+    shared = {"model_fingerprint": "m", "read_position": "last", "n_layers": 9}
+    v = SteeringVector({0: torch.ones(2)}, {**shared, "method": "pca", "n": 8, "data_sha256": "a", "positive": "x"})
+    w = SteeringVector({0: torch.eye(2)[0]}, {**shared, "method": "logistic", "n": 9, "data_sha256": "b"})
+    for total, method in ((v + w, "sum"), (v - w, "difference")):
+        assert total.meta == {**shared, "method": method, "operands": [v.content(), w.content()]}
+    assert (v + v).meta["n"] == 8 and (v + v).meta["data_sha256"] == "a"
+    assert (v - w).layers[0].tolist() == [0, 1] and v.meta["n"] == 8
+    control = sk.controls.random({"v": v}, n=1)["v/random-0"]
+    assert "role" not in (v + control).meta
+
+
+def test_a_sum_is_saved_with_its_provenance(tmp_path) -> None:
+    total = difference_in_means(acts()) - difference_in_means(acts(seed=1))
+    total.save(tmp_path / "v.safetensors")
+    assert SteeringVector.load(tmp_path / "v.safetensors").meta == total.meta

@@ -1,7 +1,8 @@
-"""Activations: what was read from the residual stream, as data."""
+"""Activations: vectors read from the residual stream, with their labels and groups."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,32 +13,38 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-EMBED = "embed"
-Layer = int | str
+from steerkit.capture.layers import EMBED, Layer, layer_index
+
+SHOWN_LAYERS = 6
+SHOWN_LABELS = 6
+SHOWN_ITEMS = 5
 
 
-def layer_index(layers: Sequence[Layer], layer: Layer) -> int:
-    """Where `layer` stands in `layers`; `ValueError` naming what is there if it is not among them."""
-    if layer not in layers:
-        raise ValueError(f"expected one of the layers that were read, {list(layers)}; got {layer!r}. Read it first.")
-    return list(layers).index(layer)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Activations:
     """One vector per item and layer, read from the residual stream.
+
+    `==` and `hash` compare identity: two objects are equal only if they are the same object.
 
     Args:
         resid: `[item, layer, d_model]` in float32 on the CPU. `resid[i, j]` is the stream after block `layers[j]`
             (`resid_post`, before the final norm), pooled over the item's span. `"embed"` is the input of block 0.
         layers: the layers, in the order of the second axis; 0-based block indices or `"embed"`.
-        items: one row per item, in the order of the first axis: `text` (index of the text it was read from), `label`
-            (`positive`/`negative` for contrast pairs, the span's own label else), `group` (what must not straddle a
-            split), `start` (token index of the span in its text) and `n_tokens` (length of the span in tokens).
+        items: one row per item, in the order of the first axis. Columns:
+            `text`: index of the text that the item was read from.
+            `label`: `positive` or `negative` for contrast pairs, else the label of the span or text.
+            `group`: group id; a group stays on one side of a split.
+            `start`: token index of the span in its text.
+            `n_tokens`: length of the span in tokens.
+            `token`: the text of the token that was read; None for `position="mean"`, which reads several.
         meta: provenance: model, read position, versions.
 
     Raises:
         ValueError: the shapes disagree, or an activation is NaN or infinite.
+
+    Example:
+        >>> acts = sk.collect(model, tokenizer, pairs, layers=[8, 14])
+        >>> acts.at(14).shape, acts.items["label"].tolist()
     """
 
     resid: Float[Tensor, "item layer d_model"]
@@ -49,7 +56,7 @@ class Activations:
         if self.resid.ndim != 3 or self.resid.shape[:2] != (len(self.items), len(self.layers)):
             raise ValueError(
                 f"expected resid of shape [{len(self.items)} items, {len(self.layers)} layers, d_model]; "
-                f"got {list(self.resid.shape)}. Give one row of `items` per item and one entry of `layers` per layer."
+                f"got {list(self.resid.shape)}. Pass one row of `items` per item and one entry of `layers` per layer."
             )
         finite = torch.isfinite(self.resid).all(dim=-1)
         if not finite.all():
@@ -62,12 +69,36 @@ class Activations:
     def __len__(self) -> int:
         return len(self.items)
 
+    def __repr__(self) -> str:
+        return f"Activations({', '.join(f'{name} {value}' for name, value in self._summary().items())})"
+
+    def _repr_html_(self) -> str:
+        """Return the summary and the first items as HTML, for notebooks; all texts are escaped."""
+        return facts_html("Activations", self._summary()) + self.items.head(SHOWN_ITEMS).to_html(escape=True)
+
+    def _summary(self) -> dict[str, str]:
+        summary = {"items": str(len(self)), "layers": shown_layers(self.layers), "d_model": str(self.resid.shape[-1])}
+        if "read_position" in self.meta:
+            summary["position"] = repr(self.meta["read_position"])
+        if "label" in self.items:
+            counts = self.items["label"].value_counts(sort=False)
+            summary["labels"] = shown_counts(dict(zip(counts.index.tolist(), counts.tolist(), strict=True)))
+        return summary
+
     def at(self, layer: Layer) -> Float[Tensor, "item d_model"]:
-        """The items' vectors at one layer."""
+        """Return the items' vectors at one layer, `[item, d_model]`.
+
+        Raises:
+            ValueError: the layer was not read.
+        """
         return self.resid[:, layer_index(self.layers, layer)]
 
     def where(self, keep: Sequence[bool] | np.ndarray | pd.Series) -> Activations:
-        """The items for which `keep` (one boolean per item) is true."""
+        """Return the items for which `keep` (one boolean per item) is true.
+
+        Example:
+            >>> acts.where(acts.items["label"] == "harmful")
+        """
         kept = np.asarray(keep)
         if kept.dtype != bool or kept.shape != (len(self),):
             got = f"{kept.dtype} of shape {kept.shape}"
@@ -75,13 +106,15 @@ class Activations:
         return replace(self, resid=self.resid[torch.tensor(kept)], items=self.items[kept].reset_index(drop=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ActivationMeans:
-    """Means of the residual stream per label: what `Activations` would average to, in memory that does not grow.
+    """Means of the residual stream per label: the averages of `Activations`, in memory independent of their number.
+
+    `==` and `hash` compare identity.
 
     Args:
         mean: `[label, layer, d_model]` in float64.
-        counts: how many spans each mean is over.
+        counts: number of spans of each mean.
         labels: the labels, in the order of the first axis.
         layers: the layers, in the order of the second axis.
         meta: provenance.
@@ -93,8 +126,39 @@ class ActivationMeans:
     layers: tuple[Layer, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        counts = shown_counts(dict(zip(self.labels, self.counts, strict=True)))
+        return f"ActivationMeans(layers {shown_layers(self.layers)}, d_model {self.mean.shape[-1]}, labels {counts})"
+
     def of(self, label: str) -> Float[Tensor, "layer d_model"]:
-        """The mean of one label at every layer."""
+        """Return the mean of one label at every layer, `[layer, d_model]`.
+
+        Raises:
+            ValueError: no span has that label.
+        """
         if label not in self.labels:
             raise ValueError(f"expected one of the labels {list(self.labels)}; got {label!r}. Name one of those.")
         return self.mean[self.labels.index(label)]
+
+
+def shown_layers(layers: Sequence[Layer]) -> str:
+    """Return layers as a short text: `0-29`, `embed, 8, 14` or `0, ..., 28 (15 layers)`."""
+    first, last = layers[0], layers[-1]
+    if EMBED not in layers and len(layers) > 2 and list(layers) == list(range(int(first), int(first) + len(layers))):
+        return f"{first}-{last}"
+    if len(layers) <= SHOWN_LAYERS:
+        return ", ".join(map(str, layers))
+    return f"{first}, ..., {last} ({len(layers)} layers)"
+
+
+def shown_counts(counts: Mapping[Any, int]) -> str:
+    """Return labels with their counts as a short text: `harmful 8, harmless 8`."""
+    shown = [f"{label!s:.40} {count}" if str(label) else f"'' {count}" for label, count in counts.items()]
+    rest = [f"... ({len(shown)} labels)"] if len(shown) > SHOWN_LABELS else []
+    return ", ".join(shown[:SHOWN_LABELS] + rest)
+
+
+def facts_html(title: str, facts: Mapping[str, str]) -> str:
+    """Return a title and named facts as one HTML paragraph, escaped."""
+    parts = ", ".join(f"{html.escape(name)} {html.escape(value)}" for name, value in facts.items())
+    return f"<p><b>{html.escape(title)}</b>: {parts}</p>"

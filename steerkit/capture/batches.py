@@ -1,4 +1,4 @@
-"""Batched forwards over tokenised texts, read inside the hooks and left after the deepest layer."""
+"""Batched forwards over tokenised texts, pooled inside the hooks and stopped after the deepest layer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steerkit.capture.activations import EMBED, Layer
+from steerkit.capture.layers import EMBED, Layer
 from steerkit.capture.pooling import Pool
 from steerkit.capture.resid import hooked_blocks
 from steerkit.models.blocks import Blocks
 from steerkit.models.hooks import StopForward, observe_streams
-from steerkit.models.model import evaluating, unwrap
+from steerkit.models.model import device_of, evaluating, unwrap
 from steerkit.text.spans import Passage
 from steerkit.text.tokens import pad
 
@@ -22,7 +22,7 @@ BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int, max_rows: int | None = None) -> list[list[int]]:
-    """Row indices in batches of similar length, longest first, each of at most `batch_tokens` padded tokens."""
+    """Return row indices in batches of similar length, longest first, each of at most `batch_tokens` padded tokens."""
     batches: list[list[int]] = []
     width = 0
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -43,26 +43,25 @@ def read_passages(
     batch_tokens: int | None,
 ) -> Iterator[tuple[Tensor, Float[Tensor, "span layer d"]]]:
     """Yield `(span indices, pooled streams)` batch by batch; spans are numbered through all passages in order."""
-    base = unwrap(model)
-    device = next(base.parameters()).device
-    first = torch.tensor([0, *(len(p.spans) for p in passages)]).cumsum(0)
+    device = device_of(model)
+    first_span = torch.tensor([0, *(len(passage.spans) for passage in passages)]).cumsum(0)
     hooked = hooked_blocks(blocks, layers)
     deepest = max(hooked)
     size = batch_tokens or BATCH_TOKENS.get(device.type, 512)
-    queue = token_batches([len(p.ids) for p in passages], size)[::-1]
-    with evaluating(base), torch.inference_mode():
+    queue = token_batches([len(passage.ids) for passage in passages], size)[::-1]
+    with evaluating(unwrap(model)), torch.inference_mode():
         while queue:
             batch = queue.pop()
             ids, mask, positions = pad([passages[i].ids for i in batch], "right", device)
             spans = [(row, *span) for row, i in enumerate(batch) for span in passages[i].spans]
-            where = torch.cat([torch.arange(int(first[i]), int(first[i + 1])) for i in batch])
-            read: dict[Layer, Tensor] = {}
-            see = _pooling(read, layers, deepest, pool, torch.tensor(spans, device=device).T)
+            numbers = torch.cat([torch.arange(int(first_span[i]), int(first_span[i + 1])) for i in batch])
+            pooled: dict[Layer, Tensor] = {}
+            read = _pooling_reader(pooled, layers, deepest, pool, torch.tensor(spans, device=device).T)
             inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
             if blocks.positions:
                 inputs["position_ids"] = positions
             try:
-                with observe_streams(hooked, see), contextlib.suppress(StopForward):
+                with observe_streams(hooked, read), contextlib.suppress(StopForward):
                     model(**inputs)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
@@ -70,20 +69,20 @@ def read_passages(
                 half = len(batch) // 2
                 queue += [batch[half:], batch[:half]]
                 continue
-            yield where, torch.stack([read[layer].to(device) for layer in layers], dim=1)
+            yield numbers, torch.stack([pooled[layer].to(device) for layer in layers], dim=1)
 
 
-def _pooling(
-    read: dict[Layer, Tensor], layers: Sequence[Layer], deepest: int, pool: Pool, spans: Tensor
+def _pooling_reader(
+    pooled: dict[Layer, Tensor], layers: Sequence[Layer], deepest: int, pool: Pool, spans: Tensor
 ) -> Callable[[int, Tensor | None, Tensor | None], None]:
-    """A reader that fills `read` with the pooled streams of `layers`, and leaves the forward after the deepest."""
+    """Return a reader that fills `pooled` with the streams of `layers` and stops the forward after the deepest."""
 
-    def see(layer: int, entered: Tensor | None, left: Tensor | None) -> None:
+    def read(layer: int, entered: Tensor | None, left: Tensor | None) -> None:
         for key, stream in ((EMBED, entered if layer == 0 else None), (layer, left)):
             if key in layers and stream is not None:
                 rows, starts, stops = spans.to(stream.device)
-                read[key] = pool(stream, rows, starts, stops)
+                pooled[key] = pool(stream, rows, starts, stops)
         if layer == deepest:
             raise StopForward
 
-    return see
+    return read

@@ -1,171 +1,253 @@
-"""Capture: texts (and spans in them) to vectors of the residual stream."""
+"""Collect: texts (and spans in them) to vectors of the residual stream."""
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from steerkit.capture.activations import ActivationMeans, Activations, Layer
+from steerkit.capture.activations import ActivationMeans, Activations
 from steerkit.capture.batches import read_passages
-from steerkit.capture.pooling import Pool, Position, pool_at
-from steerkit.capture.resid import Layers, resolve_layers
-from steerkit.io.files import sha256
+from steerkit.capture.layers import EMBED, Layer, Layers
+from steerkit.capture.pooling import Pool, Position, pool_at, token_index
+from steerkit.capture.resid import resolve_layers
+from steerkit.capture.texts import LabelledText, Texts, labelled_texts, texts_sha256, tokenise
 from steerkit.models.blocks import find_blocks
-from steerkit.models.context import check_fits
 from steerkit.models.identity import describe
 from steerkit.text.pairs import ContrastPair
-from steerkit.text.spans import Passage, SpannedText, passage_of
+from steerkit.text.spans import Passage
 
-Text = str | SpannedText | ContrastPair
 WINDOW = 1000
+"""Texts that `collect_means` tokenises at a time."""
 
 
 def collect(
     model: nn.Module,
     tokenizer: Any,
-    texts: Sequence[Text],
+    texts: Texts,
     *,
     layers: Layers = "all",
     position: Position = "last",
+    labels: Iterable[object] | None = None,
+    groups: Iterable[object] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     batch_tokens: int | None = None,
 ) -> Activations:
     """Read one vector per text (or span) and layer.
 
-    Texts are tokenised once, sorted by length, right-padded in batches of at most `batch_tokens` tokens (512 on a CPU
-    and 16 384 on a GPU unless given; halved when memory runs out), pooled inside the hook; each forward is left after
-    the deepest layer that is read, so the vocabulary logits are never computed.
+    Texts are tokenised once, sorted by length and right-padded in batches. Each forward stops after the deepest layer
+    that is read, so the vocabulary logits are never computed.
 
     Args:
-        texts: strings (used verbatim), `SpannedText`s (one item per span, one forward per text), or `ContrastPair`s
-            (two items each, `positive` then `negative`, over the tokens of those continuations only).
-        layers: `"all"` blocks, one layer, or a list of layers, which may include `"embed"`.
-        position: which tokens of a span: `"last"`, `"first"`, `"mean"`, or an integer index into the span (-1 = last).
+        texts: a list of texts, or a mapping from label to such a list, `{"harmful": [...], "harmless": [...]}`. A text
+            is one of:
+            a string, used verbatim (one item);
+            a chat, a list of `{"role", "content"}` messages rendered by the chat template (one item);
+            a `SpannedText` (one item per span, one forward per text);
+            a `ContrastPair` (two items, `positive` then `negative`, over the tokens of those continuations only).
+        layers: `"all"` blocks, one layer, or several (list, range, numpy array, torch tensor), which may include
+            `"embed"`.
+        position: the tokens of a span that are read: `"last"`, `"first"`, `"mean"`, or an integer index into the span
+            (-1 is the last).
+        labels: one per text, stored as text; for strings and chats.
+        groups: one group id per text, stored as text; for strings and chats. Default: each text is its own group.
+        chat_template_kwargs: arguments of the chat template, e.g. `{"add_generation_prompt": False}`.
+        batch_tokens: padded tokens per batch; default 512 on a CPU and 16,384 on a GPU. Halved when memory runs out.
+
+    Returns:
+        `Activations` with `resid` of shape `[item, layer, d_model]`.
 
     Raises:
-        ValueError: no texts, an empty one, one longer than the model's context, an unknown layer or position.
+        TypeError: a text of another type.
+        ValueError: no texts, an empty one, one longer than the model's context; an unknown layer or position; another
+            number of labels or groups than of texts; labels given twice.
+
+    Warns:
+        UserWarning: `position="mean"` over spans that include position 0, an attention sink.
+
+    Example:
+        >>> acts = sk.collect(model, tokenizer, {"harmful": harmful, "harmless": harmless}, layers=14)
+        >>> vector = sk.difference_in_means(acts, "harmful", "harmless")
     """
-    each = collect_each(model, tokenizer, texts, layers=layers, positions=[position], batch_tokens=batch_tokens)
-    return each[position]
+    items = labelled_texts(texts, labels, groups)
+    read = _collect(model, tokenizer, items, [position], layers, chat_template_kwargs, batch_tokens)
+    return read[position]
 
 
 def collect_each(
     model: nn.Module,
     tokenizer: Any,
-    texts: Sequence[Text],
+    texts: Texts,
     *,
     positions: Sequence[Position],
     layers: Layers = "all",
+    labels: Iterable[object] | None = None,
+    groups: Iterable[object] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     batch_tokens: int | None = None,
 ) -> dict[Position, Activations]:
-    """`collect` for several read positions from the same forwards."""
-    passages = _passages(model, tokenizer, texts)
-    blocks = find_blocks(model)
-    wanted = resolve_layers(blocks, layers)
-    items = _items(passages)
-    pools = [pool_at(position, passages) for position in positions]
-    resid = torch.empty(len(pools), len(items), len(wanted), blocks.d_model)
+    """Return `collect`'s activations at several read positions, from the same forwards.
 
-    def pool(stream: Tensor, rows: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
-        return torch.cat([one(stream, rows, starts, stops).float() for one in pools], dim=-1)
+    Args:
+        positions: the read positions; the other arguments are those of `collect`.
 
-    for where, pooled in read_passages(model, blocks, wanted, passages, pool, batch_tokens):
-        resid[:, where] = pooled.cpu().unflatten(-1, (len(pools), -1)).permute(2, 0, 1, 3)
-    return {
-        position: Activations(resid[i], wanted, items, _meta(model, tokenizer, texts, wanted, position, len(passages)))
-        for i, position in enumerate(positions)
-    }
+    Returns:
+        Position -> `Activations`.
+
+    Example:
+        >>> read = sk.collect_each(model, tokenizer, pairs, positions=["last", "mean"])
+        >>> read["mean"].at(14)
+    """
+    items = labelled_texts(texts, labels, groups)
+    return _collect(model, tokenizer, items, positions, layers, chat_template_kwargs, batch_tokens)
 
 
 def collect_means(
     model: nn.Module,
     tokenizer: Any,
-    texts: Sequence[Text],
+    texts: Texts,
     *,
     layers: Layers = "all",
     position: Position = "last",
+    labels: Iterable[object] | None = None,
+    groups: Iterable[object] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     batch_tokens: int | None = None,
 ) -> ActivationMeans:
-    """The means of `collect`'s activations per label, in float64, without keeping the activations.
+    """Return the means of `collect`'s activations per label, in float64, without keeping the activations.
 
-    Memory above the model's is one batch and `labels x layers x d_model` sums, however many texts there are.
+    Memory beyond the model's is one batch and `labels x layers x d_model` sums, for any number of texts. The arguments
+    are those of `collect`.
+
+    Example:
+        >>> means = sk.collect_means(model, tokenizer, pairs, layers=14)
+        >>> vector = sk.difference_in_means(means)
     """
+    items = labelled_texts(texts, labels, groups)
     blocks = find_blocks(model)
     wanted = resolve_layers(blocks, layers)
     total: dict[str, Tensor] = {}
-    found: Counter[str] = Counter()
-    for passages, pool in _windows(model, tokenizer, texts, position):
+    counts: Counter[str] = Counter()
+    at_zero = 0
+    for passages, pool in _windows(model, tokenizer, items, position, chat_template_kwargs):
         names = [label for passage in passages for label in passage.labels]
+        at_zero += _spans_at_zero(passages)
+        counts.update(names)
         for label in {*names} - {*total}:
             total[label] = torch.zeros(len(wanted), blocks.d_model, dtype=torch.float64)
-        found.update(names)
-        for where, pooled in read_passages(model, blocks, wanted, passages, pool, batch_tokens):
-            for span, streams in zip(where.tolist(), pooled.cpu().double(), strict=True):
+        for numbers, pooled in read_passages(model, blocks, wanted, passages, pool, batch_tokens):
+            for span, streams in zip(numbers.tolist(), pooled.cpu().double(), strict=True):
                 total[names[span]] += streams
-    labels = tuple(sorted(total))
-    mean = torch.stack([total[label] / found[label] for label in labels])
+    _warn_of_sink(position, wanted, at_zero, counts.total(), stacklevel=3)
+    sorted_labels = tuple(sorted(total))
+    mean = torch.stack([total[label] / counts[label] for label in sorted_labels])
     if not torch.isfinite(mean).all():
         raise ValueError("expected finite activations; got NaN or infinity. Load the model in float32 or bfloat16.")
-    count = sum(2 if isinstance(text, ContrastPair) else 1 for text in texts)
-    meta = _meta(model, tokenizer, texts, wanted, position, count)
-    return ActivationMeans(mean, tuple(found[label] for label in labels), labels, wanted, meta)
+    meta = {**_meta(model, tokenizer, items, wanted, chat_template_kwargs), "read_position": position}
+    return ActivationMeans(mean, tuple(counts[label] for label in sorted_labels), sorted_labels, wanted, meta)
+
+
+def _collect(
+    model: nn.Module,
+    tokenizer: Any,
+    items: Sequence[LabelledText],
+    positions: Sequence[Position],
+    layers: Layers,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    batch_tokens: int | None,
+) -> dict[Position, Activations]:
+    passages = tokenise(model, tokenizer, items, chat_template_kwargs)
+    blocks = find_blocks(model)
+    wanted = resolve_layers(blocks, layers)
+    pools = [pool_at(position, passages) for position in positions]
+    spans = sum(len(passage.spans) for passage in passages)
+    for position in positions:
+        _warn_of_sink(position, wanted, _spans_at_zero(passages), spans, stacklevel=4)
+    resid = torch.empty(len(pools), spans, len(wanted), blocks.d_model)
+
+    def pool_all(stream: Tensor, rows: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
+        return torch.cat([pool(stream, rows, starts, stops).float() for pool in pools], dim=-1)
+
+    for numbers, pooled in read_passages(model, blocks, wanted, passages, pool_all, batch_tokens):
+        resid[:, numbers] = pooled.cpu().unflatten(-1, (len(pools), -1)).permute(2, 0, 1, 3)
+    meta = _meta(model, tokenizer, items, wanted, chat_template_kwargs)
+    return {
+        position: Activations(
+            resid[i], wanted, _items(tokenizer, passages, position), {**meta, "read_position": position}
+        )
+        for i, position in enumerate(positions)
+    }
 
 
 def _windows(
-    model: nn.Module, tokenizer: Any, texts: Sequence[Text], position: Position
+    model: nn.Module,
+    tokenizer: Any,
+    items: Sequence[LabelledText],
+    position: Position,
+    chat_template_kwargs: Mapping[str, Any] | None,
 ) -> Iterator[tuple[list[Passage], Pool]]:
-    """The texts tokenised, some at a time, so that memory stays; all of them are checked before the first is read."""
-    windows = range(0, max(1, len(texts)), WINDOW)
-    if len(windows) > 1:
-        for start in windows:
-            pool_at(position, _passages(model, tokenizer, texts[start : start + WINDOW], start))
-    for start in windows:
-        passages = _passages(model, tokenizer, texts[start : start + WINDOW], start)
-        yield passages, pool_at(position, passages)
+    """Yield the texts tokenised, `WINDOW` at a time to bound memory; all of them are checked before the first read."""
+
+    def window(start: int) -> tuple[list[Passage], Pool]:
+        passages = tokenise(model, tokenizer, items[start : start + WINDOW], chat_template_kwargs, first=start)
+        return passages, pool_at(position, passages)
+
+    starts = range(0, len(items), WINDOW)
+    if len(starts) > 1:
+        for start in starts:
+            window(start)
+    yield from map(window, starts)
 
 
-def _passages(model: nn.Module, tokenizer: Any, texts: Sequence[Text], first: int = 0) -> list[Passage]:
-    if isinstance(texts, str | Mapping) or not len(texts):
-        raise ValueError(f"expected a non-empty list of texts; got {texts!r:.80}. Put them in a list.")
-    passages: list[Passage] = []
-    for number, text in enumerate(texts, first):
-        if isinstance(text, ContrastPair):
-            passages += text.passages(tokenizer, str(number))
-        elif isinstance(text, str | SpannedText):
-            passages.append(passage_of(tokenizer, text, str(number)))
-        else:
-            got = f"got {type(text).__name__}. Convert it."
-            raise TypeError(f"expected a string, SpannedText or ContrastPair as text {number}; {got}")
-    check_fits(model, [passage.ids for passage in passages])
-    for passage in passages:
-        if any(start >= stop for start, stop in passage.spans):
-            raise ValueError(
-                f"expected at least one token in every span; group {passage.group} has one without. Leave it out."
-            )
-    return passages
+def _items(tokenizer: Any, passages: Sequence[Passage], position: Position) -> pd.DataFrame:
+    index = token_index(position)
+    decoded: dict[int, str] = {}
+    rows = []
+    for number, passage in enumerate(passages):
+        for label, (start, stop) in zip(passage.labels, passage.spans, strict=True):
+            token = None
+            if index is not None:
+                token_id = passage.ids[index + (start if index >= 0 else stop)]
+                if token_id not in decoded:
+                    decoded[token_id] = tokenizer.decode([token_id])
+                token = decoded[token_id]
+            rows.append((number, label, passage.group, start, stop - start, token))
+    return pd.DataFrame(rows, columns=["text", "label", "group", "start", "n_tokens", "token"])
 
 
-def _items(passages: Sequence[Passage]) -> pd.DataFrame:
-    rows = [
-        (number, label, passage.group, start, stop - start)
-        for number, passage in enumerate(passages)
-        for label, (start, stop) in zip(passage.labels, passage.spans, strict=True)
-    ]
-    return pd.DataFrame(rows, columns=["text", "label", "group", "start", "n_tokens"])
+def _spans_at_zero(passages: Sequence[Passage]) -> int:
+    return sum(start == 0 for passage in passages for start, _ in passage.spans)
+
+
+def _warn_of_sink(position: Position, layers: Sequence[Layer], at_zero: int, spans: int, stacklevel: int) -> None:
+    """Warn where means include position 0 of a block's output; at `"embed"` it is a token like any other."""
+    if token_index(position) is None and at_zero and set(layers) != {EMBED}:
+        warnings.warn(
+            f"position='mean' includes position 0 in {at_zero} of {spans} spans. Position 0 is an attention sink: its "
+            "norm exceeds that of other positions about 100 times, so the means of unrelated texts are nearly equal "
+            "(cosine 0.999 in SmolLM2). Pass position='last', or a SpannedText or ContrastPair that starts after "
+            "position 0.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def _meta(
-    model: nn.Module, tokenizer: Any, texts: Sequence[Text], layers: Sequence[Layer], position: Position, n: int
-) -> Mapping[str, Any]:
-    data = sha256("\n".join(map(repr, texts)))
+    model: nn.Module,
+    tokenizer: Any,
+    items: Sequence[LabelledText],
+    layers: Sequence[Layer],
+    chat_template_kwargs: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     return {
         **describe(model, tokenizer),
-        "read_position": position,
         "read_layers": list(layers),
-        "n_texts": n,
-        "data_sha256": data,
+        "n_texts": sum(2 if isinstance(one.text, ContrastPair) else 1 for one in items),
+        "data_sha256": texts_sha256(items, chat_template_kwargs),
+        **({"chat_template_kwargs": dict(chat_template_kwargs)} if chat_template_kwargs else {}),
     }

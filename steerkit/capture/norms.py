@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerkit.capture.activations import Layer
 from steerkit.capture.batches import read_passages
+from steerkit.capture.layers import Layer, Layers
 from steerkit.capture.pooling import mean_pool
-from steerkit.capture.resid import Layers, resolve_layers
+from steerkit.capture.resid import resolve_layers
 from steerkit.models.blocks import find_blocks
 from steerkit.models.context import check_fits
 from steerkit.text.prompt import Prompt, encode_prompt
@@ -28,20 +28,35 @@ def stream_norms(
     *,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[Layer, float]:
-    """The mean L2 norm of the stream per layer, over the tokens of `texts` as continuations of `prompts`.
+    """Return the mean L2 norm of the stream per layer, over the tokens of `texts` as continuations of `prompts`.
 
-    Position 0 of a row, an attention sink whose norm is a hundred times the others', never counts.
+    The prompts are not counted. Position 0, an attention sink whose norm is about 100 times that of other positions,
+    is therefore never counted.
+
+    Args:
+        prompts: strings or chats.
+        texts: one continuation per prompt.
+        layers: `"all"`, one layer, or several.
+        chat_template_kwargs: arguments of the chat template, e.g. `{"enable_thinking": False}`.
+
+    Returns:
+        Layer -> mean norm.
 
     Raises:
         ValueError: no text has a token.
+
+    Example:
+        >>> stream_norms(model, tokenizer, ["How are you?"], [" I am well."], [14])
     """
     rows = [
-        (encode_prompt(tokenizer, p, chat_template_kwargs), encode(tokenizer, t))
-        for p, t in zip(prompts, texts, strict=True)
+        (encode_prompt(tokenizer, prompt, chat_template_kwargs), encode(tokenizer, text))
+        for prompt, text in zip(prompts, texts, strict=True)
     ]
-    passages = [Passage((*p, *t), ((len(p), len(p) + len(t)),), ("",), "") for p, t in rows if t]
+    passages = [
+        Passage((*prompt, *ids), ((len(prompt), len(prompt) + len(ids)),), ("",), "") for prompt, ids in rows if ids
+    ]
     if not passages:
-        raise ValueError("expected at least one text with a token; all are empty. Generate longer ones.")
+        raise ValueError("expected at least one text with a token; got only empty texts. Generate longer ones.")
     check_fits(model, [passage.ids for passage in passages])
     blocks = find_blocks(model)
     wanted = resolve_layers(blocks, layers)
@@ -51,6 +66,6 @@ def stream_norms(
         return mean_pool(stream.float().norm(dim=-1, keepdim=True), rows, starts, stops) * (stops - starts)[:, None]
 
     for _, pooled in read_passages(model, blocks, wanted, passages, pool, None):
-        total += pooled.double().cpu().sum(0).squeeze(-1)
+        total += pooled.cpu().double().sum(0).squeeze(-1)
     tokens = sum(stop - start for passage in passages for start, stop in passage.spans)
     return dict(zip(wanted, (total / tokens).tolist(), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from jaxtyping import Float
@@ -11,38 +12,60 @@ from torch import Tensor
 from steerkit.text.spans import Passage
 
 Position = str | int
-
-
+"""`"last"`, `"first"`, `"mean"`, or an integer index into the span (-1 is the last token)."""
 Pool = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""`pool(stream [batch, pos, d], rows [span], starts [span], stops [span]) -> [span, d]`."""
+
+
+def token_index(position: Position) -> int | None:
+    """Return the index into the span that a position reads; None for `"mean"`.
+
+    Raises:
+        ValueError: an unknown position.
+    """
+    if isinstance(position, str) and position == "mean":
+        return None
+    index = {"last": -1, "first": 0}.get(position) if isinstance(position, str) else position
+    if isinstance(index, bool) or not isinstance(index, Integral):
+        raise ValueError(
+            f"expected position 'last', 'first', 'mean' or an integer; got {position!r}. Pass one of these."
+        )
+    return int(index)
 
 
 def pool_at(position: Position, passages: Sequence[Passage]) -> Pool:
-    if position == "mean":
+    """Return the function that pools a batch of spans at this position.
+
+    Raises:
+        ValueError: an unknown position, or an index outside the shortest span.
+    """
+    index = token_index(position)
+    if index is None:
         return mean_pool
-    index = {"last": -1, "first": 0}.get(position, position) if isinstance(position, str) else position
-    if isinstance(index, bool) or not isinstance(index, int):
-        raise ValueError(f"expected position 'last', 'first', 'mean' or an integer; got {position!r}. Choose one.")
     shortest = min(stop - start for passage in passages for start, stop in passage.spans)
     if not -shortest <= index < shortest:
         raise ValueError(
-            f"expected a position inside every span; {index} is outside the shortest, of {shortest} tokens. Take "
-            "one nearer to its end, or leave that text out."
+            f"expected a position inside every span; {index} is outside the shortest, which has {shortest} tokens. "
+            "Pass an index nearer to 0 or -1, or leave that text out."
         )
 
-    def at(stream: Tensor, rows: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
+    def read_one(stream: Tensor, rows: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
         return stream[rows, (starts if index >= 0 else stops) + index]
 
-    return at
+    return read_one
 
 
 def mean_pool(
     stream: Float[Tensor, "batch pos d"], rows: Tensor, starts: Tensor, stops: Tensor
 ) -> Float[Tensor, "span d"]:
+    """Return the mean of the stream over each span, in float32."""
     columns = torch.arange(stream.shape[1], device=stream.device)
     inside = (columns >= starts[:, None]) & (columns < stops[:, None])
     weights = inside.to(torch.float32) / (stops - starts)[:, None]
     if len(rows) == len(stream):  # one span per row, in order: no copy of the stream
         return torch.bmm(weights[:, None], stream.float()).squeeze(1)
-    return torch.stack(
-        [w[a:b] @ stream[r, a:b].float() for r, a, b, w in zip(rows, starts, stops, weights, strict=True)]
-    )
+    means = [
+        weight[start:stop] @ stream[row, start:stop].float()
+        for row, start, stop, weight in zip(rows, starts, stops, weights, strict=True)
+    ]
+    return torch.stack(means)

@@ -94,7 +94,7 @@ def convert(
     kept_layers = parse_layers(layers)
     import warnings
 
-    from steerkit.vectors.convert import read_vectors, unsaid, write_vectors
+    from steerkit.vectors.convert import missing_fields, read_vectors, write_vectors
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -104,12 +104,12 @@ def convert(
         written = write_vectors(vectors, out)
     losses = list(dict.fromkeys(str(one.message) for one in caught))
     described = [
-        {"name": name, "vector": repr(vector), "written": written[name], "not_recorded": unsaid(vector)}
+        {"name": name, "vector": repr(vector), "written": written[name], "not_recorded": missing_fields(vector)}
         for name, vector in vectors.items()
     ]
     shown = {}
     for name, vector in vectors.items():
         shown[name] = repr(vector)
         shown[f"{name} written"] = str(written[name])
-        shown[f"{name} not recorded"] = ", ".join(unsaid(vector)) or "nothing"
+        shown[f"{name} not recorded"] = ", ".join(missing_fields(vector)) or "nothing"
     facts({"vectors": described, "lost": losses}, as_json, {**shown, "lost": " ".join(losses) or "nothing"})

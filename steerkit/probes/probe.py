@@ -1,10 +1,10 @@
-"""Probes: what a linear classifier reads out of the residual stream, next to the controls that give it a meaning."""
+"""Probes: linear classifiers on the residual stream, with controls."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,34 +12,51 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerkit.capture.activations import EMBED, Activations, Layer
-from steerkit.probes.solver import fit_batch, standardised
+from steerkit.capture.activations import Activations, facts_html, shown_layers
+from steerkit.capture.layers import EMBED, Layer, Layers, layer_list
+from steerkit.probes.folds import deal_folds, permuted_labels
+from steerkit.probes.solver import Fit, solver_for
 from steerkit.stats.areas import macro_roc_auc
 from steerkit.stats.bootstrap import bootstrap_ci
 
 PERMUTATIONS = 5
 LENGTH_POSITION = ["n_tokens", "start"]
+TOLERANCE = 1e-5
+MAX_ITER = 1000
+Solver = Literal["steerkit", "scikit-learn"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Probe:
     """A linear classifier on raw activations: `p(k | x) = softmax_k(x @ weights.T + bias)`.
+
+    The fit is on standardised features, but `weights` is mapped back: `w_raw = w_std / scale`. A direction left in
+    standardised space would be wrong for steering: each feature would be pushed `scale` times too far.
+    `==` and `hash` compare identity.
 
     Args:
         classes: the labels, sorted, in the order of the rows.
         weights: `[class, d_model]` in float64, in logits per unit of activation.
         bias: `[class]` in float64, in logits.
 
-    The fit is on standardised features, but `weights` is mapped back: `w_raw = w_std / scale`. A direction left in
-    standardised space would be wrong for steering: each feature would be pushed `scale` times too hard.
+    Example:
+        >>> probe = sk.fit_probe(acts.at(14), acts.items["label"])
+        >>> probe.predict(acts.at(14))
     """
 
     classes: tuple[Hashable, ...]
     weights: Float[Tensor, "class d_model"]
     bias: Float[Tensor, " class"]
 
+    def __repr__(self) -> str:
+        return f"Probe(classes {_shown_classes(self.classes)}, d_model {self.weights.shape[1]})"
+
     def direction(self, cls: Hashable) -> Float[Tensor, " d_model"]:
-        """Where to push for class k: `w_k - mean_{j != k} w_j` over its L2 norm. `ValueError` if there is none."""
+        """Return the unit direction that raises class k: `w_k - mean_{j != k} w_j` over its L2 norm.
+
+        Raises:
+            ValueError: an unknown class, or all weights are 0.
+        """
         if cls not in self.classes:
             raise ValueError(f"expected one of the classes {list(self.classes)}; got {cls!r}. Name one of those.")
         if not self.weights.any():
@@ -47,25 +64,36 @@ class Probe:
         return _directions(self.weights)[self.classes.index(cls)]
 
     def scores(self, x: Float[Tensor, "item d_model"]) -> Float[Tensor, "item class"]:
-        """Probability of each class, in float64. `ValueError` for another width than that of the weights."""
+        """Return the probability of each class, `[item, class]` in float64 on the CPU.
+
+        Raises:
+            ValueError: x has another width than the weights.
+        """
         if x.ndim != 2 or x.shape[1] != self.weights.shape[1]:
             raise ValueError(f"expected x of shape [item, {self.weights.shape[1]}]; got {list(x.shape)}. Reshape it.")
-        return torch.softmax(x.double() @ self.weights.T + self.bias, dim=1)
+        return torch.softmax(x.cpu().double() @ self.weights.T + self.bias, dim=1)
 
     def predict(self, x: Float[Tensor, "item d_model"]) -> list[Hashable]:
-        """The most probable class of each item; the first of them on a tie."""
+        """Return the most probable class of each item; the first of them on a tie."""
         return [self.classes[k] for k in self.scores(x).argmax(dim=1).tolist()]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ProbeResult:
-    """What `probe_layers` found.
+    """Held-out accuracy of probes at every layer, with controls: the result of `probe_layers`.
+
+    `==` and `hash` compare identity.
 
     Args:
-        table: two rows per layer (`true`, `shuffled` labels), one for the nested choice, one for length and position.
-            Columns: `layer` (a layer, `"nested"`, or None without one), `features` (`resid`, `length_position`),
-            `labels`, `accuracy` (share), `accuracy_low`, `accuracy_high` (95 % bootstrap interval over groups),
-            `roc_auc` (mean over classes, one against the rest), `n` items, `n_groups`, `n_classes`, `folds`.
+        table: two rows per layer (`true`, `shuffled` labels), one for the nested choice of the layer, one for length
+            and position. Columns:
+            `layer`: a layer, `"nested"`, or None for length and position.
+            `features`: `resid` or `length_position`.
+            `labels`: `true` or `shuffled`.
+            `accuracy`: share of held-out items.
+            `accuracy_low`, `accuracy_high`: 95 % bootstrap interval over groups.
+            `roc_auc`: mean over classes, each against the rest.
+            `n` items, `n_groups`, `n_classes`, `folds`.
         confusion: layer -> counts of held-out items `[class, class]`; rows are true, columns predicted.
         directions: layer -> `Probe.direction` of each class `[class, d_model]`, from all items; zero if all are equal.
         classes: the labels, sorted, in the order of the rows.
@@ -79,42 +107,75 @@ class ProbeResult:
     classes: tuple[Hashable, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"ProbeResult({', '.join(f'{name} {value}' for name, value in self._summary().items())})"
+
+    def _repr_html_(self) -> str:
+        """Return the summary and the table as HTML, for notebooks; all texts are escaped."""
+        table = self.table.to_html(escape=True, index=False, float_format="{:.3f}".format, na_rep="")
+        return facts_html("ProbeResult", self._summary()) + table
+
+    def _summary(self) -> dict[str, str]:
+        summary = {"layers": shown_layers(list(self.directions)), "classes": _shown_classes(self.classes)}
+        nested = self.table[self.table["layer"] == "nested"]
+        if len(nested):
+            row = nested.iloc[0]
+            interval = f"[{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]"
+            summary["nested accuracy"] = f"{row['accuracy']:.3f} {interval}"
+            summary["n"] = str(row["n"])
+        if "majority_accuracy" in self.meta:
+            summary["majority accuracy"] = f"{self.meta['majority_accuracy']:.3f}"
+        return summary
+
 
 def fit_probe(
     x: Float[Tensor, "item d_model"],
     labels: Sequence[Hashable] | np.ndarray | pd.Series,
     c: float = 1.0,
     tol: float = 1e-6,
-    max_iter: int = 1000,
+    max_iter: int = MAX_ITER,
+    solver: Solver = "steerkit",
 ) -> Probe:
-    """Logistic regression with an L2 penalty on standardised features, given back in the raw space.
+    """Fit a logistic regression with an L2 penalty on standardised features, mapped back to the raw space.
 
     The minimum over W, b of `sum_i -log softmax(z_i W' + b)[y_i] + |W|^2 / (2c)` with `z = (x - mean) / std`; the
-    intercept has no penalty. Two classes share one vector, `p = sigmoid(z w + b)` with `|w|^2 / (2c)`, given as rows
-    `-w/2` and `w/2`. This is what scikit-learn's `make_pipeline(StandardScaler(), LogisticRegression(C=c))` minimises.
-    A feature that does not vary gets scale 1.
+    intercept has no penalty. Two classes share one vector, `p = sigmoid(z w + b)` with `|w|^2 / (2c)`, stored as rows
+    `-w/2` and `w/2`. A constant feature gets scale 1.
 
     Args:
         x: `[item, d_model]`, finite.
         labels: one per item, two different ones at least.
         c: inverse strength of the penalty.
-        tol: how far the loss may be above its minimum, relative to it. The penalty's curvature bounds that excess by
-            `c |gradient|^2 / 2` (`c / 4` with two classes), checked in float64; the intercept counts with its own.
-        max_iter: steps after which the fit gives up, with a RuntimeWarning that names the gradient's norm.
+        tol: the largest excess of the loss over its minimum, relative to the loss. The curvature of the penalty bounds
+            that excess by `c |gradient|^2 / 2` (`c / 4` with two classes), checked in float64; the intercept counts
+            with its own curvature. `"scikit-learn"` ignores it and bounds the gradient by 1e-8.
+        max_iter: number of steps after which the fit stops with a warning.
+        solver: `"steerkit"`, or the slower reference `"scikit-learn"`,
+            `make_pipeline(StandardScaler(), LogisticRegression(C=c))`. Both minimise the same loss.
+
+    Returns:
+        A `Probe` in the raw space.
 
     Raises:
-        ValueError: shapes disagree, one class only, a missing label, NaN or infinity in x, or `c` not above 0.
+        ValueError: shapes disagree, one class only, a missing label, NaN or infinity in x, `c` not above 0, or an
+            unknown solver.
+
+    Warns:
+        RuntimeWarning: no convergence; names the norm of the gradient.
+
+    Example:
+        >>> probe = sk.fit_probe(acts.at(14), acts.items["label"])
+        >>> direction = probe.direction("positive")
 
     Source: Hastie, Tibshirani and Friedman, "The Elements of Statistical Learning", 2009, section 4.4.
     """
-    y, classes = _encode(labels)
+    y, classes = _encoded(labels)
     if x.ndim != 2 or len(x) != len(y):
-        raise ValueError(f"expected x of shape [{len(y)} labels, d_model]; got {list(x.shape)}. Give a row per label.")
+        raise ValueError(f"expected x of shape [{len(y)} labels, d_model]; got {list(x.shape)}. Pass a row per label.")
     if not torch.isfinite(x).all():
         raise ValueError("expected finite x; got NaN or infinity. Drop those items.")
-    weights, bias, _ = fit_batch(
-        standardised(x), y[None], torch.ones_like(y[None]).bool(), len(classes), c, tol, max_iter
-    )
+    fit = solver_for(x, solver)
+    weights, bias, _ = fit(y[None], torch.ones_like(y[None]).bool(), len(classes), c, tol, max_iter)
     return Probe(classes, weights[0], bias[0])
 
 
@@ -122,90 +183,195 @@ def probe_layers(
     acts: Activations,
     label: str = "label",
     group: str = "group",
-    layers: Sequence[Layer] | None = None,
+    layers: Layers = "all",
     folds: int = 5,
     c: float = 1.0,
     seed: int = 0,
+    solver: Solver = "steerkit",
 ) -> ProbeResult:
-    """Held-out accuracy of a linear probe at every layer, with its controls.
+    """Measure the held-out accuracy of a linear probe at every layer, with its controls.
 
     Each fold is predicted by `fit_probe` (with `tol=1e-5`) on the others. Groups are dealt to the folds at random,
     evenly among those with the same most frequent label. The controls:
 
-    - `labels == "shuffled"`, per layer: the labels permuted over all items, every fold getting its share of each class
-      (else held-out figures fall below chance); mean of five permutations: what fitting noise reaches.
+    - `labels == "shuffled"`, per layer: the labels are permuted over all items, and every fold gets its share of each
+      class (otherwise held-out accuracy falls below chance). Mean of five permutations: the accuracy from fitting
+      noise.
     - `features == "length_position"`: the same probe on the span's `n_tokens` and `start` alone.
-    - `layer == "nested"`: the layer is chosen anew within each training fold, by its accuracy there (predicting each of
-      the other folds in turn; the earliest on a tie), and judged on the fold left out, so that the figure for the best
-      layer is from items that did not choose it.
-    - The layer `"embed"`, if it was read, is what the tokens alone tell; if not, `meta["embed_read"]` is False.
+    - `layer == "nested"`: the layer is chosen within each training fold, by its accuracy there (each of the other folds
+      is predicted in turn; the earliest layer on a tie), and evaluated on the fold left out. So the accuracy of the
+      best layer comes from items that did not choose it.
+    - The layer `"embed"`, if it was read, measures what the tokens alone predict; `meta["embed_read"]` records it.
 
     Args:
         acts: the activations.
         label: the column of `acts.items` with the classes.
-        group: the column with what must not straddle a fold; compared as text.
-        layers: the layers to probe; None for all that were read.
-        folds: number of folds, 3 at least (the inner choice needs two in each training fold).
-        c: as in `fit_probe`.
-        seed: of the folds, the permutations and the bootstrap.
+        group: the column with the group ids, compared as text; a group stays in one fold.
+        layers: `"all"` layers that were read, one layer, or several.
+        folds: number of folds, 3 at least (the nested choice needs two in each training fold).
+        c: inverse strength of the penalty, as in `fit_probe`.
+        seed: seed of the folds, the permutations and the bootstrap.
+        solver: `"steerkit"`, or the slower reference `"scikit-learn"`.
+
+    Returns:
+        A `ProbeResult`.
 
     Raises:
-        ValueError: a column, layer, label or group is missing, fewer than 3 folds or than `folds` groups, or a class
-            that is missing from a training fold.
+        ValueError: a column, layer, label or group is missing, fewer than 3 folds, fewer groups than `folds`, a class
+            that is missing from a training fold, or an unknown solver.
+
+    Example:
+        >>> result = sk.probe_layers(sk.collect(model, tokenizer, pairs, layers=["embed", 8, 14]))
+        >>> result.table
 
     Source: Hewitt and Liang 2019, arXiv 1909.03368 (control labels); Varma and Simon 2006, BMC Bioinformatics 7:91.
     """
     if missing := [name for name in (label, group, *LENGTH_POSITION) if name not in acts.items]:
         raise ValueError(f"expected columns {missing} in acts.items; got {list(acts.items)}. Add them or name others.")
-    if not (chosen := tuple(acts.layers if layers is None else layers)):
-        raise ValueError("expected one layer at least; got none. Pass layers=None for all that were read.")
-    read = [acts.at(layer) for layer in chosen]
-    y, classes = _encode(acts.items[label])
-    group_of, fold = _deal(acts.items[group], y.numpy(), classes, folds, seed)
-    n, k, items, truth = len(y), len(classes), np.arange(len(y)), y.numpy()[None]
-    a, b = np.triu_indices(folds)  # the fits leave out each fold (a == b), each pair of folds, and last nothing
-    fit_of = np.zeros((folds, folds), dtype=int)
-    fit_of[a, b] = fit_of[b, a] = np.arange(len(a))
-    train = torch.tensor(np.vstack([(fold != a[:, None]) & (fold != b[:, None]), np.ones((1, n), dtype=bool)]))
-    outer = train[fit_of.diagonal().tolist()]
-    rng = np.random.default_rng([seed, 1])
-    shuffled = torch.stack([_permuted(y, fold, rng) for _ in range(PERMUTATIONS)])
-
-    def row(layer: Layer | None, features: str, labels: str, truth: np.ndarray, p: np.ndarray) -> dict[str, Any]:
-        """One row of the table, from labels `[repeat, item]` and held-out probabilities `[repeat, item, class]`."""
-        ci = bootstrap_ci((p.argmax(-1) == truth).mean(0), groups=group_of.tolist(), seed=seed)
-        auc = float(np.mean([macro_roc_auc(t.tolist(), s, range(k)) for t, s in zip(truth, p, strict=True)]))
-        found = {"accuracy": ci.mean, "accuracy_low": ci.low, "accuracy_high": ci.high, "roc_auc": auc}
-        size = {"n": n, "n_groups": len(set(group_of)), "n_classes": k, "folds": folds}
-        return {"layer": layer, "features": features, "labels": labels, **found, **size}
-
-    rows, held_out, inner = [], [], []
-    confusion: dict[Layer, np.ndarray] = {layer: np.zeros((k, k), dtype=int) for layer in chosen}
+    chosen = tuple(acts.layers) if isinstance(layers, str) and layers == "all" else tuple(layer_list(layers))
+    if not chosen:
+        raise ValueError("expected one layer at least; got none. Pass layers='all' for all that were read.")
+    raw = [acts.at(layer) for layer in chosen]
+    design = _design(acts, label, group, folds, seed)
+    rows: list[dict[str, Any]] = []
+    confusion: dict[Layer, np.ndarray] = {}
     directions: dict[Layer, Tensor] = {}
-    for layer, raw in zip(chosen, read, strict=True):
-        features = standardised(raw)
-        weights, _, p = fit_batch(features, y.expand(len(train), n), train, k, c)
-        directions[layer] = _directions(weights[-1])
-        held_out.append(p[fit_of[fold, fold], :, items].numpy())
-        np.add.at(confusion[layer], (truth[0], held_out[-1].argmax(-1)), 1)
-        right = (p.argmax(1) == y).numpy()
-        inner.append([right[fit_of[i, fold], items][fold != i].mean() for i in range(folds)])
-        _, _, p = fit_batch(features, shuffled.repeat_interleave(folds, 0), outer.repeat(PERMUTATIONS, 1), k, c)
-        noise = p.view(PERMUTATIONS, folds, k, n)[:, fold, :, items].transpose(0, 1).numpy()
-        rows.append(row(layer, "resid", "true", truth, held_out[-1][None]))
-        rows.append(row(layer, "resid", "shuffled", shuffled.numpy(), noise))
-    best = np.array(inner).argmax(0)
-    rows.append(row("nested", "resid", "true", truth, np.stack(held_out)[best[fold], items][None]))
-    lengths = standardised(torch.tensor(acts.items[LENGTH_POSITION].to_numpy(dtype=float)))
-    _, _, p = fit_batch(lengths, y.expand(folds, n), outer, k, c)
-    rows.append(row(None, "length_position", "true", truth, p[fold, :, items].numpy()[None]))
-    meta = {"label": label, "group": group, "folds": folds, "c": c, "seed": seed, "embed_read": EMBED in chosen}
-    meta |= {"nested_layers": [chosen[i] for i in best], "majority_accuracy": float(np.bincount(y.numpy()).max() / n)}
-    return ProbeResult(pd.DataFrame(rows), confusion, directions, classes, {**acts.meta, **meta})
+    held_out: list[np.ndarray] = []
+    training_accuracy: list[list[float]] = []
+    for layer, values in zip(chosen, raw, strict=True):
+        fit = solver_for(values, solver)
+        weights, p = _fit_true(fit, design, c)
+        directions[layer] = _directions(weights)
+        held_out.append(p[design.fit_without[design.fold, design.fold], :, design.items])
+        training_accuracy.append(design.training_accuracy(p))
+        confusion[layer] = design.confusion(held_out[-1])
+        rows.append(design.row(layer, "resid", "true", design.labels.numpy()[None], held_out[-1][None]))
+        rows.append(design.row(layer, "resid", "shuffled", design.shuffled.numpy(), _fit_shuffled(fit, design, c)))
+    best = np.array(training_accuracy).argmax(0)
+    nested = np.stack(held_out)[best[design.fold], design.items]
+    rows.append(design.row("nested", "resid", "true", design.labels.numpy()[None], nested[None]))
+    lengths = torch.tensor(acts.items[LENGTH_POSITION].to_numpy(dtype=float))
+    by_length = _fit_outer(solver_for(lengths, solver), design, c)
+    rows.append(design.row(None, "length_position", "true", design.labels.numpy()[None], by_length[None]))
+    meta = {
+        **acts.meta,
+        "label": label,
+        "group": group,
+        "folds": folds,
+        "c": c,
+        "seed": seed,
+        "solver": solver,
+        "embed_read": EMBED in chosen,
+        "nested_layers": [chosen[index] for index in best],
+        "majority_accuracy": float(np.bincount(design.labels.numpy()).max() / len(design.labels)),
+    }
+    return ProbeResult(pd.DataFrame(rows), confusion, directions, design.classes, meta)
 
 
-def _encode(labels: Sequence[Hashable] | np.ndarray | pd.Series) -> tuple[Int[Tensor, " item"], tuple[Hashable, ...]]:
-    """The index of each label in the sorted classes, and the classes."""
+@dataclass(frozen=True, eq=False)
+class _Design:
+    """The fits of `probe_layers`: labels, folds, and the training items of each fit.
+
+    Args:
+        labels: class index `[item]`.
+        classes: the labels by index.
+        group_of: group index `[item]`.
+        fold: fold `[item]`.
+        n_folds: number of folds.
+        train: training items `[fit, item]`; the fits leave out each fold, each pair of folds, and (the last) nothing.
+        fit_without: `[fold, fold]`, index of the fit that leaves out both.
+        shuffled: permuted labels `[permutation, item]`.
+        seed: seed of the bootstrap.
+    """
+
+    labels: Tensor
+    classes: tuple[Hashable, ...]
+    group_of: np.ndarray
+    fold: np.ndarray
+    n_folds: int
+    train: Tensor
+    fit_without: np.ndarray
+    shuffled: Tensor
+    seed: int
+
+    @property
+    def items(self) -> np.ndarray:
+        return np.arange(len(self.labels))
+
+    @property
+    def outer(self) -> Tensor:
+        """`[fold, item]`: the training items of the fits that leave out one fold."""
+        return self.train[self.fit_without.diagonal().tolist()]
+
+    def training_accuracy(self, p: np.ndarray) -> list[float]:
+        """Per fold left out: the accuracy on the other folds, each predicted by a fit that leaves out both."""
+        right = p.argmax(1) == self.labels.numpy()
+        return [
+            right[self.fit_without[out, self.fold], self.items][self.fold != out].mean() for out in range(self.n_folds)
+        ]
+
+    def confusion(self, held_out: np.ndarray) -> np.ndarray:
+        counts = np.zeros((len(self.classes), len(self.classes)), dtype=int)
+        np.add.at(counts, (self.labels.numpy(), held_out.argmax(-1)), 1)
+        return counts
+
+    def row(self, layer: Layer | None, features: str, labels: str, truth: np.ndarray, p: np.ndarray) -> dict[str, Any]:
+        """One row of the table, from labels `[repeat, item]` and held-out probabilities `[repeat, item, class]`."""
+        interval = bootstrap_ci((p.argmax(-1) == truth).mean(0), groups=self.group_of.tolist(), seed=self.seed)
+        areas = [macro_roc_auc(t.tolist(), s, range(len(self.classes))) for t, s in zip(truth, p, strict=True)]
+        return {
+            "layer": layer,
+            "features": features,
+            "labels": labels,
+            "accuracy": interval.mean,
+            "accuracy_low": interval.low,
+            "accuracy_high": interval.high,
+            "roc_auc": float(np.mean(areas)),
+            "n": len(self.labels),
+            "n_groups": len(set(self.group_of)),
+            "n_classes": len(self.classes),
+            "folds": self.n_folds,
+        }
+
+
+def _design(acts: Activations, label: str, group: str, folds: int, seed: int) -> _Design:
+    labels, classes = _encoded(acts.items[label])
+    group_of, fold = deal_folds(acts.items[group], labels.numpy(), classes, folds, seed)
+    first, second = np.triu_indices(folds)  # equal for a fit that leaves out one fold
+    fit_without = np.zeros((folds, folds), dtype=int)
+    fit_without[first, second] = fit_without[second, first] = np.arange(len(first))
+    left_out = (fold != first[:, None]) & (fold != second[:, None])
+    train = torch.tensor(np.vstack([left_out, np.ones((1, len(labels)), dtype=bool)]))
+    rng = np.random.default_rng([seed, 1])
+    shuffled = torch.stack([permuted_labels(labels, fold, rng) for _ in range(PERMUTATIONS)])
+    return _Design(labels, classes, group_of, fold, folds, train, fit_without, shuffled, seed)
+
+
+def _fit_true(fit: Fit, design: _Design, c: float) -> tuple[Tensor, np.ndarray]:
+    """Return the weights of the fit on all items, and all fits' probabilities `[fit, class, item]`."""
+    labels = design.labels.expand(len(design.train), -1)
+    weights, _, p = fit(labels, design.train, len(design.classes), c, TOLERANCE, MAX_ITER)
+    return weights[-1], p.numpy()
+
+
+def _fit_shuffled(fit: Fit, design: _Design, c: float) -> np.ndarray:
+    """Return the held-out probabilities `[permutation, item, class]` of fits on permuted labels."""
+    labels = design.shuffled.repeat_interleave(design.n_folds, 0)
+    train = design.outer.repeat(PERMUTATIONS, 1)
+    _, _, p = fit(labels, train, len(design.classes), c, TOLERANCE, MAX_ITER)
+    by_fold = p.view(PERMUTATIONS, design.n_folds, len(design.classes), -1)
+    return by_fold[:, design.fold, :, design.items].transpose(0, 1).numpy()
+
+
+def _fit_outer(fit: Fit, design: _Design, c: float) -> np.ndarray:
+    """Return the held-out probabilities `[item, class]` of one fit per fold."""
+    labels = design.labels.expand(design.n_folds, -1)
+    _, _, p = fit(labels, design.outer, len(design.classes), c, TOLERANCE, MAX_ITER)
+    return p[design.fold, :, design.items].numpy()
+
+
+def _encoded(labels: Sequence[Hashable] | np.ndarray | pd.Series) -> tuple[Int[Tensor, " item"], tuple[Hashable, ...]]:
+    """Return the index of each label in the sorted classes, and the classes."""
     codes, classes = pd.factorize(pd.Series(labels).reset_index(drop=True), sort=True)
     if (codes < 0).any():
         raise ValueError(f"expected a label for every item; item {int((codes < 0).argmax())} has none. Drop that item.")
@@ -214,35 +380,12 @@ def _encode(labels: Sequence[Hashable] | np.ndarray | pd.Series) -> tuple[Int[Te
     return torch.from_numpy(codes.astype(np.int64)), tuple(classes.tolist())
 
 
-def _deal(groups: pd.Series, y: np.ndarray, classes: tuple[Hashable, ...], folds: int, seed: int) -> list[np.ndarray]:
-    """Group and fold of each item: the groups, shuffled and ordered by most frequent class, dealt out one by one."""
-    if groups.isna().any():
-        raise ValueError(f"expected a group for every item; {groups.isna().sum()} have none. Name their groups.")
-    names, group_of = np.unique(groups.astype(str).to_numpy(dtype=str), return_inverse=True)
-    if folds < 3 or len(names) < folds:
-        got = f"got {folds} folds and {len(names)} groups. Read more groups or change folds."
-        raise ValueError(f"expected 3 folds at least and as many groups as folds; {got}")
-    label_of = pd.crosstab(group_of, y).to_numpy().argmax(1)
-    order = np.lexsort((np.random.default_rng(seed).permutation(len(names)), label_of))
-    fold = (order.argsort() % folds)[group_of]
-    for k, name in enumerate(classes):
-        if (there := len(set(fold[y == k]))) < 3:
-            why = "so it is missing from a training fold that leaves two out. Read more groups with it, or drop it."
-            raise ValueError(f"expected every class in 3 folds at least; class {name!r} is in {there}, {why}")
-    return [group_of, fold]
-
-
-def _permuted(y: Int[Tensor, " item"], fold: np.ndarray, rng: np.random.Generator) -> Int[Tensor, " item"]:
-    """The labels permuted over all items, each fold with its share of every class, and every class in two at least."""
-    while True:
-        drawn = pd.Series(rng.random(len(fold))).groupby(fold)
-        place = (drawn.rank() - rng.random(len(fold))) / drawn.transform("size")
-        shuffled = y.sort().values[place.to_numpy().argsort().argsort()]
-        if all(len(set(fold[shuffled == k])) > 1 for k in range(int(y.max()) + 1)):
-            return shuffled
-
-
 def _directions(weights: Float[Tensor, "class d_model"]) -> Float[Tensor, "class d_model"]:
-    """Each row minus the mean of the other rows, over its L2 norm; zero where that is zero."""
+    """Return each row minus the mean of the other rows, over its L2 norm; zero where that is zero."""
     others = (weights.sum(0) - weights) / (len(weights) - 1)
     return torch.nn.functional.normalize(weights - others, dim=1, eps=1e-300)
+
+
+def _shown_classes(classes: Sequence[Hashable]) -> str:
+    shown = ", ".join(f"{name!s:.40}" for name in classes[:6])
+    return shown if len(classes) <= 6 else f"{shown}, ... ({len(classes)} classes)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,11 @@ class ContrastPair:
             if not isinstance(text, str) or not text:
                 raise ValueError(f"expected a non-empty string as the pair's {side}; got {text!r:.80}. Write one.")
 
-    def passages(self, tokenizer: Any, group: str) -> tuple[Passage, Passage]:
+    def passages(
+        self, tokenizer: Any, group: str, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> tuple[Passage, Passage]:
         """Both texts as token ids, each with one span: the tokens of the continuation, without prompt and template."""
-        prompt = encode_prompt(tokenizer, self.prompt)
+        prompt = encode_prompt(tokenizer, self.prompt, chat_template_kwargs)
         group = group if self.group is None else self.group
 
         def passage(label: str, text: str) -> Passage:

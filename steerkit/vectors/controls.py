@@ -1,16 +1,18 @@
 """Control directions: random, covariance-matched and shuffled-label vectors of equal norm, each with its role.
 
-A control answers "would another direction of this norm do as much?". Each kind has one definition here; the role is
-stored in the vector's `meta` and becomes the column `role` of a sweep's table.
+A control tests whether another direction of the same norm has the same effect. The role is stored in the vector's
+`meta` and becomes the column `role` of a sweep's table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,14 +26,18 @@ Vectors = SteeringVector | Mapping[str, SteeringVector]
 
 
 def random(vectors: Vectors, n: int = 19, seed: int = 0) -> dict[str, SteeringVector]:
-    """`n` isotropic random directions for each vector, of its norm at every layer (see `random_like`).
+    """Return `n` isotropic random directions for each vector, of its norm at every layer (see `random_like`).
 
     Args:
-        vectors: one (named "vector") or several by name.
-        n: how many; with 19, the smallest one-sided rank p-value is 0.05.
+        vectors: one vector (named "vector") or several by name.
+        n: number of controls per vector; with 19, the smallest one-sided rank p-value is 0.05.
+        seed: control k is drawn with `seed + k`; for a disjoint set, pass a seed that differs by at least `n`.
 
     Returns:
-        `NAME/random-0`, `NAME/random-1`, ...
+        `NAME/random-0`, `NAME/random-1`, ... with `role` "random" and `control_of` NAME in `meta`.
+
+    Raises:
+        ValueError: `n` is negative, or a vector is zero at a layer.
 
     Example:
         >>> sk.sweep(model, tokenizer, {"calm": v, **sk.controls.random({"calm": v})}, prompts, coefficients=[1])
@@ -40,24 +46,37 @@ def random(vectors: Vectors, n: int = 19, seed: int = 0) -> dict[str, SteeringVe
 
 
 def matched(vectors: Vectors, activations: Activations, n: int = 19, seed: int = 0) -> dict[str, SteeringVector]:
-    """`n` random directions for each vector with the covariance of the stream: `u ~ N(0, cov(h))`, rescaled.
+    """Return `n` random directions for each vector with the covariance of the stream, `u ~ N(0, cov(h))`, rescaled.
 
-    An isotropic direction mostly points where the stream does not vary; this one points where it varies.
+    An isotropic direction mostly points where the stream does not vary; this one points where it varies. The layers are
+    drawn independently, so at several layers at once the pushes do not add up as those of the vector do.
 
     Args:
-        activations: what the covariance is of; they hold every layer of the vectors.
+        vectors: as in `random`.
+        activations: the items whose covariance is matched; they hold every layer of the vectors. The covariance of
+            items with several labels includes the difference between the labels; pass the items of one label,
+            `acts.where(acts.items["label"] == "negative")`, to exclude it.
+        n: number of controls per vector.
+        seed: as in `random`.
 
     Returns:
         `NAME/matched-0`, ..., each with the norm of its vector at every layer.
+
+    Raises:
+        ValueError: a layer of the vector was not read, or the items are equal there.
+
+    Example:
+        >>> sk.controls.matched({"calm": v}, acts)
     """
 
     def draw(vector: SteeringVector, number: int) -> SteeringVector:
-        generator = torch.Generator().manual_seed(seed + number)
+        generator = torch.Generator().manual_seed(int(seed) + number)
         drawn = {}
         for layer in vector.layers:
             rows = activations.at(layer).double()
-            drawn[layer] = (rows - rows.mean(0)).T @ torch.randn(len(rows), generator=generator, dtype=torch.float64)
-        return SteeringVector(drawn, {**vector.meta, "seed": seed + number}).scaled_to(vector)
+            weights = torch.randn(len(rows), generator=generator, dtype=torch.float64)
+            drawn[layer] = (rows - rows.mean(0)).T @ weights
+        return SteeringVector(drawn, {**vector.meta, "seed": int(seed) + number}).scaled_to(vector)
 
     return _controls("matched", vectors, n, draw)
 
@@ -69,86 +88,135 @@ def shuffled(
     seed: int = 0,
     extract: Callable[[Activations], SteeringVector] | None = None,
 ) -> dict[str, SteeringVector]:
-    """`n` vectors for each vector, extracted in the same way after the labels were permuted (`shuffle_labels`).
+    """Return `n` vectors for each vector, extracted in the same way after the labels were shuffled, rescaled.
+
+    The shuffle is balanced (see `shuffle_labels`), so that the true difference cancels. Under a plain permutation a
+    share of it remains by chance, and rescaling to the norm of the vector makes that share large.
 
     Args:
-        activations: what the vectors were extracted from.
-        extract: how; default: the method and labels in the vector's `meta`.
+        vectors: as in `random`.
+        activations: the items that the vectors were extracted from. For a vector with a `positive` and a `negative`
+            label, only the items with these labels are shuffled.
+        n: number of controls per vector.
+        seed: as in `random`.
+        extract: function from all activations, relabelled, to a vector; default: the method and labels in the vector's
+            `meta` (`extract_again`).
 
     Returns:
         `NAME/shuffled-0`, ..., each with the norm of its vector at every layer.
 
     Raises:
-        ValueError: no `extract`, and `meta` does not say how the vector was extracted.
+        ValueError: no `extract`, and `meta` does not hold the method and the labels.
+
+    Example:
+        >>> v = sk.difference_in_means(acts)
+        >>> sk.controls.shuffled({"calm": v}, acts)
     """
 
     def draw(vector: SteeringVector, number: int) -> SteeringVector:
-        permuted = shuffle_labels(activations, seed + number)
-        again = extract(permuted) if extract is not None else extract_again(vector, permuted)
-        return replace(again.at(*vector.layers), meta={**vector.meta, "seed": seed + number}).scaled_to(vector)
+        if extract is not None:
+            again = extract(shuffle_labels(activations, seed + number, balanced=True))
+        else:
+            again = extract_again(vector, shuffle_labels(_used_by(vector, activations), seed + number, balanced=True))
+        drawn = replace(again.at(*vector.layers), meta={**vector.meta, "seed": int(seed) + number})
+        return drawn.scaled_to(vector)
 
     return _controls("shuffled", vectors, n, draw)
 
 
-def shuffle_labels(activations: Activations, seed: int = 0) -> Activations:
-    """The same activations with their labels permuted within each group.
+def shuffle_labels(activations: Activations, seed: int = 0, balanced: bool = False) -> Activations:
+    """Return the same activations with their labels shuffled, within each group where every group has several labels.
 
-    Where no group holds two different labels, the labels are permuted over all items.
+    Where a group has one label only, the labels are shuffled over all items.
+
+    Args:
+        balanced: False: a random permutation. True: a random assignment that gives the items of each true label every
+            label in proportion to its frequency, e.g. in exactly half of the contrast pairs the two labels are swapped.
+            The means of the shuffled labels then differ by noise, not by a chance share of the true difference.
     """
     rng = np.random.default_rng(seed)
     labels = activations.items["label"].copy()
-    within = (activations.items.groupby("group")["label"].nunique() > 1).any()
-    parts: Sequence[Any] = (
-        [rows.index for _, rows in activations.items.groupby("group", sort=False)] if within else [labels.index]
-    )
-    for index in parts:
-        labels.loc[index] = rng.permutation(labels.loc[index].to_numpy())
+    groups = activations.items.groupby("group", sort=False)
+    if (groups["label"].nunique() > 1).all():
+        parts: list[Any] = [rows.index for _, rows in groups]
+        ranks = rng.permutation(len(parts)) if balanced else None
+        start = rng.random() if balanced else 0.0
+        for number, index in enumerate(parts):
+            own = labels.loc[index].to_numpy()
+            if ranks is None:
+                labels.loc[index] = rng.permutation(own)
+            else:
+                order = np.lexsort((rng.random(len(own)), own.astype(str)))
+                shift = int(len(own) * (ranks[number] + start) / len(parts))
+                labels.loc[index[order]] = np.roll(own[order], shift)
+    elif balanced:
+        drawn = pd.Series(rng.random(len(labels)), index=labels.index).groupby(labels.astype(str))
+        quantile = (drawn.rank() - rng.random(len(labels))) / drawn.transform("size")
+        labels.iloc[quantile.to_numpy().argsort()] = labels.iloc[labels.astype(str).to_numpy().argsort()].to_numpy()
+    else:
+        labels.loc[labels.index] = rng.permutation(labels.to_numpy())
     return replace(activations, items=activations.items.assign(label=labels))
 
 
-def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
-    """`vector` under a random rotation: `V Q`, V its layers as rows, Q a random rotation of the stream.
+def _used_by(vector: SteeringVector, activations: Activations) -> Activations:
+    """Return the items with the vector's `positive` and `negative` labels; all items where it has no `negative`."""
+    sides = [vector.meta.get("positive"), vector.meta.get("negative")]
+    if None in sides:
+        return activations
+    return activations.where(activations.items["label"].astype(str).isin([str(side) for side in sides]))
 
-    Each layer is an isotropic random direction of the same norm, and two layers have the cosine that they have in
-    `vector`: steered at several layers at once, the pushes add up as those of `vector` do.
+
+def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
+    """Return the vector under a random rotation: `V Q`, with the layers as rows of V and Q a rotation of the stream.
+
+    Each layer is an isotropic random direction of the same norm, and two layers have the same cosine as in `vector`:
+    steered at several layers at once, the pushes add up as those of `vector` do.
+
+    Example:
+        >>> sk.random_like(vector, seed=0).norms() == vector.norms()  # up to rounding
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     drawn = torch.stack([torch.randn(vector.d_model, generator=generator) for _ in vector.layers])
     axes, _ = _frame(drawn.double())
     _, mixed = _frame(torch.stack([row.double() for row in vector.layers.values()]))
     noise = dict(zip(vector.layers, (axes @ mixed).T, strict=True))
-    rotated = SteeringVector(noise, {**vector.meta, "seed": seed}).scaled_to(vector)
+    rotated = SteeringVector(noise, {**vector.meta, "seed": int(seed)}).scaled_to(vector)
     return with_role(rotated, "random")
 
 
 def with_role(vector: SteeringVector, role: str, of: str | None = None) -> SteeringVector:
-    """The same vector marked as a control.
+    """Return the same vector with a role in its `meta`.
 
     Args:
         role: one of `ROLES`; `"other"` for, e.g., another agent's vector.
         of: name of the vector that it is a control of; None for all vectors of a sweep.
+
+    Raises:
+        ValueError: an unknown role.
     """
     if role not in ROLES:
-        raise ValueError(f"expected a role among {ROLES}; got {role!r}.")
+        raise ValueError(f"expected a role among {ROLES}; got {role!r}. Pass one of them.")
     method = {} if role in ("vector", "other") else {"method": role}
     return replace(vector, meta={**vector.meta, **method, "role": role, "control_of": of})
 
 
 def roles_of(named: Mapping[str, SteeringVector]) -> dict[str, tuple[str, str | None]]:
-    """For each vector by name: its role, and the name of the vector that it is a control of.
+    """Return for each vector by name its role, and the name of the vector that it is a control of.
 
-    None as second entry: it is no control, or a control of every vector among `named`.
+    The second entry is None for a vector that is no control, or that is a control of every vector in `named`.
     """
-    found = {}
+    roles = {}
     for name, vector in named.items():
         of = vector.meta.get("control_of")
-        found[name] = (str(vector.meta.get("role", "vector")), of if of in named and of != name else None)
-    return found
+        roles[name] = (str(vector.meta.get("role", "vector")), of if of in named and of != name else None)
+    return roles
 
 
 def _controls(
     role: str, vectors: Vectors, n: int, draw: Callable[[SteeringVector, int], SteeringVector]
 ) -> dict[str, SteeringVector]:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 0:
+        raise ValueError(f"expected the number of controls per vector, an integer from 0; got {n!r}. Pass e.g. 19.")
     named = {"vector": vectors} if isinstance(vectors, SteeringVector) else vectors
     return {
         f"{name}/{role}-{number}": with_role(draw(vector, number), role, of=name)
@@ -158,7 +226,7 @@ def _controls(
 
 
 def _frame(rows: Float[Tensor, "layer d_model"]) -> tuple[Float[Tensor, "d_model axis"], Float[Tensor, "axis layer"]]:
-    """Orthonormal axes, and the rows in them: `rows.T = axes @ mixed`, the first row along the first axis."""
+    """Return orthonormal axes and the rows in them: `rows.T = axes @ mixed`, the first row along the first axis."""
     axes, mixed = torch.linalg.qr(rows.T)
     sign = torch.where(mixed.diagonal() < 0, -1.0, 1.0)
     return axes * sign, mixed * sign[:, None]

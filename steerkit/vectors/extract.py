@@ -1,4 +1,4 @@
-"""How steering vectors are extracted from activations: difference in means, PCA, logistic probe."""
+"""Extract steering vectors from activations: difference in means, one against others, PCA, logistic probe."""
 
 from __future__ import annotations
 
@@ -10,27 +10,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerkit.capture.activations import EMBED, ActivationMeans, Activations
+from steerkit.capture.activations import ActivationMeans, Activations
+from steerkit.capture.layers import EMBED
 from steerkit.vectors.vector import SteeringVector
 
 
 def difference_in_means(
     activations: Activations | ActivationMeans, positive: str = "positive", negative: str = "negative"
 ) -> SteeringVector:
-    """CAA: `v_l = mean(h_l | positive) - mean(h_l | negative)` per layer (Rimsky et al. 2024, arXiv 2312.06681).
+    """Return the difference in means per layer (CAA), `v_l = mean(h_l | positive) - mean(h_l | negative)`.
 
     With as many positives as negatives this is also the mean of the pairs' differences; the labels need not be paired.
 
     Args:
-        activations: what was read, or its running means; sums are in float64.
+        activations: activations or their means per label; sums are in float64.
         positive: label of the items with the property.
         negative: label of the items without it.
 
+    Returns:
+        One vector `[d_model]` per block that was read, in units of the stream.
+
     Raises:
-        ValueError: a label has no items, or stands on both sides.
+        ValueError: a label has no items, or both labels are equal.
+
+    Example:
+        >>> vector = sk.difference_in_means(acts, "harmful", "harmless")
+
+    Source: Rimsky et al. 2024, "Steering Llama 2 via Contrastive Activation Addition", arXiv 2312.06681.
     """
     if positive == negative:
-        raise ValueError(f"expected two different labels; got {positive!r} on both sides. Name another one.")
+        raise ValueError(f"expected two different labels; got {positive!r} on both sides. Pass another label.")
     means = activations if isinstance(activations, ActivationMeans) else means_of(activations)
     count = [n for label, n in zip(means.labels, means.counts, strict=True) if label in (positive, negative)]
     difference = means.of(positive) - means.of(negative)
@@ -38,13 +47,28 @@ def difference_in_means(
 
 
 def one_against_others(activations: Activations | ActivationMeans) -> dict[str, SteeringVector]:
-    """Per label i: `v_i = m_i - mean of m_j over j != i`, m the label's mean (Yi et al. 2026, arXiv 2604.24881, 4).
+    """Return for each label i `v_i = m_i - mean of m_j over j != i`, with m_i the mean of the label's items.
 
-    Equal to the paper's mean over groups where every group holds every label equally often.
+    This equals the paper's mean over groups if every group holds every label equally often.
+
+    Args:
+        activations: activations or their means per label.
+
+    Returns:
+        Label -> vector.
+
+    Raises:
+        ValueError: fewer than two labels.
+
+    Example:
+        >>> agents = sk.one_against_others(acts)
+        >>> agents["1"].norms()
+
+    Source: Yi et al. 2026, arXiv 2604.24881, section 4.
     """
     means = activations if isinstance(activations, ActivationMeans) else means_of(activations)
     if len(means.labels) < 2:
-        raise ValueError(f"expected two labels at least; got {list(means.labels)}. Read texts with another one too.")
+        raise ValueError(f"expected two labels at least; got {list(means.labels)}. Collect another label too.")
     others = (means.mean.sum(0, keepdim=True) - means.mean) / (len(means.labels) - 1)
     return {
         label: _vector(means.mean[i] - others[i], means, "one_against_others", means.counts[i], positive=label)
@@ -53,17 +77,31 @@ def one_against_others(activations: Activations | ActivationMeans) -> dict[str, 
 
 
 def pca(activations: Activations, positive: str = "positive", negative: str = "negative") -> SteeringVector:
-    """The first principal direction of the pairs' differences, about zero, unit length, turned towards `positive`.
+    """Return the first principal direction of the pairs' differences, uncentred, unit norm, pointing to `positive`.
 
-    The right singular vector of the largest singular value of the matrix of differences `[pair, d_model]`.
+    It is the right singular vector of the largest singular value of the matrix of differences `[pair, d_model]`. The
+    k-th positive item is paired with the k-th negative item.
+
+    Args:
+        activations: as many items with the label `positive` as with `negative`.
+        positive: label of the items with the property.
+        negative: label of the items without it.
+
+    Returns:
+        One unit vector `[d_model]` per block that was read.
 
     Raises:
-        ValueError: unequal numbers of positives and negatives.
+        ValueError: a label has no items, unequal numbers of items, or all differences are zero at a layer.
+
+    Example:
+        >>> vector = sk.pca(sk.collect(model, tokenizer, pairs))
+
+    Source: Zou et al. 2023, "Representation Engineering", arXiv 2310.01405.
     """
     plus, minus = _sides(activations, positive, negative)
     if len(plus) != len(minus):
         raise ValueError(
-            f"expected as many {positive!r} as {negative!r} items; got {len(plus)} and {len(minus)}. Pair them up."
+            f"expected as many {positive!r} as {negative!r} items; got {len(plus)} and {len(minus)}. Pass pairs."
         )
     rows = []
     for column, layer in enumerate(activations.layers):
@@ -72,7 +110,7 @@ def pca(activations: Activations, positive: str = "positive", negative: str = "n
         rows.append(direction * torch.sign(difference.mean(0) @ direction))
         if not rows[-1].norm() > 0.5:
             raise ValueError(
-                f"expected differences that point somewhere; they are all zero at layer {layer}. Leave that layer out."
+                f"expected differences other than zero; got only zeros at layer {layer}. Leave that layer out."
             )
     return _vector(torch.stack(rows), activations, "pca", len(plus), positive=positive, negative=negative)
 
@@ -80,9 +118,24 @@ def pca(activations: Activations, positive: str = "positive", negative: str = "n
 def logistic(
     activations: Activations, positive: str = "positive", negative: str = "negative", c: float = 1.0
 ) -> SteeringVector:
-    """The unit normal of a logistic probe's boundary, mapped back from standardised features to the raw stream.
+    """Return the unit normal of a logistic probe's boundary, mapped back from standardised features to the raw stream.
 
-    `w_raw = w_std / scale`: the direction left in standardised space points elsewhere (see `steerkit.probes.probe`).
+    `v = w_raw / |w_raw|` with `w_raw = w_std / scale`. In standardised space the direction would be a different one.
+
+    Args:
+        activations: items with both labels; others are ignored.
+        positive: label of the items with the property.
+        negative: label of the items without it.
+        c: inverse strength of the L2 penalty, as in `fit_probe`.
+
+    Returns:
+        One unit vector `[d_model]` per block that was read.
+
+    Raises:
+        ValueError: a label has no items, or all items are equal at a layer.
+
+    Example:
+        >>> vector = sk.logistic(acts, "harmful", "harmless")
     """
     from steerkit.probes.probe import fit_probe
 
@@ -96,10 +149,10 @@ def logistic(
 
 
 def extract_again(vector: SteeringVector, activations: Activations) -> SteeringVector:
-    """A vector extracted from other activations in the way that its `meta` says: method, `positive`, `negative`.
+    """Return a vector extracted from other activations by the `method`, `positive` and `negative` in `vector.meta`.
 
     Raises:
-        ValueError: `meta` names no method of this module.
+        ValueError: `meta` does not hold a method of this module and its labels.
     """
     method, positive, negative = (vector.meta.get(key) for key in ("method", "positive", "negative"))
     pairwise = {"difference_in_means": difference_in_means, "pca": pca, "logistic": logistic}
@@ -108,13 +161,13 @@ def extract_again(vector: SteeringVector, activations: Activations) -> SteeringV
     if method == "one_against_others" and positive is not None:
         return one_against_others(activations)[positive]
     raise ValueError(
-        f"expected the method {[*pairwise, 'one_against_others']} and the labels in the vector's meta; got {method!r}, "
-        f"{positive!r}, {negative!r}. Pass extract=."
+        f"expected a method among {[*pairwise, 'one_against_others']} and its labels in the vector's meta; got "
+        f"{method!r}, {positive!r}, {negative!r}. Pass extract=, a function from activations to a vector."
     )
 
 
 def means_of(activations: Activations) -> ActivationMeans:
-    """Means per label in float64; labels in alphabetical order."""
+    """Return the means per label in float64; labels in alphabetical order."""
     if "label" not in activations.items:
         raise ValueError(f"expected a column 'label' in the items; got {list(activations.items)}. Add one.")
     labels = activations.items["label"].astype(str)
@@ -125,8 +178,9 @@ def means_of(activations: Activations) -> ActivationMeans:
 
 
 def _sides(activations: Activations, positive: str, negative: str) -> tuple[Tensor, Tensor]:
-    means = means_of(activations)  # names the labels that are there, if one is missing
-    means.of(positive), means.of(negative)
+    means = means_of(activations)
+    for label in (positive, negative):
+        means.of(label)  # raises ValueError, naming the known labels, if this one is missing
     labels = activations.items["label"]
     return activations.where(labels == positive).resid, activations.where(labels == negative).resid
 

@@ -17,39 +17,54 @@ from steerkit.models.model import device_of, evaluating, unwrap
 from steerkit.text.prompt import Prompt, encode_prompt
 from steerkit.vectors.vector import SteeringVector
 
-PUSH = 0.1
+RELATIVE_STEP = 0.1
+"""Step of the finite difference, as a share of the norm of the stream."""
 
 
 def tokens_of(
     model: nn.Module, tokenizer: Any, vector: SteeringVector, prompts: Sequence[Prompt], k: int = 10
 ) -> pd.DataFrame:
-    """The tokens whose logits a direction raises and lowers most, if it is added right before the final norm.
+    """Return the tokens whose logits a direction raises and lowers most if it is added right before the final norm.
 
-    Per layer's vector v, with h the stream after the last block at a prompt's last token and u the map from there to
-    the logits (final norm and unembedding): `(u(h + e v^) - u(h - e v^)) / (2 e)`, `v^` the unit direction and
-    `e = 0.1 |h|`, mean over prompts; less its mean over the vocabulary, which moves no probability. What later blocks
-    make of the direction is not in it.
+    Formula: `(u(h + e d) - u(h - e d)) / (2 e)`, mean over prompts, minus its mean over the vocabulary (which changes
+    no probability). d is the unit direction of one layer, h the stream after the last block at a prompt's last token,
+    u the map from the stream to the logits (final norm and unembedding), and `e = 0.1 |h|`. The effect of later blocks
+    on the direction is not included.
 
-    Columns: layer, side (`raised` or `lowered`), rank from 1, token_id, token, slope (logits per unit of the stream).
+    Args:
+        vector: each of its layers is evaluated.
+        prompts: strings or chats.
+        k: number of tokens per side.
+
+    Returns:
+        A table with columns `layer`, `side` (`raised` or `lowered`), `rank` from 1, `token_id`, `token`, `slope`
+        (logits per unit of the stream).
+
+    Raises:
+        ValueError: no prompt, or `k` below 1.
+
+    Example:
+        >>> tokens_of(model, tokenizer, vector.at(14), ["How are you?"], k=5)
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
     last = max(find_blocks(model).modules)
     ids = [torch.tensor([encode_prompt(tokenizer, prompt)], device=device_of(model)) for prompt in prompts]
     if not ids or k < 1:
-        raise ValueError(f"expected one prompt and one token at least; got {len(ids)} and k={k}.")
-    sizes = []
+        raise ValueError(f"expected one prompt and one token at least; got {len(ids)} and k={k}. Pass more.")
+    norms = []
     for row in ids:
         with torch.inference_mode(), evaluating(unwrap(model)), capture_resid(model, last) as stream:
             model(input_ids=row, use_cache=False)
-        sizes.append(float(stream[last][0, -1].float().norm()))
+        norms.append(float(stream[last][0, -1].float().norm()))
     rows = []
     for layer in vector.layers:
         unit = vector.unit().layers[layer]
         slope = torch.zeros(())
-        for row, size in zip(ids, sizes, strict=True):
-            plus, minus = (_pushed_logits(model, row, sign * PUSH * size * unit) for sign in (1, -1))
-            slope = slope + (plus - minus) / (2 * PUSH * size * len(ids))
+        for row, norm in zip(ids, norms, strict=True):
+            step = RELATIVE_STEP * norm
+            plus, minus = (_pushed_logits(model, row, sign * step * unit) for sign in (1, -1))
+            slope = slope + (plus - minus) / (2 * step * len(ids))
         slope = slope - slope.mean()
         for side, sign in (("raised", 1), ("lowered", -1)):
             best = (sign * slope).topk(min(k, len(slope)))
@@ -59,7 +74,7 @@ def tokens_of(
 
 
 def _pushed_logits(model: nn.Module, ids: Tensor, push: Float[Tensor, " d_model"]) -> Float[Tensor, " vocabulary"]:
-    """The logits at the last token when `push` is added to the stream after the last block."""
+    """Return the logits at the last token when `push` is added to the stream after the last block."""
     blocks = find_blocks(model)
     last = len(blocks) - 1
     with (

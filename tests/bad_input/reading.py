@@ -24,14 +24,14 @@ COLLECTED: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] =
         for value in (-1, 4, 99, True, 1.5, "1", "middle", None)
     },
     "a list of a list of layers": ({"layers": [[1]]}, LAYER[0], "got [1]", LAYER[1], ValueError),
-    "no layers": ({"layers": []}, "expected one layer at least", "got []", "Say 'all'", ValueError),
-    "a layer twice": ({"layers": [1, 1]}, "each once", "got [1, 1]", "Say 'all'", ValueError),
+    "no layers": ({"layers": []}, "expected one layer at least", "got []", "Pass layers='all'", ValueError),
+    "a layer twice": ({"layers": [1, 1]}, "each once", "got [1, 1]", "Pass layers='all'", ValueError),
     **{
-        f"position {value!r}": ({"position": value}, POSITION, f"got {value!r}", "Choose one", ValueError)
+        f"position {value!r}": ({"position": value}, POSITION, f"got {value!r}", "Pass one of these", ValueError)
         for value in ("middle", 1.0, True, None)
     },
     **{
-        f"position {value}": ({"position": value}, SPAN, f"{value} is outside", "Take one nearer", ValueError)
+        f"position {value}": ({"position": value}, SPAN, f"{value} is outside", "Pass an index nearer", ValueError)
         for value in (5, -6)
     },
     "no texts": ({"texts": []}, TEXTS[0], "got []", TEXTS[1], ValueError),
@@ -95,7 +95,7 @@ def reading_cases() -> Iterator[Case]:
     )  # fmt: skip
     yield Case(
         "a probe of fewer labels than items", lambda _: fit_probe(torch.ones(3, 2), ["a", "b"]),
-        "expected x of shape [2 labels, d_model]", "got [3, 2]", "Give a row per label",
+        "expected x of shape [2 labels, d_model]", "got [3, 2]", "Pass a row per label",
     )  # fmt: skip
     yield Case(
         "a probe of penalty 0", lambda _: fit_probe(torch.eye(2), ["a", "b"], c=0), "expected c above 0", "got 0", "1.0"
@@ -115,5 +115,5 @@ def reading_cases() -> Iterator[Case]:
     )  # fmt: skip
     yield Case(
         "probes of no layer", lambda _: probe_layers(acts(many), layers=[]),
-        "expected one layer at least", "got none", "Pass layers=None",
+        "expected one layer at least", "got none", "Pass layers='all'",
     )  # fmt: skip

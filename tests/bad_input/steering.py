@@ -22,7 +22,7 @@ STEERINGS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     **{
         f"layer {value!r}": ({"layer": value}, f"expected {what}", "got", do)
         for value, what, do in (
-            (2, "layers among [1]", "Choose of these"), ("first", "a layer, several, or", "Pass a number")
+            (2, "layers among [1]", "Pass layers that"), ("first", "a layer, several, or", "Pass a number")
         )
     },
     "several layers and no choice": (

@@ -30,7 +30,7 @@ SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
         f"layers {value!r}": ({"layers": value}, PLACES[0], f"got {value!r}", PLACES[1], ValueError)
         for value in ([], [1, 1], [(1,), 1], range(0), ["all", "all"])
     },
-    "a layer that its vector has not": ({"layers": [2]}, "expected layers among [1]", "got [2]", "Choose", ValueError),
+    "a layer that its vector has not": ({"layers": [2]}, "expected layers among [1]", "got [2]", "Pass", ValueError),
     "a layer in quotes": ({"layers": ["1"]}, "expected a layer as a number", "got '1'", "Pass a number", ValueError),
     "a layer that is no number": ({"layers": True}, "expected a layer as a number", "got True", "Pass a", ValueError),
     "a layer that its model has not": (

@@ -1,4 +1,4 @@
-"""Vectors that travel: what other projects wrote is read, and ours is written for them; no file runs code."""
+"""Convert vector files from and to the formats of other projects; no file can run code."""
 
 from __future__ import annotations
 
@@ -27,72 +27,87 @@ WRITERS: dict[str, Writer] = {".safetensors": SteeringVector.save, ".gguf": writ
 
 
 def read_vectors(path: str | Path) -> dict[str, SteeringVector]:
-    """The vectors of a file by name, whoever wrote it; a lone one is named by the file (docs/vector-format.md).
+    """Return the vectors of a file by name, in any known format; a single one has the file's stem as its name.
 
-    The first bytes say what it is, not the suffix. Layers are 0-based blocks and vectors stand where they were read,
-    after the block; what the file says besides is in `meta["source"]`, and `unsaid` lists what it does not say.
+    The format is recognised by the first bytes, not by the suffix (docs/vector-format.md). Layers are 0-based blocks
+    and the hook point is the output of the block. Other fields of the file are in `meta["source"]`; `missing_fields`
+    lists the provenance that the file does not hold.
+
+    Returns:
+        Name -> vector.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: damaged, of no known format, read elsewhere than after a block, or a pickle that needs code to run.
+        FileNotFoundError: the file does not exist.
+        ValueError: damaged, of no known format, for another hook point, or a pickle that needs code to run.
+
+    Example:
+        >>> vectors = sk.read_vectors("agents.pt")
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"expected a vector file at {path}; there is no such file.")
+        raise FileNotFoundError(f"expected a vector file at {path}; there is no such file. Check the path.")
     with path.open("rb") as file:
-        first = file.read(9)
-    found = None
+        first_bytes = file.read(9)
+    vectors = None
     try:
-        if first.startswith(b"GGUF"):
-            found = {path.stem: read_gguf(path)}
-        elif first.startswith((b"PK\x03\x04", b"\x80")):
-            found = read_torch(path)
-        elif first[8:] == b"{":
-            found = read_safetensors(path)
+        if first_bytes.startswith(b"GGUF"):
+            vectors = {path.stem: read_gguf(path)}
+        elif first_bytes.startswith((b"PK\x03\x04", b"\x80")):
+            vectors = read_torch(path)
+        elif first_bytes[8:] == b"{":
+            vectors = read_safetensors(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if found is None:
+    if vectors is None:
         raise ValueError(
-            f"expected a file of a known format at {path}: {'; '.join(READABLE)}; got none of these, or one that does "
-            "not say which. Build a SteeringVector from its tensors yourself, if you know the place that they are for."
+            f"expected a file of a known format at {path}: {'; '.join(READABLE)}; got another format, or one that does "
+            "not identify itself. If you know its hook point, build SteeringVector({layer: tensor}) from its tensors."
         )
-    return found
+    return vectors
 
 
 def write_vector(vector: SteeringVector, path: str | Path) -> None:
-    """Write a vector in the format that the suffix says, `.safetensors` or `.gguf`; atomically.
+    """Write a vector atomically in the format of the suffix, `.safetensors` or `.gguf`.
 
     Raises:
-        ValueError: another suffix, or a vector that the format cannot say; nothing is written.
+        ValueError: another suffix, or a vector that the format cannot hold; nothing is written.
+
+    Example:
+        >>> sk.write_vector(vector, "calm.gguf")
     """
     _writer(path)(vector, path)
 
 
 def write_vectors(vectors: Mapping[str, SteeringVector], path: str | Path) -> dict[str, Path]:
-    """Write all or none: one vector to `path`, several each to its own file, `STEM-NAME.suffix`; name -> file.
+    """Write all vectors or none: one vector to `path`, several each to its own file `STEM-NAME.suffix`.
+
+    Returns:
+        Name -> file.
 
     Raises:
-        ValueError: see `write_vector`; two names that make one file.
+        ValueError: see `write_vector`; two names give the same file name.
     """
     path, write = Path(path), _writer(path)
     names = {name: re.sub(r"[^\w.+-]+", "_", name) for name in vectors}
     paths = {name: path.with_name(f"{path.stem}-{safe}{path.suffix}") for name, safe in names.items()}
     paths = paths if len(paths) > 1 else dict.fromkeys(vectors, path)
     if len(set(paths.values())) < len(paths):
-        raise ValueError(f"expected names that differ in letters or digits; got {list(vectors)}. Write one by one.")
+        raise ValueError(f"expected names that differ in letters or digits; got {list(vectors)}. Rename one of them.")
     with contextlib.ExitStack() as stack:
         for name, vector in vectors.items():
             write(vector, stack.enter_context(atomic_path(paths[name])))
     return paths
 
 
-def unsaid(vector: SteeringVector) -> list[str]:
-    """The fields of provenance that the vector's file did not say."""
+def missing_fields(vector: SteeringVector) -> list[str]:
+    """Return the fields of provenance that the vector's `meta` does not hold."""
     return [key for key in PROVENANCE if key not in vector.meta]
 
 
 def _writer(path: str | Path) -> Writer:
     suffix = Path(path).suffix
     if suffix not in WRITERS:
-        raise ValueError(f"expected an output that ends in {' or '.join(WRITERS)}; got {str(path)!r}.")
+        raise ValueError(
+            f"expected an output that ends in {' or '.join(WRITERS)}; got {str(path)!r}. Change the file name."
+        )
     return WRITERS[suffix]

@@ -1,4 +1,4 @@
-"""GGUF control vectors: tensors `direction.k`, which llama.cpp and repeng add after the 0-based block k, as we do."""
+"""GGUF control vectors: tensors `direction.k`, which llama.cpp and repeng add after the 0-based block k."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from steerkit.vectors.file import PROVENANCE, compose, layers_of, parse
 from steerkit.vectors.vector import SteeringVector
 
 ARCHITECTURE = "controlvector"
-HINT, COUNT, HEADER = f"{ARCHITECTURE}.model_hint", f"{ARCHITECTURE}.layer_count", "steerkit.header"
+MODEL_HINT = f"{ARCHITECTURE}.model_hint"
+LAYER_COUNT = f"{ARCHITECTURE}.layer_count"
+HEADER = "steerkit.header"
 FLOATS = ("F16", "F32", "F64")
 
 
 def read_gguf(path: str | Path) -> SteeringVector:
-    """Read a control vector; one of ours comes back as it was, one of another project with its fields in `meta`.
+    """Read a control vector: a file of this project with its header, one of another with its fields in `meta`.
 
-    llama.cpp keeps `direction.k` at offset `(k - 1) * n_embd` of its buffer and adds what stands at
-    `(layer - 1) * n_embd` after block `layer`, so k is the layer (common.cpp, llama-adapter.cpp); repeng uses the same
+    llama.cpp keeps `direction.k` at offset `(k - 1) * n_embd` of its buffer, and adds the values at offset
+    `(layer - 1) * n_embd` after block `layer`, so k is the layer (common.cpp, llama-adapter.cpp). repeng uses the same
     index. `direction.0`, which others write and llama.cpp refuses, is layer 0.
 
     Raises:
-        ValueError: no whole GGUF file, no control vector, a tensor that is no layer, a place that is not after a block.
+        ValueError: not a complete GGUF file, no control vector, a tensor that is no layer, or another hook point.
     """
     try:
-        reader = _Whole(path)
-        said = {
+        reader = _BoundsCheckedReader(path)
+        fields = {
             name: field.contents()
             for name, field in reader.fields.items()
             if field.types[0] != GGUFValueType.ARRAY and not name.startswith("GGUF.")
         }
-    except Exception as error:  # the package raises whatever a damaged file makes it stumble over
-        raise ValueError(f"expected a whole GGUF file; got one that is not ({error!r}). Fetch it anew.") from error
-    architecture = said.pop("general.architecture", None)
+    except Exception as error:  # the package raises various exceptions on a damaged file
+        raise ValueError(f"expected a complete GGUF file; got a damaged one ({error!r}). Download it again.") from error
+    architecture = fields.pop("general.architecture", None)
     if architecture != ARCHITECTURE:
         raise ValueError(
             f"expected a GGUF file of architecture {ARCHITECTURE!r}; got {architecture!r}. "
@@ -47,21 +49,23 @@ def read_gguf(path: str | Path) -> SteeringVector:
         )
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     if not set(kinds.values()) <= set(FLOATS):
-        raise ValueError(f"expected tensors of {', '.join(FLOATS)}; got {sorted({*kinds.values()} - {*FLOATS})}.")
+        raise ValueError(
+            f"expected tensors of {', '.join(FLOATS)}; got {sorted({*kinds.values()} - {*FLOATS})}. Convert them."
+        )
     tensors = {tensor.name: _native(tensor.data).float() for tensor in reader.tensors}
     layers = layers_of(tensors, "direction")
-    if HEADER in said:
-        return SteeringVector(layers, parse(str(said[HEADER]), layers))
-    _check_place(said, list(layers))
-    meta = {"source": {"format": "GGUF control vector", **said}}
-    for key, field in (("model_type", HINT), ("checkpoint", "model.id"), ("method", "steerkit.method")):
-        if isinstance(said.get(field), str):
-            meta[key] = said[field]
+    if HEADER in fields:
+        return SteeringVector(layers, parse(str(fields[HEADER]), layers))
+    _check_hook_point(fields, list(layers))
+    meta = {"source": {"format": "GGUF control vector", **fields}}
+    for key, field in (("model_type", MODEL_HINT), ("checkpoint", "model.id"), ("method", "steerkit.method")):
+        if isinstance(fields.get(field), str):
+            meta[key] = fields[field]
     return SteeringVector(layers, meta)
 
 
 def write_gguf(vector: SteeringVector, path: str | Path) -> None:
-    """Write a control vector that llama.cpp and repeng read; our header goes with it, and only we read that.
+    """Write a control vector for llama.cpp and repeng, with a steerkit header that they ignore.
 
     `controlvector.model_hint` is the model's type, `controlvector.layer_count` the number of directions, as repeng
     writes them.
@@ -70,57 +74,58 @@ def write_gguf(vector: SteeringVector, path: str | Path) -> None:
         ValueError: a vector at layer 0, after which llama.cpp adds nothing.
 
     Warns:
-        UserWarning: what other readers will not see.
+        UserWarning: names the fields that other readers ignore.
     """
     if 0 in vector.layers:
         rest = [layer for layer in vector.layers if layer]
         raise ValueError(
             "expected layers from 1, since llama.cpp adds nothing after block 0 and refuses 'direction.0'; got "
-            f"{list(vector.layers)}. " + (f"Leave it out with .at(*{rest})." if rest else "Write a .safetensors file.")
+            f"{list(vector.layers)}. " + (f"Leave layer 0 out: .at(*{rest})." if rest else "Write a .safetensors file.")
         )
     header = compose(vector.meta, vector.layers)
     with (
         atomic_path(path) as temporary,
-        contextlib.closing(GGUFWriter(temporary, ARCHITECTURE)) as writer,  # closed before it takes its place
+        contextlib.closing(GGUFWriter(temporary, ARCHITECTURE)) as writer,  # closed before the file is renamed
     ):
-        writer.add_string(HINT, str(vector.meta.get("model_type") or "unknown"))
-        writer.add_uint32(COUNT, len(vector.layers))
+        writer.add_string(MODEL_HINT, str(vector.meta.get("model_type") or "unknown"))
+        writer.add_uint32(LAYER_COUNT, len(vector.layers))
         writer.add_string(HEADER, header)
         for layer, value in vector.layers.items():
             writer.add_tensor(f"direction.{layer}", value.contiguous().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-    unseen = ["hook point", "units", *(key for key in PROVENANCE if key in vector.meta and key != "model_type")]
+    ignored = ["hook point", "units", *(key for key in PROVENANCE if key in vector.meta and key != "model_type")]
     warnings.warn(
-        f"other readers of GGUF control vectors see the directions and the model hint alone, not: {', '.join(unseen)}. "
-        "They add it at every position, to whatever model they are given.",
+        "other readers of GGUF control vectors read only the directions and the model hint, not: "
+        f"{', '.join(ignored)}. They add the vector at every position, to any model.",
         stacklevel=3,
     )
 
 
-class _Whole(GGUFReader):
-    """The package's reader, which would read on past the end of a file for as long as an array in it claims to be."""
+class _BoundsCheckedReader(GGUFReader):
+    """The package's reader, with an error where a damaged file claims an array longer than the file."""
 
     def _get(self, offset: int, dtype: Any, count: int = 1, *more: Any, **options: Any) -> Any:
         values = super()._get(offset, dtype, count, *more, **options)
         if len(values) != int(count):
-            raise ValueError(f"it ends inside what it says stands at byte {offset}")
+            raise ValueError(f"the file ends inside the field at byte {offset}")
         return values
 
 
 def _native(data: np.ndarray) -> torch.Tensor:
-    """A copy in memory, in this machine's byte order."""
+    """Return a copy in memory, in this machine's byte order."""
     return torch.from_numpy(np.array(data, dtype=data.dtype.newbyteorder("=")))
 
 
-def _check_place(said: dict[str, Any], layers: list[int]) -> None:
-    """`ValueError` where the fields of the PyPI package steerkit say another place than after a block."""
-    site, depth = said.get("hook_site", "resid_post"), said.get("n_total_layers", max(layers) + 1)
+def _check_hook_point(fields: dict[str, Any], layers: list[int]) -> None:
+    """Raise ValueError where the fields of the PyPI package steerkit name another hook point than a block's output."""
+    site = fields.get("hook_site", "resid_post")
+    depth = fields.get("n_total_layers", max(layers) + 1)
     names = {f"blocks.{layer}.hook_resid_post" for layer in layers}
     beyond = not isinstance(depth, int) or max(layers) >= depth
-    if site != "resid_post" or said.get("hook_name", min(names)) not in names or beyond:
+    if site != "resid_post" or fields.get("hook_name", min(names)) not in names or beyond:
         raise ValueError(
             f"expected vectors for the stream after a block; got hook_site {site!r}, hook_name "
-            f"{said.get('hook_name')!r}, layers {layers} of {depth}. Fit them at resid_post of a block."
+            f"{fields.get('hook_name')!r}, layers {layers} of {depth}. Fit them at resid_post of a block."
         )

@@ -1,4 +1,4 @@
-"""Safetensors files: our own, and the probes of the PyPI package steerkit (0.3.0, another project)."""
+"""Safetensors files: those of this project, and the probes of the PyPI package steerkit (0.3.0, another project)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PROBE = {"layer", "n_total_layers", "hook_site", "model_id", "default_method"}
 
 
 def read_safetensors(path: Path) -> dict[str, SteeringVector] | None:
-    """The vectors of the file by name; None where it does not say what it is.
+    """Return the vectors of the file by name; None for an unknown format.
 
     Raises:
-        ValueError: no whole safetensors file, or one whose vectors are for another place than after a block.
+        ValueError: not a complete safetensors file, or vectors for another hook point than a block's output.
     """
     metadata, tensors = read_tensors(path)
     if HEADER in metadata:
@@ -28,19 +28,19 @@ def read_safetensors(path: Path) -> dict[str, SteeringVector] | None:
 
 
 def _probe(metadata: dict[str, str], tensors: dict[str, Tensor]) -> dict[str, SteeringVector]:
-    """One vector per method (`direction.logistic`, ...), all read at the last token after the same block.
+    """Return one vector per method (`direction.logistic`, ...), all read at the last token after the same block.
 
     That project counts the embedding as layer -1 and the final norm as layer `n_total_layers`; neither is a block.
     """
     layer, depth = metadata["layer"], metadata["n_total_layers"]
-    place = metadata.get("hook_name", f"blocks.{layer}.hook_{metadata['hook_site']}")
-    block = re.fullmatch(r"[0-9]{1,6}", layer) and re.fullmatch(r"[0-9]{1,6}", depth) and int(layer) < int(depth)
-    if not block or metadata["hook_site"] != "resid_post" or place != f"blocks.{layer}.hook_resid_post":
+    hook = metadata.get("hook_name", f"blocks.{layer}.hook_{metadata['hook_site']}")
+    is_block = re.fullmatch(r"[0-9]{1,6}", layer) and re.fullmatch(r"[0-9]{1,6}", depth) and int(layer) < int(depth)
+    if not is_block or metadata["hook_site"] != "resid_post" or hook != f"blocks.{layer}.hook_resid_post":
         raise ValueError(
-            f"expected directions for the stream after a block; got layer {layer} of {depth} at {place!r}. "
+            f"expected directions for the stream after a block; got layer {layer} of {depth} at {hook!r}. "
             "Fit them at resid_post of a block."
         )
-    found = {}
+    vectors = {}
     for name, value in tensors.items():
         prefix, _, method = name.partition(".")
         meta = {
@@ -50,5 +50,5 @@ def _probe(metadata: dict[str, str], tensors: dict[str, Tensor]) -> dict[str, St
             "method": method,
             "source": {"format": "probe of the PyPI package steerkit", **metadata},
         }
-        found[method] = SteeringVector(layers_of({f"{prefix}.{int(layer)}": value}, "direction"), meta)
-    return found
+        vectors[method] = SteeringVector(layers_of({f"{prefix}.{int(layer)}": value}, "direction"), meta)
+    return vectors
