@@ -248,29 +248,41 @@ class SweepResult:
         there = list(self.table["vector"].unique())
         if unknown := [name for name in vectors or () if name not in there]:
             raise ValueError(f"expected vectors among {there[:12]}; got {unknown[:5]}. Choose of these.")
-        keys = [*PLACE, "coefficient", "group", "prompt_id"]
-        wide = (
-            self.table.groupby(keys, sort=False, dropna=False)[score].mean().unstack(["group", "prompt_id"], sort=False)
-        )
-        groups = wide.columns.get_level_values("group")
+        scores_of, groups = self._scores_by_prompt(score)
         roles = self.roles()
         wanted = [name for name in roles if roles[name][0] == "vector"] if vectors is None else list(vectors)
         rows = []
-        for (vector, layer, coefficient), scores in wide.iterrows():
+        for (vector, layer, coefficient), scores in scores_of.items():
             if coefficient == 0 or vector in (over or ()) or vector not in wanted:
                 continue
             others = [(vector, layer, 0.0)] if over is None else [(name, layer, coefficient) for name in over]
-            absent = [other for other in others if other not in wide.index]
+            absent = [other for other in others if other not in scores_of]
             if absent:
                 raise ValueError(
                     f"expected the controls in the table at the same layer and coefficient; missing: {absent[:3]}. "
                     "Sweep them too."
                 )
-            interval = paired_difference(scores.to_numpy(float), wide.loc[others].to_numpy(float).T, groups, seed=seed)
+            controls = np.stack([scores_of[other] for other in others], axis=1)
+            interval = paired_difference(scores, controls, groups, seed=seed)
             rows.append(
                 (vector, layer, coefficient, interval.mean, interval.low, interval.high, interval.p, interval.n)
             )
         return pd.DataFrame(rows, columns=[*PLACE, "coefficient", "gain", "low", "high", "p", "n"])
+
+    def _scores_by_prompt(self, score: str) -> tuple[dict[tuple[Any, ...], np.ndarray], list[Any]]:
+        """For each vector, layer and coefficient the mean score of each prompt, and the prompts' groups.
+
+        Prompts are in the order of group and id, whatever the order of the rows; a prompt without a score is NaN.
+        """
+        keys = [*PLACE, "coefficient", "group", "prompt_id"]
+        means = self.table.groupby(keys, sort=False, dropna=False)[score].mean()
+        prompts = sorted({(group, prompt_id) for *_, group, prompt_id in means.index})
+        column_of = {prompt: number for number, prompt in enumerate(prompts)}
+        scores_of: dict[tuple[Any, ...], np.ndarray] = {}
+        for (*condition, group, prompt_id), value in means.items():
+            row = scores_of.setdefault(tuple(condition), np.full(len(prompts), np.nan))
+            row[column_of[group, prompt_id]] = value
+        return scores_of, [group for group, _ in prompts]
 
     def _parts(self, score: str, by: list[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
         self._check(score, by)
