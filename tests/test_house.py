@@ -1,4 +1,4 @@
-"""Rules of the library: what it never imports, where hooks are registered, and what light modules import."""
+"""Which modules import what, and the public names."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert done.returncode == 0 and f"Example: steerkit {command}" in done.stdout
 
 
-def test_every_public_name_exists_and_has_a_docstring() -> None:
+def test_every_public_name_is_there_and_says_what_it_is() -> None:
     import steerkit
 
     for name in steerkit.__all__:
