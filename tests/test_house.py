@@ -1,4 +1,4 @@
-"""Rules of the library: what it never imports, where hooks are registered, and what light modules import."""
+"""Which modules import what, and the public names."""
 
 from __future__ import annotations
 
