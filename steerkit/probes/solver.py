@@ -266,10 +266,10 @@ def _descend(problem: _Problem, w: Tensor, tol: float, max_iter: int) -> tuple[T
         last_decrease = _dot(gradient, step)
         slope = _dot(gradient, direction)
         dz = problem.logits(direction)
-        length, p, found = _line_search(problem, (w, z, p), (direction, dz), slope, penalty, finished)
+        length, p, accepted = _line_search(problem, (w, z, p), (direction, dz), slope, penalty, finished)
         w = w + length * direction
         z = z + length * dz
-        stuck = stuck | ~found | (-slope * length <= 1e-3 * torch.finfo(w.dtype).eps * loss)
+        stuck = stuck | ~accepted | (-slope * length <= 1e-3 * torch.finfo(w.dtype).eps * loss)
     return w, z, converged, _dot(gradient, gradient).sqrt()
 
 
@@ -300,21 +300,21 @@ def _line_search(
     length = torch.zeros_like(slope)
     low = torch.zeros_like(slope)
     high = torch.full_like(slope, torch.inf)
-    found = finished
+    accepted = finished
     for _ in range(LINE_SEARCH_STEPS):
         weighted = p * dz
         curvature = _dot(weighted, dz) - weighted.sum(1, keepdim=True).square().sum(2, keepdim=True) + quadratic
         newton = length - slope / curvature
         bisection = torch.where(high.isinf(), 2 * length, (low + high) / 2)
-        length = torch.where(found, length, torch.where((low < newton) & (newton < high), newton, bisection))
+        length = torch.where(accepted, length, torch.where((low < newton) & (newton < high), newton, bisection))
         p = problem.probabilities(z + length * dz)
         slope = _dot(p - problem.target, dz) + linear + length * quadratic
-        found = finished | (slope.abs() <= 0.1 * first_slope.abs())
-        if found.all():
+        accepted = finished | (slope.abs() <= 0.1 * first_slope.abs())
+        if accepted.all():
             break
         low = torch.where(slope < 0, length, low)
         high = torch.where(slope > 0, length, high)
-    return length, p, found
+    return length, p, accepted
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ class SteeringVector:
         if list(self.layers) != list(other.layers) or self.d_model != other.d_model:
             raise ValueError(
                 f"expected equal layers and widths; got {list(self.layers)} of {self.d_model} and "
-                f"{list(other.layers)} of {other.d_model}. Take .at(...) of both."
+                f"{list(other.layers)} of {other.d_model}. Pass .at(...) of both."
             )
 
     def save(self, path: str | Path) -> None:

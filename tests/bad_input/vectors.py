@@ -47,8 +47,8 @@ ARITHMETIC: dict[str, tuple[Callable[[SteeringVector], object], str, str, str, t
     "times NaN": (lambda v: v * float("nan"), "expected a finite vector", "got NaN", "Scale it down", ValueError),
     "times infinity": (lambda v: v * float("inf"), "expected a finite vector", "got NaN", "Scale it", ValueError),
     "divided by 0": (lambda v: v / 0, "expected a number other than 0", "got 0", "another", ValueError),
-    "added at another layer": (lambda v: v + push(2), "expected equal layers", "of 32 and [2]", "Take .at", ValueError),
-    "added in another width": (lambda v: v + push(width=5), "equal layers", "and [1] of 5", "Take .at", ValueError),
+    "added at another layer": (lambda v: v + push(2), "expected equal layers", "of 32 and [2]", "Pass .at", ValueError),
+    "added in another width": (lambda v: v + push(width=5), "equal layers", "and [1] of 5", "Pass .at", ValueError),
     "added to another model's": (
         lambda v: v + push(model_fingerprint="b"), "vectors of one model", "is None and b", "Extract", ValueError
     ),
