@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit.lm_eval import SteeredLM
 from steerkit.sweeps.layers import label_of, layer_sets, natural_order
 from steerkit.sweeps.projections import sweep_projections
 from steerkit.text.prompt import render
@@ -37,8 +36,15 @@ def default(function: Any, name: str) -> Any:
 
 
 def test_steering_positions_default_to_from_last_prompt_token_everywhere() -> None:
-    for function in (sk.Steering, sk.sweep, SteeredLM._loaded):
+    for function in (sk.Steering, sk.sweep):
         assert default(function, "positions") == "from_last_prompt_token", function
+
+
+def test_a_steered_evaluation_has_the_default_positions_of_steering() -> None:
+    pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+    from steerkit.lm_eval import SteeredLM
+
+    assert default(SteeredLM._loaded, "positions") == default(sk.Steering, "positions")
 
 
 def test_read_position_defaults_to_last_and_top_p_to_one_everywhere() -> None:

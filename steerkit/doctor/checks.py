@@ -16,7 +16,7 @@ from steerkit.capture.resid import capture_resid
 from steerkit.generation.engine import exact
 from steerkit.generation.generate import ends_of, generate
 from steerkit.models.blocks import find_blocks
-from steerkit.models.cache_argument import cache_argument
+from steerkit.models.cache_argument import counts_tokens
 from steerkit.models.context import context_length
 from steerkit.models.identity import describe
 from steerkit.models.model import device_of, evaluating, unwrap
@@ -128,7 +128,7 @@ def cache(model: nn.Module, tokenizer: Any) -> Result:
     """Compare steered texts from the batched engine with texts from one prompt at a time without a cache."""
     ways = exact(model)
     # without a KV cache new tokens and the prompt cannot be distinguished
-    positions = "all" if cache_argument(model) in (None, "cache_params") else "from_last_prompt_token"
+    positions = "all" if not counts_tokens(model) else "from_last_prompt_token"
     steering = Steering(_direction(model), _coefficient_of_stream_norm(model, tokenizer), positions, foreign=True)
     with torch.inference_mode(), evaluating(unwrap(model)):
         slow = [_greedy(model, tokenizer, text, steering) for text in TEXTS]

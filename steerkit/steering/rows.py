@@ -27,17 +27,6 @@ class RowEdit(Protocol):
     def operation(self) -> str: ...
 
 
-@dataclass(frozen=True)
-class _Member:
-    """One row of an `_Edit`: its number in the batch, its steered columns `low..high`, its strength and vector."""
-
-    number: int
-    low: int
-    high: int
-    strength: float
-    vector: Tensor
-
-
 @dataclass
 class RowSteering:
     """The steerings of each row of one batch, compiled to edits of the stream per layer.
@@ -57,20 +46,19 @@ class RowSteering:
         directions: dict[tuple[int, int, str], Tensor] = {}
         depth = max((len(row) for row in self.rows), default=0)
         for order in range(depth):  # a row's second steering acts after its first: an edit holds each row at most once
-            grouped: dict[tuple[int, str], list[_Member]] = {}
+            grouped: dict[tuple[int, str], list[tuple[int, RowEdit, Tensor]]] = {}
             for number, row in enumerate(self.rows):
                 if order >= len(row) or row[order].coefficient == 0:
                     continue
                 steering = row[order]
-                low, high = steered_columns(steering.positions, *self.prompts[number])
                 for layer, vector in steering.vector.layers.items():
                     key = (id(steering.vector), layer, steering.operation)
                     if key not in directions:
                         directions[key] = direction_of(steering.operation, vector)
-                    member = _Member(number, low, high, float(steering.coefficient), directions[key])
-                    grouped.setdefault((layer, steering.operation), []).append(member)
-            for (layer, operation), members in grouped.items():
-                self._edits.setdefault(layer, []).append(_Edit(operation, members))
+                    edited = (number, steering, directions[key])
+                    grouped.setdefault((layer, steering.operation), []).append(edited)
+            for (layer, operation), edits in grouped.items():
+                self._edits.setdefault(layer, []).append(_Edit(operation, edits, self.prompts))
 
     @property
     def layers(self) -> list[int]:
@@ -87,17 +75,28 @@ class RowSteering:
 
 
 class _Edit:
-    """One operation at one layer on some rows, each row at most once; its tensors follow the stream's device."""
+    """One operation at one layer on some rows, each row at most once; its tensors follow the stream's device.
 
-    def __init__(self, operation: str, members: Sequence[_Member]) -> None:
-        self.operation, self.count = operation, len(members)
-        lows, highs = [member.low for member in members], [member.high for member in members]
+    Args:
+        edits: for each edited row its number in the batch, its steering, and what the operation reads of the vector.
+        prompts: for each row of the batch the absolute columns of its prompt.
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        edits: Sequence[tuple[int, RowEdit, Tensor]],
+        prompts: Sequence[tuple[int, int]],
+    ) -> None:
+        self.operation, self.count = operation, len(edits)
+        columns = [steered_columns(steering.positions, *prompts[number]) for number, steering, _ in edits]
+        lows, highs = [low for low, _ in columns], [high for _, high in columns]
         self.low, self.high = min(lows), max(highs)
         self.inside_from, self.inside_to = max(lows), min(highs)  # columns that are steered in every row
-        self.rows = torch.tensor([member.number for member in members])
+        self.rows = torch.tensor([number for number, _, _ in edits])
         self.lows, self.highs = torch.tensor(lows), torch.tensor(highs)
-        self.strength = torch.tensor([member.strength for member in members])[:, None, None]
-        self.vectors = torch.stack([member.vector for member in members])[:, None]
+        self.strength = torch.tensor([float(steering.coefficient) for _, steering, _ in edits])[:, None, None]
+        self.vectors = torch.stack([vector for _, _, vector in edits])[:, None]
         self.push = self.strength * self.vectors
 
     def apply(self, stream: Tensor, start: int) -> Tensor:

@@ -349,6 +349,7 @@ def _table(
     """One row per vector, layer, coefficient, prompt and sample; coefficient 0 under each vector and layer."""
     roles = roles_of(named)
     unsteered = {place: steering.scaled(0.0) for place, steering in steerings.items()}
+    further = dict.fromkeys(key for _, row, _ in keys for key in row if key not in ("id", "group", "prompt"))
     rows = []
     for cell, row, sample in keys:
         text = written[row_key(cell, row, sample)]
@@ -366,7 +367,7 @@ def _table(
                     "group": row["group"],
                     "prompt": prompts[row["id"]],
                     "chat": not isinstance(row["prompt"], str),
-                    **{k: v for k, v in row.items() if k not in ("id", "group", "prompt")},
+                    **{column: row.get(column) for column in further},
                     "text": text["text"],
                     "n_tokens": text["n_tokens"],
                     "finished": text["finished"],
