@@ -119,7 +119,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         (*STEER, "hi", "--layer", "1"), {"v.safetensors": PAIR}, "expected a safetensors file", "; got", ""
     ),
     "steer at a layer that the vector has not": (
-        (*STEER, "hi", "--layer", "3"), {"v.safetensors": V}, "expected layers among [1]", "got [3]", "Choose of these"
+        (*STEER, "hi", "--layer", "3"), {"v.safetensors": V}, "expected layers among [1]", "got [3]", "Pass layers that"
     ),
     "steer with NaN": (
         (*STEER, "hi", "--layer", "1", "--coefficient", "nan"), {"v.safetensors": V},

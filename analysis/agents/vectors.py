@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import steerkit as sk
 from analysis.agents.activations import turn_activations
 from analysis.inputs import Inputs
 from steerkit.capture.activations import Activations
-from steerkit.vectors.controls import with_role
+from steerkit.vectors.controls import shuffle_labels, with_role
 
 
 def agent_vectors(acts: Activations) -> dict[str, sk.SteeringVector]:
@@ -22,9 +23,10 @@ def agent_controls(
 ) -> dict[str, sk.SteeringVector]:
     """Control directions: `random k` (isotropic), `matched k` (covariance of the stream), `shuffled k` (labels).
 
-    The definitions are those of `sk.controls`. Each control has the agents' mean norm per layer, so that a coefficient
-    is the same dose, and is a control of every agent. `shuffled k` is the vector of agent `k mod agents` after the
-    agents' names were permuted within each question.
+    `random` and `matched` are those of `sk.controls`. Each control has the agents' mean norm per layer, so that a
+    coefficient is the same dose, and is a control of every agent. `shuffled k` is the vector of agent `k mod agents`
+    after the agents' names were permuted within each question: a plain permutation, as in the published tables, where
+    `sk.controls.shuffled` balances it.
 
     Args:
         acts: what the agents' vectors were extracted from.
@@ -44,17 +46,14 @@ def agent_controls(
     named = {}
     for number in range(n):
         agent = agents[number % len(agents)]
-
-        def extract(permuted: Activations, agent: str = agent) -> sk.SteeringVector:
-            return agent_vectors(permuted)[agent]
-
+        (matched,) = sk.controls.matched(mean_norm, acts, 1, seed + number).values()
+        permuted = agent_vectors(shuffle_labels(acts, seed + number))[agent]
         drawn = {
-            "random": sk.controls.random(mean_norm, 1, seed + number),
-            "matched": sk.controls.matched(mean_norm, acts, 1, seed + number),
-            "shuffled": sk.controls.shuffled(mean_norm, acts, 1, seed + number, extract=extract),
+            "random": sk.random_like(mean_norm, seed + number),
+            "matched": matched,
+            "shuffled": replace(permuted.scaled_to(mean_norm), meta={**mean_norm.meta, "seed": seed + number}),
         }
-        for role, controls in drawn.items():
-            (control,) = controls.values()
+        for role, control in drawn.items():
             named[f"{role} {number}"] = with_role(control, role)
     return named
 

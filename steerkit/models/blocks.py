@@ -1,4 +1,7 @@
-"""Blocks: the decoder blocks of a model, located by a rule and verified by forwards of a short probe."""
+"""Blocks: the decoder blocks of a model, which read and add to its residual stream (`resid_post` after each).
+
+They are located by a rule and verified by forwards of a short probe.
+"""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def reading_cases() -> Iterator[Case]:
     pair = "expected one text (and steering) per prompt, 2"
     yield Case(
         "perplexity of fewer texts than prompts", lambda _: perplexity(model(), tokenizer(), ["a", "b"], ["c"]),
-        pair, "got [1]", "Pair them up",
+        pair, "got [1]", "Pair them",
     )  # fmt: skip
     yield Case(
         "perplexity of None", lambda _: perplexity(model(), tokenizer(), ["a"], [None]),
