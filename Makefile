@@ -20,7 +20,7 @@ ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MA
 PRESET ?= tiny
 SEEDS ?= 1
 
-.PHONY: setup demo test test-newest test-oldest lint bench imad-tiny reproduce architectures architecture docs torture clean
+.PHONY: setup demo test test-newest test-oldest lint bench gpu imad-tiny reproduce architectures architecture docs torture clean
 
 demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a report page
 	$(BIN)/steerkit demo --out runs/demo
@@ -49,6 +49,10 @@ lint: $(STAMP)  ## style and types
 
 bench: $(VENV)/.peers  ## speed against plain loops and against other packages; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
+
+DEVICE ?= cuda
+gpu:  ## speed, memory and equivalences on a GPU machine, by its own python3 and without a network; DEVICE=cpu: small sizes
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --device $(DEVICE)
 
 imad-tiny: $(STAMP)  ## IMAD training of a small model from scratch: make imad-tiny SEED=7 FAMILY=arithmetic
 	$(ARENAS) $(BIN)/python -m training.imad tiny --seed $(SEED) --family $(FAMILY)

@@ -142,12 +142,11 @@ def results() -> str:
         for row in table.itertuples(index=False):
             cells = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row]
             lines.append("| " + " | ".join(cells) + " |")
-    gpu = STORE / "gpu.json"
-    lines += ["", "## GPU", ""]
-    if gpu.exists():
-        lines += ["```", *(f"{key}: {value}" for key, value in read_json(gpu).items()), "```"]
+    page = STORE.parent / "gpu" / "gpu.md"
+    if page.exists() and not page.read_text().startswith("# GPU: CPU"):
+        lines += ["", page.read_text().replace("\n## ", "\n### ").replace("# GPU", "## GPU", 1)]
     else:
-        lines += ["`python benchmarks/gpu.py` has not been run: no GPU was available."]
+        lines += ["", "## GPU", "", "`make gpu` has not been run: no GPU was available."]
     return "\n".join(lines) + "\n"
 
 
