@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import signal
 import subprocess
@@ -81,3 +82,22 @@ def test_an_analysis_can_be_interrupted_where_its_shell_ignores_the_signal() -> 
 
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, preexec_fn=ignore, capture_output=True, text=True)
     assert ran.stdout == "True\n", ran.stderr
+
+
+def calls_of(name: str) -> list[ast.Call]:
+    """Every call of `sk.NAME` in the code of the analyses."""
+    nodes = [
+        node for path in sorted((ROOT / "analysis").rglob("*.py")) for node in ast.walk(ast.parse(path.read_text()))
+    ]
+    return [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == f"sk.{name}"]
+
+
+def test_analyses_whose_numbers_are_published_rely_on_no_default_of_steering() -> None:
+    sweeps, steerings = calls_of("sweep"), calls_of("Steering")
+    assert len(sweeps) >= 2 and steerings
+    for call in sweeps:
+        named = {keyword.arg for keyword in call.keywords}
+        assert None in named or {"positions", "layers"} <= named, ast.unparse(call)
+        assert "temperature" not in named or "top_p" in named, ast.unparse(call)
+    for call in steerings:
+        assert len(call.args) >= 3 or "positions" in {keyword.arg for keyword in call.keywords}, ast.unparse(call)
