@@ -8,9 +8,8 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 # Tests of capture, steering, generation, sweeps, probes, vectors, controls, scores and the demo:
 # `make test-newest` and `make test-oldest` run these on the newest and the oldest dependencies.
-CORE := $(addprefix tests/test_,$(addsuffix .py, \
-	capture steering generation cache chat vectors control_vectors foreign_vectors probes sweep scoring \
-	models families hard_cases demo))
+CORE := $(addprefix tests/,capture steering generation sweeps probes vectors scores demo text/test_chat.py \
+	models/test_models.py models/test_families.py project/test_public_face.py)
 
 SEED ?= 0
 FAMILY ?= arithmetic

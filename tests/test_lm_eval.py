@@ -13,9 +13,9 @@ import pytest
 
 import steerkit as sk
 from steerkit.scores.fluency import log_probabilities
-from tests.test_backends import readable
-from tests.test_capture import hooks
-from tests.test_steering import vector
+from tests.capture.test_capture import hooks
+from tests.models.test_backends import readable
+from tests.steering.test_steering import vector
 from tests.tiny import tiny_model
 
 harness = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (extra `lm-eval`)")

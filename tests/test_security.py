@@ -27,9 +27,9 @@ from steerkit.models.identity import describe, fingerprint
 from steerkit.text.prompt import render
 from steerkit.text.traces import DebateTrace
 from steerkit.vectors.vector import HEADER, SteeringVector
+from tests.models.test_models import adapter
 from tests.scripted_server import KEY, Call, Scripted, answer
-from tests.test_models import adapter
-from tests.test_traces import TWO_ROUNDS
+from tests.text.test_traces import TWO_ROUNDS
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.debates.answerers import Sampling
 from training.debates.debate import Setting, run_debates

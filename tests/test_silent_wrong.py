@@ -28,9 +28,9 @@ from steerkit.steering.steering import Steering
 from steerkit.text.tokens import pad
 from steerkit.vectors.extract import logistic
 from steerkit.vectors.vector import SteeringVector
+from tests.models.test_models import adapter
 from tests.reference import greedy, hidden_states
-from tests.test_models import adapter
-from tests.test_steering import vector
+from tests.steering.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROWS = [(5, 9, 14), (7, 3, 2, 8, 11, 40, 41), (200,)]

@@ -143,18 +143,19 @@ def _rank(pid: str) -> str | None:
 
 TESTED = {
     "a server that errs, hangs, closes, limits the rate or sends half a reply": (
-        "tests/test_chat.py", "tests/test_server.py", "tests/test_server_calls.py", "tests/test_server_keys.py",
+        "tests/text/test_chat.py", "tests/training/test_server.py", "tests/training/test_server_calls.py",
+        "tests/training/test_server_keys.py",
     ),
     "memory that runs out in a batch": ("tests", "-k", "out_of_memory"),
     "each of a list of silent errors detected, and none in our code": ("tests/test_silent_wrong.py",),
     "bad inputs refused with what was expected, what came and the fix": (
-        "tests/test_bad_input.py", "tests/test_bad_commands.py",
+        "tests/test_bad_input.py", "tests/cli/test_bad_commands.py",
     ),
     "hostile files, names, keys and texts": (
-        "tests/test_security.py", "tests/test_explorer.py", "tests/test_explorer_page.py", "-k", "not narrow",
+        "tests/test_security.py", "tests/show/test_explorer.py", "tests/show/test_explorer_page.py", "-k", "not narrow",
     ),
-    "batch sizes, orders and interruptions change no text": ("tests/test_determinism.py",),
-    "two processes equal one": ("tests/test_ranks.py",),
+    "batch sizes, orders and interruptions change no text": ("tests/generation/test_determinism.py",),
+    "two processes equal one": ("tests/io/test_ranks.py",),
 }  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def _debates(folder: Path) -> object:
 
 
 def _grpo(folder: Path) -> object:
-    from tests.test_training import grpo, model_and_tokenizer
+    from tests.training.test_training import grpo, model_and_tokenizer
     from training.problems.families import addition
     from training.train.checkpoints import add_tags
     from training.train.grpo import train_grpo

@@ -1,0 +1,122 @@
+"""Settings are chosen on validation debates and frozen; what the texts say decides, and a finished stage stays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+import steerkit as sk
+from analysis.agents import choose as choosing
+from analysis.agents import steer
+from analysis.agents.activations import activations_of
+from analysis.agents.choose import Grid, choose
+from analysis.agents.contexts import by_tag, unnamed
+from analysis.agents.continuations import continuations
+from analysis.agents.steer import main
+from analysis.agents.vectors import agent_vectors
+from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.io.tables import read_table
+from steerkit.sweeps.result import SweepResult
+from steerkit.text.traces import write_traces
+from tests.analysis.test_analysis import traces
+from tests.tiny import tiny_model, tiny_tokenizer
+
+SMALL = Grid(
+    sources=("asked", "plain"), positions=("last", "mean"), layers=(1, 2), coefficients=(1.0, 8.0), negative=(-1.0,),
+    train=6, validation=4, test=3, controls=1, max_new_tokens=6,
+)  # fmt: skip
+
+
+def test_what_is_asked_is_read_where_the_answer_begins() -> None:
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    held = traces(2)
+    acts = activations_of(model, tokenizer, held, ("asked",), by_tag)["asked", "last"]
+    alone = sk.collect(model, tokenizer, [by_tag(held[1], "3")], position="last")
+    row = acts.items.index[(acts.items["group"] == "1+0") & (acts.items["label"] == "3")][0]
+    assert len(acts.items) == 6
+    assert acts.resid[row].sub(alone.resid[0]).abs().max() < 1e-4
+
+
+def test_the_choice_gains_most_over_all_agents_at_the_mildest_coefficient_that_does_nearly_as_much(monkeypatch) -> None:
+    gain = {0.0: 0.0, 0.5: 0.1, 1.0: 0.29, 2.0: 0.3, 8.0: 0.1}
+    seen = []
+
+    def scripted(model, tokenizer, held, vectors, layers, coefficients, before, extent, *rest) -> SweepResult:
+        seen.append(len(held))
+        rows = [
+            (v, layer, c, f"{t.question}/{a}", t.question, a, gain[c] * layer * (extent == "all") * (a != "3"))
+            for v in vectors
+            for layer in layers
+            for c in (0.0, *coefficients)
+            for t in held
+            for a in vectors
+        ]
+        columns = ["vector", "layer", "coefficient", "prompt_id", "group", "agent", "rouge_l"]
+        return SweepResult(pd.DataFrame(rows, columns=columns).assign(sample=0, text=""), {})
+
+    monkeypatch.setattr(choosing, "continuations", scripted)
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    held = traces(10)
+    streams = activations_of(model, tokenizer, held[:4], SMALL.sources, by_tag)
+    choice, tried = choose(model, tokenizer, streams, held[4:], replace(SMALL, coefficients=(0.5, 1.0, 2.0, 8.0)))
+    assert (choice.layer, choice.extent, choice.coefficient) == (2, "all", 1.0)
+    assert set(seen) == {4, 6}  # a quarter, but four at least; then all
+    places = tried[tried["screened"]].drop_duplicates(["source", "position", "layer", "extent"])
+    assert len(places) == 3 * 2 * 3  # asked last, plain last, plain mean; layers; extents
+
+
+def test_without_identity_one_text_is_held_against_every_agent() -> None:
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    held = traces(4)
+    own = agent_vectors(activations_of(model, tokenizer, held, ("asked",), by_tag)["asked", "last"])
+    pushed = own, [1], [2.0], unnamed, "all", 6
+    table = continuations(model, tokenizer, held, *pushed).table
+    key = ["vector", "layer", "coefficient", "group"]
+    assert (table.groupby(key)["agent"].nunique() == 3).all()
+    assert (table.groupby(key)["text"].nunique() == 1).all()
+    assert table.groupby(key)["reference"].nunique().max() == 3
+
+
+def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sk, "load", lambda *_, **__: (tiny_model(context=1024), tiny_tokenizer()))
+    write_traces(tmp_path / "traces.jsonl", traces(40))
+    sizes = ['sources=["asked"]', "layers=[1]", "coefficients=[1]", "negative=[]", "validation=4", "test=3"]
+    weights = tmp_path / "y" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    call = ["--traces", str(tmp_path / "traces.jsonl"), "--stage", "base=x", "--stage", f"IMAD={weights.parent}"]
+    call += ["--out", str(tmp_path / "out"), "--set", "max_new_tokens=5", "--set", "controls=1"]
+    call += [part for size in sizes for part in ("--set", size)]
+    main([*call, "--only", "IMAD"])
+    assert (tmp_path / "out" / "stages" / "imad" / "gains.csv").exists() and not (
+        tmp_path / "out" / "gains.csv"
+    ).exists()
+    with pytest.raises(ValueError, match=r"expected checkpoints among \['base', 'IMAD'\]; got \['SFT'\]"):
+        main([*call, "--only", "SFT"])
+    main(call)
+    gains = read_table(tmp_path / "out" / "gains.csv")[0]
+    assert set(gains["stage"]) == {"base", "IMAD"} and set(gains["over"]) == {
+        "coefficient 0", "random", "matched", "shuffled"
+    }  # fmt: skip
+    curves = read_table(tmp_path / "out" / "curves.csv")[0]
+    assert set(zip(curves["kind"], curves["role"], strict=True)) == {
+        ("own", "vector"), ("other agents", "other"), ("random", "random"), ("matched", "matched"),
+        ("shuffled", "shuffled"),
+    }  # fmt: skip
+    areas = read_table(tmp_path / "out" / "stage_differences.csv")[0]
+    assert areas["difference"].abs().max() == pytest.approx(0)  # both stages are the same model here
+    cosines = read_table(tmp_path / "out" / "checkpoint_cosines.csv")[0]
+    assert len(cosines) == 3 * 4 * 2 * 2 and cosines["cosine"].to_numpy() == pytest.approx(1, abs=1e-5)
+    choice = read_table(tmp_path / "out" / "choice.csv")[0]
+    assert list(choice["settings_tried"]) == [3, 3] and (choice["relative_dose"] > 0).all()
+    before = (tmp_path / "out" / "curves.csv").read_bytes()
+    monkeypatch.setattr(steer, "at_stage", pytest.fail)
+    main(call)
+    assert (tmp_path / "out" / "curves.csv").read_bytes() == before
+    weights.write_bytes(b"trained anew")
+    with pytest.raises(ConfigurationChanged, match=r"stages\.IMAD\.files_sha256"):
+        main(call)
+    with pytest.raises(SystemExit):
+        main([*call, "--set", "tests=3"])

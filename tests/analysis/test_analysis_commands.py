@@ -1,0 +1,103 @@
+"""`python -m analysis`: every analysis is listed and runs by its name."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from analysis import __main__ as commands
+from analysis.paper.reproduce import RUNS, plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_without_a_name_the_analyses_are_listed_with_one_line_and_one_example_each(capsys) -> None:
+    commands.main([])
+    printed = capsys.readouterr().out
+    for name, analysis in commands.ANALYSES.items():
+        assert f"{name:14}{analysis.purpose}\n" in printed
+        assert f"python -m analysis {name} {analysis.example}\n" in printed
+    assert max(map(len, printed.splitlines())) <= 120
+    commands.main(["--help"])
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize("name", commands.ANALYSES)
+def test_an_analysis_has_a_main_that_takes_arguments_and_shows_its_own_name(name, capsys) -> None:
+    module = import_module(commands.ANALYSES[name].module)
+    assert list(inspect.signature(module.main).parameters) == ["arguments"]
+    with pytest.raises(SystemExit) as stopped:
+        commands.main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"usage: python -m analysis {name} " in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", commands.ANALYSES)
+def test_the_example_of_an_analysis_passes_its_argument_parser(name, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = import_module(commands.ANALYSES[name].module)
+    parsed = []
+
+    class Parsed(Exception):
+        pass
+
+    original = module.argparse.ArgumentParser.parse_args
+
+    def parse(parser, arguments=None, namespace=None):
+        parsed.append(original(parser, arguments, namespace))
+        raise Parsed
+
+    monkeypatch.setattr(module.argparse.ArgumentParser, "parse_args", parse)
+    with pytest.raises(Parsed):
+        commands.main([name, *commands.ANALYSES[name].example.split()])
+    assert parsed
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(SystemExit, match=r"expected an analysis among agents, .*; got 'subspaces'. Pass one"):
+        commands.main(["subspaces"])
+
+
+def test_the_steps_of_a_reproduction_name_listed_analyses(tmp_path) -> None:
+    used = {step.arguments[0] for preset in RUNS for step in plan(preset, [7], tmp_path) if step.module == "analysis"}
+    assert used == {"agents", "separability", "suppression", "main-table", "results"} < set(commands.ANALYSES)
+
+
+def test_an_analysis_can_be_interrupted_where_its_shell_ignores_the_signal() -> None:
+    code = (
+        "import signal; from analysis import __main__ as commands; "
+        "commands.import_module = lambda _: __import__('types').SimpleNamespace(main=lambda _: "
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)); commands.main(['agents'])"
+    )
+
+    def ignore() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, preexec_fn=ignore, capture_output=True, text=True)
+    assert ran.stdout == "True\n", ran.stderr
+
+
+def calls_of(name: str) -> list[ast.Call]:
+    """Every call of `sk.NAME` in the code of the analyses."""
+    nodes = [
+        node for path in sorted((ROOT / "analysis").rglob("*.py")) for node in ast.walk(ast.parse(path.read_text()))
+    ]
+    return [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == f"sk.{name}"]
+
+
+def test_analyses_whose_numbers_are_published_rely_on_no_default_of_steering() -> None:
+    sweeps, steerings = calls_of("sweep"), calls_of("Steering")
+    assert len(sweeps) >= 2 and steerings
+    for call in sweeps:
+        named = {keyword.arg for keyword in call.keywords}
+        assert None in named or {"positions", "layers"} <= named, ast.unparse(call)
+        assert "temperature" not in named or "top_p" in named, ast.unparse(call)
+    for call in steerings:
+        assert len(call.args) >= 3 or "positions" in {keyword.arg for keyword in call.keywords}, ast.unparse(call)

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import steerkit as sk
+from steerkit.capture.norms import stream_norms
+from steerkit.io.rows import append_rows, read_rows
+from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.scores.fluency import log_probabilities, perplexity
+from steerkit.scores.text import rouge_l
+from steerkit.sweeps import store
+from steerkit.sweeps.result import SweepResult
+from steerkit.sweeps.sweep import sweep
+from steerkit.text.prompt import encode_prompt
+from steerkit.text.tokens import encode
+from tests.reference import steered_logits
+from tests.steering.test_steering import vector
+from tests.tiny import tiny_model, tiny_tokenizer
+
+ROWS = [
+    {"id": "a", "prompt": "Hello", "reference": "Hello you", "group": "g"},
+    {"id": "b", "prompt": "A longer one", "reference": "x = 1", "group": "g"},
+    {"id": "c", "prompt": [{"role": "user", "content": "hi"}], "reference": "hi", "topic": "chat"},
+]
+SETTINGS = {
+    "coefficients": [-0.3, 0, 0.3],
+    "layers": [1, 2],
+    "max_new_tokens": 8,
+    "positions": "from_last_prompt_token",
+}
+
+
+@pytest.fixture(scope="module")
+def setting():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    vectors = {"v": vector(model, 1, 2), "random": sk.random_like(vector(model, 1, 2), seed=1)}
+    return model, tokenizer, vectors
+
+
+def test_every_row_equals_its_own_generate_call(setting) -> None:
+    model, tokenizer, vectors = setting
+    table = sweep(model, tokenizer, vectors, ROWS, **SETTINGS).table
+    assert len(table) == 2 * 2 * 3 * 3
+    prompts = {row["id"]: row["prompt"] for row in ROWS}
+    for row in table.itertuples():
+        steering = sk.Steering(vectors[row.vector].at(row.layer), row.coefficient, "from_last_prompt_token")
+        alone = sk.generate(model, tokenizer, [prompts[row.prompt_id]], max_new_tokens=8, steering=steering)
+        assert [row.text] == alone
+    assert table["text"].nunique() > 9
+    assert table.loc[table.prompt_id == "c", "topic"].eq("chat").all()
+
+
+def test_coefficient_zero_is_generated_once_and_stands_under_every_vector(setting, monkeypatch) -> None:
+    model, tokenizer, vectors = setting
+    counted = []
+    import steerkit.sweeps.sweep as module
+
+    decode = module.decode
+    monkeypatch.setattr(
+        module, "decode", lambda m, t, rows, *a, **k: counted.append(len(rows)) or decode(m, t, rows, *a, **k)
+    )
+    table = sweep(model, tokenizer, vectors, ROWS, **SETTINGS).table
+    assert counted == [3 + 2 * 2 * 2 * 3]
+    zero = table[table.coefficient == 0]
+    assert len(zero) == 4 * 3
+    assert zero.groupby("prompt_id")["text"].nunique().eq(1).all()
+    assert zero["relative_dose"].eq(0).all()
+
+
+def test_samples_share_their_random_numbers_over_coefficients_and_vectors(setting) -> None:
+    model, tokenizer, vectors = setting
+    tiny = {name: v * 1e-6 for name, v in vectors.items()}
+    table = sweep(model, tokenizer, tiny, ROWS, samples=3, seed=5, **SETTINGS).table
+    assert table["temperature"].eq(0.7).all() and table["top_p"].eq(1.0).all()
+    assert table.groupby(["prompt_id", "sample"])["text"].nunique().eq(1).all()
+    assert table.groupby("prompt_id")["text"].nunique().eq(3).any()
+
+
+def test_an_interrupted_sweep_goes_on_and_equals_an_uninterrupted_one(setting, tmp_path, monkeypatch) -> None:
+    model, tokenizer, vectors = setting
+    options = {**SETTINGS, "samples": 2, "batch_rows": 4}
+    whole = sweep(model, tokenizer, vectors, ROWS, **options).table
+    append, calls = append_rows, []
+
+    def cut(path, rows):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        append(path, rows)
+
+    monkeypatch.setattr(store, "append_rows", cut)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(model, tokenizer, vectors, ROWS, out=tmp_path, **options)
+    monkeypatch.setattr(store, "append_rows", append)
+    done = read_rows(tmp_path / "rows.jsonl")
+    assert len(done) == 12
+    with (tmp_path / "rows.jsonl").open("ab") as file:
+        file.write(json.dumps(done[0]).encode()[:-9])  # a torn last line
+    resumed = sweep(model, tokenizer, vectors, ROWS, out=tmp_path, **options)
+    assert resumed.table.equals(whole)
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert len(rows) == len({tuple(row["key"]) for row in rows}) == 2 * (3 + 2 * 2 * 2 * 3)
+    assert SweepResult.load(tmp_path).table.astype(str).equals(whole.astype(str))
+    assert SweepResult.load(tmp_path).meta["model_fingerprint"] == resumed.meta["model_fingerprint"]
+
+
+def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(setting, tmp_path) -> None:
+    model, tokenizer, vectors = setting
+    sweep(model, tokenizer, vectors, ROWS, out=tmp_path, **SETTINGS)
+    with pytest.raises(ConfigurationChanged, match=r"max_new_tokens: 8 -> 9"):
+        sweep(model, tokenizer, vectors, ROWS, out=tmp_path, **{**SETTINGS, "max_new_tokens": 9})
+    with pytest.raises(ConfigurationChanged, match="vectors"):
+        sweep(model, tokenizer, {**vectors, "v": vectors["v"] * 2}, ROWS, out=tmp_path, **SETTINGS)
+
+
+def test_relative_dose_is_the_push_over_the_norm_of_unsteered_generated_text(setting) -> None:
+    model, tokenizer, vectors = setting
+    result = sweep(model, tokenizer, vectors["v"], ROWS, **SETTINGS)
+    zero = result.table[(result.table.coefficient == 0) & (result.table.layer == 1)]
+    norm = stream_norms(model, tokenizer, [row["prompt"] for row in ROWS], zero["text"].tolist(), [1])[1]
+    row = result.table[(result.table.layer == 1) & (result.table.coefficient == -0.3)].iloc[0]
+    assert row["relative_dose"] == pytest.approx(0.3 * vectors["v"].norms()[1] / norm, rel=1e-6)
+
+
+def test_several_layers_can_be_steered_together(setting) -> None:
+    model, tokenizer, vectors = setting
+    table = sweep(model, tokenizer, vectors["v"], ROWS, coefficients=[0.3], layers=[(1, 2)], max_new_tokens=8).table
+    assert set(table["layer"]) == {"1+2"}
+    both = sk.generate(
+        model, tokenizer, ["Hello"], max_new_tokens=8, steering=sk.Steering(vectors["v"], 0.3, layer="all")
+    )
+    assert table.query("prompt_id == 'a' and coefficient == 0.3")["text"].tolist() == both
+
+
+def test_scores_of_a_sweep_equal_their_slow_definitions(setting) -> None:
+    model, tokenizer, vectors = setting
+    result = sweep(model, tokenizer, vectors, ROWS, **SETTINGS)
+    result = result.score("rouge_l").score("rouge_l_symbols").score("distance").score("repeated_4grams")
+    result = result.score("perplexity", model=model, tokenizer=tokenizer).score(
+        "kl", model=model, tokenizer=tokenizer, vectors=vectors
+    )
+    result = result.score(lambda row: len(row.text), column="length")
+    prompts = {row["id"]: row["prompt"] for row in ROWS}
+    zero = result.table[result.table.coefficient == 0].drop_duplicates("prompt_id").set_index("prompt_id")["text"]
+    for row in result.table.itertuples():
+        lead = encode_prompt(tokenizer, prompts[row.prompt_id])
+        assert row.length == len(row.text)
+        assert row.rouge_l == rouge_l([row.text], [row.reference])[0]
+        assert row.distance == pytest.approx(1 - rouge_l([row.text], [zero[row.prompt_id]], tokenizer="symbols")[0])
+        ids = encode(tokenizer, row.text)
+        logits = steered_logits(model, (*lead, *ids), {}, 0, range(0))[len(lead) - 1 : -1]
+        nll = torch.nn.functional.cross_entropy(logits.double(), torch.tensor(ids))
+        assert row.perplexity == pytest.approx(float(nll.exp()), rel=1e-4)
+        plain_ids = encode(tokenizer, zero[row.prompt_id])
+        text = (*lead, *plain_ids)
+        layers = {row.layer: vectors[row.vector].layers[row.layer]}
+        both = [
+            steered_logits(model, text, layers, c, range(len(lead) - 1, len(text)))[len(lead) - 1 : -1]
+            .double()
+            .log_softmax(-1)
+            for c in (row.coefficient, 0.0)
+        ]
+        slow = float((both[0].exp() * (both[0] - both[1])).sum(-1).mean())
+        assert row.kl == pytest.approx(slow, rel=1e-3, abs=1e-6)
+    assert result.table.query("coefficient == 0")["kl"].abs().max() < 1e-9
+    assert result.table.query("coefficient != 0")["kl"].min() > 1e-4
+
+
+def _result(values: dict[tuple[str, float], list[float]]) -> SweepResult:
+    import pandas as pd
+
+    rows = [
+        {
+            "vector": v,
+            "layer": 3,
+            "coefficient": c,
+            "prompt_id": str(i),
+            "sample": 0,
+            "group": str(i),
+            "text": "t",
+            "s": x,
+        }
+        for (v, c), column in values.items()
+        for i, x in enumerate(column)
+    ]
+    return SweepResult(pd.DataFrame(rows))
+
+
+def test_curves_areas_and_gains_equal_hand_worked_numbers() -> None:
+    zero = [0.0, 0.2, 0.4, 0.2]
+    result = _result(
+        {
+            **{(v, 0.0): zero for v in ("v", "r1", "r2")},
+            ("v", 1.0): [0.5, 0.6, 0.9, 0.8],
+            ("v", 3.0): [1.0, 1.0, 1.0, 1.0],
+            ("r1", 1.0): [0.1, 0.1, 0.1, 0.1],
+            ("r2", 1.0): [0.3, 0.3, 0.3, 0.3],
+        }
+    )
+    assert repr(result).startswith("SweepResult(") and ", 3 vectors, 1 layers, 3 coefficients, 4 prompts)" in repr(
+        result
+    )
+    curve = result.curve("s").query("vector == 'v'").set_index("coefficient")
+    assert curve["mean"].tolist() == pytest.approx([0.2, 0.7, 1.0])
+    assert curve["n"].tolist() == [4, 4, 4]
+    assert (curve["low"] <= curve["mean"]).all() and (curve["mean"] <= curve["high"]).all()
+    area = result.curve_auc("s", normalize=True).set_index("vector").loc["v"]
+    assert area["curve_auc"] == pytest.approx(((0.2 + 0.7) / 2 * 1 + (0.7 + 1.0) / 2 * 2) / 3)
+    roles = {"v": ("vector", None), "random-0": ("random", None), "v/random-1": ("random", "v")}
+    table = result.table.query("coefficient < 3").replace({"vector": {"r1": "random-0", "r2": "v/random-1"}})
+    named = SweepResult(
+        table.assign(**{key: [roles[v][i] for v in table["vector"]] for i, key in enumerate(("role", "control_of"))}),
+        {},
+    )
+    both = named.gains("s")
+    assert set(both["vector"]) == {"v"} and set(both["over"]) == {"coefficient 0", "random"}
+    over = both[(both["over"] == "random") & (both["coefficient"] == 1.0)]["gain"].item()
+    assert over == pytest.approx(named.gain("s", over=["random-0", "v/random-1"], vectors=["v"])["gain"].iloc[0])
+    gain = result.gain("s", vectors=["v"]).set_index("coefficient")
+    assert gain.loc[1.0, "gain"] == pytest.approx(0.5)
+    assert gain.loc[1.0, "low"] > 0 and gain.loc[1.0, "p"] < 0.05
+    single = _result({k: v for k, v in _cells(result).items() if k[1] != 3.0}).gain("s", over=["r1", "r2"])
+    assert single["vector"].tolist() == ["v"]
+    assert single["gain"].iloc[0] == pytest.approx(0.7 - 0.2)
+    with pytest.raises(ValueError, match=r"missing: \[\('r1', 3, 3.0\)"):
+        result.gain("s", over=["r1", "r2"], vectors=["v"])
+
+
+def _cells(result: SweepResult) -> dict[tuple[str, float], list[float]]:
+    return {key: part["s"].tolist() for key, part in result.table.groupby(["vector", "coefficient"])}
+
+
+def test_the_spread_of_the_controls_is_in_the_interval_of_the_gain_over_them() -> None:
+    rng = np.random.default_rng(0)
+    base = {("v", 0.0): [0.0] * 30, ("v", 1.0): [0.5] * 30}
+    names = [f"r{i}" for i in range(8)]
+    alike = _result({**base, **{(n, c): [0.2] * 30 for n in names for c in (0.0, 1.0)}}).gain("s", over=names).iloc[0]
+    spread = _result(
+        {
+            **base,
+            **{
+                (n, c): [float(x)] * 30 for n, x in zip(names, rng.normal(0.2, 0.2, 8), strict=True) for c in (0.0, 1.0)
+            },
+        }
+    )
+    wide = spread.gain("s", over=names).iloc[0]
+    assert alike["high"] - alike["low"] < 1e-9
+    assert wide["high"] - wide["low"] > 0.1
+
+
+def test_perplexity_is_of_the_texts_own_tokens_and_missing_for_an_empty_text(llama) -> None:
+    model, tokenizer = llama
+    values = perplexity(model, tokenizer, ["Hello", "Hello", "Other"], [" you", "", " you there"])
+    assert np.isnan(values[1]) and np.isfinite(values[[0, 2]]).all()
+    alone = perplexity(model, tokenizer, ["Other"], [" you there"])
+    assert values[2] == pytest.approx(alone[0], rel=1e-5)
+
+
+def test_steered_log_probabilities_favour_what_the_vector_pushes_towards(llama) -> None:
+    model, tokenizer = llama
+    v = vector(model, 2)
+    text = sk.generate(
+        model, tokenizer, ["Hello"], max_new_tokens=8, steering=sk.Steering(v, 1.0, "from_last_prompt_token")
+    )
+    steered, plain = (
+        log_probabilities(model, tokenizer, ["Hello"], text, [s])[0].sum()
+        for s in (sk.Steering(v, 1.0, "from_last_prompt_token"), None)
+    )
+    assert steered > plain
