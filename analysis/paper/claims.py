@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.paper.text import interval_text
 from steerkit.stats.bootstrap import Interval
+from steerkit.stats.format import interval_text
 from steerkit.stats.paired import paired_difference, ratio
 
 Tables = Mapping[str, Mapping[str, pd.DataFrame]]
@@ -113,7 +113,7 @@ def _points(gap: Interval) -> str:
 def area(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
     """The area under the ROUGE-L curve, IMAD minus base, agents named in the context, as in the paper."""
     line = _imad_over_base(some["stage_differences"], "rouge_l")
-    gap = interval_text(line["difference"], line["low"], line["high"], "+.3f")
+    gap = interval_text(line["difference"], line["low"], line["high"], 3, signed=True)
     ours = f"{line['first']:.3f} to {line['second']:.3f}: {gap}{_by_seed(line)}"
     name = f"{family}: agents are more steerable after IMAD (area under ROUGE-L, named)"
     return Claim(name, "0.802 to 0.903", ours, str(int(line["n"])), verdict(line["low"], line["high"]))
@@ -159,7 +159,7 @@ def steered(family: str, some: Mapping[str, pd.DataFrame], stage: str) -> Claim:
 def low_dose(family: str, some: Mapping[str, pd.DataFrame]) -> Claim:
     """Fidelity gained at the least coefficient of the grid, IMAD minus base, agents named."""
     line = _imad_over_base(some["low_dose"], "fidelity")
-    gap = interval_text(line["difference"], line["low"], line["high"], "+.3f")
+    gap = interval_text(line["difference"], line["low"], line["high"], 3, signed=True)
     ours = f"gains {line['first']:+.3f} and {line['second']:+.3f}: {gap}{_by_seed(line)}"
     name = f"{family}: IMAD answers more to a small dose (fidelity at {line['coefficient']:g}, named, over base's)"
     return Claim(name, "fidelity rises from 0.5 on", ours, str(int(line["n"])), verdict(line["low"], line["high"]))
@@ -175,7 +175,7 @@ def tag_ablation(family: str, table: pd.DataFrame) -> Claim:
     if with_tags.empty or without.empty:
         return Claim(name, "markedly less", "", "", UNTESTED)
     a, b = with_tags.iloc[0], without.iloc[0]
-    ours = " against ".join(interval_text(x.accuracy, x.accuracy_low, x.accuracy_high, ".3f") for x in (a, b))
+    ours = " against ".join(interval_text(x.accuracy, x.accuracy_low, x.accuracy_high, 3) for x in (a, b))
     result = HOLDS if a.accuracy_low > b.accuracy_high else NOT if a.accuracy_high < b.accuracy_low else OPEN
     return Claim(name, "markedly less", f"{ours} without", str(int(a["n_groups"])), result)
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.paper.text import interval_text
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json
 from steerkit.io.rows import read_rows
 from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
 from steerkit.stats.bootstrap import bootstrap_ci
+from steerkit.stats.format import interval_text
 from steerkit.stats.paired import ratio
 from training.evaluate.results import PAPER, differences, latex, markdown
 
@@ -108,7 +108,7 @@ def _kept(right: pd.DataFrame, method: str, seed: int) -> dict[str, float]:
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """The table in per cent and with intervals in brackets."""
-    percent = [interval_text(100 * row.accuracy, 100 * row.low, 100 * row.high, ".1f") for row in table.itertuples()]
+    percent = [interval_text(100 * row.accuracy, 100 * row.low, 100 * row.high, 1) for row in table.itertuples()]
     kept = [
         "" if np.isnan(row.gain_kept) else interval_text(row.gain_kept, row.gain_kept_low, row.gain_kept_high)
         for row in table.itertuples()

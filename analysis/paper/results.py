@@ -14,17 +14,17 @@ import pandas as pd
 from analysis.paper.claims import Claim, Tables, claims
 from analysis.paper.main_table import main_table, read_runs, shown
 from analysis.paper.pooling import collect_tables
-from analysis.paper.text import interval_text
 from steerkit.io.files import write_text
 from steerkit.io.tables import write_table
 from steerkit.io.versions import versions
+from steerkit.stats.format import interval_text
 from training.evaluate.results import markdown
 
 
 def gained_unnamed(gain: pd.DataFrame) -> pd.DataFrame:
     """ROUGE-L gained at the frozen settings, agents unnamed: a row per checkpoint and agent, a column per control."""
     some = gain[(gain["score"] == "rouge_l") & ~gain["identity"]]
-    texts = [interval_text(row.gain, row.low, row.high, "+.2f") for row in some.itertuples()]
+    texts = [interval_text(row.gain, row.low, row.high, 2, signed=True) for row in some.itertuples()]
     seeds_up = [f"{row.seeds_up} of {row.seeds}" for row in some.itertuples()]
     some = some.assign(text=texts, by_seed=seeds_up)
     keys = ["stage", "agent", "by_seed"]

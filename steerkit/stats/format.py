@@ -9,24 +9,32 @@ DASH = "\u2013"
 MINUS = "\u2212"
 
 
-def number_text(value: float, digits: int = 2, *, typographic: bool = False) -> str:
+def number_text(value: float, digits: int = 2, *, typographic: bool = False, signed: bool = False) -> str:
     """A number with `digits` decimals and without negative zero.
 
     Args:
         value: NaN is printed as `nan`.
         typographic: for pages and figures: U+2212 as minus sign, and an en dash for NaN.
+        signed: print a plus sign too.
 
     Example:
         >>> number_text(-0.5, 2)
         '-0.50'
     """
+    text = f"{value:{'+' if signed else ''}z.{digits}f}"
     if typographic:
-        return DASH if math.isnan(value) else f"{value:z.{digits}f}".replace("-", MINUS)
-    return f"{value:z.{digits}f}"
+        return DASH if math.isnan(value) else text.replace("-", MINUS)
+    return text
 
 
 def interval_text(
-    mean: float, low: float | None = None, high: float | None = None, digits: int = 2, *, typographic: bool = False
+    mean: float,
+    low: float | None = None,
+    high: float | None = None,
+    digits: int = 2,
+    *,
+    typographic: bool = False,
+    signed: bool = False,
 ) -> str:
     """An estimate with its interval, `0.42 [0.31, 0.53]`; the estimate alone where it has no interval or is NaN.
 
@@ -36,15 +44,16 @@ def interval_text(
         high: the upper end of its interval.
         digits: decimals of all three.
         typographic: see `number_text`.
+        signed: see `number_text`.
 
     Example:
         >>> interval_text(0.42, 0.31, 0.53, 2)
         '0.42 [0.31, 0.53]'
     """
-    shown = number_text(mean, digits, typographic=typographic)
+    shown = number_text(mean, digits, typographic=typographic, signed=signed)
     if low is None or high is None or math.isnan(mean):
         return shown
-    ends = [number_text(end, digits, typographic=typographic) for end in (low, high)]
+    ends = [number_text(end, digits, typographic=typographic, signed=signed) for end in (low, high)]
     return f"{shown} [{ends[0]}, {ends[1]}]"
 
 

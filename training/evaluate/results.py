@@ -11,6 +11,7 @@ import pandas as pd
 from steerkit.io.files import write_text
 from steerkit.io.tables import write_table
 from steerkit.stats.bootstrap import Interval, bootstrap_ci
+from steerkit.stats.paired import paired_difference
 
 PAPER = pd.DataFrame(
     [
@@ -70,7 +71,7 @@ def summary(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def paired_difference(values: pd.DataFrame, first: str, second: str, seed: int = 0) -> Interval:
+def difference_of(values: pd.DataFrame, first: str, second: str, seed: int = 0) -> Interval:
     """Return the mean of `first - second` over the same questions with its 95 % bootstrap interval.
 
     Args:
@@ -85,7 +86,7 @@ def paired_difference(values: pd.DataFrame, first: str, second: str, seed: int =
     """
     both = values[[first, second]].dropna().astype(float)
     questions = ["/".join(map(str, key)) for key in both.index]
-    return bootstrap_ci((both[first] - both[second]).to_numpy(), groups=questions, seed=seed)
+    return paired_difference(both[first].to_numpy(), both[second].to_numpy(), questions, seed=seed)
 
 
 def differences(rows: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:
@@ -111,7 +112,7 @@ def differences(rows: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:
         if method not in wide:
             continue
         for other in wide.columns.drop(method):
-            interval = paired_difference(wide, method, other, seed)
+            interval = difference_of(wide, method, other, seed)
             lines.append(
                 {
                     "family": family,
