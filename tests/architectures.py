@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from steerkit.doctor.report import Finding, examine
 from steerkit.io.files import write_text
+from steerkit.io.signals import restore_interrupt
 from steerkit.io.versions import versions
 from steerkit.models.blocks import NoResidualStream, find_blocks
 from tests.small_models import build
@@ -175,6 +176,7 @@ def _explained(row: Verdict) -> str:
 
 
 def main(names: Sequence[str]) -> None:
+    restore_interrupt()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()

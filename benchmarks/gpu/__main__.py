@@ -21,6 +21,7 @@ import torch
 from benchmarks.gpu.equivalence import equivalences
 from benchmarks.gpu.sizes import Sizes, sizes_for
 from benchmarks.gpu.speed import capture, decoding, static_cache
+from steerkit.io.signals import restore_interrupt
 
 Part = Callable[[Sizes, torch.device], list[dict[str, Any]]]
 PARTS: dict[str, Part] = {
@@ -33,6 +34,7 @@ PARTS: dict[str, Part] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the chosen parts; returns 1 if one failed."""
+    restore_interrupt()
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, or cpu with small sizes.")
     parser.add_argument("--parts", default=",".join(PARTS), help="Parts to run, with commas.")

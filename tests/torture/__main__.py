@@ -10,12 +10,14 @@ import warnings
 from pathlib import Path
 
 from steerkit.io.files import write_text
+from steerkit.io.signals import restore_interrupt
 from steerkit.io.versions import versions
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 
 def main() -> None:
+    restore_interrupt()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="kills per job")
     parser.add_argument("--examples", type=int, default=2_500, help="examples per property")
