@@ -200,7 +200,7 @@ def at_layers(vector: SteeringVector, layer: int | Sequence[int] | Literal["all"
 
 def _checked_coefficient(value: Any) -> float | Tensor:
     """One finite number as a float, or a tensor of finite numbers, one per row."""
-    if isinstance(value, Sequence | Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) == 1:
+    if isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) == 1:
         value = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32)
         if not torch.isfinite(value).all():
             raise ValueError(f"expected finite coefficients; got {value.tolist()}. Remove the others.")
