@@ -177,7 +177,9 @@ def turns() -> Iterator[Measured]:
     model, tokenizer = inputs.model()
     whole = [trace.spans() for trace in inputs.traces(3)]
     single = [  # with the earlier turns' spans, so that the tokens are those of the whole; only the last span is used
-        SpannedText(text.text[:stop], text.spans[: turn + 1], text.labels[: turn + 1], text.group)
+        SpannedText(
+            str(text.text)[:stop], text.spans[: turn + 1], text.labels[: turn + 1], text.group, text.cut, text.prompt
+        )
         for text in whole
         for turn, (_, stop) in enumerate(text.spans)
     ]

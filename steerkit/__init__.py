@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from steerkit.text.pairs import ContrastPair as ContrastPair
     from steerkit.text.pairs import read_pairs as read_pairs
     from steerkit.text.pairs import write_pairs as write_pairs
+    from steerkit.text.prompt import Prompt as Prompt
     from steerkit.text.prompt import render as render
     from steerkit.text.spans import SpannedText as SpannedText
     from steerkit.text.traces import DebateTrace as DebateTrace
@@ -52,7 +53,7 @@ _PUBLIC = {  # module -> the public names in it
     "sweeps.result": ("SweepResult",),
     "sweeps.sweep": ("sweep",),
     "text.pairs": ("ContrastPair", "read_pairs", "write_pairs"),
-    "text.prompt": ("render",),
+    "text.prompt": ("Prompt", "render"),
     "text.spans": ("SpannedText",),
     "text.traces": ("DebateTrace", "read_traces", "write_traces"),
     "vectors.controls": ("random_like",),

@@ -10,7 +10,6 @@ import steerkit as sk
 from analysis.agents.contexts import Context, first_texts
 from steerkit.capture.activations import EMBED, Activations
 from steerkit.models.blocks import find_blocks
-from steerkit.text.prompt import render
 from steerkit.text.spans import SpannedText
 from steerkit.text.tags import agent_tag, round_tag
 from steerkit.text.traces import DebateTrace
@@ -36,9 +35,9 @@ def activations_of(
     activations = {}
     for source in sources:
         if source == "asked":
-            asked = [(trace.question, agent, context(trace, agent)) for trace in traces for agent in first_texts(trace)]
-            texts = [render(tokenizer, prompt) for _, _, prompt in asked]
-            acts = sk.collect(model, tokenizer, texts, position="last")
+            agents = [(trace, agent) for trace in traces for agent in first_texts(trace)]
+            asked = [(trace.question, agent, context(tokenizer, trace, agent)) for trace, agent in agents]
+            acts = sk.collect(model, tokenizer, [prompt for _, _, prompt in asked], position="last")
             items = acts.items.assign(label=[agent for _, agent, _ in asked], group=[group for group, _, _ in asked])
             activations["asked", "last"] = replace(acts, items=items)
         else:
@@ -83,12 +82,12 @@ def turn_activations(
 
 def _tag_spans(trace: DebateTrace) -> SpannedText:
     """A trace's text with a span per agent's tag."""
-    text = trace.prompt + trace.body
+    text = trace.body
     spans, labels = [], []
     for turn in trace.turns:
-        opened = text.index(round_tag(turn.round), len(trace.prompt))
+        opened = text.index(round_tag(turn.round))
         tag = agent_tag(turn.agent, turn.round)
         start = text.index(tag, opened)
         spans.append((start, start + len(tag)))
         labels.append(str(turn.agent))
-    return SpannedText(text, tuple(spans), tuple(labels), trace.question)
+    return SpannedText(text, tuple(spans), tuple(labels), trace.question, "whole", trace.prompt)

@@ -56,7 +56,7 @@ def continuations(
     identity = context is not unnamed
     if identity:
         prompts = [
-            {"prompt": context(trace, agent), "id": f"{trace.question}/{agent}", "group": trace.question}
+            {"prompt": context(tokenizer, trace, agent), "id": f"{trace.question}/{agent}", "group": trace.question}
             for trace in traces
             for agent in references[trace.question]
         ]
@@ -86,7 +86,7 @@ def continuations(
         table["prompt_id"] = table["prompt_id"] + "/" + table["agent"]
     keys = zip(table["group"], table["agent"], strict=True)
     table = table.assign(
-        text=[without_tags(text) for text in table["text"]],
+        text=[without_tags(text) if isinstance(text, str) else None for text in table["text"]],
         reference=[references[question].get(agent, "") for question, agent in keys],
     )
     return SweepResult(table, {**result.meta, "identity": identity}).score("rouge_l")

@@ -58,10 +58,10 @@ def fidelity(
         for number, (trace, agent, own_texts) in enumerate(cases):
             if not identity and agent != min(own_texts):
                 continue  # the context is the same for all agents: their texts are scored once
-            prompt = context(trace, agent)
+            prompt = context(tokenizer, trace, agent)
             for author, text in own_texts.items():
                 prompts.append(prompt)
-                texts.append(text)
+                texts.append(context.lead + text)
                 steerings.append(steering)
                 keys.append((cell, number if identity else trace.question, author))
     scores = log_probabilities(model, tokenizer, prompts, texts, steerings)

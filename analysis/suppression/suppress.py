@@ -28,7 +28,7 @@ from steerkit.io.files import file_name, sha256
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
 from steerkit.sweeps.result import SweepResult
-from steerkit.text.prompt import Prompt, render
+from steerkit.text.prompt import PromptLike
 from steerkit.text.traces import DebateTrace
 from training.presets import override
 from training.problems.answers import read_answer, same
@@ -67,14 +67,13 @@ class Suppression:
 
 
 def prompt_vector(
-    model: Any, tokenizer: Any, malicious: Sequence[Prompt], honest: Sequence[Prompt]
+    model: Any, tokenizer: Any, malicious: Sequence[PromptLike], honest: Sequence[PromptLike]
 ) -> sk.SteeringVector:
     """`mean h(malicious) - mean h(honest)` at the last token of two sets of prompts for the same questions.
 
     The paper reads the last but one token of the templated prompt; this reads the last one, where the answer begins.
     """
-    texts = [render(tokenizer, prompt) for prompt in (*malicious, *honest)]
-    acts = sk.collect(model, tokenizer, texts, position="last")
+    acts = sk.collect(model, tokenizer, [*malicious, *honest], position="last")
     labels = ["positive"] * len(malicious) + ["negative"] * len(honest)
     return sk.difference_in_means(replace(acts, items=acts.items.assign(label=labels)))
 
@@ -133,20 +132,20 @@ def at_stage(name: str, inputs: Inputs, trait: Trait, setting: Suppression, out:
     train = inputs.train[: setting.train]
     own = agent_vectors(turn_activations(model, tokenizer, train)["mean"])[setting.agent]
     named = inputs.context(name)
-    malicious = [named(trace, setting.agent) for trace in train]
-    honest = [named(trace, agent) for trace in train for agent in _others(trace, setting.agent)[:1]]
+    malicious = [named(tokenizer, trace, setting.agent) for trace in train]
+    honest = [named(tokenizer, trace, agent) for trace in train for agent in _others(trace, setting.agent)[:1]]
     by_prompt = prompt_vector(model, tokenizer, malicious, honest)
     some = train[:50]
     norms = stream_norms(model, tokenizer, [trace.prompt for trace in some], [trace.body for trace in some])
     vectors = {"agent": scaled(own, norms, setting.dose), "prompts": scaled(by_prompt, norms, setting.dose)}
     controls = {f"random {k}": sk.random_like(vectors["agent"], setting.seed + k) for k in range(RANDOM_DIRECTIONS)}
     layers = setting.layers or tuple(own.layers)
-    forced = _prompts(inputs.validation[: setting.validation], named, setting.agent)
+    forced = _prompts(tokenizer, inputs.validation[: setting.validation], named, setting.agent)
     on_validation = measured(model, tokenizer, vectors, forced, layers, trait, setting, None)
     layer = chosen_layer(kept_accuracy(on_validation), layers)
     tables: dict[str, list[pd.DataFrame]] = {"curves": [], "kept": []}
     for short, context in (("plain", unnamed), ("forced", named)):
-        prompts = _prompts(inputs.test[: setting.test], context, setting.agent)
+        prompts = _prompts(tokenizer, inputs.test[: setting.test], context, setting.agent)
         result = measured(model, tokenizer, {**vectors, **controls}, prompts, [layer], trait, setting, out / short)
         for score in SCORES:
             curve = result.curve(score, by=("vector", "role", "layer"))
@@ -160,8 +159,8 @@ def _others(trace: DebateTrace, agent: str) -> list[str]:
     return sorted({str(turn.agent) for turn in trace.turns} - {agent})
 
 
-def _prompts(traces: Sequence[DebateTrace], context: Context, agent: str) -> list[dict[str, Any]]:
-    return [{"prompt": context(trace, agent), "id": trace.question, "gold": trace.gold} for trace in traces]
+def _prompts(tokenizer: Any, traces: Sequence[DebateTrace], context: Context, agent: str) -> list[dict[str, Any]]:
+    return [{"prompt": context(tokenizer, trace, agent), "id": trace.question, "gold": trace.gold} for trace in traces]
 
 
 def main(arguments: list[str] | None = None) -> None:

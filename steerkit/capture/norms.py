@@ -14,16 +14,16 @@ from steerkit.capture.pooling import mean_pool
 from steerkit.capture.resid import resolve_layers
 from steerkit.models.blocks import find_blocks
 from steerkit.models.context import check_fits
-from steerkit.text.prompt import Prompt, encode_prompt
+from steerkit.text.prompt import PromptLike, encode_prompt
 from steerkit.text.spans import Passage
-from steerkit.text.tokens import encode
+from steerkit.text.tokens import Ids, continuation_ids
 
 
 def stream_norms(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[Prompt],
-    texts: Sequence[str],
+    prompts: Sequence[PromptLike],
+    texts: Sequence[str | Ids],
     layers: Layers = "all",
     *,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -34,8 +34,8 @@ def stream_norms(
     is therefore never counted.
 
     Args:
-        prompts: strings or chats.
-        texts: one continuation per prompt.
+        prompts: strings, chats or `Prompt`s.
+        texts: one continuation per prompt, as text or token ids.
         layers: `"all"`, one layer, or several.
         chat_template_kwargs: arguments of the chat template, e.g. `{"enable_thinking": False}`.
 
@@ -49,7 +49,7 @@ def stream_norms(
         >>> stream_norms(model, tokenizer, ["How are you?"], [" I am well."], [14])
     """
     rows = [
-        (encode_prompt(tokenizer, prompt, chat_template_kwargs), encode(tokenizer, text))
+        (encode_prompt(tokenizer, prompt, chat_template_kwargs), continuation_ids(tokenizer, text))
         for prompt, text in zip(prompts, texts, strict=True)
     ]
     passages = [

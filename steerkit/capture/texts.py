@@ -12,10 +12,10 @@ from torch import nn
 from steerkit.io.files import sha256
 from steerkit.models.context import check_fits
 from steerkit.text.pairs import ContrastPair
-from steerkit.text.prompt import Message, encode_prompt
+from steerkit.text.prompt import Prompt, PromptLike
 from steerkit.text.spans import Passage, SpannedText, passage_of
 
-Text = str | Sequence[Message] | SpannedText | ContrastPair
+Text = PromptLike | SpannedText | ContrastPair
 Texts = Sequence[Text] | Mapping[str, Sequence[Text]]
 
 
@@ -111,23 +111,14 @@ def tokenise(
         if isinstance(text, ContrastPair):
             passages += text.passages(tokenizer, own_group, chat_template_kwargs)
             continue
-        if isinstance(text, str | SpannedText):
-            passage = passage_of(tokenizer, text, own_group)
-        elif isinstance(text, Sequence | Mapping):
-            ids = encode_prompt(tokenizer, text, chat_template_kwargs)
-            passage = Passage(ids, ((0, len(ids)),), ("",), own_group)
-        else:
+        if not isinstance(text, str | SpannedText | Prompt | Sequence | Mapping):
             raise TypeError(
-                f"expected a string, a list of chat messages, SpannedText or ContrastPair as text {number}; "
+                f"expected a string, a list of chat messages, Prompt, SpannedText or ContrastPair as text {number}; "
                 f"got {type(text).__name__}. Convert it."
             )
+        passage = passage_of(tokenizer, text, own_group, chat_template_kwargs)
         passages.append(passage if given.label is None else replace(passage, labels=(given.label,)))
     check_fits(model, [passage.ids for passage in passages])
-    for passage in passages:
-        if any(start >= stop for start, stop in passage.spans):
-            raise ValueError(
-                f"expected at least one token in every span; group {passage.group} has one without. Leave it out."
-            )
     return passages
 
 

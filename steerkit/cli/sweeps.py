@@ -164,13 +164,13 @@ def _models_of(
         FileNotFoundError: the run folder does not hold the sweep's vectors.
         ValueError: for kl, a model that is not the sweep's.
     """
-    from steerkit.show.report import check_swept_model
+    from steerkit.sweeps.result import check_swept_model
     from steerkit.sweeps.store import swept_vectors
 
     vectors = swept_vectors(run) if "kl" in scores else None
     model, tokenizer = load_model(str(checkpoint), loading)
     if "kl" in scores:
-        check_swept_model(result, model)
+        check_swept_model(result.meta, model)
     return {"model": model, "tokenizer": tokenizer, "vectors": vectors}
 
 

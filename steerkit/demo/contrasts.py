@@ -60,9 +60,7 @@ def _extract_vectors(
     model: Any, tokenizer: Any, questions: Sequence[Question], out: Path, seed: int
 ) -> dict[tuple[str, str], tuple[SteeringVector, SteeringVector]]:
     layers = [EMBED, *range(len(find_blocks(model)))]
-    answers = collect_each(
-        model, tokenizer, answer_texts(tokenizer, questions), layers=layers, positions=["mean", "last"]
-    )
+    answers = collect_each(model, tokenizer, answer_texts(questions), layers=layers, positions=["mean", "last"])
     instructions = collect(model, tokenizer, instruction_texts(tokenizer, questions), layers=layers, position="last")
     activations_of = {
         "answers-mean": answers["mean"],

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from steerkit.text.pairs import ContrastPair
-from steerkit.text.prompt import Rendered, render
+from steerkit.text.prompt import Prompt, render
 from steerkit.text.spans import SpannedText
+from steerkit.text.tokens import encode
 
 FILE = Path(__file__).with_name("questions.jsonl")
 PERSONAS = {"steps": "numbered steps", "critique": "self-critique", "program": "program of thought"}
@@ -69,14 +70,13 @@ def split(questions: Sequence[Question], sizes: dict[str, int]) -> dict[str, lis
     return parts
 
 
-def answer_texts(tokenizer: Any, questions: Sequence[Question]) -> list[SpannedText]:
+def answer_texts(questions: Sequence[Question]) -> list[SpannedText]:
     """Each question with each of its answers; the span is the answer, the label its style, the group the question."""
     texts = []
     for question in questions:
-        prompt = render(tokenizer, question.messages())
         for style, answer in question.answers.items():
-            span = (len(prompt), len(prompt) + len(answer))
-            texts.append(SpannedText(Rendered(prompt + answer), (span,), (style,), question.id))
+            span = (0, len(answer))
+            texts.append(SpannedText(answer, (span,), (style,), question.id, prompt=question.messages()))
     return texts
 
 
@@ -93,9 +93,9 @@ def instruction_texts(tokenizer: Any, questions: Sequence[Question]) -> list[Spa
     texts = []
     for question in questions:
         for style, instruction in INSTRUCTIONS.items():
-            text = render(tokenizer, question.messages(instruction))
-            start = text.index(question.question) + len(question.question)
-            texts.append(SpannedText(Rendered(text), ((start, len(text)),), (style,), question.id))
+            prompt = render(tokenizer, question.messages(instruction))
+            start = prompt.text.index(question.question) + len(question.question)
+            texts.append(SpannedText(prompt, ((start, len(prompt.text)),), (style,), question.id))
     return texts
 
 
@@ -105,14 +105,14 @@ def instruction_pairs(tokenizer: Any, questions: Sequence[Question], persona: st
     for text in instruction_texts(tokenizer, questions):
         by_style.setdefault(text.labels[0], []).append(text)
     return [
-        _instruction_pair(positive, negative)
+        _instruction_pair(tokenizer, positive, negative)
         for positive, negative in zip(by_style[persona], by_style[PLAIN], strict=True)
     ]
 
 
-def _instruction_pair(positive: SpannedText, negative: SpannedText) -> ContrastPair:
+def _instruction_pair(tokenizer: Any, positive: SpannedText, negative: SpannedText) -> ContrastPair:
     """Two texts that agree up to their spans, as a pair: the common part is the prompt, the spans the continuations."""
     start = positive.spans[0][0]
-    return ContrastPair(
-        Rendered(positive.text[:start]), positive.text[start:], negative.text[negative.spans[0][0] :], positive.group
-    )
+    shared, rest = str(positive.text)[:start], str(positive.text)[start:]
+    prompt = Prompt(encode(tokenizer, shared), shared, "chat")
+    return ContrastPair(prompt, rest, str(negative.text)[negative.spans[0][0] :], positive.group)

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from steerkit.generation.cache import ReservedLayer, shared_prefix_lengths
+from steerkit.generation.sampling import OVERFLOWED
 from steerkit.models.blocks import find_blocks
 from steerkit.models.cache_argument import NAMES, cache_argument
 from steerkit.models.context import check_vocabulary
@@ -32,7 +33,7 @@ MIN_SAVED_TOKENS = {"cpu": 256, "cuda": 4096}  # a shared prefix must save this 
 COMPACT_BELOW = 0.8  # a batch is compacted when at most this share of its rows is unfinished
 Done = TypeVar("Done")
 Choose = Callable[[Float[Tensor, "batch vocabulary"], Int[Tensor, " batch"], int], Int[Tensor, " batch"]]
-"""`choose(logits, row numbers, step)` returns the next token id of each row."""
+"""`choose(logits, row numbers, step)` returns the next token id of each row, `OVERFLOWED` where there is none."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,12 @@ class Continuation:
     Args:
         ids: new token ids without the end-of-sequence token.
         end: the end-of-sequence token, None where `max_new_tokens` was reached first.
+        overflowed: whether logits after these ids were not finite, so that no token could be chosen.
     """
 
     ids: tuple[int, ...]
     end: int | None
+    overflowed: bool = False
 
     @property
     def finished(self) -> bool:
@@ -66,9 +69,14 @@ class Continuation:
         return self.end is not None
 
     @property
+    def all_ids(self) -> tuple[int, ...]:
+        """The new token ids, the end-of-sequence token included where it was generated."""
+        return self.ids if self.end is None else (*self.ids, self.end)
+
+    @property
     def n_tokens(self) -> int:
         """Number of new tokens, the end-of-sequence token included; tokens of other rows in the batch do not count."""
-        return len(self.ids) + self.finished
+        return len(self.all_ids)
 
 
 def in_batches(
@@ -236,6 +244,7 @@ class Engine:
         """Up to `new` tokens per row, by `choose(logits, row numbers, step)`; rows that have ended leave the batch."""
         out: list[list[int]] = [[] for _ in self.rows]
         ended: list[int | None] = [None] * len(out)
+        overflowed: set[int] = set()
         alive = list(range(len(out)))
         token = self.last_tokens()
         for step in range(new):
@@ -243,19 +252,24 @@ class Engine:
             token = choose(logits, torch.tensor(alive, device=self.device), step)[:, None]
             unfinished = []
             for index, (number, chosen) in enumerate(zip(alive, token[:, 0].tolist(), strict=True)):
-                if ended[number] is not None:
+                if ended[number] is not None or number in overflowed:
                     continue
-                if chosen in ends:
+                if chosen == OVERFLOWED:
+                    overflowed.add(number)
+                elif chosen in ends:
                     ended[number] = chosen
                 else:
                     out[number].append(chosen)
                     unfinished.append(index)
             if not unfinished:
                 break
+            token = token.clamp(min=0)  # rows that overflowed are forwarded until the batch is compacted
             if len(unfinished) <= COMPACT_BELOW * len(alive) and step + 1 < new:
                 self.keep(unfinished)
                 token, alive = token[unfinished], [alive[index] for index in unfinished]
-        return [Continuation(tuple(ids), end) for ids, end in zip(out, ended, strict=True)]
+        return [
+            Continuation(tuple(ids), ended[number], overflowed=number in overflowed) for number, ids in enumerate(out)
+        ]
 
     def _compile(self, numbers: Sequence[int]) -> RowSteering:
         prompts = [(self.width - len(self.rows[i].prompt), self.width) for i in numbers]

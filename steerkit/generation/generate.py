@@ -18,7 +18,8 @@ from steerkit.models.context import context_length
 from steerkit.models.model import unwrap, widest_float
 from steerkit.steering.steering import Steering
 from steerkit.steering.watch import suspended
-from steerkit.text.prompt import Prompt, encode_prompt, render
+from steerkit.text.prompt import PromptLike, render
+from steerkit.text.tokens import decode as decode_ids
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Generation:
     """One generated continuation.
 
     Args:
-        text: decoded from the ids; special tokens are left out.
+        text: decoded from the ids as continuation of the prompt; special tokens are left out.
         ids: the generated token ids, the end-of-sequence token included where it was generated.
         finish_reason: `"stop"` where an end-of-sequence token was generated, `"length"` at `max_new_tokens`.
         log_probs: natural logarithm of each token's probability under the steered model, at temperature 1 and without
@@ -43,7 +44,7 @@ class Generation:
 def generate(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptLike],
     *,
     max_new_tokens: int,
     steering: Steering | Sequence[Steering | None] | None = ...,
@@ -60,7 +61,7 @@ def generate(
 def generate(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptLike],
     *,
     max_new_tokens: int,
     steering: Steering | Sequence[Steering | None] | None = ...,
@@ -76,7 +77,7 @@ def generate(
 def generate(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptLike],
     *,
     max_new_tokens: int,
     steering: Steering | Sequence[Steering | None] | None = None,
@@ -91,9 +92,11 @@ def generate(
 
     A text depends on the model, its prompt, its steering and the seed alone, not on the other rows: prompts are
     left-padded with positions of their own, and random numbers are keyed by (seed, prompt, occurrence index).
+    Of the model's generation configuration only the end tokens are used: repetition penalties, suppressed tokens, a
+    top_k or other sampling settings there have no effect.
 
     Args:
-        prompts: strings (verbatim) or lists of messages (rendered by the chat template).
+        prompts: strings (verbatim), lists of messages (rendered by the chat template), or `Prompt`s.
         steering: one for all rows, or one (or None) per prompt; steerings that `with steering.on(model)` set are
             applied too.
         temperature: 0 is greedy.
@@ -108,7 +111,7 @@ def generate(
     Raises:
         TypeError: an entry of `steering` that is not a Steering.
         ValueError: no prompts, an empty or too long prompt, a steering that does not fit, a setting out of range, or
-            logits that are not finite.
+            logits that are not finite in one of the rows.
 
     Example:
         >>> steering = sk.Steering(vector, 1.5, layer=14)
@@ -116,16 +119,16 @@ def generate(
     """
     if isinstance(prompts, str | Mapping) or not len(prompts):
         raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}. Put them in a list.")
+    seed = checked_seed(seed)
     with suspended(model) as active:
         each = _per_row(steering, active, len(prompts))
-        seen: Counter[str] = Counter()
-        streams = []
-        for prompt in prompts:
-            text = render(tokenizer, prompt, chat_template_kwargs)
-            streams.append((seed, text, seen[text]))
-            seen[text] += 1
-        ids = [encode_prompt(tokenizer, prompt, chat_template_kwargs) for prompt in prompts]
-        rows = [Row(prompt, row) for prompt, row in zip(ids, each, strict=True)]
+        seen: Counter[tuple[int, ...]] = Counter()
+        streams, rows = [], []
+        for one, row in zip(prompts, each, strict=True):
+            prompt = render(tokenizer, one, chat_template_kwargs)
+            streams.append((seed, prompt.text, seen[prompt.ids]))
+            seen[prompt.ids] += 1
+            rows.append(Row(prompt.ids, row))
         log_probs: list[list[float]] | None = [[] for _ in rows] if return_details else None
         found = decode(
             model,
@@ -139,6 +142,11 @@ def generate(
             log_probs=log_probs,
         )
         done = {number: continuation for batch in found for number, continuation in batch}
+    if overflowed := sorted(number for number, continuation in done.items() if continuation.overflowed):
+        raise ValueError(
+            f"expected finite logits; got NaN or infinity for the prompts {overflowed[:8]}. Lower the coefficient, or "
+            "load the model in bfloat16 or float32."
+        )
     if log_probs is None:
         return [text_of(tokenizer, done[number]) for number in range(len(rows))]
     return [_details(tokenizer, done[number], log_probs[number]) for number in range(len(rows))]
@@ -146,11 +154,11 @@ def generate(
 
 def text_of(tokenizer: Any, continuation: Continuation) -> str:
     """The text of a continuation; special tokens are left out, added ordinary tokens (tags) stay."""
-    return str(tokenizer.decode(continuation.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return decode_ids(tokenizer, continuation.ids)
 
 
 def _details(tokenizer: Any, continuation: Continuation, log_probs: Sequence[float]) -> Generation:
-    ids = continuation.ids if continuation.end is None else (*continuation.ids, continuation.end)
+    ids = continuation.all_ids
     reason: Literal["stop", "length"] = "stop" if continuation.finished else "length"
     return Generation(text_of(tokenizer, continuation), ids, reason, tuple(log_probs[: len(ids)]))
 
@@ -197,8 +205,7 @@ def decode(
             those of a row that has ended).
 
     Raises:
-        ValueError: a prompt too long for the context, a steering that does not fit, a setting out of range, or logits
-            that are not finite.
+        ValueError: a prompt too long for the context, a steering that does not fit, or a setting out of range.
     """
     check_settings(model, rows, max_new_tokens, temperature, top_p, batch_rows)
     ends = ends_of(model, tokenizer)
@@ -232,7 +239,7 @@ def _recording(choose: Choose, log_probs: Sequence[list[float]]) -> Choose:
 
     def choose_and_record(logits: Tensor, rows: Tensor, step: int) -> Tensor:
         token = choose(logits, rows, step)
-        scores = logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]
+        scores = logits.float().log_softmax(-1).gather(-1, token.clamp(min=0)[:, None])[:, 0]
         for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
             log_probs[row].append(score)
         return token
@@ -261,6 +268,13 @@ def check_settings(
             f"expected prompt and new tokens within the model's context of {limit}; got {longest} + {new}. "
             "Shorten either."
         )
+
+
+def checked_seed(seed: Any) -> int:
+    """The seed as a Python integer, so that a numpy integer draws the same numbers; `ValueError` for anything else."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise ValueError(f"expected an integer seed; got {seed!r}. Pass another value.")
+    return int(seed)
 
 
 def _is_count(value: object) -> bool:

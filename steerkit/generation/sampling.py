@@ -12,6 +12,8 @@ from torch import Tensor
 
 from steerkit.models.model import widest_float
 
+OVERFLOWED = -1
+"""In place of a token: the logits of the row are not finite."""
 FIRST_CANDIDATES = 256  # tokens that a nucleus is first looked for in
 
 
@@ -22,10 +24,9 @@ def random_stream(key: Any, count: int) -> Float[np.ndarray, " count"]:
 
 
 def likeliest(logits: Float[Tensor, "batch v"]) -> Int[Tensor, " batch"]:
-    """The most likely token of each row; `ValueError` where a logit is NaN or infinite, which argmax would choose."""
+    """The most likely token of each row; `OVERFLOWED` where a logit is NaN or infinite, which argmax would choose."""
     token = logits.argmax(-1)
-    _check_finite(logits.gather(-1, token[:, None]))
-    return token
+    return torch.where(torch.isfinite(logits.gather(-1, token[:, None])[:, 0]), token, OVERFLOWED)
 
 
 def sample(
@@ -41,13 +42,13 @@ def sample(
     Args:
         uniform: one number in [0, 1) per row.
 
-    Raises:
-        ValueError: a logit is NaN or infinite.
+    Returns:
+        Token ids; `OVERFLOWED` for a row with a logit that is NaN or infinite.
 
     Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (nucleus).
     """
     probabilities = torch.softmax(logits.float() / temperature, dim=-1)
-    _check_finite(probabilities[:, 0])  # one NaN in a row makes the whole row NaN
+    finite = torch.isfinite(probabilities[:, 0])  # one NaN in a row makes the whole row NaN
     wide = widest_float(logits.device)
     if top_p < 1:
         likely, ids = probabilities.topk(min(FIRST_CANDIDATES, probabilities.shape[-1]), dim=-1)
@@ -63,15 +64,8 @@ def sample(
     cumulative = weights.cumsum(-1)
     target = (uniform.to(cumulative) * cumulative[:, -1])[:, None]
     index = torch.searchsorted(cumulative, target, right=True).clamp(max=weights.shape[-1] - 1)
-    return (index if ids is None else ids.gather(-1, index)).squeeze(-1)
-
-
-def _check_finite(logits: Tensor) -> None:
-    if not torch.isfinite(logits).all():
-        raise ValueError(
-            "expected finite logits; got NaN or infinity. Lower the coefficient, or load the model in bfloat16 or "
-            "float32."
-        )
+    token = (index if ids is None else ids.gather(-1, index)).squeeze(-1)
+    return torch.where(finite, token, OVERFLOWED)
 
 
 def _least_likely(likely: Float[Tensor, "batch n"], top_p: float) -> Float[Tensor, "batch 1"]:

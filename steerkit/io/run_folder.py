@@ -26,7 +26,9 @@ class ConfigurationChanged(ValueError):
 
 
 @contextlib.contextmanager
-def run_folder(folder: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
+def run_folder(
+    folder: str | Path, config: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+) -> Iterator[Path]:
     """Hold a folder for one run, and write its `config.json` or check that the configuration is the same.
 
     The operating system releases the lock when the process ends, also when it is killed. Of several processes that

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Mapping
 from numbers import Integral
@@ -17,7 +18,8 @@ def write_table(path: str | Path, table: Any, meta: Mapping[str, Any]) -> None:
     """Write a DataFrame as `.parquet` or `.csv`, and its provenance next to it as `NAME.meta.json`, each atomically.
 
     A column that mixes integers and strings (the layers 8 and "8+10") is written as strings and read back in both
-    types. Strings read back from CSV are unchanged, except that a missing one becomes empty.
+    types. A column of lists (token ids) is read back as tuples; in CSV it is JSON. Strings read back from CSV are
+    unchanged, except that a missing one becomes empty.
 
     Raises:
         ValueError: a path that ends in neither `.parquet` nor `.csv`.
@@ -27,18 +29,23 @@ def write_table(path: str | Path, table: Any, meta: Mapping[str, Any]) -> None:
     path = _table_path(path)
     mixed = [name for name in table.columns if _is_mixed(table[name])]
     table = table.assign(**{name: table[name].astype(str) for name in mixed})
+    lists = [name for name in table.columns if _is_list(table[name])]
+    if path.suffix == ".csv":
+        table = table.assign(**{name: [json.dumps([*map(int, row)]) for row in table[name]] for name in lists})
     with atomic_path(path) as temporary:
         if path.suffix == ".csv":
             table.to_csv(temporary, index=False)
         else:
             table.to_parquet(temporary, index=False)
-    texts = [name for name, kind in table.dtypes.items() if str(kind) in ("object", "str", "string")]
+    kinds = {name: str(kind) for name, kind in table.dtypes.items()}
+    texts = [name for name, kind in kinds.items() if kind in ("object", "str", "string") and name not in lists]
     description = {
         "file": path.name,
         "sha256": sha256(path),
         "columns": list(table.columns),
         "text_columns": texts,
         "mixed_columns": mixed,
+        "list_columns": lists,
     }
     write_json(path.with_suffix(".meta.json"), {**meta, **description})
 
@@ -67,14 +74,17 @@ def read_table(path: str | Path) -> tuple[Any, dict[str, Any]]:
         )
     try:
         if path.suffix != ".csv":
-            return _with_integers(pd.read_parquet(io.BytesIO(data)), meta), meta
-        texts = dict.fromkeys(meta.get("text_columns", ()), str)
+            table = pd.read_parquet(io.BytesIO(data))
+            return _with_integers(_with_tuples(table, meta), meta), meta
+        lists = meta.get("list_columns", ())
+        texts = dict.fromkeys((*meta.get("text_columns", ()), *lists), str)
         numbers = {name: ["", "nan"] for name in meta.get("columns", ()) if name not in texts}
         newline = "\n" if meta else None  # strings in our files may hold a lone carriage return, unquoted
         table = pd.read_csv(
             io.BytesIO(data), dtype=texts, keep_default_na=not meta, na_values=numbers, lineterminator=newline
         )
-        return _with_integers(table, meta), meta
+        table = table.assign(**{name: [json.loads(row) for row in table[name]] for name in lists})
+        return _with_integers(_with_tuples(table, meta), meta), meta
     except (ValueError, OSError) as error:
         raise ValueError(f"expected a table in {path}; got something else ({error}). Write it again.") from error
 
@@ -83,6 +93,21 @@ def _is_mixed(column: Any) -> bool:
     """Whether a column holds integers and strings and nothing else."""
     kinds = {type(value) for value in column} if column.dtype == object else set()
     return str in kinds and len(kinds) > 1 and all(issubclass(kind, str | Integral) for kind in kinds)
+
+
+def _is_list(column: Any) -> bool:
+    """Whether a column holds sequences of integers."""
+    is_list = [isinstance(row, list | tuple) or getattr(row, "ndim", 0) == 1 for row in column]
+    return column.dtype == object and len(is_list) > 0 and all(is_list)
+
+
+def _with_tuples(table: Any, meta: Mapping[str, Any]) -> Any:
+    """The table with its lists of integers as tuples; equal ones are one object."""
+    known: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for name in meta.get("list_columns", ()):
+        rows = [tuple(row.tolist() if hasattr(row, "tolist") else row) for row in table[name]]
+        table[name] = [known.setdefault(row, row) for row in rows]
+    return table
 
 
 def _with_integers(table: Any, meta: Mapping[str, Any]) -> Any:

@@ -88,4 +88,16 @@ def describe(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
     if tokenizer is not None:
         template = getattr(tokenizer, "chat_template", None)
         description["template_sha256"] = sha256(str(template)) if template else None
+        description["tokenizer_sha256"] = tokenizer_sha256(tokenizer)
     return description
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """A hash of what the tokenizer does."""
+    import json
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True))
+    state = json.loads(backend.to_str())
+    return sha256(json.dumps({**state, "truncation": None, "padding": None}, sort_keys=True))

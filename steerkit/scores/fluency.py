@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ from steerkit.generation.engine import Engine, Row, in_batches
 from steerkit.io.progress import progress
 from steerkit.models.context import check_vocabulary, context_length
 from steerkit.steering.steering import Steering
-from steerkit.text.prompt import Prompt, encode_prompt
-from steerkit.text.tokens import encode
+from steerkit.text.prompt import PromptLike, encode_prompt
+from steerkit.text.tokens import Ids, continuation_ids
 
 LOGIT_BYTES = 2**28  # logits held at once
 MAX_ROWS = 96
@@ -24,17 +25,22 @@ MAX_ROWS = 96
 def log_probabilities(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[Prompt],
-    texts: Sequence[str],
+    prompts: Sequence[PromptLike],
+    texts: Sequence[str | Ids],
     steerings: Sequence[Steering | None] | None = None,
 ) -> list[Float[Tensor, " token"]]:
     """Log-probability `log p(token_t | prompt, tokens before t)` of each token of each text, in nats.
 
-    The text is tokenised alone and follows the ids of the prompt. Equal prompts are prefilled once. An empty text has
-    no tokens.
+    Equal prompts are prefilled once. An empty text has no tokens.
 
     Args:
+        prompts: strings, chats or `Prompt`s.
+        texts: continuations. Pass the token ids of a text that this model generated (`Generation.ids`): its text may
+            encode to other ids. A string is encoded as continuation of its prompt (`steerkit.text.tokens.encode`).
         steerings: what steers the model in each row; default nothing.
+
+    Warns:
+        UserWarning: rows whose logits are NaN or infinite; their log-probabilities are NaN.
     """
 
     def score(logits: Tensor, _: Tensor | None, ids: Tensor) -> Tensor:
@@ -44,9 +50,12 @@ def log_probabilities(
 
 
 def perplexity(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[str]
+    model: nn.Module, tokenizer: Any, prompts: Sequence[PromptLike], texts: Sequence[str | Ids]
 ) -> Float[np.ndarray, " text"]:
-    """`exp(-mean log p)` per token of each text after its prompt, under the unsteered model; NaN for an empty text."""
+    """`exp(-mean log p)` per token of each text after its prompt, under the unsteered model; NaN for an empty text.
+
+    Texts as in `log_probabilities`: strings or token ids. The end-of-sequence token counts where the ids hold it.
+    """
     scores = log_probabilities(model, tokenizer, prompts, texts)
     return np.array([float(torch.exp(-s.double().mean())) if len(s) else np.nan for s in scores])
 
@@ -54,13 +63,14 @@ def perplexity(
 def kl(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[Prompt],
-    texts: Sequence[str],
+    prompts: Sequence[PromptLike],
+    texts: Sequence[str | Ids],
     steerings: Sequence[Steering | None],
 ) -> Float[np.ndarray, " text"]:
     """Mean per token of `KL(steered || unsteered)` in nats over the vocabulary, teacher-forced on `texts`.
 
-    Use unsteered texts, so that the push is measured and not the text that it leads to. NaN for an empty text.
+    Use unsteered texts, so that the push is measured and not the text that it leads to. NaN for an empty text. Texts as
+    in `log_probabilities`: strings or token ids.
     """
 
     def score(logits: Tensor, plain: Tensor | None, ids: Tensor) -> Tensor:
@@ -75,8 +85,8 @@ def kl(
 def _teacher_forced(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[Prompt],
-    texts: Sequence[str],
+    prompts: Sequence[PromptLike],
+    texts: Sequence[str | Ids],
     steerings: Sequence[Steering | None] | None,
     score: Callable[[Tensor, Tensor | None, Tensor], Tensor],
     paired: bool,
@@ -89,15 +99,15 @@ def _teacher_forced(
     if not len(prompts) == len(texts) == len(steerings if steerings is not None else texts):
         got = [len(texts)] if steerings is None else [len(texts), len(steerings)]
         raise ValueError(f"expected one text (and steering) per prompt, {len(prompts)}; got {got}. Pair them.")
-    ids = [encode(tokenizer, text) for text in texts]
+    ids = [continuation_ids(tokenizer, text) for text in texts]
     check_vocabulary(model, ids)
-    encoded: dict[str, tuple[int, ...]] = {}
+    encoded: dict[int, tuple[int, ...]] = {}
     rows = []
     for number, prompt in enumerate(prompts):
-        key = f"{type(prompt).__name__} {prompt!r}"
-        encoded.setdefault(key, encode_prompt(tokenizer, prompt))
+        if id(prompt) not in encoded:  # the list of prompts keeps them, so no id is used again
+            encoded[id(prompt)] = encode_prompt(tokenizer, prompt)
         steering = steerings[number] if steerings is not None else None
-        rows.append(Row(encoded[key], () if steering is None else tuple(steering.per_row(1))))
+        rows.append(Row(encoded[id(prompt)], () if steering is None else tuple(steering.per_row(1))))
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     todo = [number for number in range(len(rows)) if ids[number]]
     room = max((len(ids[number]) for number in todo), default=1)
@@ -123,16 +133,20 @@ def _teacher_forced(
             unsteered = Engine(model, [Row(row.prompt) for row in engine.rows], room)
             plain = unsteered.forward(entering, unsteered.width - 1).float()
         scores = score(logits, plain, chunk).cpu()
-        by_row = [scores[row, : len(tokens)] for row, tokens in enumerate(batch_ids)]
-        if any(bool(torch.isnan(one).any()) for one in by_row):
-            raise ValueError(
-                "expected finite logits; got NaN. Lower the coefficient, or load the model in bfloat16 or float32."
-            )
-        return by_row
+        return [scores[row, : len(tokens)] for row, tokens in enumerate(batch_ids)]
 
     with progress("scoring", len(todo)) as advance:
         for batch in in_batches(model, [rows[i] for i in todo], room, work, size):
             for number, scores in batch:
                 out[todo[number]] = scores.clone()  # outside inference mode, so that it is an ordinary tensor
             advance(len(batch))
+    if overflowed := [number for number, one in enumerate(out) if not torch.isfinite(one).all()]:
+        warnings.warn(
+            f"expected finite logits; got NaN or infinity in {len(overflowed)} of {len(rows)} rows, whose scores are "
+            f"NaN: {overflowed[:8]}. Lower the coefficient, or load the model in bfloat16 or float32.",
+            UserWarning,
+            stacklevel=3,
+        )
+        for number in overflowed:
+            out[number] = torch.full_like(out[number], torch.nan)
     return out

@@ -15,7 +15,7 @@ from steerkit.stats.bootstrap import bootstrap_ci
 from steerkit.sweeps.result import KEYS, SweepResult
 
 SETTINGS = ("positions", "operation", "temperature", "top_p", "max_new_tokens", "seed")
-NO_SCORES = (*KEYS, *SETTINGS, "group", "prompt", "chat", "reference", "text", "finished", "relative_dose")
+NO_SCORES = (*KEYS, *SETTINGS, "group", "prompt", "prompt_ids", "ids", "reference", "text", "finished", "relative_dose")
 LAST = ("projection", "n_tokens")
 TAG = re.compile(r"<[^<>\n]{1,40}>|\[/?INST\]")
 ROLE = re.compile(r"^\s*(?:system|user|assistant|model)\s*(?:\n|$)")

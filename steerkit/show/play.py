@@ -18,7 +18,7 @@ from torch import nn
 
 from steerkit.generation.engine import Continuation, Engine, Row, in_batches
 from steerkit.generation.generate import ends_of
-from steerkit.generation.sampling import likeliest, random_stream, sample
+from steerkit.generation.sampling import OVERFLOWED, likeliest, random_stream, sample
 from steerkit.models.blocks import find_blocks
 from steerkit.models.context import context_length
 from steerkit.models.identity import fingerprint
@@ -26,7 +26,8 @@ from steerkit.show.pages import environment, inert_json
 from steerkit.steering.operations import OPERATIONS
 from steerkit.steering.positions import POSITIONS
 from steerkit.steering.steering import Steering
-from steerkit.text.prompt import Prompt, encode_prompt
+from steerkit.text.prompt import PromptLike, encode_prompt
+from steerkit.text.tokens import decode as decode_ids
 from steerkit.vectors.vector import SteeringVector
 
 MAX_NEW_TOKENS = 512
@@ -125,7 +126,7 @@ def stream(
     Raises:
         ValueError: an unknown vector or layer, or a prompt too long; before the first text.
     """
-    messages: Prompt = [{"role": "user", "content": request.prompt}] if request.chat else request.prompt
+    messages: PromptLike = [{"role": "user", "content": request.prompt}] if request.chat else request.prompt
     ids = encode_prompt(tokenizer, messages)
     rows = [Row(ids), Row(ids, request.steerings(vectors))]
     limit = context_length(model)
@@ -156,7 +157,7 @@ def stream(
                 return
             if isinstance(item, Exception):
                 raise item
-            unsteered, steered = (tokenizer.decode(row, skip_special_tokens=True) for row in item)
+            unsteered, steered = (decode_ids(tokenizer, row) for row in item)
             yield unsteered, steered
     finally:  # wait until no forward runs through the model's hooks
         stopped.set()
@@ -178,6 +179,8 @@ def _choose(
             chosen = sample(logits, draws, request.temperature, 1.0)
         else:
             chosen = likeliest(logits)
+        if OVERFLOWED in chosen.tolist():
+            raise ValueError("expected finite logits; got NaN or infinity. Move the sliders towards 0.")
         for row, token in zip(alive.tolist(), chosen.tolist(), strict=True):
             has_ended = token in ends or tokens[row][-1:] == [ENDED]
             tokens[row].append(ENDED if has_ended else token)

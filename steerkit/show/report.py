@@ -19,7 +19,7 @@ from steerkit.io.tables import read_table, write_table
 from steerkit.show.explorer import LAST, explorer_data
 from steerkit.show.pages import environment, inert_json
 from steerkit.stats.format import DASH, MINUS, number_text
-from steerkit.sweeps.result import SweepResult
+from steerkit.sweeps.result import SweepResult, check_swept_model
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SCRIPTS = ("state.js", "difference.js", "paint.js", "curves.js", "search.js", "explorer.js")
@@ -117,29 +117,11 @@ def report_run(run: str | Path, out: str | Path | None = None, loaded: tuple[Any
     return page
 
 
-def check_swept_model(sweep: SweepResult, model: Any) -> dict[str, str | None]:
-    """Check that a model is the one that a sweep was run with.
-
-    Returns:
-        The model's `model_fingerprint` and `adapter_fingerprint`.
-
-    Raises:
-        ValueError: other weights or another adapter.
-    """
-    from steerkit.models.identity import fingerprint
-
-    actual = dict(zip(("model_fingerprint", "adapter_fingerprint"), fingerprint(model), strict=True))
-    expected = {key: sweep.meta.get(key) for key in actual}
-    if actual != expected:
-        raise ValueError(f"expected the sweep's own model, {expected}; got {actual}. Load that checkpoint and adapter.")
-    return actual
-
-
 def _write_projections(folder: Path, sweep: SweepResult, model: Any, tokenizer: Any) -> None:
     from steerkit.sweeps.projections import sweep_projections
     from steerkit.sweeps.store import swept_vectors
 
-    about = check_swept_model(sweep, model)
+    about = check_swept_model(sweep.meta, model)
     table = sweep_projections(model, tokenizer, sweep.table, swept_vectors(folder))
     write_table(folder / PROJECTIONS, table, {"kind": "projections", **about})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,9 @@ PLACE = ("vector", "layer")
 @dataclass(frozen=True)
 class SweepResult:
     """Generated texts and their scores, as one tidy table.
+
+    The token ids (`prompt_ids`, `ids`) are what the model read and wrote; `text` is decoded once from `ids`. Scores
+    under the sweep's own tokenizer read the ids, all others the text.
 
     Args:
         table: one row per vector, layer, coefficient, prompt and sample, with the columns that `sweep` returns.
@@ -96,16 +100,19 @@ class SweepResult:
         Args:
             name: `"rouge_l"` (F1 against `reference`, rouge-score's tokenizer), `"rouge_l_symbols"` (one that keeps
                 `//`, `=` and `-`), `"distance"` (1 - rouge_l_symbols against the same prompt's text at coefficient 0),
-                `"distinct_2"`, `"repeated_4grams"`, `"perplexity"` (under the unsteered `model`; lower is more fluent),
-                `"kl"` (KL(steered || unsteered) per token on the unsteered text; needs the sweep's `vectors`),
-                or a function of a row.
+                `"distinct_2"`, `"repeated_4grams"`, `"perplexity"` (under the unsteered `model`, end token included;
+                lower is more fluent), `"kl"` (KL(steered || unsteered) per token on the unsteered text; needs the
+                sweep's `vectors`), or a function of a row. A row without a text (it overflowed) has the score NaN.
             column: its name; default the score's.
+            model: for `"perplexity"` any model; for `"kl"` the sweep's own. A model with the sweep's tokenizer reads
+                the generated token ids. One with another tokenizer reads the text, and a warning says so.
 
         Raises:
-            ValueError: an unknown score, or what it needs is not there.
+            ValueError: an unknown score, what it needs is not there, or for `"kl"` a model that is not the sweep's.
         """
         if callable(name):
-            values = self.table.apply(name, axis=1).astype(float).to_numpy()
+            rows = (row for _, row in self.table.iterrows())
+            values = np.array([float(name(row)) if isinstance(row["text"], str) else np.nan for row in rows], float)
             return self._with(column or str(getattr(name, "__name__", "score")), values)
         if name in ("perplexity", "kl"):
             if model is None or tokenizer is None or (name == "kl" and vectors is None):
@@ -155,26 +162,23 @@ class SweepResult:
         return [name for name, (kind, of) in roles.items() if kind == role and of in wanted]
 
     def _with(self, column: str, values: np.ndarray) -> SweepResult:
-        if column in (*KEYS, "group", "prompt", "chat", "text", "reference"):
+        if column in (*KEYS, "group", "prompt", "prompt_ids", "ids", "text", "reference"):
             raise ValueError(f"expected a name for the score that no column of a sweep has; got {column!r}. Rename it.")
         return replace(self, table=self.table.assign(**{column: values}))
 
     def _by_model(self, name: str, model: Any, tokenizer: Any, vectors: Any) -> np.ndarray:
         from steerkit.scores.fluency import kl, perplexity
         from steerkit.steering.steering import Steering
-        from steerkit.text.prompt import Rendered
 
         table = self.table
-        if "prompt" not in table:
-            raise ValueError(f"expected a column 'prompt'; got {list(table)[:12]}. Load a sweep's own table.")
-        chat = table["chat"] if "chat" in table else [False] * len(table)
-        prompts = [Rendered(p) if c else p for p, c in zip(table["prompt"], chat, strict=True)]
+        prompts, texts = self._scored(name, tokenizer)
         if name == "perplexity":
-            keys = list(zip(prompts, table["text"], strict=True))
-            distinct = list(dict.fromkeys(keys))
-            scores = perplexity(model, tokenizer, [p for p, _ in distinct], [t for _, t in distinct])
+            keys = list(zip((prompt.ids for prompt in prompts), texts, strict=True))
+            distinct = dict(zip(keys, prompts, strict=True))
+            scores = perplexity(model, tokenizer, list(distinct.values()), [text for _, text in distinct])
             score_of = dict(zip(distinct, scores, strict=True))
             return np.array([score_of[key] for key in keys])
+        check_swept_model(self.meta, model)
         named = dict(vectors) if isinstance(vectors, Mapping) else {"vector": vectors}
         known = self.meta.get("vectors", {})
         if missing := sorted(set(table["vector"]) - set(named)):
@@ -190,7 +194,41 @@ class SweepResult:
             steerings[vector, layer, coefficient, positions, operation] = Steering(
                 named[vector], float(coefficient), positions, operation, foreign=True, layer=layers_of(layer)
             )
-        return kl(model, tokenizer, prompts, _unsteered(table), [steerings[key] for key in settings])
+        unsteered = _unsteered(table, texts)
+        return kl(model, tokenizer, prompts, unsteered, [steerings[key] for key in settings])
+
+    def _scored(self, name: str, tokenizer: Any) -> tuple[list[Any], list[Any]]:
+        """The prompts and continuations that a model with this tokenizer reads: token ids, or texts with a warning.
+
+        Raises:
+            ValueError: a table without prompts; for kl, one without token ids or another tokenizer.
+        """
+        from steerkit.models.identity import tokenizer_sha256
+        from steerkit.text.prompt import Prompt, render
+
+        if "prompt" not in self.table:
+            raise ValueError(f"expected a column 'prompt'; got {list(self.table)[:12]}. Load a sweep's own table.")
+        own = self.meta.get("tokenizer_sha256")
+        if "ids" in self.table and own in (None, tokenizer_sha256(tokenizer)):
+            prompt_ids, new_ids = ids_of(self.table)
+            prompts = dict(zip(prompt_ids, self.table["prompt"], strict=True))
+            made = {ids: Prompt(ids, text) for ids, text in prompts.items()}
+            has_text = [isinstance(text, str) for text in self.table["text"]]
+            read = [ids if ok else () for ids, ok in zip(new_ids, has_text, strict=True)]
+            return [made[ids] for ids in prompt_ids], read
+        if name == "kl":
+            raise ValueError(
+                "expected the sweep's own model and tokenizer for kl; got another tokenizer. Load the sweep's "
+                "checkpoint."
+            )
+        warnings.warn(
+            f"the tokenizer is not the sweep's: {name} is of the decoded texts, encoded again, without end tokens.",
+            UserWarning,
+            stacklevel=4,
+        )
+        rendered = {text: render(tokenizer, text) for text in self.table["prompt"].unique()}
+        texts = [text if isinstance(text, str) else "" for text in self.table["text"]]
+        return [rendered[text] for text in self.table["prompt"]], texts
 
     def curve(self, score: str, by: Sequence[str] = PLACE, seed: int = 0) -> pd.DataFrame:
         """Mean of a score per coefficient with a 95 % percentile bootstrap interval over groups (prompts, not rows).
@@ -296,14 +334,49 @@ class SweepResult:
             raise ValueError(f"expected columns to group by, such as {there}; got {missing}. Choose of these.")
 
 
-def _unsteered(table: pd.DataFrame) -> list[str]:
-    """For each row, the text of the same prompt and sample at coefficient 0."""
-    zero = table[table["coefficient"] == 0].drop_duplicates(["prompt_id", "sample"])
-    texts = dict(zip(zip(zero["prompt_id"], zero["sample"], strict=True), zero["text"], strict=True))
+def check_swept_model(meta: Mapping[str, Any], model: Any) -> dict[str, str | None]:
+    """Check that a model is the one that a sweep with this provenance was run with, if the provenance says.
+
+    Returns:
+        The model's `model_fingerprint` and `adapter_fingerprint`.
+
+    Raises:
+        ValueError: other weights or another adapter.
+    """
+    from steerkit.models.identity import fingerprint
+
+    actual = dict(zip(("model_fingerprint", "adapter_fingerprint"), fingerprint(model), strict=True))
+    expected = {key: meta.get(key) for key in actual}
+    if expected["model_fingerprint"] is not None and actual != expected:
+        raise ValueError(f"expected the sweep's own model, {expected}; got {actual}. Load that checkpoint and adapter.")
+    return actual
+
+
+def ids_of(table: pd.DataFrame) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """The token ids of each row: `(prompt, continuation)`, the continuation with its end-of-sequence token.
+
+    Raises:
+        ValueError: a table without them.
+    """
+    if missing := [name for name in ("prompt_ids", "ids") if name not in table]:
+        raise ValueError(
+            f"expected a sweep's table with token ids; got none of {missing}. Repeat the sweep with this version."
+        )
+    prompt_ids, ids = ([tuple(map(int, row)) for row in table[name]] for name in ("prompt_ids", "ids"))
+    return prompt_ids, ids
+
+
+def _unsteered(table: pd.DataFrame, values: Sequence[Any] | None = None) -> list[Any]:
+    """For each row, the text (or value) of the same prompt and sample at coefficient 0."""
+    values = table["text"].tolist() if values is None else list(values)
     keys = list(zip(table["prompt_id"], table["sample"], strict=True))
-    if absent := [key for key in keys if key not in texts]:
+    plain = dict[Any, Any]()
+    for key, coefficient, value in zip(keys, table["coefficient"], values, strict=True):
+        if coefficient == 0:
+            plain.setdefault(key, value)
+    if absent := [key for key in keys if key not in plain]:
         raise ValueError(f"expected a text at coefficient 0 per prompt and sample; got none for {absent[0]}. Sweep it.")
-    return [texts[key] for key in keys]
+    return [plain[key] for key in keys]
 
 
 def _references(table: pd.DataFrame) -> list[str]:

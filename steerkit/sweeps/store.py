@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from steerkit.capture.activations import Layer
-from steerkit.io.json import read_json, write_json
+from steerkit.io.files import write_text
+from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.ranks import is_first, rank_and_world
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
 from steerkit.sweeps.result import SweepResult
+from steerkit.text.prompt import Prompt
 from steerkit.vectors.vector import SteeringVector
 
 ROWS = "rows.jsonl"
@@ -21,6 +24,8 @@ NORMS = "stream_norms.json"
 TABLE = "table.parquet"
 VECTORS = "vectors"
 ROWS_OF_ALL = "rows*.jsonl"
+PROMPTS = "prompts.jsonl"
+OF_A_ROW = {"key", "prompt_ids", "ids", "text", "n_tokens", "finished"}
 
 
 def swept_vectors(run: str | Path) -> dict[str, SteeringVector]:
@@ -56,8 +61,11 @@ class RowStore:
         rows = self.rows
         if self.folder is not None:
             rows = [row for path in sorted(self.folder.glob(ROWS_OF_ALL)) for row in read_rows(path)]
-            if any({"key", "text", "n_tokens", "finished"} - set(row) for row in rows):
-                raise ValueError(f"expected a sweep's rows in {self.folder}; got others. Use another folder.")
+            if any(OF_A_ROW - set(row) for row in rows):
+                raise ValueError(
+                    f"expected a sweep's rows in {self.folder}, with {sorted(OF_A_ROW)}; got others. Use another "
+                    "folder."
+                )
         return {tuple(row["key"]): row for row in rows}
 
     def append(self, rows: Iterator[dict[str, Any]]) -> None:
@@ -75,6 +83,12 @@ class RowStore:
             if not path.exists():
                 vector.save(path)
 
+    def keep_prompts(self, prompts: Mapping[str, Prompt]) -> None:
+        """Write the prompts as the model reads them, by id, so that a resumed sweep reads the same ids."""
+        if self.folder is not None and is_first() and not (self.folder / PROMPTS).exists():
+            rows = [canonical_json({"id": name, **asdict(prompt)}) + "\n" for name, prompt in prompts.items()]
+            write_text(self.folder / PROMPTS, "".join(rows))
+
     def norms(self, measure: Callable[[], dict[Layer, float]]) -> dict[Layer, float]:
         """Mean norms of the stream, measured once: a finished sweep that is repeated runs no forward."""
         if self.folder is None:
@@ -90,9 +104,23 @@ class RowStore:
             result.save(self.folder / TABLE)
 
 
+def stored_prompts(out: str | Path | None) -> dict[str, Prompt]:
+    """The prompts by id that a sweep in this folder was started with; none for a new folder."""
+    file = None if out is None else Path(out) / PROMPTS
+    if file is None or not file.is_file():
+        return {}
+    rows = read_rows(file, complete=True)
+    return {row["id"]: Prompt(row["ids"], row["text"], row["source"], row["n_added"]) for row in rows}
+
+
 @contextlib.contextmanager
-def open_store(out: str | Path | None, config: Mapping[str, Any]) -> Iterator[RowStore]:
+def open_store(
+    out: str | Path | None, config: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+) -> Iterator[RowStore]:
     """The store of a sweep with this configuration; in memory where `out` is None.
+
+    Args:
+        provenance: what may differ in a resumed sweep, with a warning: device kind and versions.
 
     Raises:
         ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
@@ -100,7 +128,7 @@ def open_store(out: str | Path | None, config: Mapping[str, Any]) -> Iterator[Ro
     if out is None:
         yield RowStore(None)
         return
-    with run_folder(out, config) as folder:
+    with run_folder(out, config, provenance) as folder:
         try:
             yield RowStore(folder)
         except KeyboardInterrupt:

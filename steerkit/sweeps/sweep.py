@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,8 @@ from torch import nn
 
 from steerkit.capture.activations import Layer
 from steerkit.capture.norms import stream_norms as measure_norms
-from steerkit.generation.engine import Row, check_rows
-from steerkit.generation.generate import check_settings, decode, ends_of, text_of
+from steerkit.generation.engine import Continuation, Row, check_rows
+from steerkit.generation.generate import check_settings, checked_seed, decode, ends_of, text_of
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json
 from steerkit.io.progress import progress
@@ -25,8 +26,8 @@ from steerkit.steering.steering import Steering, at_layers
 from steerkit.steering.watch import suspended
 from steerkit.sweeps.layers import Label, LayerSet, label_of, layer_sets, natural_order
 from steerkit.sweeps.result import SweepResult
-from steerkit.sweeps.store import open_store
-from steerkit.text.prompt import Prompt, encode_prompt, render
+from steerkit.sweeps.store import open_store, stored_prompts
+from steerkit.text.prompt import Prompt, PromptLike, prompt_source, render
 from steerkit.vectors.controls import roles_of
 from steerkit.vectors.vector import SteeringVector
 
@@ -38,7 +39,8 @@ RESERVED = {
     "coefficient",
     "prompt_id",
     "sample",
-    "chat",
+    "prompt_ids",
+    "ids",
     "text",
     "n_tokens",
     "finished",
@@ -79,7 +81,7 @@ def sweep(
     model: nn.Module,
     tokenizer: Any,
     vectors: SteeringVector | Mapping[str, SteeringVector],
-    prompts: Sequence[Prompt | Mapping[str, Any]],
+    prompts: Sequence[PromptLike | Mapping[str, Any]],
     *,
     coefficients: float | Sequence[float],
     layers: int | Literal["all"] | Sequence[LayerSet] | None = None,
@@ -105,8 +107,8 @@ def sweep(
     Args:
         vectors: one (named "vector") or several by name. Controls (`sk.controls`) are vectors like any other; their
             role is shown in the column `role`.
-        prompts: strings (verbatim), message lists, or rows with `prompt`, and optionally `id`, `reference` and `group`
-            (resampled together; default the id); other keys become columns.
+        prompts: strings (verbatim), message lists, `Prompt`s, or rows with `prompt`, and optionally `id`, `reference`
+            and `group` (resampled together; default the id); other keys become columns.
         coefficients: multiply the vectors as stored; one or several, a list, array or tensor. 0 is always added.
         layers: where the vectors are steered: a layer, `"all"` (all layers of a vector at once), or a list of these, in
             which a tuple is a set of layers steered at once: `[8, 10, (8, 10)]`. Default: each vector at the one layer
@@ -117,15 +119,21 @@ def sweep(
         foreign: allow vectors that were read from other weights.
         chat_template_kwargs: further arguments of the chat template, e.g. `{"enable_thinking": False}`.
         out: a folder that rows are appended to as they are finished; vectors and table are kept there too. The same
-            call resumes an interrupted sweep; another configuration is refused. None keeps everything in memory.
+            call resumes an interrupted sweep; another configuration is refused. A resumed sweep reads the prompts as
+            they were rendered first, also if the template writes another date now. None keeps everything in memory.
             Processes started together by torchrun share the prompts and the folder; each makes this call, and each
             returns the whole.
 
     Returns:
-        `SweepResult` with columns vector, role, control_of, layer, coefficient, prompt_id, group, sample, text,
-        n_tokens, finished, relative_dose (`|coefficient| * |v| / mean |h|` at that layer; for several layers their
-        mean; NaN for `"ablate"`, where the norm has no effect), prompt, reference, the settings, and the weights' dtype
-        or quantisation.
+        `SweepResult` with columns vector, role, control_of, layer, coefficient, prompt_id, group, sample, text, ids
+        (new token ids, the end token included), n_tokens, finished, relative_dose (`|coefficient| * |v| / mean |h|` at
+        that layer; for several layers their mean; NaN for `"ablate"`, where the norm has no effect), prompt,
+        prompt_ids, reference, the settings, and the weights' dtype or quantisation. A row whose logits overflowed has
+        no text and no n_tokens.
+
+    Warns:
+        UserWarning: rows that overflowed, by name; a device kind or versions other than those the sweep was begun with;
+            prompts that are rendered otherwise now.
 
     Raises:
         TypeError: `vectors` is neither a vector nor several by name.
@@ -142,7 +150,8 @@ def sweep(
             raise ValueError("expected no active steering during a sweep, which steers itself. Leave the `with` first.")
     named = named_vectors(vectors)
     rows = prompt_rows(prompts)
-    if not named or isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+    seed = checked_seed(seed)
+    if not named or isinstance(samples, bool) or not isinstance(samples, Integral) or samples < 1:
         raise ValueError(
             f"expected at least one vector and one sample; got {len(named)} vectors and samples={samples!r}. Add some."
         )
@@ -156,14 +165,15 @@ def sweep(
     settings = {
         "positions": positions,
         "operation": operation,
-        "samples": samples,
+        "samples": int(samples),
         "temperature": temperature,
         "top_p": top_p,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
     about = describe(model, tokenizer)
-    identity = ("model_fingerprint", "adapter_fingerprint", "dtype", "attention", "template_sha256")
+    identity = ("model_fingerprint", "adapter_fingerprint", "dtype", "attention", "template_sha256", "tokenizer_sha256")
+    rendered = _rendered(tokenizer, rows, chat_template_kwargs, stored_prompts(out))
     config = {
         **settings,
         **{key: about[key] for key in identity},
@@ -171,20 +181,23 @@ def sweep(
         "cells": [list(cell.key) for cell in cells],
         "vectors": {name: vector.content() for name, vector in named.items()},
         "ends": sorted(ends_of(model, tokenizer)),
-        "vocabulary": sha256(canonical_json(tokenizer.get_vocab())),
-        "prompts": sha256(canonical_json(rows)),
+        "prompts": sha256(canonical_json([{**row, "prompt": prompt_source(row["prompt"])} for row in rows])),
+        "prompt_ids": sha256(canonical_json({name: prompt.ids for name, prompt in rendered.items()})),
     }
+    provenance = {"device_kind": str(about["device"]).partition(":")[0], "versions": about["versions"]}
     keys = [(cell, row, sample) for row in rows for cell in cells for sample in range(samples)]
-    prompt_ids = {row["id"]: encode_prompt(tokenizer, row["prompt"], chat_template_kwargs) for row in rows}
-    tried = [*map(Row, prompt_ids.values()), *(Row((0,), (steering,)) for steering in steerings.values())]
+    tried = [Row(prompt.ids) for prompt in rendered.values()]
+    tried += [Row((0,), (steering,)) for steering in steerings.values()]
     check_settings(model, tried, max_new_tokens, temperature, top_p, batch_rows)
     check_rows(model, tried)  # before anything is written
-    with open_store(out, config) as store:
+    with open_store(out, config, provenance) as store:
         store.keep(named)
+        store.keep_prompts(rendered)
         done = store.read()
         mine = _share(rows, out)
         todo = [key for key in keys if key[1]["id"] in mine and row_key(*key) not in done]
-        work = [Row(prompt_ids[row["id"]], () if cell.steering is None else (cell.steering,)) for cell, row, _ in todo]
+        steered = [() if cell.steering is None else (cell.steering,) for cell, _, _ in todo]
+        work = [Row(rendered[row["id"]].ids, one) for (_, row, _), one in zip(todo, steered, strict=True)]
         streams = [(seed, row["id"], sample) for _, row, sample in todo]
         found = decode(
             model,
@@ -199,12 +212,7 @@ def sweep(
         with progress("sweep", len(todo)) as advance:
             for batch in found:
                 store.append(
-                    {
-                        "key": list(row_key(*todo[number])),
-                        "text": text_of(tokenizer, continuation),
-                        "n_tokens": continuation.n_tokens,
-                        "finished": continuation.finished,
-                    }
+                    _written_row(row_key(*todo[number]), work[number], continuation, tokenizer)
                     for number, continuation in batch
                 )
                 advance(len(batch))
@@ -215,22 +223,69 @@ def sweep(
         written = store.read()
         if stream_norms is None:
             layers_read = sorted({layer for steering in steerings.values() for layer in steering.vector.layers})
-            plain = [
-                (row["prompt"], written[row_key(cell, row, sample)]["text"])
-                for cell, row, sample in keys
-                if cell.steering is None
-            ]
-            stream_norms = store.norms(lambda: _own_norms(model, tokenizer, plain, layers_read, chat_template_kwargs))
+            plain = [written[row_key(*key)] for key in keys if key[0].steering is None]
+            stream_norms = store.norms(lambda: _own_norms(model, tokenizer, plain, layers_read))
         norms = dict(stream_norms)
         shown = {**settings, "weights": about["weights"]}
-        texts = {row["id"]: render(tokenizer, row["prompt"], chat_template_kwargs) for row in rows}
-        table = _table(keys, written, named, steerings, norms, shown, texts)
+        table = _table(keys, written, named, steerings, norms, shown, rendered)
+        _warn_of_overflows(table)
         meta = {**about, **settings, "stream_norms": norms, "kind": "sweep", "n_prompts": len(rows)}
         meta |= {"vectors": config["vectors"], "chat_template_kwargs": config["chat_template_kwargs"]}
         result = SweepResult(table, meta)
         store.seal(result)
         barrier()
     return result
+
+
+def _rendered(
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    chat_template_kwargs: Mapping[str, Any] | None,
+    stored: Mapping[str, Prompt],
+) -> dict[str, Prompt]:
+    """The prompts by id as the model reads them: as they were stored when the sweep began, else rendered now.
+
+    A stored prompt is used only if the configuration is the stored one, hence if its messages and the template are.
+    """
+    rendered = {row["id"]: render(tokenizer, row["prompt"], chat_template_kwargs) for row in rows}
+    if set(stored) != set(rendered):
+        return rendered
+    if changed := [name for name, prompt in rendered.items() if prompt.ids != stored[name].ids]:
+        warnings.warn(
+            f"{len(changed)} prompts are rendered otherwise now than when the sweep began, e.g. {changed[0]!r} (a chat "
+            "template may write the date). The sweep goes on with the stored ones, unless the prompts, the template or "
+            "the tokenizer were changed, which is refused.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return dict(stored)
+
+
+def _written_row(key: tuple[Any, ...], row: Row, continuation: Continuation, tokenizer: Any) -> dict[str, Any]:
+    """A finished row as it is stored; one whose logits overflowed has neither text nor n_tokens."""
+    lost = continuation.overflowed
+    return {
+        "key": list(key),
+        "prompt_ids": list(row.prompt),
+        "ids": list(continuation.all_ids),
+        "text": None if lost else text_of(tokenizer, continuation),
+        "n_tokens": None if lost else continuation.n_tokens,
+        "finished": continuation.finished,
+    }
+
+
+def _warn_of_overflows(table: pd.DataFrame) -> None:
+    """Warn of rows without a text, by vector, layer and coefficient."""
+    lost = table[table["text"].isna()]
+    if len(lost):
+        places = lost[["vector", "layer", "coefficient"]].drop_duplicates().itertuples(index=False, name=None)
+        named = ", ".join(f"{vector!r} at layer {layer}, coefficient {value:g}" for vector, layer, value in places)
+        warnings.warn(
+            f"the logits of {len(lost)} of {len(table)} rows overflowed; these rows have no text, and their scores are "
+            f"NaN: {named}. Lower the coefficient, or load the model in bfloat16 or float32.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def named_vectors(vectors: SteeringVector | Mapping[str, SteeringVector]) -> dict[str, SteeringVector]:
@@ -241,7 +296,7 @@ def named_vectors(vectors: SteeringVector | Mapping[str, SteeringVector]) -> dic
     return dict(named)
 
 
-def prompt_rows(prompts: Sequence[Prompt | Mapping[str, Any]]) -> list[dict[str, Any]]:
+def prompt_rows(prompts: Sequence[PromptLike | Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each prompt as a row with `id`, `group` and `reference`.
 
     Raises:
@@ -326,15 +381,14 @@ def _share(rows: Sequence[Mapping[str, Any]], out: str | Path | None) -> set[str
 def _own_norms(
     model: nn.Module,
     tokenizer: Any,
-    plain: Sequence[tuple[Prompt, str]],
+    plain: Sequence[Mapping[str, Any]],
     layers: Sequence[int],
-    chat_template_kwargs: Mapping[str, Any] | None,
 ) -> dict[Layer, float]:
-    """Mean norms of the stream over the sweep's unsteered texts; empty where no text has a token."""
-    if not any(text for _, text in plain):
+    """Mean norms of the stream over the sweep's unsteered continuations; empty where none has a token."""
+    if not any(row["ids"] for row in plain):
         return {}
-    prompts, texts = [prompt for prompt, _ in plain], [text for _, text in plain]
-    return measure_norms(model, tokenizer, prompts, texts, layers, chat_template_kwargs=chat_template_kwargs)
+    prompts = [Prompt(row["prompt_ids"], "") for row in plain]
+    return measure_norms(model, tokenizer, prompts, [row["ids"] for row in plain], layers)
 
 
 def _table(
@@ -344,7 +398,7 @@ def _table(
     steerings: Mapping[Place, Steering],
     norms: Mapping[Layer, float],
     settings: Mapping[str, Any],
-    prompts: Mapping[str, str],
+    prompts: Mapping[str, Prompt],
 ) -> pd.DataFrame:
     """One row per vector, layer, coefficient, prompt and sample; coefficient 0 under each vector and layer."""
     roles = roles_of(named)
@@ -365,10 +419,11 @@ def _table(
                     "prompt_id": row["id"],
                     "sample": sample,
                     "group": row["group"],
-                    "prompt": prompts[row["id"]],
-                    "chat": not isinstance(row["prompt"], str),
+                    "prompt": prompts[row["id"]].text,
+                    "prompt_ids": prompts[row["id"]].ids,
                     **{column: row.get(column) for column in further},
                     "text": text["text"],
+                    "ids": tuple(text["ids"]),
                     "n_tokens": text["n_tokens"],
                     "finished": text["finished"],
                     "relative_dose": relative_dose(cell.steering or unsteered[place], norms),

@@ -11,7 +11,7 @@ from typing import Any
 from steerkit.io.files import sha256, write_text
 from steerkit.io.json import canonical_json
 from steerkit.io.rows import read_rows
-from steerkit.text.prompt import Prompt, encode_prompt, messages_of
+from steerkit.text.prompt import Prompt, PromptLike, encode_prompt, messages_of, prompt_source
 from steerkit.text.spans import Passage
 from steerkit.text.tokens import encode
 
@@ -21,7 +21,7 @@ class ContrastPair:
     """Two continuations of one prompt: the first with the property that a vector represents, the second without it.
 
     Args:
-        prompt: a string (used verbatim) or a list of chat messages.
+        prompt: a string (used verbatim), a list of chat messages, or a `Prompt`.
         positive: the continuation with the property.
         negative: the continuation without it.
         group: group id, e.g. the question; a group stays on one side of a split. None makes each pair its own group.
@@ -32,13 +32,16 @@ class ContrastPair:
     Example: `ContrastPair("How are you?", positive=" Great!", negative=" Awful.", group="mood")`
     """
 
-    prompt: Prompt
+    prompt: PromptLike
     positive: str
     negative: str
     group: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str):
+        if isinstance(self.prompt, Mapping) and "ids" in self.prompt:  # a Prompt read from a file
+            stored: Any = self.prompt
+            object.__setattr__(self, "prompt", Prompt(**stored))
+        elif not isinstance(self.prompt, str | Prompt):
             object.__setattr__(self, "prompt", tuple(messages_of(self.prompt)))
         for side in ("positive", "negative"):
             text = getattr(self, side)
@@ -90,10 +93,15 @@ def read_pairs(path: str | Path) -> list[ContrastPair]:
 
 def write_pairs(path: str | Path, pairs: Iterable[ContrastPair]) -> None:
     """Write pairs as JSON lines, atomically; `read_pairs` returns equal pairs."""
-    rows = [{key: value for key, value in asdict(pair).items() if value is not None} for pair in pairs]
+    rows = [{key: value for key, value in _as_row(pair).items() if value is not None} for pair in pairs]
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def pairs_sha256(pairs: Sequence[ContrastPair]) -> str:
     """A SHA-256 of the content and order of the pairs, for provenance."""
-    return sha256(canonical_json([asdict(pair) for pair in pairs]))
+    return sha256(canonical_json([_as_row(pair) for pair in pairs]))
+
+
+def _as_row(pair: ContrastPair) -> dict[str, Any]:
+    """A pair as plain data."""
+    return {**asdict(pair), "prompt": prompt_source(pair.prompt)}

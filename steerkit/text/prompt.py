@@ -1,52 +1,121 @@
-"""Prompts: strings or chat messages, rendered and turned into the token ids that a model reads."""
+"""Prompts: strings or chat messages, rendered once into the token ids that a model reads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from numbers import Integral
+from typing import Any, Literal
 
 from steerkit.io.files import utf8
+from steerkit.text.tokens import encode
 
 Message = Mapping[str, str]
-Prompt = str | Sequence[Message]
 
 
-class Rendered(str):
-    """A prompt that a chat template has rendered: it is used verbatim, and no first token is added."""
+@dataclass(frozen=True)
+class Prompt:
+    """The token ids that a model reads, and how they were made. Made by `render`, or from ids by `Prompt.of_ids`.
 
-    __slots__ = ()
+    Whatever takes a string or messages also takes a `Prompt`, and then uses its ids as they are.
+
+    Args:
+        ids: token ids, at least one.
+        text: the text that the ids encode, with the tokens that a chat template wrote and without `n_added` first ones.
+        source: `"text"` for a string, `"chat"` for messages, `"ids"` for ids.
+        n_added: number of first ids that the tokenizer added to a string (BOS).
+
+    Raises:
+        ValueError: no ids, one that is not an integer from 0, or `n_added` beyond them.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    source: Literal["text", "chat", "ids"] = "ids"
+    n_added: int = 0
+
+    def __post_init__(self) -> None:
+        ids = self.ids.tolist() if hasattr(self.ids, "tolist") else list(self.ids)
+        if not ids or not all(isinstance(token, Integral) and int(token) >= 0 for token in ids):
+            raise ValueError(
+                f"expected at least one token id, each an integer from 0; got {ids[:8]}. Pass the ids of one text."
+            )
+        if not 0 <= self.n_added <= len(ids):
+            raise ValueError(f"expected n_added from 0 to {len(ids)}; got {self.n_added}. Count the added tokens.")
+        object.__setattr__(self, "ids", tuple(map(int, ids)))
+
+    @classmethod
+    def of_ids(cls, tokenizer: Any, ids: Sequence[int]) -> Prompt:
+        """A prompt of given token ids; its text is decoded from them, special tokens included."""
+        listed = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        return cls(tuple(listed), str(tokenizer.decode(listed, clean_up_tokenization_spaces=False)))
+
+    def followed_by(self, tokenizer: Any, text: str) -> Prompt:
+        """This prompt with the beginning of its continuation, e.g. an agent's tag; its own ids stay as they are."""
+        return Prompt((*self.ids, *encode(tokenizer, text)), self.text + text, self.source, self.n_added)
+
+    def __str__(self) -> str:
+        return self.text
 
 
-def render(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None) -> str:
-    """The text that the model reads for a prompt: a string verbatim, messages through the chat template.
+PromptLike = str | Sequence[Message] | Prompt
+"""What functions take as a prompt: a string, chat messages, or a `Prompt`."""
+
+
+def render(tokenizer: Any, prompt: PromptLike, chat_template_kwargs: Mapping[str, Any] | None = None) -> Prompt:
+    """What the model reads for a prompt: a string verbatim, messages through the chat template, a `Prompt` unchanged.
+
+    The tokens that the tokenizer puts first (BOS) are added to a string that does not begin with the BOS token. They
+    are never added to messages, whose template writes them. No token is added at the end.
 
     Some templates add a system prompt if the messages have none (SmolLM2's does). Pass a system message to replace it.
+    Some write today's date (Llama 3's does): the same messages are then another prompt on another day. Keep the
+    `Prompt` to use it again.
 
     Args:
         tokenizer: a transformers tokenizer; messages need its `chat_template`.
-        prompt: a string, or a list of `{"role", "content"}` messages.
+        prompt: a string, a list of `{"role", "content"}` messages, or a `Prompt`.
         chat_template_kwargs: arguments of `tokenizer.apply_chat_template`, e.g. `{"enable_thinking": False}`,
             `{"tools": [...]}`, or `{"continue_final_message": True}` to continue the last message. By default the text
             ends with the assistant's header (`add_generation_prompt=True`, except with `continue_final_message`).
 
     Returns:
-        The string itself, or the rendered messages as `Rendered`, a string to which no first token is added later.
+        A `Prompt`: token ids, their text, and how they were made.
 
     Raises:
-        ValueError: messages for a tokenizer without a chat template, or that the template refuses; an empty prompt, or
-            one that UTF-8 cannot hold.
+        ValueError: messages for a tokenizer without a chat template, or that the template refuses; a prompt without a
+            character or a token, or one that UTF-8 cannot hold.
 
     Example:
-        >>> sk.render(tokenizer, [{"role": "user", "content": "Hi"}], {"enable_thinking": False})
+        >>> sk.render(tokenizer, [{"role": "user", "content": "Hi"}], {"enable_thinking": False}).text
     """
-    if isinstance(prompt, str):
-        text = prompt
-    else:
-        text = Rendered(_apply_template(tokenizer, messages_of(prompt), chat_template_kwargs))
+    if isinstance(prompt, Prompt):
+        return prompt
+    is_chat = not isinstance(prompt, str)
+    text = _apply_template(tokenizer, messages_of(prompt), chat_template_kwargs) if is_chat else str(prompt)
     if not text:
         raise ValueError("expected a prompt of at least one character; got an empty one. Write one, or leave it out.")
     utf8(text)
-    return text
+    own = tokenizer(text, add_special_tokens=False)["input_ids"]
+    first = [] if is_chat else _first_tokens(tokenizer, text, own)
+    if not (first or own):
+        raise ValueError(f"expected a prompt of at least one token; {text!r:.80} has none. Write one, or leave it out.")
+    return Prompt((*first, *own), text, "chat" if is_chat else "text", len(first))
+
+
+def _first_tokens(tokenizer: Any, text: str, own: list[int]) -> list[int]:
+    """The tokens that the tokenizer puts before a string; none if the string begins with the BOS token."""
+    bos = getattr(tokenizer, "bos_token", None)
+    if bos and text.startswith(bos):
+        return []
+    whole = tokenizer(text)["input_ids"]
+    for start in range(len(whole) - len(own) + 1):
+        if whole[start : start + len(own)] == own:
+            return list(whole[:start])
+    raise ValueError(
+        f"expected a tokenizer that adds special tokens around the ids of a text; for {text!r:.80} it gives "
+        f"{whole[:8]} with and {own[:8]} without them. Pass a Prompt with the ids that the model should read."
+    )
 
 
 def _apply_template(
@@ -83,33 +152,14 @@ def _is_message(message: object) -> bool:
 
 
 def encode_prompt(
-    tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None
+    tokenizer: Any, prompt: PromptLike, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> tuple[int, ...]:
-    """The token ids of a prompt.
-
-    The tokenizer's first token (BOS) is added to a string that does not begin with it. It is never added to rendered
-    messages, whose template writes it. No token is added at the end.
-
-    Raises:
-        ValueError: the prompt has no token, or see `render`.
-    """
-    return encode_with_own(tokenizer, prompt, chat_template_kwargs)[0]
+    """The token ids of a prompt, see `render`."""
+    return render(tokenizer, prompt, chat_template_kwargs).ids
 
 
-def encode_with_own(
-    tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None
-) -> tuple[tuple[int, ...], int]:
-    """`(ids, own)`: the token ids of a prompt, and how many of the last of them encode its text (all but BOS)."""
-    text = render(tokenizer, prompt, chat_template_kwargs)
-    text_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = text_ids
-    bos = getattr(tokenizer, "bos_token", None)
-    if not isinstance(text, Rendered) and not (bos and text.startswith(bos)):
-        special_ids = tokenizer(text)["input_ids"]
-        for start in range(len(special_ids) - len(text_ids) + 1):
-            if special_ids[start : start + len(text_ids)] == text_ids:
-                ids = special_ids[: start + len(text_ids)]
-                break
-    if not ids:
-        raise ValueError(f"expected a prompt of at least one token; {text!r:.80} has none. Write one, or leave it out.")
-    return tuple(ids), len(text_ids)
+def prompt_source(prompt: PromptLike) -> Any:
+    """A prompt as plain data, for hashes and files: a string, a list of messages, or a `Prompt`'s fields."""
+    if isinstance(prompt, Prompt):
+        return {**asdict(prompt), "ids": list(prompt.ids)}
+    return prompt if isinstance(prompt, str) else messages_of(prompt)

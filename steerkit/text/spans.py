@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steerkit.text.prompt import Rendered, encode_with_own
-from steerkit.text.tokens import encode
+from steerkit.text.prompt import Prompt, PromptLike, messages_of, render
+from steerkit.text.tokens import encode, encode_with_offsets
 
 Range = tuple[int, int]
 
@@ -17,9 +18,12 @@ class Passage:
 
     Args:
         ids: the tokens of the whole text.
-        spans: half-open token ranges `(start, stop)` in `ids`.
+        spans: half-open token ranges `(start, stop)` in `ids`, each of at least one token.
         labels: one label per span.
         group: group id; a group stays on one side of a split.
+
+    Raises:
+        ValueError: a span without a token, or outside the ids.
     """
 
     ids: tuple[int, ...]
@@ -27,38 +31,54 @@ class Passage:
     labels: tuple[str, ...]
     group: str
 
+    def __post_init__(self) -> None:
+        for start, stop in self.spans:
+            if not 0 <= start < stop <= len(self.ids):
+                raise ValueError(
+                    f"expected at least one token in every span, within the {len(self.ids)} tokens of its text; group "
+                    f"{self.group} has one at {start}..{stop}. Leave it out."
+                )
+
 
 @dataclass(frozen=True)
 class SpannedText:
     """A text and character ranges of it. One forward of the whole text gives the activations of all ranges.
 
     Args:
-        text: the text, used verbatim.
-        spans: half-open character ranges `(start, stop)`, in order and not overlapping.
+        text: a string, used verbatim, or a `Prompt` that `render` made, whose text the spans refer to.
+        spans: half-open character ranges `(start, stop)` of the text, in order and not overlapping.
         labels: one label per span; default `"0"`, `"1"`, ...
         group: group id; a group stays on one side of a split. Default: the text's index in its data set.
         cut: `"spans"` cuts the text at the ends of its spans, encodes each piece and concatenates the ids, so that no
-            token crosses an end. `"whole"` encodes the text at once, as the paper's scripts do; a span then has every
-            token that overlaps it.
+            token crosses an end: a span decodes to exactly its characters. `"whole"` encodes the text at once, as
+            a model is trained on it and writes it; a span then has every token that overlaps it.
+        prompt: a prompt that the text continues: a string, chat messages or a `Prompt`. Its tokens are those that
+            generation reads.
 
     Raises:
         ValueError: no spans, spans out of order or outside the text, another number of labels, or an unknown `cut`.
 
-    Example: `SpannedText("A: yes B: no", ((3, 6), (10, 12)), labels=("A", "B"))`
+    Example:
+        >>> SpannedText("A: yes B: no", ((3, 6), (10, 12)), labels=("A", "B"))
+        >>> SpannedText("I am calm.", ((0, 10),), prompt=[{"role": "user", "content": "How are you?"}])
     """
 
-    text: str
+    text: str | Prompt
     spans: tuple[Range, ...]
     labels: tuple[str, ...] = ()
     group: str | None = None
     cut: str = "spans"
+    prompt: PromptLike | None = None
 
     def __post_init__(self) -> None:
+        if self.prompt is not None and not isinstance(self.prompt, str | Prompt):
+            object.__setattr__(self, "prompt", tuple(messages_of(self.prompt)))
+        length = len(str(self.text))
         end = 0
         for start, stop in self.spans:
-            if not (end <= start < stop <= len(self.text)):
+            if not (end <= start < stop <= length):
                 raise ValueError(
-                    f"expected character spans in order, not empty, not overlapping, within 0..{len(self.text)}; "
+                    f"expected character spans in order, not empty, not overlapping, within 0..{length}; "
                     f"got {self.spans}. Sort them, and merge those that overlap."
                 )
             end = stop
@@ -69,71 +89,90 @@ class SpannedText:
             )
         if self.cut not in ("spans", "whole"):
             raise ValueError(f"expected cut to be 'spans' or 'whole'; got {self.cut!r}. Pass one of them.")
+        if isinstance(self.text, Prompt) and self.prompt is not None:
+            raise ValueError("expected a string that continues the prompt; got a Prompt as text. Pass its text.")
 
 
-def passage_of(tokenizer: Any, text: str | SpannedText, group: str) -> Passage:
+def passage_of(
+    tokenizer: Any,
+    text: PromptLike | SpannedText,
+    group: str,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Passage:
     """Tokenise a text.
 
     Args:
         tokenizer: a transformers tokenizer.
-        text: a string, whose only span is all of it without the tokenizer's first token (BOS), or a spanned text.
+        text: a spanned text; or a string, messages or a `Prompt`, whose only span is all of it without the tokens that
+            the tokenizer added (BOS).
         group: the group id where the text has none.
+        chat_template_kwargs: arguments of the chat template.
     """
-    if isinstance(text, str):
-        ids, own = encode_with_own(tokenizer, text)
-        return Passage(ids, ((len(ids) - own, len(ids)),), ("",), group)
+    if not isinstance(text, SpannedText):
+        alone = render(tokenizer, text, chat_template_kwargs)
+        return Passage(alone.ids, ((alone.n_added, len(alone.ids)),), ("",), group)
     labels = text.labels or tuple(str(number) for number in range(len(text.spans)))
     group = group if text.group is None else text.group
-    ids, spans = (_encode_whole if text.cut == "whole" else _encode_pieces)(tokenizer, text)
+    prompt = None if text.prompt is None else render(tokenizer, text.prompt, chat_template_kwargs)
+    ids, spans = (_encode_whole if text.cut == "whole" else _encode_pieces)(tokenizer, text, prompt)
     return Passage(ids, spans, labels, group)
 
 
-def _encode_pieces(tokenizer: Any, text: SpannedText) -> tuple[tuple[int, ...], tuple[Range, ...]]:
+def _encode_pieces(
+    tokenizer: Any, text: SpannedText, prompt: Prompt | None
+) -> tuple[tuple[int, ...], tuple[Range, ...]]:
     """The ids of a text that is cut at the ends of its spans, and the token range of each span."""
-    ids: list[int] = []
+    ids = list(() if prompt is None else prompt.ids)
     spans: list[Range] = []
-    end = 0
-    for start, stop in text.spans:
-        for piece, is_span in ((_slice(text.text, end, start), False), (_slice(text.text, start, stop), True)):
+    whole, end = str(text.text), 0
+    for start, stop in (*text.spans, (len(whole), len(whole))):
+        for piece, is_span in ((whole[end:start], False), (whole[start:stop], True)):
             if not piece:
                 continue
-            if ids:
-                piece_ids = encode(tokenizer, piece)
-                own = len(piece_ids)
+            first = len(ids)
+            if ids or (isinstance(text.text, Prompt) and text.text.source == "chat"):
+                ids.extend(encode(tokenizer, piece))
             else:
-                piece_ids, own = encode_with_own(tokenizer, piece)
-            ids.extend(piece_ids)
+                rendered = render(tokenizer, piece)
+                first += rendered.n_added
+                ids.extend(rendered.ids)
             if is_span:
-                spans.append((len(ids) - own, len(ids)))
+                spans.append((first, len(ids)))
         end = stop
-    if end < len(text.text):
-        ids.extend(encode(tokenizer, text.text[end:]))
     return tuple(ids), tuple(spans)
 
 
-def _slice(text: str, start: int, stop: int) -> str:
-    """A part of a text; a part of a rendered prompt is `Rendered` too."""
-    part = text[start:stop]
-    return Rendered(part) if isinstance(text, Rendered) else part
-
-
-def _encode_whole(tokenizer: Any, text: SpannedText) -> tuple[tuple[int, ...], tuple[Range, ...]]:
+def _encode_whole(
+    tokenizer: Any, text: SpannedText, prompt: Prompt | None
+) -> tuple[tuple[int, ...], tuple[Range, ...]]:
     """The ids of a text that is encoded at once, and for each span the range of the tokens that overlap it."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
-            "expected a fast tokenizer for cut='whole', which needs character offsets; got a slow one. "
-            "Pass cut='spans'."
-        )
-    ids, own = encode_with_own(tokenizer, text.text)
-    encoded = tokenizer(text.text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = list(enumerate(encoded["offset_mapping"], len(ids) - own))
+    if prompt is not None:
+        own, own_offsets = encode_with_offsets(tokenizer, str(text.text))
+        ids, first, offsets = (*prompt.ids, *own), len(prompt.ids), list(own_offsets)
+    else:
+        rendered = render(tokenizer, text.text)
+        ids, first = rendered.ids, rendered.n_added
+        offsets = list(_offsets(tokenizer, rendered))
     spans = []
     for start, stop in text.spans:
-        inside = [i for i, (first, last) in offsets if first < stop and last > start and last > first]
+        inside = [i for i, (low, high) in enumerate(offsets, first) if low < stop and high > start and high > low]
         if not inside:
             raise ValueError(
-                f"expected at least one token in characters {start}..{stop} of {text.text!r:.80}; got none. Widen or "
-                "drop that span."
+                f"expected at least one token in characters {start}..{stop} of {str(text.text)!r:.80}; got none. Widen "
+                "or drop that span."
             )
         spans.append((inside[0], inside[-1] + 1))
     return ids, tuple(spans)
+
+
+def _offsets(tokenizer: Any, prompt: Prompt) -> Sequence[Range]:
+    """For each of a prompt's own tokens the range of characters of its text that it encodes."""
+    if not getattr(tokenizer, "is_fast", False):
+        encode_with_offsets(tokenizer, prompt.text)  # raises
+    found = tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True)
+    if tuple(found["input_ids"]) != prompt.ids[prompt.n_added :]:
+        raise ValueError(
+            f"expected a prompt whose ids are those of its text; {prompt.text!r:.80} has others. Pass cut='spans', or "
+            "make the prompt from the text."
+        )
+    return found["offset_mapping"]

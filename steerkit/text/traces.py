@@ -121,24 +121,27 @@ class DebateTrace:
         return f"Problem: {self.question}\n\n"
 
     def spans(self) -> SpannedText:
-        """Prompt and body as one text with a span per turn, labelled with the agent and grouped by question.
+        """The body after its prompt, with a span per turn, labelled with the agent and grouped by question.
+
+        The token ids are those that a model is trained on and writes: the body is encoded at once (`cut="whole"`), so
+        the first token of a turn may include the space before it.
 
         In a causal model, one forward of this text gives each turn the same activations as a forward of the text up to
         that turn's end. A turn without text has no span.
         """
         body = self.body
-        shift = len(self.prompt) - (len(self.text) - len(body))
+        shift = len(body) - len(self.text)
         spans: list[Range] = []
         labels: list[str] = []
         for turn, (start, stop) in zip(self.turns, self.turn_ranges, strict=True):
             if turn.text:
                 spans.append((start + shift, stop + shift))
                 labels.append(str(turn.agent))
-        return SpannedText(self.prompt + body, tuple(spans), tuple(labels), self.question)
+        return SpannedText(body, tuple(spans), tuple(labels), self.question, "whole", self.prompt)
 
     def untagged(self) -> SpannedText:
         """`spans` of the same text without its tags: the turns follow one another, and no tag names their agents."""
-        text = self.prompt
+        text = ""
         spans: list[Range] = []
         labels: list[str] = []
         for turn in self.turns:
@@ -146,13 +149,13 @@ class DebateTrace:
                 spans.append((len(text), len(text) + len(turn.text)))
                 labels.append(str(turn.agent))
                 text += f"{turn.text}\n\n"
-        return SpannedText(text + (self.consensus or ""), tuple(spans), tuple(labels), self.question)
+        text += self.consensus or ""
+        return SpannedText(text, tuple(spans), tuple(labels), self.question, "whole", self.prompt)
 
     def alone(self) -> list[SpannedText]:
         """Each turn directly after the prompt, without tags and without the other turns."""
-        start = len(self.prompt)
         return [
-            SpannedText(self.prompt + turn.text, ((start, start + len(turn.text)),), (str(turn.agent),), self.question)
+            SpannedText(turn.text, ((0, len(turn.text)),), (str(turn.agent),), self.question, "whole", self.prompt)
             for turn in self.turns
             if turn.text
         ]

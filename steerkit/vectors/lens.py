@@ -14,7 +14,7 @@ from steerkit.capture.resid import capture_resid
 from steerkit.models.blocks import find_blocks
 from steerkit.models.hooks import edit_streams
 from steerkit.models.model import device_of, evaluating, unwrap
-from steerkit.text.prompt import Prompt, encode_prompt
+from steerkit.text.prompt import PromptLike, encode_prompt
 from steerkit.vectors.vector import SteeringVector
 
 RELATIVE_STEP = 0.1
@@ -22,7 +22,7 @@ RELATIVE_STEP = 0.1
 
 
 def tokens_of(
-    model: nn.Module, tokenizer: Any, vector: SteeringVector, prompts: Sequence[Prompt], k: int = 10
+    model: nn.Module, tokenizer: Any, vector: SteeringVector, prompts: Sequence[PromptLike], k: int = 10
 ) -> pd.DataFrame:
     """Return the tokens whose logits a direction raises and lowers most if it is added right before the final norm.
 
@@ -33,7 +33,7 @@ def tokens_of(
 
     Args:
         vector: each of its layers is evaluated.
-        prompts: strings or chats.
+        prompts: strings, chats or `Prompt`s.
         k: number of tokens per side.
 
     Returns:

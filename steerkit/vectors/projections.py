@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from steerkit.capture.layers import plain_layer
 from steerkit.capture.resid import capture_resid
 from steerkit.models.model import device_of, evaluating, unwrap
-from steerkit.text.prompt import Prompt, encode_prompt
+from steerkit.text.prompt import PromptLike, encode_prompt
 from steerkit.vectors.vector import SteeringVector
 
 
 def projections(
-    model: nn.Module, tokenizer: Any, vector: SteeringVector, texts: Sequence[Prompt], layer: int
+    model: nn.Module, tokenizer: Any, vector: SteeringVector, texts: Sequence[PromptLike], layer: int
 ) -> pd.DataFrame:
     """Return the projection of each token's stream on a direction, `h . v / |v|` at one layer, in units of the stream.
 
     Args:
-        texts: strings or chats.
+        texts: strings, chats or `Prompt`s.
         layer: the layer of the vector and of the stream.
 
     Returns:

@@ -220,8 +220,6 @@ def test_activations_and_means_are_equal_only_to_themselves_and_can_be_in_sets(l
 
 
 def test_rendering_by_hand_and_passing_the_chat_read_the_same_stream(llama) -> None:
-    from steerkit.text.prompt import Rendered
-
     model, tokenizer = llama
-    by_hand = sk.collect(model, tokenizer, [Rendered(render(tokenizer, CHATS[0]))], layers=1)
+    by_hand = sk.collect(model, tokenizer, [render(tokenizer, CHATS[0])], layers=1)
     assert torch.equal(by_hand.resid, sk.collect(model, tokenizer, CHATS[:1], layers=1).resid)

@@ -13,7 +13,7 @@ from steerkit.generation.engine import Row
 from steerkit.generation.generate import decode
 from steerkit.generation.sampling import random_stream, sample
 from steerkit.models.model import widest_float
-from steerkit.text.prompt import encode_prompt
+from steerkit.text.prompt import Prompt, encode_prompt
 from steerkit.text.tokens import pad
 from tests.reference import greedy
 from tests.steering.test_steering import vector
@@ -178,8 +178,6 @@ def test_messages_need_a_chat_template(llama) -> None:
 def test_a_prompt_string_gets_the_first_token_once_and_a_rendered_chat_never() -> None:
     from tokenizers.processors import TemplateProcessing
 
-    from steerkit.text.prompt import Rendered
-
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
     bos = tokenizer.bos_token_id
@@ -190,7 +188,7 @@ def test_a_prompt_string_gets_the_first_token_once_and_a_rendered_chat_never() -
     assert tokenizer("ab")["input_ids"] == [bos, *plain, 256]
     assert encode_prompt(tokenizer, "ab") == (bos, *plain)
     assert encode_prompt(tokenizer, "<|begin|>ab") == (bos, *plain)
-    assert encode_prompt(tokenizer, Rendered("ab")) == plain
+    assert encode_prompt(tokenizer, Prompt(plain, "ab")) == plain
 
 
 class NoFloat64(TorchDispatchMode):

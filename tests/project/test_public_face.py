@@ -197,10 +197,10 @@ def test_template_arguments_reach_the_chat_template_in_render_generate_and_sweep
     model, tokenizer = tiny_model(), tiny_tokenizer()
     tokenizer.chat_template = TEMPLATE
     chat = [{"role": "user", "content": "hi"}]
-    assert render(tokenizer, chat) == "<user>hi<assistant>"
+    assert render(tokenizer, chat).text == "<user>hi<assistant>"
     given = {"enable_thinking": True, "tools": [{"type": "function"}], "add_generation_prompt": False}
     text = "<user>hi[tools 1][think]"
-    assert render(tokenizer, chat, given) == text
+    assert render(tokenizer, chat, given).text == text
     one = {"max_new_tokens": 6}
     with_arguments = sk.generate(model, tokenizer, [chat], chat_template_kwargs=given, **one)
     assert (

@@ -25,7 +25,7 @@ from steerkit.models.model import evaluating
 from steerkit.scores.fluency import log_probabilities, perplexity
 from steerkit.steering.steering import Steering
 from steerkit.sweeps.result import SweepResult
-from steerkit.text.prompt import Rendered
+from steerkit.text.prompt import Prompt
 from steerkit.text.spans import SpannedText, passage_of
 from steerkit.text.tokens import encode
 from steerkit.text.traces import DebateTrace, Turn
@@ -345,8 +345,8 @@ def test_the_tokenizers_first_token_is_written_once_and_read_never() -> None:
     plain = passage_of(tokenizer, "ab cd", "g")
     assert plain.ids[0] == tokenizer.bos_token_id
     assert plain.spans == ((1, 6),)
-    for text, lead in (("ab cd", 1), ("<s>ab cd", 1), (Rendered("ab cd"), 0)):
-        start = len(text) - 2
+    for text, lead in (("ab cd", 1), ("<s>ab cd", 1), (Prompt(plain.ids[1:], "ab cd", "chat"), 0)):
+        start = len(str(text)) - 2
         spanned = passage_of(tokenizer, SpannedText(text, ((start, start + 2),), cut="whole"), "g")
         assert len(spanned.ids) == 5 + lead
         ((a, b),) = spanned.spans
@@ -383,7 +383,8 @@ def test_scores_are_ordinary_tensors_and_a_rendered_prompt_is_not_a_plain_one() 
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
     model.resize_token_embeddings(len(tokenizer))
-    plain, rendered = log_probabilities(model, tokenizer, ["ab", Rendered("ab")], ["cd", "cd"])
+    bare = Prompt(tokenizer("ab", add_special_tokens=False)["input_ids"], "ab")
+    plain, rendered = log_probabilities(model, tokenizer, ["ab", bare], ["cd", "cd"])
     assert not torch.allclose(plain, rendered, atol=1e-3)
     plain += 1  # an inference tensor would refuse
     assert not plain.is_inference()

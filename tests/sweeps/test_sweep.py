@@ -16,7 +16,6 @@ from steerkit.sweeps import store
 from steerkit.sweeps.result import SweepResult
 from steerkit.sweeps.sweep import sweep
 from steerkit.text.prompt import encode_prompt
-from steerkit.text.tokens import encode
 from tests.reference import steered_logits
 from tests.steering.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -121,7 +120,7 @@ def test_relative_dose_is_the_push_over_the_norm_of_unsteered_generated_text(set
     model, tokenizer, vectors = setting
     result = sweep(model, tokenizer, vectors["v"], ROWS, **SETTINGS)
     zero = result.table[(result.table.coefficient == 0) & (result.table.layer == 1)]
-    norm = stream_norms(model, tokenizer, [row["prompt"] for row in ROWS], zero["text"].tolist(), [1])[1]
+    norm = stream_norms(model, tokenizer, [row["prompt"] for row in ROWS], zero["ids"].tolist(), [1])[1]
     row = result.table[(result.table.layer == 1) & (result.table.coefficient == -0.3)].iloc[0]
     assert row["relative_dose"] == pytest.approx(0.3 * vectors["v"].norms()[1] / norm, rel=1e-6)
 
@@ -145,17 +144,18 @@ def test_scores_of_a_sweep_equal_their_slow_definitions(setting) -> None:
     )
     result = result.score(lambda row: len(row.text), column="length")
     prompts = {row["id"]: row["prompt"] for row in ROWS}
-    zero = result.table[result.table.coefficient == 0].drop_duplicates("prompt_id").set_index("prompt_id")["text"]
+    zero = result.table[result.table.coefficient == 0].drop_duplicates("prompt_id").set_index("prompt_id")
+    zero, zero_ids = zero["text"], zero["ids"]
     for row in result.table.itertuples():
         lead = encode_prompt(tokenizer, prompts[row.prompt_id])
         assert row.length == len(row.text)
         assert row.rouge_l == rouge_l([row.text], [row.reference])[0]
         assert row.distance == pytest.approx(1 - rouge_l([row.text], [zero[row.prompt_id]], tokenizer="symbols")[0])
-        ids = encode(tokenizer, row.text)
+        ids = row.ids
         logits = steered_logits(model, (*lead, *ids), {}, 0, range(0))[len(lead) - 1 : -1]
         nll = torch.nn.functional.cross_entropy(logits.double(), torch.tensor(ids))
         assert row.perplexity == pytest.approx(float(nll.exp()), rel=1e-4)
-        plain_ids = encode(tokenizer, zero[row.prompt_id])
+        plain_ids = zero_ids[row.prompt_id]
         text = (*lead, *plain_ids)
         layers = {row.layer: vectors[row.vector].layers[row.layer]}
         both = [

@@ -10,6 +10,7 @@ import torch
 
 import steerkit as sk
 from steerkit.text import traces
+from steerkit.text.prompt import encode_prompt
 from steerkit.text.tags import CONSENSUS, END, agent_tag, agents_in, tags, without_tags
 from steerkit.text.tokens import encode
 from steerkit.text.traces import DebateTrace, Turn, read_traces, write_traces
@@ -51,7 +52,7 @@ def test_a_trace_is_written_with_a_blank_line_before_every_tag_and_a_colon_after
 
 def test_without_its_tags_a_trace_says_the_same_and_names_nobody() -> None:
     bare = TWO_ROUNDS.untagged()
-    assert bare.text == TWO_ROUNDS.prompt + without_tags(TWO_ROUNDS.body)
+    assert bare.prompt == TWO_ROUNDS.prompt and bare.text == without_tags(TWO_ROUNDS.body)
     assert "<|" not in bare.text and not agents_in(bare.text)
     assert [bare.text[a:b] for a, b in bare.spans] == [turn.text for turn in TWO_ROUNDS.turns]
     assert list(bare.labels) == ["1", "2", "3"] * 2 and bare.group == TWO_ROUNDS.question
@@ -68,7 +69,7 @@ def test_what_stands_before_the_first_tag_is_kept_and_not_said_twice() -> None:
     trace = DebateTrace("2+3*4", text)
     assert trace.text == text
     assert trace.turns == TWO_ROUNDS.turns
-    assert trace.spans().text.count("Problem:") == 1
+    assert trace.spans().prompt == trace.prompt and "Problem:" not in trace.spans().text
 
 
 def test_the_agents_in_a_broken_text_are_counted() -> None:
@@ -83,8 +84,8 @@ def test_all_turns_in_one_forward_equal_one_forward_per_turn() -> None:
     got = {position: sk.collect(model, tokenizer, [trace.spans()], position=position) for position in ("last", "mean")}
     assert list(got["last"].items["label"]) == list("123123")
     assert set(got["last"].items["group"]) == {"2+3*4"}
-    text = trace.prompt + trace.text
-    pieces: list[int] = []
+    text = trace.text
+    pieces = list(encode_prompt(tokenizer, trace.prompt))
     at = 0
     for number, turn in enumerate(trace.turns):
         start = text.index(f": {turn.text}\n\n<|", at) + 2  # the turn itself, not the same words in an earlier one
@@ -103,7 +104,7 @@ def test_alone_leaves_no_tag_and_no_other_turn() -> None:
     alone = TWO_ROUNDS.alone()
     assert [spanned.labels for spanned in alone] == [(agent,) for agent in "123123"]
     for spanned, turn in zip(alone, TWO_ROUNDS.turns, strict=True):
-        assert spanned.text == f"Problem: 2+3*4\n\n{turn.text}"
+        assert spanned.prompt == "Problem: 2+3*4\n\n" and spanned.text == turn.text
         ((start, stop),) = spanned.spans
         assert spanned.text[start:stop] == turn.text
 

@@ -14,7 +14,7 @@ from steerkit.generation.generate import decode, text_of
 from steerkit.models.context import context_length
 from steerkit.models.identity import describe
 from steerkit.steering.watch import suspended
-from steerkit.text.prompt import Prompt, encode_prompt
+from steerkit.text.prompt import Prompt, PromptLike, encode_prompt, messages_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Request:
     """
 
     id: str
-    prompt: Prompt
+    prompt: PromptLike
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,10 @@ class LocalModel:
         for batch in batches:
             for index, completion in batch:
                 number = fitting[index]
+                if completion.overflowed:
+                    error = "expected finite logits; got NaN or infinity. Load the model in bfloat16 or float32."
+                    yield Reply(requests[number].id, None, len(rows[number].prompt), 0, False, error)
+                    continue
                 text = text_of(self.tokenizer, completion)
                 tokens_in = len(rows[number].prompt)
                 yield Reply(requests[number].id, text, tokens_in, completion.n_tokens, completion.finished)
@@ -199,7 +203,8 @@ class Rule:
 
     def _reply(self, request: Request, sampling: Sampling) -> Reply:
         prompt = request.prompt
-        texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        is_text = isinstance(prompt, str | Prompt)
+        texts = [str(prompt)] if is_text else [message["content"] for message in messages_of(prompt)]
         text = self.function(request, random.Random(seed_of(request, sampling)))
         return Reply(request.id, text, sum(len(part.split()) for part in texts), len(text.split()), True)
 

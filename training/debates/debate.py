@@ -14,7 +14,7 @@ from steerkit.io.progress import progress
 from steerkit.io.ranks import barrier, rank_and_world
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
-from steerkit.text.prompt import Prompt
+from steerkit.text.prompt import PromptLike
 from steerkit.text.traces import DebateTrace, Turn, write_traces
 from training.debates.answerers import Answerer, Reply, Request, Sampling, check_unique_ids
 from training.debates.moderator import Verdict, moderation, read_verdict
@@ -316,7 +316,7 @@ class _CallLog:
 
 
 def _answer(
-    turns: Mapping[str, tuple[int, int, Prompt]],
+    turns: Mapping[str, tuple[int, int, PromptLike]],
     label: str,
     answerer: Callable[[Sequence[Request], Sampling], Iterable[Reply]],
     sampling: Sampling,

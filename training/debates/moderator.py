@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steerkit.text.prompt import Prompt
+from steerkit.text.prompt import PromptLike
 
 TYPES = ("unanimous", "majority", "none")
 _VERDICT = re.compile(r"\b(unanimous|majority|none)\b[\s*:.\-]*(.*)", re.IGNORECASE | re.DOTALL)
@@ -25,7 +25,7 @@ class Verdict:
     explanation: str
 
 
-def moderation(question: str, answers: Sequence[str]) -> Prompt:
+def moderation(question: str, answers: Sequence[str]) -> PromptLike:
     """Return the chat messages that ask a moderator about the agents' last answers, in order and without names."""
     shown = "\n\n".join(f"Answer {number}:\n{text}" for number, text in enumerate(answers, 1))
     wanted = (

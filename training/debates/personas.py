@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from steerkit.text.prompt import Prompt
+from steerkit.text.prompt import PromptLike
 from steerkit.text.traces import Turn
 from training.problems.problem import Problem
 
-Ask = Callable[[Problem, int, int, Sequence[Turn]], Prompt]
+Ask = Callable[[Problem, int, int, Sequence[Turn]], PromptLike]
 FORMAT = {
     "number": "Give the final answer as \\boxed{number}.",
     "option": "Give the letter of the right option as \\boxed{letter}.",
@@ -56,7 +56,7 @@ class Cast:
     personas: tuple[Persona, ...]
     ask_by: Ask | None = None
 
-    def ask(self, problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> Prompt:
+    def ask(self, problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> PromptLike:
         """Return the prompt of `agent` in round `number`, both counted from 1, given the turns of earlier rounds."""
         if self.ask_by is not None:
             return self.ask_by(problem, agent, number, turns)
@@ -66,13 +66,13 @@ class Cast:
 def self_checking(cast: Cast) -> Cast:
     """Return the same agents without communication: from round 2 on, each checks only its own last answer."""
 
-    def ask(problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> Prompt:
+    def ask(problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> PromptLike:
         return cast.ask(problem, agent, number, [turn for turn in turns if turn.agent == agent])
 
     return Cast(f"{cast.name}-alone", cast.personas, ask)
 
 
-def chat_prompt(persona: Persona, problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> Prompt:
+def chat_prompt(persona: Persona, problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> PromptLike:
     """Return the messages of one turn: system prompt, problem, and from round 2 on all agents' last answers.
 
     The agent's own last answer is an assistant message; the others' answers are in the user message after it.
@@ -100,7 +100,7 @@ def _others(texts: Iterable[str]) -> str:
     return "\n\n".join(f"One agent's answer:\n{text}" for text in texts)
 
 
-def _chat(system: str, *texts: str) -> Prompt:
+def _chat(system: str, *texts: str) -> PromptLike:
     """Return messages: the system prompt, then user and assistant alternately."""
     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     return [{"role": "system", "content": system}, *turns]

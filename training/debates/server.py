@@ -25,6 +25,7 @@ from email.message import Message
 from typing import Any
 from urllib.parse import urlsplit
 
+from steerkit.text.prompt import Prompt, messages_of
 from training.debates.answerers import Reply, Request, Sampling, check_unique_ids, seed_of
 
 LARGEST_ANSWER = 16 * 2**20  # bytes
@@ -152,9 +153,10 @@ class Server:
 
     def _reply(self, request: Request, sampling: Sampling, connections: _Connections) -> Reply:
         prompt = request.prompt
-        chat = not isinstance(prompt, str)
+        chat = not isinstance(prompt, str | Prompt)
         path = "/chat/completions" if chat else "/completions"
-        content: Any = {"prompt": prompt} if isinstance(prompt, str) else {"messages": [dict(one) for one in prompt]}
+        given = list(prompt.ids) if isinstance(prompt, Prompt) else prompt
+        content: Any = {"messages": messages_of(given)} if chat else {"prompt": given}
         body = {
             "model": self.model,
             **content,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steerkit.text.prompt import Prompt
+from steerkit.text.prompt import PromptLike
 from steerkit.text.tags import agents_in
 from training.debates.answerers import Answerer, Reply, Request, Sampling
 from training.debates.debate import Debate, Setting, run_debates
@@ -18,7 +18,7 @@ from training.debates.personas import Cast
 from training.problems.answers import read_answer, same
 from training.problems.problem import Problem
 
-Ask = Callable[[Problem], Prompt]
+Ask = Callable[[Problem], PromptLike]
 DEBATES = ("Debate", "Round-1 majority")
 
 
