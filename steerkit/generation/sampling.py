@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,15 @@ FIRST_CANDIDATES = 256  # tokens that a nucleus is first looked for in
 
 def random_stream(key: Any, count: int) -> Float[np.ndarray, " count"]:
     """`count` uniform numbers in [0, 1) that depend on `key` alone: Philox, keyed by the SHA-256 of its text."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
+    digest = hashlib.sha256(repr(_plain(key)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).random(count)
+
+
+def _plain(key: Any) -> Any:
+    """A key in which numpy's integers are Python's: their text differs, and so would the numbers."""
+    if isinstance(key, tuple):
+        return tuple(map(_plain, key))
+    return int(key) if isinstance(key, Integral) and not isinstance(key, bool) else key
 
 
 def likeliest(logits: Float[Tensor, "batch v"]) -> Int[Tensor, " batch"]:

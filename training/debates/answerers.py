@@ -67,6 +67,9 @@ class Sampling:
     max_new_tokens: int = 1024
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", int(self.seed))  # a numpy integer has another text, and keys other numbers
+
 
 class Answerer(Protocol):
     """Interface of `LocalModel`, `training.debates.server.Server` and `Rule`.
