@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -118,7 +118,11 @@ def decode(tokenizer: Any, ids: Ids, skip_special: bool = True) -> str:
 
 def continuation_ids(tokenizer: Any, text: str | Ids) -> tuple[int, ...]:
     """The ids of a continuation: of a text by `encode`; ids are returned as they are."""
-    return encode(tokenizer, text) if isinstance(text, str) else tuple(map(int, text))
+    if isinstance(text, str):
+        return encode(tokenizer, text)
+    if not isinstance(text, Iterable):
+        raise TypeError(f"expected a text or token ids; got {text!r:.80} ({type(text).__name__}). Drop or convert it.")
+    return tuple(map(int, text))
 
 
 def pad(

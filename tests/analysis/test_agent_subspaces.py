@@ -33,7 +33,7 @@ def test_what_is_asked_is_read_where_the_answer_begins() -> None:
     model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
     held = traces(2)
     acts = activations_of(model, tokenizer, held, ("asked",), by_tag)["asked", "last"]
-    alone = sk.collect(model, tokenizer, [by_tag(held[1], "3")], position="last")
+    alone = sk.collect(model, tokenizer, [by_tag(tokenizer, held[1], "3")], position="last")
     row = acts.items.index[(acts.items["group"] == "1+0") & (acts.items["label"] == "3")][0]
     assert len(acts.items) == 6
     assert acts.resid[row].sub(alone.resid[0]).abs().max() < 1e-4

@@ -110,8 +110,8 @@ def test_fidelity_is_the_agents_own_log_probability_less_the_others_mean(before,
     table = fidelity(model, tokenizer, held, own, [2], [1.0, -2.0], before, extent).table
 
     def score(trace: DebateTrace, agent: str, text: str, vector: str, coefficient: float) -> float:
-        lead = tokenizer(before(trace, agent))["input_ids"]
-        after = tokenizer(text)["input_ids"]
+        lead = list(before(tokenizer, trace, agent).ids)
+        after = tokenizer(before.lead + text)["input_ids"]
         steering = sk.Steering(own[vector].at(2), coefficient, extent)
         with steering.on(model, prompt_length=len(lead)), torch.no_grad():
             logits = model(torch.tensor([lead + after]), use_cache=False).logits[0]
@@ -130,10 +130,14 @@ def test_fidelity_is_the_agents_own_log_probability_less_the_others_mean(before,
 
 
 def test_who_speaks_is_said_by_the_tag_or_by_the_prompt_of_the_debate() -> None:
-    trace = traces(1)[0]
-    assert by_tag(trace, "2") == "Problem: 0+0\n\n<|Round 1 - Initial Solutions|>\n\n<|Agent 2 Solution|>: "
-    assert unnamed(trace, "2") == "Problem: 0+0\n\n"
-    asked = by_cast(cast_of("diverse"), "number")(trace, "3")
+    trace, tokenizer = traces(1)[0], tiny_tokenizer()
+    tagged = by_tag(tokenizer, trace, "2").text
+    assert tagged == "Problem: 0+0\n\n<|Round 1 - Initial Solutions|>\n\n<|Agent 2 Solution|>:"
+    assert trace.body.startswith(tagged.removeprefix(trace.prompt).replace("Agent 2", "Agent 1") + by_tag.lead)
+    assert unnamed(tokenizer, trace, "2").text == "Problem: 0+0\n\n"
+    context = by_cast(cast_of("diverse"), "number")
+    asked = context.ask(trace, "3")
+    assert context(tokenizer, trace, "3").source == "chat"
     assert asked[0]["content"] == cast_of("diverse").personas[2].system
     assert asked[1]["content"].startswith("Problem: 0+0")
 

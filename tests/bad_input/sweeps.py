@@ -85,7 +85,9 @@ RESULTS: dict[str, tuple[Callable[[], object], str, str, str]] = {
         lambda: swept(0).score("perplexity"), "expected model= and tokenizer=", "one is None", "Pass them"
     ),
     "scored by KL without its vectors": (
-        lambda: swept(0, prompt="p").score("kl", model=model(), tokenizer=tokenizer(), vectors={"w": push()}),
+        lambda: swept(0, prompt="p", prompt_ids=[(1,)] * 3, ids=[(2,)] * 3).score(
+            "kl", model=model(), tokenizer=tokenizer(), vectors={"w": push()}
+        ),
         "expected the sweep's vectors by name", "got ['w']", "Add ['v']",
     ),
     "scored by perplexity without prompts": (

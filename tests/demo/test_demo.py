@@ -143,4 +143,4 @@ def test_instruction_pairs_end_where_the_model_begins_to_answer() -> None:
     for pair in instruction_pairs(tokenizer, read_questions()[:3], "steps"):
         assert pair.positive.endswith("<|assistant|>") and pair.negative.endswith("<|assistant|>")
         assert "numbered list" in pair.positive and "short paragraph" in pair.negative
-        assert pair.positive not in pair.prompt
+        assert pair.positive not in pair.prompt.text

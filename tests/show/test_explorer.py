@@ -162,7 +162,7 @@ def test_projections_of_a_sweep_are_the_unsteered_streams_along_each_rows_vector
     for row in result.table.itertuples():
         mine = found[(found[KEYS] == [getattr(row, key) for key in KEYS]).all(axis=1)]
         before = tokenizer(row.prompt, add_special_tokens=False)["input_ids"]
-        ids = tokenizer(row.text, add_special_tokens=False)["input_ids"]
+        ids = list(row.ids)
         layer = int(str(row.layer)[-1])
         with torch.no_grad():
             states = model(torch.tensor([before + ids]), output_hidden_states=True).hidden_states
@@ -176,7 +176,8 @@ def test_projections_of_a_sweep_are_the_unsteered_streams_along_each_rows_vector
 
 def test_tokens_are_cut_where_they_end_in_the_text(run: Any) -> None:
     model, tokenizer, folder = run
-    rows = SweepResult.load(folder).table.iloc[:1].assign(text=EMOJI)
+    rows = SweepResult.load(folder).table.iloc[:1]
+    rows = rows.assign(text=EMOJI, ids=[tuple(tokenizer(EMOJI, add_special_tokens=False)["input_ids"])])
     found = sweep_projections(model, tokenizer, rows, swept_vectors(folder))
     assert len(found) == len(EMOJI.encode())  # a token per byte
     cut = [EMOJI[a:b] for a, b in zip(found["start"], found["stop"], strict=True)]

@@ -15,7 +15,7 @@ import steerkit as sk
 from steerkit.generation.sampling import random_stream
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.models.identity import tokenizer_sha256
-from steerkit.scores.fluency import perplexity
+from steerkit.scores.fluency import kl, perplexity
 from steerkit.sweeps import store
 from steerkit.sweeps.projections import sweep_projections
 from steerkit.sweeps.result import SweepResult, ids_of
@@ -250,6 +250,14 @@ def test_generate_names_the_prompts_whose_logits_overflow(overflowing) -> None:
     steering = [None, sk.Steering(huge, layer="all")]
     with pytest.raises(ValueError, match=r"NaN or infinity for the prompts \[1\]"):
         sk.generate(model, tokenizer, ["ab", "ab"], max_new_tokens=3, steering=steering)
+
+
+def test_a_score_of_logits_that_overflow_is_nan_and_said(overflowing) -> None:
+    model, tokenizer, huge = overflowing
+    steerings = [None, sk.Steering(huge, layer="all")]
+    with pytest.warns(UserWarning, match=r"NaN or infinity in 1 of 2 rows, whose scores are NaN: \[1\]"):
+        found = kl(model, tokenizer, ["a", "a"], ["bc", "bc"], steerings)
+    assert found[0] == 0 and np.isnan(found[1])
 
 
 # Seeds

@@ -222,3 +222,14 @@ def test_the_command_line_ends_in_one_line_on_what_cannot_be_converted(tmp_path)
     assert done.returncode == 2 and not done.stdout
     assert len(done.stderr.strip().splitlines()) == 1 and "known format" in done.stderr
     assert not (tmp_path / "v.gguf").exists()
+
+
+def test_a_file_is_recognised_whatever_the_length_of_its_header(tmp_path: Path) -> None:
+    """A safetensors file begins with the length of its header, whose first byte may be that of a pickle, 0x80."""
+    first_bytes = set()
+    for extra in range(0, 264, 4):
+        path = tmp_path / "v.safetensors"
+        SteeringVector({1: torch.ones(4)}, {"note": "x" * extra}).save(path)
+        first_bytes.add(path.read_bytes()[0])
+        assert list(sk.read_vectors(path)["v"].layers) == [1]
+    assert 0x80 in first_bytes

@@ -52,10 +52,10 @@ def read_vectors(path: str | Path) -> dict[str, SteeringVector]:
     try:
         if first_bytes.startswith(b"GGUF"):
             vectors = {path.stem: read_gguf(path)}
+        elif first_bytes[8:] == b"{" and int.from_bytes(first_bytes[:8], "little") <= path.stat().st_size - 8:
+            vectors = read_safetensors(path)  # begins with the header's length, whose first byte may be any
         elif first_bytes.startswith((b"PK\x03\x04", b"\x80")):
             vectors = read_torch(path)
-        elif first_bytes[8:] == b"{":
-            vectors = read_safetensors(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if vectors is None:
