@@ -11,6 +11,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import simple_parse_args_string
 
 from steerkit.io.progress import progress
+from steerkit.models.blocks import find_blocks
+from steerkit.models.identity import fingerprint
 from steerkit.models.load import load
 from steerkit.steering.positions import parse_positions
 from steerkit.steering.steering import Steering
@@ -54,8 +56,8 @@ class SteeredLM(HFLM):
     def __init__(self, model: Any, tokenizer: Any, steering: Steering, **options: Any) -> None:
         if not isinstance(steering.coefficient, float):
             raise ValueError("expected one coefficient for all requests; got one per row. Pass one number.")
-        with steering.on(model):  # raises if the steering does not fit the model
-            super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), **options)
+        steering.check(model, find_blocks(model), fingerprint(model))
+        super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), **options)
         self.steering = steering
 
     @classmethod

@@ -13,7 +13,7 @@ from steerkit.capture.layers import EMBED, Layer
 from steerkit.capture.pooling import Pool
 from steerkit.capture.resid import hooked_blocks
 from steerkit.models.blocks import Blocks
-from steerkit.models.hooks import StopForward, observe_streams
+from steerkit.models.hooks import StopForward, check_called, observe_streams
 from steerkit.models.model import device_of, evaluating, unwrap
 from steerkit.text.spans import Passage
 from steerkit.text.tokens import pad
@@ -69,6 +69,7 @@ def read_passages(
                 half = len(batch) // 2
                 queue += [batch[half:], batch[:half]]
                 continue
+            check_called({0 if key == EMBED else int(key) for key in pooled}, set(hooked))
             yield numbers, torch.stack([pooled[layer].to(device) for layer in layers], dim=1)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from steerkit.capture.layers import EMBED, Layer, Layers, layer_list
 from steerkit.models.blocks import Blocks, find_blocks
-from steerkit.models.hooks import observe_streams
+from steerkit.models.hooks import check_called, counted_forwards, observe_streams
+from steerkit.models.model import unwrap
 
 
 @contextlib.contextmanager
@@ -27,7 +28,7 @@ def capture_resid(
 
     Raises:
         ValueError: a layer that the model does not have.
-        RuntimeError: a second forward inside the same `with`.
+        RuntimeError: a second forward inside the same `with`; a forward that ran no hooks of the blocks.
 
     Example:
         >>> with torch.no_grad(), sk.capture_resid(model, [8, "embed"]) as streams:
@@ -47,8 +48,11 @@ def capture_resid(
                     )
                 streams[key] = stream
 
-    with observe_streams(hooked_blocks(blocks, wanted), read):
+    hooked = hooked_blocks(blocks, wanted)
+    with observe_streams(hooked, read), counted_forwards(unwrap(model)) as forwards:
         yield streams
+        if forwards[0]:
+            check_called({0 if key == EMBED else int(key) for key in streams}, set(hooked))
 
 
 def resolve_layers(blocks: Blocks, layers: Layers) -> tuple[Layer, ...]:

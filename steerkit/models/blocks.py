@@ -58,11 +58,12 @@ class NoResidualStream(ValueError):
 
 
 def find_blocks(model: nn.Module, path: str | None = None) -> Blocks:
-    """The model's decoder blocks, verified once per model by three forwards of a five-token probe.
+    """The model's decoder blocks, verified once per model by four forwards of a five-token probe.
 
     The candidates are the lists of modules whose length is the configured number of layers, the shallowest first. A
     candidate passes if every block runs once, in order, returns a stream `[batch, pos, d_model]` and receives exactly
-    what the block before it returned, and if a change of the last block's output changes the logits.
+    what the block before it returned, if a change of the last block's output changes the logits, and if a change of the
+    last token leaves the streams of earlier positions as they are (causality).
 
     Args:
         model: a causal language model, or a PEFT model.
@@ -151,6 +152,8 @@ def _verified(model: nn.Module, path: str) -> Blocks | str:
             ) from error
         if reason := _broken_chain(calls, len(modules), ids.shape[1]):
             return reason
+        if reason := _looks_ahead(model, modules, ids, [left for _, _, left in calls]):
+            return reason
         last = len(modules) - 1
         with edit_streams({last: modules[last]}, perturbed):
             moved = model(input_ids=ids, use_cache=False).logits
@@ -160,6 +163,28 @@ def _verified(model: nn.Module, path: str) -> Blocks | str:
     stream = calls[0][2]
     assert stream is not None
     return Blocks(path, modules, model.get_submodule(path.rpartition(".")[0]), stream.shape[-1], positions)
+
+
+def _looks_ahead(
+    model: nn.Module, modules: dict[int, nn.Module], ids: Tensor, plain: list[Tensor | None]
+) -> str | None:
+    """The reason why the model is not causal: earlier streams move with the last token; None if it is causal."""
+    other = ids.clone()
+    other[0, -1] = (ids[0, -1] + 1) % text_config(model).vocab_size
+    moved: list[Tensor | None] = []
+    with observe_streams(modules, lambda layer, entered, left: moved.append(left)):
+        model(input_ids=other, use_cache=False)
+    for layer, (before, after) in enumerate(zip(plain, moved, strict=True)):
+        assert before is not None and after is not None
+        earlier, same = before[:, :-1].float(), after[:, :-1].float()
+        limit = 1e-3 if before.dtype in (torch.float32, torch.float64) else 0.05
+        if float((earlier - same).norm()) > limit * float(earlier.norm()):
+            return (
+                f"the stream after block {layer} at earlier tokens changes with the last token: attention is "
+                "bidirectional (an encoder, or a model without is_decoder=True in its configuration), and a causal "
+                "model is needed"
+            )
+    return None
 
 
 def _positions_from_zero(model: nn.Module, ids: Tensor, plain: Tensor) -> bool:
@@ -178,6 +203,11 @@ def _positions_from_zero(model: nn.Module, ids: Tensor, plain: Tensor) -> bool:
 def _broken_chain(calls: list[tuple[int, Tensor | None, Tensor | None]], count: int, width: int) -> str | None:
     """The reason why these calls are not one stream through `count` blocks; None if they are."""
     order = [layer for layer, _, _ in calls]
+    if not order:
+        return (
+            f"expected {count} blocks to run their hooks; none did: the model calls `block.forward(...)`, or another "
+            "`__call__` that runs no hooks, or does not use these blocks"
+        )
     if order != list(range(count)):
         return f"expected {count} blocks to run once each, in order; they ran as {order[:12]}"
     before: Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -117,10 +118,49 @@ def observe_calls(
         yield
 
 
-def check_called(called: set[int], steered: set[int]) -> None:
-    """`RuntimeError` unless every steered block ran: blocks that were replaced, compiled or skipped do not."""
-    if missed := sorted(steered - called):
+@contextlib.contextmanager
+def wrapped_method(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Replace a method of one object by `wrap(method)` inside the `with`; nothing happens if it has no such method.
+
+    A wrapped method sees every call, also those that run no hooks: a guard of hooks that is not a hook.
+    """
+    method = getattr(owner, name, None)
+    if method is None:
+        yield
+        return
+    own = vars(owner).get(name)
+    setattr(owner, name, functools.wraps(method)(wrap(method)))
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+@contextlib.contextmanager
+def counted_forwards(model: nn.Module) -> Iterator[list[int]]:
+    """Count the forwards of a model inside the `with`, from outside its hooks; yields a list with the count."""
+    count = [0]
+
+    def counting(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            count[0] += 1
+            return output
+
+        return counted
+
+    with wrapped_method(model, "forward", counting):
+        yield count
+
+
+def check_called(called: set[int], hooked: set[int]) -> None:
+    """`RuntimeError` unless the hooks of all these blocks ran in a forward."""
+    if missed := sorted(hooked - called):
         raise RuntimeError(
-            f"expected the steered blocks {sorted(steered)} to run in this forward; {missed} did not. The model's "
-            "layers were changed or compiled since loading. Load the model again."
+            f"expected the hooks of the blocks {sorted(hooked)} to run in this forward; those of {missed} did not. The "
+            "blocks were replaced or compiled since loading, or the model calls `block.forward(...)`, which runs no "
+            "hooks. Load the model again, or call the blocks themselves."
         )

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.cache_argument import counts_tokens
-from steerkit.models.hooks import edit_streams, observe_calls
 from steerkit.models.identity import fingerprint
 from steerkit.models.model import unwrap
 from steerkit.steering.operations import OPERATIONS
@@ -132,11 +131,11 @@ class Steering:
     def on(self, model: nn.Module, prompt_length: int | Sequence[int] | None = None) -> Iterator[None]:
         """Steer every forward of `model` inside the `with`. Nested contexts apply innermost first.
 
-        `steerkit.generate` and `steerkit.sweep` read it off the model and apply it row by row. For a plain
-        `model.generate` or `model(...)`, the width of a sequence's first forward is taken as the prompt; pass
-        `prompt_length` where one forward holds prompt and continuation. Sequences are told apart by their cache;
-        without a cache, pass `use_cache=False` for a forward that continues the one before. With beam search the
-        coefficient must be one number.
+        `steerkit.generate` reads it off the model and applies it row by row. `model.generate` is followed too, also
+        with chunked prefill, a cache that was filled before, beams (with one number as coefficient) and static caches,
+        which are not compiled inside the `with`. For plain forwards, `model(...)`, the prompt's length must be known:
+        a forward without earlier tokens is a prompt of its own; pass `prompt_length` where a forward also holds new
+        tokens, or continues a cache. Positions `"all"` need no prompt length.
 
         Args:
             prompt_length: tokens of the prompt, one number or one per row, left padding not counted.
@@ -144,8 +143,11 @@ class Steering:
         Raises:
             ValueError: the vector does not fit the model, or the model takes no cache, so that new tokens cannot be
                 told from the prompt.
-            RuntimeError: a prompt that comes in several chunks; a sequence that began outside the `with`; a block that
-                was to be steered and did not run.
+            RuntimeError: a forward that continues a cache, without `prompt_length`; a block that was to be steered and
+                whose hook did not run.
+
+        Warns:
+            UserWarning: no position was steered inside the `with`.
         """
         blocks = find_blocks(model)
         self.check(model, blocks, fingerprint(model))
@@ -159,12 +161,7 @@ class Steering:
         active = watching.setdefault(base, [])
         active.append(watch)
         try:
-            modules = {layer: blocks.modules[layer] for layer in self.vector.layers}
-            with (
-                observe_calls(base, watch.enter_model),
-                observe_calls(blocks.owner, watch.enter_blocks, watch.leave_blocks),
-                edit_streams(modules, watch.edit) as watch.ran,
-            ):
+            with watch.following(base):
                 yield
         finally:
             active.remove(watch)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steerkit.capture.resid import capture_resid
 from steerkit.models.blocks import find_blocks
-from steerkit.models.hooks import edit_streams
+from steerkit.models.hooks import check_called, edit_streams
 from steerkit.models.model import device_of, evaluating, unwrap
 from steerkit.text.prompt import PromptLike, encode_prompt
 from steerkit.vectors.vector import SteeringVector
@@ -80,6 +80,10 @@ def _pushed_logits(model: nn.Module, ids: Tensor, push: Float[Tensor, " d_model"
     with (
         torch.inference_mode(),
         evaluating(unwrap(model)),
-        edit_streams({last: blocks.modules[last]}, lambda _, stream: stream + push.to(stream.device, stream.dtype)),
+        edit_streams(
+            {last: blocks.modules[last]}, lambda _, stream: stream + push.to(stream.device, stream.dtype)
+        ) as ran,
     ):
-        return model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu()
+        logits = model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu()
+    check_called(ran, {last})
+    return logits

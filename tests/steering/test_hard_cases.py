@@ -32,6 +32,7 @@ from steerkit.text.traces import DebateTrace, Turn
 from steerkit.text.turn_contrasts import turn_contrasts
 from steerkit.vectors.vector import SteeringVector
 from tests import small_models
+from tests.reference import greedy
 from tests.tiny import LLAMA, tiny_model, tiny_tokenizer
 
 PROMPT = (5, 9, 14, 3, 77, 21, 8)
@@ -236,38 +237,22 @@ def test_a_right_padded_batch_is_steered_at_its_own_prompts_end(positions) -> No
         assert not torch.allclose(alone, model(input_ids=short).logits[0], atol=1e-3)
 
 
-def test_two_sequences_stepped_in_turn_keep_their_own_prompts() -> None:
+def test_two_sequences_stepped_in_turn_are_steered_at_all_their_positions() -> None:
     model = tiny_model()
-    prompts = [torch.tensor([PROMPT[:3]]), torch.tensor([PROMPT])]
-    wanted = [stepwise(model, prompt[0].tolist(), 5, push(1), prompt.shape[1]) for prompt in prompts]
-    with torch.no_grad(), Steering(push(1), 1.0, "generated").on(model):
-        out = [model(input_ids=prompt, use_cache=True) for prompt in prompts[:1]]
-        tokens = [[int(out[0].logits[0, -1].argmax())], []]
-        name = cache_argument(model)
-        caches = [cache_of(out[0]), None]
-        for _ in range(5):
+    prompts = [PROMPT[:3], PROMPT]
+    wanted = [greedy(model, prompt, 5, (), dict(push(1).layers), 1.0, first=0) for prompt in prompts]
+    name = cache_argument(model)
+    tokens: list[list[int]] = [[], []]
+    caches = [None, None]
+    with torch.no_grad(), Steering(push(1), 1.0, "all").on(model):
+        for step in range(5):
             for number in (1, 0):
-                if caches[number] is None:
-                    found = model(input_ids=prompts[number], use_cache=True)
-                elif len(tokens[number]) < 5:
-                    last = torch.tensor([[tokens[number][-1]]])
-                    found = model(input_ids=last, use_cache=True, **{name: caches[number]})
-                else:
-                    continue
+                ids = torch.tensor([tokens[number][-1:] if step else prompts[number]])
+                found = model(input_ids=ids, use_cache=True, **({name: caches[number]} if step else {}))
                 caches[number] = cache_of(found)
                 tokens[number].append(int(found.logits[0, -1].argmax()))
     assert tokens == wanted
-    assert wanted[0] != stepwise(model, PROMPT[:3], 5)
-
-
-def test_a_cache_that_was_filled_outside_is_refused() -> None:
-    model = tiny_model()
-    with torch.no_grad():
-        cache = cache_of(model(input_ids=torch.tensor([PROMPT]), use_cache=True))
-        with Steering(push(1)).on(model):
-            model(input_ids=torch.tensor([PROMPT[:4]]), use_cache=True)
-            with pytest.raises(RuntimeError, match="from its first forward on"):
-                model(input_ids=torch.tensor([[3]]), use_cache=True, **{cache_argument(model): cache})
+    assert wanted[0] != greedy(model, prompts[0], 5)
 
 
 def test_beams_are_steered_alike_with_and_without_a_cache() -> None:
