@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from steerkit.io.json import canonical_json, read_json, short_json, write_json
 
 LOCK = ".lock"
 CONFIG = "config.json"
+PROVENANCE = "provenance.json"
 
 
 class RunFolderBusy(RuntimeError):
@@ -31,6 +33,12 @@ def run_folder(
 ) -> Iterator[Path]:
     """Hold a folder for one run, and write its `config.json` or check that the configuration is the same.
 
+    Args:
+        folder: the run's folder; made if it is missing.
+        config: what determines the results; another configuration is refused.
+        provenance: what the run was started with and may differ when it is resumed, e.g. the kind of device and the
+            versions of packages. A difference warns; the stored one stays.
+
     The operating system releases the lock when the process ends, also when it is killed. Of several processes that
     torchrun started as one run, the first (`RANK` 0) holds the lock for all.
 
@@ -41,6 +49,9 @@ def run_folder(
     Raises:
         RunFolderBusy: another process holds the folder.
         ConfigurationChanged: `config.json` differs; the message lists each differing key with both values.
+
+    Warns:
+        UserWarning: the provenance differs, with each differing key and both values.
         NotADirectoryError: `folder` is a file.
     """
     folder = Path(folder)
@@ -51,6 +62,8 @@ def run_folder(
         if os.environ.get("RANK", "0") == "0":
             stack.enter_context(_lock(folder))
         check_config(folder, config)
+        if provenance is not None:
+            _compare_provenance(folder, provenance)
         yield folder
 
 
@@ -89,6 +102,22 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
         raise ConfigurationChanged(
             f"expected the configuration that {folder} was started with; got these differences (stored -> now):\n"
             f"{lines}\nUse another folder, or the stored configuration."
+        )
+
+
+def _compare_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Write `provenance.json`, or warn of the differences from the existing one."""
+    path = folder / PROVENANCE
+    current = json.loads(canonical_json(provenance))
+    if not path.exists():
+        write_json(path, current)
+        return
+    if changes := list(config_differences(read_json(path), current)):
+        lines = "\n".join(f"  {name}: {short_json(old)} -> {short_json(new)}" for name, old, new in changes)
+        warnings.warn(
+            f"the run in {folder} was started elsewhere (stored -> now):\n{lines}\nIts rows may differ by rounding.",
+            UserWarning,
+            stacklevel=5,
         )
 
 

@@ -77,7 +77,8 @@ def find_blocks(model: nn.Module, path: str | None = None) -> Blocks:
     Example: `find_blocks(model).path` is `"model.layers"` for Llama.
     """
     base = unwrap(model)
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+    adapter = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False) or getattr(adapter, "is_adaption_prompt", False):
         raise NoResidualStream(
             "expected a model without learnt prompts; got an adapter with learnt prompts, whose virtual tokens are not "
             "tokens of a text. Write the prompt as text, or use an adapter of the weights."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
-import re
+import json
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +14,11 @@ from torch import nn
 
 from steerkit.io.files import sha256
 from steerkit.io.versions import versions
-from steerkit.models.adapters import active_adapters
+from steerkit.models.adapters import active_adapter_parts, base_parameters
 from steerkit.models.blocks import find_blocks
 from steerkit.models.model import device_of, unwrap
 
 ORIGIN = "_steerkit_origin"
-WRAPPERS = r"^base_model\.model\.|\.base_layer|\.original_module"
-ADAPTERS = r"lora_|modules_to_save|trainable_tokens|ia3_"
 
 
 def fingerprint(model: nn.Module) -> tuple[str, str | None]:
@@ -26,35 +26,48 @@ def fingerprint(model: nn.Module) -> tuple[str, str | None]:
 
     A fingerprint is the SHA-256 of the name, the shape and 64 evenly spaced values of each parameter. The values are
     rounded to bfloat16, so a checkpoint has the same fingerprint in float32, float64 and bfloat16 and on any device.
-    float16 rounds differently and has its own. Only adapters that are active now are counted.
+    float16 rounds differently and has its own.
+
+    The base fingerprint is that of the model without adapters, also inside `disable_adapter()`. The adapter's covers
+    the tensors and the scaling of all adapters that are active now, of any PEFT type, and not their names.
     """
-    active = active_adapters(model)
-    base = hashlib.sha256()
-    adapter = hashlib.sha256()
-    has_adapter = False
-    named = [(re.sub(WRAPPERS, "", name), name, parameter) for name, parameter in model.named_parameters()]
-    for plain_name, name, parameter in sorted(named, key=lambda entry: entry[0]):
-        in_adapter = hasattr(model, "peft_config") and bool(re.search(ADAPTERS, name))
-        if in_adapter and not any(f".{adapter_name}." in f".{name}." for adapter_name in active):
-            continue
-        has_adapter |= in_adapter
-        flat = _values_of(model, name, parameter).detach().reshape(-1)
-        sample = flat[(torch.arange(64) * max(flat.numel() - 1, 0) // 63).to(flat.device)].cpu()
-        sample = sample.to(torch.bfloat16).float() if sample.is_floating_point() else sample
-        digest = adapter if in_adapter else base
-        digest.update(f"{plain_name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
-    return base.hexdigest()[:16], adapter.hexdigest()[:16] if has_adapter else None
+    base, adapter = hashlib.sha256(), hashlib.sha256()
+    parts: list[tuple[str, bytes]] = []
+    for name, tensor in sorted(_base_tensors(model), key=lambda entry: entry[0]):
+        base.update(_sample(name, tensor))
+    for name, value in active_adapter_parts(model):
+        parts.append((name, _sample(name, value) if isinstance(value, torch.Tensor) else f"{name}={value!r}".encode()))
+    for _, part in sorted(parts):
+        adapter.update(part)
+    return base.hexdigest()[:16], adapter.hexdigest()[:16] if parts else None
 
 
-def _values_of(model: nn.Module, name: str, parameter: torch.Tensor) -> torch.Tensor:
+def _base_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """The parameters of the model without adapters, under the names that they have there."""
+    return [
+        (name, _values_of(owner, attribute, parameter))
+        for name, owner, attribute, parameter in base_parameters(unwrap(model))
+    ]
+
+
+def _sample(name: str, tensor: torch.Tensor) -> bytes:
+    """The name, shape and 64 values of a tensor."""
+    flat = tensor.detach().reshape(-1)
+    chosen = torch.arange(64) * max(flat.numel() - 1, 0) // 63
+    sample = flat[chosen.to(flat.device)].cpu() if flat.numel() else flat.cpu()
+    sample = sample.to(torch.bfloat16).float() if sample.is_floating_point() else sample
+    return f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes()
+
+
+def _values_of(owner: nn.Module, attribute: str, parameter: torch.Tensor) -> torch.Tensor:
     """The values of a parameter, also if accelerate keeps them on the disk and loads them for each forward."""
     if not parameter.is_meta:
         return parameter
-    owner, _, attribute = name.rpartition(".")
-    hook: Any = getattr(model.get_submodule(owner), "_hf_hook", None)
+    hook: Any = getattr(owner, "_hf_hook", None)
     if getattr(hook, "weights_map", None) is None:
         raise ValueError(
-            f"expected the values of {name}; got a parameter on the meta device. Load the weights of the model first."
+            f"expected the values of {attribute} of a {type(owner).__name__}; got a parameter on the meta device. Load "
+            "the weights of the model first."
         )
     return hook.weights_map[attribute]
 
@@ -64,7 +77,7 @@ def describe(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
 
     Returns:
         A dict with checkpoint, stored weights, fingerprints, model type, dtype, attention kernel, device, blocks,
-        numbers of layers and dimensions, and versions; with a tokenizer also the hash of its chat template.
+        numbers of layers and dimensions, and versions; with a tokenizer also its hash and that of its chat template.
     """
     base = unwrap(model)
     blocks = find_blocks(model)
@@ -92,12 +105,48 @@ def describe(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
     return description
 
 
-def tokenizer_sha256(tokenizer: Any) -> str:
-    """A hash of what the tokenizer does."""
-    import json
+_tokenizer_hashes: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
 
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """A hash of what the tokenizer does: vocabulary, merges, normaliser, pre-tokeniser, decoder, BOS and EOS rules.
+
+    Its use (padding, truncation) does not change it, nor does saving and loading. It is kept per tokenizer, and made
+    again when tokens were added.
+    """
+    known = _tokenizer_hashes.get(tokenizer)
+    if known is None or known[0] != len(tokenizer):
+        known = len(tokenizer), _hash_of(tokenizer)
+        _tokenizer_hashes[tokenizer] = known
+    return known[1]
+
+
+def _hash_of(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    special = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     if backend is None:
-        return sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True))
-    state = json.loads(backend.to_str())
-    return sha256(json.dumps({**state, "truncation": None, "padding": None}, sort_keys=True))
+        settings = {
+            key: getattr(tokenizer, key, None) for key in ("add_bos_token", "add_eos_token", "add_prefix_space")
+        }
+        state: Any = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), **settings}
+    else:
+        state = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
+    return sha256(json.dumps([state, special], sort_keys=True))
+
+
+def template_changes(tokenizer: Any) -> bool:
+    """Whether the chat template renders the same messages otherwise on another day, or at random."""
+    from unittest import mock
+
+    from transformers.utils import chat_template_utils
+
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    rendered = set()
+    for year in (2001, 2001, 2011):
+        clock = mock.Mock(wraps=datetime.datetime)
+        clock.now = lambda tz=None, year=year: datetime.datetime(year, 2, 3, 4, 5, 6, tzinfo=tz)
+        with mock.patch.object(chat_template_utils, "datetime", clock):
+            messages = [{"role": "user", "content": "Hi"}]
+            rendered.add(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return len(rendered) > 1

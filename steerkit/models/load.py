@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from steerkit.models.adapters import with_adapter
+from steerkit.models.adapters import base_of_adapter, with_adapter
 from steerkit.models.blocks import find_blocks
 from steerkit.models.checkpoint import check_folder, check_weights, from_transformers
 from steerkit.models.gguf import quantization_of, split_gguf
 from steerkit.models.hub import offline_options
-from steerkit.models.identity import ORIGIN
+from steerkit.models.identity import ORIGIN, tokenizer_sha256
 
 
 def load(
@@ -32,8 +33,10 @@ def load(
     """Load a causal language model and its tokenizer, ready to be read and steered.
 
     Args:
-        checkpoint: a hub id, a local folder, or the path of a `.gguf` file (dequantised to a dense model).
-        adapter: a PEFT adapter (hub id or folder) to add, unmerged.
+        checkpoint: a hub id, a local folder, or the path of a `.gguf` file (dequantised to a dense model). A folder
+            that holds an adapter alone is loaded with the base model that it names.
+        adapter: a PEFT adapter (hub id or folder) to add, unmerged. If its folder holds a tokenizer, that one is
+            returned, with its chat template.
         gguf_file: the name of the GGUF file inside `checkpoint`.
         dtype: default float32 on a CPU, the checkpoint's own dtype elsewhere.
         device: default the first GPU if there is one, else the CPU. `"auto"`, or a map from module to device, spreads
@@ -56,9 +59,14 @@ def load(
         ValueError: damaged weights, pickled weights that are not trusted, or more or fewer weights than configured; an
             adapter that does not fit the model; an unknown device or dtype; `bits` that are not available.
 
+    Warns:
+        UserWarning: the adapter's tokenizer or chat template differs from the base model's.
+
     Example:
         >>> model, tokenizer = sk.load("HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32")
     """
+    if adapter is None and (base := base_of_adapter(checkpoint)) is not None:
+        checkpoint, adapter = base, checkpoint
     checkpoint, gguf_file = split_gguf(checkpoint, gguf_file)
     device_map = device if device == "auto" or isinstance(device, Mapping) else None
     target = _target(device if device_map is None else None)
@@ -92,6 +100,7 @@ def load(
     setattr(model, ORIGIN, {"checkpoint": name, "weights": weights or str(model.dtype).removeprefix("torch.")})
     if adapter is not None:
         model = with_adapter(model, adapter, trust_pickle)
+        tokenizer = _tokenizer_of_adapter(str(adapter), tokenizer, trust_remote_code)
     model.eval()
     check_weights(checkpoint, find_blocks(model, blocks), report)
     if backend is not None:
@@ -99,6 +108,38 @@ def load(
 
         model = through(model, tokenizer, backend)
     return model, tokenizer
+
+
+def _tokenizer_of_adapter(adapter: str, tokenizer: Any, trust_remote_code: bool) -> Any:
+    """The tokenizer in an adapter's folder, which it was trained with; the base model's if the folder holds none."""
+    from transformers import AutoTokenizer
+    from transformers.utils import cached_file
+
+    options = offline_options(adapter)
+    held = cached_file(
+        adapter,
+        "tokenizer_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+        **options,
+    )
+    if held is None:
+        return tokenizer
+    own = AutoTokenizer.from_pretrained(adapter, trust_remote_code=trust_remote_code, **options)
+    differences = []
+    if tokenizer_sha256(own) != tokenizer_sha256(tokenizer):
+        differences.append("tokens")
+    if own.chat_template != tokenizer.chat_template:
+        differences.append("chat template")
+    if differences:
+        warnings.warn(
+            f"the tokenizer of the adapter {adapter} differs from the base model's in its {' and '.join(differences)}; "
+            "the adapter's is used.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return own
 
 
 def _target(device: str | torch.device | Mapping[str, str | int] | None) -> torch.device:

@@ -111,7 +111,10 @@ class Steering:
         return [self.scaled(float(one)) for one in self.coefficient]
 
     def check(self, model: nn.Module, blocks: Blocks, weights: tuple[str, str | None]) -> None:
-        """`ValueError` unless the vector fits the model: its layers, its width, its weights (see `foreign`)."""
+        """`ValueError` unless the vector fits the model.
+
+        Its layers, its width, the model's type and number of layers must fit; its weights too, unless `foreign`.
+        """
         for layer in self.vector.layers:
             blocks.check(layer)
         if self.vector.d_model != blocks.d_model:
@@ -120,6 +123,12 @@ class Steering:
                 "this model."
             )
         meta = self.vector.meta
+        actual = {"model_type": getattr(unwrap(model).config, "model_type", None), "n_layers": len(blocks)}
+        if other := {name: meta[name] for name in actual if meta.get(name) not in (None, actual[name])}:
+            raise ValueError(
+                f"expected a vector of a model like this one, {actual}; it was read from one with {other} "
+                f"({meta.get('checkpoint', 'unknown')}). Extract it from this model, or from the one it was trained from."
+            )
         read_from = (meta.get("model_fingerprint"), meta.get("adapter_fingerprint"))
         if not self.foreign and read_from[0] is not None and read_from != weights:
             raise ValueError(

@@ -148,9 +148,9 @@ def test_the_positions_give_different_texts(kind: str) -> None:
 
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_the_reference_moves_with_the_positions(positions: str) -> None:
-    model = tiny_model()
-    steering = Steering(vector(model, 1), -2.0, positions)
-    assert truth(model, steering) != greedy(model, PROMPT, NEW)
+    model = tiny_model("gpt2")
+    layer, coefficient = STRENGTHS["gpt2"]
+    assert truth(model, Steering(vector(model, layer), coefficient, positions)) != greedy(model, PROMPT, NEW)
 
 
 @pytest.mark.parametrize("chunks", [(), (5,), (len(PROMPT) - 1,)])
