@@ -111,7 +111,7 @@ def estimate(preset: Preset, shape: Shape, agents: int = 3, width: int = 2, rows
     calls = agents * preset.debate.rounds
     answer_tokens = preset.debate.sampling.max_new_tokens
     sft_texts = sft.steps * sft.batch if sft.steps is not None else round(sft.epochs * preset.debates)
-    trace_tokens = min(sft.max_length, calls * answer_tokens)
+    trace_tokens = min(sft.max_length or calls * answer_tokens, calls * answer_tokens)
     grpo_texts = grpo.steps * grpo.prompts * grpo.generations
     clip = grpo.anneal.at(0.0)[1]
     test_tokens = preset.sampling.max_new_tokens

@@ -12,7 +12,7 @@ from training.debates.answerers import Sampling
 from training.debates.debate import Setting
 from training.problems.families import FAMILIES
 from training.toy.base_model import Base
-from training.train.checkpoints import LoRA
+from training.train.checkpoints import LoRA, check_batch
 from training.train.grpo import GRPO
 from training.train.schedules import Anneal
 from training.train.sft import SFT
@@ -197,7 +197,6 @@ SUMS = Preset(
         learning_rate=5e-4,
         batch=8,
         micro_batch=8,
-        max_length=512,
         max_grad_norm=1.0,
         structure_dropout=0.35,
     ),
@@ -269,7 +268,10 @@ def get_preset(name: str, family: str | None = None, settings: Sequence[str] = (
     preset = PRESETS[name]
     variants = SMOLLM2 if preset is SUMS else {}
     family = family or preset.family
-    return override(variants.get(family, replace(preset, family=family)), settings)
+    chosen = override(variants.get(family, replace(preset, family=family)), settings)
+    check_batch("sft.batch", chosen.sft.batch, chosen.sft.micro_batch)
+    check_batch("grpo.prompts x generations", chosen.grpo.prompts * chosen.grpo.generations, chosen.grpo.micro_batch)
+    return chosen
 
 
 def override(data: T, settings: Sequence[str]) -> T:

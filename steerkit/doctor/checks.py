@@ -14,10 +14,11 @@ from steerkit.capture.collect import collect_each
 from steerkit.capture.pooling import Position
 from steerkit.capture.resid import capture_resid
 from steerkit.generation.engine import exact
-from steerkit.generation.generate import ends_of, generate
+from steerkit.generation.generate import generate
 from steerkit.models.blocks import find_blocks
 from steerkit.models.cache_argument import counts_tokens
 from steerkit.models.context import context_length
+from steerkit.models.ends import ends_of
 from steerkit.models.identity import describe
 from steerkit.models.model import device_of, evaluating, unwrap
 from steerkit.steering.steering import Steering

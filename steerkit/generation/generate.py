@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from steerkit.generation.engine import Choose, Continuation, Engine, Row, in_batches
 from steerkit.generation.sampling import likeliest, random_stream, sample
 from steerkit.models.context import context_length
-from steerkit.models.model import unwrap, widest_float
+from steerkit.models.ends import ends_of
+from steerkit.models.model import widest_float
 from steerkit.steering.steering import Steering
 from steerkit.steering.watch import suspended
 from steerkit.text.prompt import PromptLike, render
@@ -279,10 +280,3 @@ def checked_seed(seed: Any) -> int:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
-
-
-def ends_of(model: nn.Module, tokenizer: Any) -> frozenset[int]:
-    """Ids that end a text: those of the model's generation configuration and the tokenizer's."""
-    configured = getattr(getattr(unwrap(model), "generation_config", None), "eos_token_id", None)
-    several = configured if isinstance(configured, list | tuple) else [configured]
-    return frozenset(i for i in (*several, getattr(tokenizer, "eos_token_id", None)) if i is not None)

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from steerkit.generation.engine import Continuation, Engine, Row, in_batches
-from steerkit.generation.generate import ends_of
 from steerkit.generation.sampling import OVERFLOWED, likeliest, random_stream, sample
 from steerkit.models.blocks import find_blocks
 from steerkit.models.context import context_length
+from steerkit.models.ends import ends_of
 from steerkit.models.identity import fingerprint
 from steerkit.show.pages import environment, inert_json
 from steerkit.steering.operations import OPERATIONS

@@ -127,7 +127,7 @@ class Steering:
         if other := {name: meta[name] for name in actual if meta.get(name) not in (None, actual[name])}:
             raise ValueError(
                 f"expected a vector of a model like this one, {actual}; it was read from one with {other} "
-                f"({meta.get('checkpoint', 'unknown')}). Extract it from this model, or from the one it was trained from."
+                f"({meta.get('checkpoint', 'unknown')}). Extract it from this model, or the one it was trained from."
             )
         read_from = (meta.get("model_fingerprint"), meta.get("adapter_fingerprint"))
         if not self.foreign and read_from[0] is not None and read_from != weights:

@@ -15,11 +15,12 @@ from torch import nn
 from steerkit.capture.activations import Layer
 from steerkit.capture.norms import stream_norms as measure_norms
 from steerkit.generation.engine import Continuation, Row, check_rows
-from steerkit.generation.generate import check_settings, checked_seed, decode, ends_of, text_of
+from steerkit.generation.generate import check_settings, checked_seed, decode, text_of
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json
 from steerkit.io.progress import progress
 from steerkit.io.ranks import barrier, is_first, rank_and_world
+from steerkit.models.ends import ends_of
 from steerkit.models.identity import describe
 from steerkit.steering.dose import relative_dose
 from steerkit.steering.steering import Steering, at_layers

@@ -100,7 +100,9 @@ def test_a_judge_takes_the_place_of_the_right_answer_in_the_clip_reward(tmp_path
 
     tokenizer = tiny_tokenizer()
     setting = GRPO(anneal=Anneal("linear", clip=(6, 6)), generations=4, format=False, clip_weight=1.0)
-    reward = AnnealedReward(setting, tokenizer, tmp_path, judge=lambda pairs: ["ok" in text for _, text in pairs])
+    reward = AnnealedReward(
+        setting, tokenizer, tmp_path, frozenset({256}), judge=lambda pairs: ["ok" in text for _, text in pairs]
+    )
     texts = ["ok", "no", "late ok", "ok"]
     ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
     ids[3] = ids[3][:-1]  # never ended

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from steerkit.generation.generate import ends_of
 from steerkit.generation.sampling import random_stream, sample
+from steerkit.models.ends import ends_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.train.checkpoints import LoRA, with_adapter
 from training.train.rollouts import rollouts

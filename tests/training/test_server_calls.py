@@ -130,7 +130,7 @@ def test_closing_ends_the_pause_before_the_next_attempt(serve) -> None:
 
 def test_a_mistake_in_a_request_is_raised_and_not_waited_for(serve) -> None:
     _, server = serve(in_turn(Call.ok))
-    with pytest.raises(TypeError, match="not JSON serializable"):
+    with pytest.raises(ValueError, match="messages, both texts"):
         list(server([Request("a", [{"role": "user", "content": object()}])], Sampling()))  # type: ignore[dict-item]
 
 

@@ -10,6 +10,11 @@ from typing import Any
 
 import torch
 
+from steerkit.models.ends import ends_of
+from steerkit.models.model import unwrap
+
+NOISE = 0.02
+"""Standard deviation of a new row around the mean row, in standard deviations of the old rows."""
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -31,29 +36,18 @@ class LoRA:
     dropout: float = 0.0
 
 
-def add_tags(model: Any, tokenizer: Any, tags: Sequence[str]) -> Any:
-    """Return a copy of the tokenizer in which each tag is one ordinary token; the model's embeddings grow in place.
+def with_tags(tokenizer: Any, tags: Sequence[str]) -> Any:
+    """Return a copy of the tokenizer in which each tag is one ordinary token.
 
-    The tags are not special tokens, because decoding removes special tokens and the format reward reads the tags. A new
-    embedding row is the mean of the old rows plus a little noise; tied embeddings stay tied.
-
-    Args:
-        model: a causal language model; changed in place.
-        tokenizer: its tokenizer; unchanged.
-        tags: texts of the new tokens, e.g. `steerkit.text.tags.tags()`.
+    The tags are not special tokens, because decoding removes special tokens and the format reward reads the tags.
 
     Raises:
         ValueError: a tag that is not one token, or that decoding removes.
-
-    Example:
-        >>> tokenizer = add_tags(model, tokenizer, tags(agents=3, rounds=2))
     """
     from tokenizers import AddedToken
 
     tagged = copy.deepcopy(tokenizer)
     tagged.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
-    if len(tagged) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tagged))
     for tag in tags:
         ids = tagged(tag, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or tagged.decode(ids, skip_special_tokens=True) != tag:
@@ -62,6 +56,64 @@ def add_tags(model: Any, tokenizer: Any, tags: Sequence[str]) -> Any:
                 "Use a tokenizer in which the tag is no special token."
             )
     return tagged
+
+
+def add_tags(model: Any, tokenizer: Any, tags: Sequence[str]) -> Any:
+    """Return `with_tags(tokenizer, tags)`, and give the model's embeddings rows for the new tokens in place.
+
+    A new row, of the input embeddings and of untied output embeddings, is the mean of the rows of the old tokens plus a
+    little noise, also where the checkpoint has spare rows. Tied embeddings stay tied. Tokens that the tokenizer had
+    before keep their rows.
+
+    Args:
+        model: a causal language model; changed in place.
+        tokenizer: its tokenizer; unchanged.
+        tags: texts of the new tokens, e.g. `steerkit.text.tags.tags()`.
+
+    Raises:
+        ValueError: see `with_tags`.
+
+    Example:
+        >>> tokenizer = add_tags(model, tokenizer, tags(agents=3, rounds=2))
+    """
+    tagged = with_tags(tokenizer, tags)
+    old, new = len(tokenizer), range(len(tokenizer), len(tagged))
+    if len(tagged) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tagged), mean_resizing=False)
+    generator = torch.Generator().manual_seed(0)
+    layers = {id(layer.weight): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    with torch.no_grad():
+        for layer in layers.values():
+            known = layer.weight[:old].float()
+            mean, spread = known.mean(0), known.std(0)
+            for row in new:
+                noise = torch.randn(len(mean), generator=generator).to(mean)
+                layer.weight[row] = mean + NOISE * spread * noise
+            if getattr(layer, "bias", None) is not None:
+                layer.bias[old : len(tagged)] = layer.bias[:old].mean()
+    return tagged
+
+
+def declare_ends(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Write all end tokens into the model's generation configuration, and return them.
+
+    The trainer, other programs and the saved checkpoint then stop where `steerkit.generate` stops.
+    """
+    ends = ends_of(model, tokenizer)
+    configuration = getattr(unwrap(model), "generation_config", None)
+    if configuration is not None and ends:
+        configuration.eos_token_id = sorted(ends) if len(ends) > 1 else min(ends)
+    return ends
+
+
+def check_batch(name: str, batch: int, micro_batch: int) -> None:
+    """`ValueError` unless `micro_batch` divides the batch: rounding would train on another batch."""
+    if micro_batch < 1 or batch % micro_batch:
+        nearest = [n for n in range(1, batch + 1) if batch % n == 0 and n <= max(micro_batch, 1)][-3:]
+        raise ValueError(
+            f"expected a micro_batch that divides {name}, {batch}; got {micro_batch}. Pass micro_batch={nearest[-1]}, "
+            f"or a multiple of {micro_batch} as {name}."
+        )
 
 
 def with_adapter(model: Any, lora: LoRA | None, train_embeddings: bool) -> Any:

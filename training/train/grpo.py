@@ -19,7 +19,15 @@ from steerkit.io.run_folder import run_folder
 from steerkit.text.tags import agents_in
 from training.debates.judge import Judge
 from training.problems.problem import Problem
-from training.train.checkpoints import LoRA, device_options, last_checkpoint, save, with_adapter
+from training.train.checkpoints import (
+    LoRA,
+    check_batch,
+    declare_ends,
+    device_options,
+    last_checkpoint,
+    save,
+    with_adapter,
+)
 from training.train.distributed import mean_over_processes, whole_weights
 from training.train.rewards import Box, Completion, clip_reward, format_reward, tag_weights, weighted_format
 from training.train.rollouts import rollouts, sharded
@@ -58,7 +66,7 @@ class GRPO:
         steps: optimisation steps; the schedule ends with them.
         prompts: problems per generation step on each device.
         generations: completions per problem, G.
-        micro_batch: completions per backward pass on each device.
+        micro_batch: completions per backward pass on each device; divides prompts x generations.
         inner: optimisation steps on the same completions.
         learning_rate: learning rate after a warm-up.
         decay: decrease the learning rate linearly to 0 instead of keeping it constant. With small batches a constant
@@ -119,16 +127,24 @@ class AnnealedReward(TrainerCallback):
         setting: see `GRPO`.
         tokenizer: tokenizer of the policy.
         folder: folder of `log.jsonl`.
+        ends: tokens that end a completion, see `steerkit.models.ends.ends_of`.
         on_clip: called with `l` at the beginning of each step.
         judge: judge of open questions.
     """
 
     def __init__(
-        self, setting: GRPO, tokenizer: Any, folder: Path, on_clip: Any = None, judge: Judge | None = None
+        self,
+        setting: GRPO,
+        tokenizer: Any,
+        folder: Path,
+        ends: frozenset[int],
+        on_clip: Any = None,
+        judge: Judge | None = None,
     ) -> None:
         self.setting = setting
         self.tokenizer = tokenizer
         self.folder = folder
+        self.ends = ends
         self.on_clip = on_clip
         self.judge = judge
         self.gate = Gate()
@@ -172,7 +188,7 @@ class AnnealedReward(TrainerCallback):
     ) -> dict[str, float]:
         """Return one completion's reward and its terms; `verdict` is the judge's for an open question."""
         setting = self.setting
-        finished = bool(ids) and ids[-1] == self.tokenizer.eos_token_id
+        finished = bool(ids) and ids[-1] in self.ends
         text = self._decode(ids)
         if kind == "open":
             correct = float(bool(verdict))
@@ -269,7 +285,7 @@ def train_grpo(
         The folder `out/checkpoint`, which `steerkit.load` opens.
 
     Raises:
-        ValueError: no problems, or an open question without a judge.
+        ValueError: no problems, an open question without a judge, or a batch that `micro_batch` does not divide.
         ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
 
     Source: stage 2 of Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3.
@@ -289,13 +305,15 @@ def train_grpo(
             f"expected problems, and a judge where one is open; got {len(rows)} problems and judge={judge}. "
             "Pass judge=, see training/debates/judge.py."
         )
+    check_batch("prompts x generations", setting.prompts * setting.generations, setting.micro_batch)
     config = {**asdict(setting), "problems": sha256(canonical_json(rows))}
     with run_folder(out, config) as folder:
         done = folder / "checkpoint"
         if done.exists():
             return done
         arguments = _trl_config(setting, folder)
-        reward: Any = AnnealedReward(setting, tokenizer, folder, judge=judge)
+        ends = declare_ends(model, tokenizer)
+        reward: Any = AnnealedReward(setting, tokenizer, folder, ends, judge=judge)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
             trainer = GRPOTrainer(
@@ -325,7 +343,7 @@ def _trl_config(setting: GRPO, folder: Path) -> Any:
         max_steps=setting.steps,
         learning_rate=setting.learning_rate,
         per_device_train_batch_size=setting.micro_batch,
-        gradient_accumulation_steps=max(1, completions // setting.micro_batch),
+        gradient_accumulation_steps=completions // setting.micro_batch,
         num_generations=setting.generations,
         num_iterations=setting.inner,
         temperature=setting.temperature,

@@ -41,7 +41,12 @@ def rollouts(prompts: list[str], trainer: Any) -> dict[str, Any]:
     )
     for batch in batches:
         for index, completion in batch:
-            completions[index] = [*completion.ids, *(() if completion.end is None else (completion.end,))]
+            if completion.overflowed:
+                raise ValueError(
+                    "expected finite logits of the policy; got NaN or infinity. Lower the learning rate, or train in "
+                    "bfloat16 or float32."
+                )
+            completions[index] = list(completion.all_ids)
     return {
         "prompt_ids": [list(row.prompt) for row in rows],
         "completion_ids": [completions[index] for index in range(len(rows))],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,24 @@ from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, write_json
 from steerkit.io.ranks import in_first_process
 from steerkit.io.run_folder import run_folder
+from steerkit.models.context import context_length
+from steerkit.models.ends import ends_of
+from steerkit.text.prompt import encode_prompt
 from steerkit.text.tags import CONSENSUS, END, agent_tag, round_tag, tags, without_tags
+from steerkit.text.tokens import encode
 from steerkit.text.traces import DebateTrace
 from training.problems.answers import read_answer, same
-from training.train.checkpoints import LoRA, add_tags, device_options, last_checkpoint, save, with_adapter
+from training.train.checkpoints import (
+    LoRA,
+    add_tags,
+    check_batch,
+    declare_ends,
+    device_options,
+    last_checkpoint,
+    save,
+    with_adapter,
+    with_tags,
+)
 from training.train.distributed import whole_weights
 
 Target = Literal["trace", "untagged", "answer", "response", "first"]
@@ -39,9 +53,9 @@ class SFT:
         steps: optimisation steps; None trains for `epochs`.
         learning_rate: peak of a cosine schedule.
         batch: examples per optimisation step on each device.
-        micro_batch: examples per backward pass on each device.
+        micro_batch: examples per backward pass on each device; divides `batch`.
         warmup: share of the steps with increasing learning rate.
-        max_length: maximum length of an example in tokens; longer ones are truncated.
+        max_length: maximum length of an example in tokens, longer ones are refused; None is the model's context.
         max_grad_norm: gradient norm limit.
         lora: the adapter; None trains all weights.
         structure_dropout: share of traces that are shortened to the turns of `cut_to` and the consensus. Without
@@ -65,7 +79,7 @@ class SFT:
     batch: int = 16
     micro_batch: int = 4
     warmup: float = 0.1
-    max_length: int = 2048
+    max_length: int | None = None
     max_grad_norm: float = 0.3
     lora: LoRA | None = LoRA()  # noqa: RUF009  frozen
     structure_dropout: float = 0.0
@@ -186,7 +200,8 @@ def train_sft(
         The folder `out/checkpoint`, which `steerkit.load` opens.
 
     Raises:
-        ValueError: no trace gives an example.
+        ValueError: no trace gives an example, examples that are too long, or a `batch` that `micro_batch` does not
+            divide; the model is then unchanged.
         ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
 
     Source: stage 1 of Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3.
@@ -198,25 +213,77 @@ def train_sft(
     from trl import SFTTrainer
 
     rows = examples(traces, setting, kind)
+    check_batch("batch", setting.batch, setting.micro_batch)
     config = {**asdict(setting), "examples": sha256(canonical_json(rows))}
     with run_folder(out, config) as folder:
         checkpoint = folder / "checkpoint"
         if checkpoint.exists():
             return checkpoint
         needs_tags = setting.target == "trace"
-        tagged = add_tags(model, tokenizer, tags_of(traces)) if needs_tags else tokenizer
+        names = tags_of(traces) if needs_tags else ()
+        tagged = with_tags(tokenizer, names) if needs_tags else tokenizer
+        encoded = encode_examples(tagged, rows, ends_of(model, tagged))
+        _check_lengths(encoded, setting.max_length, context_length(model))
+        if needs_tags:
+            tagged = add_tags(model, tokenizer, names)
+        declare_ends(model, tagged)
         if tagged.pad_token is None:
             tagged = _with_pad_token(tagged)
         trainer = SFTTrainer(
             with_adapter(model, setting.lora, needs_tags),
             args=_trl_config(setting, folder),
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=Dataset.from_list(encoded),
             processing_class=tagged,
         )
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
         with whole_weights(trainer):
             in_first_process(lambda: _write_checkpoint(folder, trainer, tagged))
         return checkpoint
+
+
+def encode_examples(
+    tokenizer: Any, rows: Sequence[Mapping[str, str]], ends: frozenset[int]
+) -> list[dict[str, list[int]]]:
+    """Return `{"input_ids", "labels"}` for each example, as generation reads and writes it.
+
+    The ids are those of the prompt as `steerkit.generate` and rollouts read it, those of the completion
+    (`steerkit.text.tokens.encode`), and an end token. Labels are -100 on the prompt.
+
+    Args:
+        tokenizer: the tokenizer with its tags.
+        rows: `{"prompt", "completion"}`, see `examples`.
+        ends: tokens that end a text, see `steerkit.models.ends.ends_of`; the tokenizer's own is used if it has one.
+
+    Raises:
+        ValueError: there is no end token.
+
+    Example:
+        >>> encode_examples(tokenizer, [{"prompt": "1+1=", "completion": "2"}], ends_of(model, tokenizer))
+    """
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else min(ends, default=None)
+    if end is None:
+        raise ValueError(
+            "expected a token that ends a text; the tokenizer has no eos_token, and the model's generation "
+            "configuration names none. Set tokenizer.eos_token."
+        )
+    encoded = []
+    for row in rows:
+        prompt = list(encode_prompt(tokenizer, row["prompt"]))
+        completion = [*encode(tokenizer, row["completion"]), end]
+        encoded.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+    return encoded
+
+
+def _check_lengths(encoded: Sequence[Mapping[str, Sequence[int]]], limit: int | None, context: int | None) -> None:
+    """`ValueError` for examples longer than the limit: cutting them would drop their consensus and end."""
+    most = min((one for one in (limit, context) if one is not None), default=None)
+    lengths = [len(row["input_ids"]) for row in encoded]
+    if most is not None and (longer := [length for length in lengths if length > most]):
+        raise ValueError(
+            f"expected examples of at most {most} tokens; {len(longer)} of {len(lengths)} traces are longer, the "
+            f"longest with {max(lengths)}. Raise max_length up to the model's context of {context}, or leave those "
+            "traces out."
+        )
 
 
 def _trl_config(setting: SFT, folder: Path) -> Any:
@@ -228,10 +295,10 @@ def _trl_config(setting: SFT, folder: Path) -> Any:
         learning_rate=setting.learning_rate,
         **length,
         per_device_train_batch_size=setting.micro_batch,
-        gradient_accumulation_steps=max(1, setting.batch // setting.micro_batch),
+        gradient_accumulation_steps=setting.batch // setting.micro_batch,
         lr_scheduler_type="cosine",
         warmup_steps=setting.warmup,
-        max_length=setting.max_length,
+        max_length=None,  # examples are complete; see _check_lengths
         max_grad_norm=setting.max_grad_norm,
         save_strategy="steps",
         save_steps=100,
