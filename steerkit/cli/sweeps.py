@@ -108,7 +108,9 @@ def score(
     loading: LoadOptions,
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="rouge_l, rouge_l_symbols, distance, distinct_2, repeated_4grams, perplexity or kl."),
+        typer.Argument(
+            help="rouge_l, rouge_l_symbols, rouge_l_unicode, distance, distinct_2, repeated_4grams, perplexity or kl."
+        ),
     ] = None,
     words: Annotated[
         str | None, typer.Option(help="Words of a trait with commas between; the score counts them in a text.")

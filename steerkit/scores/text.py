@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -25,7 +27,7 @@ class TextTokenizer(Protocol):
     def tokenize(self, text: str) -> list[str]: ...
 
 
-Tokenizer = Literal["rouge_score", "symbols"] | TextTokenizer
+Tokenizer = Literal["rouge_score", "symbols", "unicode"] | TextTokenizer
 
 _ALNUM_OR_SPACE = bytes(code if chr(code) in ascii_lowercase + digits else 32 for code in range(256))
 
@@ -36,7 +38,34 @@ _SYMBOLS = re.compile(r"[^\W_]+|(?<![\w)\]}])[+\-\u2212]\d[^\W_]*|([^\w\s]|_)\1*
 _SPLIT: dict[str, Callable[[str], list[str]]] = {
     "rouge_score": lambda text: text.lower().encode("ascii", "replace").translate(_ALNUM_OR_SPACE).decode().split(),
     "symbols": lambda text: [match[0] for match in _SYMBOLS.finditer(text.lower())],
+    "unicode": lambda text: _unicode_words(text.lower()),
 }
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)
+"""Characters of scripts that are written without spaces: Thai, Lao, Burmese, Khmer, kana and Chinese characters."""
+
+
+def _unicode_words(text: str) -> list[str]:
+    """Runs of letters, digits and marks of any script; of scripts without spaces each character, with its marks."""
+    words: list[str] = []
+    previous = ""  # what the last character was: "" for a separator, "word", or "single"
+    for character in text:
+        kind = unicodedata.category(character)[0]
+        if kind == "M" and previous:
+            words[-1] += character
+        elif kind not in "LN":
+            previous = ""
+        elif _UNSPACED.match(character):
+            words.append(character)
+            previous = "single"
+        elif previous == "word":
+            words[-1] += character
+        else:
+            words.append(character)
+            previous = "word"
+    return words
 
 
 def _check_text(name: str, text: object) -> None:
@@ -53,6 +82,9 @@ def tokenize(text: str, tokenizer: Tokenizer = "rouge_score") -> list[str]:
     `"symbols"`: only white space is lost. Words are runs of Unicode letters and digits; a run of one symbol is a token
     (`//`, `=`; `_` and combining marks are symbols); `+`, `-` or U+2212 directly before a digit belongs to the number
     (`-1110`) unless a word or a closing bracket is directly before it (`7-3` is `7`, `-`, `3`).
+
+    `"unicode"`: runs of letters, digits and marks of any script; of scripts that are written without spaces (Chinese,
+    Japanese, Thai) each character is a token.
 
     A tokenizer object is called: `tokenizer.tokenize(text)`.
 
@@ -74,24 +106,31 @@ def tokenize(text: str, tokenizer: Tokenizer = "rouge_score") -> list[str]:
 
 
 def rouge_l(
-    candidates: Sequence[str],
-    references: Sequence[str],
+    candidates: Sequence[str | None],
+    references: Sequence[str | None],
     tokenizer: Tokenizer = "rouge_score",
     implementation: Literal["steerkit", "rouge-score"] = "steerkit",
 ) -> Float[np.ndarray, " n"]:
     """ROUGE-L F1 in [0, 1] of each of n candidates against the reference at the same index.
 
     With `LCS` the length of the longest common subsequence of tokens, `P = LCS / |candidate|` and
-    `R = LCS / |reference|`: `F = 2PR / (P + R) = 2 LCS / (|candidate| + |reference|)`, and 0 where either is empty.
-    Each distinct text is tokenised once per call, by `tokenize(text, tokenizer)`.
+    `R = LCS / |reference|`: `F = 2PR / (P + R) = 2 LCS / (|candidate| + |reference|)`. Each distinct text is tokenised
+    once per call, by `tokenize(text, tokenizer)`.
+
+    NaN where there is no value: neither text has a token, one of them is None (there is no text), or one has letters or
+    digits and the tokenizer sees none of them. A blank text against one with tokens is 0.
 
     Args:
-        tokenizer: `"rouge_score"`, `"symbols"`, or an object of rouge-score's tokenizer interface.
+        tokenizer: `"rouge_score"` (sees `[a-z0-9]` only), `"symbols"`, `"unicode"`, or an object of rouge-score's
+            tokenizer interface.
         implementation: `"steerkit"`, or the package rouge-score as reference; they agree to rounding, and the package
             is slower.
 
+    Warns:
+        UserWarning: texts of which the tokenizer sees less than half of the letters and digits.
+
     Raises:
-        TypeError: a single str in place of a sequence, or an entry that is not a str.
+        TypeError: a single str in place of a sequence, or an entry that is neither a str nor None.
         ValueError: the lengths differ, or unknown `tokenizer` or `implementation`.
 
     Example:
@@ -103,24 +142,52 @@ def rouge_l(
     for name, texts in (("candidates", candidates), ("references", references)):
         check_sequence(name, texts)
         for i, text in enumerate(texts):
-            _check_text(f"{name}[{i}]", text)
+            if text is not None:
+                _check_text(f"{name}[{i}]", text)
     if len(candidates) != len(references):
         raise ValueError(f"expected a reference per candidate; got {len(references)} for {len(candidates)}. Pair them.")
     if implementation not in ("steerkit", "rouge-score"):
         raise ValueError(
             f"expected implementation 'steerkit' or 'rouge-score'; got {implementation!r}. Choose one of those."
         )
-    if implementation == "rouge-score":
-        return _rouge_l_of_package(candidates, references, tokenizer)
-
+    split = cache(lambda text: tokenize(text, tokenizer))
+    unseen = _unseen({text for text in (*candidates, *references) if text is not None}, split, tokenizer)
     # rapidfuzz compares hashes, and the hash of a small int is the int: with a number per token the LCS is exact.
     number = defaultdict[str, int](count().__next__).__getitem__
-    numbers = cache(lambda text: list(map(number, tokenize(text, tokenizer))))
-    scores = np.zeros(len(candidates))
-    for i, (a, b) in enumerate(zip(map(numbers, candidates), map(numbers, references), strict=True)):
-        if a and b:
+    numbers = cache(lambda text: list(map(number, split(text))))
+    scores = np.full(len(candidates), np.nan)
+    for i, (candidate, reference) in enumerate(zip(candidates, references, strict=True)):
+        if candidate is None or reference is None or candidate in unseen or reference in unseen:
+            continue
+        a, b = numbers(candidate), numbers(reference)
+        if a or b:
             scores[i] = 2 * LCSseq.similarity(a, b) / (len(a) + len(b))
+    if implementation == "rouge-score":
+        valued = np.flatnonzero(~np.isnan(scores)).tolist()
+        pairs = [(str(candidates[i]), str(references[i])) for i in valued]
+        scores[valued] = _rouge_l_of_package([a for a, _ in pairs], [b for _, b in pairs], tokenizer)
     return scores
+
+
+def _unseen(texts: set[str], split: Callable[[str], list[str]], tokenizer: Tokenizer) -> set[str]:
+    """The texts with letters or digits of which the tokenizer sees none; warns where it sees less than half."""
+    blind, partly = set(), []
+    for text in texts:
+        written = sum(map(str.isalnum, text))
+        seen = sum(map(str.isalnum, "".join(split(text))))
+        if written and not seen:
+            blind.add(text)
+        if 2 * seen < written:
+            partly.append(text)
+    if partly:
+        warnings.warn(
+            f"the tokenizer {tokenizer!r} sees less than half of the letters and digits of {len(partly)} of "
+            f"{len(texts)} texts, e.g. {min(partly)!r:.60}. A score of what it does not see is NaN. Pass "
+            "tokenizer='unicode'.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return blind
 
 
 def _rouge_l_of_package(
@@ -138,8 +205,10 @@ def _rouge_l_of_package(
     return np.array([scorer.score(reference, candidate)["rougeL"].fmeasure for reference, candidate in pairs])
 
 
-def distinct_n(text: str, n: int = 2) -> float:
-    """Distinct n-grams / n-grams over the `"symbols"` tokens of `text`: in (0, 1], NaN with fewer than n tokens.
+def distinct_n(text: str | None, n: int = 2) -> float:
+    """Distinct n-grams / n-grams over the `"symbols"` tokens of `text`: in (0, 1].
+
+    NaN with fewer than n tokens, or without a text (None).
 
     Raises:
         TypeError: `text` is not a str.
@@ -149,12 +218,12 @@ def distinct_n(text: str, n: int = 2) -> float:
     """
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"expected n to be an int of at least 1; got {n!r}. Pass the length of the n-grams in tokens.")
-    tokens = tokenize(text, "symbols")
+    tokens = [] if text is None else tokenize(text, "symbols")
     grams = list(zip(*(tokens[i:] for i in range(n)), strict=False))
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def repeated_ngrams(text: str, n: int = 4) -> float:
+def repeated_ngrams(text: str | None, n: int = 4) -> float:
     """Share of n-grams that occurred earlier in `text`: `1 - distinct_n(text, n)`, in [0, 1) or NaN.
 
     Raises:

@@ -98,7 +98,8 @@ class SweepResult:
         """The same result with one more score, as a column of its table.
 
         Args:
-            name: `"rouge_l"` (F1 against `reference`, rouge-score's tokenizer), `"rouge_l_symbols"` (one that keeps
+            name: `"rouge_l"` (F1 against `reference`, rouge-score's tokenizer, which sees `[a-z0-9]` only),
+                `"rouge_l_unicode"` (words of any script), `"rouge_l_symbols"` (one that keeps
                 `//`, `=` and `-`), `"distance"` (1 - rouge_l_symbols against the same prompt's text at coefficient 0),
                 `"distinct_2"`, `"repeated_4grams"`, `"perplexity"` (under the unsteered `model`, end token included;
                 lower is more fluent), `"kl"` (KL(steered || unsteered) per token on the unsteered text; needs the
@@ -390,6 +391,7 @@ def _references(table: pd.DataFrame) -> list[str]:
 PURE: dict[str, Callable[[pd.DataFrame], np.ndarray]] = {
     "rouge_l": lambda t: rouge_l(t["text"].tolist(), _references(t)),
     "rouge_l_symbols": lambda t: rouge_l(t["text"].tolist(), _references(t), tokenizer="symbols"),
+    "rouge_l_unicode": lambda t: rouge_l(t["text"].tolist(), _references(t), tokenizer="unicode"),
     "distance": lambda t: 1 - rouge_l(t["text"].tolist(), _unsteered(t), tokenizer="symbols"),
     "distinct_2": lambda t: np.array([distinct_n(text, 2) for text in t["text"]]),
     "repeated_4grams": lambda t: np.array([repeated_ngrams(text, 4) for text in t["text"]]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 from steerkit.io.files import sha256, write_text
 from steerkit.io.json import canonical_json
 from steerkit.io.rows import read_rows
-from steerkit.text.prompt import Prompt, PromptLike, encode_prompt, messages_of, prompt_source
+from steerkit.text.prompt import Prompt, PromptLike, messages_of, prompt_source, render
 from steerkit.text.spans import Passage
+from steerkit.text.thinking import opens_thought, reply_of
 from steerkit.text.tokens import encode
 
 
@@ -51,8 +53,21 @@ class ContrastPair:
     def passages(
         self, tokenizer: Any, group: str, chat_template_kwargs: Mapping[str, Any] | None = None
     ) -> tuple[Passage, Passage]:
-        """Both texts as token ids, each with one span: the tokens of the continuation, without prompt and template."""
-        prompt = encode_prompt(tokenizer, self.prompt, chat_template_kwargs)
+        """Both texts as token ids, each with one span: the tokens of the continuation, without prompt and template.
+
+        Warns:
+            UserWarning: the template opens a thought (`<think>`), so that the continuations are read as thinking.
+        """
+        rendered = render(tokenizer, self.prompt, chat_template_kwargs)
+        prompt = rendered.ids
+        if opens_thought(rendered.text) and reply_of(self.positive) in (None, self.positive):
+            warnings.warn(
+                "the prompt ends inside a thought (<think>), so the pair's continuations are read as thinking and not "
+                "as a reply. Begin both with '</think>' to read replies, or pass chat_template_kwargs, e.g. "
+                '{"enable_thinking": False}, if the template takes it.',
+                UserWarning,
+                stacklevel=2,
+            )
         group = group if self.group is None else self.group
 
         def passage(label: str, text: str) -> Passage:

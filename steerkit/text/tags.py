@@ -11,6 +11,18 @@ TAG = re.compile(
 )
 
 
+LIKE_A_TAG = re.compile(r"<\s*\|?\s*(?:Round|Agent|Consensus|End\s?of\s?Debate)\b[^<>\n]{0,60}?\|?\s*>", re.IGNORECASE)
+"""What a reader takes for a tag, well spelt or not."""
+
+
+def misspelt_tag(text: str) -> re.Match[str] | None:
+    """The first piece of a text that looks like a tag and is none: another case, blanks inside, a missing bar.
+
+    Example: `misspelt_tag("<| Agent 1 solution|>: 4")[0]` is `"<| Agent 1 solution|>"`.
+    """
+    return next((found for found in LIKE_A_TAG.finditer(text) if not TAG.fullmatch(found[0])), None)
+
+
 def round_tag(number: int) -> str:
     """The tag at the start of a round, counted from 1."""
     return f"<|Round {number} - {'Initial Solutions' if number == 1 else 'Revision'}|>"

@@ -13,7 +13,7 @@ from steerkit.io.files import write_text
 from steerkit.io.json import read_json
 from steerkit.io.rows import read_rows
 from steerkit.text.spans import SpannedText
-from steerkit.text.tags import CONSENSUS, END, TAG, agent_tag, round_tag
+from steerkit.text.tags import CONSENSUS, END, TAG, agent_tag, misspelt_tag, round_tag
 
 Range = tuple[int, int]
 
@@ -163,6 +163,8 @@ class DebateTrace:
 
 def _parse(text: str) -> tuple[list[Turn], list[Range], str | None]:
     """The turns of a tagged text, the character range of each, and the consensus."""
+    if wrong := misspelt_tag(text):
+        raise ValueError(f"expected tags as in {agent_tag(1, 1)}; got {wrong[0]!r} at character {wrong.start()}.")
     tags = list(TAG.finditer(text))
     if not tags or tags[0]["round"] != "1" or tags[-1].group() != END:
         ends = [tag.group() for tag in tags[:: max(1, len(tags) - 1)]]
@@ -188,6 +190,11 @@ def _parse(text: str) -> tuple[list[Turn], list[Range], str | None]:
             _check_speakers(tag, number, speakers, first_speakers)
         if tag["round"]:
             _check_round(tag, number, consensus)
+            if before := text[tag.end() : stop].strip():
+                raise ValueError(
+                    f"expected an agent's tag directly after {tag.group()}; got {before!r:.60} at character "
+                    f"{tag.end()}."
+                )
             number += 1
             speakers = []
         elif tag.group() == CONSENSUS:
@@ -217,11 +224,11 @@ def _check_agent(tag: re.Match[str], number: int, speakers: Sequence[int], conse
 
 
 def _check_speakers(tag: re.Match[str], number: int, speakers: Sequence[int], first_speakers: Sequence[int]) -> None:
-    """`ValueError` at the end of a round without turns, or with other agents than round 1."""
-    if not speakers or set(speakers) != set(first_speakers):
+    """`ValueError` at the end of a round without turns, or with other agents than 1 to n, n that of round 1."""
+    if not speakers or set(speakers) != set(range(1, len(first_speakers) + 1)):
         raise ValueError(
-            f"expected the agents {sorted(first_speakers)} in round {number}, at least one; got {list(speakers)} "
-            f"before {tag.group()} at character {tag.start()}."
+            f"expected the agents 1 to {max(len(first_speakers), 1)} in round {number}; got {list(speakers)} before "
+            f"{tag.group()} at character {tag.start()}."
         )
 
 

@@ -107,7 +107,9 @@ def test_symbols_words_are_the_rouge_words_on_ascii(text: str) -> None:
 
 
 def test_tokenize_rejects_what_it_cannot_split() -> None:
-    with pytest.raises(ValueError, match=r"expected tokenizer to be one of \['rouge_score', 'symbols'\]; got 'words'"):
+    with pytest.raises(
+        ValueError, match=r"expected tokenizer to be one of \['rouge_score', 'symbols', 'unicode'\]; got 'words'"
+    ):
         tokenize("a", "words")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"expected text to be a str; got None \(NoneType\)"):
         tokenize(None)  # type: ignore[arg-type]
@@ -127,16 +129,17 @@ def test_rouge_l_equals_rouge_score() -> None:
     candidates[:3], references[:3] = ["", "same text", "!?"], ["", "Same, text", "one"]
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
     expected = [scorer.score(r, c)["rougeL"].fmeasure for c, r in zip(candidates, references, strict=True)]
-    np.testing.assert_allclose(rouge_l(candidates, references), expected, rtol=0, atol=1e-12)
     assert expected[:3] == [0, 1, 0]
+    expected[0] = np.nan  # the package gives 0 to two texts without a token
+    np.testing.assert_allclose(rouge_l(candidates, references), expected, rtol=0, atol=1e-12)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(some_token, max_size=90), st.lists(some_token, max_size=90))
 @example(["a"] * 64 + ["//", "b"] * 40, ["b"] * 70 + ["a"] * 63)
 def test_rouge_l_has_the_longest_common_subsequence(a: list[str], b: list[str]) -> None:
-    expected = 2 * naive_lcs(a, b) / (len(a) + len(b)) if a and b else 0.0
-    assert rouge_l([" ".join(a)], [" ".join(b)], "symbols")[0] == pytest.approx(expected, abs=1e-15)
+    expected = 2 * naive_lcs(a, b) / (len(a) + len(b)) if a or b else np.nan
+    assert rouge_l([" ".join(a)], [" ".join(b)], "symbols")[0] == pytest.approx(expected, abs=1e-15, nan_ok=True)
 
 
 def test_rouge_l_of_a_hand_worked_pair() -> None:
@@ -311,3 +314,50 @@ def test_macro_roc_auc_rejects_what_has_no_area(
 def test_macro_roc_auc_rejects_a_single_str() -> None:
     with pytest.raises(TypeError, match="expected classes to be a sequence; got the single str 'ab'"):
         macro_roc_auc(["a", "b"], [[0, 1], [1, 0]], "ab")
+
+
+# Where a score has no value
+
+
+CHINESE = "\u6d77\u5f88\u5e73\u9759"
+RUSSIAN = "\u043c\u043e\u0440\u0435 \u0441\u043f\u043e\u043a\u043e\u0439\u043d\u043e"
+THAI = "\u0e17\u0e30\u0e40\u0e25"
+HINDI = "\u0939\u093f\u0928\u094d\u0926\u0940"
+
+
+def test_rouge_l_without_a_value_is_nan_and_never_0_or_1() -> None:
+    assert np.isnan(rouge_l(["", " ", None, "a", "!?"], ["", "\n", "a", None, "..."])).all()
+    assert rouge_l(["", "a"], ["a", "  "]).tolist() == [0, 0]  # an empty text against one with a token
+    assert (
+        np.isnan(rouge_l([""], [""], "symbols"))[0] and np.isnan(rouge_l([""], [""], implementation="rouge-score"))[0]
+    )
+
+
+@pytest.mark.parametrize("text", [CHINESE, RUSSIAN, THAI])
+def test_a_script_that_the_tokenizer_does_not_see_has_no_score_and_is_named(text: str) -> None:
+    with pytest.warns(UserWarning, match="sees less than half.*Pass tokenizer='unicode'"):
+        scores = rouge_l([text, text, "sea"], [text, "sea", text])
+    assert np.isnan(scores).all()
+    assert rouge_l([text, text], [text, "sea"], "unicode").tolist() == [1, 0]
+    assert 0 < rouge_l([text], [text[:-1]], "unicode")[0] < 1 or " " in text
+
+
+def test_the_unicode_tokenizer_splits_words_characters_and_marks() -> None:
+    assert tokenize("Das Meer, ruhig!", "unicode") == ["das", "meer", "ruhig"]
+    assert tokenize(CHINESE, "unicode") == list(CHINESE)
+    assert tokenize("na\u0308he", "unicode") == ["na\u0308he"]  # a combining mark belongs to its word
+    assert tokenize("\u0939\u093f\u0928\u094d\u0926\u0940 abc", "unicode") == [
+        "\u0939\u093f\u0928\u094d\u0926\u0940",
+        "abc",
+    ]
+    assert tokenize("", "unicode") == tokenize("\u0301 ...", "unicode") == []
+
+
+def test_a_text_that_is_partly_unseen_is_named() -> None:
+    with pytest.warns(UserWarning, match="1 of 2 texts"):
+        assert rouge_l([f"ab {CHINESE}"], ["ab"])[0] == 1
+
+
+def test_scores_of_no_text_are_nan() -> None:
+    for score in (distinct_n, repeated_ngrams):
+        assert np.isnan(score(None)) and np.isnan(score("")) and np.isnan(score("a"))

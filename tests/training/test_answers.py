@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from steerkit.text.traces import read_traces
 from training.problems.answers import KINDS, LONGEST, canonical, majority, read_answer, same
+from training.problems.units import is_unit_word
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "published"
@@ -431,3 +432,88 @@ def test_answers_and_problems_import_nothing_heavy(module: str) -> None:
 def test_the_table_is_large() -> None:
     assert len(TABLE) == len({(text, kind) for text, kind, _ in TABLE})
     assert sum(answer is None for *_, answer in TABLE) > 100 < sum(answer is not None for *_, answer in TABLE)
+
+
+# Letters, units and thoughts
+
+LETTERS = [  # text, the letter, and whether no answer is right too
+    (r"The correct option is (C).\n\n\boxed{C}", "C", False),
+    (r"Therefore the answer is \boxed{\text{(B)}}.", "B", False),
+    (r"Thus, \boxed{A) 3.2 \times 10^{-5} \text{ M}}", "A", False),
+    (r"the answer is (C) but \boxed{B}", "B", False),
+    (r"\boxed{42}", None, False),
+    (r"\boxed{AB}", None, False),
+    (r"\boxed{d}", "D", False),
+    (r"\boxed{\textbf{(J)}}", "J", False),
+    (r"\boxed{\mathrm{I}}", "I", False),
+    (r"\boxed{\text{C. interference}}", "C", False),
+    (r"\boxed{\text{(C) interference}}", "C", False),
+    (r"\boxed{(C)\ \text{interference}}", "C", False),
+    (r"\boxed{C \text{ (interference)}}", "C", True),
+    (r"\boxed{C: interference}", "C", False),
+    (r"\boxed{C - interference}", "C", True),
+    (r"\boxed{\text{Option C}}", "C", False),
+    (r"\boxed{\text{The answer is (C)}}", "C", True),
+    (r"\boxed{The answer is (C).}", "C", True),
+    (r"\boxed{A car moves, so B}", None, False),
+    (r"\boxed{A safe choice}", None, False),
+    (r"\boxed{I}", "I", False),
+    (r"\boxed{I only}", None, False),
+    (r"\boxed{I and II}", None, False),
+    (r"\boxed{\text{I, II}}", None, False),
+    (r"\boxed{\text{Not (A)}}", None, False),
+    (r"\boxed{(A) or (C)}", None, False),
+    (r"\boxed{(A)\text{ and }(C)}", None, False),
+    (r"\boxed{A) 5, C) 7}", None, False),
+    (r"\boxed{\text{A. 5 or C. 7}}", None, False),
+    (r"\boxed{\text{None of the above}}", None, False),
+    (r"\boxed{N/A}", None, False),
+    (r"\boxed{E = mc^2}", None, False),
+    (r"\boxed{C_6H_{12}}", None, False),
+    (r"\boxed{K}", "K", True),
+    (r"\boxed{**C**}", "C", False),
+    (r"\boxed{\(C\)}", "C", False),
+    (r"\boxed{\{C\}}", "C", True),
+    (r"\boxed{'C'}", "C", True),
+    (r"\boxed{C.}", "C", False),
+    (r"\boxed{\text{C}\ }", "C", False),
+    (r"\boxed{\text{(c)}}", "C", False),
+    (r"\boxed{\text{(A) is wrong; (C)}}", None, False),
+    (r"\boxed{A \u2192 C}", None, False),
+    (r"\boxed{A. Then B.}", "A", True),
+    (r"\boxed{(D) 12 (C)}", "D", True),
+    (r"\boxed{B) 1 & D) 2}", None, False),
+    (r"\boxed{A: yes; B: no}", None, False),
+]
+
+
+@pytest.mark.parametrize(("text", "letter", "or_none"), LETTERS)
+def test_a_letter_is_read_or_none_and_never_another_one(text: str, letter: str | None, or_none: bool) -> None:
+    found = read_answer(text, "option")
+    assert found == letter or (found is None and or_none)
+
+
+MULTIPLIERS = "lakh crore gross score dozen pairs hundredweight quintillion million bn k thousand halves couple myriad"
+
+
+@pytest.mark.parametrize("word", MULTIPLIERS.replace("couple ", "").split())
+def test_a_number_with_an_unknown_word_after_it_is_not_the_bare_number(word: str) -> None:
+    for box in (f"3 {word}", rf"3\text{{ {word}}}", f"3 {word} apples", rf"\text{{3 {word} of apples}}"):
+        assert read_answer(rf"\boxed{{{box}}}", "number") is None
+
+
+@given(word=st.from_regex(r"[a-z]{2,12}", fullmatch=True))
+def test_a_word_after_a_number_is_a_known_unit_or_makes_it_unreadable(word: str) -> None:
+    assert read_answer(rf"\boxed{{3 {word}}}", "number") == ("3" if is_unit_word(word) else None)
+
+
+@pytest.mark.parametrize("unit", ["apples", "km", "miles per hour", "square feet", "more red apples", "kilowatt-hours"])
+def test_a_number_with_a_known_unit_is_the_number(unit: str) -> None:
+    assert read_answer(rf"\boxed{{3 {unit}}}", "number") == "3"
+
+
+def test_a_box_in_a_thought_is_no_answer() -> None:
+    cut = "<think>\nFirst \\boxed{5}. No wait, that is wrong, let me start again"
+    without = "<think>\nmaybe \\boxed{5}\n</think>\n\nThe answer is **12**."
+    after = "<think>\nmaybe \\boxed{5}\n</think>\n\n\\boxed{12}"
+    assert [read_answer(text, "number") for text in (cut, without, after)] == [None, None, "12"]

@@ -291,7 +291,7 @@ def test_every_gold_of_the_real_mmlu_pro_names_the_option_of_its_index() -> None
     problems = load_problems("mmlu_pro", DATA / "mmlu_pro" / "test_sample.jsonl")
     assert len(problems) == len({one.id for one in problems}) == len(rows) == 420
     for one, row in zip(problems, rows, strict=True):
-        assert f"\n({one.gold}) {row['options'][row['answer_index']]}\n" in one.question + "\n"
+        assert f"\n({one.gold}) {row['options'][row['answer_index']].strip()}\n" in one.question + "\n"
 
 
 @real_data
@@ -328,3 +328,17 @@ def test_the_papers_open_questions_are_read() -> None:
     problems = load_problems("open", DATA / "published" / "hallucination_questions.json")
     assert len(problems) == 4 and {one.gold for one in problems} == {None}
     assert problems[0].question.startswith("Who led the Aramathian Expedition")
+
+
+def test_the_options_of_mmlu_pro_are_written_alike(tmp_path) -> None:
+    row = {"question_id": 70, "question": "What is 2 + 3? ", "answer": "B", "answer_index": 1}
+    file = tmp_path / "m.json"
+    file.write_text(json.dumps([{**row, "options": ["4", " 5", "6 ", "N/A", "N/A"]}]))
+    (problem,) = load_problems("mmlu_pro", file)
+    assert problem.question == "What is 2 + 3?\nOptions:\n(A) 4\n(B) 5\n(C) 6" and problem.gold == "B"
+    lines = tmp_path / "m.jsonl"
+    lines.write_text(json.dumps({**row, "options": ["4", "N/A"]}) + "\n")
+    assert load_problems("mmlu_pro", lines)[0].question.endswith("(A) 4\n(B) N/A")  # the right one stays
+    file.write_text(json.dumps({"rows": []}))
+    with pytest.raises(ValueError, match="expected a JSON list of rows"):
+        load_problems("mmlu_pro", file)

@@ -15,6 +15,7 @@ from steerkit.io.ranks import barrier, rank_and_world
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
 from steerkit.text.prompt import PromptLike
+from steerkit.text.tags import TAG, misspelt_tag
 from steerkit.text.traces import DebateTrace, Turn, write_traces
 from training.debates.answerers import Answerer, Reply, Request, Sampling, check_unique_ids
 from training.debates.moderator import Verdict, moderation, read_verdict
@@ -125,7 +126,8 @@ class Debate:
     def trace(self) -> DebateTrace | None:
         """Return the debate as a trace if it has a consensus, right or wrong, and no failed call; else None.
 
-        For an open question the consensus is the moderator's explanation, and the record has `consensus_type` too.
+        `row` says why a debate has no trace. For an open question the consensus is the moderator's explanation, and the
+        record has `consensus_type` too.
         """
         answer, verdict = self.answer(), self.verdict
         if self.failed or (answer is None and (verdict is None or verdict.type == "none")):
@@ -139,14 +141,26 @@ class Debate:
             extra = {"consensus_type": verdict.type, "consensus_explanation": verdict.explanation}
         try:
             return DebateTrace.of(self.problem.question, turns, consensus, self.problem.gold, extra)
-        except ValueError:  # an answer contains a tag
+        except ValueError:  # a reply contains a tag, or what looks like one
             return None
+
+    def without_trace(self) -> str | None:
+        """Return why the debate has no trace; None if it has one."""
+        if self.failed:
+            return f"{self.failed} failed calls"
+        if self.trace() is not None:
+            return None
+        tagged = [call for call in self.calls if TAG.search(call.text or "") or misspelt_tag(call.text or "")]
+        if tagged:
+            return f"a reply with a tag in it: agent {tagged[0].agent}, round {tagged[0].round}"
+        return "no consensus"
 
     def row(self) -> dict[str, Any]:
         """Return the debate as a table row."""
         tokens_in, tokens_out = self.tokens()
         return {
             "id": self.problem.id,
+            "without_trace": self.without_trace(),
             "question": self.problem.question,
             "gold": self.problem.gold,
             "answer": self.answer(),

@@ -18,6 +18,9 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Literal
 
+from steerkit.text.thinking import reply_of
+from training.problems.units import is_unit_word
+
 LONGEST = 1000  # characters; a longer box is no answer, which bounds the cost of parsing any content
 
 _BOX = r"(?:\\fbox|(?<![A-Za-z])box(?:ed)?)\s*\{"
@@ -39,8 +42,10 @@ _SPELLINGS = (
 def read_answer(text: str, kind: str, box: Literal["last", "first"] = "last") -> str | None:
     r"""Return the canonical answer in a text's last box: `\boxed{...}`, `\fbox{...}`, `boxed{...}` or `box{...}`.
 
-    A number may have thousands separators, a currency, a percent sign (dropped: `18%` is 18) or a unit. It may follow
-    `=`. Digits separated by single spaces are one number, because some tokenizers write one token per digit.
+    A number may have thousands separators, a currency, a percent sign (dropped: `18%` is 18) or a known unit
+    (`training.problems.units`). It may follow `=`. Digits separated by single spaces are one number, because some
+    tokenizers write one token per digit. Of a text with a thought (`<think>...</think>`) only the reply after it is
+    read; a thought without an end has no reply, hence no answer.
 
     Args:
         text: e.g. a model's output. The run time is linear in its length.
@@ -64,10 +69,11 @@ def read_answer(text: str, kind: str, box: Literal["last", "first"] = "last") ->
     read = _reader(kind)
     if box not in _BOXES:
         raise ValueError(f"expected the box 'last' or 'first'; got {box!r}. Pass one of these.")
-    opened = _BOXES[box].match(text)
-    if opened is None:
+    reply = reply_of(text)
+    opened = None if reply is None else _BOXES[box].match(reply)
+    if reply is None or opened is None:
         return None
-    inside = text[opened.end() : opened.end() + LONGEST + 1]
+    inside = reply[opened.end() : opened.end() + LONGEST + 1]
     end = _closing(inside, 0)
     return read(inside[:end]) if end >= 0 else None
 
@@ -171,11 +177,6 @@ _UNIT = re.compile(
     rf"\s*(?:\\?[%$]|[€£¢°]|\^\\circ|\^\{{\\circ\}}|(?:{_STYLE}\{{(?P<set>[^{{}}]*)\}}"
     rf"|[ {_THIN}/]+(?P<bare>[A-Za-z][A-Za-z ./-]*))(?:\^\{{?[23]\}}?|[²³])?)?"
 )
-_NO_UNIT = re.compile(  # words that change the number before them, or join it to another expression
-    r"(?i:and|or|to|not|is|minus|plus|over|by|than|mod|hal(?:f|ves)|(?:third|quarter|(?:four|fif|six|seven|eigh|nin|ten)th)s?"
-    r"|(?:hundred|thousand)(?:th)?s?|(?:m|b|tr)illion(?:th)?s?|dozens?|score|pi|sqrt|squared|cubed|factorial"
-    r"|st|nd|rd|th|bn|mn)|[kKMBT]"
-)
 
 
 def _value(decimal: str) -> Fraction:
@@ -205,9 +206,7 @@ def _is_unit(text: str) -> bool:
         return False
     words = re.findall(r"[^\s./-]+", unit["set"] or unit["bare"] or "")
     shortest = 1 if unit["set"] else 2  # a bare letter may be a variable
-    return all(
-        len(word) >= shortest and word.isascii() and word.isalpha() and not _NO_UNIT.fullmatch(word) for word in words
-    )
+    return all(len(word) >= shortest and is_unit_word(word) for word in words)
 
 
 def _number(text: str) -> str | None:
@@ -240,6 +239,7 @@ _OPTION = re.compile(
     re.S,
 )
 _LISTED = re.compile(r"[\s.):]*(?:[,/&]|(?:and|or)\b)", re.I)
+_NEXT = re.compile(r"(?:[,;/&]|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))\s*\(?\s*([A-Za-z])\s*[.):](?=\s|\Z)", re.I)
 _BRACKETED = re.compile(r"(?<!\w)\(\s*([A-Za-z])\s*\)(?=[\s,.;:]|\Z)")
 _WORD = re.compile(
     r"(?:(?:the )?(?:answer|argument) is )?(?:deductively )?(yes|no|valid|invalid|true|false)(?:[,.;:]\s.*)?", re.S
@@ -252,7 +252,8 @@ def _option(text: str) -> str | None:
     if match is None:
         return None
     letter: str = match[1] or match[2]
-    others = [other for other in _BRACKETED.findall(match[3]) if other.isupper() == letter.isupper()]
+    named = [*_BRACKETED.findall(match[3]), *_NEXT.findall(match[3])]
+    others = [other for other in named if other.isupper() == letter.isupper()]
     return None if others or _LISTED.match(match[3]) else letter.upper()
 
 

@@ -40,10 +40,12 @@ def load_gsm8k(source: str | Path) -> list[Problem]:
 def load_mmlu_pro(source: str | Path) -> list[Problem]:
     """Load MMLU-Pro from a `.jsonl` or `.parquet` file of its rows, or from the hub (test split).
 
-    The options follow the question, one line `(A) ...` per option. Errors are those of `load_problems`.
+    The options follow the question, one line `(A) ...` per option, all written alike: without white space at their
+    ends, which in some rows gives the right one away. Rows with fewer than ten options are filled with `N/A` in some
+    copies of the data; those at the end are left out. Errors are those of `load_problems`.
 
     Args:
-        source: path of the file, or the hub id `TIGER-Lab/MMLU-Pro`.
+        source: path of the file, of a `.json` file with a list of rows, or the hub id `TIGER-Lab/MMLU-Pro`.
 
     Source: Wang et al. 2024, arXiv 2406.01574.
 
@@ -59,8 +61,11 @@ def load_mmlu_pro(source: str | Path) -> list[Problem]:
                 f"expected the letter and index of one of {len(options)} options; got {gold!r}, {index}. "
                 "Correct the row."
             )
-        lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
-        question = "\n".join([row["question"], "Options:", *lines])
+        texts = [str(option).strip() for option in options]
+        while len(texts) > index + 1 and texts[-1] == "N/A":
+            texts.pop()
+        lines = [f"({letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False)]
+        question = "\n".join([row["question"].strip(), "Options:", *lines])
         return Problem(f"mmlu_pro/{row['question_id']}", question, gold, "option", "mmlu_pro")
 
     return problems_from_rows(source, _rows(source, None), columns, problem)
@@ -173,6 +178,11 @@ def _rows(source: str | Path, config: str | None) -> list[Any]:
         from pyarrow.parquet import read_table
 
         return read_table(path).to_pylist()
+    if path.suffix == ".json":
+        listed = read_json(path)
+        if not isinstance(listed, list):
+            raise ValueError(f"expected a JSON list of rows in {path}; got {type(listed).__name__}. Pass the list.")
+        return listed
     rows = read_rows(path)
     if len(rows) < sum(1 for line in path.read_bytes().split(b"\n") if line.strip()):
         raise ValueError(f"expected whole lines in {path}; its last one is cut off. Download the file again.")
