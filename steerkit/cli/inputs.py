@@ -10,7 +10,7 @@ from typing import Any
 from steerkit.io.files import read_bytes
 from steerkit.io.json import read_json
 from steerkit.io.rows import read_rows
-from steerkit.models.gguf import split_gguf
+from steerkit.models.gguf_path import split_gguf
 from steerkit.sweeps.layers import LayerSet, layer_sets
 
 LAYERS_EXAMPLE = "Pass block indices such as 8,12,16, or all."

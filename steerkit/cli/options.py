@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 from steerkit.cli.inputs import check_adapter, check_checkpoint
-from steerkit.io.progress import line as progress_line
 from steerkit.io.progress import spinner
 from steerkit.show.terminal import plain
 
@@ -104,6 +103,4 @@ def load_model(checkpoint: str, loading: LoadOptions) -> tuple[Any, Any]:
     activity = f"loading {' '.join(plain(checkpoint, ' ').split())}"
     with spinner(activity):
         from steerkit.models.load import load
-
-        with progress_line(activity):
-            return load(checkpoint, **asdict(loading))
+    return load(checkpoint, **asdict(loading))

@@ -92,12 +92,12 @@ def from_transformers(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # each parser of transformers raises its own
-        raise _explained(error, checkpoint, bool(options.get("local_files_only"))) from error
+        raise explained(error, checkpoint, bool(options.get("local_files_only"))) from error
     model, report = loaded
     return model, tokenizer, report
 
 
-def _explained(error: Exception, checkpoint: str, offline: bool) -> Exception:
+def explained(error: Exception, checkpoint: str, offline: bool) -> Exception:
     """The error to raise for an error of `from_pretrained`: for the installation, the hub or the checkpoint."""
     if reason := _import_failure(error):
         return ImportError(

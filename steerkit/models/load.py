@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from steerkit.io.progress import line, spinner
 from steerkit.models.adapters import base_of_adapter, with_adapter
 from steerkit.models.blocks import find_blocks
 from steerkit.models.checkpoint import check_folder, check_weights, from_transformers
-from steerkit.models.gguf import quantization_of, split_gguf
+from steerkit.models.gguf_model import from_gguf
+from steerkit.models.gguf_path import split_gguf
 from steerkit.models.hub import offline_options
 from steerkit.models.identity import ORIGIN, tokenizer_sha256
 
@@ -27,6 +29,7 @@ def load(
     bits: int | None = None,
     blocks: str | None = None,
     backend: str | None = None,
+    gguf_cache: bool = True,
     trust_remote_code: bool = False,
     trust_pickle: bool = False,
 ) -> tuple[Any, Any]:
@@ -45,6 +48,8 @@ def load(
         blocks: path of the list of decoder blocks, for models where `find_blocks` does not find it.
         backend: `"transformer_lens"` or `"nnsight"`: run forwards by that package (see
             `steerkit.models.backends.through`).
+        gguf_cache: keep the dequantised model of a GGUF file as a checkpoint folder beside the hub's cache
+            (`HF_HOME`/steerkit/gguf), from which the next load reads it. It is found by the content of the file.
         trust_remote_code: run the Python code in the checkpoint. It can do anything that you can.
         trust_pickle: also read pickled weights (`.bin`) if there are no safetensors. A pickle can hold code. torch's
             restricted reader refuses it, but has had security holes.
@@ -68,22 +73,47 @@ def load(
     if adapter is None and (base := base_of_adapter(checkpoint)) is not None:
         checkpoint, adapter = base, checkpoint
     checkpoint, gguf_file = split_gguf(checkpoint, gguf_file)
+    activity = f"loading {gguf_file or checkpoint}"
+    with spinner(activity), line(activity):
+        return _load(
+            checkpoint,
+            adapter,
+            gguf_file,
+            dtype,
+            device,
+            bits,
+            blocks,
+            backend,
+            gguf_cache,
+            trust_remote_code,
+            trust_pickle,
+        )
+
+
+def _load(
+    checkpoint: str,
+    adapter: str | Path | None,
+    gguf_file: str | None,
+    dtype: torch.dtype | str | None,
+    device: str | torch.device | Mapping[str, str | int] | None,
+    bits: int | None,
+    blocks: str | None,
+    backend: str | None,
+    gguf_cache: bool,
+    trust_remote_code: bool,
+    trust_pickle: bool,
+) -> tuple[Any, Any]:
+    """`load`, without its progress display."""
     device_map = device if device == "auto" or isinstance(device, Mapping) else None
     target = _target(device if device_map is None else None)
     _check_dtype(dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     model_options: dict[str, Any] = {}
     weights = None
-    if gguf_file is not None:
-        from transformers import GgufConfig
-
-        options["gguf_file"] = gguf_file
-        model_options["quantization_config"] = GgufConfig(dequantize=True)
-        weights = quantization_of(Path(checkpoint) / gguf_file)
-    else:
+    if gguf_file is None:
         check_folder(checkpoint, trust_pickle)
-        if not trust_pickle:
-            model_options["use_safetensors"] = True
+    if not trust_pickle and gguf_file is None:
+        model_options["use_safetensors"] = True
     if offline := offline_options(checkpoint):
         options |= offline
         model_options["adapter_kwargs"] = offline
@@ -93,7 +123,12 @@ def load(
         model_options["quantization_config"] = _quantization(bits, gguf_file)
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" else "auto"
-    model, tokenizer, report = from_transformers(checkpoint, options, {**model_options, "dtype": dtype})
+    model_options["dtype"] = dtype
+    if gguf_file is not None:
+        keeps = gguf_cache and device_map is None
+        model, tokenizer, report, weights = from_gguf(checkpoint, gguf_file, options, model_options, keeps)
+    else:
+        model, tokenizer, report = from_transformers(checkpoint, options, model_options)
     if not getattr(model, "hf_device_map", None) and bits is None:
         model = model.to(target)
     name = f"{checkpoint}/{gguf_file}" if gguf_file else str(checkpoint)

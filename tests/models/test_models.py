@@ -46,7 +46,7 @@ def test_a_saved_model_comes_back_with_its_fingerprint_in_eval_mode(folder) -> N
 def test_the_gguf_file_says_that_its_weights_were_quantised(smollm) -> None:
     model, tokenizer = smollm
     about = describe(model, tokenizer)
-    assert about["weights"] == "Q4_1, dequantised" and about["dtype"] == "float32"
+    assert about["weights"] == "Q4_1 (Q4_1 210, F32 61, Q8_0 1), dequantised" and about["dtype"] == "float32"
     assert about["n_layers"] == 30 and about["d_model"] == 576
     assert about["checkpoint"].endswith("SmolLM2-135M-Instruct.Q4_1.gguf")
     assert not getattr(model, "is_quantized", False)
