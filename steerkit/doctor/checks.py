@@ -6,9 +6,11 @@ Each check is a function of the model and its tokenizer that returns a state and
 from __future__ import annotations
 
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from steerkit.capture.collect import collect_each
 from steerkit.capture.pooling import Position
@@ -19,16 +21,34 @@ from steerkit.models.blocks import find_blocks
 from steerkit.models.cache_argument import counts_tokens
 from steerkit.models.context import context_length
 from steerkit.models.ends import ends_of
-from steerkit.models.identity import describe
+from steerkit.models.identity import describe, fingerprint, template_changes
 from steerkit.models.model import device_of, evaluating, unwrap
 from steerkit.steering.steering import Steering
-from steerkit.text.prompt import encode_prompt, render
+from steerkit.text.prompt import drops_system, encode_prompt, render
+from steerkit.text.spans import SpannedText, passage_of
+from steerkit.text.thinking import opens_thought
+from steerkit.text.tokens import adds_space, decode, encode
 from steerkit.vectors.vector import SteeringVector
 
 State = Literal["ok", "note", "failed"]
 Result = tuple[State, str]
 
 TEXTS = ("The sea is calm today.", "One two three four five six seven eight nine ten.", "Yes.")
+BOUNDARIES = ("Hello", " was here", "a  b ", "\n\nc", "12*13", "na\u00efve \u6d77")
+UNUSED = (
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "min_length",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "sequence_bias",
+    "exponential_decay_length_penalty",
+)
+"""Settings of a generation configuration that change texts, and that `steerkit.generate` does not use."""
+NEUTRAL = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
 QUESTION = [{"role": "user", "content": "How do tides work?"}]
 NEW_TOKENS = 8
 LARGE_COEFFICIENT = 50.0
@@ -56,7 +76,7 @@ def tokenizer(model: nn.Module, tokenizer: Any) -> Result:
     details = []
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if has_template:
-        rendered = encode_prompt(tokenizer, render(tokenizer, QUESTION))
+        rendered = encode_prompt(tokenizer, QUESTION)
         bos = tokenizer.bos_token_id
         is_doubled = bos is not None and list(rendered[:2]) == [bos, bos]
         details.append("the chat template doubles the first token" if is_doubled else "has a chat template")
@@ -70,6 +90,73 @@ def tokenizer(model: nn.Module, tokenizer: Any) -> Result:
         details.append(f"{n_tokens} tokens for {n_embeddings} embeddings: some tokens have no embedding")
         return "failed", "; ".join(details)
     return "ok" if has_template else "note", "; ".join(details)
+
+
+def boundaries(model: nn.Module, tokenizer: Any) -> Result:
+    """Check that continuations and spans are cut where their texts are, and that their tokens decode to them."""
+    normalised = []
+    for text in BOUNDARIES:
+        found = decode(tokenizer, encode(tokenizer, text), skip_special=False)
+        if found != text:
+            normalised.append((text, found))
+    for text, found in normalised:
+        if "".join(found.lower().split()) != "".join(text.lower().split()):
+            return "failed", f"the tokens of the continuation {text!r} decode to {found!r}"
+    whole = "".join(BOUNDARIES[:2])
+    cut = len(BOUNDARIES[0])
+    passage = passage_of(tokenizer, SpannedText(whole, ((0, cut), (cut, len(whole))), prompt="Q:"), "")
+    (first, middle), (again, last) = passage.spans
+    if not (first == len(encode_prompt(tokenizer, "Q:")) and middle == again and last == len(passage.ids)):
+        return "failed", f"the spans of {whole!r} are {passage.spans} of {len(passage.ids)} tokens"
+    if normalised:
+        return "note", f"the tokenizer normalises texts: {normalised[0][0]!r} becomes {normalised[0][1]!r}"
+    spaced = "; it puts a space before a text, which continuations do without" if adds_space(tokenizer) else ""
+    return "ok", f"{len(BOUNDARIES)} continuations decode to themselves, spans are cut exactly{spaced}"
+
+
+def template(model: nn.Module, tokenizer: Any) -> Result:
+    """Check that the chat template gives the same prompt again, and what it does with system messages and thoughts."""
+    if not getattr(tokenizer, "chat_template", None):
+        return "ok", "no chat template"
+    if len({render(tokenizer, QUESTION).ids for _ in range(3)}) > 1:
+        return "failed", "the chat template renders the same messages otherwise each time"
+    notes = []
+    if template_changes(tokenizer):
+        notes.append("it writes the date: the same messages are another prompt tomorrow; keep the Prompt of `render`")
+    if drops_system(tokenizer):
+        notes.append("it leaves out system messages, or refuses them")
+    if opens_thought(render(tokenizer, QUESTION).text):
+        notes.append("it opens a thought (<think>): what follows the prompt is thinking")
+    return ("note", "; ".join(notes)) if notes else ("ok", "the same messages give the same prompt")
+
+
+def generation_settings(model: nn.Module, tokenizer: Any) -> Result:
+    """Report the end tokens, and settings of the generation configuration that `generate` does not use."""
+    ends = sorted(ends_of(model, tokenizer))
+    config = getattr(unwrap(model), "generation_config", None)
+    unused = {name: getattr(config, name, None) for name in UNUSED}
+    unused = {name: value for name, value in unused.items() if value not in (None, NEUTRAL.get(name), [], {})}
+    if not ends:
+        return "note", "no token ends a text: every text has max_new_tokens"
+    if unused:
+        return "note", f"ends at {ends}; steerkit.generate does not use {unused} of the generation configuration"
+    return "ok", f"ends at {ends}"
+
+
+def causality(model: nn.Module, tokenizer: Any) -> Result:
+    """Check that the stream at a token does not change with the tokens after it."""
+    ids = _ids(model, tokenizer, TEXTS[1])
+    other = ids.clone()
+    half = ids.shape[1] // 2
+    other[:, half:] = ids[:, half:].roll(1, 1)
+    streams = []
+    for row in (ids, other):
+        with torch.inference_mode(), evaluating(unwrap(model)), capture_resid(model) as read:
+            model(input_ids=row, use_cache=False)
+        streams.append(torch.stack([read[layer][0, :half].float().cpu() for layer in sorted(read)]))
+    change = _relative_difference(streams[1], streams[0])
+    state: State = "ok" if change < _tolerance(model) else "failed"
+    return state, f"later tokens change the stream at earlier ones by {change:.1e} of its size"
 
 
 def hidden_states(model: nn.Module, tokenizer: Any) -> Result:
@@ -154,6 +241,35 @@ def cache(model: nn.Module, tokenizer: Any) -> Result:
     return "ok", detail
 
 
+def compiled_caches(model: nn.Module, tokenizer: Any) -> Result:
+    """Compare transformers' `generate` with a static cache inside `steering.on` with steering without a cache."""
+    if not counts_tokens(model):
+        return "note", "the model takes no cache that counts its tokens"
+    steering = Steering(_direction(model), _coefficient_of_stream_norm(model, tokenizer), foreign=True)
+    ids = _ids(model, tokenizer, TEXTS[0])
+    slow = _greedy_ids(model, tokenizer, TEXTS[0], steering)
+    settings = GenerationConfig(
+        max_new_tokens=len(slow), do_sample=False, pad_token_id=0, eos_token_id=None, cache_implementation="static"
+    )
+    try:
+        with (
+            torch.inference_mode(),
+            evaluating(unwrap(model)),
+            mock.patch.object(unwrap(model), "generation_config", settings),
+            steering.on(model),
+        ):
+            found = model.generate(  # type: ignore[operator]
+                ids, attention_mask=torch.ones_like(ids), generation_config=settings
+            )
+    except (ValueError, NotImplementedError, AttributeError, TypeError, IndexError, KeyError) as error:
+        return "note", f"transformers does not generate with a static cache: {type(error).__name__}: {error!s:.80}"
+    new = found[0, ids.shape[1] :].tolist()
+    if new == slow:
+        return "ok", f"{len(new)} steered tokens are the same with a static cache, which is not compiled while steering"
+    state: State = "failed" if _tolerance(model) < 1e-3 else "note"
+    return state, f"steered tokens differ with a static cache: {new} and {slow}"
+
+
 def first_new_token(model: nn.Module, tokenizer: Any) -> Result:
     """Check that positions `generated` leave the first new token unchanged."""
     steering = Steering(_direction(model), LARGE_COEFFICIENT, "generated", foreign=True)
@@ -173,26 +289,35 @@ def adapter(model: nn.Module, tokenizer: Any) -> Result:
     with_adapter = _logits(model, ids)
     with model.disable_adapter():  # type: ignore[operator]
         without = _logits(model, ids)
+        base, off = fingerprint(model)
     change = _relative_difference(with_adapter, without)
     names = ", ".join(model.peft_config)  # type: ignore[arg-type]
     if change == 0:
         return "failed", f"{names}: the logits are those of the base model; the adapter is not active or empty"
-    return "ok", f"{names}: changes the logits by {change:.1%}"
+    same_base, identity = fingerprint(model)
+    if identity is None or off is not None or base != same_base:
+        return "failed", f"{names}: changes the logits, but the fingerprints {same_base}, {identity} do not say so"
+    return "ok", f"{names}: changes the logits by {change:.1%}; fingerprint {identity}"
 
 
 def _greedy(model: nn.Module, tokenizer: Any, text: str, steering: Steering) -> str:
+    """The text of `_greedy_ids`, without its end token."""
+    ends = ends_of(model, tokenizer)
+    return decode(tokenizer, [token for token in _greedy_ids(model, tokenizer, text, steering) if token not in ends])
+
+
+def _greedy_ids(model: nn.Module, tokenizer: Any, text: str, steering: Steering) -> list[int]:
     """Greedy decoding of one prompt without a cache: the whole text is read again for every token."""
     ids = _ids(model, tokenizer, text)
     start = ids.shape[1]
     ends = ends_of(model, tokenizer)
-    with steering.on(model, prompt_length=start):
+    with torch.inference_mode(), evaluating(unwrap(model)), steering.on(model, prompt_length=start):
         while ids.shape[1] < start + NEW_TOKENS:
             token = model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)
             ids = torch.cat([ids, token], dim=1)
             if int(token) in ends:
                 break
-    kept = [token for token in ids[0, start:].tolist() if token not in ends]
-    return str(tokenizer.decode(kept, skip_special_tokens=True))
+    return [int(token) for token in ids[0, start:]]
 
 
 def _ids(model: nn.Module, tokenizer: Any, text: str) -> Tensor:

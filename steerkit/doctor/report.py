@@ -14,10 +14,15 @@ from steerkit.doctor.checks import Result, State
 CHECKS: dict[str, Callable[[nn.Module, Any], Result]] = {
     "weights": checks.weights,
     "tokenizer": checks.tokenizer,
+    "boundaries": checks.boundaries,
+    "template": checks.template,
+    "generation settings": checks.generation_settings,
+    "causality": checks.causality,
     "hidden states": checks.hidden_states,
     "padding": checks.padding,
     "coefficient 0": checks.coefficient_zero,
     "cache": checks.cache,
+    "compiled caches": checks.compiled_caches,
     "first new token": checks.first_new_token,
     "adapter": checks.adapter,
 }

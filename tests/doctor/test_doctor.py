@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 from steerkit.cli import models as cli
 from steerkit.cli.models import doctor
 from steerkit.doctor.report import CHECKS, Finding, examine
+from steerkit.models.cache_argument import cache_argument
+from tests.models.test_identity import adapted
 from tests.small_models import build
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -28,8 +32,9 @@ def test_a_sound_model_has_no_failed_check(kind) -> None:
     found = examine(tiny_model(kind), tiny_tokenizer())
     assert not [finding for finding in found if finding.state == "failed"], found
     assert states(found) == {
-        "residual stream": "ok", "weights": "ok", "tokenizer": "ok", "hidden states": "note", "padding": "ok",
-        "coefficient 0": "ok", "cache": "ok", "first new token": "note", "adapter": "ok",
+        "residual stream": "ok", "weights": "ok", "tokenizer": "ok", "boundaries": "ok", "template": "ok",
+        "generation settings": "ok", "causality": "ok", "hidden states": "note", "padding": "ok", "coefficient 0": "ok",
+        "cache": "ok", "compiled caches": "ok", "first new token": "note", "adapter": "ok",
     }  # fmt: skip
 
 
@@ -52,7 +57,7 @@ class Leaky(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.inner(x)
-        return out + 0.1 * out.mean(dim=(0, 1), keepdim=True)
+        return out + 0.1 * out.mean(dim=0, keepdim=True)
 
 
 def test_each_check_is_a_function_that_returns_a_state_and_a_detail() -> None:
@@ -146,3 +151,115 @@ def test_the_command_prints_json_and_its_exit_code_is_1_if_a_check_failed(tmp_pa
         doctor("somewhere")
     assert stopped.value.code == 1
     assert "Failed checks: tokenizer" in capsys.readouterr().out
+
+
+# A model that is broken on purpose, for each further check
+
+
+def result_of(check: str, model: Any, tokenizer: Any) -> tuple[str, str]:
+    finding = next(finding for finding in examine(model, tokenizer) if finding.check == check)
+    return finding.state, finding.detail
+
+
+def test_a_tokenizer_that_loses_characters_fails_and_one_that_normalises_is_noted() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert result_of("boundaries", tiny_model(), tokenizer) == (
+        "note", "the tokenizer normalises texts: 'Hello' becomes 'hello'"
+    )  # fmt: skip
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("e", "")
+    state, detail = result_of("boundaries", tiny_model(), tokenizer)
+    assert state == "failed" and "decode to 'Hllo'" in detail
+
+
+def test_a_template_that_changes_by_itself_fails_and_one_that_writes_the_date_is_noted() -> None:
+    tokenizer = tiny_tokenizer()
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = "{{ strftime_now('%Y') }}" + plain
+    state, detail = result_of("template", tiny_model(), tokenizer)
+    assert state == "note" and "it writes the date" in detail
+    tokenizer.chat_template = "{{ strftime_now('%f') }}" + plain
+    assert result_of("template", tiny_model(), tokenizer)[0] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("template", "detail"),
+    [
+        (
+            "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}",
+            "it leaves out system messages",
+        ),
+        (
+            "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}x",
+            "it leaves out system messages",
+        ),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}<think>\n", "it opens a thought"),
+    ],
+)
+def test_what_a_template_does_with_system_messages_and_thoughts_is_noted(template: str, detail: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    state, found = result_of("template", tiny_model(), tokenizer)
+    assert state == "note" and detail in found
+
+
+def test_settings_that_generate_does_not_use_are_noted() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    model.generation_config.repetition_penalty = 1.1
+    state, detail = result_of("generation settings", model, tokenizer)
+    assert state == "note" and "does not use {'repetition_penalty': 1.1}" in detail
+    model = tiny_model()
+    model.generation_config.eos_token_id = tokenizer.eos_token = tokenizer.chat_template = None
+    assert result_of("generation settings", model, tokenizer)[0] == "note"
+
+
+class LooksAhead(torch.nn.Module):
+    """Adds the stream of the next token, but only in texts that are longer than the probe of `find_blocks`."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.inner(x)
+        return out + 0.5 * out.roll(-1, 1) if x.shape[1] > 5 else out
+
+
+def test_a_model_that_looks_ahead_is_found() -> None:
+    model = tiny_model()
+    model.model.layers[1].mlp = LooksAhead(model.model.layers[1].mlp)
+    state, detail = result_of("causality", model, tiny_tokenizer())
+    assert state == "failed" and "later tokens change the stream" in detail
+
+
+def test_a_model_whose_later_forwards_run_no_hooks_is_found(monkeypatch) -> None:
+    model = tiny_model()
+    plain = type(model).forward
+
+    @functools.wraps(plain)
+    def deaf(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """As compiled code: of a forward over a static cache that has tokens, the blocks' hooks do not run."""
+        cache = kwargs.get(cache_argument(self))
+        compiled = type(cache).__name__ == "StaticCache" and int(cache.get_seq_length()) > 0
+        hooks = [layer._forward_hooks for layer in self.model.layers]
+        kept = [dict(one) for one in hooks]
+        if compiled:
+            for one in hooks:
+                one.clear()
+        try:
+            return plain(self, *args, **kwargs)
+        finally:
+            for one, before in zip(hooks, kept, strict=True):
+                one.update(before)
+
+    monkeypatch.setattr(type(model), "forward", deaf)
+    state, detail = result_of("compiled caches", model, tiny_tokenizer())
+    assert state == "failed" and "hooks" in detail, detail
+
+
+def test_an_adapter_that_its_fingerprint_does_not_name_is_found(monkeypatch) -> None:
+    from steerkit.models import identity
+
+    monkeypatch.setattr(identity, "active_adapter_parts", lambda model: [])
+    state, detail = result_of("adapter", adapted("LORA"), tiny_tokenizer())
+    assert state == "failed" and "do not say so" in detail
