@@ -63,6 +63,9 @@ def read_json(path: str | Path) -> Any:
         ) from error
 
 
+DEEPEST = 100
+
+
 def parse_json(data: str | bytes) -> Any:
     """Parse a JSON text, in UTF-8 with or without a byte order mark, into Python's own types.
 
@@ -71,9 +74,21 @@ def parse_json(data: str | bytes) -> Any:
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=unique_keys)
+        parsed = json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    if depth_of(parsed) > DEEPEST:
+        raise ValueError("it is nested too deeply")
+    return parsed
+
+
+def depth_of(value: Any) -> int:
+    """How many lists and objects of a JSON value are inside one another; Python's own limit depends on the caller."""
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
