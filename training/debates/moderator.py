@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steerkit.text.prompt import Prompt
+from steerkit.text.thinking import reply_of
 
 TYPES = ("unanimous", "majority", "none")
-_VERDICT = re.compile(r"\b(unanimous|majority|none)\b[\s*:.\-]*(.*)", re.IGNORECASE | re.DOTALL)
+_VERDICT = re.compile(r"\b(unanimous|majority|none)\b(?!\W*(?:or\W+)?(?:unanimous|majority|none)\b)[\s*:.\-]*(.*)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,14 @@ def read_verdict(text: str) -> Verdict | None:
     """Parse the verdict in a moderator's reply.
 
     Returns:
-        The verdict. None if the reply does not begin with one of `TYPES`, or reports an agreement without content.
+        The verdict. None if the reply, after a thought, does not begin with exactly one of `TYPES`, or reports an
+        agreement without content.
 
     Example:
         >>> read_verdict("MAJORITY: two do not know.")
         Verdict(type='majority', explanation='two do not know.')
     """
-    match = _VERDICT.match(text.strip().lstrip("*#> "))
+    match = _VERDICT.match((reply_of(text) or "").strip().lstrip("*#> "))
     if match is None:
         return None
     kind, explanation = match[1].lower(), " ".join(match[2].split())

@@ -215,6 +215,8 @@ UNITS = frozenset(
     """.split()
 )
 
+_MODIFIERS = frozenset(["square", "cubic", "of", "per", "an"])  # no unit without a word after them
+
 
 def _value(decimal: str) -> Fraction:
     return Fraction(re.sub(rf"[,{_THIN}\s]", "", decimal))
@@ -245,7 +247,7 @@ def _is_unit(text: str, currency: bool) -> bool:
         return False
     phrase = (unit["set"] or unit["bare"] or "").strip(f" {_THIN}")
     words = list(_UNIT_WORD.finditer(phrase))
-    if "".join(word.group() for word in words) != phrase:
+    if "".join(word.group() for word in words) != phrase or (words and words[-1]["word"] in _MODIFIERS):
         return False
     shortest = 3 if currency else 1 if unit["set"] else 2  # a bare letter may be a variable
     return all(_is_known(word["word"]) and (word["per"] or len(word["word"]) >= shortest) for word in words)
@@ -253,8 +255,8 @@ def _is_unit(text: str, currency: bool) -> bool:
 
 def _is_known(word: str) -> bool:
     """Whether a word or its plural is one of `UNITS`; abbreviations keep their case, as `mm` is not `MM`."""
-    forms = {word} if len(word) <= 3 else {word, word.lower(), word.lower().removesuffix("s")}
-    return bool(forms & UNITS) or (len(word) <= 4 and word.lower().removesuffix("s") in UNITS and word[:2].islower())
+    forms = (word, word.removesuffix("s"))
+    return any(form in UNITS or len(word) > 3 and form.lower() in UNITS for form in forms)
 
 
 def _number(text: str) -> str | None:
@@ -283,13 +285,12 @@ def _pair(text: str) -> str | None:
 _MARKUP = re.compile(rf"{_STYLE}(?=\{{)|\\?[{{}}]|[$*\"“”'‘’]")
 _OPTION = re.compile(
     r"(?:(?i:(?:the )?(?:correct |right |final )?(?:option|answer|choice)(?: is)?)\s*:?\s*)?"
-    r"(?:\(\s*([A-Za-z])\s*\)(?=[\s.:]|\Z)|([A-Za-z])(?=[.):](?:\s|\Z)|\s+(?:-\s|\([A-Za-z]{3})|\Z))(.*)",
+    r"(?:\(\s*([A-Za-z])\s*\)(?=[\s.:]|\Z)|([A-Za-z])(?=[.):](?:\s|\Z)|\s+(?:-\s+|\()[A-Za-z]{3}|\Z))(.*)",
     re.S,
 )
-_NO_TEXT = re.compile(  # after a letter: a further letter, or a statement about the option in place of its text
-    r"[\s.):]*(?:[,/&]|(?:and|or|is|are|was|isn't|cannot|can't|not|nor)\b)|\s*-\s*[A-Za-z0-9]?\s*(?:\Z|[=+*/-])", re.I
-)
-_ANOTHER = re.compile(r"(?<!\w)\(\s*([A-Za-z])\s*\)(?=[\s,.;:]|\Z)|(?<![\w(])([A-Za-z])[.):](?=\s|\Z)")
+# After a letter: a list of letters, or a statement about the option in place of its text.
+_NO_TEXT = re.compile(r"[\s.):]*(?:[,/&]|(?:and|or)\b)|\s+(?:is|are|isn't|aren't)\b", re.I)
+_ANOTHER = re.compile(r"(?<!\w)\(\s*([A-Za-z])\s*\)(?=[\s,.;:]|\Z)|(?<![^\s,;])([A-Za-z])[.)](?=\s|\Z)")
 _WORD = re.compile(
     r"(?:(?:the )?(?:answer|argument) is )?(?:deductively )?(yes|no|valid|invalid|true|false)(?:[,.;:]\s.*)?", re.S
 )
