@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from string import ascii_lowercase, digits
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -25,7 +26,7 @@ class TextTokenizer(Protocol):
     def tokenize(self, text: str) -> list[str]: ...
 
 
-Tokenizer = Literal["rouge_score", "symbols"] | TextTokenizer
+Tokenizer = Literal["rouge_score", "symbols", "unicode"] | TextTokenizer
 
 _ALNUM_OR_SPACE = bytes(code if chr(code) in ascii_lowercase + digits else 32 for code in range(256))
 
@@ -33,9 +34,36 @@ _ALNUM_OR_SPACE = bytes(code if chr(code) in ascii_lowercase + digits else 32 fo
 # or one symbol, as often as it is repeated.
 _SYMBOLS = re.compile(r"[^\W_]+|(?<![\w)\]}])[+\-\u2212]\d[^\W_]*|([^\w\s]|_)\1*")
 
+# Han, kana, Thai, Lao, Myanmar and Khmer are written without spaces: each letter is a token, with its marks.
+_SPACELESS = re.compile(
+    "[\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"
+)
+
+
+def _unicode_words(text: str) -> list[str]:
+    """Words of letters, marks and digits of any script; a letter of `_SPACELESS` is a word."""
+    words = [""]
+    open_word = False
+    for character in unicodedata.normalize("NFKC", text).lower():
+        category = unicodedata.category(character)[0]
+        if category == "M" and words[-1]:
+            words[-1] += character
+        elif category not in "LMN":
+            words.append("")
+            open_word = False
+        elif open_word and not _SPACELESS.match(character):
+            words[-1] += character
+        else:
+            words.append(character)
+            open_word = not _SPACELESS.match(character)
+    return [word for word in words if word]
+
+
 _SPLIT: dict[str, Callable[[str], list[str]]] = {
     "rouge_score": lambda text: text.lower().encode("ascii", "replace").translate(_ALNUM_OR_SPACE).decode().split(),
     "symbols": lambda text: [match[0] for match in _SYMBOLS.finditer(text.lower())],
+    "unicode": _unicode_words,
 }
 
 
@@ -53,6 +81,9 @@ def tokenize(text: str, tokenizer: Tokenizer = "rouge_score") -> list[str]:
     `"symbols"`: only white space is lost. Words are runs of Unicode letters and digits; a run of one symbol is a token
     (`//`, `=`; `_` and combining marks are symbols); `+`, `-` or U+2212 directly before a digit belongs to the number
     (`-1110`) unless a word or a closing bracket is directly before it (`7-3` is `7`, `-`, `3`).
+
+    `"unicode"`: words of any script, after Unicode normalisation (NFKC): maximal runs of letters, marks and digits, all
+    else being a separator. A letter of a script without spaces (Han, kana, Thai, Lao, Myanmar, Khmer) is a token.
 
     A tokenizer object is called: `tokenizer.tokenize(text)`.
 
@@ -74,24 +105,31 @@ def tokenize(text: str, tokenizer: Tokenizer = "rouge_score") -> list[str]:
 
 
 def rouge_l(
-    candidates: Sequence[str],
-    references: Sequence[str],
+    candidates: Sequence[str | None],
+    references: Sequence[str | None],
     tokenizer: Tokenizer = "rouge_score",
     implementation: Literal["steerkit", "rouge-score"] = "steerkit",
 ) -> Float[np.ndarray, " n"]:
     """ROUGE-L F1 in [0, 1] of each of n candidates against the reference at the same index.
 
     With `LCS` the length of the longest common subsequence of tokens, `P = LCS / |candidate|` and
-    `R = LCS / |reference|`: `F = 2PR / (P + R) = 2 LCS / (|candidate| + |reference|)`, and 0 where either is empty.
-    Each distinct text is tokenised once per call, by `tokenize(text, tokenizer)`.
+    `R = LCS / |reference|`: `F = 2PR / (P + R) = 2 LCS / (|candidate| + |reference|)`. Each distinct text is tokenised
+    once per call, by `tokenize(text, tokenizer)`.
+
+    The score is NaN where it has no value: a text is None, neither text has a token, or a text has letters or digits
+    and the tokenizer sees none of them (`"rouge_score"` sees no Chinese or Cyrillic letter). It is 0 where only one
+    text has tokens and the other has no letter or digit, e.g. an empty candidate. A UserWarning counts the texts of
+    which the tokenizer drops more than half of the letters and digits.
 
     Args:
-        tokenizer: `"rouge_score"`, `"symbols"`, or an object of rouge-score's tokenizer interface.
+        candidates: n texts, or None for a text that does not exist.
+        references: n texts, or None.
+        tokenizer: `"rouge_score"`, `"symbols"`, `"unicode"`, or an object of rouge-score's tokenizer interface.
         implementation: `"steerkit"`, or the package rouge-score as reference; they agree to rounding, and the package
             is slower.
 
     Raises:
-        TypeError: a single str in place of a sequence, or an entry that is not a str.
+        TypeError: a single str in place of a sequence, or an entry that is neither a str nor None.
         ValueError: the lengths differ, or unknown `tokenizer` or `implementation`.
 
     Example:
@@ -103,58 +141,86 @@ def rouge_l(
     for name, texts in (("candidates", candidates), ("references", references)):
         check_sequence(name, texts)
         for i, text in enumerate(texts):
-            _check_text(f"{name}[{i}]", text)
+            if text is not None:
+                _check_text(f"{name}[{i}]", text)
     if len(candidates) != len(references):
         raise ValueError(f"expected a reference per candidate; got {len(references)} for {len(candidates)}. Pair them.")
     if implementation not in ("steerkit", "rouge-score"):
         raise ValueError(
             f"expected implementation 'steerkit' or 'rouge-score'; got {implementation!r}. Choose one of those."
         )
-    if implementation == "rouge-score":
-        return _rouge_l_of_package(candidates, references, tokenizer)
-
+    distinct = {text for text in (*candidates, *references) if text is not None}
+    tokens = {text: tokenize(text, tokenizer) for text in distinct}
+    _warn_of_dropped_letters(tokens, tokenizer)
     # rapidfuzz compares hashes, and the hash of a small int is the int: with a number per token the LCS is exact.
     number = defaultdict[str, int](count().__next__).__getitem__
-    numbers = cache(lambda text: list(map(number, tokenize(text, tokenizer))))
-    scores = np.zeros(len(candidates))
-    for i, (a, b) in enumerate(zip(map(numbers, candidates), map(numbers, references), strict=True)):
-        if a and b:
-            scores[i] = 2 * LCSseq.similarity(a, b) / (len(a) + len(b))
+    numbers = {text: list(map(number, found)) for text, found in tokens.items()}
+    pairs = list(zip(candidates, references, strict=True))
+    if implementation == "rouge-score":
+        package = iter(_rouge_l_of_package([(a, b) for a, b in pairs if a is not None and b is not None], tokens))
+    scores = np.full(len(pairs), np.nan)
+    for i, (candidate, reference) in enumerate(pairs):
+        if candidate is None or reference is None:
+            continue
+        a, b = numbers[candidate], numbers[reference]
+        score = (
+            next(package) if implementation == "rouge-score" else 2 * LCSseq.similarity(a, b) / max(1, len(a) + len(b))
+        )
+        if (a or b) and _has_value(candidate, a) and _has_value(reference, b):
+            scores[i] = score
     return scores
 
 
-def _rouge_l_of_package(
-    candidates: Sequence[str], references: Sequence[str], tokenizer: Tokenizer
-) -> Float[np.ndarray, " n"]:
-    """`rouge_l` computed by the package rouge-score."""
+def _has_value(text: str, tokens: Sequence[object]) -> bool:
+    """Whether the tokens represent the text: there are some, or it has no letter or digit."""
+    return bool(tokens) or not any(map(str.isalnum, text))
+
+
+def _warn_of_dropped_letters(tokens: Mapping[str, Sequence[str]], tokenizer: Tokenizer) -> None:
+    """Warn of texts of which less than half of the letters and digits are in the tokens."""
+    if tokenizer in ("symbols", "unicode"):
+        return
+    blind = [text for text, found in tokens.items() if 2 * sum(map(len, found)) < sum(map(str.isalnum, text))]
+    if blind:
+        warnings.warn(
+            f"expected texts in a script that the tokenizer sees; got {len(blind)} of {len(tokens)} texts of which it "
+            f"drops more than half of the letters, e.g. {min(blind)!r:.80}: ROUGE-L ignores these letters, and is NaN "
+            "for a text without any token. Pass tokenizer='unicode'.",
+            stacklevel=3,
+        )
+
+
+def _rouge_l_of_package(pairs: Sequence[tuple[str, str]], tokens: Mapping[str, list[str]]) -> list[float]:
+    """ROUGE-L of `(candidate, reference)` pairs, computed by the package rouge-score."""
     from rouge_score.rouge_scorer import RougeScorer
 
     class Splitter:
         def tokenize(self, text: str) -> list[str]:
-            return tokenize(text, tokenizer)
+            return tokens[text]
 
     scorer = RougeScorer(["rougeL"], tokenizer=Splitter())
-    pairs = zip(references, candidates, strict=True)
-    return np.array([scorer.score(reference, candidate)["rougeL"].fmeasure for reference, candidate in pairs])
+    return [float(scorer.score(reference, candidate)["rougeL"].fmeasure) for candidate, reference in pairs]
 
 
-def distinct_n(text: str, n: int = 2) -> float:
-    """Distinct n-grams / n-grams over the `"symbols"` tokens of `text`: in (0, 1], NaN with fewer than n tokens.
+def distinct_n(text: str | None, n: int = 2) -> float:
+    """Distinct n-grams / n-grams over the `"symbols"` tokens of `text`: in (0, 1].
+
+    It is NaN with fewer than n tokens, and for None.
 
     Raises:
-        TypeError: `text` is not a str.
+        TypeError: `text` is neither a str nor None.
         ValueError: `n` is not an int of at least 1.
 
     Source: Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models", 2016.
     """
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"expected n to be an int of at least 1; got {n!r}. Pass the length of the n-grams in tokens.")
-    tokens = tokenize(text, "symbols")
+    tokens = [] if text is None else tokenize(text, "symbols")
     grams = list(zip(*(tokens[i:] for i in range(n)), strict=False))
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def repeated_ngrams(text: str, n: int = 4) -> float:
+def repeated_ngrams(text: str | None, n: int = 4) -> float:
     """Share of n-grams that occurred earlier in `text`: `1 - distinct_n(text, n)`, in [0, 1) or NaN.
 
     Raises:

@@ -39,8 +39,8 @@ class DebateTrace:
 
     The layout, with a blank line between parts: `<|Round 1 - Initial Solutions|>`, `<|Agent 1 Solution|>: ...`, ...,
     `<|Round 2 - Revision|>`, `<|Agent 1 Revision|>: ...`, ..., `<|Consensus|>` and its sentence, `<|endofdebate|>`.
-    If the agents agree in round 1, there is no round 2. Every round has the agents 1 to n in this order. The colon after
-    an agent's tag may be missing. Text may precede the first tag (`Problem: ...`).
+    If the agents agree in round 1, there is no round 2. Every round has the agents 1 to n in order. The colon after an
+    agent's tag may be missing. Text may precede the first tag (`Problem: ...`).
 
     Args:
         question: the question of the debate.

@@ -10,7 +10,10 @@ from steerkit.text.prompt import Prompt
 from steerkit.text.thinking import reply_of
 
 TYPES = ("unanimous", "majority", "none")
-_VERDICT = re.compile(r"\b(unanimous|majority|none)\b(?!\W*(?:or\W+)?(?:unanimous|majority|none)\b)[\s*:.\-]*(.*)", re.IGNORECASE | re.DOTALL)
+_VERDICT = re.compile(
+    r"\b(unanimous|majority|none)\b(?!\W*(?:or\W+)?(?:unanimous|majority|none)\b)[\s*:.\-]*(.*)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True)

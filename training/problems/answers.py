@@ -9,9 +9,9 @@ A canonical answer is a string. Two answers are the same if their strings are eq
 
 Content with more than one possible reading gives no answer. Nothing is calculated, rounded or guessed.
 
-A unit is dropped only if all its words are in `UNITS`, as the benchmarks' gold answers have no unit and their questions
-name it. Any other text after a number may change it (`2 million`, `3 gross`, `5 lakh`), so it gives no answer. A percent
-sign is dropped too: gold answers of GSM8K are `25`, not `1/4`.
+A unit is dropped only if all its words are in `UNITS`: the benchmarks' gold answers have no unit, and their questions
+name it. Any other text after a number may change it (`2 million`, `3 gross`, `5 lakh`), so it gives no answer. A
+percent sign is dropped too: gold answers of GSM8K are `25`, not `1/4`.
 
 A box in the thought of a reasoning model is no answer (`steerkit.text.thinking`).
 """
@@ -44,9 +44,7 @@ _SPELLINGS = (
 )
 
 
-def read_answer(
-    text: str, kind: str, box: Literal["last", "first"] = "last", opened: bool = False
-) -> str | None:
+def read_answer(text: str, kind: str, box: Literal["last", "first"] = "last", opened: bool = False) -> str | None:
     r"""Return the canonical answer in a reply's last box: `\boxed{...}`, `\fbox{...}`, `boxed{...}` or `box{...}`.
 
     A number may have thousands separators, a currency, a percent sign (dropped: `18%` is 18) or a unit of `UNITS`. It
@@ -187,34 +185,27 @@ _UNIT = re.compile(
 )
 _UNIT_WORD = re.compile(r"(?P<per>/\s*)?(?P<word>[^\s./-]+)(?:[\s.]+|(?<=\w)-(?=\w)|(?=/)|\Z)")
 
-# Words that name what a number counts or measures, and never change its value. A plural is not listed.
-UNITS = frozenset(
-    """
-    km cm mm dm ft yd mi kg mg lb oz ml mL cl dl hr min sec ms mph kph kmh kW kWh MW Hz kHz MHz Pa kPa MB GB TB kB
-    USD EUR GBP in m g s h L l V W A N J
-    dollar cent euro pound peso yen buck coin penny pennies
-    percent percentage point degree Celsius Fahrenheit radian
-    millimeter millimetre centimeter centimetre meter metre kilometer kilometre inch inches foot feet yard mile
-    milligram gram kilogram ounce ton tonne liter litre milliliter millilitre gallon quart pint cup teaspoon tablespoon
-    hectare acre square cubic unit second minute hour day night week month year calorie watt kilowatt newton joule volt
-    byte time step lap trip turn round way
-    old long tall high wide deep total altogether left remaining each per a an of
-    people person man men woman women child children boy girl kid baby babies student pupil teacher friend guest family
-    families employee worker customer member player passenger patient adult team class classes group
-    animal dog cat bird fish cow horse sheep chicken hen egg bee ant pig duck rabbit
-    apple orange banana lemon peach peaches pear berry berries cherry cherries strawberry strawberries grape fruit
-    potato potatoes tomato tomatoes carrot vegetable cookie cupcake cake pie pizza sandwich sandwiches bagel candy
-    candies slice piece serving meal snack egg loaf loaves bread
-    book page letter word sentence question problem card photo picture story stories message email test game match
-    matches goal movie song episode ticket lesson hour
-    flower tree plant leaf leaves rose petal seed
-    bag box boxes bottle glass glasses jar can crate basket container pack packet package plate row column seat chair
-    table room house home floor building shelf shelves shirt shoe sock hat dress dresses toy ball balloon marble sticker
-    pencil pen crayon eraser notebook car bus buses truck bike train wheel tire item object thing block brick stone
-    star shell bead button stamp gift present vote order sale stick tile window door
-    """.split()
-)
-
+# Words that name what a number counts or measures, and never change its value. A regular plural is not listed.
+_UNIT_WORDS = """
+km cm mm dm ft yd mi kg mg lb oz ml mL cl dl hr min sec ms mph kph kmh kW kWh MW Hz kHz MHz Pa kPa MB GB TB kB USD EUR
+GBP in m g s h L l V W A N J dollar cent euro pound peso yen buck coin penny pennies percent percentage point degree
+Celsius Fahrenheit radian millimeter millimetre centimeter centimetre meter metre kilometer kilometre inch inches foot
+feet yard mile milligram gram kilogram ounce ton tonne liter litre milliliter millilitre gallon quart pint cup
+teaspoon tablespoon hectare acre square cubic unit second minute hour day night week month year calorie watt kilowatt
+newton joule volt byte time step lap trip turn round way old long tall high wide deep total altogether left remaining
+each per a an of people person man men woman women child children boy girl kid baby babies student pupil teacher
+friend guest family families employee worker customer member player passenger patient adult team class classes group
+animal dog cat bird fish cow horse sheep chicken hen egg bee ant pig duck rabbit apple orange banana lemon peach
+peaches pear berry berries cherry cherries strawberry strawberries grape fruit potato potatoes tomato tomatoes carrot
+vegetable cookie cupcake cake pie pizza sandwich sandwiches bagel candy candies slice piece serving meal snack egg
+loaf loaves bread book page letter word sentence question problem card photo picture story stories message email test
+game match matches goal movie song episode ticket lesson hour flower tree plant leaf leaves rose petal seed bag box
+boxes bottle glass glasses jar can crate basket container pack packet package plate row column seat chair table room
+house home floor building shelf shelves shirt shoe sock hat dress dresses toy ball balloon marble sticker pencil pen
+crayon eraser notebook car bus buses truck bike train wheel tire item object thing block brick stone star shell bead
+button stamp gift present vote order sale stick tile window door
+"""
+UNITS = frozenset(_UNIT_WORDS.split())
 _MODIFIERS = frozenset(["square", "cubic", "of", "per", "an"])  # no unit without a word after them
 
 
@@ -255,8 +246,8 @@ def _is_unit(text: str, currency: bool) -> bool:
 
 def _is_known(word: str) -> bool:
     """Whether a word or its plural is one of `UNITS`; abbreviations keep their case, as `mm` is not `MM`."""
-    forms = (word, word.removesuffix("s"))
-    return any(form in UNITS or len(word) > 3 and form.lower() in UNITS for form in forms)
+    forms = (word, word.removesuffix("s") if len(word) > 2 else word)
+    return any(form in UNITS or (len(word) > 3 and form.lower() in UNITS) for form in forms)
 
 
 def _number(text: str) -> str | None:
@@ -282,7 +273,7 @@ def _pair(text: str) -> str | None:
     return " ".join(str(number) for number in sorted(known)) if len(numbers) == len(known) == 2 else None
 
 
-_MARKUP = re.compile(rf"{_STYLE}(?=\{{)|\\?[{{}}]|[$*\"“”'‘’]")
+_MARKUP = re.compile(rf"{_STYLE}(?=\{{)|\\?[{{}}]|[$*\"“”'\u2018\u2019]")
 _OPTION = re.compile(
     r"(?:(?i:(?:the )?(?:correct |right |final )?(?:option|answer|choice)(?: is)?)\s*:?\s*)?"
     r"(?:\(\s*([A-Za-z])\s*\)(?=[\s.:]|\Z)|([A-Za-z])(?=[.):](?:\s|\Z)|\s+(?:-\s+|\()[A-Za-z]{3}|\Z))(.*)",

@@ -15,9 +15,10 @@ from training.problems.problem import LETTERS, Problem, problems_from_rows
 
 
 def load_gsm8k(source: str | Path) -> list[Problem]:
-    """Load GSM8K from a `.jsonl`, `.json` (a list) or `.parquet` file of `{"question", "answer"}` rows, or from the hub (test split).
+    """Load GSM8K from a file of `{"question", "answer"}` rows, or from the hub (test split).
 
-    The gold answer is the text after the last `####`. Errors are those of `load_problems`.
+    The file is `.jsonl`, `.json` (a list) or `.parquet`. The gold answer is the text after the last `####`. Errors are
+    those of `load_problems`.
 
     Args:
         source: path of the file, or the hub id `openai/gsm8k`.
