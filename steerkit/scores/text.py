@@ -118,8 +118,8 @@ def rouge_l(
 
     The score is NaN where it has no value: a text is None, neither text has a token, or a text has letters or digits
     and the tokenizer sees none of them (`"rouge_score"` sees no Chinese or Cyrillic letter). It is 0 where only one
-    text has tokens and the other has no letter or digit, e.g. an empty candidate. A UserWarning counts the texts of
-    which the tokenizer drops more than half of the letters and digits.
+    text has tokens and the other has no letter or digit, e.g. an empty candidate. If the tokenizer drops more than half
+    of the letters and digits of all candidates, or of all references, there is a UserWarning.
 
     Args:
         candidates: n texts, or None for a text that does not exist.
@@ -151,7 +151,8 @@ def rouge_l(
         )
     distinct = {text for text in (*candidates, *references) if text is not None}
     tokens = {text: tokenize(text, tokenizer) for text in distinct}
-    _warn_of_dropped_letters(tokens, tokenizer)
+    for name, texts in (("candidates", candidates), ("references", references)):
+        _warn_of_dropped_letters(name, {text: tokens[text] for text in texts if text is not None})
     # rapidfuzz compares hashes, and the hash of a small int is the int: with a number per token the LCS is exact.
     number = defaultdict[str, int](count().__next__).__getitem__
     numbers = {text: list(map(number, found)) for text, found in tokens.items()}
@@ -176,14 +177,14 @@ def _has_value(text: str, tokens: Sequence[object]) -> bool:
     return bool(tokens) or not any(map(str.isalnum, text))
 
 
-def _warn_of_dropped_letters(tokens: Mapping[str, Sequence[str]], tokenizer: Tokenizer) -> None:
-    """Warn of texts of which less than half of the letters and digits are in the tokens."""
-    if tokenizer in ("symbols", "unicode"):
-        return
-    blind = [text for text, found in tokens.items() if 2 * sum(map(len, found)) < sum(map(str.isalnum, text))]
-    if blind:
+def _warn_of_dropped_letters(name: str, tokens: Mapping[str, Sequence[str]]) -> None:
+    """Warn if less than half of the letters and digits of some texts are in their tokens."""
+    letters = {text: sum(map(str.isalnum, text)) for text in tokens}
+    seen = sum(len(token) for found in tokens.values() for token in found)
+    if 2 * seen < sum(letters.values()):
+        blind = [text for text, found in tokens.items() if 2 * sum(map(len, found)) < letters[text]]
         warnings.warn(
-            f"expected texts in a script that the tokenizer sees; got {len(blind)} of {len(tokens)} texts of which it "
+            f"expected {name} in a script that the tokenizer sees; got {len(blind)} of {len(tokens)} texts of which it "
             f"drops more than half of the letters, e.g. {min(blind)!r:.80}: ROUGE-L ignores these letters, and is NaN "
             "for a text without any token. Pass tokenizer='unicode'.",
             stacklevel=3,

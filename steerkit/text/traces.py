@@ -80,6 +80,7 @@ class DebateTrace:
         object.__setattr__(self, "text", self.text.replace("\r\n", "\n"))
         try:
             turns, ranges, consensus = _parse(self.text)
+            _check_spelling(self.text)
         except ValueError as error:
             raise ValueError(f"{error} Correct the tags, or leave this trace out.") from None
         object.__setattr__(self, "turns", tuple(turns))
@@ -163,10 +164,6 @@ class DebateTrace:
 
 def _parse(text: str) -> tuple[list[Turn], list[Range], str | None]:
     """The turns of a tagged text, the character range of each, and the consensus."""
-    if wrong := misspelt_tag(text):
-        raise ValueError(
-            f"expected tags exactly as {agent_tag(1, 1)}; got {wrong.group()!r} at character {wrong.start()}."
-        )
     tags = list(TAG.finditer(text))
     if not tags or tags[0]["round"] != "1" or tags[-1].group() != END:
         ends = [tag.group() for tag in tags[:: max(1, len(tags) - 1)]]
@@ -203,6 +200,14 @@ def _parse(text: str) -> tuple[list[Turn], list[Range], str | None]:
     return turns, ranges, consensus
 
 
+def _check_spelling(text: str) -> None:
+    """`ValueError` for text that resembles a tag: it would count as the words of the agent before it."""
+    if wrong := misspelt_tag(text):
+        raise ValueError(
+            f"expected tags exactly as {agent_tag(1, 1)}; got {wrong.group()!r} at character {wrong.start()}."
+        )
+
+
 def _stripped(text: str, start: int, stop: int) -> Range:
     """The range of a turn's text after its tag, without the colon and the white space at its ends."""
     raw = text[start:stop]
@@ -215,7 +220,7 @@ def _check_agent(tag: re.Match[str], number: int, speakers: Sequence[int], conse
     wanted = agent_tag(len(speakers) + 1, max(number, 1))
     if consensus is not None or not number or tag.group() != wanted:
         raise ValueError(
-            f"expected the agents 1 to n once per round, in this order: {wanted} next, and before {CONSENSUS}; got "
+            f"expected each agent once per round, in the order 1 to n: {wanted} next, and before {CONSENSUS}; got "
             f"{tag.group()} at character {tag.start()} of round {number}, after the agents {list(speakers)}."
         )
 
@@ -237,8 +242,7 @@ def _check_round(tag: re.Match[str], number: int, consensus: str | None, after: 
         )
     if after.strip():
         raise ValueError(
-            f"expected {agent_tag(1, number + 1)} directly after {tag.group()}; got {after.strip()!r:.80} at character "
-            f"{tag.end()}."
+            f"expected the agents directly after {tag.group()}; got {after.strip()!r:.80} at character {tag.end()}."
         )
 
 

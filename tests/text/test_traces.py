@@ -233,10 +233,10 @@ ROUND_2 = DebateTrace.of("q", [Turn(a, r, f"{a}{r}") for r in (1, 2) for a in (1
     [
         (
             SHORT.replace("Agent 1", "Agent 9").replace("Agent 2", "Agent 1").replace("Agent 9", "Agent 2"),
-            "in this order",
+            "in the order 1 to n",
         ),
-        (SHORT.replace("Agent 2", "Agent 3"), "in this order"),
-        (ROUND_2.replace("<|Agent 2 Revision|>: 22\n\n", ""), "in this order"),
+        (SHORT.replace("Agent 2", "Agent 3"), "in the order 1 to n"),
+        (ROUND_2.replace("<|Agent 2 Revision|>: 22\n\n", ""), "in the order 1 to n"),
         (ROUND_2.replace("<|Agent 3 Revision|>: 32\n\n", ""), r"expected the agents \[1, 2, 3\] in round 2"),
         (SHORT.replace(round_tag(1), f"{round_tag(1)}\nHello."), "directly after .*got 'Hello.'"),
         (ROUND_2.replace(round_tag(2), f"{round_tag(2)}: so"), "directly after .*got ': so'"),

@@ -131,7 +131,9 @@ class Debate:
     @property
     def verdict(self) -> Verdict | None:
         """The moderator's verdict; None without a moderator, or if the verdict cannot be parsed."""
-        return None if self.moderated is None else read_verdict(self.moderated.text or "")
+        if self.moderated is None:
+            return None
+        return read_verdict(self.moderated.text or "", opened=bool(self.template.opens_thinking))
 
     @property
     def correct(self) -> bool:
@@ -272,8 +274,15 @@ def run_debates(
         "setting": asdict(setting),
         "answerer": answerer.about(),
     }
-    template = _template_of(answerer, problems[0], cast)
     rank, processes = rank_and_world() if shared else (0, 1)
+    template = _template_of(answerer, cast.ask(problems[0], 1, 1, []))
+    if template.drops_system and rank == 0:
+        warnings.warn(
+            f"expected a chat template with the system messages of the cast {cast.name!r}; the template of the "
+            "answerer drops them, so that all agents have the same persona. Use another model, or a cast whose "
+            "prompts have the persona in the user message.",
+            stacklevel=2,
+        )
     if processes > 1 and out is None:
         raise ValueError(f"expected a folder in which {processes} processes merge their debates; got None. Pass out=.")
     with contextlib.ExitStack() as stack:
@@ -332,22 +341,13 @@ def _run(
     ]
 
 
-def _template_of(answerer: Answerer, problem: Problem, cast: Cast) -> Template:
-    """Examine the answerer's chat template, and warn if it drops the system messages of the agents' prompts."""
+def _template_of(answerer: Answerer, prompt: Prompt) -> Template:
+    """Examine the answerer's chat template, given an agent's first prompt."""
     tokenizer = getattr(answerer, "tokenizer", None)
-    prompt = cast.ask(problem, 1, 1, [])
     if tokenizer is None or isinstance(prompt, str):
         return Template()
     system = any(message["role"] == "system" for message in prompt)
-    template = Template(system and drops_system(tokenizer), template_opens_thinking(tokenizer))
-    if template.drops_system:
-        warnings.warn(
-            f"expected a chat template with the system messages of the cast {cast.name!r}; the template of the "
-            "answerer drops them, so that all agents have the same persona. Use another model, or a cast whose "
-            "prompts have the persona in the user message.",
-            stacklevel=3,
-        )
-    return template
+    return Template(system and drops_system(tokenizer), template_opens_thinking(tokenizer))
 
 
 def _call_id(problem: Problem, number: int, agent: int) -> str:

@@ -43,8 +43,12 @@ def moderation(question: str, answers: Sequence[str]) -> Prompt:
     ]
 
 
-def read_verdict(text: str) -> Verdict | None:
+def read_verdict(text: str, opened: bool = False) -> Verdict | None:
     """Parse the verdict in a moderator's reply.
+
+    Args:
+        text: the reply.
+        opened: whether the prompt opened a thought, see `steerkit.text.thinking.reply_of`.
 
     Returns:
         The verdict. None if the reply, after a thought, does not begin with exactly one of `TYPES`, or reports an
@@ -54,7 +58,7 @@ def read_verdict(text: str) -> Verdict | None:
         >>> read_verdict("MAJORITY: two do not know.")
         Verdict(type='majority', explanation='two do not know.')
     """
-    match = _VERDICT.match((reply_of(text) or "").strip().lstrip("*#> "))
+    match = _VERDICT.match((reply_of(text, opened) or "").strip().lstrip("*#> "))
     if match is None:
         return None
     kind, explanation = match[1].lower(), " ".join(match[2].split())

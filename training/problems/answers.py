@@ -197,13 +197,14 @@ each per a an of people person man men woman women child children boy girl kid b
 friend guest family families employee worker customer member player passenger patient adult team class classes group
 animal dog cat bird fish cow horse sheep chicken hen egg bee ant pig duck rabbit apple orange banana lemon peach
 peaches pear berry berries cherry cherries strawberry strawberries grape fruit potato potatoes tomato tomatoes carrot
-vegetable cookie cupcake cake pie pizza sandwich sandwiches bagel candy candies slice piece serving meal snack egg
-loaf loaves bread book page letter word sentence question problem card photo picture story stories message email test
-game match matches goal movie song episode ticket lesson hour flower tree plant leaf leaves rose petal seed bag box
-boxes bottle glass glasses jar can crate basket container pack packet package plate row column seat chair table room
-house home floor building shelf shelves shirt shoe sock hat dress dresses toy ball balloon marble sticker pencil pen
-crayon eraser notebook car bus buses truck bike train wheel tire item object thing block brick stone star shell bead
-button stamp gift present vote order sale stick tile window door
+vegetable cookie cupcake cake pie pizza sandwich sandwiches bagel candy candies slice piece serving meal snack loaf
+loaves bread book page letter word sentence question problem card photo picture story stories message email test game
+match matches goal movie song episode ticket lesson flower tree plant leaf leaves rose petal seed bag box boxes bottle
+glass glasses jar can crate basket container pack packet package plate row column seat chair table room house home
+floor building shelf shelves shirt shoe sock hat dress dresses toy ball balloon marble sticker pencil pen crayon
+eraser notebook car bus buses truck bike train wheel tire item object thing block brick stone star shell bead leg bar
+pet insect puppy puppies kitten goat hole spoon lollipop seashell meatball button stamp gift present vote order sale
+stick tile window door
 """
 UNITS = frozenset(_UNIT_WORDS.split())
 _MODIFIERS = frozenset(["square", "cubic", "of", "per", "an"])  # no unit without a word after them
