@@ -116,10 +116,10 @@ def rouge_l(
     `R = LCS / |reference|`: `F = 2PR / (P + R) = 2 LCS / (|candidate| + |reference|)`. Each distinct text is tokenised
     once per call, by `tokenize(text, tokenizer)`.
 
-    The score is NaN where it has no value: a text is None, neither text has a token, or a text has letters or digits
-    and the tokenizer sees none of them (`"rouge_score"` sees no Chinese or Cyrillic letter). It is 0 where only one
-    text has tokens and the other has no letter or digit, e.g. an empty candidate. If the tokenizer drops more than half
-    of the letters and digits of all candidates, or of all references, there is a UserWarning.
+    The score is NaN where it has no value: a text is None, neither text has a token, or a text consists mostly of
+    letters and digits and the tokenizer sees none of them (`"rouge_score"` sees no Chinese or Cyrillic letter). It is 0
+    where only one text has tokens and the other consists of other characters, e.g. an empty candidate. A UserWarning
+    follows if the tokenizer drops more than half of the letters and digits of all candidates, or of all references.
 
     Args:
         candidates: n texts, or None for a text that does not exist.
@@ -172,17 +172,24 @@ def rouge_l(
     return scores
 
 
+def _letters(text: str) -> int:
+    """The number of letters, marks and digits of a text; 0 if they are not most of it, as in undecodable bytes."""
+    characters = [unicodedata.category(character)[0] for character in text if not character.isspace()]
+    letters = sum(category in "LMN" for category in characters)
+    return letters if 2 * letters > len(characters) else 0
+
+
 def _has_value(text: str, tokens: Sequence[object]) -> bool:
-    """Whether the tokens represent the text: there are some, or it has no letter or digit."""
-    return bool(tokens) or not any(map(str.isalnum, text))
+    """Whether the tokens represent the text: there are some, or it has no letters."""
+    return bool(tokens) or not _letters(text)
 
 
 def _warn_of_dropped_letters(name: str, tokens: Mapping[str, Sequence[str]]) -> None:
     """Warn if less than half of the letters and digits of some texts are in their tokens."""
-    letters = {text: sum(map(str.isalnum, text)) for text in tokens}
-    seen = sum(len(token) for found in tokens.values() for token in found)
-    if 2 * seen < sum(letters.values()):
-        blind = [text for text, found in tokens.items() if 2 * sum(map(len, found)) < letters[text]]
+    seen = {text: sum(map(len, found)) for text, found in tokens.items()}
+    letters = {text: seen[text] if text.isascii() else _letters(text) for text in tokens}
+    if 2 * sum(seen.values()) < sum(letters.values()):
+        blind = [text for text in tokens if 2 * seen[text] < letters[text]]
         warnings.warn(
             f"expected {name} in a script that the tokenizer sees; got {len(blind)} of {len(tokens)} texts of which it "
             f"drops more than half of the letters, e.g. {min(blind)!r:.80}: ROUGE-L ignores these letters, and is NaN "
