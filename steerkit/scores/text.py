@@ -153,23 +153,21 @@ def rouge_l(
     tokens = {text: tokenize(text, tokenizer) for text in distinct}
     for name, texts in (("candidates", candidates), ("references", references)):
         _warn_of_dropped_letters(name, {text: tokens[text] for text in texts if text is not None})
-    # rapidfuzz compares hashes, and the hash of a small int is the int: with a number per token the LCS is exact.
-    number = defaultdict[str, int](count().__next__).__getitem__
-    numbers = {text: list(map(number, found)) for text, found in tokens.items()}
-    pairs = list(zip(candidates, references, strict=True))
-    if implementation == "rouge-score":
-        package = iter(_rouge_l_of_package([(a, b) for a, b in pairs if a is not None and b is not None], tokens))
-    scores = np.full(len(pairs), np.nan)
-    for i, (candidate, reference) in enumerate(pairs):
-        if candidate is None or reference is None:
-            continue
-        a, b = numbers[candidate], numbers[reference]
-        score = (
-            next(package) if implementation == "rouge-score" else 2 * LCSseq.similarity(a, b) / max(1, len(a) + len(b))
-        )
-        if (a or b) and _has_value(candidate, a) and _has_value(reference, b):
-            scores[i] = score
+    scores = np.full(len(candidates), np.nan)
+    pairs = {
+        i: (tokens[candidate], tokens[reference])
+        for i, (candidate, reference) in enumerate(zip(candidates, references, strict=True))
+        if candidate is not None and reference is not None and _is_comparable(candidate, reference, tokens)
+    }
+    compute = _rouge_l_of_package if implementation == "rouge-score" else _rouge_l
+    scores[list(pairs)] = compute(list(pairs.values()))
     return scores
+
+
+def _is_comparable(candidate: str, reference: str, tokens: Mapping[str, Sequence[str]]) -> bool:
+    """Whether one of two texts has tokens, and the tokens represent both: a text without tokens has no letters."""
+    texts = (candidate, reference)
+    return any(tokens[text] for text in texts) and all(tokens[text] or not _letters(text) for text in texts)
 
 
 def _letters(text: str) -> int:
@@ -177,11 +175,6 @@ def _letters(text: str) -> int:
     characters = [unicodedata.category(character)[0] for character in text if not character.isspace()]
     letters = sum(category in "LMN" for category in characters)
     return letters if 2 * letters > len(characters) else 0
-
-
-def _has_value(text: str, tokens: Sequence[object]) -> bool:
-    """Whether the tokens represent the text: there are some, or it has no letters."""
-    return bool(tokens) or not _letters(text)
 
 
 def _warn_of_dropped_letters(name: str, tokens: Mapping[str, Sequence[str]]) -> None:
@@ -198,15 +191,23 @@ def _warn_of_dropped_letters(name: str, tokens: Mapping[str, Sequence[str]]) -> 
         )
 
 
-def _rouge_l_of_package(pairs: Sequence[tuple[str, str]], tokens: Mapping[str, list[str]]) -> list[float]:
-    """ROUGE-L of `(candidate, reference)` pairs, computed by the package rouge-score."""
+def _rouge_l(pairs: Sequence[tuple[list[str], list[str]]]) -> list[float]:
+    """ROUGE-L of pairs of tokenised texts, at least one of each with a token."""
+    # rapidfuzz compares hashes, and the hash of a small int is the int: with a number per token the LCS is exact.
+    number = defaultdict[str, int](count().__next__).__getitem__
+    numbers = (([*map(number, a)], [*map(number, b)]) for a, b in pairs)
+    return [2 * LCSseq.similarity(a, b) / (len(a) + len(b)) for a, b in numbers]
+
+
+def _rouge_l_of_package(pairs: Sequence[tuple[list[str], list[str]]]) -> list[float]:
+    """`_rouge_l` computed by the package rouge-score."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    class Splitter:
-        def tokenize(self, text: str) -> list[str]:
-            return tokens[text]
+    class Tokenised:
+        def tokenize(self, text: list[str]) -> list[str]:
+            return text
 
-    scorer = RougeScorer(["rougeL"], tokenizer=Splitter())
+    scorer = RougeScorer(["rougeL"], tokenizer=Tokenised())
     return [float(scorer.score(reference, candidate)["rougeL"].fmeasure) for candidate, reference in pairs]
 
 

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _TAG = re.compile(
-    r"[<\[]\s*(?P<close>/?)\s*(?:think(?:ing)?|thought|reasoning)\s*[>\]]"
-    r"|<\|channel\|>(?P<final>\s*final)?[^<]{0,100}<\|message\|>",
-    re.IGNORECASE,
+    r"<(?P<close>/?)(?i:think(?:ing)?|thought|reasoning)>|\[(?P<close_capital>/?)THINK\]"
+    r"|<\|channel\|>(?P<final>final)?[^<]{0,100}<\|message\|>"
 )
 
 
@@ -97,4 +96,4 @@ def _last_tag(text: str) -> re.Match[str] | None:
 
 
 def _opens(tag: re.Match[str]) -> bool:
-    return not tag["close"] and not tag["final"]
+    return not (tag["close"] or tag["close_capital"] or tag["final"])

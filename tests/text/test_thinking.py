@@ -29,7 +29,7 @@ HARMONY = "<|channel|>analysis<|message|>maybe 5<|end|><|start|>assistant"
         ("[THINK]5[/THINK]12", "12"),
         (HARMONY, None),
         (HARMONY + "<|channel|>final<|message|>12", "12"),
-        ("I think 5 < 6, and [thinking aloud] so", "I think 5 < 6, and [thinking aloud] so"),
+        ("I think 5 < 6, and [thinking] so", "I think 5 < 6, and [thinking] so"),
         ("", ""),
     ],
 )
