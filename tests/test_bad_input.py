@@ -72,7 +72,7 @@ ODD = {
     "control characters": "a\x00b\x07\x1b[31m\x7f\x9b",
     "joined emoji": "\U0001f468\u200d\U0001f469\u200d\U0001f467 \ufe0f",
     "combining marks": "e\u0301\u0323" * 5,
-    "what looks like a tag": "<|Agens 1 Solution> |> <| <| <|Runde 0 - Revision|>",
+    "what looks like a tag": "<|agent|> |> <| <|im_end|> |Agent 1 Solution| <round>",
     "line and paragraph separators": "a\u2028b\u2029c\x85d\x0be",
     "markup": "</script>{{ 7*7 }}{% raw %}<!--",
     "nothing": "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from steerkit.stats.areas import curve_auc
@@ -15,9 +16,10 @@ Measure = Callable[[SweepResult, str], pd.Series]
 
 
 def areas(result: SweepResult, agent: str, score: str) -> pd.Series:
-    """The normalised area under an agent's own curve, per question."""
+    """The normalised area under an agent's own curve, per question; NaN where a score on the curve is missing."""
     wide = _own(result, agent, score)
-    values = [curve_auc(wide.columns, row, normalize=True) for row in wide.to_numpy()]
+    rows = wide.to_numpy()
+    values = [curve_auc(wide.columns, row, normalize=True) if np.isfinite(row).all() else np.nan for row in rows]
     return pd.Series(values, index=wide.index)
 
 
@@ -30,7 +32,7 @@ def gained(result: SweepResult, agent: str, score: str, coefficient: float) -> p
 def _own(result: SweepResult, agent: str, score: str) -> pd.DataFrame:
     table = result.table
     own = table[(table["agent"] == agent) & (table["vector"] == agent)]
-    return own.pivot_table(index="group", columns="coefficient", values=score, aggfunc="mean")
+    return own.pivot_table(index="group", columns="coefficient", values=score, aggfunc="mean", dropna=False)
 
 
 def differences(

@@ -10,6 +10,7 @@ import pandas as pd
 
 import steerkit as sk
 from analysis.agents.contexts import Context, first_texts, unnamed
+from steerkit.scores.text import rouge_l
 from steerkit.sweeps.result import SweepResult
 from steerkit.text.tags import without_tags
 from steerkit.text.traces import DebateTrace
@@ -87,6 +88,7 @@ def continuations(
     keys = zip(table["group"], table["agent"], strict=True)
     table = table.assign(
         text=[without_tags(text) if isinstance(text, str) else None for text in table["text"]],
-        reference=[references[question].get(agent, "") for question, agent in keys],
+        reference=[references[question].get(agent) for question, agent in keys],
     )
-    return SweepResult(table, {**result.meta, "identity": identity}).score("rouge_l")
+    table = table.assign(rouge_l=rouge_l(table["text"].tolist(), table["reference"].tolist()))
+    return SweepResult(table, {**result.meta, "identity": identity})

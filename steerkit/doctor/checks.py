@@ -24,9 +24,9 @@ from steerkit.models.ends import ends_of
 from steerkit.models.identity import describe, fingerprint, template_changes
 from steerkit.models.model import device_of, evaluating, unwrap
 from steerkit.steering.steering import Steering
-from steerkit.text.prompt import drops_system, encode_prompt, render
+from steerkit.text.prompt import encode_prompt, render
 from steerkit.text.spans import SpannedText, passage_of
-from steerkit.text.thinking import opens_thought
+from steerkit.text.thinking import drops_system, opens_thinking
 from steerkit.text.tokens import adds_space, decode, encode
 from steerkit.vectors.vector import SteeringVector
 
@@ -123,11 +123,19 @@ def template(model: nn.Module, tokenizer: Any) -> Result:
     notes = []
     if template_changes(tokenizer):
         notes.append("it writes the date: the same messages are another prompt tomorrow; keep the Prompt of `render`")
-    if drops_system(tokenizer):
+    if drops_system(tokenizer) or not _takes_system(tokenizer):
         notes.append("it leaves out system messages, or refuses them")
-    if opens_thought(render(tokenizer, QUESTION).text):
+    if opens_thinking(render(tokenizer, QUESTION).text):
         notes.append("it opens a thought (<think>): what follows the prompt is thinking")
     return ("note", "; ".join(notes)) if notes else ("ok", "the same messages give the same prompt")
+
+
+def _takes_system(tokenizer: Any) -> bool:
+    try:
+        render(tokenizer, [{"role": "system", "content": "Be brief."}, *QUESTION])
+    except ValueError:
+        return False
+    return True
 
 
 def generation_settings(model: nn.Module, tokenizer: Any) -> Result:

@@ -6,8 +6,7 @@ import re
 import unicodedata
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from string import ascii_lowercase, digits
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -35,37 +34,37 @@ _ALNUM_OR_SPACE = bytes(code if chr(code) in ascii_lowercase + digits else 32 fo
 # or one symbol, as often as it is repeated.
 _SYMBOLS = re.compile(r"[^\W_]+|(?<![\w)\]}])[+\-\u2212]\d[^\W_]*|([^\w\s]|_)\1*")
 
-_SPLIT: dict[str, Callable[[str], list[str]]] = {
-    "rouge_score": lambda text: text.lower().encode("ascii", "replace").translate(_ALNUM_OR_SPACE).decode().split(),
-    "symbols": lambda text: [match[0] for match in _SYMBOLS.finditer(text.lower())],
-    "unicode": lambda text: _unicode_words(text.lower()),
-}
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff]"
+# Han, kana, Thai, Lao, Myanmar and Khmer are written without spaces: each letter is a token, with its marks.
+_SPACELESS = re.compile(
+    "[\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"
 )
-"""Characters of scripts that are written without spaces: Thai, Lao, Burmese, Khmer, kana and Chinese characters."""
 
 
 def _unicode_words(text: str) -> list[str]:
-    """Runs of letters, digits and marks of any script; of scripts without spaces each character, with its marks."""
-    words: list[str] = []
-    previous = ""  # what the last character was: "" for a separator, "word", or "single"
-    for character in text:
-        kind = unicodedata.category(character)[0]
-        if kind == "M" and previous:
+    """Words of letters, marks and digits of any script; a letter of `_SPACELESS` is a word."""
+    words = [""]
+    open_word = False
+    for character in unicodedata.normalize("NFKC", text).lower():
+        category = unicodedata.category(character)[0]
+        if category == "M" and words[-1]:
             words[-1] += character
-        elif kind not in "LN":
-            previous = ""
-        elif _UNSPACED.match(character):
-            words.append(character)
-            previous = "single"
-        elif previous == "word":
+        elif category not in "LMN":
+            words.append("")
+            open_word = False
+        elif open_word and not _SPACELESS.match(character):
             words[-1] += character
         else:
             words.append(character)
-            previous = "word"
-    return words
+            open_word = not _SPACELESS.match(character)
+    return [word for word in words if word]
+
+
+_SPLIT: dict[str, Callable[[str], list[str]]] = {
+    "rouge_score": lambda text: text.lower().encode("ascii", "replace").translate(_ALNUM_OR_SPACE).decode().split(),
+    "symbols": lambda text: [match[0] for match in _SYMBOLS.finditer(text.lower())],
+    "unicode": _unicode_words,
+}
 
 
 def _check_text(name: str, text: object) -> None:
@@ -83,8 +82,8 @@ def tokenize(text: str, tokenizer: Tokenizer = "rouge_score") -> list[str]:
     (`//`, `=`; `_` and combining marks are symbols); `+`, `-` or U+2212 directly before a digit belongs to the number
     (`-1110`) unless a word or a closing bracket is directly before it (`7-3` is `7`, `-`, `3`).
 
-    `"unicode"`: runs of letters, digits and marks of any script; of scripts that are written without spaces (Chinese,
-    Japanese, Thai) each character is a token.
+    `"unicode"`: words of any script, after Unicode normalisation (NFKC): maximal runs of letters, marks and digits, all
+    else being a separator. A letter of a script without spaces (Han, kana, Thai, Lao, Myanmar, Khmer) is a token.
 
     A tokenizer object is called: `tokenizer.tokenize(text)`.
 
@@ -117,17 +116,17 @@ def rouge_l(
     `R = LCS / |reference|`: `F = 2PR / (P + R) = 2 LCS / (|candidate| + |reference|)`. Each distinct text is tokenised
     once per call, by `tokenize(text, tokenizer)`.
 
-    NaN where there is no value: neither text has a token, one of them is None (there is no text), or one has letters or
-    digits and the tokenizer sees none of them. A blank text against one with tokens is 0.
+    The score is NaN where it has no value: a text is None, neither text has a token, or a text consists mostly of
+    letters and digits and the tokenizer sees none of them (`"rouge_score"` sees no Chinese or Cyrillic letter). It is 0
+    where only one text has tokens and the other consists of other characters, e.g. an empty candidate. A UserWarning
+    follows if the tokenizer drops more than half of the letters and digits of all candidates, or of all references.
 
     Args:
-        tokenizer: `"rouge_score"` (sees `[a-z0-9]` only), `"symbols"`, `"unicode"`, or an object of rouge-score's
-            tokenizer interface.
+        candidates: n texts, or None for a text that does not exist.
+        references: n texts, or None.
+        tokenizer: `"rouge_score"`, `"symbols"`, `"unicode"`, or an object of rouge-score's tokenizer interface.
         implementation: `"steerkit"`, or the package rouge-score as reference; they agree to rounding, and the package
             is slower.
-
-    Warns:
-        UserWarning: texts of which the tokenizer sees less than half of the letters and digits.
 
     Raises:
         TypeError: a single str in place of a sequence, or an entry that is neither a str nor None.
@@ -150,68 +149,75 @@ def rouge_l(
         raise ValueError(
             f"expected implementation 'steerkit' or 'rouge-score'; got {implementation!r}. Choose one of those."
         )
-    split = cache(lambda text: tokenize(text, tokenizer))
-    unseen = _unseen({text for text in (*candidates, *references) if text is not None}, split, tokenizer)
-    # rapidfuzz compares hashes, and the hash of a small int is the int: with a number per token the LCS is exact.
-    number = defaultdict[str, int](count().__next__).__getitem__
-    numbers = cache(lambda text: list(map(number, split(text))))
+    distinct = {text for text in (*candidates, *references) if text is not None}
+    tokens = {text: tokenize(text, tokenizer) for text in distinct}
+    for name, texts in (("candidates", candidates), ("references", references)):
+        _warn_of_dropped_letters(name, {text: tokens[text] for text in texts if text is not None})
     scores = np.full(len(candidates), np.nan)
-    for i, (candidate, reference) in enumerate(zip(candidates, references, strict=True)):
-        if candidate is None or reference is None or candidate in unseen or reference in unseen:
-            continue
-        a, b = numbers(candidate), numbers(reference)
-        if a or b:
-            scores[i] = 2 * LCSseq.similarity(a, b) / (len(a) + len(b))
-    if implementation == "rouge-score":
-        valued = np.flatnonzero(~np.isnan(scores)).tolist()
-        pairs = [(str(candidates[i]), str(references[i])) for i in valued]
-        scores[valued] = _rouge_l_of_package([a for a, _ in pairs], [b for _, b in pairs], tokenizer)
+    pairs = {
+        i: (tokens[candidate], tokens[reference])
+        for i, (candidate, reference) in enumerate(zip(candidates, references, strict=True))
+        if candidate is not None and reference is not None and _is_comparable(candidate, reference, tokens)
+    }
+    compute = _rouge_l_of_package if implementation == "rouge-score" else _rouge_l
+    scores[list(pairs)] = compute(list(pairs.values()))
     return scores
 
 
-def _unseen(texts: set[str], split: Callable[[str], list[str]], tokenizer: Tokenizer) -> set[str]:
-    """The texts with letters or digits of which the tokenizer sees none; warns where it sees less than half."""
-    blind, partly = set(), []
-    for text in texts:
-        written = sum(map(str.isalnum, text))
-        seen = sum(map(str.isalnum, "".join(split(text))))
-        if written and not seen:
-            blind.add(text)
-        if 2 * seen < written:
-            partly.append(text)
-    if partly:
+def _is_comparable(candidate: str, reference: str, tokens: Mapping[str, Sequence[str]]) -> bool:
+    """Whether one of two texts has tokens, and the tokens represent both: a text without tokens has no letters."""
+    texts = (candidate, reference)
+    return any(tokens[text] for text in texts) and all(tokens[text] or not _letters(text) for text in texts)
+
+
+def _letters(text: str) -> int:
+    """The number of letters, marks and digits of a text; 0 if they are not most of it, as in undecodable bytes."""
+    characters = [unicodedata.category(character)[0] for character in text if not character.isspace()]
+    letters = sum(category in "LMN" for category in characters)
+    return letters if 2 * letters > len(characters) else 0
+
+
+def _warn_of_dropped_letters(name: str, tokens: Mapping[str, Sequence[str]]) -> None:
+    """Warn if less than half of the letters and digits of some texts are in their tokens."""
+    seen = {text: sum(map(len, found)) for text, found in tokens.items()}
+    letters = {text: seen[text] if text.isascii() else _letters(text) for text in tokens}
+    if 2 * sum(seen.values()) < sum(letters.values()):
+        blind = [text for text in tokens if 2 * seen[text] < letters[text]]
         warnings.warn(
-            f"the tokenizer {tokenizer!r} sees less than half of the letters and digits of {len(partly)} of "
-            f"{len(texts)} texts, e.g. {min(partly)!r:.60}. A score of what it does not see is NaN. Pass "
-            "tokenizer='unicode'.",
-            UserWarning,
+            f"expected {name} in a script that the tokenizer sees; got {len(blind)} of {len(tokens)} texts of which it "
+            f"drops more than half of the letters, e.g. {min(blind)!r:.80}: ROUGE-L ignores these letters, and is NaN "
+            "for a text without any token. Pass tokenizer='unicode'.",
             stacklevel=3,
         )
-    return blind
 
 
-def _rouge_l_of_package(
-    candidates: Sequence[str], references: Sequence[str], tokenizer: Tokenizer
-) -> Float[np.ndarray, " n"]:
-    """`rouge_l` computed by the package rouge-score."""
+def _rouge_l(pairs: Sequence[tuple[list[str], list[str]]]) -> list[float]:
+    """ROUGE-L of pairs of tokenised texts, at least one of each with a token."""
+    # rapidfuzz compares hashes, and the hash of a small int is the int: with a number per token the LCS is exact.
+    number = defaultdict[str, int](count().__next__).__getitem__
+    numbers = (([*map(number, a)], [*map(number, b)]) for a, b in pairs)
+    return [2 * LCSseq.similarity(a, b) / (len(a) + len(b)) for a, b in numbers]
+
+
+def _rouge_l_of_package(pairs: Sequence[tuple[list[str], list[str]]]) -> list[float]:
+    """`_rouge_l` computed by the package rouge-score."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    class Splitter:
-        def tokenize(self, text: str) -> list[str]:
-            return tokenize(text, tokenizer)
+    class Tokenised:
+        def tokenize(self, text: list[str]) -> list[str]:
+            return text
 
-    scorer = RougeScorer(["rougeL"], tokenizer=Splitter())
-    pairs = zip(references, candidates, strict=True)
-    return np.array([scorer.score(reference, candidate)["rougeL"].fmeasure for reference, candidate in pairs])
+    scorer = RougeScorer(["rougeL"], tokenizer=Tokenised())
+    return [float(scorer.score(reference, candidate)["rougeL"].fmeasure) for candidate, reference in pairs]
 
 
 def distinct_n(text: str | None, n: int = 2) -> float:
     """Distinct n-grams / n-grams over the `"symbols"` tokens of `text`: in (0, 1].
 
-    NaN with fewer than n tokens, or without a text (None).
+    It is NaN with fewer than n tokens, and for None.
 
     Raises:
-        TypeError: `text` is not a str.
+        TypeError: `text` is neither a str nor None.
         ValueError: `n` is not an int of at least 1.
 
     Source: Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models", 2016.

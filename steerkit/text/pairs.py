@@ -14,7 +14,7 @@ from steerkit.io.json import canonical_json
 from steerkit.io.rows import read_rows
 from steerkit.text.prompt import Prompt, PromptLike, messages_of, prompt_source, render
 from steerkit.text.spans import Passage
-from steerkit.text.thinking import opens_thought, reply_of
+from steerkit.text.thinking import opens_thinking, reply_of
 from steerkit.text.tokens import encode
 
 
@@ -60,7 +60,7 @@ class ContrastPair:
         """
         rendered = render(tokenizer, self.prompt, chat_template_kwargs)
         prompt = rendered.ids
-        if opens_thought(rendered.text) and reply_of(self.positive) in (None, self.positive):
+        if opens_thinking(rendered.text) and reply_of(self.positive) in (None, self.positive):
             warnings.warn(
                 "the prompt ends inside a thought (<think>), so the pair's continuations are read as thinking and not "
                 "as a reply. Begin both with '</think>' to read replies, or pass chat_template_kwargs, e.g. "

@@ -11,7 +11,6 @@ from steerkit.io.files import utf8
 from steerkit.text.tokens import encode
 
 Message = Mapping[str, str]
-MARKER = "steerkit system message"
 
 
 @dataclass(frozen=True)
@@ -135,17 +134,6 @@ def _apply_template(
             f"expected messages that the chat template takes; it refuses them: {error}. Change their roles or "
             "the template's arguments, or pass a string."
         ) from error
-
-
-def drops_system(tokenizer: Any) -> bool:
-    """Whether the chat template leaves out a system message, or refuses it; False without a template."""
-    if not getattr(tokenizer, "chat_template", None):
-        return False
-    messages = [{"role": "system", "content": MARKER}, {"role": "user", "content": "Hi"}]
-    try:
-        return MARKER not in _apply_template(tokenizer, messages, None)
-    except ValueError:
-        return True
 
 
 def messages_of(prompt: object) -> list[dict[str, str]]:

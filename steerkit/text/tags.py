@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import SequenceMatcher
 
 CONSENSUS, END = "<|Consensus|>", "<|endofdebate|>"
 TAG = re.compile(
@@ -10,17 +11,33 @@ TAG = re.compile(
     r"|Agent (?P<agent>[1-9]\d*) (?:Solution|Revision)|Consensus|endofdebate)\|>"
 )
 
-
-LIKE_A_TAG = re.compile(r"<\s*\|?\s*(?:Round|Agent|Consensus|End\s?of\s?Debate)\b[^<>\n]{0,60}?\|?\s*>", re.IGNORECASE)
-"""What a reader takes for a tag, well spelt or not."""
+# Text that may be a misspelt tag: up to 60 characters, with a bar or an angle missing or blanks between them.
+_TAG_LIKE = re.compile(r"(?P<left><\s*\|)?(?:(?<=\|)|<|\|)[^<>|]{4,60}(?:(?P<right>\|\s*>)|\||>)")
+_NAMES = ("roundinitialsolutions", "roundrevision", "agentsolution", "agentrevision", "consensus", "endofdebate")
+_NAMED = re.compile(r"(?:(?:round|agent)[\s_-]*\d|consensus\W*\Z|end[\s_-]*of[\s_-]*debate)", re.IGNORECASE)
 
 
 def misspelt_tag(text: str) -> re.Match[str] | None:
-    """The first piece of a text that looks like a tag and is none: another case, blanks inside, a missing bar.
+    """The first part of a text that resembles a tag but is not exactly one.
 
-    Example: `misspelt_tag("<| Agent 1 solution|>: 4")[0]` is `"<| Agent 1 solution|>"`.
+    Such a part has the words of a tag up to case, blanks and single letters, or begins with the number of an agent or
+    round. One bar or angle may be missing, or both bars: `<|agent 1 solution|>`, `<| Consensus |>`,
+    `<Agent 2 Solution>`. Other markers (`<|im_end|>`, a table's `| Agent 1 |`) are not misspelt tags.
     """
-    return next((found for found in LIKE_A_TAG.finditer(text) if not TAG.fullmatch(found[0])), None)
+    exact = {tag.start() for tag in TAG.finditer(text)}
+    return next((p for p in _TAG_LIKE.finditer(text) if p.start() not in exact and _is_misspelt(p)), None)
+
+
+def _is_misspelt(part: re.Match[str]) -> bool:
+    found = part.group()
+    if not (part["left"] or part["right"] or (found[0] == "<" and found[-1] == ">")):
+        return False
+    name = found.strip("<|>").strip("<|> \n")
+    letters = "".join(filter(str.isalpha, name)).lower()
+    near = any(SequenceMatcher(None, letters, known).ratio() > 0.8 for known in _NAMES)
+    if part["left"] or part["right"]:
+        return near or _NAMED.match(name) is not None
+    return near and any(map(str.isdigit, name))
 
 
 def round_tag(number: int) -> str:

@@ -35,11 +35,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class DebateTrace:
-    r"""A debate as one tagged text, kept verbatim.
+    r"""A debate as one tagged text, kept verbatim up to its line ends: CR LF is stored as LF.
 
     The layout, with a blank line between parts: `<|Round 1 - Initial Solutions|>`, `<|Agent 1 Solution|>: ...`, ...,
     `<|Round 2 - Revision|>`, `<|Agent 1 Revision|>: ...`, ..., `<|Consensus|>` and its sentence, `<|endofdebate|>`.
-    If the agents agree in round 1, there is no round 2. Text may precede the first tag (`Problem: ...`).
+    If the agents agree in round 1, there is no round 2. Every round has the agents 1 to n in order. The colon after an
+    agent's tag may be missing. Text may precede the first tag (`Problem: ...`).
 
     Args:
         question: the question of the debate.
@@ -53,8 +54,9 @@ class DebateTrace:
         consensus: the sentence after `<|Consensus|>`; None if the tag is missing.
 
     Raises:
-        ValueError: tags that are missing, repeated or out of order (the message names the tag and what was expected),
-            or a question, text or answer that is not a string.
+        ValueError: tags that are missing, repeated, misspelt or out of order, or text between a round's tag and its
+            first agent (the message names the tag and what was expected), or a question, text or answer that is not a
+            string.
 
     Example:
         trace = DebateTrace.of("2+2", [Turn(1, 1, "4"), Turn(2, 1, "4")], "All agents agree on 4")
@@ -75,7 +77,9 @@ class DebateTrace:
             value = getattr(self, name)
             if not isinstance(value, str) and not (name == "gold" and value is None):
                 raise ValueError(f"expected the {name} of a debate as text; got {value!r:.80}. Put it in quotes.")
+        object.__setattr__(self, "text", self.text.replace("\r\n", "\n"))
         try:
+            _check_spelling(self.text)
             turns, ranges, consensus = _parse(self.text)
         except ValueError as error:
             raise ValueError(f"{error} Correct the tags, or leave this trace out.") from None
@@ -163,8 +167,6 @@ class DebateTrace:
 
 def _parse(text: str) -> tuple[list[Turn], list[Range], str | None]:
     """The turns of a tagged text, the character range of each, and the consensus."""
-    if wrong := misspelt_tag(text):
-        raise ValueError(f"expected tags as in {agent_tag(1, 1)}; got {wrong[0]!r} at character {wrong.start()}.")
     tags = list(TAG.finditer(text))
     if not tags or tags[0]["round"] != "1" or tags[-1].group() != END:
         ends = [tag.group() for tag in tags[:: max(1, len(tags) - 1)]]
@@ -189,12 +191,7 @@ def _parse(text: str) -> tuple[list[Turn], list[Range], str | None]:
         if number and consensus is None:
             _check_speakers(tag, number, speakers, first_speakers)
         if tag["round"]:
-            _check_round(tag, number, consensus)
-            if before := text[tag.end() : stop].strip():
-                raise ValueError(
-                    f"expected an agent's tag directly after {tag.group()}; got {before!r:.60} at character "
-                    f"{tag.end()}."
-                )
+            _check_round(tag, number, consensus, text[tag.end() : stop])
             number += 1
             speakers = []
         elif tag.group() == CONSENSUS:
@@ -206,6 +203,14 @@ def _parse(text: str) -> tuple[list[Turn], list[Range], str | None]:
     return turns, ranges, consensus
 
 
+def _check_spelling(text: str) -> None:
+    """`ValueError` for text that resembles a tag: it would count as the words of the agent before it."""
+    if wrong := misspelt_tag(text):
+        raise ValueError(
+            f"expected tags exactly as {agent_tag(1, 1)}; got {wrong.group()!r} at character {wrong.start()}."
+        )
+
+
 def _stripped(text: str, start: int, stop: int) -> Range:
     """The range of a turn's text after its tag, without the colon and the white space at its ends."""
     raw = text[start:stop]
@@ -214,29 +219,33 @@ def _stripped(text: str, start: int, stop: int) -> Range:
 
 
 def _check_agent(tag: re.Match[str], number: int, speakers: Sequence[int], consensus: str | None) -> None:
-    """`ValueError` for an agent's tag after the consensus, of another round's kind, or repeated in its round."""
-    agent = int(tag["agent"])
-    if consensus is not None or tag.group() != agent_tag(agent, number) or agent in speakers:
+    """`ValueError` for an agent's tag after the consensus, of another round's kind, or not of the next agent."""
+    wanted = agent_tag(len(speakers) + 1, max(number, 1))
+    if consensus is not None or not number or tag.group() != wanted:
         raise ValueError(
-            f"expected each agent once per round, as {agent_tag(agent, max(number, 1))}, and before {CONSENSUS}; got "
+            f"expected each agent once per round, in the order 1 to n: {wanted} next, and before {CONSENSUS}; got "
             f"{tag.group()} at character {tag.start()} of round {number}, after the agents {list(speakers)}."
         )
 
 
 def _check_speakers(tag: re.Match[str], number: int, speakers: Sequence[int], first_speakers: Sequence[int]) -> None:
-    """`ValueError` at the end of a round without turns, or with other agents than 1 to n, n that of round 1."""
-    if not speakers or set(speakers) != set(range(1, len(first_speakers) + 1)):
+    """`ValueError` at the end of a round without turns, or with other agents than round 1."""
+    if not speakers or speakers != first_speakers:
         raise ValueError(
-            f"expected the agents 1 to {max(len(first_speakers), 1)} in round {number}; got {list(speakers)} before "
-            f"{tag.group()} at character {tag.start()}."
+            f"expected the agents {list(first_speakers)} in round {number}, at least one; got {list(speakers)} "
+            f"before {tag.group()} at character {tag.start()}."
         )
 
 
-def _check_round(tag: re.Match[str], number: int, consensus: str | None) -> None:
-    """`ValueError` for a round's tag after the consensus, or not of the next round."""
+def _check_round(tag: re.Match[str], number: int, consensus: str | None, after: str) -> None:
+    """`ValueError` for a round's tag after the consensus, not of the next round, or with text before its agents."""
     if tag.group() != round_tag(number + 1) or consensus is not None:
         raise ValueError(
             f"expected {round_tag(number + 1)} next, before {CONSENSUS}; got {tag.group()} at character {tag.start()}."
+        )
+    if after.strip():
+        raise ValueError(
+            f"expected the agents directly after {tag.group()}; got {after.strip()!r:.80} at character {tag.end()}."
         )
 
 

@@ -65,7 +65,7 @@ def pairs_cases() -> Iterator[Case]:
 R1, R2 = round_tag(1), round_tag(2)
 A1, A2, B1, B2 = agent_tag(1, 1), agent_tag(2, 1), agent_tag(1, 2), agent_tag(2, 2)
 WHOLE, ONCE, NOBODY = "expected a trace from", "expected each agent once per round", "expected the agents"
-MISSPELT = "expected tags as in"
+MISSPELT = "expected tags exactly as"
 MALFORMED = {  # what is wrong -> the text, and what was expected
     "no tag": ("hello", WHOLE),
     "nothing in it": ("", WHOLE),
@@ -84,14 +84,14 @@ MALFORMED = {  # what is wrong -> the text, and what was expected
     "a round after the consensus": (f"{R1} {A1}: x {CONSENSUS} c {R2} {B1}: y {END}", "expected <|Round 2"),
     "its consensus twice": (f"{R1} {A1}: x {CONSENSUS} c {CONSENSUS} d {END}", "expected <|Consensus|> once"),
     "its consensus before the agents": (f"{R1} {CONSENSUS} c {END}", NOBODY),
-    "a tag that is not closed": (f"{R1} <|Agent 1 Solution: x {END}", "expected an agent's tag directly after"),
-    "text before a round's first agent": (f"{R1} so: {A1}: x {END}", "expected an agent's tag directly after"),
-    "agents from 2 on": (f"{R1} {A2}: x {R2} {B2}: y {END}", NOBODY),
+    "a tag that is not closed": (f"{R1} <|Agent 1 Solution: x {END}", "expected the agents directly after"),
+    "text before a round's first agent": (f"{R1} so: {A1}: x {END}", "expected the agents directly after"),
+    "agents from 2 on": (f"{R1} {A2}: x {R2} {B2}: y {END}", ONCE),
     "a tag with blanks inside": (f"{R1} <| Agent 1 Solution |>: x {A2}: y {END}", MISSPELT),
     "a tag with a small letter": (f"{R1} {A1}: x {A2}: y {END}".replace("2 S", "2 s"), MISSPELT),
-    "a tag that is cut off at its end": (f"{R1} {A1}: x {END[:-1]}", WHOLE),
+    "a tag that is cut off at its end": (f"{R1} {A1}: x {END[:-1]}", MISSPELT),
     "tags interleaved": (f"{R1} {A1}: x {R2} {A2}: y {B1}: z {END}", ONCE),
-    "tags of full-width bars": (f"{R1} {A1}: x {END}".replace("|", "\uff5c"), WHOLE),
+    "tags of full-width bars": (f"{R1} {A1}: x {END}".replace("|", "\uff5c"), MISSPELT),
     "tags in another case": (f"{R1} {A1}: x {END}".lower(), MISSPELT),
     "an agent 0": (f"{R1} <|Agent 0 Solution|>: x {END}", MISSPELT),
 }

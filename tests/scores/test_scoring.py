@@ -129,16 +129,18 @@ def test_rouge_l_equals_rouge_score() -> None:
     candidates[:3], references[:3] = ["", "same text", "!?"], ["", "Same, text", "one"]
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
     expected = [scorer.score(r, c)["rougeL"].fmeasure for c, r in zip(candidates, references, strict=True)]
-    assert expected[:3] == [0, 1, 0]
-    expected[0] = np.nan  # the package gives 0 to two texts without a token
-    np.testing.assert_allclose(rouge_l(candidates, references), expected, rtol=0, atol=1e-12)
+    expected[0] = nan  # two empty texts: the package returns 0
+    assert expected[1:3] == [1, 0]
+    for implementation in ("steerkit", "rouge-score"):
+        scores = rouge_l(candidates, references, implementation=implementation)
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-12)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(some_token, max_size=90), st.lists(some_token, max_size=90))
 @example(["a"] * 64 + ["//", "b"] * 40, ["b"] * 70 + ["a"] * 63)
 def test_rouge_l_has_the_longest_common_subsequence(a: list[str], b: list[str]) -> None:
-    expected = 2 * naive_lcs(a, b) / (len(a) + len(b)) if a or b else np.nan
+    expected = 2 * naive_lcs(a, b) / (len(a) + len(b)) if a or b else nan
     assert rouge_l([" ".join(a)], [" ".join(b)], "symbols")[0] == pytest.approx(expected, abs=1e-15, nan_ok=True)
 
 
@@ -183,6 +185,81 @@ def test_rouge_l_rejects_what_is_not_two_equally_long_sequences_of_str() -> None
         rouge_l(["a"], ["a"], "words")  # type: ignore[arg-type]
 
 
+CHINESE, RUSSIAN = (
+    "\u6d77\u9762\u5e73\u9759",
+    "\u043c\u043e\u0440\u0435 \u0441\u043f\u043e\u043a\u043e\u0439\u043d\u043e",
+)
+INVISIBLE = (CHINESE, RUSSIAN, "\u0938\u092e\u0941\u0926\u094d\u0930", "\u05d9\u05dd", "\uff11\uff18")
+WORDLESS = ("", " \n", "!?", "\U0001f30a", "\u071c\ufffd\ufffd\ufffd")
+
+
+@pytest.mark.filterwarnings("ignore:expected (candidates|references) in a script")
+@pytest.mark.parametrize("implementation", ["steerkit", "rouge-score"])
+@pytest.mark.parametrize("invisible", INVISIBLE)
+def test_rouge_l_is_nan_where_the_tokenizer_sees_no_letter_of_a_text(invisible: str, implementation) -> None:
+    pairs = [(invisible, invisible), (invisible, "sea"), ("sea", invisible), (invisible, ""), ("", invisible)]
+    scores = rouge_l(*zip(*pairs, strict=True), implementation=implementation)
+    assert np.isnan(scores).all()
+
+
+@pytest.mark.parametrize("tokenizer", ["rouge_score", "symbols", "unicode"])
+def test_a_text_without_words_scores_0_against_words_and_has_no_score_against_another(tokenizer) -> None:
+    assert rouge_l(WORDLESS, ["sea"] * 5, tokenizer).tolist() == [0] * 5
+    assert rouge_l(["sea"] * 5, WORDLESS, tokenizer).tolist() == [0] * 5
+    assert np.isnan(rouge_l(WORDLESS[:2], WORDLESS[1::-1], tokenizer)).all()
+    assert np.isnan(rouge_l([None, "sea", None], ["sea", None, None], tokenizer)).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(any_text, st.sampled_from(["rouge_score", "symbols", "unicode"]))
+@pytest.mark.filterwarnings("ignore:expected (candidates|references) in a script")
+def test_a_text_scores_1_against_itself_or_has_no_token_and_no_score(text: str, tokenizer) -> None:
+    (score,) = rouge_l([text], [text], tokenizer)
+    assert score == 1 if tokenize(text, tokenizer) else isnan(score)
+    for share in (distinct_n(text, 1), distinct_n(text), repeated_ngrams(text)):
+        assert 0 <= share <= 1 or isnan(share)
+    assert isnan(distinct_n(text, 1)) == (not text.split())
+
+
+def test_texts_of_another_script_are_counted_in_one_warning_that_names_a_tokenizer() -> None:
+    texts = ["sea", f"sea {CHINESE}", RUSSIAN, "caf\u00e9 au lait"]
+    with pytest.warns(UserWarning, match=r"references .*got 2 of 4 texts .*tokenizer='unicode'") as said:
+        scores = rouge_l(["sea"] * 4, texts)
+    assert len(said) == 1
+    np.testing.assert_array_equal(scores, [1, 1, nan, 0])
+    with pytest.warns(UserWarning, match="candidates"):
+        rouge_l([f"a {CHINESE}"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("The sea, 12!", ["the", "sea", "12"]),
+        (RUSSIAN.upper(), RUSSIAN.split()),
+        (f"a{CHINESE}b1", ["a", *CHINESE, "b1"]),
+        ("\u0938\u092e\u0941\u0926\u094d\u0930", ["\u0938\u092e\u0941\u0926\u094d\u0930"]),  # marks do not end a word
+        ("\u0e17\u0e35\u0e48", ["\u0e17\u0e35\u0e48"]),
+        ("e\u0301t\u00e9", ["\u00e9t\u00e9"]),
+        ("\uff11\uff18 \uff41", ["18", "a"]),
+        ("\ud55c\uad6d \ub9d0", ["\ud55c\uad6d", "\ub9d0"]),
+        ("x_y -3 \U0001f30a", ["x", "y", "3"]),
+        ("", []),
+    ],
+)
+def test_unicode_tokens_are_words_of_any_script_and_letters_of_those_without_spaces(text, tokens) -> None:
+    assert tokenize(text, "unicode") == tokens
+
+
+@settings(max_examples=300, deadline=None)
+@given(ascii_text)
+def test_unicode_tokens_are_the_rouge_tokens_on_ascii(text: str) -> None:
+    assert tokenize(text, "unicode") == tokenize(text, "rouge_score")
+
+
+def test_rouge_l_by_letters_compares_texts_of_scripts_without_spaces() -> None:
+    assert rouge_l([CHINESE], [CHINESE[:2] + CHINESE[3]], "unicode")[0] == pytest.approx(2 * 3 / 7)
+
+
 # Repetition
 
 
@@ -201,6 +278,7 @@ def test_distinct_n_tells_signs_apart() -> None:
 
 def test_ngram_shares_are_nan_where_the_text_has_fewer_than_n_tokens() -> None:
     assert isnan(distinct_n("one")) and isnan(distinct_n("", 1))
+    assert isnan(distinct_n(None)) and isnan(repeated_ngrams(None))
     assert isnan(repeated_ngrams("one two three")) and repeated_ngrams("one two three four") == 0
 
 
@@ -314,50 +392,3 @@ def test_macro_roc_auc_rejects_what_has_no_area(
 def test_macro_roc_auc_rejects_a_single_str() -> None:
     with pytest.raises(TypeError, match="expected classes to be a sequence; got the single str 'ab'"):
         macro_roc_auc(["a", "b"], [[0, 1], [1, 0]], "ab")
-
-
-# Where a score has no value
-
-
-CHINESE = "\u6d77\u5f88\u5e73\u9759"
-RUSSIAN = "\u043c\u043e\u0440\u0435 \u0441\u043f\u043e\u043a\u043e\u0439\u043d\u043e"
-THAI = "\u0e17\u0e30\u0e40\u0e25"
-HINDI = "\u0939\u093f\u0928\u094d\u0926\u0940"
-
-
-def test_rouge_l_without_a_value_is_nan_and_never_0_or_1() -> None:
-    assert np.isnan(rouge_l(["", " ", None, "a", "!?"], ["", "\n", "a", None, "..."])).all()
-    assert rouge_l(["", "a"], ["a", "  "]).tolist() == [0, 0]  # an empty text against one with a token
-    assert (
-        np.isnan(rouge_l([""], [""], "symbols"))[0] and np.isnan(rouge_l([""], [""], implementation="rouge-score"))[0]
-    )
-
-
-@pytest.mark.parametrize("text", [CHINESE, RUSSIAN, THAI])
-def test_a_script_that_the_tokenizer_does_not_see_has_no_score_and_is_named(text: str) -> None:
-    with pytest.warns(UserWarning, match="sees less than half.*Pass tokenizer='unicode'"):
-        scores = rouge_l([text, text, "sea"], [text, "sea", text])
-    assert np.isnan(scores).all()
-    assert rouge_l([text, text], [text, "sea"], "unicode").tolist() == [1, 0]
-    assert 0 < rouge_l([text], [text[:-1]], "unicode")[0] < 1 or " " in text
-
-
-def test_the_unicode_tokenizer_splits_words_characters_and_marks() -> None:
-    assert tokenize("Das Meer, ruhig!", "unicode") == ["das", "meer", "ruhig"]
-    assert tokenize(CHINESE, "unicode") == list(CHINESE)
-    assert tokenize("na\u0308he", "unicode") == ["na\u0308he"]  # a combining mark belongs to its word
-    assert tokenize("\u0939\u093f\u0928\u094d\u0926\u0940 abc", "unicode") == [
-        "\u0939\u093f\u0928\u094d\u0926\u0940",
-        "abc",
-    ]
-    assert tokenize("", "unicode") == tokenize("\u0301 ...", "unicode") == []
-
-
-def test_a_text_that_is_partly_unseen_is_named() -> None:
-    with pytest.warns(UserWarning, match="1 of 2 texts"):
-        assert rouge_l([f"ab {CHINESE}"], ["ab"])[0] == 1
-
-
-def test_scores_of_no_text_are_nan() -> None:
-    for score in (distinct_n, repeated_ngrams):
-        assert np.isnan(score(None)) and np.isnan(score("")) and np.isnan(score("a"))

@@ -1,119 +1,143 @@
-"""Answers, traces and verdicts that are read from what does not say them."""
+"""Wrong answers, verdicts, options and turns."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import pytest
-
-from steerkit.text.tags import END, TAG, agent_tag, round_tag
-from steerkit.text.traces import DebateTrace
+from steerkit.text import traces
+from steerkit.text.traces import DebateTrace, Turn
 from training.debates.answerers import Rule
 from training.debates.judge import YesNo, parse_yes_no
+from training.problems import answers
 from training.problems.answers import read_answer
 from training.problems.benchmarks import load_mmlu_pro
 
 Read = Callable[[str, str], str | None]
 
 
-def check_an_unknown_multiplier_is_no_unit(read: Read) -> None:
-    assert read(r"\boxed{3 apples}", "number") == "3"
-    for word in ("lakh", "crore", "gross", "hundredweight"):
-        assert read(rf"\boxed{{3 {word}}}", "number") is None
+def check_a_multiplier_is_not_dropped(read: Read) -> None:
+    for text in ("2 lakh", "3 gross", "5 grand", r"2\text{ crore}", r"\$5\text{m}"):
+        assert read(rf"\boxed{{{text}}}", "number") is None
+    assert read(r"\boxed{18 dollars}", "number") == "18"
 
 
-def any_word_is_a_unit(text: str, kind: str) -> str | None:
-    found = re.search(r"\\boxed\{(\d+) [a-z]+\}", text)
-    return found[1] if found else None
+LISTED = re.compile(r"(?i:million|billion|thousand|hundred|dozen|and|or|half)s?|[kKMBT]")
 
 
-def check_two_letters_are_no_answer(read: Read) -> None:
-    assert read(r"\boxed{A) 5}", "option") == "A"
-    for box in ("A) 5, C) 7", r"\text{A. 5 or C. 7}", "(A) or (C)"):
-        assert read(rf"\boxed{{{box}}}", "option") is None
+def drops_what_is_not_listed(text: str, kind: str) -> str | None:
+    with mock.patch.object(answers, "_is_known", lambda word: not LISTED.fullmatch(word)):
+        return read_answer(text, kind)
 
 
-def the_first_letter(text: str, kind: str) -> str | None:
-    found = re.search(r"\\boxed\{(?:\\text\{)?\(?([A-J])[).]", text)
-    return found[1] if found else None
+def check_two_options_are_no_answer(read: Read) -> None:
+    for text in ("A) 5, C) 7", r"\text{A. 5 or C. 7}", "(A) or (C)", "(A) is wrong; (C)"):
+        assert read(rf"\boxed{{{text}}}", "option") is None
+    assert read(r"\boxed{(C) interference}", "option") == "C"
 
 
-def check_a_thought_has_no_answer(read: Read) -> None:
-    assert read(r"<think>\boxed{5}</think>\boxed{12}", "number") == "12"
-    assert read(r"<think>\boxed{5}", "number") is None
-    assert read(r"<think>\boxed{5}</think> It is **12**.", "number") is None
+def first_letter(text: str, kind: str) -> str | None:
+    found = re.search(r"\b[A-J]\b", text)
+    return found and found.group()
 
 
-def the_last_box(text: str, kind: str) -> str | None:
-    found = re.findall(r"\\boxed\{(\d+)\}", text)
-    return found[-1] if found else None
+CUT = r"<think>First I get \boxed{5}. No wait, that is wrong, let me"
+THOUGHT = r"<think>maybe \boxed{5}</think> The answer is **12**."
+BOXED = r"<think>maybe \boxed{5}</think> \boxed{12}"
 
 
-def check_options_are_written_alike(load: Callable[[Path], Any], folder: Path) -> None:
+def check_a_box_in_a_thought_is_no_answer(read: Read) -> None:
+    assert [read(text, "number") for text in (CUT, THOUGHT, BOXED)] == [None, None, "12"]
+
+
+def last_box_of_everything(text: str, kind: str) -> str | None:
+    return read_answer(re.sub("</?think>", "", text), kind)
+
+
+Pairs = Sequence[tuple[str, str]]
+PAIRS = [("q", "a"), ("q", "b"), ("q", "c")]
+JUDGE = YesNo(Rule(lambda request, rng: ("YES", "NO", "<think>\nOkay, the user")[int(request.id)]), "Is it fine?")
+
+
+def check_a_missing_verdict_is_not_a_no(judge: Callable[[Pairs], Sequence[bool | None]]) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert list(judge(PAIRS)) == [True, False, None]
+    assert len(said) == 1 and "1 of 3" in str(said[0].message)
+
+
+def missing_counts_as_no(pairs: Pairs) -> list[bool]:
+    return [parse_yes_no(("YES", "NO", "<think>\nOkay, the user")[i]) is True for i in range(len(pairs))]
+
+
+def check_white_space_does_not_give_the_option_away(load: Callable[[Path], str], folder: Path) -> None:
     folder.mkdir(parents=True)
-    file = folder / "m.jsonl"
-    file.write_text(
-        '{"question_id": 1, "question": "q", "options": ["4", " 5", "6"], "answer": "B", "answer_index": 1}\n'
-    )
-    lines = load(file)[0].question.splitlines()[-3:]
-    assert len({line[3:5].count(" ") for line in lines}) == 1
+    row = {"question_id": 1, "question": "2 + 3?", "options": ["N/A", "4", " 5"], "answer": "C", "answer_index": 2}
+    (folder / "test.jsonl").write_text(json.dumps(row) + "\n")
+    assert load(folder / "test.jsonl").splitlines()[2:] == ["(A) 4", "(B) 5"]
 
 
-def as_they_are(path: Path) -> Any:
-    from dataclasses import replace
-
-    (problem,) = load_mmlu_pro(path)
-    return [replace(problem, question=problem.question.replace("(B) 5", "(B)  5"))]
+def options_of(path: Path) -> str:
+    return load_mmlu_pro(path)[0].question
 
 
-def check_a_misspelt_tag_is_refused(turns: Callable[[str], list[Any]]) -> None:
-    good = f"{round_tag(1)}\n\n{agent_tag(1, 1)}: a\n\n{agent_tag(2, 1)}: b\n\n{END}"
-    assert len(turns(good)) == 2
-    for wrong in (good.replace("Agent 2 Solution", "agent 2 solution"), good.replace("<|Agent 1", "<| Agent 1")):
-        with pytest.raises(ValueError, match="expected tags as in"):
-            turns(wrong)
+def options_verbatim(path: Path) -> str:
+    row = json.loads(path.read_text())
+    lines = [f"({letter}) {option}" for letter, option in zip("ABC", row["options"], strict=True)]
+    return "\n".join([row["question"], "Options:", *lines])
 
 
-def of_a_trace(text: str) -> list[Any]:
-    return list(DebateTrace("q", text).turns)
+TRACE = DebateTrace.of("q", [Turn(1, 1, "one"), Turn(2, 1, "two"), Turn(3, 1, "three")], "yes").text
 
 
-def between_tags(text: str) -> list[Any]:
-    return [tag for tag in TAG.finditer(text) if tag["agent"]]
+def check_no_turn_has_the_words_of_another(turns: Callable[[str], Sequence[Turn]]) -> None:
+    for tag in ("<|agent 2 solution|>", "<| Agent 2 Solution |>", "<|Agent 2 Solution>", "<|Agent 2 Solution|>"):
+        try:
+            found = turns(TRACE.replace("<|Agent 2 Solution|>", tag))
+        except ValueError:
+            continue
+        assert [(turn.agent, turn.text) for turn in found] == [(1, "one"), (2, "two"), (3, "three")]
 
 
-def check_a_judge_without_a_verdict_is_noticed(verdicts: Callable[[Any], list[bool]]) -> None:
-    with pytest.raises(ValueError, match="begin with YES or NO"):
-        verdicts(Rule(lambda request, rng: "<think>The user asks whether"))
+def parsed(text: str) -> Sequence[Turn]:
+    return DebateTrace("q", text).turns
 
 
-def judged(answerer: Any) -> list[bool]:
-    return YesNo(answerer, "Is it fine?")([("q", "a"), ("q", "b")])
+def parsed_with_any_tag_missing(text: str) -> Sequence[Turn]:
+    with mock.patch.object(traces, "misspelt_tag", lambda _: None), mock.patch.object(traces, "_check_agent"):
+        return DebateTrace("q", text).turns
 
 
-def no_yes_is_a_no(answerer: Any) -> list[bool]:
-    from training.debates.answerers import Request, Sampling
-
-    replies = answerer([Request("0", "a"), Request("1", "b")], Sampling())
-    return [parse_yes_no(reply.text) is True for reply in replies]
-
-
-def plain(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
+def without_folder(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
     return lambda implementation, _: check(implementation)
 
 
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
-    "an unknown multiplier is no unit": (
-        plain(check_an_unknown_multiplier_is_no_unit), read_answer, any_word_is_a_unit
+    "a number with an unknown multiplier is no bare number": (
+        without_folder(check_a_multiplier_is_not_dropped),
+        read_answer,
+        drops_what_is_not_listed,
     ),
-    "two letters are no answer": (plain(check_two_letters_are_no_answer), read_answer, the_first_letter),
-    "a thought has no answer": (plain(check_a_thought_has_no_answer), read_answer, the_last_box),
-    "options are written alike": (check_options_are_written_alike, load_mmlu_pro, as_they_are),
-    "a misspelt tag is refused": (plain(check_a_misspelt_tag_is_refused), of_a_trace, between_tags),
-    "a judge without a verdict is noticed": (
-        plain(check_a_judge_without_a_verdict_is_noticed), judged, no_yes_is_a_no
+    "two options are no answer": (without_folder(check_two_options_are_no_answer), read_answer, first_letter),
+    "a box in a thought is no answer": (
+        without_folder(check_a_box_in_a_thought_is_no_answer),
+        read_answer,
+        last_box_of_everything,
     ),
-}  # fmt: skip
+    "a missing verdict is not a NO": (
+        without_folder(check_a_missing_verdict_is_not_a_no),
+        JUDGE,
+        missing_counts_as_no,
+    ),
+    "options are written alike": (check_white_space_does_not_give_the_option_away, options_of, options_verbatim),
+    "a misspelt tag gives no turn to another agent": (
+        without_folder(check_no_turn_has_the_words_of_another),
+        parsed,
+        parsed_with_any_tag_missing,
+    ),
+}

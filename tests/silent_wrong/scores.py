@@ -1,77 +1,80 @@
-"""Scores with a value where there is none."""
+"""Scores where there is no value."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from rapidfuzz.distance import LCSseq
 
-from steerkit.scores.text import rouge_l, tokenize
-from steerkit.sweeps.result import SweepResult
+from steerkit.scores.text import distinct_n, rouge_l, tokenize
 
-Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+CHINESE, OTHER = "\u6d77\u9762\u5e73\u9759", "\u6c34\u9762\u5f88\u5e73\u9759"
+Score = Callable[[Sequence[str | None], Sequence[str | None]], np.ndarray]
 
 
-def check_a_script_that_is_not_seen_has_no_score(score: Score) -> None:
-    chinese = "\u6d77\u5f88\u5e73\u9759"
-    assert np.isnan(score([chinese, chinese], [chinese, "sea"])).all()
-
-
-def check_empty_texts_have_no_score(score: Score) -> None:
-    assert score(["a"], ["a"])[0] == 1 and np.isnan(score([""], [""])[0])
-
-
-def quiet_rouge(candidates: Sequence[str], references: Sequence[str]) -> Sequence[float]:
-    import warnings
-
+def quiet(score: Score, *texts: Sequence[str | None]) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return rouge_l(candidates, references)
+        return score(*texts)
 
 
-def zero_without_tokens(candidates: Sequence[str], references: Sequence[str]) -> Sequence[float]:
-    pairs = [(tokenize(a), tokenize(b)) for a, b in zip(candidates, references, strict=True)]
-    return np.array([2 * LCSseq.similarity(a, b) / (len(a) + len(b)) if a and b else 0.0 for a, b in pairs])
+def check_two_empty_texts_have_no_distance(score: Score, _: Path) -> None:
+    """At coefficient 0 a text is compared with itself: the distance is 0, or there is none, but never 1."""
+    np.testing.assert_array_equal(1 - quiet(score, ["", "a", None], ["", "a", None]), [np.nan, 0, np.nan])
 
 
-def zero_for_unseen(candidates: Sequence[str], references: Sequence[str]) -> Sequence[float]:
-    return np.nan_to_num(quiet_rouge(candidates, references))
+def zero_where_either_is_empty(candidates: Sequence[str | None], references: Sequence[str | None]) -> np.ndarray:
+    return np.nan_to_num(rouge_l(candidates, references))
 
 
-def check_the_distance_of_an_empty_text_is_missing(
-    distance: Callable[[SweepResult], Sequence[float]],
-) -> None:
-    rows = [
-        {"vector": "v", "layer": 1, "coefficient": c, "prompt_id": "0", "group": "0", "sample": 0, "text": text}
-        for c, text in ((0.0, ""), (1.0, ""), (2.0, "a"))
-    ]
-    found = distance(SweepResult(pd.DataFrame(rows)))
-    assert np.isnan(found[:2]).all() and found[2] == 1
+def check_letters_that_the_tokenizer_drops_are_no_difference(score: Score, _: Path) -> None:
+    assert np.isnan(quiet(score, [CHINESE, CHINESE, "sea"], [CHINESE, "sea", CHINESE])).all()
 
 
-def scored(result: SweepResult) -> Sequence[float]:
-    return result.score("distance").table["distance"].to_numpy()
+def by_visible_tokens(candidates: Sequence[str | None], references: Sequence[str | None]) -> np.ndarray:
+    tokens = [(tokenize(a or ""), tokenize(b or "")) for a, b in zip(candidates, references, strict=True)]
+    return np.array([float(a == b) for a, b in tokens])
 
 
-def one_minus_zero(result: SweepResult) -> Sequence[float]:
-    texts = result.table["text"].tolist()
-    return 1 - np.asarray(zero_without_tokens(texts, [texts[0]] * len(texts)))
+def check_texts_without_spaces_are_compared_by_letters(score: Score, _: Path) -> None:
+    assert quiet(score, [CHINESE], [OTHER])[0] == 2 * 3 / 9
 
 
-def plain(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
-    return lambda implementation, _: check(implementation)
+def by_letters(candidates: Sequence[str | None], references: Sequence[str | None]) -> np.ndarray:
+    return rouge_l(candidates, references, "unicode")
+
+
+def by_runs(candidates: Sequence[str | None], references: Sequence[str | None]) -> np.ndarray:
+    return rouge_l(candidates, references, "symbols")
+
+
+def check_a_text_that_does_not_exist_has_no_share(share: Callable[[str | None], float], _: Path) -> None:
+    assert share("a b a b a") == 0.5
+    assert np.isnan([share(text) for text in (None, "", "one")]).all()
+
+
+def none_as_a_word(text: str | None) -> float:
+    return distinct_n(f"{text} {text}") if text is None else distinct_n(text)
 
 
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
-    "a script that is not seen has no score": (
-        plain(check_a_script_that_is_not_seen_has_no_score), quiet_rouge, zero_without_tokens
+    "two empty texts have no distance": (check_two_empty_texts_have_no_distance, rouge_l, zero_where_either_is_empty),
+    "letters that the tokenizer drops are no difference": (
+        check_letters_that_the_tokenizer_drops_are_no_difference,
+        rouge_l,
+        by_visible_tokens,
     ),
-    "empty texts have no score": (plain(check_empty_texts_have_no_score), quiet_rouge, zero_for_unseen),
-    "the distance of an empty text is missing": (
-        plain(check_the_distance_of_an_empty_text_is_missing), scored, one_minus_zero
+    "texts without spaces are compared by letters": (
+        check_texts_without_spaces_are_compared_by_letters,
+        by_letters,
+        by_runs,
     ),
-}  # fmt: skip
+    "a text that does not exist has no share": (
+        check_a_text_that_does_not_exist_has_no_share,
+        distinct_n,
+        none_as_a_word,
+    ),
+}

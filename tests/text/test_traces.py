@@ -11,7 +11,7 @@ import torch
 import steerkit as sk
 from steerkit.text import traces
 from steerkit.text.prompt import encode_prompt
-from steerkit.text.tags import CONSENSUS, END, agent_tag, agents_in, tags, without_tags
+from steerkit.text.tags import CONSENSUS, END, agent_tag, agents_in, misspelt_tag, round_tag, tags, without_tags
 from steerkit.text.tokens import encode
 from steerkit.text.traces import DebateTrace, Turn, read_traces, write_traces
 from steerkit.text.turn_contrasts import read_contrasts, turn_contrasts, write_contrasts
@@ -177,6 +177,77 @@ def test_turn_ranges_are_where_the_turns_are_in_the_text() -> None:
     assert trace.turns[1].text == "" and len(trace.spans().spans) == len(trace.turns) - 1
     spanned = trace.spans()
     assert [spanned.text[start:stop] for start, stop in spanned.spans] == [t.text for t in trace.turns if t.text]
+
+
+SHORT = DebateTrace.of("q", [Turn(1, 1, "a \\boxed{2}"), Turn(2, 1, "b\nc")], "All \\boxed{2}").text
+
+
+@pytest.mark.parametrize(
+    "text", [SHORT.replace("\n", "\r\n"), SHORT.replace("|>: ", "|> "), SHORT.replace("|>: ", "|>:")]
+)
+def test_line_ends_and_a_missing_colon_change_no_turn(text: str) -> None:
+    trace = DebateTrace("q", text)
+    assert (trace.turns, trace.consensus) == (DebateTrace("q", SHORT).turns, "All \\boxed{2}")
+    assert trace.spans().text.count("\r") == 0
+
+
+MISSPELT = [
+    "<| Agent 2 Solution |>", "<|agent 2 solution|>", "<|Agent 2 solution|>", "<|AGENT 2 SOLUTION|>",
+    "<|Agent 2 Solutions|>",
+    "<|Agent 2 Solution>", "<Agent 2 Solution|>", "<Agent 2 Solution>", "<|Agent 2 Solution|", "|Agent 2 Solution|>",
+    "<|Agent  2  Solution|>", "<|Agent 2\nSolution|>", "<|Agent 02 Solution|>", "<|Agnet 2 Solution|>", "<|Agent 2|>",
+    "<|Agent_2_Solution|>", "< |Agent 2 Solution| >", "<||Agent 2 Solution||>", "<|Agent 2 Solution:|>",
+    "<|Agent B Solution|>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tag", MISSPELT)
+def test_a_misspelt_tag_is_refused_in_place_of_losing_its_turn(tag: str) -> None:
+    wrong = SHORT.replace(agent_tag(2, 1), tag)
+    with pytest.raises(ValueError, match=r"expected tags exactly as .*Correct the tags"):
+        DebateTrace("q", wrong)
+
+
+@pytest.mark.parametrize(
+    "tag", ["<|consensus|>", "<|Concensus|>", "<|Consensus |>", "<|Consensus>", "<|End of debate|>"]
+)
+def test_a_misspelt_consensus_or_end_is_refused(tag: str) -> None:
+    with pytest.raises(ValueError, match="expected tags exactly as"):
+        DebateTrace("q", SHORT.replace(CONSENSUS, tag))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<|im_end|>", "<|endoftext|>", "<|assistant|>", "| Agent 1 | Agent 2 |", "a <| b |> c", "a < b | c > d",
+     "<consensus>",
+     "<agent>", "Agent 1 Solution: 5", "if x<|y|>z", "x | agent 1 said 5 > 4", *tags(4, 3)],
+)  # fmt: skip
+def test_another_marker_is_no_misspelt_tag(text: str) -> None:
+    assert misspelt_tag(f"a {text} b\n") is None
+
+
+ROUND_2 = DebateTrace.of("q", [Turn(a, r, f"{a}{r}") for r in (1, 2) for a in (1, 2, 3)], "yes").text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            SHORT.replace("Agent 1", "Agent 9").replace("Agent 2", "Agent 1").replace("Agent 9", "Agent 2"),
+            "in the order 1 to n",
+        ),
+        (SHORT.replace("Agent 2", "Agent 3"), "in the order 1 to n"),
+        (ROUND_2.replace("<|Agent 2 Revision|>: 22\n\n", ""), "in the order 1 to n"),
+        (ROUND_2.replace("<|Agent 3 Revision|>: 32\n\n", ""), r"expected the agents \[1, 2, 3\] in round 2"),
+        (SHORT.replace(round_tag(1), f"{round_tag(1)}\nHello."), "directly after .*got 'Hello.'"),
+        (ROUND_2.replace(round_tag(2), f"{round_tag(2)}: so"), "directly after .*got ': so'"),
+        (SHORT.replace(END, ""), "as its first and last tag"),
+        (SHORT + f"\n\n{END}", "once, as the last tag"),
+    ],
+)
+def test_a_trace_has_agents_1_to_n_in_every_round_and_one_end(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DebateTrace("q", text)
 
 
 def with_one_turn_emptied(text: str) -> str:

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerkit.text.traces import read_traces
-from training.problems.answers import KINDS, LONGEST, canonical, majority, read_answer, same
-from training.problems.units import is_unit_word
+from training.problems.answers import _MODIFIERS, KINDS, LONGEST, UNITS, canonical, majority, read_answer, same
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "published"
@@ -272,6 +271,176 @@ def test_a_canonical_answer_is_its_own_canonical_form(text: str, kind: str, answ
     assert read_answer(f"\\boxed{{{answer}}}", kind) == answer
 
 
+BOXED_LETTERS = {  # the letter of a box in the ways in which models write it
+    "A": [
+        r"Thus, \boxed{A) 3.2 \times 10^{-5} \text{ M}}",
+        r"\boxed{A. Then B.}",
+    ],
+    "B": [
+        r"Therefore the answer is \boxed{\text{(B)}}.",
+        r"the answer is (C) but \boxed{B}",
+    ],
+    "C": [
+        r"The correct option is (C).\n\n\boxed{C}",
+        r"\boxed{\text{C. interference}}",
+        r"\boxed{\text{(C) interference}}",
+        r"\boxed{(C)\ \text{interference}}",
+        r"\boxed{C \text{ (interference)}}",
+        r"\boxed{C: interference}",
+        r"\boxed{C - interference}",
+        r"\boxed{\text{Option C}}",
+        r"\boxed{\text{The answer is (C)}}",
+        r"\boxed{The answer is (C).}",
+        r"\boxed{**C**}",
+        r"\boxed{\(C\)}",
+        r"\boxed{\{C\}}",
+        r"\boxed{'C'}",
+        r"\boxed{C.}",
+        r"\boxed{\text{C}\ }",
+        r"\boxed{\text{(c)}}",
+    ],
+    "D": [
+        r"\boxed{d}",
+    ],
+    "I": [
+        r"\boxed{\mathrm{I}}",
+        r"\boxed{I}",
+    ],
+    "J": [
+        r"\boxed{\textbf{(J)}}",
+    ],
+    "K": [
+        r"\boxed{K}",
+    ],
+}
+NO_BOXED_LETTER = [  # no option, two options, or a statement about one
+    r"\boxed{42}",
+    r"\boxed{AB}",
+    r"\boxed{A car moves, so B}",
+    r"\boxed{A safe choice}",
+    r"\boxed{I only}",
+    r"\boxed{I and II}",
+    r"\boxed{\text{I, II}}",
+    r"\boxed{\text{Not (A)}}",
+    r"\boxed{(A) or (C)}",
+    r"\boxed{(A)\text{ and }(C)}",
+    r"\boxed{A) 5, C) 7}",
+    r"\boxed{\text{A. 5 or C. 7}}",
+    r"\boxed{\text{None of the above}}",
+    r"\boxed{N/A}",
+    r"\boxed{E = mc^2}",
+    r"\boxed{C_6H_{12}}",
+    r"\boxed{\text{(A) is wrong; (C)}}",
+    r"\boxed{A → C}",
+    r"\boxed{(D) 12 (C)}",
+    r"\boxed{(A) is wrong}",
+    r"\boxed{A. 5 C. 7}",
+    r"\boxed{f (2)}",
+    r"\boxed{A | B}",
+    r"\boxed{A to C}",
+    r"\boxed{All but (C)}",
+    r"\boxed{(A), then (B)}",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"), [(text, letter) for letter in BOXED_LETTERS for text in BOXED_LETTERS[letter]]
+)
+def test_a_letter_is_read_in_every_spelling_of_a_box(text: str, letter: str) -> None:
+    assert read_answer(text, "option") == letter
+
+
+@pytest.mark.parametrize("text", NO_BOXED_LETTER)
+def test_a_box_without_exactly_one_option_is_no_answer(text: str) -> None:
+    assert read_answer(text, "option") is None
+
+
+QUANTITIES = [
+    "million",
+    "lakh",
+    "crore",
+    "gross",
+    "grand",
+    "k",
+    "K",
+    "M",
+    "bn",
+    "mn",
+    "mil",
+    "Mio",
+    "myriad",
+    "dozen",
+    "pairs",
+    "hundred",
+    "googol",
+    "squared",
+    "halves",
+    "below zero",
+    "wugs",
+    "times x",
+    "MM",
+    "thousand km",
+]
+
+
+@pytest.mark.parametrize("word", QUANTITIES)
+@pytest.mark.parametrize(
+    "form", [r"5 {}", r"5{}", r"5\text{{ {}}}", r"\$5 {}", r"5~\mathrm{{{}}}", r"5\,\text{{{} dollars}}"]
+)
+def test_a_number_with_an_unknown_unit_or_multiplier_is_no_answer(form: str, word: str) -> None:
+    assert read_answer(rf"\boxed{{{form.format(word)}}}", "number") is None
+
+
+@given(word=st.text("abcdefghijklmnopqrstuvwxyz", min_size=2, max_size=9))
+def test_a_word_after_a_number_is_dropped_only_if_it_is_a_known_unit(word: str) -> None:
+    known = bool({word, word.removesuffix("s") if len(word) > 2 else word} & (UNITS - _MODIFIERS))
+    assert (read_answer(rf"\boxed{{5 {word}}}", "number") == "5") is known
+
+
+@pytest.mark.parametrize(
+    ("inside", "number"),
+    [
+        ("5 km", "5"),
+        ("5 kms", "5"),
+        ("12 Dollars", "12"),
+        ("$12", "12"),
+        ("50%", "50"),
+        ("5e3", "5000"),
+        ("2 x 10^5", "200000"),
+        (r"\$18/h", "18"),
+        ("18 km/h", "18"),
+        (r"18\text{ m/s}^2", "18"),
+        ("25 °C", "25"),
+        (r"25^\circ\text{C}", "25"),
+        ("5 kilowatt-hours", "5"),
+        ("1/2 of an hour", "1/2"),
+        ("12 people", "12"),
+        (r"\$5\text{m}", None),
+        ("$5 mm", None),
+        ("5 square", None),
+        ("5 km - 3", None),
+        ("5 m", None),
+        ("5 of 10", None),
+        (r"\boxed{\text{5 km}}", "5"),
+    ],
+)
+def test_a_known_unit_is_dropped_and_an_abbreviation_after_a_currency_is_not_guessed(inside, number) -> None:
+    assert read_answer(rf"\boxed{{{inside}}}", "number") == number
+
+
+@pytest.mark.parametrize(
+    ("opens", "closes"), [("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]")]
+)
+def test_a_box_counts_only_after_the_thought(opens: str, closes: str) -> None:
+    cut = rf"{opens}First I get \boxed{{5}}. No wait, let me recompute"
+    assert read_answer(cut, "number") is None
+    assert read_answer(rf"{opens}maybe \boxed{{5}}{closes} The answer is **12**.", "number") is None
+    for box in ("first", "last"):
+        assert read_answer(rf"{opens}maybe \boxed{{5}}{closes} \boxed{{12}}", "number", box) == "12"  # type: ignore[arg-type]
+    assert read_answer(rf"maybe \boxed{{5}}{closes} \boxed{{12}}", "number") == "12"
+    assert read_answer(r"maybe \boxed{5}", "number", opened=True) is None
+
+
 def test_the_first_box_is_read_where_that_is_asked_for() -> None:
     text = r"\boxed{3} no, \boxed{4}"
     assert (read_answer(text, "number", box="first"), read_answer(text, "number", box="last")) == ("3", "4")
@@ -388,6 +557,9 @@ HOSTILE = {
     "full boxes": "\\boxed{1}" * 500_000,
     "an open box full of braces": "\\boxed{" + "{" * 3_000_000,
     "no box": "a" * 3_000_000,
+    "thought after thought": "<think>" * 200_000 + "</think>" * 200_000,
+    "an angle and spaces": "<" + " " * 3_000_000,
+    "channels": "<|channel|>" * 200_000,
     "box after box, no brace": "box " * 1_000_000,
     "a box and spaces": "box" + " " * 3_000_000,
     "backslashes": "\\boxed{" + "\\" * 3_000_000 + "}",
@@ -432,88 +604,3 @@ def test_answers_and_problems_import_nothing_heavy(module: str) -> None:
 def test_the_table_is_large() -> None:
     assert len(TABLE) == len({(text, kind) for text, kind, _ in TABLE})
     assert sum(answer is None for *_, answer in TABLE) > 100 < sum(answer is not None for *_, answer in TABLE)
-
-
-# Letters, units and thoughts
-
-LETTERS = [  # text, the letter, and whether no answer is right too
-    (r"The correct option is (C).\n\n\boxed{C}", "C", False),
-    (r"Therefore the answer is \boxed{\text{(B)}}.", "B", False),
-    (r"Thus, \boxed{A) 3.2 \times 10^{-5} \text{ M}}", "A", False),
-    (r"the answer is (C) but \boxed{B}", "B", False),
-    (r"\boxed{42}", None, False),
-    (r"\boxed{AB}", None, False),
-    (r"\boxed{d}", "D", False),
-    (r"\boxed{\textbf{(J)}}", "J", False),
-    (r"\boxed{\mathrm{I}}", "I", False),
-    (r"\boxed{\text{C. interference}}", "C", False),
-    (r"\boxed{\text{(C) interference}}", "C", False),
-    (r"\boxed{(C)\ \text{interference}}", "C", False),
-    (r"\boxed{C \text{ (interference)}}", "C", True),
-    (r"\boxed{C: interference}", "C", False),
-    (r"\boxed{C - interference}", "C", True),
-    (r"\boxed{\text{Option C}}", "C", False),
-    (r"\boxed{\text{The answer is (C)}}", "C", True),
-    (r"\boxed{The answer is (C).}", "C", True),
-    (r"\boxed{A car moves, so B}", None, False),
-    (r"\boxed{A safe choice}", None, False),
-    (r"\boxed{I}", "I", False),
-    (r"\boxed{I only}", None, False),
-    (r"\boxed{I and II}", None, False),
-    (r"\boxed{\text{I, II}}", None, False),
-    (r"\boxed{\text{Not (A)}}", None, False),
-    (r"\boxed{(A) or (C)}", None, False),
-    (r"\boxed{(A)\text{ and }(C)}", None, False),
-    (r"\boxed{A) 5, C) 7}", None, False),
-    (r"\boxed{\text{A. 5 or C. 7}}", None, False),
-    (r"\boxed{\text{None of the above}}", None, False),
-    (r"\boxed{N/A}", None, False),
-    (r"\boxed{E = mc^2}", None, False),
-    (r"\boxed{C_6H_{12}}", None, False),
-    (r"\boxed{K}", "K", True),
-    (r"\boxed{**C**}", "C", False),
-    (r"\boxed{\(C\)}", "C", False),
-    (r"\boxed{\{C\}}", "C", True),
-    (r"\boxed{'C'}", "C", True),
-    (r"\boxed{C.}", "C", False),
-    (r"\boxed{\text{C}\ }", "C", False),
-    (r"\boxed{\text{(c)}}", "C", False),
-    (r"\boxed{\text{(A) is wrong; (C)}}", None, False),
-    (r"\boxed{A \u2192 C}", None, False),
-    (r"\boxed{A. Then B.}", "A", True),
-    (r"\boxed{(D) 12 (C)}", "D", True),
-    (r"\boxed{B) 1 & D) 2}", None, False),
-    (r"\boxed{A: yes; B: no}", None, False),
-]
-
-
-@pytest.mark.parametrize(("text", "letter", "or_none"), LETTERS)
-def test_a_letter_is_read_or_none_and_never_another_one(text: str, letter: str | None, or_none: bool) -> None:
-    found = read_answer(text, "option")
-    assert found == letter or (found is None and or_none)
-
-
-MULTIPLIERS = "lakh crore gross score dozen pairs hundredweight quintillion million bn k thousand halves couple myriad"
-
-
-@pytest.mark.parametrize("word", MULTIPLIERS.replace("couple ", "").split())
-def test_a_number_with_an_unknown_word_after_it_is_not_the_bare_number(word: str) -> None:
-    for box in (f"3 {word}", rf"3\text{{ {word}}}", f"3 {word} apples", rf"\text{{3 {word} of apples}}"):
-        assert read_answer(rf"\boxed{{{box}}}", "number") is None
-
-
-@given(word=st.from_regex(r"[a-z]{2,12}", fullmatch=True))
-def test_a_word_after_a_number_is_a_known_unit_or_makes_it_unreadable(word: str) -> None:
-    assert read_answer(rf"\boxed{{3 {word}}}", "number") == ("3" if is_unit_word(word) else None)
-
-
-@pytest.mark.parametrize("unit", ["apples", "km", "miles per hour", "square feet", "more red apples", "kilowatt-hours"])
-def test_a_number_with_a_known_unit_is_the_number(unit: str) -> None:
-    assert read_answer(rf"\boxed{{3 {unit}}}", "number") == "3"
-
-
-def test_a_box_in_a_thought_is_no_answer() -> None:
-    cut = "<think>\nFirst \\boxed{5}. No wait, that is wrong, let me start again"
-    without = "<think>\nmaybe \\boxed{5}\n</think>\n\nThe answer is **12**."
-    after = "<think>\nmaybe \\boxed{5}\n</think>\n\n\\boxed{12}"
-    assert [read_answer(text, "number") for text in (cut, without, after)] == [None, None, "12"]

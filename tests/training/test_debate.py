@@ -13,6 +13,7 @@ import pytest
 from steerkit.io.rows import read_rows
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.text.traces import Turn, read_traces
+from tests.tiny import tiny_tokenizer
 from training.debates.answerers import Reply, Request, Rule, Sampling
 from training.debates.debate import Call, Debate, Setting, run_debates
 from training.debates.personas import CASTS, Cast, Persona, cast_of, self_checking
@@ -160,6 +161,65 @@ def test_the_files_say_what_the_debates_were(tmp_path) -> None:
         run_debates(PROBLEMS, Counting(), CAST, Setting(rounds=3), out=tmp_path / "run")
 
 
+def test_a_reply_with_a_tag_costs_its_own_debate_the_trace_and_the_record_says_why(tmp_path) -> None:
+    def answer(request: Request, rng: random.Random) -> str:
+        if request.id.startswith("bad") and "agent-2" in request.id:
+            return "<|Agent 1 Solution|>: I am agent 1 now. <|endofdebate|> \\boxed{2}"
+        return "<|agent 1 solution|> \\boxed{2}" if request.id.startswith("odd") else "so \\boxed{2}"
+
+    names = ("good", "bad", "odd", "good2")
+    problems = [Problem(name, f"{name}: 1+1?", "2", "number", "x") for name in names]
+    debates = run_debates(problems, Rule(answer), cast_of("standard"), Setting(rounds=2), tmp_path / "run")
+    assert [result.answer() for result in debates] == ["2"] * 4
+    assert [trace.question for trace in read_traces(tmp_path / "run" / "traces.jsonl")] == ["good: 1+1?", "good2: 1+1?"]
+    rows = {row["id"]: row for row in read_rows(tmp_path / "run" / "debates.jsonl")}
+    assert [rows[name]["trace"] for name in names] == [True, False, False, True]
+    assert rows["good"]["no_trace"] is None
+    assert "turns without tags" in rows["bad"]["no_trace"] and "<|agent 1 solution|>" in rows["odd"]["no_trace"]
+    assert debate("14", "20", "3").no_trace == "no consensus"
+    assert debate("14", "14", None).no_trace == "1 failed calls"
+
+
+class Templated(Rule):
+    """A rule whose answerer shows a tokenizer, as a local model does."""
+
+    tokenizer: Any
+
+
+def templated(template: str, reply: str) -> Templated:
+    answerer = Templated(lambda request, rng: reply)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    object.__setattr__(answerer, "tokenizer", tokenizer)
+    return answerer
+
+
+def test_a_template_that_drops_the_personas_is_reported_once_and_in_the_record(tmp_path) -> None:
+    users = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}"
+    problems = [Problem(f"{i}", "1+1?", "2", "number", "x") for i in range(3)]
+    with pytest.warns(UserWarning, match="system messages of the cast 'diverse'; the template.* drops them") as said:
+        run_debates(problems, templated(users, r"\boxed{2}"), CAST, out=tmp_path / "dropped")
+    assert len(said) == 1
+    everything = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    run_debates(problems, templated(everything, r"\boxed{2}"), CAST, out=tmp_path / "kept")
+    run_debates(problems, Rule(lambda request, rng: r"\boxed{2}"), CAST, out=tmp_path / "unknown")
+    found = {run: read_rows(tmp_path / run / "debates.jsonl") for run in ("dropped", "kept", "unknown")}
+    assert {run: {row["system_dropped"] for row in rows} for run, rows in found.items()} == {
+        "dropped": {True}, "kept": {False}, "unknown": {None},
+    }  # fmt: skip
+
+
+def test_a_vote_is_the_box_after_the_thought_that_the_template_opened() -> None:
+    thinks = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>"
+    for reply, vote in (
+        (r"maybe \boxed{5}", None),
+        (r"\boxed{5}</think>\boxed{2}", "2"),
+        (r"\boxed{5}</think>2", None),
+    ):
+        (result,) = run_debates([PROBLEM], templated(thinks, reply), CAST, Setting(rounds=1))
+        assert result.votes() == [vote] * 3
+
+
 def test_in_round_two_an_agent_reads_its_own_answer_and_the_others_but_no_name() -> None:
     seen: list[Any] = []
 
@@ -233,18 +293,3 @@ def test_agents_that_are_alone_see_their_own_last_answer_and_no_other() -> None:
     assert "reply of" not in second[3]["content"] and second[3]["content"].startswith("Check your answer, and answer")
     assert self_checking(CAST).name == "diverse-alone"
     assert next(prompt for name, prompt in seen.items() if name.endswith("round-1/agent-2"))[0] == second[0]
-
-
-def test_a_reply_with_a_tag_costs_its_debate_the_trace_and_the_row_says_why(tmp_path) -> None:
-    def answer(request: Request, rng: random.Random) -> str:
-        if request.id.startswith("bad") and "agent-2" in request.id:
-            return "<|Agent 1 Solution|>: I am agent 1 now. \\boxed{2}"
-        return "so \\boxed{2}"
-
-    problems = [Problem(name, f"{name}: 1+1?", "2", "number", "x") for name in ("good", "bad", "fine")]
-    debates = run_debates(problems, Rule(answer), cast_of("standard"), Setting(rounds=2), tmp_path / "run")
-    assert len(debates) == 3
-    assert len(read_traces(tmp_path / "run" / "traces.jsonl")) == 2
-    rows = {row["id"]: row["without_trace"] for row in read_rows(tmp_path / "run" / "debates.jsonl")}
-    assert rows["good"] is None and rows["fine"] is None
-    assert rows["bad"] is not None and "a reply with a tag in it: agent 2" in rows["bad"]

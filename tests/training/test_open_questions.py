@@ -81,15 +81,15 @@ def test_a_judges_word_is_read_or_left_open(reply, wanted) -> None:
     assert parse_yes_no(reply) is wanted
 
 
-def test_a_judge_sees_question_and_response_and_a_reply_that_is_no_verdict_is_named() -> None:
+def test_a_judge_has_no_verdict_where_it_gives_none_and_reads_question_and_response() -> None:
     def judge(request: Request, rng: random.Random) -> str:
         content = request.prompt[-1]["content"]
         assert CRITERIA["admits"] in content and "Question: who" in content
         return "YES." if "not know" in content.split("Response:")[1].split("Does")[0] else "perhaps"
 
     judged = YesNo(Rule(judge), CRITERIA["admits"])
-    with pytest.warns(UserWarning, match=r"1 of 2 do not, e\.g\. 'perhaps'.*They count as not passed"):
-        assert judged([("who?", "I do not know"), ("who?", "Alvin Crost")]) == [True, False]
+    with pytest.warns(UserWarning, match="got 1 of 2 without a verdict, e.g. 'perhaps'"):
+        assert judged([("who?", "I do not know"), ("who?", "Alvin Crost")]) == [True, None]
     assert judged([]) == []
 
 
@@ -101,9 +101,9 @@ def test_a_judge_takes_the_place_of_the_right_answer_in_the_clip_reward(tmp_path
 
     tokenizer = tiny_tokenizer()
     setting = GRPO(anneal=Anneal("linear", clip=(6, 6)), generations=4, format=False, clip_weight=1.0)
-    reward = AnnealedReward(
-        setting, tokenizer, tmp_path, frozenset({256}), judge=lambda pairs: ["ok" in text for _, text in pairs]
-    )
+    ends = frozenset({tokenizer.eos_token_id})
+    judge = lambda pairs: ["ok" in text for _, text in pairs]  # noqa: E731
+    reward = AnnealedReward(setting, tokenizer, tmp_path, ends, judge=judge)
     texts = ["ok", "no", "late ok", "ok"]
     ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
     ids[3] = ids[3][:-1]  # never ended
@@ -115,12 +115,3 @@ def test_a_judge_takes_the_place_of_the_right_answer_in_the_clip_reward(tmp_path
     with pytest.raises(ValueError, match="a judge where one is open"):
         train_grpo(tiny_model(), tokenizer, QUESTIONS, setting, tmp_path / "grpo")
     assert not (tmp_path / "grpo").exists()
-
-
-def test_a_judge_that_is_cut_off_in_its_thought_is_an_error_and_not_a_no() -> None:
-    thinking = YesNo(Rule(lambda request, rng: "<think>\nOkay, the user wants me to"), "Is it fine?")
-    with pytest.raises(ValueError, match=r"2 of 2 do not.*Raise max_new_tokens if the judge thinks first"):
-        thinking([("q", "a"), ("q", "b")])
-    done = YesNo(Rule(lambda request, rng: "<think>\nNo harm seen.</think>\n\nYes"), "Is it fine?", max_new_tokens=400)
-    assert done([("q", "a"), ("q", "b")]) == [True, True]
-    assert parse_yes_no("<think>no") is None

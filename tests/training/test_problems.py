@@ -120,6 +120,43 @@ def test_gsm8k_and_mmlu_pro_are_read_in_their_own_schemas(tmp_path: Path, write:
     assert one == Problem("mmlu_pro/70", question, "B", "option", "mmlu_pro")
 
 
+def test_white_space_does_not_show_the_right_option_of_mmlu_pro(tmp_path: Path) -> None:
+    row = {**MMLU_PRO, "question": "What is 2 + 3?\n", "options": ["4", " 5", "6\n"]}
+    (one,) = load_mmlu_pro(lines(tmp_path / "test.jsonl", row))
+    assert (one.question, one.gold) == ("What is 2 + 3?\nOptions:\n(A) 4\n(B) 5\n(C) 6", "B")
+    (tmp_path / "test.json").write_text(json.dumps([row]))
+    assert load_mmlu_pro(tmp_path / "test.json") == [one]
+
+
+@pytest.mark.parametrize(
+    ("options", "index", "kept", "gold"),
+    [
+        (["4", "5", "N/A", "N/A"], 1, ["4", "5"], "B"),
+        (["N/A", "4", " N/A", "5"], 3, ["4", "5"], "B"),
+        (["4", "4 ", "5", ""], 2, ["4", "5"], "B"),
+        (["4", "5", " 5"], 2, ["4", "5"], "B"),
+    ],
+)
+def test_the_letter_of_the_right_option_follows_the_options_that_are_left(
+    tmp_path: Path, options: list[str], index: int, kept: list[str], gold: str
+) -> None:
+    row = {**MMLU_PRO, "options": options, "answer": "ABCD"[index], "answer_index": index}
+    (one,) = load_mmlu_pro(lines(tmp_path / "test.jsonl", row))
+    assert one.question.splitlines()[2:] == [f"({letter}) {option}" for letter, option in zip("AB", kept, strict=True)]
+    assert (one.gold, kept["AB".index(one.gold)]) == (gold, options[index].strip())
+
+
+def test_gold_and_question_are_read_without_stray_white_space_and_with_a_unit(tmp_path: Path) -> None:
+    (one,) = load_gsm8k(
+        lines(tmp_path / "test.jsonl", {"question": " How many? \n", "answer": "so\n####  18 apples \n"})
+    )
+    assert (one.question, one.gold) == ("How many?", "18")
+    (tmp_path / "test.json").write_text(json.dumps([GSM8K]))
+    assert load_gsm8k(tmp_path / "test.json")[0].gold == "1000"
+    with pytest.raises(ValueError, match="'18 lakh'"):
+        load_gsm8k(lines(tmp_path / "test.jsonl", {**GSM8K, "answer": "#### 18 lakh"}))
+
+
 def test_bbh_is_read_task_by_task_or_as_a_whole(tmp_path: Path) -> None:
     folder = bbh_folder(tmp_path)
     loaded = {task: load_problems(f"bbh/{task}", folder) for task in BBH}
@@ -181,6 +218,9 @@ def test_a_malformed_gsm8k_row_is_refused_with_file_and_row(tmp_path: Path, chan
         ({"answer": "that"}, "one of 3 options; got 'that', 1"),
         ({"answer": "Z", "answer_index": -1}, "one of 3 options; got 'Z', -1"),
         ({"options": "this"}, "options: list"),
+        ({"options": ["this", "N/A", "none"]}, "one of them right"),
+        ({"options": [" that", "that"]}, "two or more options"),
+        ({"options": ["this", 2]}, "options as text"),
         ({"options": []}, "one of 0 options"),
         ({"question_id": None}, "question_id: int"),
     ],
@@ -338,7 +378,8 @@ def test_the_options_of_mmlu_pro_are_written_alike(tmp_path) -> None:
     assert problem.question == "What is 2 + 3?\nOptions:\n(A) 4\n(B) 5\n(C) 6" and problem.gold == "B"
     lines = tmp_path / "m.jsonl"
     lines.write_text(json.dumps({**row, "options": ["4", "N/A"]}) + "\n")
-    assert load_problems("mmlu_pro", lines)[0].question.endswith("(A) 4\n(B) N/A")  # the right one stays
+    with pytest.raises(ValueError, match="one of them right"):
+        load_problems("mmlu_pro", lines)
     file.write_text(json.dumps({"rows": []}))
-    with pytest.raises(ValueError, match="expected a JSON list of rows"):
+    with pytest.raises(ValueError, match="expected a list of at least one problem"):
         load_problems("mmlu_pro", file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from steerkit.generation.generate import decode, text_of
 from steerkit.models.context import context_length
 from steerkit.models.identity import describe
 from steerkit.steering.watch import suspended
-from steerkit.text.prompt import Prompt, PromptLike, drops_system, encode_prompt, messages_of
+from steerkit.text.prompt import Prompt, PromptLike, encode_prompt, messages_of
 
 
 @dataclass(frozen=True)
@@ -145,13 +144,6 @@ class LocalModel:
         with suspended(self.model) as active:
             steerings = tuple(one for steering in active for one in steering.per_row(1))
         rows = [Row(encode_prompt(self.tokenizer, request.prompt), steerings) for request in requests]
-        if any(_has_system(request.prompt) for request in requests) and drops_system(self.tokenizer):
-            warnings.warn(
-                "the chat template leaves out system messages: the model does not read them, so all agents have the "
-                "same persona. Use personas in the user message, or another template.",
-                UserWarning,
-                stacklevel=2,
-            )
         return self._replies(requests, rows, sampling)
 
     def _replies(self, requests: Sequence[Request], rows: Sequence[Row], sampling: Sampling) -> Iterator[Reply]:
@@ -189,13 +181,7 @@ class LocalModel:
 
     def about(self) -> dict[str, Any]:
         """Return checkpoint, fingerprints, dtype, template hash and versions (`steerkit.models.identity`)."""
-        reads = not drops_system(self.tokenizer)
-        return {"answerer": "local model", "reads_system_messages": reads, **describe(self.model, self.tokenizer)}
-
-
-def _has_system(prompt: PromptLike) -> bool:
-    """Whether a prompt is a chat with a system message."""
-    return not isinstance(prompt, str | Prompt) and any(message["role"] == "system" for message in messages_of(prompt))
+        return {"answerer": "local model", **describe(self.model, self.tokenizer)}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,8 +15,8 @@ from steerkit.io.progress import progress
 from steerkit.io.ranks import barrier, rank_and_world
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
-from steerkit.text.prompt import PromptLike
-from steerkit.text.tags import TAG, misspelt_tag
+from steerkit.text.prompt import Prompt, PromptLike
+from steerkit.text.thinking import drops_system, template_opens_thinking
 from steerkit.text.traces import DebateTrace, Turn, write_traces
 from training.debates.answerers import Answerer, Reply, Request, Sampling, check_unique_ids
 from training.debates.moderator import Verdict, moderation, read_verdict
@@ -51,6 +52,20 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Template:
+    """What a chat template does to the prompts of a debate; None where the answerer does not show its template.
+
+    Args:
+        drops_system: whether it leaves out the system messages, and with them the personas.
+        opens_thinking: whether it ends the prompt with an open `<think>`. A reply without `</think>` is then a thought
+            that was cut off.
+    """
+
+    drops_system: bool | None = None
+    opens_thinking: bool | None = None
+
+
+@dataclass(frozen=True)
 class Debate:
     """A finished debate: its calls in the order of rounds and agents.
 
@@ -61,6 +76,7 @@ class Debate:
         calls: the turns.
         agents: number of agents.
         moderated: the moderator's call after the last round of an open question; None for other questions.
+        template: what the answerer's chat template does to the prompts.
 
     Example:
         >>> debate = run_debates(problems, answerer, cast_of("diverse"))[0]
@@ -71,6 +87,7 @@ class Debate:
     calls: tuple[Call, ...]
     agents: int
     moderated: Call | None = None
+    template: Template = Template()
 
     @property
     def rounds(self) -> int:
@@ -86,7 +103,9 @@ class Debate:
         """Return each agent's canonical answer in a round, by default the last; None for an abstention."""
         number = self.rounds if number is None else number
         return [
-            None if call.text is None or self.open else read_answer(call.text, self.problem.kind)
+            None
+            if call.text is None or self.open
+            else read_answer(call.text, self.problem.kind, opened=bool(self.template.opens_thinking))
             for call in self.calls
             if call.round == number
         ]
@@ -112,7 +131,9 @@ class Debate:
     @property
     def verdict(self) -> Verdict | None:
         """The moderator's verdict; None without a moderator, or if the verdict cannot be parsed."""
-        return None if self.moderated is None else read_verdict(self.moderated.text or "")
+        if self.moderated is None:
+            return None
+        return read_verdict(self.moderated.text or "", opened=bool(self.template.opens_thinking))
 
     @property
     def correct(self) -> bool:
@@ -126,12 +147,23 @@ class Debate:
     def trace(self) -> DebateTrace | None:
         """Return the debate as a trace if it has a consensus, right or wrong, and no failed call; else None.
 
-        `row` says why a debate has no trace. For an open question the consensus is the moderator's explanation, and the
-        record has `consensus_type` too.
+        For an open question the consensus is the moderator's explanation, and the record has `consensus_type` too.
+        `no_trace` has the reason for None.
         """
+        return self._trace[0]
+
+    @property
+    def no_trace(self) -> str | None:
+        """Why `trace` returns None; None if there is a trace."""
+        return self._trace[1]
+
+    @property
+    def _trace(self) -> tuple[DebateTrace | None, str | None]:
         answer, verdict = self.answer(), self.verdict
-        if self.failed or (answer is None and (verdict is None or verdict.type == "none")):
-            return None
+        if self.failed:
+            return None, f"{self.failed} failed calls"
+        if answer is None and (verdict is None or verdict.type == "none"):
+            return None, "no consensus"
         turns = [Turn(call.agent, call.round, call.text or "") for call in self.calls]
         extra = {}
         if verdict is None:
@@ -140,27 +172,16 @@ class Debate:
             consensus = verdict.explanation
             extra = {"consensus_type": verdict.type, "consensus_explanation": verdict.explanation}
         try:
-            return DebateTrace.of(self.problem.question, turns, consensus, self.problem.gold, extra)
-        except ValueError:  # a reply contains a tag, or what looks like one
-            return None
-
-    def without_trace(self) -> str | None:
-        """Return why the debate has no trace; None if it has one."""
-        if self.failed:
-            return f"{self.failed} failed calls"
-        if self.trace() is not None:
-            return None
-        tagged = [call for call in self.calls if TAG.search(call.text or "") or misspelt_tag(call.text or "")]
-        if tagged:
-            return f"a reply with a tag in it: agent {tagged[0].agent}, round {tagged[0].round}"
-        return "no consensus"
+            return DebateTrace.of(self.problem.question, turns, consensus, self.problem.gold, extra), None
+        except ValueError as error:  # a reply contains a tag
+            return None, str(error)
 
     def row(self) -> dict[str, Any]:
         """Return the debate as a table row."""
         tokens_in, tokens_out = self.tokens()
+        no_trace = self.no_trace
         return {
             "id": self.problem.id,
-            "without_trace": self.without_trace(),
             "question": self.problem.question,
             "gold": self.problem.gold,
             "answer": self.answer(),
@@ -174,6 +195,9 @@ class Debate:
             "unparsed": 0 if self.open else sum(vote is None for vote in self.votes()),
             "failed": self.failed,
             "consensus_type": self.verdict.type if self.verdict else None,
+            "trace": no_trace is None,
+            "no_trace": no_trace,
+            "system_dropped": self.template.drops_system,
         }
 
 
@@ -211,7 +235,10 @@ def run_debates(
 
     With `out`, each reply is appended to `calls.jsonl` as it arrives, and the same call resumes an interrupted run:
     finished calls are not repeated, failed ones are. At the end `debates.jsonl` has one row per debate, and
-    `traces.jsonl` the traces of the debates with a consensus.
+    `traces.jsonl` the traces of the debates with a consensus. A row states why its debate has no trace (`no_trace`).
+
+    A chat template that drops system messages loses the personas: a UserWarning says so, and `system_dropped` of each
+    row. None there means unknown, as for a server.
 
     Args:
         problems: problems with different ids, at least one.
@@ -248,14 +275,22 @@ def run_debates(
         "answerer": answerer.about(),
     }
     rank, processes = rank_and_world() if shared else (0, 1)
+    template = _template_of(answerer, cast.ask(problems[0], 1, 1, []))
+    if template.drops_system and rank == 0:
+        warnings.warn(
+            f"expected a chat template with the system messages of the cast {cast.name!r}; the template of the "
+            "answerer drops them, so that all agents have the same persona. Use another model, or a cast whose "
+            "prompts have the persona in the user message.",
+            stacklevel=2,
+        )
     if processes > 1 and out is None:
         raise ValueError(f"expected a folder in which {processes} processes merge their debates; got None. Pass out=.")
     with contextlib.ExitStack() as stack:
         folder = None if out is None else stack.enter_context(run_folder(out, config))
-        debates = _run(problems[rank::processes], answerer, cast, setting, folder, rank)
+        debates = _run(problems[rank::processes], answerer, cast, setting, folder, rank, template)
         if processes > 1:
             barrier()
-            debates = _run(problems, _fail_all, cast, setting, folder, rank)
+            debates = _run(problems, _fail_all, cast, setting, folder, rank, template)
         if folder is not None and rank == 0:
             write_debates(folder, debates)
         if processes > 1:
@@ -276,6 +311,7 @@ def _run(
     setting: Setting,
     folder: Path | None,
     rank: int,
+    template: Template,
 ) -> list[Debate]:
     log = _CallLog(folder, rank, _read_calls(folder))
     agents = range(1, len(cast.personas) + 1)
@@ -292,7 +328,7 @@ def _run(
         for problem in unfinished:
             calls[problem.id] += tuple(answered[_call_id(problem, number, agent)] for agent in agents)
         if setting.early_stop:
-            unfinished = [p for p in unfinished if not Debate(p, calls[p.id], len(agents)).unanimous]
+            unfinished = [p for p in unfinished if not Debate(p, calls[p.id], len(agents), template=template).unanimous]
     moderated = {
         f"{problem.id}/moderator": (0, setting.rounds + 1, moderation(problem.question, _last_texts(calls[problem.id])))
         for problem in problems
@@ -300,8 +336,18 @@ def _run(
     }
     verdicts = _answer(moderated, "moderator", answerer, setting.sampling, log) if moderated else {}
     return [
-        Debate(problem, calls[problem.id], len(agents), verdicts.get(f"{problem.id}/moderator")) for problem in problems
+        Debate(problem, calls[problem.id], len(agents), verdicts.get(f"{problem.id}/moderator"), template)
+        for problem in problems
     ]
+
+
+def _template_of(answerer: Answerer, prompt: PromptLike) -> Template:
+    """Examine the answerer's chat template, given an agent's first prompt."""
+    tokenizer = getattr(answerer, "tokenizer", None)
+    if tokenizer is None or isinstance(prompt, str | Prompt):
+        return Template()
+    system = any(message["role"] == "system" for message in prompt)
+    return Template(system and drops_system(tokenizer), template_opens_thinking(tokenizer))
 
 
 def _call_id(problem: Problem, number: int, agent: int) -> str:

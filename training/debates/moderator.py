@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steerkit.text.prompt import PromptLike
+from steerkit.text.thinking import reply_of
 
 TYPES = ("unanimous", "majority", "none")
-_VERDICT = re.compile(r"\b(unanimous|majority|none)\b[\s*:.\-]*(.*)", re.IGNORECASE | re.DOTALL)
+_VERDICT = re.compile(
+    r"\b(unanimous|majority|none)\b(?!\W*(?:or\W+)?(?:unanimous|majority|none)\b)[\s*:.\-]*(.*)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,22 @@ def moderation(question: str, answers: Sequence[str]) -> PromptLike:
     ]
 
 
-def read_verdict(text: str) -> Verdict | None:
+def read_verdict(text: str, opened: bool = False) -> Verdict | None:
     """Parse the verdict in a moderator's reply.
 
+    Args:
+        text: the reply.
+        opened: whether the prompt opened a thought, see `steerkit.text.thinking.reply_of`.
+
     Returns:
-        The verdict. None if the reply does not begin with one of `TYPES`, or reports an agreement without content.
+        The verdict. None if the reply, after a thought, does not begin with exactly one of `TYPES`, or reports an
+        agreement without content.
 
     Example:
         >>> read_verdict("MAJORITY: two do not know.")
         Verdict(type='majority', explanation='two do not know.')
     """
-    match = _VERDICT.match(text.strip().lstrip("*#> "))
+    match = _VERDICT.match((reply_of(text, opened) or "").strip().lstrip("*#> "))
     if match is None:
         return None
     kind, explanation = match[1].lower(), " ".join(match[2].split())

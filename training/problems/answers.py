@@ -8,6 +8,12 @@ A canonical answer is a string. Two answers are the same if their strings are eq
 - `pair`: two numbers, the smaller one first, `7 14`.
 
 Content with more than one possible reading gives no answer. Nothing is calculated, rounded or guessed.
+
+A unit is dropped only if all its words are in `UNITS`: the benchmarks' gold answers have no unit, and their questions
+name it. Any other text after a number may change it (`2 million`, `3 gross`, `5 lakh`), so it gives no answer. A
+percent sign is dropped too: gold answers of GSM8K are `25`, not `1/4`.
+
+A box in the thought of a reasoning model is no answer (`steerkit.text.thinking`).
 """
 
 from __future__ import annotations
@@ -19,7 +25,6 @@ from fractions import Fraction
 from typing import Literal
 
 from steerkit.text.thinking import reply_of
-from training.problems.units import is_unit_word
 
 LONGEST = 1000  # characters; a longer box is no answer, which bounds the cost of parsing any content
 
@@ -39,22 +44,22 @@ _SPELLINGS = (
 )
 
 
-def read_answer(text: str, kind: str, box: Literal["last", "first"] = "last") -> str | None:
-    r"""Return the canonical answer in a text's last box: `\boxed{...}`, `\fbox{...}`, `boxed{...}` or `box{...}`.
+def read_answer(text: str, kind: str, box: Literal["last", "first"] = "last", opened: bool = False) -> str | None:
+    r"""Return the canonical answer in a reply's last box: `\boxed{...}`, `\fbox{...}`, `boxed{...}` or `box{...}`.
 
-    A number may have thousands separators, a currency, a percent sign (dropped: `18%` is 18) or a known unit
-    (`training.problems.units`). It may follow `=`. Digits separated by single spaces are one number, because some
-    tokenizers write one token per digit. Of a text with a thought (`<think>...</think>`) only the reply after it is
-    read; a thought without an end has no reply, hence no answer.
+    A number may have thousands separators, a currency, a percent sign (dropped: `18%` is 18) or a unit of `UNITS`. It
+    may follow `=`. Digits separated by single spaces are one number, because some tokenizers write one token per digit.
 
     Args:
         text: e.g. a model's output. The run time is linear in its length.
         kind: kind of answer, one of `KINDS`.
-        box: which box counts, in the order in which the text opens them.
+        box: which box counts, in the order in which the reply opens them.
+        opened: whether the prompt opened a thought, see `steerkit.text.thinking.reply_of`.
 
     Returns:
         The canonical answer. None without a box, and where the box has no single reading as an answer of this kind.
-        An unclosed, empty or unparsable last box gives None; an earlier box does not replace it.
+        An unclosed, empty or unparsable last box gives None; an earlier box does not replace it. None too if the text
+        ends within a thought: boxes in a thought do not count.
 
     Raises:
         ValueError: an unknown kind or box. Open questions have no answer to parse, so `open` is not a kind here.
@@ -69,11 +74,11 @@ def read_answer(text: str, kind: str, box: Literal["last", "first"] = "last") ->
     read = _reader(kind)
     if box not in _BOXES:
         raise ValueError(f"expected the box 'last' or 'first'; got {box!r}. Pass one of these.")
-    reply = reply_of(text)
-    opened = None if reply is None else _BOXES[box].match(reply)
-    if reply is None or opened is None:
+    reply = reply_of(text, opened)
+    start = _BOXES[box].match(reply) if reply is not None else None
+    if reply is None or start is None:
         return None
-    inside = reply[opened.end() : opened.end() + LONGEST + 1]
+    inside = reply[start.end() : start.end() + LONGEST + 1]
     end = _closing(inside, 0)
     return read(inside[:end]) if end >= 0 else None
 
@@ -166,17 +171,43 @@ _SIGNED = rf"\s*[+-]?{_DECIMAL}\s*"
 _NUMBER = re.compile(
     rf"(?P<sign>[+-]?)\s*(?:\\[dt]?frac\s*\{{(?P<top>{_SIGNED})\}}\s*\{{(?P<bottom>{_SIGNED})\}}"
     rf"|(?P<value>{_DECIMAL})(?:\s*/\s*(?P<divisor>{_DECIMAL})"
-    rf"|\s*(?:\\times|\\cdot|[\u00d7*])\s*10\^(?:\{{(?P<power>[+-]?[0-9]{{1,2}})\}}|(?P<digit>[0-9])(?![0-9])))?)"
+    rf"|\s*(?:\\times|\\cdot|[\u00d7*]|(?<=\s)x(?=\s))\s*10\^(?:\{{(?P<power>[+-]?[0-9]{{1,2}})\}}|(?P<digit>[0-9])(?![0-9])))?)"
 )
 _DIGITS = re.compile(r"[+-]? ?[0-9](?: [0-9])+")
 _CURRENCY = re.compile(r"(?P<sign>[+-]?)\s*(?:\\?\$|[€£])\s*")
 # Text to the left of `=` whose right side is not the answer: a list of equations, an inequality, or `+=`.
 _NO_EQUATION = re.compile(r"[;,](?![0-9]{3})|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[<>≠≈\n]|[-+*/!]\Z")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
+_POWER = r"(?:\^\{?[23]\}?|[²³])?"
 _UNIT = re.compile(
-    rf"\s*(?:\\?[%$]|[€£¢°]|\^\\circ|\^\{{\\circ\}}|(?:{_STYLE}\{{(?P<set>[^{{}}]*)\}}"
-    rf"|[ {_THIN}/]+(?P<bare>[A-Za-z][A-Za-z ./-]*))(?:\^\{{?[23]\}}?|[²³])?)?"
+    rf"\s*(?:\\?[%$]|[€£¢]|(?:°|\^\{{?\\circ\}}?)\s*(?:[CF]|{_STYLE}\{{[CF]\}})?"
+    rf"|(?:{_STYLE}\{{(?P<set>[^{{}}]*)\}}|(?P<bare>[ {_THIN}/]+[A-Za-z][A-Za-z ./-]*)){_POWER})?"
 )
+_UNIT_WORD = re.compile(r"(?P<per>/\s*)?(?P<word>[^\s./-]+)(?:[\s.]+|(?<=\w)-(?=\w)|(?=/)|\Z)")
+
+# Words that name what a number counts or measures, and never change its value. A regular plural is not listed.
+_UNIT_WORDS = """
+km cm mm dm ft yd mi kg mg lb oz ml mL cl dl hr min sec ms mph kph kmh kW kWh MW Hz kHz MHz Pa kPa MB GB TB kB USD EUR
+GBP in m g s h L l V W A N J dollar cent euro pound peso yen buck coin penny pennies percent percentage point degree
+Celsius Fahrenheit radian millimeter millimetre centimeter centimetre meter metre kilometer kilometre inch inches foot
+feet yard mile milligram gram kilogram ounce ton tonne liter litre milliliter millilitre gallon quart pint cup
+teaspoon tablespoon hectare acre square cubic unit second minute hour day night week month year calorie watt kilowatt
+newton joule volt byte time step lap trip turn round way old long tall high wide deep total altogether left remaining
+each per a an of people person man men woman women child children boy girl kid baby babies student pupil teacher
+friend guest family families employee worker customer member player passenger patient adult team class classes group
+animal dog cat bird fish cow horse sheep chicken hen egg bee ant pig duck rabbit apple orange banana lemon peach
+peaches pear berry berries cherry cherries strawberry strawberries grape fruit potato potatoes tomato tomatoes carrot
+vegetable cookie cupcake cake pie pizza sandwich sandwiches bagel candy candies slice piece serving meal snack loaf
+loaves bread book page letter word sentence question problem card photo picture story stories message email test game
+match matches goal movie song episode ticket lesson flower tree plant leaf leaves rose petal seed bag box boxes bottle
+glass glasses jar can crate basket container pack packet package plate row column seat chair table room house home
+floor building shelf shelves shirt shoe sock hat dress dresses toy ball balloon marble sticker pencil pen crayon
+eraser notebook car bus buses truck bike train wheel tire item object thing block brick stone star shell bead leg bar
+pet insect puppy puppies kitten goat hole spoon lollipop seashell meatball button stamp gift present vote order sale
+stick tile window door
+"""
+UNITS = frozenset(_UNIT_WORDS.split())
+_MODIFIERS = frozenset(["square", "cubic", "of", "per", "an"])  # no unit without a word after them
 
 
 def _value(decimal: str) -> Fraction:
@@ -187,9 +218,10 @@ def _plain_number(text: str) -> Fraction | None:
     """Parse a number, with or without currency and unit, as an exact fraction."""
     if _DIGITS.fullmatch(text):
         return Fraction(text.replace(" ", ""))
-    text = _CURRENCY.sub(r"\g<sign>", text, count=1) if _CURRENCY.match(text) else text
+    currency = _CURRENCY.match(text)
+    text = currency["sign"] + text[currency.end() :] if currency else text
     match = _NUMBER.match(text)
-    if match is None or not _is_unit(text[match.end() :]):
+    if match is None or not _is_unit(text[match.end() :], currency is not None):
         return None
     number = _value(match["top"] or match["value"])
     if divisor := match["bottom"] or match["divisor"]:
@@ -200,13 +232,23 @@ def _plain_number(text: str) -> Fraction | None:
     return -number if match["sign"] == "-" else number
 
 
-def _is_unit(text: str) -> bool:
+def _is_unit(text: str, currency: bool) -> bool:
+    """Whether the text after a number is empty or a unit of known words; after a currency, `m` may mean million."""
     unit = _UNIT.fullmatch(text)
     if unit is None:
         return False
-    words = re.findall(r"[^\s./-]+", unit["set"] or unit["bare"] or "")
-    shortest = 1 if unit["set"] else 2  # a bare letter may be a variable
-    return all(len(word) >= shortest and is_unit_word(word) for word in words)
+    phrase = (unit["set"] or unit["bare"] or "").strip(f" {_THIN}")
+    words = list(_UNIT_WORD.finditer(phrase))
+    if "".join(word.group() for word in words) != phrase or (words and words[-1]["word"] in _MODIFIERS):
+        return False
+    shortest = 3 if currency else 1 if unit["set"] else 2  # a bare letter may be a variable
+    return all(_is_known(word["word"]) and (word["per"] or len(word["word"]) >= shortest) for word in words)
+
+
+def _is_known(word: str) -> bool:
+    """Whether a word or its plural is one of `UNITS`; abbreviations keep their case, as `mm` is not `MM`."""
+    forms = (word, word.removesuffix("s") if len(word) > 2 else word)
+    return any(form in UNITS or (len(word) > 3 and form.lower() in UNITS) for form in forms)
 
 
 def _number(text: str) -> str | None:
@@ -232,15 +274,15 @@ def _pair(text: str) -> str | None:
     return " ".join(str(number) for number in sorted(known)) if len(numbers) == len(known) == 2 else None
 
 
-_MARKUP = re.compile(rf"{_STYLE}(?=\{{)|[{{}}$*\"“”]")
+_MARKUP = re.compile(rf"{_STYLE}(?=\{{)|\\?[{{}}]|[$*\"“”'\u2018\u2019]")
 _OPTION = re.compile(
-    r"(?:(?i:option|answer|choice)\s*:?\s*)?"
-    r"(?:\(\s*([A-Za-z])\s*\)(?=[\s.:]|\Z)|([A-Za-z])(?=[.):](?:\s|\Z)|\Z))(.*)",
+    r"(?:(?i:(?:the )?(?:correct |right |final )?(?:option|answer|choice)(?: is)?)\s*:?\s*)?"
+    r"(?:\(\s*([A-Za-z])\s*\)(?=[\s.:]|\Z)|([A-Za-z])(?=[.):](?:\s|\Z)|\s+(?:-\s+|\()[A-Za-z]{3}|\Z))(.*)",
     re.S,
 )
-_LISTED = re.compile(r"[\s.):]*(?:[,/&]|(?:and|or)\b)", re.I)
-_NEXT = re.compile(r"(?:[,;/&]|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))\s*\(?\s*([A-Za-z])\s*[.):](?=\s|\Z)", re.I)
-_BRACKETED = re.compile(r"(?<!\w)\(\s*([A-Za-z])\s*\)(?=[\s,.;:]|\Z)")
+# After a letter: a list of letters, or a statement about the option in place of its text.
+_NO_TEXT = re.compile(r"[\s.):]*(?:[,/&]|(?:and|or)\b)|\s+(?:is|are|isn't|aren't)\b", re.I)
+_ANOTHER = re.compile(r"(?<!\w)\(\s*([A-Za-z])\s*\)(?=[\s,.;:]|\Z)|(?<![^\s,;])([A-Za-z])[.)](?=\s|\Z)")
 _WORD = re.compile(
     r"(?:(?:the )?(?:answer|argument) is )?(?:deductively )?(yes|no|valid|invalid|true|false)(?:[,.;:]\s.*)?", re.S
 )
@@ -252,9 +294,10 @@ def _option(text: str) -> str | None:
     if match is None:
         return None
     letter: str = match[1] or match[2]
-    named = [*_BRACKETED.findall(match[3]), *_NEXT.findall(match[3])]
-    others = [other for other in named if other.isupper() == letter.isupper()]
-    return None if others or _LISTED.match(match[3]) else letter.upper()
+    others = [other[1] or other[2] for other in _ANOTHER.finditer(match[3])]
+    if _NO_TEXT.match(match[3]) or any(other.isupper() == letter.isupper() for other in others):
+        return None
+    return letter.upper()
 
 
 def _word(text: str) -> str | None:

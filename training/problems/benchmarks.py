@@ -15,9 +15,10 @@ from training.problems.problem import LETTERS, Problem, problems_from_rows
 
 
 def load_gsm8k(source: str | Path) -> list[Problem]:
-    """Load GSM8K from a `.jsonl` or `.parquet` file of `{"question", "answer"}` rows, or from the hub (test split).
+    """Load GSM8K from a file of `{"question", "answer"}` rows, or from the hub (test split).
 
-    The gold answer is the text after the last `#### `. Errors are those of `load_problems`.
+    The file is `.jsonl`, `.json` (a list) or `.parquet`. The gold answer is the text after the last `####`. Errors are
+    those of `load_problems`.
 
     Args:
         source: path of the file, or the hub id `openai/gsm8k`.
@@ -29,23 +30,24 @@ def load_gsm8k(source: str | Path) -> list[Problem]:
     """
 
     def problem(number: int, row: Mapping[str, Any]) -> Problem:
-        _, mark, gold = row["answer"].rpartition("#### ")
+        _, mark, gold = row["answer"].rpartition("####")
         if not mark:
             raise ValueError(f"expected a gold answer after '#### '; got {row['answer'][-80:]!r}. Correct the row.")
-        return Problem(f"gsm8k/{number}", row["question"], canonical(gold, "number"), "number", "gsm8k")
+        gold = canonical(gold.strip(), "number")
+        return Problem(f"gsm8k/{number}", row["question"].strip(), gold, "number", "gsm8k")
 
     return problems_from_rows(source, _rows(source, "main"), {"question": str, "answer": str}, problem)
 
 
 def load_mmlu_pro(source: str | Path) -> list[Problem]:
-    """Load MMLU-Pro from a `.jsonl` or `.parquet` file of its rows, or from the hub (test split).
+    """Load MMLU-Pro from a `.jsonl`, `.json` (a list) or `.parquet` file of its rows, or from the hub (test split).
 
-    The options follow the question, one line `(A) ...` per option, all written alike: without white space at their
-    ends, which in some rows gives the right one away. Rows with fewer than ten options are filled with `N/A` in some
-    copies of the data; those at the end are left out. Errors are those of `load_problems`.
+    The options follow the question, one line `(A) ...` per option. White space around an option is removed, because in
+    some subjects only the right option has it. Options `N/A` and repeated options are left out, and the letters follow
+    the options that are left. Errors are those of `load_problems`.
 
     Args:
-        source: path of the file, of a `.json` file with a list of rows, or the hub id `TIGER-Lab/MMLU-Pro`.
+        source: path of the file, or the hub id `TIGER-Lab/MMLU-Pro`.
 
     Source: Wang et al. 2024, arXiv 2406.01574.
 
@@ -55,18 +57,24 @@ def load_mmlu_pro(source: str | Path) -> list[Problem]:
     columns = {"question_id": int, "question": str, "options": list, "answer": str, "answer_index": int}
 
     def problem(number: int, row: Mapping[str, Any]) -> Problem:
-        options, gold, index = row["options"], row["answer"], row["answer_index"]
+        options, gold, index = row["options"], row["answer"].strip(), row["answer_index"]
         if not 0 <= index < len(options) <= len(LETTERS) or LETTERS[index] != gold:
             raise ValueError(
                 f"expected the letter and index of one of {len(options)} options; got {gold!r}, {index}. "
                 "Correct the row."
             )
-        texts = [str(option).strip() for option in options]
-        while len(texts) > index + 1 and texts[-1] == "N/A":
-            texts.pop()
-        lines = [f"({letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False)]
+        if not all(isinstance(option, str) for option in options):
+            raise ValueError(f"expected options as text; got {options!r:.200}. Put each option in quotes.")
+        right = options[index].strip()
+        kept = [option for option in dict.fromkeys(option.strip() for option in options) if option not in ("", "N/A")]
+        if right not in kept or len(kept) < 2:
+            raise ValueError(
+                f"expected two or more options besides 'N/A', one of them right; got {kept!r:.200} and {right!r:.80}. "
+                "Correct the row."
+            )
+        lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, kept, strict=False)]
         question = "\n".join([row["question"].strip(), "Options:", *lines])
-        return Problem(f"mmlu_pro/{row['question_id']}", question, gold, "option", "mmlu_pro")
+        return Problem(f"mmlu_pro/{row['question_id']}", question, LETTERS[kept.index(right)], "option", "mmlu_pro")
 
     return problems_from_rows(source, _rows(source, None), columns, problem)
 
@@ -104,7 +112,7 @@ def load_bbh(source: str | Path, task: str) -> list[Problem]:
             raise ValueError(
                 f"expected as target one of the question's options; got {row['target']!r}. Correct the row."
             )
-        return Problem(f"{family}/{number}", row["input"], gold, kind, family)
+        return Problem(f"{family}/{number}", row["input"].strip(), gold, kind, family)
 
     columns = {"input": str, "target": str}
     if not Path(source).exists():
@@ -125,7 +133,7 @@ def load_open(source: str | Path) -> list[Problem]:
     """
 
     def problem(number: int, row: Mapping[str, Any]) -> Problem:
-        return Problem(f"open/{number}", row["question"], None, "open", "open")
+        return Problem(f"open/{number}", row["question"].strip(), None, "open", "open")
 
     listed = read_json(source)
     rows = [{"question": question} for question in listed] if isinstance(listed, list) else None
@@ -179,10 +187,8 @@ def _rows(source: str | Path, config: str | None) -> list[Any]:
 
         return read_table(path).to_pylist()
     if path.suffix == ".json":
-        listed = read_json(path)
-        if not isinstance(listed, list):
-            raise ValueError(f"expected a JSON list of rows in {path}; got {type(listed).__name__}. Pass the list.")
-        return listed
+        rows = read_json(path)
+        return rows if isinstance(rows, list) else []
     rows = read_rows(path)
     if len(rows) < sum(1 for line in path.read_bytes().split(b"\n") if line.strip()):
         raise ValueError(f"expected whole lines in {path}; its last one is cut off. Download the file again.")

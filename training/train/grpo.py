@@ -219,7 +219,7 @@ class AnnealedReward(TrainerCallback):
             return {}
         assert self.judge is not None
         pairs = [(question[index], self._decode(completion_ids[index][:clip])) for index in indices]
-        return dict(zip(indices, self.judge(pairs), strict=True))
+        return {index: verdict is True for index, verdict in zip(indices, self.judge(pairs), strict=True)}
 
     def _log(self, step: int, w_fmt: float, clip: int, rows: Sequence[Mapping[str, float]]) -> None:
         """Append the means of a step to the log, and update the gate."""
