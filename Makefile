@@ -53,7 +53,9 @@ test-llamacpp: $(STAMP) .venv-llamacpp/.ready  ## log-probabilities and greedy t
 .venv-llamacpp/.ready:
 	$(PYTHON) -m venv .venv-llamacpp
 	.venv-llamacpp/bin/python $(PIP_INSTALL) numpy diskcache jinja2 typing-extensions
-	.venv-llamacpp/bin/python $(PIP_INSTALL) --no-deps llama-cpp-python==0.3.36
+	cd .venv-llamacpp && bin/python -m pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36 && tar xzf llama_cpp_python-*.tar.gz
+	sed -i 's/^#define GGML_GELU_FP16$$//' .venv-llamacpp/llama_cpp_python-0.3.36/vendor/llama.cpp/ggml/src/ggml-cpu/vec.h
+	.venv-llamacpp/bin/python $(PIP_INSTALL) --no-deps .venv-llamacpp/llama_cpp_python-0.3.36
 	touch $@
 
 bench-gguf: $(STAMP)  ## seconds of loading GGUF files, against another checkout: make bench-gguf BEFORE=PATH

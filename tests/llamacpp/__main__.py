@@ -27,7 +27,7 @@ from tests.real.checkpoints import CHECKPOINTS, path_of
 PAGE = Path("docs/llamacpp.md")
 FOLDER = Path("runs/llamacpp")
 PYTHON = Path(os.environ.get("LLAMACPP_PYTHON", ".venv-llamacpp/bin/python"))
-LIMITS = {"smollm2": 1e-4, "qwen": 1e-4, "gemma": 1e-2}  # nats
+LIMIT = 1e-4  # nats, beyond our own float32 rounding
 MARGIN = 1e-2  # nats; nearer tokens may change places
 NEW, TOP, CONTEXT = 24, 20, 640
 PROMPTS = (
@@ -68,7 +68,7 @@ def compared(name: str, file: Path) -> dict[str, Any]:
     subprocess.run([str(PYTHON), str(Path(__file__).with_name("worker.py")), str(job)], check=True)
     theirs = json.loads(job.with_suffix(".result.json").read_text(encoding="utf-8"))
     ends = ends_of(model, tokenizer)
-    worst, tokens, equal, near, unlike, positions = 0.0, 0, 0, 0, 0, 0
+    tokens, equal, near, unlike = 0, 0, 0, 0
     for prompt, row in zip(rendered, theirs["rows"], strict=True):
         own = list(prompt.ids[prompt.n_added :])
         unlike += row["own_ids"] != own
@@ -83,25 +83,37 @@ def compared(name: str, file: Path) -> dict[str, Any]:
             near += row["margins"][step] <= MARGIN
             tokens -= row["margins"][step] <= MARGIN
             break
-        with torch.inference_mode():
-            ids = torch.tensor([[*row["ids"], *row["written"]]])
-            logs = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
-        difference = logs.gather(-1, torch.tensor(row["top"])) - torch.tensor(row["logs"], dtype=torch.float64)
-        worst = max(worst, float(difference.abs().max()))
-        positions += len(row["top"])
-    passed = worst <= LIMITS[name] and equal == tokens
+    single = [top_logs(model, row) for row in theirs["rows"]]
+    model.double()
+    double = [top_logs(model, row) for row in theirs["rows"]]
+    outside = [torch.tensor(row["logs"], dtype=torch.float64) for row in theirs["rows"]]
+    differences = [(a - b).abs() for a, b in zip(single, outside, strict=True)]
+    roundings = [(a - b).abs() for a, b in zip(single, double, strict=True)]
+    beyond = max(float((d - r).max()) for d, r in zip(differences, roundings, strict=True))
+    passed = beyond <= LIMIT and equal == tokens
     return {
         "checkpoint": CHECKPOINTS[name].file,
         "result": "passed" if passed else "failed",
         "prompts": len(prompts),
-        "positions": positions,
-        "largest difference (nats)": f"{worst:.1e}",
-        "limit": f"{LIMITS[name]:.0e}",
+        "positions": sum(map(len, single)),
+        "largest difference": f"{max(float(d.max()) for d in differences):.1e}",
+        "positions above 1e-4": sum(int((d.max(-1).values > LIMIT).sum()) for d in differences),
+        "our float32 - float64": f"{max(float(r.max()) for r in roundings):.1e}",
+        "beyond our rounding": f"{beyond:.1e}",
+        "limit": f"{LIMIT:.0e}",
         "greedy tokens equal": f"{equal} of {tokens}",
         "left out as nearer than 1e-2": near,
         "texts with other ids": unlike,
         "llama.cpp": theirs["version"],
     }
+
+
+def top_logs(model: Any, row: dict[str, Any]) -> torch.Tensor:
+    """Our log-probabilities of llama.cpp's likeliest tokens after each token of a row."""
+    with torch.inference_mode():
+        ids = torch.tensor([[*row["ids"], *row["written"]]])
+        logs = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+    return logs.gather(-1, torch.tensor(row["top"]))
 
 
 def main() -> int:
@@ -126,7 +138,14 @@ def main() -> int:
         f"GGUF file and a float32 cache. Compared are the log-probabilities of llama.cpp's {TOP} likeliest tokens "
         f"after every token of {len(PROMPTS)} prompts and {NEW} greedy tokens each, and the greedy tokens where the "
         "two likeliest are more than 1e-2 nats apart. After a nearer pair that is decided otherwise, the rest of a "
-        "text is left out.",
+        "text is left out. All differences are in nats.",
+        "",
+        "A few positions amplify float32's rounding. `our float32 - float64` is the largest difference between our own "
+        "runs in the two precisions, and `beyond our rounding` the largest difference to llama.cpp less our own "
+        "rounding at the same entry. The latter must stay below the limit.",
+        "",
+        "llama.cpp is built from source without `GGML_GELU_FP16`: by default its GELU (Gemma) is read from a table of "
+        "float16 numbers. The table rounds, and a rounding function turns the last bit of its input into a step.",
         "",
         "| " + " | ".join(rows[0]) + " |",
         "|" + "---|" * len(rows[0]),

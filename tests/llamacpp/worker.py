@@ -17,6 +17,9 @@ import numpy as np
 
 F32 = 0
 
+_SILENT = llama_cpp.llama_log_callback(lambda level, text, data: None)  # a name keeps the callback alive
+llama_cpp.llama_log_set(_SILENT, None)
+
 
 def dequantised(source: Path, target: Path) -> Path:
     """The same model with float32 weights."""

@@ -206,7 +206,7 @@ def test_in_a_browser_hostile_names_and_texts_are_only_text(tab: Tab, parts: Any
     serving.start()
     try:
         tab.open(f"http://127.0.0.1:{bound.getsockname()[1]}/")
-        assert tab.js("document.querySelector('#strengths span').textContent") == name
+        assert tab.until("document.querySelector('#strengths span')?.textContent") == name
         tab.js("show('<b>plain', '<b>plain</b><script>window.hit = 1</script>')")
         assert tab.js("at('steered').textContent") == "<b>plain</b><script>window.hit = 1</script>"
         assert tab.js("[window.hit, document.images.length, document.querySelectorAll('b').length]") == [None, 0, 0]
