@@ -14,7 +14,8 @@ from steerkit.capture.pooling import Pool
 from steerkit.capture.resid import hooked_blocks
 from steerkit.models.blocks import Blocks
 from steerkit.models.hooks import StopForward, check_called, observe_streams
-from steerkit.models.model import device_of, evaluating, unwrap
+from steerkit.models.kernels import running
+from steerkit.models.model import device_of
 from steerkit.text.spans import Passage
 from steerkit.text.tokens import pad
 
@@ -49,7 +50,7 @@ def read_passages(
     deepest = max(hooked)
     size = batch_tokens or BATCH_TOKENS.get(device.type, 512)
     queue = token_batches([len(passage.ids) for passage in passages], size)[::-1]
-    with evaluating(unwrap(model)), torch.inference_mode():
+    with running(model), torch.inference_mode():
         while queue:
             batch = queue.pop()
             ids, mask, positions = pad([passages[i].ids for i in batch], "right", device)

@@ -55,6 +55,10 @@ class LoadOptions:
     bits: Annotated[
         int | None, typer.Option(help="4 or 8: quantise the weights; needs a GPU and the package bitsandbytes.")
     ] = None
+    kernels: Annotated[
+        Literal["auto", "onednn", "torch"],
+        typer.Option(help="What computes linear layers on a CPU; auto measures which one is faster."),
+    ] = "auto"
     backend: Annotated[
         Literal["transformer_lens", "nnsight"] | None,
         typer.Option(help="Run the model with this package instead of transformers."),

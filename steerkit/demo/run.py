@@ -22,7 +22,8 @@ from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
-from steerkit.models.identity import describe
+from steerkit.models.identity import describe, identity, provenance
+from steerkit.models.kernels import resume_kernels
 from steerkit.stats.bootstrap import bootstrap_ci
 from steerkit.stats.multiple import holm
 from steerkit.sweeps.projections import sweep_projections
@@ -78,17 +79,18 @@ def run_demo(model: Any, tokenizer: Any, out: str | Path, settings: DemoSettings
     """
     settings = settings or DemoSettings()
     began = time.monotonic()
+    resume_kernels(model, out)
     about = describe(model, tokenizer)
-    identity = ("model_fingerprint", "adapter_fingerprint", "dtype", "attention", "template_sha256", "weights")
     questions = read_questions()
     config = {
         **asdict(settings),
-        **{key: about[key] for key in identity},
+        **identity(about),
+        "weights": about["weights"],
         "questions": sha256(canonical_json([asdict(q) for q in questions])),
     }
     sizes = {name: getattr(settings, name) for name in ("train", "choose", "dose", "test")}
     parts = split(questions, sizes)
-    with run_folder(out, config) as folder:
+    with run_folder(out, config, provenance(about)) as folder:
         write_json(folder / "splits.json", {name: [q.id for q in part] for name, part in parts.items()})
         vectors = make_vectors(model, tokenizer, parts["train"], folder, settings.seed)
         choices, dose, norms = choose(model, tokenizer, vectors, parts, settings, folder)

@@ -22,7 +22,8 @@ from steerkit.models.cache_argument import counts_tokens
 from steerkit.models.context import context_length
 from steerkit.models.ends import ends_of
 from steerkit.models.identity import describe, fingerprint, template_changes
-from steerkit.models.model import device_of, evaluating, unwrap
+from steerkit.models.kernels import running
+from steerkit.models.model import device_of, unwrap
 from steerkit.steering.steering import Steering
 from steerkit.text.prompt import encode_prompt, render
 from steerkit.text.spans import SpannedText, passage_of
@@ -159,7 +160,7 @@ def causality(model: nn.Module, tokenizer: Any) -> Result:
     other[:, half:] = ids[:, half:].roll(1, 1)
     streams = []
     for row in (ids, other):
-        with torch.inference_mode(), evaluating(unwrap(model)), capture_resid(model) as read:
+        with torch.inference_mode(), running(model), capture_resid(model) as read:
             model(input_ids=row, use_cache=False)
         streams.append(torch.stack([read[layer][0, :half].float().cpu() for layer in sorted(read)]))
     change = _relative_difference(streams[1], streams[0])
@@ -171,7 +172,7 @@ def hidden_states(model: nn.Module, tokenizer: Any) -> Result:
     """Compare the captured streams with transformers' `output_hidden_states`."""
     ids = _ids(model, tokenizer, TEXTS[1])
     count = len(find_blocks(model))
-    with torch.inference_mode(), evaluating(unwrap(model)), capture_resid(model) as streams:
+    with torch.inference_mode(), running(model), capture_resid(model) as streams:
         states = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
 
     def inner_difference(first: int) -> float:
@@ -226,7 +227,7 @@ def cache(model: nn.Module, tokenizer: Any) -> Result:
     # without a KV cache new tokens and the prompt cannot be distinguished
     positions = "all" if not counts_tokens(model) else "from_last_prompt_token"
     steering = Steering(_direction(model), _coefficient_of_stream_norm(model, tokenizer), positions, foreign=True)
-    with torch.inference_mode(), evaluating(unwrap(model)):
+    with torch.inference_mode(), running(model):
         slow = [_greedy(model, tokenizer, text, steering) for text in TEXTS]
     fast = generate(model, tokenizer, list(TEXTS), max_new_tokens=NEW_TOKENS, steering=[steering] * len(TEXTS))
     plain = generate(model, tokenizer, list(TEXTS), max_new_tokens=NEW_TOKENS)
@@ -262,7 +263,7 @@ def compiled_caches(model: nn.Module, tokenizer: Any) -> Result:
     try:
         with (
             torch.inference_mode(),
-            evaluating(unwrap(model)),
+            running(model),
             mock.patch.object(unwrap(model), "generation_config", settings),
             steering.on(model),
         ):
@@ -319,7 +320,7 @@ def _greedy_ids(model: nn.Module, tokenizer: Any, text: str, steering: Steering)
     ids = _ids(model, tokenizer, text)
     start = ids.shape[1]
     ends = ends_of(model, tokenizer)
-    with torch.inference_mode(), evaluating(unwrap(model)), steering.on(model, prompt_length=start):
+    with torch.inference_mode(), running(model), steering.on(model, prompt_length=start):
         while ids.shape[1] < start + NEW_TOKENS:
             token = model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)
             ids = torch.cat([ids, token], dim=1)
@@ -333,7 +334,7 @@ def _ids(model: nn.Module, tokenizer: Any, text: str) -> Tensor:
 
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:
-    with torch.inference_mode(), evaluating(unwrap(model)):
+    with torch.inference_mode(), running(model):
         return model(input_ids=ids, use_cache=False).logits
 
 

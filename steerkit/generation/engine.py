@@ -21,7 +21,8 @@ from steerkit.models.cache_argument import NAMES, cache_argument
 from steerkit.models.context import check_vocabulary
 from steerkit.models.hooks import check_called, edit_streams
 from steerkit.models.identity import fingerprint
-from steerkit.models.model import accepts, device_of, evaluating, text_config, unwrap
+from steerkit.models.kernels import running
+from steerkit.models.model import accepts, device_of, text_config, unwrap
 from steerkit.steering.positions import touches_prompt
 from steerkit.steering.rows import RowSteering
 from steerkit.steering.steering import Steering
@@ -104,7 +105,7 @@ def in_batches(
     by_length = groupby(order, key=lambda i: None if padded else len(rows[i].prompt))
     groups = [list(group) for _, group in by_length]
     queue = [group[i : i + size] for group in groups for i in range(0, len(group), size)][::-1]
-    with evaluating(model):
+    with running(model):
         while queue:
             numbers = queue.pop()
             try:
@@ -362,7 +363,7 @@ def _deviations(model: nn.Module, prompts: Sequence[tuple[int, ...]]) -> tuple[f
     new, *prompts = (tuple(i % vocabulary for i in ids) for ids in (NEW_TOKENS, *prompts))
     device = device_of(model)
     deviations = []
-    with evaluating(model), torch.inference_mode():
+    with running(model), torch.inference_mode():
         plain = [torch.tensor([(*prompt, *new)], device=device) for prompt in prompts]
         truth = torch.cat([model(input_ids=ids, use_cache=False).logits[:, -len(new) - 1 :] for ids in plain]).float()
         for step in (1, len(new) + 1):

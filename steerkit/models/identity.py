@@ -16,6 +16,7 @@ from steerkit.io.files import sha256
 from steerkit.io.versions import versions
 from steerkit.models.adapters import active_adapter_parts, base_parameters
 from steerkit.models.blocks import find_blocks
+from steerkit.models.kernels import kernels_of
 from steerkit.models.model import device_of, unwrap
 
 ORIGIN = "_steerkit_origin"
@@ -76,8 +77,9 @@ def describe(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
     """The provenance of a model as plain data, for the metadata of what is read from it.
 
     Returns:
-        A dict with checkpoint, stored weights, fingerprints, model type, dtype, attention kernel, device, blocks,
-        numbers of layers and dimensions, and versions; with a tokenizer also its hash and that of its chat template.
+        A dict with checkpoint, stored weights, fingerprints, model type, dtype, attention kernel, device, kernels of
+        its linear layers, blocks, numbers of layers and dimensions, and versions; with a tokenizer also its hash and
+        that of its chat template.
     """
     base = unwrap(model)
     blocks = find_blocks(model)
@@ -93,6 +95,7 @@ def describe(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
         "dtype": dtype,
         "attention": getattr(base.config, "_attn_implementation", None),
         "device": str(device_of(base)),
+        "kernels": kernels_of(model),
         "blocks": blocks.path,
         "n_layers": len(blocks),
         "d_model": blocks.d_model,
@@ -103,6 +106,27 @@ def describe(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
         description["template_sha256"] = sha256(str(template)) if template else None
         description["tokenizer_sha256"] = tokenizer_sha256(tokenizer)
     return description
+
+
+IDENTITY = (
+    "model_fingerprint",
+    "adapter_fingerprint",
+    "dtype",
+    "attention",
+    "kernels",
+    "template_sha256",
+    "tokenizer_sha256",
+)
+
+
+def identity(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's description decides its results: a resumed run with another one is refused."""
+    return {key: about[key] for key in IDENTITY}
+
+
+def provenance(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's description may differ when a run is resumed, with a warning: device kind and versions."""
+    return {"device_kind": str(about["device"]).partition(":")[0], "versions": about["versions"]}
 
 
 _tokenizer_hashes: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()

@@ -17,6 +17,7 @@ from steerkit.models.gguf_model import from_gguf
 from steerkit.models.gguf_path import split_gguf
 from steerkit.models.hub import offline_options
 from steerkit.models.identity import ORIGIN, tokenizer_sha256
+from steerkit.models.kernels import Kernels, check_kernels, set_kernels
 
 
 def load(
@@ -30,6 +31,7 @@ def load(
     blocks: str | None = None,
     backend: str | None = None,
     gguf_cache: bool = True,
+    kernels: Kernels = "auto",
     trust_remote_code: bool = False,
     trust_pickle: bool = False,
 ) -> tuple[Any, Any]:
@@ -50,6 +52,8 @@ def load(
             `steerkit.models.backends.through`).
         gguf_cache: keep the dequantised model of a GGUF file as a checkpoint folder beside the hub's cache
             (`HF_HOME`/steerkit/gguf), from which the next load reads it. It is found by the content of the file.
+        kernels: what computes the linear layers on a CPU: `"onednn"`, `"torch"`, or `"auto"`, the faster one (see
+            `use_kernels`, which also sets it for a model that was loaded otherwise).
         trust_remote_code: run the Python code in the checkpoint. It can do anything that you can.
         trust_pickle: also read pickled weights (`.bin`) if there are no safetensors. A pickle can hold code. torch's
             restricted reader refuses it, but has had security holes.
@@ -85,6 +89,7 @@ def load(
             blocks,
             backend,
             gguf_cache,
+            kernels,
             trust_remote_code,
             trust_pickle,
         )
@@ -100,6 +105,7 @@ def _load(
     blocks: str | None,
     backend: str | None,
     gguf_cache: bool,
+    kernels: Kernels,
     trust_remote_code: bool,
     trust_pickle: bool,
 ) -> tuple[Any, Any]:
@@ -107,6 +113,7 @@ def _load(
     device_map = device if device == "auto" or isinstance(device, Mapping) else None
     target = _target(device if device_map is None else None)
     _check_dtype(dtype)
+    check_kernels(kernels)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     model_options: dict[str, Any] = {}
     weights = None
@@ -142,6 +149,7 @@ def _load(
         from steerkit.models.backends import through
 
         model = through(model, tokenizer, backend)
+    set_kernels(model, kernels)
     return model, tokenizer
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.cache_argument import counts_tokens
 from steerkit.models.identity import fingerprint
+from steerkit.models.kernels import use_kernels
 from steerkit.models.model import unwrap
 from steerkit.steering.operations import OPERATIONS
 from steerkit.steering.positions import parse_positions
@@ -170,7 +171,7 @@ class Steering:
         active = watching.setdefault(base, [])
         active.append(watch)
         try:
-            with watch.following(base):
+            with use_kernels(model), watch.following(base):
                 yield
         finally:
             active.remove(watch)

@@ -21,7 +21,8 @@ from steerkit.io.json import canonical_json
 from steerkit.io.progress import progress
 from steerkit.io.ranks import barrier, is_first, rank_and_world
 from steerkit.models.ends import ends_of
-from steerkit.models.identity import describe
+from steerkit.models.identity import describe, identity, provenance
+from steerkit.models.kernels import resume_kernels
 from steerkit.steering.dose import relative_dose
 from steerkit.steering.steering import Steering, at_layers
 from steerkit.steering.watch import suspended
@@ -172,12 +173,12 @@ def sweep(
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
+    resume_kernels(model, out)
     about = describe(model, tokenizer)
-    identity = ("model_fingerprint", "adapter_fingerprint", "dtype", "attention", "template_sha256", "tokenizer_sha256")
     rendered = _rendered(tokenizer, rows, chat_template_kwargs, stored_prompts(out))
     config = {
         **settings,
-        **{key: about[key] for key in identity},
+        **identity(about),
         "chat_template_kwargs": dict(chat_template_kwargs or {}),
         "cells": [list(cell.key) for cell in cells],
         "vectors": {name: vector.content() for name, vector in named.items()},
@@ -185,13 +186,12 @@ def sweep(
         "prompts": sha256(canonical_json([{**row, "prompt": prompt_source(row["prompt"])} for row in rows])),
         "prompt_ids": sha256(canonical_json({name: prompt.ids for name, prompt in rendered.items()})),
     }
-    provenance = {"device_kind": str(about["device"]).partition(":")[0], "versions": about["versions"]}
     keys = [(cell, row, sample) for row in rows for cell in cells for sample in range(samples)]
     tried = [Row(prompt.ids) for prompt in rendered.values()]
     tried += [Row((0,), (steering,)) for steering in steerings.values()]
     check_settings(model, tried, max_new_tokens, temperature, top_p, batch_rows)
     check_rows(model, tried)  # before anything is written
-    with open_store(out, config, provenance) as store:
+    with open_store(out, config, provenance(about)) as store:
         store.keep(named)
         store.keep_prompts(rendered)
         done = store.read()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from steerkit.capture.resid import capture_resid
 from steerkit.models.blocks import find_blocks
 from steerkit.models.hooks import check_called, edit_streams
-from steerkit.models.model import device_of, evaluating, unwrap
+from steerkit.models.kernels import running
+from steerkit.models.model import device_of
 from steerkit.text.prompt import PromptLike, encode_prompt
 from steerkit.vectors.vector import SteeringVector
 
@@ -54,7 +55,7 @@ def tokens_of(
         raise ValueError(f"expected one prompt and one token at least; got {len(ids)} and k={k}. Pass more.")
     norms = []
     for row in ids:
-        with torch.inference_mode(), evaluating(unwrap(model)), capture_resid(model, last) as stream:
+        with torch.inference_mode(), running(model), capture_resid(model, last) as stream:
             model(input_ids=row, use_cache=False)
         norms.append(float(stream[last][0, -1].float().norm()))
     rows = []
@@ -79,7 +80,7 @@ def _pushed_logits(model: nn.Module, ids: Tensor, push: Float[Tensor, " d_model"
     last = len(blocks) - 1
     with (
         torch.inference_mode(),
-        evaluating(unwrap(model)),
+        running(model),
         edit_streams(
             {last: blocks.modules[last]}, lambda _, stream: stream + push.to(stream.device, stream.dtype)
         ) as ran,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from steerkit.capture.layers import plain_layer
 from steerkit.capture.resid import capture_resid
-from steerkit.models.model import device_of, evaluating, unwrap
+from steerkit.models.kernels import running
+from steerkit.models.model import device_of
 from steerkit.text.prompt import PromptLike, encode_prompt
 from steerkit.vectors.vector import SteeringVector
 
@@ -53,6 +54,6 @@ def streams_of_text(
     model: nn.Module, ids: Sequence[int], layers: Sequence[int]
 ) -> dict[int, Float[Tensor, "pos d_model"]]:
     """Return the stream of one text after each of these layers, `[pos, d_model]` in float64 on the CPU."""
-    with torch.inference_mode(), evaluating(unwrap(model)), capture_resid(model, layers) as streams:
+    with torch.inference_mode(), running(model), capture_resid(model, layers) as streams:
         model(input_ids=torch.tensor([list(ids)], device=device_of(model)), use_cache=False)
     return {layer: streams[layer][0].cpu().double() for layer in layers}

@@ -15,10 +15,12 @@ from steerkit.io.progress import progress
 from steerkit.io.ranks import barrier, rank_and_world
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
+from steerkit.models.identity import provenance
+from steerkit.models.kernels import resume_kernels
 from steerkit.text.prompt import Prompt, PromptLike
 from steerkit.text.thinking import drops_system, template_opens_thinking
 from steerkit.text.traces import DebateTrace, Turn, write_traces
-from training.debates.answerers import Answerer, Reply, Request, Sampling, check_unique_ids
+from training.debates.answerers import Answerer, LocalModel, Reply, Request, Sampling, check_unique_ids
 from training.debates.moderator import Verdict, moderation, read_verdict
 from training.debates.personas import Cast
 from training.problems.answers import majority, read_answer, same
@@ -268,11 +270,14 @@ def run_debates(
     if not problems:
         raise ValueError("expected at least one problem; got none. Pass problems with different ids.")
     check_unique_ids("problems", (problem.id for problem in problems))
+    if isinstance(answerer, LocalModel):
+        resume_kernels(answerer.model, out)
+    about = answerer.about()
     config = {
         "problems": sha256(canonical_json([asdict(problem) for problem in problems])),
         "cast": {"name": cast.name, "personas": [asdict(persona) for persona in cast.personas]},
         "setting": asdict(setting),
-        "answerer": answerer.about(),
+        "answerer": {name: value for name, value in about.items() if name not in ("device", "versions")},
     }
     rank, processes = rank_and_world() if shared else (0, 1)
     template = _template_of(answerer, cast.ask(problems[0], 1, 1, []))
@@ -285,8 +290,9 @@ def run_debates(
         )
     if processes > 1 and out is None:
         raise ValueError(f"expected a folder in which {processes} processes merge their debates; got None. Pass out=.")
+    started = provenance(about) if "versions" in about else None
     with contextlib.ExitStack() as stack:
-        folder = None if out is None else stack.enter_context(run_folder(out, config))
+        folder = None if out is None else stack.enter_context(run_folder(out, config, started))
         debates = _run(problems[rank::processes], answerer, cast, setting, folder, rank, template)
         if processes > 1:
             barrier()

@@ -16,6 +16,8 @@ from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.ranks import in_first_process, is_first
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
+from steerkit.models.identity import describe, identity, provenance
+from steerkit.models.kernels import resume_kernels
 from steerkit.text.tags import agents_in
 from training.debates.judge import Judge
 from training.problems.problem import Problem
@@ -306,8 +308,10 @@ def train_grpo(
             "Pass judge=, see training/debates/judge.py."
         )
     check_batch("prompts x generations", setting.prompts * setting.generations, setting.micro_batch)
-    config = {**asdict(setting), "problems": sha256(canonical_json(rows))}
-    with run_folder(out, config) as folder:
+    resume_kernels(model, out)
+    about = describe(model, tokenizer)
+    config = {**asdict(setting), "problems": sha256(canonical_json(rows)), "model": identity(about)}
+    with run_folder(out, config, provenance(about)) as folder:
         done = folder / "checkpoint"
         if done.exists():
             return done

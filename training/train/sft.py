@@ -16,6 +16,8 @@ from steerkit.io.ranks import in_first_process
 from steerkit.io.run_folder import run_folder
 from steerkit.models.context import context_length
 from steerkit.models.ends import ends_of
+from steerkit.models.identity import describe, identity, provenance
+from steerkit.models.kernels import resume_kernels
 from steerkit.text.prompt import encode_prompt
 from steerkit.text.tags import CONSENSUS, END, agent_tag, round_tag, tags, without_tags
 from steerkit.text.tokens import encode
@@ -214,8 +216,10 @@ def train_sft(
 
     rows = examples(traces, setting, kind)
     check_batch("batch", setting.batch, setting.micro_batch)
-    config = {**asdict(setting), "examples": sha256(canonical_json(rows))}
-    with run_folder(out, config) as folder:
+    resume_kernels(model, out)
+    about = describe(model, tokenizer)
+    config = {**asdict(setting), "examples": sha256(canonical_json(rows)), "model": identity(about)}
+    with run_folder(out, config, provenance(about)) as folder:
         checkpoint = folder / "checkpoint"
         if checkpoint.exists():
             return checkpoint
