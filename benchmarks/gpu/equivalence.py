@@ -9,7 +9,8 @@ from torch import Tensor
 
 import steerkit as sk
 from benchmarks.gpu.sizes import Sizes, random_llama
-from steerkit.generation.engine import Engine, Row, exact
+from steerkit.generation.batches import exact
+from steerkit.generation.engine import Engine, Row
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest relative deviation of a logit vector that passes."""

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from steerkit.capture.collect import collect_each
 from steerkit.capture.pooling import Position
 from steerkit.capture.resid import capture_resid
-from steerkit.generation.engine import exact
+from steerkit.generation.batches import exact
 from steerkit.generation.generate import generate
 from steerkit.models.blocks import find_blocks
 from steerkit.models.cache_argument import counts_tokens

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,22 +15,16 @@ from transformers.cache_utils import DynamicLayer
 from steerkit.generation.cache import ReservedLayer, shared_prefix_lengths
 from steerkit.generation.sampling import OVERFLOWED
 from steerkit.models.blocks import find_blocks
-from steerkit.models.cache_argument import NAMES, cache_argument
-from steerkit.models.context import check_vocabulary
+from steerkit.models.cache_argument import cache_argument
 from steerkit.models.hooks import check_called, edit_streams
-from steerkit.models.identity import fingerprint
-from steerkit.models.kernels import running
-from steerkit.models.model import accepts, device_of, text_config, unwrap
+from steerkit.models.model import accepts, device_of, unwrap
 from steerkit.steering.positions import touches_prompt
 from steerkit.steering.rows import RowSteering
 from steerkit.steering.steering import Steering
-from steerkit.steering.watch import suspended
 from steerkit.text.tokens import pad
 
-BATCH_ROWS = {"cpu": 96, "cuda": 256}
 MIN_SAVED_TOKENS = {"cpu": 256, "cuda": 4096}  # a shared prefix must save this many; on a GPU not measured
 COMPACT_BELOW = 0.8  # a batch is compacted when at most this share of its rows is unfinished
-Done = TypeVar("Done")
 Choose = Callable[[Float[Tensor, "batch vocabulary"], Int[Tensor, " batch"], int], Int[Tensor, " batch"]]
 """`choose(logits, row numbers, step)` returns the next token id of each row, `OVERFLOWED` where there is none."""
 
@@ -80,68 +72,12 @@ class Continuation:
         return len(self.all_ids)
 
 
-def in_batches(
-    model: nn.Module,
-    rows: Sequence[Row],
-    room: int,
-    work: Callable[[Engine, Sequence[int]], Sequence[Done]],
-    batch_rows: int | None = None,
-) -> Iterator[list[tuple[int, Done]]]:
-    """Run `work(engine, row numbers)` over all rows in batches; yields each batch's `(row number, result)` when done.
-
-    Rows of similar prompt length share a batch (of equal length, where the model cannot be padded), and equal prompts
-    are neighbours. A batch that does not fit into memory is halved. The model is in eval mode, and steerings that
-    `with steering.on(model)` set are suspended.
-
-    Args:
-        room: number of new tokens that the cache reserves room for.
-
-    Raises:
-        ValueError: see `check_rows`.
-    """
-    padded = check_rows(model, rows).padded
-    size = batch_rows or BATCH_ROWS.get(device_of(model).type, 96)
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].prompt), rows[i].prompt))
-    by_length = groupby(order, key=lambda i: None if padded else len(rows[i].prompt))
-    groups = [list(group) for _, group in by_length]
-    queue = [group[i : i + size] for group in groups for i in range(0, len(group), size)][::-1]
-    with running(model):
-        while queue:
-            numbers = queue.pop()
-            try:
-                with suspended(model), torch.inference_mode():
-                    done = work(Engine(model, [rows[i] for i in numbers], room), numbers)
-            except torch.OutOfMemoryError:
-                if len(numbers) == 1:
-                    raise
-                queue += [numbers[len(numbers) // 2 :], numbers[: len(numbers) // 2]]
-                continue
-            yield list(zip(numbers, done, strict=True))
-
-
-def check_rows(model: nn.Module, rows: Sequence[Row]) -> Exact:
-    """Check rows before anything runs; returns how the model can be batched exactly.
-
-    Raises:
-        ValueError: a steering that does not fit the model, a token that the model does not have, or a model whose
-            cached forward differs from its plain one.
-    """
-    blocks = find_blocks(model)
-    with suspended(model):
-        ways = exact(model)
-    weights = fingerprint(model)
-    for steering in {(id(one.vector), one.foreign): one for row in rows for one in row.steerings}.values():
-        steering.check(model, blocks, weights)
-    check_vocabulary(model, [row.prompt for row in rows])
-    return ways
-
-
-def _edits_prompt(steering: Steering) -> bool:
+def edits_prompt(steering: Steering) -> bool:
     """Whether a row's steering changes positions of the prompt before its last token."""
     return float(steering.coefficient) != 0 and touches_prompt(steering.positions)
 
 
-def _prompt_edit(steering: Steering) -> tuple[Any, ...]:
+def prompt_edit(steering: Steering) -> tuple[Any, ...]:
     """What a steering's effect on the prompt depends on: rows with equal ones share their prefill."""
     return id(steering.vector), steering.layer, steering.coefficient, steering.positions, steering.operation
 
@@ -156,10 +92,11 @@ class Engine:
     Args:
         rows: prompts and steerings; `check_rows` has accepted them.
         room: number of new tokens that the cache reserves room for.
+        chunks: whether several tokens may be forwarded at once after the prompt (see `Exact`).
     """
 
-    def __init__(self, model: nn.Module, rows: Sequence[Row], room: int) -> None:
-        self.model, self.rows, self.room = model, list(rows), room
+    def __init__(self, model: nn.Module, rows: Sequence[Row], room: int, chunks: bool = True) -> None:
+        self.model, self.rows, self.room, self.chunks = model, list(rows), room, chunks
         self.blocks = find_blocks(model)
         self.device = device_of(model)
         self.width = max(len(row.prompt) for row in rows)
@@ -181,7 +118,7 @@ class Engine:
         if self.width == 1:
             return
         keys = [
-            (row.prompt, tuple(_prompt_edit(one) for one in row.steerings if _edits_prompt(one))) for row in self.rows
+            (row.prompt, tuple(prompt_edit(one) for one in row.steerings if edits_prompt(one))) for row in self.rows
         ]
         index_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         first = [keys.index(key) for key in index_of]
@@ -196,8 +133,7 @@ class Engine:
 
     def _prefill_shared(self, prompts: Sequence[tuple[int, ...]]) -> int:
         """Forward prefixes that prompts share once; returns the column from which every prompt is still to be done."""
-        ways = _exact.get(unwrap(self.model))
-        if ways is None or not ways.chunks or not all(type(layer) is ReservedLayer for layer in self.cache.layers):
+        if not self.chunks or not all(type(layer) is ReservedLayer for layer in self.cache.layers):
             return 0
         lengths = shared_prefix_lengths(prompts, MIN_SAVED_TOKENS.get(self.device.type, MIN_SAVED_TOKENS["cuda"]))
         if not any(lengths):
@@ -231,7 +167,7 @@ class Engine:
 
     def forward(self, ids: Int[Tensor, "batch pos"], start: int) -> Float[Tensor, "batch pos vocabulary"]:
         """Logits of a chunk whose first column is `start`; the last prompt token of a row is in column `width - 1`."""
-        if ids.shape[1] > 1 and (ways := _exact.get(unwrap(self.model))) and not ways.chunks:
+        if ids.shape[1] > 1 and not self.chunks:
             return torch.cat([self.forward(ids[:, i : i + 1], start + i) for i in range(ids.shape[1])], dim=1)
         columns = torch.arange(start, start + ids.shape[1], device=self.device)
         positions = columns - (self.width - self.lengths)[:, None]
@@ -296,81 +232,3 @@ class Engine:
             logits: Tensor = self.model(**inputs).logits
         check_called(ran, set(compiled.layers))
         return logits
-
-
-@dataclass(frozen=True)
-class Exact:
-    """Which batched forwards give the logits of plain forwards, besides one token after the other over a cache.
-
-    Args:
-        padded: a left-padded batch; where it does not, only prompts of one length share a batch.
-        chunks: several tokens at once after a prefill; where they do not, they are forwarded token by token.
-    """
-
-    padded: bool
-    chunks: bool
-
-
-_exact: weakref.WeakKeyDictionary[nn.Module, Exact] = weakref.WeakKeyDictionary()
-UNEQUAL_PROMPTS = ((11, 12, 13, 14, 15, 16), (17, 18, 19))
-EQUAL_PROMPTS = ((11, 12, 13, 14), (17, 18, 19, 20))
-NEW_TOKENS = (21, 22, 23)
-
-
-def exact(model: nn.Module) -> Exact:
-    """Find, once per model, which batched forwards are exact: short rows with a cache against each row without.
-
-    Models that count positions by the column cannot be padded on the left. Some recurrent layers lose their state
-    between chunks of several tokens.
-
-    Raises:
-        ValueError: even token by token and without padding, the model with a cache differs from the model without: it
-            takes no cache, or counts positions differently. Its texts would be wrong without an error.
-    """
-    base = unwrap(model)
-    if base not in _exact:
-        if cache_argument(base) is None:
-            raise ValueError(
-                f"expected a model that takes a KV cache; {type(base).__name__} takes none of {NAMES}. Steer its plain "
-                "forwards with `steering.on(model)`."
-            )
-        reasons = []
-        for prompts in (UNEQUAL_PROMPTS, EQUAL_PROMPTS):
-            try:
-                stepwise, chunked = _deviations(model, prompts)
-            except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                reasons.append(f"it raises {type(error).__name__}: {error}")
-                continue
-            limit = 1e-3 if next(base.parameters()).dtype in (torch.float32, torch.float64) else 0.1
-            if stepwise <= limit:
-                _exact[base] = Exact(prompts is UNEQUAL_PROMPTS, chunked <= limit)
-                break
-            reasons.append(f"they differ by {stepwise:.1e} relative to their norm")
-        else:
-            raise ValueError(
-                f"expected a model whose logits with a cache are those of plain forwards; in {type(base).__name__}, "
-                f"left-padded, {reasons[0]}; unpadded, {reasons[1]}. Steer its plain forwards with "
-                "`steering.on(model)`."
-            )
-    return _exact[base]
-
-
-def _deviations(model: nn.Module, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
-    """Relative deviation of a cached batch's logits from those of plain forwards: token by token, and in one chunk."""
-    vocabulary = text_config(model).vocab_size
-    new, *prompts = (tuple(i % vocabulary for i in ids) for ids in (NEW_TOKENS, *prompts))
-    device = device_of(model)
-    deviations = []
-    with running(model), torch.inference_mode():
-        plain = [torch.tensor([(*prompt, *new)], device=device) for prompt in prompts]
-        truth = torch.cat([model(input_ids=ids, use_cache=False).logits[:, -len(new) - 1 :] for ids in plain]).float()
-        for step in (1, len(new) + 1):
-            engine = Engine(model, [Row(prompt) for prompt in prompts], len(new))
-            chunk = torch.cat([engine.last_tokens(), torch.tensor([new] * len(prompts), device=device)], dim=1)
-            starts = range(0, chunk.shape[1], step)
-            parts = [engine.forward(chunk[:, i : i + step], engine.width - 1 + i) for i in starts]
-            off = (torch.cat(parts, dim=1) - truth).norm(dim=-1) / truth.norm(dim=-1)
-            deviations.append(float(off.max()))
-    return deviations[0], deviations[1]

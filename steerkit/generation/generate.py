@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steerkit.generation.engine import Choose, Continuation, Engine, Row, in_batches
+from steerkit.generation.batches import in_batches
+from steerkit.generation.engine import Choose, Continuation, Engine, Row
 from steerkit.generation.sampling import likeliest, random_stream, sample
 from steerkit.models.context import context_length
 from steerkit.models.ends import ends_of

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from steerkit.generation.engine import Continuation, Engine, Row, in_batches
+from steerkit.generation.batches import in_batches
+from steerkit.generation.engine import Continuation, Engine, Row
 from steerkit.generation.sampling import OVERFLOWED, likeliest, random_stream, sample
 from steerkit.models.blocks import find_blocks
 from steerkit.models.context import context_length

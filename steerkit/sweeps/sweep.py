@@ -14,7 +14,8 @@ from torch import nn
 
 from steerkit.capture.activations import Layer
 from steerkit.capture.norms import stream_norms as measure_norms
-from steerkit.generation.engine import Continuation, Row, check_rows
+from steerkit.generation.batches import check_rows
+from steerkit.generation.engine import Continuation, Row
 from steerkit.generation.generate import check_settings, checked_seed, decode, text_of
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json

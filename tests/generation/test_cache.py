@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import steerkit as sk
 from steerkit.generation import engine
+from steerkit.generation.batches import exact
 from steerkit.generation.cache import ReservedLayer, shared_prefix_lengths
-from steerkit.generation.engine import Engine, Row, exact
+from steerkit.generation.engine import Engine, Row
 from tests.steering.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
 

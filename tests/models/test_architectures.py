@@ -13,7 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import steerkit as sk
 from steerkit.doctor.report import examine
-from steerkit.generation.engine import Row, exact
+from steerkit.generation.batches import exact
+from steerkit.generation.engine import Row
 from steerkit.generation.generate import decode
 from steerkit.models.blocks import NoResidualStream, find_blocks
 from steerkit.steering.steering import Steering

@@ -14,7 +14,8 @@ from tokenizers import models as token_models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import steerkit as sk
-from steerkit.generation.engine import Row, exact
+from steerkit.generation.batches import exact
+from steerkit.generation.engine import Row
 from steerkit.generation.generate import decode
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.io.tables import read_table, write_table

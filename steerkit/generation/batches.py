@@ -1,0 +1,187 @@
+"""Batches of rows through the engine that fits the model, found once by comparison with plain forwards."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from steerkit.generation.engine import Engine, Row
+from steerkit.generation.shared import SharedEngine
+from steerkit.models.blocks import find_blocks
+from steerkit.models.cache_argument import NAMES, cache_argument
+from steerkit.models.context import check_vocabulary, context_length
+from steerkit.models.identity import fingerprint
+from steerkit.models.kernels import running
+from steerkit.models.model import device_of, text_config, unwrap
+from steerkit.steering.watch import suspended
+
+BATCH_ROWS = {"cpu": 96, "cuda": 256}
+Done = TypeVar("Done")
+
+
+def in_batches(
+    model: nn.Module,
+    rows: Sequence[Row],
+    room: int,
+    work: Callable[[Engine, Sequence[int]], Sequence[Done]],
+    batch_rows: int | None = None,
+) -> Iterator[list[tuple[int, Done]]]:
+    """Run `work(engine, row numbers)` over all rows in batches; yields each batch's `(row number, result)` when done.
+
+    Rows of similar prompt length share a batch (of equal length, where the model cannot be padded), and equal prompts
+    are neighbours. A batch that does not fit into memory is halved. The model is in eval mode, and steerings that
+    `with steering.on(model)` set are suspended.
+
+    Args:
+        room: number of new tokens that the cache reserves room for.
+
+    Raises:
+        ValueError: see `check_rows`.
+    """
+    padded = check_rows(model, rows).padded
+    size = batch_rows or BATCH_ROWS.get(device_of(model).type, 96)
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].prompt), rows[i].prompt))
+    by_length = groupby(order, key=lambda i: None if padded else len(rows[i].prompt))
+    groups = [list(group) for _, group in by_length]
+    queue = [group[i : i + size] for group in groups for i in range(0, len(group), size)][::-1]
+    with running(model):
+        while queue:
+            numbers = queue.pop()
+            try:
+                with suspended(model), torch.inference_mode():
+                    done = work(start(model, [rows[i] for i in numbers], room), numbers)
+            except torch.OutOfMemoryError:
+                if len(numbers) == 1:
+                    raise
+                queue += [numbers[len(numbers) // 2 :], numbers[: len(numbers) // 2]]
+                continue
+            yield list(zip(numbers, done, strict=True))
+
+
+def start(model: nn.Module, rows: Sequence[Row], room: int) -> Engine:
+    """The engine of this model for one batch of rows, with their prompts forwarded. `check_rows` has accepted them."""
+    ways = exact(model)
+    return (SharedEngine if ways.shared else Engine)(model, rows, room, ways.chunks)
+
+
+def check_rows(model: nn.Module, rows: Sequence[Row]) -> Exact:
+    """Check rows before anything runs; returns how the model can be batched exactly.
+
+    Raises:
+        ValueError: a steering that does not fit the model, a token that the model does not have, or a model whose
+            cached forward differs from its plain one.
+    """
+    blocks = find_blocks(model)
+    with suspended(model):
+        ways = exact(model)
+    weights = fingerprint(model)
+    for steering in {(id(one.vector), one.foreign): one for row in rows for one in row.steerings}.values():
+        steering.check(model, blocks, weights)
+    check_vocabulary(model, [row.prompt for row in rows])
+    return ways
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Which batched forwards give the logits of plain forwards, besides one token after the other over a cache.
+
+    Args:
+        padded: a left-padded batch; where it does not, only prompts of one length share a batch.
+        chunks: several tokens at once after a prefill; where they do not, they are forwarded token by token.
+        shared: `SharedEngine`, which stores and attends a prompt once for all its rows.
+    """
+
+    padded: bool
+    chunks: bool
+    shared: bool
+
+
+_exact: weakref.WeakKeyDictionary[nn.Module, Exact] = weakref.WeakKeyDictionary()
+UNEQUAL_PROMPTS = ((11, 12, 13, 14, 15, 16), (17, 18, 19))
+EQUAL_PROMPTS = ((11, 12, 13, 14), (17, 18, 19, 20))
+LONG_PROMPTS = (70, 45)  # lengths
+NEW_TOKENS = (21, 22, 23)
+
+
+def exact(model: nn.Module) -> Exact:
+    """Find, once per model, which batched forwards are exact: short rows with a cache against each row without.
+
+    Models that count positions by the column cannot be padded on the left. Some recurrent layers lose their state
+    between chunks of several tokens.
+
+    Raises:
+        ValueError: even token by token and without padding, the model with a cache differs from the model without: it
+            takes no cache, or counts positions differently. Its texts would be wrong without an error.
+    """
+    base = unwrap(model)
+    if base not in _exact:
+        if cache_argument(base) is None:
+            raise ValueError(
+                f"expected a model that takes a KV cache; {type(base).__name__} takes none of {NAMES}. Steer its plain "
+                "forwards with `steering.on(model)`."
+            )
+        reasons = []
+        for prompts in (UNEQUAL_PROMPTS, EQUAL_PROMPTS):
+            try:
+                stepwise, chunked = _deviations(model, prompts, Engine)
+            except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                reasons.append(f"it raises {type(error).__name__}: {error}")
+                continue
+            limit = 1e-3 if next(base.parameters()).dtype in (torch.float32, torch.float64) else 0.1
+            if stepwise <= limit:
+                padded = prompts is UNEQUAL_PROMPTS
+                _exact[base] = Exact(padded, chunked <= limit, padded and _can_share(model, limit))
+                break
+            reasons.append(f"they differ by {stepwise:.1e} relative to their norm")
+        else:
+            raise ValueError(
+                f"expected a model whose logits with a cache are those of plain forwards; in {type(base).__name__}, "
+                f"left-padded, {reasons[0]}; unpadded, {reasons[1]}. Steer its plain forwards with "
+                "`steering.on(model)`."
+            )
+    return _exact[base]
+
+
+def _can_share(model: nn.Module, limit: float) -> bool:
+    """Whether `SharedEngine` computes the same: ordinary attention on a CPU, of prompts longer than a block too."""
+    base = unwrap(model)
+    if device_of(model).type != "cpu" or not find_blocks(model).positions:
+        return False
+    if getattr(text_config(base), "_attn_implementation", None) != "sdpa":
+        return False
+    window = getattr(text_config(base), "sliding_window", None)
+    longest = min(context_length(model) or LONG_PROMPTS[0], (window or 0) + LONG_PROMPTS[0])
+    long = tuple(tuple(11 + i % 7 for i in range(min(n, longest - 8))) for n in LONG_PROMPTS)
+    try:
+        return all(max(_deviations(model, prompts, SharedEngine)) <= limit for prompts in (UNEQUAL_PROMPTS, long))
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False
+
+
+def _deviations(model: nn.Module, prompts: Sequence[tuple[int, ...]], kind: type[Engine]) -> tuple[float, float]:
+    """Relative deviation of a cached batch's logits from those of plain forwards: token by token, and in one chunk."""
+    vocabulary = text_config(model).vocab_size
+    new, *prompts = (tuple(i % vocabulary for i in ids) for ids in (NEW_TOKENS, *prompts))
+    device = device_of(model)
+    deviations = []
+    with running(model), torch.inference_mode():
+        plain = [torch.tensor([(*prompt, *new)], device=device) for prompt in prompts]
+        truth = torch.cat([model(input_ids=ids, use_cache=False).logits[:, -len(new) - 1 :] for ids in plain]).float()
+        for step in (1, len(new) + 1):
+            engine = kind(model, [Row(prompt) for prompt in prompts], len(new))
+            chunk = torch.cat([engine.last_tokens(), torch.tensor([new] * len(prompts), device=device)], dim=1)
+            starts = range(0, chunk.shape[1], step)
+            parts = [engine.forward(chunk[:, i : i + step], engine.width - 1 + i) for i in starts]
+            off = (torch.cat(parts, dim=1) - truth).norm(dim=-1) / truth.norm(dim=-1)
+            deviations.append(float(off.max()))
+    return deviations[0], deviations[1]
