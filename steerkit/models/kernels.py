@@ -138,7 +138,8 @@ def resume_kernels(model: nn.Module, folder: str | Path | None) -> None:
     stored = None
     with contextlib.suppress(OSError, ValueError):
         config = read_json(Path(folder) / CONFIG) if folder is not None else {}
-        stored = next((part["kernels"] for part in (config, *config.values()) if _names_kernels(part)), None)
+        parts = (config, *config.values()) if isinstance(config, dict) else ()
+        stored = next((part["kernels"] for part in parts if _names_kernels(part)), None)
     if stored == "onednn" and (reason := missing()):
         raise ValueError(
             f"expected oneDNN's linear layers, with which the run in {folder} was started; {reason}. Use a new folder, "

@@ -186,7 +186,8 @@ def test_the_load_options_reach_load_from_every_command(work: Work, tmp_path: Pa
         ("probe", work.model, work.pairs),
         ("play", work.model, "--vectors", work.vector),
     ]
-    options = {"adapter": "owner/name", "device": "cpu", "dtype": "bfloat16", "bits": 8, "backend": "nnsight"}
+    options = {"adapter": "owner/name", "device": "cpu", "dtype": "bfloat16", "bits": 8, "kernels": "torch"}
+    options["backend"] = "nnsight"
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     for command in commands:
         work.ok(*command, *words)

@@ -52,7 +52,7 @@ def test_the_document_describes_every_field_of_the_header() -> None:
 
 
 # what another machine may change, `content` by the last bits of the values
-OF_THE_MACHINE = {"attention", "checkpoint", "content", "device", "dtype", "versions"}
+OF_THE_MACHINE = {"attention", "checkpoint", "content", "device", "dtype", "kernels", "versions"}
 
 
 def test_the_header_that_the_document_shows_is_the_one_that_its_code_writes(
