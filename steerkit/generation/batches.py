@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from steerkit.generation.cascade import CascadeEngine
 from steerkit.generation.engine import Engine, Row
-from steerkit.generation.shared import SharedEngine
 from steerkit.models.blocks import find_blocks
 from steerkit.models.cache_argument import NAMES, cache_argument
 from steerkit.models.context import check_vocabulary, context_length
@@ -67,7 +67,7 @@ def in_batches(
 def start(model: nn.Module, rows: Sequence[Row], room: int) -> Engine:
     """The engine of this model for one batch of rows, with their prompts forwarded. `check_rows` has accepted them."""
     ways = exact(model)
-    return (SharedEngine if ways.shared else Engine)(model, rows, room, ways.chunks)
+    return (CascadeEngine if ways.shared else Engine)(model, rows, room, ways.chunks)
 
 
 def check_rows(model: nn.Module, rows: Sequence[Row]) -> Exact:
@@ -94,7 +94,7 @@ class Exact:
     Args:
         padded: a left-padded batch; where it does not, only prompts of one length share a batch.
         chunks: several tokens at once after a prefill; where they do not, they are forwarded token by token.
-        shared: `SharedEngine`, which stores and attends a prompt once for all its rows.
+        shared: `CascadeEngine`, which stores and attends a prompt once for all its rows.
     """
 
     padded: bool
@@ -151,7 +151,7 @@ def exact(model: nn.Module) -> Exact:
 
 
 def _can_share(model: nn.Module, limit: float) -> bool:
-    """Whether `SharedEngine` computes the same: ordinary attention on a CPU, of prompts longer than a block too."""
+    """Whether `CascadeEngine` computes the same: ordinary attention on a CPU, of prompts longer than a block too."""
     base = unwrap(model)
     if device_of(model).type != "cpu" or not find_blocks(model).positions:
         return False
@@ -161,7 +161,7 @@ def _can_share(model: nn.Module, limit: float) -> bool:
     longest = min(context_length(model) or LONG_PROMPTS[0], (window or 0) + LONG_PROMPTS[0])
     long = tuple(tuple(11 + i % 7 for i in range(min(n, longest - 8))) for n in LONG_PROMPTS)
     try:
-        return all(max(_deviations(model, prompts, SharedEngine)) <= limit for prompts in (UNEQUAL_PROMPTS, long))
+        return all(max(_deviations(model, prompts, CascadeEngine)) <= limit for prompts in (UNEQUAL_PROMPTS, long))
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
