@@ -26,7 +26,7 @@ demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a repo
 	$(BIN)/steerkit demo --out runs/demo
 
 test: $(VENV)/.peers  ## all tests, with the packages that some of them compare with
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test-newest:  ## the core tests on the newest releases of all dependencies (torch is pinned)
 	$(PYTHON) -m venv --clear .venv-newest

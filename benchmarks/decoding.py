@@ -14,9 +14,11 @@ import torch
 import steerkit as sk
 from benchmarks import inputs
 from benchmarks.timing import Measured, compare, measured, seconds
-from steerkit.generation import engine
-from steerkit.generation.engine import Engine, Row
+from steerkit.generation import cache, engine
+from steerkit.generation.batches import engine_of
+from steerkit.generation.engine import Row
 from steerkit.generation.generate import decode
+from steerkit.models.kernels import running
 from steerkit.text.prompt import encode_prompt
 from steerkit.text.tokens import pad
 
@@ -193,7 +195,7 @@ def common_beginning() -> Iterator[Measured]:
         job = f"{len(rows)} questions after three worked examples ({len(rows[0].prompt)} tokens), 8 new tokens"
 
         def apart() -> list[tuple[int, ...]]:
-            with mock.patch.object(engine, "MIN_SAVED_TOKENS", {"cpu": 10**9, "cuda": 10**9}):
+            with mock.patch.object(cache, "MIN_SAVED_TOKENS", {"cpu": 10**9, "cuda": 10**9}):
                 return run(model, tokenizer, rows, 8)
 
         assert run(model, tokenizer, rows, 8) == apart() == [tuple(ids) for ids in hf(model, rows, 8)]
@@ -225,8 +227,8 @@ def compaction() -> Iterator[Measured]:
         return torch.where(stop[numbers] <= step + 1, end, logits.argmax(-1))
 
     def work() -> list[Any]:
-        with torch.inference_mode():
-            return Engine(model, rows, 128).decode(128, frozenset([end]), choose)
+        with running(model), torch.inference_mode():
+            return engine_of(model)(rows, 128).decode(128, frozenset([end]), choose)
 
     def unpacked() -> list[Any]:
         with mock.patch.object(engine, "COMPACT_BELOW", -1.0):

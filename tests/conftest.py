@@ -16,6 +16,8 @@ from jaxtyping import install_import_hook
 import tests.shapes  # noqa: F401  the hook names it by its path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per process: as many processes as processors wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHECKED = ("text", "stats", "capture", "probes", "vectors", "steering", "generation", "scores")
 hook = install_import_hook([f"steerkit.{name}" for name in CHECKED], "tests.shapes.checked")
@@ -66,7 +68,8 @@ def tab(browser: Browser) -> Iterator[Tab]:
     found = Tab(browser)
     found.window(1200)
     yield found
-    errors = found.events("Runtime.exceptionThrown") + found.events("Log.entryAdded")
+    logged = [event for event in found.events("Log.entryAdded") if event["entry"]["level"] != "info"]
+    errors = found.events("Runtime.exceptionThrown") + logged
     found.close()
     assert errors == []
 

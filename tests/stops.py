@@ -63,7 +63,8 @@ def stop_of(frame: FrameType) -> tuple[str, str]:
     """Module and outermost function, or module and class, of a frame."""
     owner = frame.f_locals.get("self")
     name = frame.f_code.co_qualname.split(".")[0] if owner is None else type(owner).__name__
-    return frame.f_globals["__name__"].removeprefix("steerkit."), name
+    module = frame.f_globals["__name__"] if owner is None else type(owner).__module__
+    return module.removeprefix("steerkit."), name
 
 
 class Tracer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TypeVar
 
@@ -55,7 +56,7 @@ def in_batches(
             numbers = queue.pop()
             try:
                 with suspended(model), torch.inference_mode():
-                    done = work(start(model, [rows[i] for i in numbers], room), numbers)
+                    done = work(engine_of(model)([rows[i] for i in numbers], room), numbers)
             except torch.OutOfMemoryError:
                 if len(numbers) == 1:
                     raise
@@ -64,10 +65,10 @@ def in_batches(
             yield list(zip(numbers, done, strict=True))
 
 
-def start(model: nn.Module, rows: Sequence[Row], room: int) -> Engine:
-    """The engine of this model for one batch of rows, with their prompts forwarded. `check_rows` has accepted them."""
+def engine_of(model: nn.Module) -> Callable[[Sequence[Row], int], Engine]:
+    """The engine that fits the model: called with rows that `check_rows` has accepted, and the room for new tokens."""
     ways = exact(model)
-    return (CascadeEngine if ways.shared else Engine)(model, rows, room, ways.chunks)
+    return partial(CascadeEngine if ways.shared else Engine, model, chunks=ways.chunks)
 
 
 def check_rows(model: nn.Module, rows: Sequence[Row]) -> Exact:

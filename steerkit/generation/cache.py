@@ -10,6 +10,13 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 PromptIds = tuple[int, ...]
+MIN_SAVED_TOKENS = {"cpu": 256, "cuda": 4096}
+"""A shared prefix must save this many tokens; on a GPU not measured."""
+
+
+def min_saved_tokens(device_type: str) -> int:
+    """`MIN_SAVED_TOKENS` of a kind of device."""
+    return MIN_SAVED_TOKENS.get(device_type, MIN_SAVED_TOKENS["cuda"])
 
 
 def shared_prefix_lengths(prompts: Sequence[PromptIds], min_saved: int) -> list[int]:

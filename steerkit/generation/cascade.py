@@ -15,6 +15,7 @@ Source: Juravsky et al. 2024, "Hydragen"; Ye et al. 2024, "Cascade Inference".
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -26,8 +27,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from steerkit.generation.cache import shared_prefix_lengths
-from steerkit.generation.engine import MIN_SAVED_TOKENS, Engine, Row, edits_prompt, prompt_edit
+from steerkit.generation.cache import min_saved_tokens, shared_prefix_lengths
+from steerkit.generation.engine import Engine, Row, edits_prompt, prompt_edit
 from steerkit.models.hooks import check_called, edit_streams
 from steerkit.models.model import text_config
 from steerkit.steering.rows import RowSteering
@@ -358,6 +359,8 @@ class _Passing(DynamicLayer):
 @contextlib.contextmanager
 def _attending(model: nn.Module, cascade: Cascade) -> Iterator[None]:
     """Attention by `Cascade` inside the `with`."""
+    if "torch._dynamo" in sys.modules:  # layers may be compiled one by one: attention is called, not compiled
+        AttentionInterface.register(NAME, torch.compiler.disable(_attention))
     config = text_config(model)
     before = config._attn_implementation
     config._attn_implementation = NAME
@@ -407,7 +410,7 @@ class CascadeEngine(Engine):
         none = [0] * len(prompts)
         if len(prompts) < 2:
             return none
-        starts = [n // BLOCK * BLOCK for n in shared_prefix_lengths(prompts, MIN_SAVED_TOKENS["cpu"])]
+        starts = [n // BLOCK * BLOCK for n in shared_prefix_lengths(prompts, min_saved_tokens("cpu"))]
         beginnings = sorted(
             {prompt[:n] for prompt, n in zip(prompts, starts, strict=True) if n}, key=lambda p: (-len(p), p)
         )

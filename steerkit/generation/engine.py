@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from steerkit.generation.cache import ReservedLayer, shared_prefix_lengths
+from steerkit.generation.cache import ReservedLayer, min_saved_tokens, shared_prefix_lengths
 from steerkit.generation.sampling import OVERFLOWED
 from steerkit.models.blocks import find_blocks
 from steerkit.models.cache_argument import cache_argument
@@ -23,7 +23,6 @@ from steerkit.steering.rows import RowSteering
 from steerkit.steering.steering import Steering
 from steerkit.text.tokens import pad
 
-MIN_SAVED_TOKENS = {"cpu": 256, "cuda": 4096}  # a shared prefix must save this many; on a GPU not measured
 COMPACT_BELOW = 0.8  # a batch is compacted when at most this share of its rows is unfinished
 Choose = Callable[[Float[Tensor, "batch vocabulary"], Int[Tensor, " batch"], int], Int[Tensor, " batch"]]
 """`choose(logits, row numbers, step)` returns the next token id of each row, `OVERFLOWED` where there is none."""
@@ -135,7 +134,7 @@ class Engine:
         """Forward prefixes that prompts share once; returns the column from which every prompt is still to be done."""
         if not self.chunks or not all(type(layer) is ReservedLayer for layer in self.cache.layers):
             return 0
-        lengths = shared_prefix_lengths(prompts, MIN_SAVED_TOKENS.get(self.device.type, MIN_SAVED_TOKENS["cuda"]))
+        lengths = shared_prefix_lengths(prompts, min_saved_tokens(self.device.type))
         if not any(lengths):
             return 0
         prefixes = [prompt[:n] for prompt, n in zip(prompts, lengths, strict=True)]

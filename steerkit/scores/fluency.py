@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steerkit.generation.batches import in_batches, start
+from steerkit.generation.batches import engine_of, in_batches
 from steerkit.generation.engine import Engine, Row
 from steerkit.io.progress import progress
 from steerkit.models.context import check_vocabulary, context_length
@@ -131,7 +131,7 @@ def _teacher_forced(
         logits = engine.forward(entering, engine.width - 1).float()
         plain = None
         if paired:
-            unsteered = start(model, [Row(row.prompt) for row in engine.rows], room)
+            unsteered = engine_of(model)([Row(row.prompt) for row in engine.rows], room)
             plain = unsteered.forward(entering, unsteered.width - 1).float()
         scores = score(logits, plain, chunk).cpu()
         return [scores[row, : len(tokens)] for row, tokens in enumerate(batch_ids)]

@@ -10,9 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import steerkit as sk
-from steerkit.generation import engine
+from steerkit.generation import cache, cascade, engine
 from steerkit.generation.batches import exact
 from steerkit.generation.cache import ReservedLayer, shared_prefix_lengths
+from steerkit.generation.cascade import CascadeEngine
 from steerkit.generation.engine import Engine, Row
 from tests.steering.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -85,9 +86,10 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("engine_type", [Engine, CascadeEngine])
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:2], [(*SHOTS, n) for n in range(6)]])
-def test_logits_are_those_of_plain_forwards(kind: str, prompts, monkeypatch) -> None:
-    monkeypatch.setattr(engine, "MIN_SAVED_TOKENS", {"cpu": 1, "cuda": 1})
+def test_logits_are_those_of_plain_forwards(kind: str, engine_type, prompts, monkeypatch) -> None:
+    monkeypatch.setattr(cache, "MIN_SAVED_TOKENS", {"cpu": 1, "cuda": 1})
     model = tiny_model(kind)
     exact(model)
     widths = []
@@ -95,7 +97,7 @@ def test_logits_are_those_of_plain_forwards(kind: str, prompts, monkeypatch) -> 
         hook = model.register_forward_pre_hook(
             lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True
         )
-        batch = Engine(model, [Row(prompt) for prompt in prompts], 2)
+        batch = engine_type(model, [Row(prompt) for prompt in prompts], 2)
         hook.remove()
         cost = sum(rows * columns for rows, columns in widths)
         assert cost < len(prompts) * (batch.width - 1)
@@ -107,7 +109,7 @@ def test_logits_are_those_of_plain_forwards(kind: str, prompts, monkeypatch) -> 
 
 
 def test_texts_after_shared_beginnings_are_those_of_one_prompt_at_a_time(smollm, monkeypatch) -> None:
-    monkeypatch.setattr(engine, "MIN_SAVED_TOKENS", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(cache, "MIN_SAVED_TOKENS", {"cpu": 1, "cuda": 1})
     model, tokenizer = smollm
     shots = "".join(f"Q: What is {a} + 2?\nA: {a + 2}\n\n" for a in (3, 8))
     prompts = [f"{shots}Q: What is {a} + 1?\nA:" for a in (5, 12, 7)]
@@ -119,9 +121,14 @@ def test_texts_after_shared_beginnings_are_those_of_one_prompt_at_a_time(smollm,
 
 def test_prompts_that_are_steered_themselves_share_nothing(monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr(engine, "shared_prefix_lengths", lambda prompts, _: asked.append(prompts) or [0] * len(prompts))
+    for module in (engine, cascade):
+        monkeypatch.setattr(
+            module, "shared_prefix_lengths", lambda prompts, _: asked.append(prompts) or [0] * len(prompts)
+        )
     model, tokenizer = tiny_model(), tiny_tokenizer()
     prompts = ["one two three", "one two four"]
+    exact(model)
+    asked.clear()
     sk.generate(model, tokenizer, prompts, max_new_tokens=3, steering=sk.Steering(vector(model, 1), 0.4, "all"))
     assert not asked
     sk.generate(model, tokenizer, prompts, max_new_tokens=3)

@@ -11,7 +11,7 @@ from torch import Tensor
 from steerkit.generation.batches import exact
 from steerkit.generation.cascade import BLOCK, Cascade, CascadeEngine, _Group, whole_blocks
 from steerkit.generation.engine import Row
-from steerkit.models.kernels import missing, set_kernels
+from steerkit.models.kernels import kernels_of, missing, set_kernels, use_kernels
 from tests.bits import differences, population
 from tests.tiny import CONFIGS, tiny_model
 
@@ -104,3 +104,19 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(kind: str, seed: int) ->
     rows = population(model, 72, 90, 1, shared=(0, 40, 70)[seed], seed=seed)
     found = differences(model, rows, 8, alone=20, seed=seed)
     assert found["rows compared"] > 150 and found["rows with other bits"] == 0
+
+
+@needs_onednn
+def test_a_row_of_the_real_checkpoint_has_the_same_bits_alone_and_in_any_batch(smollm) -> None:
+    model = smollm[0]
+    with use_kernels(model, "onednn"):
+        found = differences(model, population(model, 24, 50, 14), 4, sizes=(2, 3, 7, 24), alone=8)
+    assert found["rows compared"] > 40 and found["rows with other bits"] == 0
+
+
+def test_with_torchs_path_the_same_rows_have_other_bits_on_this_processor(smollm) -> None:
+    if kernels_of(smollm[0], "auto") == "torch":
+        pytest.skip("torch's path is the faster one on this processor, and may keep bits too")
+    with use_kernels(smollm[0], "torch"):
+        found = differences(smollm[0], population(smollm[0], 8, 30, 14), 2, sizes=(2, 7), alone=3)
+    assert found["rows with other bits"] > 0

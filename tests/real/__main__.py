@@ -17,6 +17,7 @@ from typing import Any
 
 import steerkit as sk
 from steerkit.io.versions import versions
+from tests.bits import differences, population
 from tests.equivalences import check_boundaries, check_generation, check_spans, check_sweep
 from tests.families import CHINESE, TEXTS
 from tests.real.checkpoints import CHECKPOINTS, fetch
@@ -43,12 +44,23 @@ def checks(model: Any, tokenizer: Any) -> dict[str, Callable[[], Any]]:
         "cached = uncached = batch = single": lambda: check_generation(model, tokenizer, prompts, layer, 12),
         "spans = separate forwards": lambda: {"largest difference": check_spans(model, tokenizer, PARTS, layer)},
         "scored = generated = stored = reported": lambda: swept(model, tokenizer, prompts, layer),
+        "same bits alone and in any batch": lambda: same_bits(model, layer),
     }
 
 
 def swept(model: Any, tokenizer: Any, prompts: list[Any], layer: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         return check_sweep(model, tokenizer, prompts, layer, 12, Path(folder))
+
+
+def same_bits(model: Any, layer: int) -> dict[str, int]:
+    """With oneDNN's kernels a row's logits are the same numbers in every batch; with torch's they may not be."""
+    rows = population(model, 72, 60, layer, shared=40)
+    found = differences(model, rows, 8)
+    assert found["rows with other bits"] == 0, found
+    with sk.use_kernels(model, "torch"):
+        other = differences(model, rows, 8, sizes=(2, 7), alone=4)
+    return {**found, "with torch's path": other["rows with other bits"]}
 
 
 def run(name: str) -> list[dict[str, Any]]:
