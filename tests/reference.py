@@ -27,13 +27,12 @@ def steered_logits(
 
         def hook(_: Any, __: Any, out: Any, vector: Tensor = vector) -> Any:
             stream = (out if isinstance(out, Tensor) else out[0]).clone()
-            for column in columns:
-                if column < stream.shape[1]:
-                    if ablate:
-                        unit = vector / vector.norm()
-                        stream[0, column] -= coefficient * (stream[0, column] @ unit) * unit
-                    else:
-                        stream[0, column] += coefficient * vector
+            for column in columns[: max(0, stream.shape[1] - columns.start)]:
+                if ablate:
+                    unit = vector / vector.norm()
+                    stream[0, column] -= coefficient * (stream[0, column] @ unit) * unit
+                else:
+                    stream[0, column] += coefficient * vector
             return stream if isinstance(out, Tensor) else (stream, *out[1:])
 
         handles.append(find_blocks(model).modules[layer].register_forward_hook(hook))
