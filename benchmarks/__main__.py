@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import os
 import platform
@@ -15,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from benchmarks import capture, decoding, growth, rollouts, scores, startup
+from benchmarks import before, capture, decoding, growth, llamacpp, rollouts, scores, startup, training
 from benchmarks.timing import Measured
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json, write_json
@@ -23,13 +24,21 @@ from steerkit.io.signals import restore_interrupt
 from steerkit.io.versions import versions
 
 HERE = Path(__file__).parent
-STORE = HERE.parent / "runs" / "bench"
+STORE = HERE / "stored"
+GPU_PAGE = HERE.parent / "runs" / "gpu" / "gpu.md"
 PEERS = ("nnsight", "transformer-lens", "steering-vectors", "rouge-score", "scikit-learn", "rapidfuzz")
 JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
     "startup": startup.startup,
     "capture": capture.against_peers,
     "turns": capture.turns,
     "sweep": decoding.sweep,
+    "kernels": decoding.kernels,
+    "one-by-one": decoding.one_by_one,
+    "llamacpp": llamacpp.against_llamacpp,
+    "before": before.before,
+    "sft": training.sft,
+    "grpo": training.grpo,
+    "plain-capture": capture.against_plain,
     "prefill": decoding.shared_prefill,
     "beginnings": decoding.common_beginning,
     "compaction": decoding.compaction,
@@ -57,8 +66,12 @@ def main(names: list[str]) -> None:
             for line in JOBS[name]():
                 rows.append({**line.row(), "holds": line.holds})
                 print(sentence(rows[-1]), flush=True)
-        write_json(STORE / f"{name}.json", {"machine": machine(), "rows": rows})
+        write_json(STORE / f"{name}.json", {"date": today(), "machine": machine(), "rows": rows})
     write_text(HERE / "RESULTS.md", results())
+
+
+def today() -> str:
+    return datetime.date.today().isoformat()
 
 
 def machine() -> dict[str, Any]:
@@ -108,13 +121,15 @@ def results() -> str:
         "",
         "Written by `make bench`. The two sides of a row run in turn in one process, after one uncounted call each. "
         "The ratio is the geometric mean over pairs of (other side's seconds / ours): above 1, steerkit is faster. "
-        "Against a floor it is ours / floor. Brackets: 95 % bootstrap interval over pairs.",
+        "Against a floor it is ours / floor. Brackets: 95 % interval, Student's t over pairs. A target is met when the "
+        "whole interval of at least 11 pairs meets it; with fewer pairs it is not judged. `python -m benchmarks JOB` "
+        "runs one job again; the others keep their rows and dates.",
         "",
         f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, {about['system']}; load average when the "
         f"jobs ended {min(loads)} to {max(loads)}. SmolLM2-135M-Instruct, Q4_1 dequantised to float32. {versions}.",
         "",
-        "| job | against | ratio | target | pairs | ours, median (spread) | other, median | |",
-        "|---|---|---|---|---|---|---|---|",
+        "| job | against | ratio | target | pairs | ours, median (spread) | other, median | | date |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, part in stored.items():
         if name == "growth":
@@ -125,7 +140,7 @@ def results() -> str:
             lines.append(
                 f"| {row['job']} | {row['against']} | {ratio(row)} "
                 f"| {target} | {row['pairs']} | {row['ours']:.3g} {row['unit']} ({row['spread']:.0%}) "
-                f"| {row['theirs']:.3g} {row['unit']} | {row['note']} |"
+                f"| {row['theirs']:.3g} {row['unit']} | {row['note']} | {part['date']} |"
             )
     if "growth" in stored:
         table = pd.DataFrame(stored["growth"]["rows"])
@@ -142,7 +157,7 @@ def results() -> str:
         for row in table.itertuples(index=False):
             cells = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row]
             lines.append("| " + " | ".join(cells) + " |")
-    page = STORE.parent / "gpu" / "gpu.md"
+    page = GPU_PAGE
     if page.exists() and not page.read_text().startswith("# GPU: CPU"):
         lines += ["", page.read_text().replace("\n## ", "\n### ").replace("# GPU", "## GPU", 1)]
     else:

@@ -11,10 +11,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmarks.inputs import traces
 from benchmarks.timing import Measured, measured
 from steerkit.demo.checkpoint import default_checkpoint
 from steerkit.demo.questions import read_questions
@@ -26,7 +28,12 @@ COEFFICIENTS = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 JOBS = {
     "capture": f"capture of {TEXTS} texts at one layer",
     "sweep": f"sweep of {PROMPTS * len(COEFFICIENTS)} rows x {NEW} tokens",
+    "turns": "six turns of a two-round trace, 3 traces",
+    "prefill": f"sweep of {PROMPTS * len(COEFFICIENTS)} rows of long prompts x 4 tokens",
+    "beginnings": "48 questions after three worked examples, 8 new tokens",
+    "doctor": "the doctor's first eight checks",
 }
+DEFAULT = ("capture", "sweep")
 SLOWER = 0.95
 """A job whose interval lies below this ratio is reported as slower."""
 
@@ -43,6 +50,16 @@ def workload(checkpoint: str | Path) -> dict[str, Any]:
         "norm": 10.0,
         "texts": [" ".join(words[start : start + length]) for start, length in zip(starts, lengths, strict=True)],
         "prompts": [question.messages() for question in questions[:PROMPTS]],
+        "long_prompts": [
+            " ".join(words[start : start + 230]) + "\n\n" + question.question
+            for start, question in zip(range(0, 53 * PROMPTS, 53), questions[:PROMPTS], strict=True)
+        ],
+        "worked": [
+            f"What is 23 + 45?\n68\n\nWhat is 38 + 26?\n64\n\nWhat is 52 + 17?\n69\n\nWhat is {a} + {b}?\n"
+            for a in range(11, 23, 2)
+            for b in range(31, 63, 4)
+        ],
+        "traces": [(str(text.text), text.spans) for text in (trace.spans() for trace in traces(3))],
         "coefficients": COEFFICIENTS,
         "max_new_tokens": NEW,
     }
@@ -98,10 +115,10 @@ class Worker:
         self.process.stdin.flush()
 
 
-def compare_checkouts(old: Worker, new: Worker, pairs: int) -> list[Measured]:
-    """Time every job on both sides in turn, after one uncounted run each."""
+def compare_checkouts(old: Worker, new: Worker, pairs: int, jobs: Sequence[str] = DEFAULT) -> list[Measured]:
+    """Time jobs on both sides in turn, after one uncounted run each."""
     lines = []
-    for job, title in JOBS.items():
+    for job, title in ((job, JOBS[job]) for job in jobs):
         outputs = {old.run(job)[1], new.run(job)[1]}
         seconds: dict[Worker, list[float]] = {old: [], new: []}
         for number in range(pairs):

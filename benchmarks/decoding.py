@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -24,6 +24,7 @@ from steerkit.text.tokens import pad
 
 COEFFICIENTS = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 LAYER, NEW, PROMPTS = 14, 64, 8
+SWEEP = f"sweep of {len(COEFFICIENTS)} coefficients x {PROMPTS} prompts x {NEW} tokens"
 
 
 @contextlib.contextmanager
@@ -80,8 +81,7 @@ def hf(model: Any, rows: list[Row], new: int = NEW, **options: Any) -> list[list
 
 
 def sweep() -> Iterator[Measured]:
-    """The sweep in one batch, against the other ways to get the same rows."""
-    job = f"sweep of {len(COEFFICIENTS)} coefficients x {PROMPTS} prompts x {NEW} tokens"
+    """The sweep in one batch against HF `generate` as it comes."""
     with endless() as (model, tokenizer):
         rows = steered_rows(prompt_ids())
         bare = [Row(row.prompt) for row in rows]
@@ -91,55 +91,72 @@ def sweep() -> Iterator[Measured]:
         def batch() -> None:
             run(model, tokenizer, rows)
 
+        note = f"steering changed {changed} of {len(rows)} rows; unsteered, both give the same tokens"
+        yield compare(
+            SWEEP, "HF generate, unsteered, the same 72 rows", batch, lambda: hf(model, rows), 11, ">= 3.5", note
+        )
+        against = "HF generate, unsteered, static cache"
+        static = {"cache_implementation": "static", "disable_compile": True}
+        yield compare(SWEEP, against, batch, lambda: hf(model, rows, **static), 3)
+    yield with_end(SWEEP)
+
+
+def kernels() -> Iterator[Measured]:
+    """The sweep against HF `generate` inside our kernels, a batch per coefficient, bfloat16 and torch's own kernels."""
+    with endless() as (model, tokenizer):
+        rows = steered_rows(prompt_ids())
+
+        def batch() -> None:
+            run(model, tokenizer, rows)
+
+        def inside() -> None:
+            with sk.use_kernels(model):
+                hf(model, rows)
+
+        def on_torch() -> None:
+            with sk.use_kernels(model, "torch"):
+                run(model, tokenizer, rows)
+
         def per_coefficient() -> None:
             for c in COEFFICIENTS:
                 run(model, tokenizer, [row for row in rows if row.steerings[0].coefficient == c])
 
+        yield compare(SWEEP, "HF generate, unsteered, inside our kernels", batch, inside, 11, ">= 2")
+        yield compare(SWEEP, "our engine, a batch per coefficient", batch, per_coefficient, 11, ">= 2.5")
+        yield compare(SWEEP, "our engine with torch's kernels", batch, on_torch, 11)
+        coarse = copy.deepcopy(model).to(torch.bfloat16)
+        same = sum(a == b for a, b in zip(run(model, tokenizer, rows), run(coarse, tokenizer, rows), strict=True))
         yield compare(
-            job,
-            "HF generate, unsteered, the same 72 rows",
+            SWEEP + ", in bfloat16",
+            "the same in float32",
+            lambda: run(coarse, tokenizer, rows),
             batch,
-            lambda: hf(model, rows),
-            5,
-            ">= 0.95",
-            f"steering changed {changed} of {len(rows)} rows; unsteered, both give the same tokens",
+            11,
+            ">= 1.15",
+            f"{same} of {len(rows)} texts equal those in float32",
         )
-        yield compare(
-            job,
-            "HF generate, unsteered, static cache",
-            batch,
-            lambda: hf(model, rows, cache_implementation="static", disable_compile=True),
-            3,
-            "",
-        )
-        yield compare(job, "our engine, a batch per coefficient", batch, per_coefficient, 3, ">= 2.5")
-        yield from one_by_one(model, rows, job, batch)
-    yield with_end(job)
 
 
-def one_by_one(model: Any, rows: list[Row], job: str, batch: Callable[[], None]) -> Iterator[Measured]:
+def one_by_one() -> Iterator[Measured]:
     """One row at a time through plain `generate` inside `with steering.on(model)`, extrapolated from a few rows."""
-    for cached, count, target in ((True, 4, ">= 8"), (False, 2, ">= 25")):
-        ours, theirs = [], []
-        for start in range(3):
-            some = rows[start * 8 : start * 8 + count]
+    with endless() as (model, tokenizer):
+        rows = steered_rows(prompt_ids())
+        for cached, count, target in ((True, 4, ">= 8"), (False, 2, ">= 25")):
+            ours, theirs = [], []
+            run(model, tokenizer, rows)
+            for start in range(11):
+                some = [rows[(start * 7 + i * 13) % len(rows)] for i in range(count)]
 
-            def serial(some: list[Row] = some, cached: bool = cached) -> None:
-                for row in some:
-                    with row.steerings[0].on(model):
-                        hf(model, [row], use_cache=cached)
+                def serial(some: list[Row] = some, cached: bool = cached) -> None:
+                    for row in some:
+                        with sk.use_kernels(model, "torch"), row.steerings[0].on(model):
+                            hf(model, [row], use_cache=cached)
 
-            theirs.append(seconds(serial) * len(rows) / count)
-            ours.append(seconds(batch))
-        how = "with a cache" if cached else "without a cache (the paper's way)"
-        yield measured(
-            job,
-            f"one row at a time, {how}",
-            ours,
-            theirs,
-            target,
-            f"extrapolated from {count} of {len(rows)} rows, three times",
-        )
+                theirs.append(seconds(serial) * len(rows) / count)
+                ours.append(seconds(lambda: run(model, tokenizer, rows)))
+            how = "with a cache" if cached else "without a cache (the paper's way)"
+            note = f"extrapolated from {count} of {len(rows)} rows; their side with torch's kernels"
+            yield measured(SWEEP, f"one row at a time, {how}", ours, theirs, target, note)
 
 
 def with_end(job: str) -> Measured:
@@ -169,7 +186,7 @@ def shared_prefill() -> Iterator[Measured]:
             "the same engine and lengths, prompts that all differ (nothing to share)",
             lambda: run(model, tokenizer, rows, 4),
             lambda: run(model, tokenizer, apart, 4),
-            3,
+            11,
             ">= 4",
         )
         yield compare(
@@ -204,7 +221,7 @@ def common_beginning() -> Iterator[Measured]:
             "the same engine, each prompt prefilled whole",
             lambda: run(model, tokenizer, rows, 8),
             apart,
-            5,
+            11,
             ">= 1.5",
             "equal tokens",
         )
@@ -241,7 +258,7 @@ def compaction() -> Iterator[Measured]:
         "ended rows stay in the batch",
         work,
         unpacked,
-        3,
+        11,
         ">= 1.5",
         "lengths imposed; equal tokens",
     )

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
-from steerkit.stats.bootstrap import bootstrap_ci
+MIN_PAIRS = 11
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Measured:
         job: what was timed.
         against: what it is compared with.
         ratio: geometric mean over the pairs of `seconds(against) / seconds(ours)`: above 1, ours is faster.
-        low: lower end of its 95 % bootstrap interval over pairs.
+        low: lower end of its 95 % interval (Student's t over the pairs' logarithms).
         high: upper end.
         pairs: number of pairs.
         ours: median seconds of our side.
@@ -47,11 +48,15 @@ class Measured:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the point estimate meets the target; None without one."""
-        if not self.target:
+        """Whether the whole interval of at least 11 pairs meets the target; None without a target or with fewer pairs.
+
+        A single measurement, such as a peak of memory, has no interval and is judged by itself.
+        """
+        if not self.target or 1 < self.pairs < MIN_PAIRS:
             return None
         sign, bound = self.target.split()
-        return self.ratio >= float(bound) if sign == ">=" else self.ratio <= float(bound)
+        low, high = (self.low, self.high) if self.pairs > 1 else (self.ratio, self.ratio)
+        return low >= float(bound) if sign == ">=" else high <= float(bound)
 
     def row(self) -> dict[str, Any]:
         """The fields by name."""
@@ -70,7 +75,7 @@ def compare(
     against: str,
     ours: Callable[[], Any],
     theirs: Callable[[], Any],
-    pairs: int = 5,
+    pairs: int = MIN_PAIRS,
     target: str = "",
     note: str = "",
     inverse: bool = False,
@@ -107,10 +112,10 @@ def measured(
 ) -> Measured:
     """The line of results for measurements that were taken in pairs; arguments as for `compare`."""
     logs = np.log(np.array(ours) / np.array(theirs) if inverse else np.array(theirs) / np.array(ours))
-    interval = bootstrap_ci(logs)
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5 if len(logs) > 1 else np.nan
     middle = statistics.median(ours)
     spread = (max(ours) - min(ours)) / middle
-    ratio, low, high = (float(np.exp(x)) for x in (interval.mean, interval.low, interval.high))
+    ratio, low, high = (float(np.exp(logs.mean() + x)) for x in (0.0, -half, half))
     return Measured(
         job, against, ratio, low, high, len(ours), middle, statistics.median(theirs), spread, target, note, unit
     )

@@ -51,7 +51,57 @@ def sweep() -> str:
     return str(list(zip(rows["coefficient"], rows["text"], strict=True)))
 
 
-jobs = {"capture": capture, "sweep": sweep}
+def turns() -> str:
+    """The streams at the ends of all turns of whole traces, as text with few digits."""
+    texts = [sk.SpannedText(text, tuple(map(tuple, spans))) for text, spans in setup["traces"]]
+    acts = sk.collect(model, tokenizer, texts, layers=[layer], position="last")
+    return str([round(float(row.norm()), 2) for row in acts.resid[:, 0]])
+
+
+def prefill() -> str:
+    """The texts of long prompts under all coefficients."""
+    result = sk.sweep(
+        model,
+        tokenizer,
+        vector,
+        setup["long_prompts"],
+        coefficients=setup["coefficients"],
+        layers=[layer],
+        positions="from_last_prompt_token",
+        max_new_tokens=4,
+        stream_norms={layer: 1.0},
+    )
+    rows = result.table.sort_values(["coefficient", "prompt_id"])
+    return str(list(zip(rows["coefficient"], rows["text"], strict=True)))
+
+
+def beginnings() -> str:
+    """The texts of prompts that begin alike."""
+    return str(sk.generate(model, tokenizer, setup["worked"], max_new_tokens=8))
+
+
+CHECKS = ("weights", "tokenizer", "hidden states", "padding", "coefficient 0", "cache", "first new token", "adapter")
+
+
+def doctor() -> str:
+    """The states of the checks that the doctor has had from the beginning."""
+    try:
+        from steerkit.doctor import report
+    except ImportError:
+        from steerkit.doctor import examine
+
+        return str([finding.state for finding in examine(model, tokenizer) if finding.check in CHECKS])
+    return str([report.CHECKS[name](model, tokenizer)[0] for name in CHECKS])
+
+
+jobs = {
+    "capture": capture,
+    "sweep": sweep,
+    "turns": turns,
+    "prefill": prefill,
+    "beginnings": beginnings,
+    "doctor": doctor,
+}
 for line in sys.stdin:
     started = time.perf_counter()
     output = jobs[json.loads(line)]()

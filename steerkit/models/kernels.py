@@ -3,7 +3,7 @@
 torch sends float32 linear layers to MKL, which does not use the widest instructions of processors that are not Intel's.
 oneDNN does, and with weights packed once it also gives a row the same bits for any number of rows. The names of these
 operations in torch are private (`torch.ops.mkldnn`); the public `torch.utils.mkldnn.to_mkldnn` replaces modules by
-TorchScript ones without packed weights, and `torch.compile` needs a compiler. They are used in `_multiply` and `_pack`
+TorchScript ones without packed weights, and `torch.compile` needs a compiler. They are used in `multiply` and `_pack`
 only, are checked before their first use, and torch's path takes over where they are missing or wrong.
 """
 
@@ -256,12 +256,12 @@ def _sampled(weight: Tensor) -> Any:
 
 
 def _in_blocks(rows: Float[Tensor, "row input"], weight: Tensor, bias: Tensor | None) -> Float[Tensor, "row output"]:
-    """`_multiply` by at most `BLOCK` rows at once and never one alone, so that a row's bits are always the same."""
+    """`multiply` by at most `BLOCK` rows at once and never one alone, so that a row's bits are always the same."""
     count = rows.shape[0]
     if 2 <= count <= BLOCK:
-        return _multiply(rows, weight, bias)
+        return multiply(rows, weight, bias)
     if count == 1:
-        return _multiply(rows.expand(2, -1), weight, bias)[:1]
+        return multiply(rows.expand(2, -1), weight, bias)[:1]
     if count == 0:
         return rows.new_empty(0, weight.shape[0])
     out = rows.new_empty(count, weight.shape[0])
@@ -276,7 +276,7 @@ def _pack(weight: Float[Tensor, "output input"]) -> Tensor:
     return packed
 
 
-def _multiply(rows: Float[Tensor, "row input"], weight: Tensor, bias: Tensor | None) -> Float[Tensor, "row output"]:
+def multiply(rows: Float[Tensor, "row input"], weight: Tensor, bias: Tensor | None) -> Float[Tensor, "row output"]:
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return product
 
@@ -293,7 +293,7 @@ def missing() -> str | None:
             packed = _pack(weight)
             for rows in (2, 7, 70):
                 for added in (bias, None):
-                    found = _multiply(x[:rows], packed, added)
+                    found = multiply(x[:rows], packed, added)
                     if not torch.allclose(found, nn.functional.linear(x[:rows], weight, added), atol=1e-4):
                         return "its operations compute something else than a linear layer"
     except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
@@ -334,7 +334,7 @@ def _seconds(weight: Tensor, transposed: bool) -> dict[str, float]:
     of_rows = weight.T if transposed else weight
     rows = torch.ones(TRIED_ROWS, of_rows.shape[1], dtype=weight.dtype)
     packed = _pack(of_rows.contiguous())
-    calls = {"torch": lambda: nn.functional.linear(rows, of_rows), "onednn": lambda: _multiply(rows, packed, None)}
+    calls = {"torch": lambda: nn.functional.linear(rows, of_rows), "onednn": lambda: multiply(rows, packed, None)}
     spent = dict.fromkeys(calls, float("inf"))
     with torch.inference_mode():
         for _ in range(ROUNDS):

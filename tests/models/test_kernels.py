@@ -236,8 +236,8 @@ def test_every_forward_of_ours_uses_the_kernels(monkeypatch: pytest.MonkeyPatch)
     model, tokenizer = tiny_model(), tiny_tokenizer()
     set_kernels(model, "onednn")
     calls: list[int] = []
-    multiply = kernels._multiply
-    monkeypatch.setattr(kernels, "_multiply", lambda *given: (calls.append(1), multiply(*given))[1])
+    multiply = kernels.multiply
+    monkeypatch.setattr(kernels, "multiply", lambda *given: (calls.append(1), multiply(*given))[1])
     vector = sk.SteeringVector({1: torch.ones(32)})
 
     def plain() -> None:
@@ -308,7 +308,7 @@ def test_without_the_operations_torchs_path_is_taken_or_the_name_is_refused(monk
 
 
 def test_operations_that_compute_something_else_are_not_used(monkeypatch) -> None:
-    monkeypatch.setattr(kernels, "_multiply", lambda rows, weight, bias: torch.zeros(len(rows), 130))
+    monkeypatch.setattr(kernels, "multiply", lambda rows, weight, bias: torch.zeros(len(rows), 130))
     monkeypatch.setattr(kernels, "_pack", lambda weight: weight)
     kernels.missing.cache_clear()
     try:

@@ -18,6 +18,7 @@ from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
 from steerkit.models.identity import describe, identity, provenance
 from steerkit.models.kernels import resume_kernels
+from steerkit.models.products import fast_products
 from steerkit.text.tags import agents_in
 from training.debates.judge import Judge
 from training.problems.problem import Problem
@@ -332,7 +333,8 @@ def train_grpo(
         reward.on_clip = lambda length: set_generation_length(trainer, length)
         checkpoint = last_checkpoint(folder / "trainer")
         reward.resume(checkpoint)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with fast_products(model):
+            trainer.train(resume_from_checkpoint=checkpoint)
         with whole_weights(trainer):
             in_first_process(lambda: save(trainer.model, tokenizer, done))
         return done

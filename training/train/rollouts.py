@@ -6,6 +6,7 @@ from typing import Any
 
 from steerkit.generation.engine import Row
 from steerkit.generation.generate import decode
+from steerkit.models.products import plain_products
 from steerkit.text.prompt import encode_prompt
 
 
@@ -39,8 +40,8 @@ def rollouts(prompts: list[str], trainer: Any) -> dict[str, Any]:
         temperature=trainer.temperature,
         top_p=trainer.top_p,
     )
-    for batch in batches:
-        for index, completion in batch:
+    with plain_products():
+        for index, completion in (one for batch in batches for one in batch):
             if completion.overflowed:
                 raise ValueError(
                     "expected finite logits of the policy; got NaN or infinity. Lower the learning rate, or train in "

@@ -18,6 +18,7 @@ from steerkit.models.context import context_length
 from steerkit.models.ends import ends_of
 from steerkit.models.identity import describe, identity, provenance
 from steerkit.models.kernels import resume_kernels
+from steerkit.models.products import fast_products
 from steerkit.text.prompt import encode_prompt
 from steerkit.text.tags import CONSENSUS, END, agent_tag, round_tag, tags, without_tags
 from steerkit.text.tokens import encode
@@ -239,7 +240,8 @@ def train_sft(
             train_dataset=Dataset.from_list(encoded),
             processing_class=tagged,
         )
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
+        with fast_products(model):
+            trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
         with whole_weights(trainer):
             in_first_process(lambda: _write_checkpoint(folder, trainer, tagged))
         return checkpoint

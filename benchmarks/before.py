@@ -1,0 +1,29 @@
+"""This code against the last commit before its kernels and cascade attention, on the jobs that neither could avoid."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.compare import Worker, compare_checkouts, workload
+from benchmarks.timing import Measured
+from steerkit.demo.checkpoint import default_checkpoint
+
+COMMIT = "c658a45"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "runs" / "before"
+JOBS = ("turns", "prefill", "beginnings", "doctor")
+
+
+def before() -> Iterator[Measured]:
+    """Four jobs through public names, a process per checkout."""
+    if not (FOLDER / "steerkit").is_dir():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        archive = subprocess.run(["git", "archive", COMMIT, "steerkit"], cwd=ROOT, capture_output=True, check=True)
+        subprocess.run(["tar", "x", "-C", str(FOLDER)], input=archive.stdout, check=True)
+    setup = workload(default_checkpoint())
+    with Worker(FOLDER, setup) as old, Worker(ROOT, setup) as new:
+        for line in compare_checkouts(old, new, 11, JOBS):
+            yield replace(line, against=f"commit {COMMIT}", target=">= 1.5")
