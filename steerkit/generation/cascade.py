@@ -36,6 +36,8 @@ from steerkit.steering.rows import RowSteering
 NAME = "steerkit_cascade"
 BLOCK = 32
 """Queries that torch's attention multiplies at once; keys of prompts are padded to multiples of this too."""
+FEW = 4
+"""Queries of a row are padded to multiples of this: the rounding of fewer depends on where they are in memory."""
 SPAN = 160
 """Queries per call: from 192 on, torch multiplies larger blocks at once."""
 FILLED_TOKENS = 2048
@@ -191,9 +193,14 @@ class Cascade:
         stop = self.start + steps
         first = 0 if window is None else max(0, self.start - window + 1)
         keys, values = (kept[:, :, first:stop] for kept in self.own[layer])
-        groups = q.shape[2] // steps
-        mask = self._causal(self.start, stop, first, groups, window, q.dtype) if steps > 1 else None
-        return _softmax_part(q, keys, values, scale, mask)
+        m = q.shape[2]
+        extra = -m % FEW
+        mask = None
+        if steps > 1:
+            mask = self._causal(self.start, stop, first, m // steps, window, q.dtype)
+            mask = nn.functional.pad(mask, (0, 0, 0, extra))
+        out, log_sum = _softmax_part(nn.functional.pad(q, (0, 0, 0, extra)), keys, values, scale, mask)
+        return out[:, :, :m], log_sum[:, :, :m]
 
     def _to_prompts(
         self,

@@ -92,10 +92,20 @@ def test_prompts_are_stored_once_each_without_the_padding_of_longer_ones() -> No
     assert [(shape[0], shape[2]) for shape in shapes] == [(1, 3 * BLOCK), (2, BLOCK)]
 
 
+@pytest.fixture
+def two_threads():
+    """Attention's work arrays lie at other addresses in a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 needs_onednn = pytest.mark.skipif(missing() is not None, reason=f"oneDNN's linear layers: {missing()}")
 
 
 @needs_onednn
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_row_has_the_same_bits_alone_and_in_any_batch(kind: str, seed: int) -> None:
@@ -107,11 +117,12 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(kind: str, seed: int) ->
 
 
 @needs_onednn
+@pytest.mark.usefixtures("two_threads")
 def test_a_row_of_the_real_checkpoint_has_the_same_bits_alone_and_in_any_batch(smollm) -> None:
     model = smollm[0]
     with use_kernels(model, "onednn"):
-        found = differences(model, population(model, 24, 50, 14), 4, sizes=(2, 3, 7, 24), alone=8)
-    assert found["rows compared"] > 40 and found["rows with other bits"] == 0
+        found = differences(model, population(model, 24, 50, 14), 12, sizes=(2, 3, 7), alone=4)
+    assert found["rows compared"] > 25 and found["rows with other bits"] == 0
 
 
 def test_with_torchs_path_the_same_rows_have_other_bits_on_this_processor(smollm) -> None:
