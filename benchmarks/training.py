@@ -6,6 +6,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from benchmarks import inputs
 from benchmarks.timing import Measured, compare
 from steerkit.models.products import fast_products
+from training.train.log_probs import fast_log_probs
 from training.train.rollouts import rollouts
 
 BATCH, LENGTH, NEW = 8, 192, 96
@@ -44,7 +46,7 @@ def sft() -> Iterator[Measured]:
         step = step_of(trainer, next(iter(trainer.get_train_dataloader())))
 
         def ours() -> None:
-            with fast_products(trainer.model):
+            with fast_products(trainer.model), fast_log_probs():
                 step()
 
         job = f"SFT step, {BATCH} texts x {LENGTH} tokens, all weights, float32"
@@ -59,10 +61,13 @@ def grpo() -> Iterator[Measured]:
     model, tokenizer = inputs.model()
     prompts = [f"Problem: What is {number}?\n\n" for number in ("53 + 35", "18 + 67", "40 + 29", "77 + 14")]
 
-    def rewarded(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        return [float(ids[0] % 7) for ids in completion_ids]
+    written: dict[str, list[int]] = {}
 
-    def trainer_of(folder: str, **options: Any) -> Any:
+    def trainer_of(folder: str, side: str, **options: Any) -> Any:
+        def rewarded(completion_ids: list[list[int]], **_: Any) -> list[float]:
+            written.setdefault(side, []).extend(map(len, completion_ids))
+            return [float(ids[0] % 7) for ids in completion_ids]
+
         config = GRPOConfig(
             output_dir=folder,
             per_device_train_batch_size=16,
@@ -76,9 +81,8 @@ def grpo() -> Iterator[Measured]:
             **ON_CPU,
         )
         policy = copy.deepcopy(model)
-        policy.generation_config.eos_token_id = None
-        endless = copy.deepcopy(tokenizer)
-        endless.pad_token = endless.eos_token
+        padded = copy.deepcopy(tokenizer)
+        padded.pad_token = padded.eos_token
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return GRPOTrainer(
@@ -86,21 +90,23 @@ def grpo() -> Iterator[Measured]:
                 reward_funcs=rewarded,
                 args=config,
                 train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
-                processing_class=endless,
+                processing_class=padded,
                 **options,
             )
 
     with tempfile.TemporaryDirectory() as folder:
-        other, mine = trainer_of(folder), trainer_of(folder, rollout_func=rollouts)
+        other, mine = trainer_of(folder, "theirs"), trainer_of(folder, "ours", rollout_func=rollouts)
         batch = next(iter(other.get_train_dataloader()))
         their_step, our_step = step_of(other, batch), step_of(mine, batch)
 
         def ours() -> None:
-            with fast_products(mine.model):
+            with fast_products(mine.model), fast_log_probs():
                 our_step()
 
-        job = f"GRPO step, 4 x 4 completions of {NEW} tokens, rollouts included, all weights, float32"
-        yield compare(job, "TRL as it comes", ours, their_step, 11, ">= 2.5")
+        job = f"GRPO step, 4 x 4 completions of at most {NEW} tokens, rollouts included, all weights, float32"
+        line = compare(job, "TRL as it comes", ours, their_step, 11, ">= 2.5")
+        lengths = ", ".join(f"{side} {sum(some) / len(some):.0f}" for side, some in sorted(written.items()))
+        yield replace(line, note=f"mean tokens of a completion: {lengths}")
 
 
 ON_CPU: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True}
@@ -110,6 +116,7 @@ def step_of(trainer: Any, batch: Any) -> Any:
     """One optimisation step of a trainer on a batch, as its training loop makes it."""
     trainer.create_optimizer_and_scheduler(num_training_steps=10**6)
     trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
 
     def step() -> None:
         count = (batch["labels"] != -100).sum() if "labels" in batch else None

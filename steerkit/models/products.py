@@ -30,7 +30,7 @@ def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor 
         return None
     if any(x.dtype != torch.float32 or x.device.type != "cpu" for x in tensors):
         return None
-    return multiply(left.contiguous(), right.t().contiguous(), bias)
+    return multiply(left, right.t(), bias)
 
 
 def _mm(left: Tensor, right: Tensor) -> Tensor | None:

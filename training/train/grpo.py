@@ -32,6 +32,7 @@ from training.train.checkpoints import (
     with_adapter,
 )
 from training.train.distributed import mean_over_processes, whole_weights
+from training.train.log_probs import fast_log_probs
 from training.train.rewards import Box, Completion, clip_reward, format_reward, tag_weights, weighted_format
 from training.train.rollouts import rollouts, sharded
 from training.train.schedules import Anneal, Gate, pass_gate
@@ -333,7 +334,7 @@ def train_grpo(
         reward.on_clip = lambda length: set_generation_length(trainer, length)
         checkpoint = last_checkpoint(folder / "trainer")
         reward.resume(checkpoint)
-        with fast_products(model):
+        with fast_products(model), fast_log_probs():
             trainer.train(resume_from_checkpoint=checkpoint)
         with whole_weights(trainer):
             in_first_process(lambda: save(trainer.model, tokenizer, done))

@@ -36,6 +36,7 @@ from training.train.checkpoints import (
     with_tags,
 )
 from training.train.distributed import whole_weights
+from training.train.log_probs import fast_log_probs
 
 Target = Literal["trace", "untagged", "answer", "response", "first"]
 Cut = Literal["answers", "revision", "turn"]
@@ -240,7 +241,7 @@ def train_sft(
             train_dataset=Dataset.from_list(encoded),
             processing_class=tagged,
         )
-        with fast_products(model):
+        with fast_products(model), fast_log_probs():
             trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
         with whole_weights(trainer):
             in_first_process(lambda: _write_checkpoint(folder, trainer, tagged))
