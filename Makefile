@@ -21,7 +21,7 @@ ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MA
 PRESET ?= tiny
 SEEDS ?= 1
 
-.PHONY: setup demo test test-newest test-oldest test-real test-llamacpp bench-gguf lint bench gpu imad-tiny reproduce architectures architecture docs torture clean
+.PHONY: setup demo test test-newest test-oldest test-real test-llamacpp bench-gguf calibration lint bench gpu imad-tiny reproduce architectures architecture docs torture clean
 
 demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a report page
 	$(BIN)/steerkit demo --out runs/demo
@@ -61,6 +61,9 @@ test-llamacpp: $(DEV) .venv-llamacpp/.ready  ## log-probabilities and greedy tok
 
 bench-gguf: $(DEV)  ## seconds of loading GGUF files, against another checkout: make bench-gguf BEFORE=PATH
 	$(BIN)/python -m benchmarks.gguf_loading $(BEFORE)
+
+calibration: $(DEV)  ## error rates of intervals and tests, by simulation; writes docs/calibration.md
+	$(BIN)/python -m tests.calibration
 
 lint: $(DEV)  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -46,8 +46,8 @@ def against_controls(values: ArrayLike, controls: ArrayLike, level: float = 0.95
 
     Under the null hypothesis the direction is one more draw from the controls' population, swept on the same prompts.
     v then differs from m by the spread of the population, of which the noise of finite prompts is a part, and by the
-    error of m. The interval excludes 0 for 1 - `level` of such directions if the means are Gaussian; `p_rank` makes no such
-    assumption, and cannot fall below 1 / (k + 1): see `controls_needed`.
+    error of m. The interval excludes 0 for 1 - `level` of such directions if the means are Gaussian; `p_rank` makes no
+    such assumption, and cannot fall below 1 / (k + 1): see `controls_needed`.
 
     Args:
         values: `[n]`, the direction's score on each prompt. NaN is missing: the prompt is left out for all.

@@ -86,6 +86,37 @@ def mean_interval(
     return Interval(mean, low, high, units, n_missing, sign_flip(totals, seed))
 
 
+def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """The mean over training seeds, with Student's t interval and p-value: `m -+ t_{S-1} s / sqrt(S)`.
+
+    The unit is a training run. Its value is a mean over questions, whose noise is a part of the spread between runs.
+
+    Args:
+        values: `[seed]`, one mean (or difference of means) per training seed. NaN is missing.
+        level: coverage of the interval, in (0, 1).
+
+    Returns:
+        `Interval` with n the number of seeds; `low`, `high` and `p` are NaN for fewer than two.
+
+    Example:
+        >>> round(seed_interval([0.80, 0.84, 0.85]).low, 2)
+        0.76
+    """
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 1 or x.size == 0 or np.isinf(x).any():
+        raise ValueError(f"expected finite values [seed], not empty; got shape {list(x.shape)}. Pass one per seed.")
+    there = x[~np.isnan(x)]
+    seeds, n_missing, nan = len(there), len(x) - len(there), float("nan")
+    mean = float(there.mean()) if seeds else nan
+    if seeds < 2:
+        return Interval(mean, nan, nan, seeds, n_missing, nan)
+    error = float(there.std(ddof=1)) / seeds**0.5
+    half = float(stats.t.ppf((1 + level) / 2, seeds - 1)) * error
+    near = 1e-12 * float(np.abs(there).max())
+    p = 2 * float(stats.t.sf(abs(mean) / error, seeds - 1)) if error > near else float(abs(mean) <= near)
+    return Interval(mean, mean - half, mean + half, seeds, n_missing, p)
+
+
 def _standard_error(
     totals: Float[np.ndarray, " unit"], counts: Float[np.ndarray, " unit"], weights: Float[np.ndarray, "draw unit"]
 ) -> tuple[Float[np.ndarray, " draw"], Float[np.ndarray, " draw"]]:
