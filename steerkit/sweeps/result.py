@@ -16,8 +16,8 @@ import pandas as pd
 from steerkit.io.tables import read_table, write_table
 from steerkit.scores.text import distinct_n, repeated_ngrams, rouge_l
 from steerkit.stats.areas import curve_auc as area_under
-from steerkit.stats.bootstrap import bootstrap_ci
-from steerkit.stats.paired import paired_difference
+from steerkit.stats.controls import against_controls
+from steerkit.stats.mean import mean_interval
 from steerkit.sweeps.layers import layers_of
 
 KEYS = ["vector", "layer", "coefficient", "prompt_id", "sample"]
@@ -232,13 +232,13 @@ class SweepResult:
         return [rendered[text] for text in self.table["prompt"]], texts
 
     def curve(self, score: str, by: Sequence[str] = PLACE, seed: int = 0) -> pd.DataFrame:
-        """Mean of a score per coefficient with a 95 % percentile bootstrap interval over groups (prompts, not rows).
+        """Mean of a score per coefficient with a 95 % interval over groups (prompts, not rows); see `mean_interval`.
 
         Columns: `by`, coefficient, mean, low, high, n (groups), n_missing, relative_dose.
         """
         rows = []
         for key, part in self._parts(score, [*by, "coefficient"]):
-            interval = bootstrap_ci(part[score].to_numpy(float), part["group"].to_numpy(), seed=seed)
+            interval = mean_interval(part[score].to_numpy(float), part["group"].to_numpy(), seed=seed)
             dose = float(part["relative_dose"].mean()) if "relative_dose" in part else float("nan")
             rows.append((*key, interval.mean, interval.low, interval.high, interval.n, interval.n_missing, dose))
         return pd.DataFrame(
@@ -246,7 +246,7 @@ class SweepResult:
         )
 
     def curve_auc(self, score: str, by: Sequence[str] = PLACE, normalize: bool = False, seed: int = 0) -> pd.DataFrame:
-        """Trapezoid area under the curve of a score over the coefficients, with its bootstrap interval over groups.
+        """Trapezoid area under the curve of a score over the coefficients, with its interval over groups.
 
         The area is linear in the scores, so it is the mean over prompts of each prompt's own area.
         A prompt without a score at one of the coefficients has no area: it is left out, and counted in `n_missing`.
@@ -260,23 +260,28 @@ class SweepResult:
                 area_under(wide.columns, row, normalize) if np.isfinite(row).all() else np.nan
                 for row in wide.to_numpy()
             ]
-            interval = bootstrap_ci(areas, wide.index.get_level_values("group"), seed=seed)
+            interval = mean_interval(areas, wide.index.get_level_values("group"), seed=seed)
             rows.append((*key, interval.mean, interval.low, interval.high, interval.n, int(np.isnan(areas).sum())))
         return pd.DataFrame(rows, columns=[*by, "curve_auc", "low", "high", "n", "n_missing"])
 
     def gain(
         self, score: str, over: Sequence[str] | None = None, vectors: Sequence[str] | None = None, seed: int = 0
     ) -> pd.DataFrame:
-        """The paired gain of a score, per vector, layer and coefficient: over coefficient 0, or over control vectors.
+        """The gain of a score, per vector, layer and coefficient: over coefficient 0, or over control vectors.
 
-        Differences are taken within a prompt (samples averaged first). Over controls, prompts and controls are
-        resampled, so that the interval includes the spread of the control directions.
+        Over coefficient 0: the mean of the differences within a prompt (samples averaged first), with the interval and
+        the sign-flip p-value of `steerkit.stats.mean.mean_interval`. It asks whether the steering changes the score.
+
+        Over controls: the difference to their mean, with the prediction interval of
+        `steerkit.stats.controls.against_controls`. It asks whether the vector is unlike a further control of the same
+        kind, and its p-values are those of this question. 19 controls are needed for a rank below 5 %.
 
         Args:
             over: names of control vectors that were swept at the same layer and coefficients; None is coefficient 0.
             vectors: the vectors whose gain is wanted; default all whose role is `vector`.
 
-        Columns: vector, layer, coefficient, gain, low, high, p (two-sided bootstrap against 0), n.
+        Columns: vector, layer, coefficient, gain, low, high, p (two-sided), p_rank (one-sided, larger than the
+        controls), n (groups, or prompts), k (controls).
 
         Raises:
             ValueError: a vector is not in the table, or a control not at that layer and coefficient.
@@ -301,12 +306,14 @@ class SweepResult:
                     f"expected the controls in the table at the same layer and coefficient; missing: {absent[:3]}. "
                     "Sweep them too."
                 )
-            controls = np.stack([scores_of[other] for other in others], axis=1)
-            interval = paired_difference(scores, controls, groups, seed=seed)
-            rows.append(
-                (vector, layer, coefficient, interval.mean, interval.low, interval.high, interval.p, interval.n)
-            )
-        return pd.DataFrame(rows, columns=[*PLACE, "coefficient", "gain", "low", "high", "p", "n"])
+            place = (vector, layer, coefficient)
+            if over is None:
+                one = mean_interval(scores - scores_of[others[0]], groups, seed=seed)
+                rows.append((*place, one.mean, one.low, one.high, one.p, np.nan, one.n, 0))
+            else:
+                found = against_controls(scores, np.stack([scores_of[other] for other in others], axis=1))
+                rows.append((*place, found.gain, found.low, found.high, found.p, found.p_rank, found.n, found.k))
+        return pd.DataFrame(rows, columns=[*PLACE, "coefficient", "gain", "low", "high", "p", "p_rank", "n", "k"])
 
     def _scores_by_prompt(self, score: str) -> tuple[dict[tuple[Any, ...], np.ndarray], list[Any]]:
         """For each vector, layer and coefficient the mean score of each prompt, and the prompts' groups.
