@@ -26,7 +26,6 @@ hook = install_import_hook([f"steerkit.{name}" for name in CHECKED], "tests.shap
 from tests.browser import Browser, Tab, find_browser  # noqa: E402
 from tests.tiny import tiny_model, tiny_tokenizer  # noqa: E402
 
-
 if os.environ.get("WITHOUT_ONEDNN"):  # as in a torch that lacks the operations
     from steerkit.models import kernels
 
