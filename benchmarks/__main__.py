@@ -16,7 +16,19 @@ from typing import Any
 import pandas as pd
 import torch
 
-from benchmarks import before, capture, decoding, growth, llamacpp, rollouts, scores, startup, training
+from benchmarks import (
+    before,
+    capture,
+    decoding,
+    footprint,
+    growth,
+    llamacpp,
+    profile,
+    rollouts,
+    scores,
+    startup,
+    training,
+)
 from benchmarks.timing import Measured
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json, write_json
@@ -36,6 +48,7 @@ JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
     "one-by-one": decoding.one_by_one,
     "llamacpp": llamacpp.against_llamacpp,
     "before": before.before,
+    "footprint": footprint.footprint,
     "sft": training.sft,
     "grpo": training.grpo,
     "plain-capture": capture.against_plain,
@@ -47,13 +60,14 @@ JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
     "probes": scores.all_probes,
     "memory": capture.memory,
 }
+TABLES = ("profile", "growth")
 
 
 def main(names: list[str]) -> None:
     restore_interrupt()
-    wanted = names or [*JOBS, "growth"]
-    if unknown := set(wanted) - {*JOBS, "growth"}:
-        raise SystemExit(f"expected jobs among {[*JOBS, 'growth']}; got {sorted(unknown)}. Pass names of that list.")
+    wanted = names or [*JOBS, *TABLES]
+    if unknown := set(wanted) - {*JOBS, *TABLES}:
+        raise SystemExit(f"expected jobs among {[*JOBS, *TABLES]}; got {sorted(unknown)}. Pass names of that list.")
     warnings.simplefilter("ignore")
     for name in wanted:
         print(f"# {name}", flush=True)
@@ -61,6 +75,8 @@ def main(names: list[str]) -> None:
             table = growth.table()
             growth.draw(table, HERE)
             rows: Any = growth.slopes(table).to_dict("records")
+        elif name == "profile":
+            rows = list(profile.shares())
         else:
             rows = []
             for line in JOBS[name]():
@@ -110,9 +126,7 @@ def sentence(row: dict[str, Any]) -> str:
 
 def results() -> str:
     """The text of RESULTS.md, from the stored results of the jobs."""
-    stored = {
-        name: read_json(STORE / f"{name}.json") for name in [*JOBS, "growth"] if (STORE / f"{name}.json").exists()
-    }
+    stored = {name: read_json(STORE / f"{name}.json") for name in [*JOBS, *TABLES] if (STORE / f"{name}.json").exists()}
     about = next(iter(stored.values()))["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     loads = [part["machine"]["load"] for part in stored.values()]
@@ -132,7 +146,7 @@ def results() -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, part in stored.items():
-        if name == "growth":
+        if name in TABLES:
             continue
         for row in part["rows"]:
             holds = {True: "met", False: "**missed**", None: ""}[row["holds"]]
@@ -142,6 +156,28 @@ def results() -> str:
                 f"| {target} | {row['pairs']} | {row['ours']:.3g} {row['unit']} ({row['spread']:.0%}) "
                 f"| {row['theirs']:.3g} {row['unit']} | {row['note']} | {part['date']} |"
             )
+    if "profile" in stored:
+        lines += [
+            "",
+            "## Where the seconds of the sweep go",
+            "",
+            f"The sweep of 72 rows, on {stored['profile']['date']}. Seconds without a profiler, shares by torch's "
+            "profiler. GFLOP/s are those of all linear layers over their seconds; the peak is that of a product of two "
+            "2048 x 2048 matrices.",
+            "",
+        ]
+        columns = list(stored["profile"]["rows"][0])
+        lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        for row in stored["profile"]["rows"]:
+            cells = [
+                f"{row[name]:.0%}"
+                if name in ("linear layers", "attention", "rest")
+                else row[name]
+                if isinstance(row[name], str)
+                else f"{row[name]:.3g}"
+                for name in columns
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
     if "growth" in stored:
         table = pd.DataFrame(stored["growth"]["rows"])
         lines += [

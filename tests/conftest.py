@@ -26,6 +26,14 @@ hook = install_import_hook([f"steerkit.{name}" for name in CHECKED], "tests.shap
 from tests.browser import Browser, Tab, find_browser  # noqa: E402
 from tests.tiny import tiny_model, tiny_tokenizer  # noqa: E402
 
+if os.environ.get("WITHOUT_ONEDNN"):  # as in a torch that lacks the operations
+    from steerkit.models import kernels
+
+    def absent(weight: Any) -> Any:
+        raise AttributeError("hidden by WITHOUT_ONEDNN")
+
+    kernels._pack = absent
+
 
 def gguf_path() -> Path | None:
     """The real weights that `make setup` installs; found without importing their package."""

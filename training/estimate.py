@@ -70,12 +70,14 @@ def shape_of(preset: Preset) -> Shape:
     return Shape(model.num_parameters(), config.num_hidden_layers, config.hidden_size, 2 * kv_heads * head_width)
 
 
-def estimate(preset: Preset, shape: Shape, agents: int = 3, width: int = 2, rows: int = 64) -> pd.DataFrame:
+def estimate(
+    preset: Preset, shape: Shape, agents: int = 3, width: int = 2, rows: int = 64, packed: bool = False
+) -> pd.DataFrame:
     """Estimate the number of new tokens and the memory of each stage of a run.
 
     With P parameters, T trained ones, L layers, d_model d, and texts of t tokens, the memory in bytes is
 
-        width P                                 weights
+        width P                                 weights, twice where they are packed (without training)
         + 12 T                                  float32 gradients and Adam's two moments, while training
         + width rows t L kv_width               cache, while generating `rows` texts of full length
         + 34 (width / 2) micro_batch t L d      activations of a backward pass (Korthikanti et al., arXiv 2205.05198)
@@ -88,6 +90,7 @@ def estimate(preset: Preset, shape: Shape, agents: int = 3, width: int = 2, rows
         agents: agents of a debate.
         width: bytes per weight: 2 in bfloat16, 4 in float32.
         rows: texts generated at once.
+        packed: generate with oneDNN's kernels, which keep a second copy of the weights (on a CPU).
 
     Returns:
         One row per stage: `texts`, `tokens_each` (maximum new tokens per text), `tokens`, and `memory_gib` of one
@@ -115,10 +118,11 @@ def estimate(preset: Preset, shape: Shape, agents: int = 3, width: int = 2, rows
     grpo_texts = grpo.steps * grpo.prompts * grpo.generations
     clip = grpo.anneal.at(0.0)[1]
     test_tokens = preset.sampling.max_new_tokens
-    debate_memory = weights + cache(min(rows, preset.debates * agents), answer_tokens)
+    copies = weights if packed else 0.0
+    debate_memory = weights + copies + cache(min(rows, preset.debates * agents), answer_tokens)
     sft_memory = weights + training(sft.lora, sft.micro_batch, trace_tokens)
-    grpo_memory = weights + max(cache(rows, clip), training(grpo.lora, grpo.micro_batch, clip))
-    test_memory = weights + cache(min(rows, preset.test), test_tokens)
+    grpo_memory = weights + copies + max(cache(rows, clip), training(grpo.lora, grpo.micro_batch, clip))
+    test_memory = weights + copies + cache(min(rows, preset.test), test_tokens)
     stages = [
         ("debates", preset.debates * calls, answer_tokens, debate_memory),
         ("SFT", sft_texts, trace_tokens, sft_memory),

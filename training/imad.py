@@ -18,6 +18,7 @@ from steerkit.io.run_folder import check_config
 from steerkit.io.signals import restore_interrupt
 from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
+from steerkit.models.kernels import missing
 from steerkit.text.traces import DebateTrace, read_traces
 from training.debates.answerers import LocalModel, Sampling
 from training.debates.debate import TRACES, Setting, run_debates
@@ -329,7 +330,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(
             f"{preset.name}: {shape.parameters:,} parameters, {shape.layers} layers, d_model {shape.width}. Estimate:"
         )
-        print(estimate(preset, shape).round(2).to_string(index=False))
+        import torch
+
+        on_cpu = not torch.cuda.is_available()
+        packed = on_cpu and missing() is None
+        table = estimate(preset, shape, width=4 if on_cpu else 2, packed=packed)
+        print(table.round(2).to_string(index=False))
         return
     out = options.out or Path("runs") / f"imad-{preset.name}" / preset.family / f"seed-{options.seed}"
     _hide_library_progress()

@@ -50,28 +50,32 @@ def read_passages(
     deepest = max(hooked)
     size = batch_tokens or BATCH_TOKENS.get(device.type, 512)
     queue = token_batches([len(passage.ids) for passage in passages], size)[::-1]
-    with running(model), torch.inference_mode():
-        while queue:
-            batch = queue.pop()
-            ids, mask, positions = pad([passages[i].ids for i in batch], "right", device)
-            spans = [(row, *span) for row, i in enumerate(batch) for span in passages[i].spans]
-            numbers = torch.cat([torch.arange(int(first_span[i]), int(first_span[i + 1])) for i in batch])
-            pooled: dict[Layer, Tensor] = {}
-            read = _pooling_reader(pooled, layers, deepest, pool, torch.tensor(spans, device=device).T)
-            inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-            if blocks.positions:
-                inputs["position_ids"] = positions
-            try:
-                with observe_streams(hooked, read), contextlib.suppress(StopForward):
-                    model(**inputs)
-            except torch.OutOfMemoryError:
-                if len(batch) == 1:
-                    raise
-                half = len(batch) // 2
-                queue += [batch[half:], batch[:half]]
-                continue
-            check_called({0 if key == EMBED else int(key) for key in pooled}, set(hooked))
-            yield numbers, torch.stack([pooled[layer].to(device) for layer in layers], dim=1)
+    while queue:
+        batch = queue.pop()
+        ids, mask, positions = pad([passages[i].ids for i in batch], "right", device)
+        spans = [(row, *span) for row, i in enumerate(batch) for span in passages[i].spans]
+        numbers = torch.cat([torch.arange(int(first_span[i]), int(first_span[i + 1])) for i in batch])
+        pooled: dict[Layer, Tensor] = {}
+        read = _pooling_reader(pooled, layers, deepest, pool, torch.tensor(spans, device=device).T)
+        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        if blocks.positions:
+            inputs["position_ids"] = positions
+        try:
+            with (  # not while the caller works on a batch
+                running(model),
+                torch.inference_mode(),
+                observe_streams(hooked, read),
+                contextlib.suppress(StopForward),
+            ):
+                model(**inputs)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            half = len(batch) // 2
+            queue += [batch[half:], batch[:half]]
+            continue
+        check_called({0 if key == EMBED else int(key) for key in pooled}, set(hooked))
+        yield numbers, torch.stack([pooled[layer].to(device) for layer in layers], dim=1)
 
 
 def _pooling_reader(

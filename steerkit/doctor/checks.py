@@ -255,28 +255,36 @@ def compiled_caches(model: nn.Module, tokenizer: Any) -> Result:
     if not counts_tokens(model):
         return "note", "the model takes no cache that counts its tokens"
     steering = Steering(_direction(model), _coefficient_of_stream_norm(model, tokenizer), foreign=True)
-    ids = _ids(model, tokenizer, TEXTS[0])
     slow = _greedy_ids(model, tokenizer, TEXTS[0], steering)
-    settings = GenerationConfig(
-        max_new_tokens=len(slow), do_sample=False, pad_token_id=0, eos_token_id=None, cache_implementation="static"
-    )
     try:
-        with (
-            torch.inference_mode(),
-            running(model),
-            mock.patch.object(unwrap(model), "generation_config", settings),
-            steering.on(model),
-        ):
-            found = model.generate(  # type: ignore[operator]
-                ids, attention_mask=torch.ones_like(ids), generation_config=settings
-            )
+        new = _with_static_cache(model, tokenizer, TEXTS[0], steering, len(slow))
     except (ValueError, NotImplementedError, AttributeError, TypeError, IndexError, KeyError) as error:
         return "note", f"transformers does not generate with a static cache: {type(error).__name__}: {error!s:.80}"
-    new = found[0, ids.shape[1] :].tolist()
     if new == slow:
         return "ok", f"{len(new)} steered tokens are the same with a static cache, which is not compiled while steering"
+    bare = _greedy_ids(model, tokenizer, TEXTS[0], steering.scaled(0))
+    if _with_static_cache(model, tokenizer, TEXTS[0], steering.scaled(0), len(bare)) != bare:
+        return "note", "transformers' generate with a static cache is not the model's plain forward, steered or not"
     state: State = "failed" if _tolerance(model) < 1e-3 else "note"
     return state, f"steered tokens differ with a static cache: {new} and {slow}"
+
+
+def _with_static_cache(model: nn.Module, tokenizer: Any, text: str, steering: Steering, count: int) -> list[int]:
+    """Greedy tokens by transformers' `generate` with a static cache."""
+    ids = _ids(model, tokenizer, text)
+    settings = GenerationConfig(
+        max_new_tokens=count, do_sample=False, pad_token_id=0, eos_token_id=None, cache_implementation="static"
+    )
+    with (
+        torch.inference_mode(),
+        running(model),
+        mock.patch.object(unwrap(model), "generation_config", settings),
+        steering.on(model),
+    ):
+        found = model.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), generation_config=settings
+        )
+    return [int(token) for token in found[0, ids.shape[1] :]]
 
 
 def first_new_token(model: nn.Module, tokenizer: Any) -> Result:

@@ -51,18 +51,17 @@ def in_batches(
     by_length = groupby(order, key=lambda i: None if padded else len(rows[i].prompt))
     groups = [list(group) for _, group in by_length]
     queue = [group[i : i + size] for group in groups for i in range(0, len(group), size)][::-1]
-    with running(model):
-        while queue:
-            numbers = queue.pop()
-            try:
-                with suspended(model), torch.inference_mode():
-                    done = work(engine_of(model)([rows[i] for i in numbers], room), numbers)
-            except torch.OutOfMemoryError:
-                if len(numbers) == 1:
-                    raise
-                queue += [numbers[len(numbers) // 2 :], numbers[: len(numbers) // 2]]
-                continue
-            yield list(zip(numbers, done, strict=True))
+    while queue:
+        numbers = queue.pop()
+        try:
+            with running(model), suspended(model), torch.inference_mode():  # not while the caller works on a batch
+                done = work(engine_of(model)([rows[i] for i in numbers], room), numbers)
+        except torch.OutOfMemoryError:
+            if len(numbers) == 1:
+                raise
+            queue += [numbers[len(numbers) // 2 :], numbers[: len(numbers) // 2]]
+            continue
+        yield list(zip(numbers, done, strict=True))
 
 
 def engine_of(model: nn.Module) -> Callable[[Sequence[Row], int], Engine]:

@@ -7,7 +7,9 @@ float32, where `kernels_of` says that it is the faster one.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -80,7 +82,8 @@ def fast_products(model: nn.Module) -> Iterator[str]:
     """Compute matrix products through oneDNN inside the `with`, where `kernels_of(model)` is `"onednn"`.
 
     For `y = x W^T` these are the product itself, and in the backward pass `dx = dy W` and `dW = dy^T x`. Forwards
-    without gradients use the model's kernels, as with `use_kernels`.
+    without gradients use the model's kernels, as with `use_kernels`. From then on the process keeps freed memory, see
+    `keep_freed_memory`.
 
     Yields:
         `"onednn"` or `"torch"`.
@@ -93,6 +96,7 @@ def fast_products(model: nn.Module) -> Iterator[str]:
     if chosen == "torch":
         yield chosen
         return
+    keep_freed_memory()
     mode = _ThroughOneDNN()
     with use_kernels(model), mode:
         _RUNNING.append(mode)
@@ -100,6 +104,21 @@ def fast_products(model: nn.Module) -> Iterator[str]:
             yield chosen
         finally:
             _RUNNING.pop()
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed memory for the next step, instead of returning it to the system and asking again.
+
+    Each step of training allocates and frees the same large tensors; new pages of the system cost about a tenth of a
+    step. The setting holds until the process ends. Returns whether the C library has it (glibc).
+    """
+    settings = {"M_MMAP_THRESHOLD": (-3, 1 << 30), "M_TRIM_THRESHOLD": (-1, 1 << 30), "M_TOP_PAD": (-2, 200 << 20)}
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return all(mallopt(ctypes.c_int(number), ctypes.c_int(value)) for number, value in settings.values())
 
 
 @contextlib.contextmanager

@@ -257,6 +257,12 @@ def test_a_model_whose_later_forwards_run_no_hooks_is_found(monkeypatch) -> None
     assert state == "failed" and "hooks" in detail, detail
 
 
+def test_a_static_cache_that_changes_the_unsteered_tokens_too_is_transformers_matter() -> None:
+    model = build("gpt_neo")
+    state, detail = result_of("compiled caches", model, tiny_tokenizer())
+    assert state == "note" and "steered or not" in detail, detail
+
+
 def test_an_adapter_that_its_fingerprint_does_not_name_is_found(monkeypatch) -> None:
     from steerkit.models import identity
 

@@ -8,12 +8,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import steerkit as sk
+from steerkit.capture.batches import read_passages
 from steerkit.generation import sampling
+from steerkit.generation.batches import in_batches
 from steerkit.generation.engine import Row
 from steerkit.generation.generate import decode
 from steerkit.generation.sampling import random_stream, sample
+from steerkit.models.blocks import find_blocks
+from steerkit.models.kernels import missing, set_kernels
 from steerkit.models.model import widest_float
 from steerkit.text.prompt import Prompt, encode_prompt
+from steerkit.text.spans import Passage
 from steerkit.text.tokens import pad
 from tests.reference import greedy
 from tests.steering.test_steering import vector
@@ -214,3 +219,20 @@ def test_no_float64_is_made_on_a_device_that_has_none(top_p: float, monkeypatch)
     monkeypatch.undo()
     with pytest.raises(AssertionError), NoFloat64():
         sample(logits, uniform, 0.8, top_p)
+
+
+@pytest.mark.parametrize("job", ["rows", "passages"])
+def test_between_two_batches_the_model_is_as_it_was(job: str) -> None:
+    model = tiny_model()
+    set_kernels(model, "onednn" if missing() is None else "torch")
+    model.train()
+    kinds = [type(module) for module in model.modules()]
+    if job == "rows":
+        batches: Any = in_batches(model, [Row((5, 6)), Row((7,))], 2, lambda _, numbers: list(numbers), batch_rows=1)
+    else:
+        passages = [Passage((5, 6, 7), ((0, 3),), ("0",), str(i)) for i in range(2)]
+        mean = lambda stream, rows, starts, stops: stream[rows, stops - 1]  # noqa: E731
+        batches = read_passages(model, find_blocks(model), [1], passages, mean, 3)
+    next(batches)  # and is left there, as by an interruption
+    assert [type(module) for module in model.modules()] == kinds and model.training
+    assert not torch.is_inference_mode_enabled()

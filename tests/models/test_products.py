@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 
 import pytest
 import torch
@@ -91,3 +92,9 @@ def test_inside_plain_products_and_with_torch_s_kernels_nothing_is_sent(counted)
     assert len(counted) == 1
     a @ a
     assert len(counted) == 1
+
+
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch) -> None:
+    assert products.keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+    monkeypatch.setattr(products.ctypes, "CDLL", lambda _: object())
+    assert products.keep_freed_memory.__wrapped__() is False

@@ -80,6 +80,9 @@ def test_an_estimate_is_the_sum_that_one_does_by_hand() -> None:
     shape = shape_of(preset)
     assert shape is KNOWN[preset.checkpoint]
     table = estimate(preset, shape, rows=10).set_index("stage")
+    packed = estimate(preset, shape, rows=10, packed=True).set_index("stage")["memory_gib"] - table["memory_gib"]
+    copies = 2 * shape.parameters / 2**30
+    assert packed.drop("SFT").to_numpy() == pytest.approx(copies) and packed["SFT"] == 0
     assert table.loc["debates", "tokens"] == 1000 * 6 * 1024
     assert table.loc["GRPO", "texts"] == 700 * 8 * 4
     weights, cache = 2 * 8_030_261_248, 2 * 10 * 1024 * 32 * 2048
