@@ -59,7 +59,8 @@ def gains(result: SweepResult, score: str, coefficient: float) -> pd.DataFrame:
             table = only(result, agent, [agent, *(names or [])]).gain(score, over=names, vectors=[agent])
             lines.append(table[table["coefficient"] == coefficient].assign(agent=agent, over=kind))
         block = pd.concat(lines, ignore_index=True)
-        parts.append(block.assign(p_holm=holm(block["p"])))
+        known = block["p"].notna()  # a single control has no spread, and no p
+        parts.append(block.assign(p_holm=pd.Series(holm(block["p"][known]), block.index[known], dtype=float)))
     return pd.concat(parts, ignore_index=True).drop(columns="vector")
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import steerkit as sk
 from steerkit.capture.norms import stream_norms
@@ -224,7 +225,7 @@ def test_curves_areas_and_gains_equal_hand_worked_numbers() -> None:
     assert over == pytest.approx(named.gain("s", over=["random-0", "v/random-1"], vectors=["v"])["gain"].iloc[0])
     gain = result.gain("s", vectors=["v"]).set_index("coefficient")
     assert gain.loc[1.0, "gain"] == pytest.approx(0.5)
-    assert gain.loc[1.0, "low"] > 0 and gain.loc[1.0, "p"] < 0.05
+    assert gain.loc[1.0, "low"] > 0 and gain.loc[1.0, "p"] == 2 / 2**4  # the least that four prompts allow
     single = _result({k: v for k, v in _cells(result).items() if k[1] != 3.0}).gain("s", over=["r1", "r2"])
     assert single["vector"].tolist() == ["v"]
     assert single["gain"].iloc[0] == pytest.approx(0.7 - 0.2)
@@ -236,22 +237,22 @@ def _cells(result: SweepResult) -> dict[tuple[str, float], list[float]]:
     return {key: part["s"].tolist() for key, part in result.table.groupby(["vector", "coefficient"])}
 
 
-def test_the_spread_of_the_controls_is_in_the_interval_of_the_gain_over_them() -> None:
+def test_the_interval_of_a_gain_over_controls_is_that_of_a_further_control() -> None:
     rng = np.random.default_rng(0)
     base = {("v", 0.0): [0.0] * 30, ("v", 1.0): [0.5] * 30}
-    names = [f"r{i}" for i in range(8)]
+    names, xs = [f"r{i}" for i in range(8)], rng.normal(0.2, 0.2, 8)
     alike = _result({**base, **{(n, c): [0.2] * 30 for n in names for c in (0.0, 1.0)}}).gain("s", over=names).iloc[0]
     spread = _result(
         {
             **base,
-            **{
-                (n, c): [float(x)] * 30 for n, x in zip(names, rng.normal(0.2, 0.2, 8), strict=True) for c in (0.0, 1.0)
-            },
+            **{(n, c): [float(x)] * 30 for n, x in zip(names, xs, strict=True) for c in (0.0, 1.0)},
         }
     )
     wide = spread.gain("s", over=names).iloc[0]
     assert alike["high"] - alike["low"] < 1e-9
-    assert wide["high"] - wide["low"] > 0.1
+    assert wide["k"] == 8 and wide["p_rank"] == pytest.approx((1 + sum(x >= 0.5 for x in xs)) / 9)
+    half = stats.t.ppf(0.975, 7) * np.std(xs, ddof=1) * np.sqrt(9 / 8)
+    assert (wide["low"], wide["high"]) == pytest.approx((0.5 - np.mean(xs) - half, 0.5 - np.mean(xs) + half))
 
 
 def test_perplexity_is_of_the_texts_own_tokens_and_missing_for_an_empty_text(llama) -> None:
