@@ -2,7 +2,7 @@
 
 `python -m benchmarks.gguf_loading [CHECKOUT]`: each load runs in a new process that has imported torch, transformers
 and the model's class before the clock starts. transformers imports a class when it is first asked for; the seconds of
-that import stand in a column of their own. Loads of both checkouts and both states of the cache are interleaved. Writes
+that import are in a column of their own. Loads of both checkouts and both states of the cache are interleaved. Writes
 benchmarks/GGUF_LOADING.md.
 """
 

@@ -20,7 +20,7 @@ from steerkit.demo.checkpoint import default_checkpoint
 from steerkit.generation.engine import Row
 
 PYTHON = Path(os.environ.get("LLAMACPP_PYTHON", ".venv-llamacpp/bin/python"))
-DENSE = Path("runs/llamacpp/SmolLM2-135M-Instruct.F32.gguf")
+DENSE = Path("runs/llamacpp/SmolLM2-135M-Instruct.Q4_1.F32.gguf")
 PAIRS = 11
 
 
@@ -28,6 +28,7 @@ class LlamaCpp:
     """llama.cpp in a process of its own; use it inside `with`."""
 
     def __enter__(self) -> LlamaCpp:
+        DENSE.parent.mkdir(parents=True, exist_ok=True)
         worker = Path(__file__).with_name("llamacpp_worker.py")
         self.process = subprocess.Popen(
             [str(PYTHON), str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

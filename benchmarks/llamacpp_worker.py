@@ -1,4 +1,4 @@
-"""A process that writes greedy tokens with llama.cpp, in an environment of its own: imports llama_cpp and numpy only.
+"""A process that writes greedy tokens with llama.cpp in an environment of its own: it imports llama_cpp and numpy only.
 
 `python llamacpp_worker.py`: one JSON request per line on stdin, one answer per line on stdout. The first request names
 the file; the weights are dequantised to float32 once, the cache is float32 too.
@@ -6,7 +6,6 @@ the file; the weights are dequantised to float32 once, the cache is float32 too.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
 import time
@@ -16,24 +15,8 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-F32 = 0
-
-_SILENT = llama_cpp.llama_log_callback(lambda level, text, data: None)  # a name keeps the callback alive
-llama_cpp.llama_log_set(_SILENT, None)
-
-
-def dequantised(source: Path, target: Path) -> Path:
-    """The same model with float32 weights."""
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(".part")
-        parameters = llama_cpp.llama_model_quantize_default_params()
-        parameters.ftype, parameters.allow_requantize = F32, True
-        code = llama_cpp.llama_model_quantize(str(source).encode(), str(part).encode(), ctypes.byref(parameters))
-        if code:
-            raise RuntimeError(f"expected llama.cpp to dequantise {source}; it returned {code}")
-        part.rename(target)
-    return target
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "llamacpp"))
+from worker import F32, dequantised
 
 
 class Writer:

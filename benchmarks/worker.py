@@ -34,17 +34,17 @@ def capture() -> str:
     return str([round(float(row.norm()), 2) for row in acts.resid[:, 0]])
 
 
-def sweep() -> str:
-    """The texts of all prompts under all coefficients."""
+def swept(prompts: list[Any], new: int) -> str:
+    """The texts of prompts under all coefficients."""
     result = sk.sweep(
         model,
         tokenizer,
         vector,
-        setup["prompts"],
+        prompts,
         coefficients=setup["coefficients"],
         layers=[layer],
         positions="from_last_prompt_token",
-        max_new_tokens=setup["max_new_tokens"],
+        max_new_tokens=new,
         stream_norms={layer: 1.0},
     )
     rows = result.table.sort_values(["coefficient", "prompt_id"])
@@ -56,23 +56,6 @@ def turns() -> str:
     texts = [sk.SpannedText(text, tuple(map(tuple, spans))) for text, spans in setup["traces"]]
     acts = sk.collect(model, tokenizer, texts, layers=[layer], position="last")
     return str([round(float(row.norm()), 2) for row in acts.resid[:, 0]])
-
-
-def prefill() -> str:
-    """The texts of long prompts under all coefficients."""
-    result = sk.sweep(
-        model,
-        tokenizer,
-        vector,
-        setup["long_prompts"],
-        coefficients=setup["coefficients"],
-        layers=[layer],
-        positions="from_last_prompt_token",
-        max_new_tokens=4,
-        stream_norms={layer: 1.0},
-    )
-    rows = result.table.sort_values(["coefficient", "prompt_id"])
-    return str(list(zip(rows["coefficient"], rows["text"], strict=True)))
 
 
 def beginnings() -> str:
@@ -96,9 +79,9 @@ def doctor() -> str:
 
 jobs = {
     "capture": capture,
-    "sweep": sweep,
+    "sweep": lambda: swept(setup["prompts"], setup["max_new_tokens"]),
     "turns": turns,
-    "prefill": prefill,
+    "prefill": lambda: swept(setup["long_prompts"], 4),
     "beginnings": beginnings,
     "doctor": doctor,
 }

@@ -57,7 +57,7 @@ class _Group:
     Args:
         prompts: their places in the bucket, and the bucket's number.
         start: the position of the first token that is forwarded.
-        tokens: for each prompt and position, padded to whole blocks, which of the forwarded tokens stands there.
+        tokens: for each prompt and position, padded to whole blocks, the index of the forwarded token.
         back: which of these places, flattened, hold tokens and not padding.
         numbers: which of the forwarded tokens these are.
     """
@@ -79,8 +79,8 @@ class _Bucket:
         width: keys that are attended: `lengths` rounded up to a whole number of blocks.
         hidden: 0 for the keys of a prompt, minus infinity for its padding; None without padding.
         rows: the rows that continue these prompts, a slice where they are neighbours.
-        take: for each prompt and place which of all rows stands there; None where that is the order of `rows`.
-        back: where each of `rows` stands in `take`.
+        take: for each prompt and place the index of its row; None if that is the order of `rows`.
+        back: the index of each of `rows` in `take`.
         count: places per prompt.
         block: room for the queries of these places, padded to whole blocks.
     """
