@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from steerkit.stats.bootstrap import Interval
 from steerkit.stats.format import interval_text
+from steerkit.stats.mean import Interval
 from steerkit.stats.paired import paired_difference, ratio
 
 Tables = Mapping[str, Mapping[str, pd.DataFrame]]

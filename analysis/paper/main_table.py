@@ -1,4 +1,4 @@
-"""Main table: accuracy and tokens of all methods, training seeds pooled, with the published results for comparison."""
+"""Main table: accuracy and tokens of all methods over training seeds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,24 @@ from steerkit.io.json import read_json
 from steerkit.io.rows import read_rows
 from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
-from steerkit.stats.bootstrap import bootstrap_ci
 from steerkit.stats.format import interval_text
-from steerkit.stats.paired import ratio
-from training.evaluate.results import PAPER, differences, latex, markdown
+from steerkit.stats.mean import accuracy_interval
+from steerkit.stats.paired import Ratio
+from steerkit.stats.seeds import over_seeds
+from training.evaluate.results import (
+    by_method,
+    difference_of,
+    differences,
+    latex,
+    listed,
+    markdown,
+    published,
+    ratio_of,
+)
 
 KEYS = ["family", "method", "decoding"]
+SINGLE, DEBATE = "Single", "Debate"
+NO_RATIO = Ratio(np.nan, np.nan, np.nan, 0)
 
 
 def read_runs(folders: Sequence[str | Path]) -> pd.DataFrame:
@@ -47,63 +59,68 @@ def read_runs(folders: Sequence[str | Path]) -> pd.DataFrame:
     return rows
 
 
-def main_table(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """A row per family, method and decoding: accuracy with its interval, tokens, and their share of Debate's.
+def main_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row per family, method and decoding: accuracy, tokens, their share of Debate's, and the share of its gain.
 
-    The 95 % intervals resample questions; questions of different seeds are different questions.
+    With several training seeds, means and intervals are over the seeds (Student's t, Fieller's for ratios), each with
+    its own questions. With one, they are over questions, and hold for this checkpoint.
 
     Args:
         rows: see `read_runs`.
-        seed: of the bootstraps.
 
     Returns:
-        Columns family, method, decoding, seeds, n, accuracy, low, high, tokens (in and out, mean per question),
-        of_debate (tokens over Debate's), parse_failures (share), agents (mean number in an output), gain_kept and
-        its interval: `(a - Single) / (Debate - Single)`, NaN where Debate's gain is not above 0.
+        Columns family, method, decoding, seeds, n (questions of all seeds), unit (of the intervals), accuracy, low,
+        high, by_seed (accuracies), tokens (in and out, mean per question), of_debate (tokens over Debate's, with
+        of_debate_low and of_debate_high), parse_failures (share), agents (mean number in an output), gain_kept with
+        gain_kept_low and gain_kept_high: `(a - Single) / (Debate - Single)`, NaN where Debate's gain is not above 0.
     """
-    rows = rows.assign(
-        tokens=rows["tokens_in"] + rows["tokens_out"], question=rows["seed"].astype(str) + "/" + rows["id"]
-    )
+    rows = rows.assign(tokens=rows["tokens_in"] + rows["tokens_out"])
     lines = []
     for (family, decoding), part in rows.groupby(["family", "decoding"], sort=False):
-        right = part.pivot_table(index="question", columns="method", values="correct", aggfunc="first").astype(float)
-        debate = part.loc[part["method"] == "Debate", "tokens"].mean()
+        correct, tokens = by_method(part, "correct"), by_method(part, "tokens")
         for method, some in part.groupby("method", sort=False):
-            correct = some["correct"].astype(float).to_numpy()
-            interval = bootstrap_ci(correct, groups=some["question"].tolist(), seed=seed)
+            several = some["seed"].nunique() > 1
+            right = some["correct"].astype(float).to_numpy()
+            over = over_seeds(right, some["seed"].tolist(), some["id"].tolist())
+            interval = over if several else accuracy_interval(right, some["id"].tolist())
+            cost = ratio_of(tokens, str(method), DEBATE) if DEBATE in tokens else NO_RATIO
+            kept = _kept(correct, str(method))
             lines.append(
                 {
                     "family": family,
                     "method": method,
                     "decoding": decoding,
-                    "seeds": some["seed"].nunique(),
+                    "seeds": over.seeds,
                     "n": len(some),
-                    "accuracy": interval.mean,
-                    "low": interval.low,
-                    "high": interval.high,
+                    "unit": over.unit,
+                    "accuracy": over.mean,
+                    "low": max(0.0, interval.low),
+                    "high": min(1.0, interval.high),
+                    "by_seed": listed(over.by_seed),
                     "tokens": some["tokens"].mean(),
-                    "of_debate": some["tokens"].mean() / debate,
+                    "of_debate": cost.value,
+                    "of_debate_low": cost.low,
+                    "of_debate_high": cost.high,
                     "parse_failures": float((~some["parsed"]).mean()),
                     "agents": some["agents"].mean(),
-                    **_kept(right, str(method), seed),
+                    "gain_kept": kept.value,
+                    "gain_kept_low": kept.low,
+                    "gain_kept_high": kept.high,
                 }
             )
     return pd.DataFrame(lines)
 
 
-def _kept(right: pd.DataFrame, method: str, seed: int) -> dict[str, float]:
-    """The share of Debate's gain over Single that a method keeps, with its interval over questions.
+def _kept(correct: pd.DataFrame, method: str) -> Ratio:
+    """The share of Debate's gain over Single that a method keeps.
 
-    NaN where the interval of Debate's gain is not above 0: there the ratio can have any size and sign.
+    NaN where Debate's gain is not above 0: there the ratio can have any size and sign.
     """
-    none = {"gain_kept": np.nan, "gain_kept_low": np.nan, "gain_kept_high": np.nan}
-    if not {"Single", "Debate", method} <= set(right):
-        return none
-    gains = right[[method, "Debate"]].sub(right["Single"], axis=0).dropna().to_numpy()
-    kept = ratio(gains[:, 0], gains[:, 1], seed=seed)
-    if not kept.denominator_low > 0:
-        return none
-    return {"gain_kept": kept.value, "gain_kept_low": kept.low, "gain_kept_high": kept.high}
+    if not {SINGLE, DEBATE, method} <= set(correct):
+        return NO_RATIO
+    kept = ratio_of(correct[[method, DEBATE]].sub(correct[SINGLE], axis=0), method, DEBATE)
+    gain = difference_of(correct, DEBATE, SINGLE)
+    return kept if kept.bounded and gain.low > 0 else NO_RATIO
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -113,10 +130,16 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
         "" if np.isnan(row.gain_kept) else interval_text(row.gain_kept, row.gain_kept_low, row.gain_kept_high)
         for row in table.itertuples()
     ]
+    cost = [
+        "" if np.isnan(row.of_debate) else interval_text(row.of_debate, row.of_debate_low, row.of_debate_high)
+        for row in table.itertuples()
+    ]
+    each = [" ".join(f"{100 * float(value):.1f}" for value in text.split()) for text in table["by_seed"]]
     return table[[*KEYS, "seeds", "n"]].assign(
         accuracy=percent,
+        by_seed=each,
         tokens=table["tokens"].round(0).astype(int),
-        of_debate=table["of_debate"].round(2),
+        of_debate=cost,
         gain_kept=kept,
         unparsed=table["parse_failures"].round(3),
         agents=table["agents"].round(2),
@@ -149,8 +172,7 @@ def write(folders: Sequence[str | Path], out: str | Path, method: str = "IMAD") 
     meta: dict[str, Any] = {"runs": [str(folder) for folder in folders], "versions": versions()}
     write_table(out / "main_table.csv", table, meta)
     write_table(out / "differences.csv", differences(rows, method), meta)
-    text = f"{markdown(shown(table))}\n\nPublished, for comparison:\n\n{markdown(PAPER)}\n"
-    write_text(out / "main_table.md", text)
+    write_text(out / "main_table.md", markdown(shown(table)) + published(rows["family"]) + "\n")
     write_text(out / "main_table.tex", latex(shown(table)))
     if logs := training_logs(folders):
         write_table(out / "training.csv", pd.concat(logs, ignore_index=True), meta)

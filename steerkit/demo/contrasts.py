@@ -1,4 +1,4 @@
-"""The demo's vectors: for each persona one vector per source, each with its shuffled-label control."""
+"""The demo's vectors: for each persona one vector per source, each with its shuffled-label controls."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from steerkit.vectors import controls
 from steerkit.vectors.extract import difference_in_means
 from steerkit.vectors.vector import SteeringVector
 
+Controlled = tuple[SteeringVector, list[SteeringVector]]
 SOURCES = {
     "answers-mean": "contrast of answers, mean over the answer's tokens",
     "answers-last": "contrast of answers, last token of the answer",
@@ -34,31 +35,35 @@ SOURCES = {
 
 
 def make_vectors(
-    model: Any, tokenizer: Any, questions: Sequence[Question], out: Path, seed: int
-) -> dict[tuple[str, str], tuple[SteeringVector, SteeringVector]]:
-    """`(persona, source) -> (vector, shuffled-label vector)` at all layers, read from files if they exist.
+    model: Any, tokenizer: Any, questions: Sequence[Question], out: Path, seed: int, n_shuffled: int
+) -> dict[tuple[str, str], Controlled]:
+    """`(persona, source) -> (vector, shuffled-label vectors)` at all layers, read from files if they exist.
 
     The first run also writes the contrast pairs and the tables of the linear probes.
     """
     folder = out / "vectors"
     names = [(persona, source) for persona in PERSONAS for source in SOURCES]
     if not (folder / "complete.json").exists():
-        for name, pair in _extract_vectors(model, tokenizer, questions, out, seed).items():
-            for vector, kind in zip(pair, ("", "-shuffled"), strict=True):
-                vector.save(folder / f"{'-'.join(name)}{kind}.safetensors")
-        write_json(folder / "complete.json", {"vectors": 2 * len(names)})
+        for name, (vector, shuffled) in _extract_vectors(model, tokenizer, questions, out, seed, n_shuffled).items():
+            vector.save(folder / f"{'-'.join(name)}.safetensors")
+            for number, control in enumerate(shuffled):
+                control.save(folder / "shuffled" / f"{'-'.join(name)}-{number}.safetensors")
+        write_json(folder / "complete.json", {"vectors": len(names), "shuffled_each": n_shuffled})
     return {
         (persona, source): (
             SteeringVector.load(folder / f"{persona}-{source}.safetensors"),
-            SteeringVector.load(folder / f"{persona}-{source}-shuffled.safetensors"),
+            [
+                SteeringVector.load(folder / "shuffled" / f"{persona}-{source}-{number}.safetensors")
+                for number in range(n_shuffled)
+            ],
         )
         for persona, source in names
     }
 
 
 def _extract_vectors(
-    model: Any, tokenizer: Any, questions: Sequence[Question], out: Path, seed: int
-) -> dict[tuple[str, str], tuple[SteeringVector, SteeringVector]]:
+    model: Any, tokenizer: Any, questions: Sequence[Question], out: Path, seed: int, n_shuffled: int
+) -> dict[tuple[str, str], Controlled]:
     layers = [EMBED, *range(len(find_blocks(model)))]
     answers = collect_each(model, tokenizer, answer_texts(questions), layers=layers, positions=["mean", "last"])
     instructions = collect(model, tokenizer, instruction_texts(tokenizer, questions), layers=layers, position="last")
@@ -76,15 +81,14 @@ def _extract_vectors(
         write_pairs(out / "pairs" / f"{persona}-answers.jsonl", answer_pairs(questions, persona))
         write_pairs(out / "pairs" / f"{persona}-instructions.jsonl", instruction_pairs(tokenizer, questions, persona))
     return {
-        (persona, source): vector_and_shuffled(activations, persona, seed)
+        (persona, source): vector_and_shuffled(activations, persona, seed, n_shuffled)
         for persona in PERSONAS
         for source, activations in activations_of.items()
     }
 
 
-def vector_and_shuffled(activations: Activations, persona: str, seed: int) -> tuple[SteeringVector, SteeringVector]:
-    """The difference in means of a persona's texts and the plain ones, and its shuffled-label control."""
+def vector_and_shuffled(activations: Activations, persona: str, seed: int, n_shuffled: int) -> Controlled:
+    """The difference in means of a persona's texts and the plain ones, and its shuffled-label controls."""
     kept = activations.where(activations.items["label"].isin([persona, PLAIN]))
     vector = difference_in_means(kept, persona, PLAIN)
-    (shuffled,) = controls.shuffled({persona: vector}, kept, n=1, seed=seed).values()
-    return vector, shuffled
+    return vector, list(controls.shuffled({persona: vector}, kept, n=n_shuffled, seed=seed).values())

@@ -42,12 +42,13 @@ def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, projection
                 dose_panels(dose), "coefficient", controls=CONTROLS, log=["perplexity"], title=f"validation, {weights}"
             ),
             "Validation: every score over the coefficient, for each persona's vector, one random direction of the same "
-            "norm and the shuffled-label direction; bands are 95 % intervals over questions.",
+            "norm and one shuffled-label direction; bands are 95 % intervals over questions.",
         ),
         "gains": (
             intervals(gain_rows(gains), "gain in trait score on test", title=f"test, {weights}"),
             "Test, one run with the chosen settings: gain in trait score, paired within questions, 95 % intervals. "
-            "Over random directions the directions are resampled too. p is Holm-adjusted over the personas.",
+            "Over controls: the interval of a further control, and p by rank among the controls. Over coefficient 0: p of "
+            "the sign-flip test, Holm-adjusted over the personas.",
         ),
         **{
             f"probes-{source}": (
@@ -92,7 +93,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         "Steering also acts on the last token of the prompt, since that position decides the first new token.",
         "A gain counts only if the share of repeated 4-grams rises by at most 0.10 and the perplexity under the "
         "unsteered model at most doubles (geometric mean).",
-        "On test only the first random direction of each persona has a perplexity.",
+        "On test only the first control of each kind and persona has a perplexity.",
         "Tokens are shaded by the projection of the unsteered model's stream on the persona's vector; the texts of its "
         "controls are not shaded.",
         "Where whole answers are read, a probe on the embedding is as accurate: there the probe measures the style of "
@@ -124,6 +125,6 @@ def gain_rows(gains: pd.DataFrame) -> pd.DataFrame:
             "name": rows["persona"].map(PERSONAS),
             "comparison": "over " + rows["over"],
             **{key: rows[key] for key in ("gain", "low", "high", "n")},
-            "p": rows["p_holm"],
+            "p": rows["p_rank"].fillna(rows["p_holm"]),
         }
     ).reset_index(drop=True)

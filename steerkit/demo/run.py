@@ -24,7 +24,8 @@ from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
 from steerkit.models.identity import describe, identity, provenance
 from steerkit.models.kernels import resume_kernels
-from steerkit.stats.bootstrap import bootstrap_ci
+from steerkit.stats.controls import control_band
+from steerkit.stats.mean import mean_interval
 from steerkit.stats.multiple import holm
 from steerkit.sweeps.projections import sweep_projections
 from steerkit.sweeps.result import SweepResult
@@ -46,7 +47,7 @@ class DemoSettings:
         max_new_tokens: maximum number of new tokens per text.
         first_coefficients: coefficients at which sources, layers and positions are compared.
         coefficients: grid of the dose sweep, 0 included.
-        random_directions: number of random control directions on test.
+        controls: number of random directions, and of shuffled-label vectors, on test; a rank of 5 % needs 19.
         seed: seed of the shuffled labels and of the probes' folds.
     """
 
@@ -57,7 +58,7 @@ class DemoSettings:
     max_new_tokens: int = 32
     first_coefficients: tuple[float, ...] = (1.0, 1.75, 2.5)
     coefficients: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5)
-    random_directions: int = 8
+    controls: int = 19
     seed: int = 0
 
 
@@ -92,7 +93,7 @@ def run_demo(model: Any, tokenizer: Any, out: str | Path, settings: DemoSettings
     parts = split(questions, sizes)
     with run_folder(out, config, provenance(about)) as folder:
         write_json(folder / "splits.json", {name: [q.id for q in part] for name, part in parts.items()})
-        vectors = make_vectors(model, tokenizer, parts["train"], folder, settings.seed)
+        vectors = make_vectors(model, tokenizer, parts["train"], folder, settings.seed, settings.controls)
         choices, dose, norms = choose(model, tokenizer, vectors, parts, settings, folder)
         test = run_test(model, tokenizer, vectors, choices, parts["test"], norms, settings, folder)
         asked = ask(model, tokenizer, parts["test"], settings, folder)
@@ -128,9 +129,10 @@ def run_test(
     """Sweep the test questions once with the chosen settings: each vector, its random and its shuffled controls."""
     tables = []
     for persona, choice in choices.items():
-        vector, shuffled = (one.at(choice.layer) for one in vectors[persona, choice.source])
-        named = {persona: vector, f"{persona}/shuffled": shuffled}
-        named |= controls.random({persona: vector}, n=settings.random_directions, seed=100)
+        whole, shuffled = vectors[persona, choice.source]
+        vector = whole.at(choice.layer)
+        named = {persona: vector, **controls.random({persona: vector}, n=settings.controls, seed=100)}
+        named |= {f"{persona}/shuffled-{k}": one.at(choice.layer) for k, one in enumerate(shuffled)}
         result = sweep(
             model,
             tokenizer,
@@ -182,10 +184,9 @@ def project(
 
 
 def gain_table(test: SweepResult, choices: Mapping[str, Choice]) -> pd.DataFrame:
-    """Trait and ROUGE-L gains over coefficient 0, the random directions and the shuffled labels.
+    """Trait and ROUGE-L gains over coefficient 0, the random directions and the shuffled labels, see `SweepResult.gain`.
 
-    Paired within questions, 95 % bootstrap intervals over questions (and over the random directions); `p_holm` is
-    adjusted over the personas within each score and comparison.
+    `p_holm` is p adjusted over the personas within each score and comparison.
     """
     rows = []
     for persona, choice in choices.items():
@@ -208,12 +209,12 @@ def gain_table(test: SweepResult, choices: Mapping[str, Choice]) -> pd.DataFrame
                         "coefficient": choice.coefficient,
                         "positions": choice.positions,
                         "source": choice.source,
-                        **{key: gain[key] for key in ("gain", "low", "high", "p", "n")},
-                        "n_controls": len(over or []),
+                        **{key: gain[key] for key in ("gain", "low", "high", "p", "p_rank", "n", "k")},
                     }
                 )
     table = pd.DataFrame(rows)
-    table["p_holm"] = table.groupby(["score", "over"])["p"].transform(lambda p: holm(p.to_numpy()))
+    known = table[table["p"].notna()]  # a single control has no spread, and no p
+    table["p_holm"] = known.groupby(["score", "over"])["p"].transform(lambda p: holm(p.to_numpy()))
     return table
 
 
@@ -223,11 +224,33 @@ def dose_curves(dose: SweepResult) -> pd.DataFrame:
 
 
 def means(test: SweepResult, asked: Mapping[str, Sequence[float]]) -> pd.DataFrame:
-    """Mean and interval of every score on test by vector and coefficient; the trait when the prompt asks for it."""
-    table = pd.concat([test.curve(score).assign(score=score) for score in SCORES], ignore_index=True)
+    """Mean and interval of every score on test by vector and coefficient; the trait when the prompt asks for it.
+
+    The controls of a kind are one row: their mean, and the interval of a further control.
+    """
+    own = SweepResult(test.table[test.table["role"] == "vector"], test.meta)
+    table = pd.concat([own.curve(score).assign(score=score) for score in SCORES], ignore_index=True)
     rows = []
+    others = test.table[(test.table["role"] != "vector") & (test.table["coefficient"] != 0)]
+    for (of, role, layer, coefficient), part in others.groupby(["control_of", "role", "layer", "coefficient"]):
+        for score in SCORES:
+            band = control_band(part.pivot_table(index="prompt_id", columns="vector", values=score, dropna=False))
+            rows.append(
+                {
+                    "vector": f"{of}/{role}",
+                    "layer": layer,
+                    "coefficient": coefficient,
+                    "score": score,
+                    "mean": band.mean,
+                    "low": band.low,
+                    "high": band.high,
+                    "n": band.n,
+                    "n_missing": 0,
+                    "controls": band.k,
+                }
+            )
     for persona, traits in asked.items():
-        interval = bootstrap_ci(np.array(traits))
+        interval = mean_interval(np.array(traits))
         rows.append(
             {
                 "vector": f"{persona}/asked",
@@ -246,20 +269,23 @@ def means(test: SweepResult, asked: Mapping[str, Sequence[float]]) -> pd.DataFra
 def verdict(
     persona: str, gains: pd.DataFrame, test: SweepResult, choice: Choice, asked: Sequence[float]
 ) -> dict[str, Any]:
-    """Whether steering worked: gains over 0, random and shuffled are above zero, and the text is fluent.
+    """Whether steering worked: the trait rises, more than under the controls, and the text is fluent.
 
-    A gain is above zero where its 95 % interval is and its Holm-adjusted p is below 0.05.
+    The trait rises where the interval of its gain over coefficient 0 lies above 0 and p, Holm-adjusted over personas, is
+    at most 0.05. It rises more than under a kind of controls where the prediction interval lies above 0 and the rank
+    p-value is at most 0.05.
     """
     mine = gains[(gains["persona"] == persona) & (gains["score"] == "trait")].set_index("over")
     table = test.table[test.table["vector"] == persona]
     fluent = bool(near_unsteered(table)[choice.coefficient])
-    above_zero = bool(((mine["low"] > 0) & (mine["p_holm"] < 0.05)).all())
+    rises = bool((mine["low"] > 0).all() and mine.loc["coefficient 0", "p_holm"] <= 0.05)
+    specific = bool((mine["p_rank"].drop("coefficient 0") <= 0.05 + 1e-9).all())
     mean_trait = table.groupby("coefficient")["trait"].mean()
     perplexity = np.exp(np.log(table["perplexity"]).groupby(table["coefficient"]).mean())
     repetition = table.groupby("coefficient")["repeated_4grams"].mean()
     steered = float(choice.coefficient)
     return {
-        "steered": above_zero and fluent,
+        "steered": rises and specific and fluent,
         "trait_unsteered": float(mean_trait[0.0]),
         "trait_steered": float(mean_trait[steered]),
         "trait_when_asked": float(np.mean(asked)),

@@ -29,7 +29,7 @@ DEPTHS = {
 EXTENTS = {"answers-mean": (EVERY,), "answers-last": (EVERY,), "instructions-last": (EVERY, FIRST_FOUR)}
 MAX_REPETITION_RISE = 0.10
 MAX_PERPLEXITY_RATIO = 2.0
-Vectors = Mapping[tuple[str, str], tuple[SteeringVector, SteeringVector]]
+Vectors = Mapping[tuple[str, str], tuple[SteeringVector, list[SteeringVector]]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def scored(result: SweepResult, model: Any, tokenizer: Any, perplexity: bool = T
     """Add trait, ROUGE-L against the persona's own answer, repetition, distance and perplexity to the rows.
 
     A vector's name begins with its persona; an unsteered row is scored for the persona of the vector that lists it.
-    Perplexity costs a forward per row, so only the first random direction of each vector has it; others are NaN.
+    Perplexity costs a forward per row, so only the first control of each kind has it; others are NaN.
     """
     persona = result.table["vector"].str.partition("/")[0]
     references = [row[f"answer_{name}"] for name, (_, row) in zip(persona, result.table.iterrows(), strict=True)]
@@ -78,18 +78,18 @@ def scored(result: SweepResult, model: Any, tokenizer: Any, perplexity: bool = T
         result = result.score(name)
     if not perplexity:
         return result
-    with_perplexity = ~result.table["vector"].isin(_further_random(result))
+    with_perplexity = ~result.table["vector"].isin(_further_controls(result))
     part = SweepResult(result.table[with_perplexity], result.meta).score("perplexity", model=model, tokenizer=tokenizer)
     return SweepResult(result.table.assign(perplexity=part.table["perplexity"]), result.meta)
 
 
-def _further_random(result: SweepResult) -> set[str]:
-    """The names of all random controls but the first of each vector."""
-    randoms: dict[str | None, list[str]] = {}
+def _further_controls(result: SweepResult) -> set[str]:
+    """The names of all controls but the first of each kind and vector."""
+    kinds: dict[tuple[str, str | None], list[str]] = {}
     for name, (role, control_of) in result.roles().items():
-        if role == "random":
-            randoms.setdefault(control_of, []).append(name)
-    return {name for names in randoms.values() for name in names[1:]}
+        if role != "vector":
+            kinds.setdefault((role, control_of), []).append(name)
+    return {name for names in kinds.values() for name in names[1:]}
 
 
 def near_unsteered(table: pd.DataFrame) -> pd.Series:
@@ -112,9 +112,8 @@ def choose(
     settings_of, norms = _choose_sources(model, tokenizer, vectors, parts["choose"], settings, out)
     vectors_at: dict[str, dict[str, SteeringVector]] = {}
     for persona, (source, layer, positions, _) in settings_of.items():
-        vector, shuffled = (v.at(layer) for v in vectors[persona, source])
-        named = {persona: vector, **controls.random({persona: vector}, n=1)}
-        named[f"{persona}/shuffled"] = shuffled
+        vector, shuffled = (vectors[persona, source][0].at(layer), vectors[persona, source][1][0].at(layer))
+        named = {persona: vector, **controls.random({persona: vector}, n=1), f"{persona}/shuffled-0": shuffled}
         vectors_at.setdefault(positions, {}).update(named)
     tables = []
     for number, (positions, named) in enumerate(sorted(vectors_at.items())):

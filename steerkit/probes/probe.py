@@ -17,7 +17,7 @@ from steerkit.capture.layers import EMBED, Layer, Layers, layer_list
 from steerkit.probes.folds import deal_folds, permuted_labels
 from steerkit.probes.solver import Fit, solver_for
 from steerkit.stats.areas import macro_roc_auc
-from steerkit.stats.bootstrap import bootstrap_ci
+from steerkit.stats.mean import accuracy_interval
 
 PERMUTATIONS = 5
 LENGTH_POSITION = ["n_tokens", "start"]
@@ -91,7 +91,7 @@ class ProbeResult:
             `features`: `resid` or `length_position`.
             `labels`: `true` or `shuffled`.
             `accuracy`: share of held-out items.
-            `accuracy_low`, `accuracy_high`: 95 % bootstrap interval over groups.
+            `accuracy_low`, `accuracy_high`: 95 % interval over groups (`accuracy_interval`).
             `roc_auc`: mean over classes, each against the rest.
             `n` items, `n_groups`, `n_classes`, `folds`.
         confusion: layer -> counts of held-out items `[class, class]`; rows are true, columns predicted.
@@ -210,7 +210,7 @@ def probe_layers(
         layers: `"all"` layers that were read, one layer, or several.
         folds: number of folds, 3 at least (the nested choice needs two in each training fold).
         c: inverse strength of the penalty, as in `fit_probe`.
-        seed: seed of the folds, the permutations and the bootstrap.
+        seed: seed of the folds and the permutations.
         solver: `"steerkit"`, or the slower reference `"scikit-learn"`.
 
     Returns:
@@ -281,7 +281,6 @@ class _Design:
         train: training items `[fit, item]`; the fits leave out each fold, each pair of folds, and (the last) nothing.
         fit_without: `[fold, fold]`, index of the fit that leaves out both.
         shuffled: permuted labels `[permutation, item]`.
-        seed: seed of the bootstrap.
     """
 
     labels: Tensor
@@ -292,7 +291,6 @@ class _Design:
     train: Tensor
     fit_without: np.ndarray
     shuffled: Tensor
-    seed: int
 
     @property
     def items(self) -> np.ndarray:
@@ -317,7 +315,7 @@ class _Design:
 
     def row(self, layer: Layer | None, features: str, labels: str, truth: np.ndarray, p: np.ndarray) -> dict[str, Any]:
         """One row of the table, from labels `[repeat, item]` and held-out probabilities `[repeat, item, class]`."""
-        interval = bootstrap_ci((p.argmax(-1) == truth).mean(0), groups=self.group_of.tolist(), seed=self.seed)
+        interval = accuracy_interval((p.argmax(-1) == truth).mean(0), groups=self.group_of.tolist())
         areas = [macro_roc_auc(t.tolist(), s, range(len(self.classes))) for t, s in zip(truth, p, strict=True)]
         return {
             "layer": layer,
@@ -344,7 +342,7 @@ def _design(acts: Activations, label: str, group: str, folds: int, seed: int) ->
     train = torch.tensor(np.vstack([left_out, np.ones((1, len(labels)), dtype=bool)]))
     rng = np.random.default_rng([seed, 1])
     shuffled = torch.stack([permuted_labels(labels, fold, rng) for _ in range(PERMUTATIONS)])
-    return _Design(labels, classes, group_of, fold, folds, train, fit_without, shuffled, seed)
+    return _Design(labels, classes, group_of, fold, folds, train, fit_without, shuffled)
 
 
 def _fit_true(fit: Fit, design: _Design, c: float) -> tuple[Tensor, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from steerkit.stats.areas import curve_auc
-from steerkit.stats.bootstrap import bootstrap_ci
+from steerkit.stats.controls import control_band
 from steerkit.sweeps.result import KEYS, SweepResult
 
 SETTINGS = ("positions", "operation", "temperature", "top_p", "max_new_tokens", "seed")
@@ -24,8 +24,8 @@ ROLE = re.compile(r"^\s*(?:system|user|assistant|model)\s*(?:\n|$)")
 def explorer_data(sweep: SweepResult, projections: pd.DataFrame | None = None) -> dict[str, Any]:
     """Return what the page's script reads, as plain data; equal results give equal data.
 
-    Controls of one role share one line, the mean over them; its interval resamples prompts and controls. The other
-    lines are those of `SweepResult.curve`, and areas those of `SweepResult.curve_auc`.
+    Controls of one role share one line, the mean over them, with the prediction interval of a further control
+    (`steerkit.stats.controls.control_band`). The other lines are those of `SweepResult.curve`, and areas those of `SweepResult.curve_auc`.
 
     Args:
         sweep: its numeric columns, except settings, are scores; infinite values count as missing.
@@ -190,11 +190,9 @@ def _line(part: pd.DataFrame, score: str) -> dict[str, Any] | None:
 
 
 def _pooled(values: pd.Series) -> list[float | None]:
-    """Mean, interval and n over prompts and control vectors, both resampled."""
-    table = values.unstack("vector")
-    groups = table.index.get_level_values("group")
-    interval = bootstrap_ci(table.to_numpy(), groups, resample_columns=True)
-    return _all_rounded([interval.mean, interval.low, interval.high, interval.n])
+    """Mean over control vectors, the interval of a further one, and the number of prompts."""
+    band = control_band(values.unstack("vector").to_numpy())
+    return _all_rounded([band.mean, band.low, band.high, band.n])
 
 
 def _tokens_by_row(table: pd.DataFrame, projections: pd.DataFrame) -> list[pd.DataFrame | None]:

@@ -28,7 +28,7 @@ def pivots(result: SweepResult, scores: Sequence[str]) -> dict[str, Columns]:
             tables[f"{label} of {vector}: mean over prompts, by layer and coefficient"] = _means(result, score, vector)
             mine = gains[gains["vector"] == vector]
             if len(mine):
-                title = f"{label} of {vector}: gain with its 95 % interval, paired within prompts"
+                title = f"{label} of {vector}: gain with its 95 % interval (over controls: that of a further one)"
                 tables[title] = _gains(mine)
     return tables
 

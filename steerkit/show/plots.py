@@ -14,7 +14,7 @@ import pandas as pd
 
 from steerkit.io.files import atomic_path
 from steerkit.io.json import canonical_json
-from steerkit.stats.format import MINUS, digits_for, interval_text, number_text
+from steerkit.stats.format import MINUS, digits_for, interval_text, number_text, p_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -407,7 +407,7 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
 
     Args:
         frame: one row per name and comparison: name (its rows are grouped below it), comparison, gain (the mean), low,
-            high, n (prompt groups), p (already adjusted, by `steerkit.stats.multiple.holm`).
+            high, n (prompt groups), p (already adjusted, by `steerkit.stats.multiple.holm`, where it must be).
         label_x: what the gain is, with its unit.
         title: printed above the axes.
 
@@ -417,7 +417,7 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
     _check_columns(frame, ["name", "comparison", "gain", "low", "high", "n", "p"])
     digits = digits_for(frame["gain"])
     left = [""]
-    right = [f"{'mean [95 % interval]':>24} {'n':>5} {'p (Holm)':>9}"]
+    right = [f"{'mean [95 % interval]':>24} {'n':>5} {'p':>9}"]
     lines = len(frame) + frame["name"].nunique()
     figure, [[axes]] = new_figure(TWO_COLUMNS, 0.17 * lines + 0.75 + 0.2 * bool(title), title)
     for name, part in frame.groupby("name", sort=False):
@@ -427,9 +427,8 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
             axes.hlines(len(left), row["low"], row["high"], color=PALETTE[0], lw=1.2)
             axes.plot(row["gain"], len(left), "o", color=PALETTE[0], markersize=4)
             estimate = interval_text(row["gain"], row["low"], row["high"], digits, typographic=True)
-            p = "<0.001" if row["p"] < 0.001 else number_text(row["p"], 3, typographic=True)
             left.append(str(row["comparison"]))
-            right.append(f"{estimate:>24} {row['n']:>5.0f} {p:>9}")
+            right.append(f"{estimate:>24} {row['n']:>5.0f} {p_text(row['p']):>9}")
     axes.axvline(0, color=INK, lw=0.7, zorder=1)
     axes.set_yticks(range(len(left)), left)
     for text, tick in zip(right, axes.get_yticklabels(), strict=True):

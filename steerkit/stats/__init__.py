@@ -1,1 +1,1 @@
-"""Statistics without a model: bootstrap intervals, areas under curves, multiple comparisons."""
+"""Statistics without a model: intervals and p-values, areas under curves, multiple comparisons."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from numpy.typing import ArrayLike
 
 
@@ -21,7 +22,8 @@ class AgainstControls:
         gain: its mean score minus the mean over controls.
         low: lower end of the prediction interval of that difference; NaN for fewer than two controls.
         high: upper end.
-        p: two-sided p-value of the hypothesis that the direction is one of the controls' kind (Student's t).
+        p: two-sided p-value of the hypothesis that the direction is one of the controls' kind (Student's t; where all
+            controls have the same mean and the direction another, 1 / (k + 1)).
         p_rank: one-sided p-value of the same hypothesis by rank, against larger scores.
         n: prompts with a score of the direction.
         k: controls with a score.
@@ -70,16 +72,14 @@ def against_controls(values: ArrayLike, controls: ArrayLike, level: float = 0.95
             f"expected values [n] and controls [n, k]; got shapes {list(x.shape)} and {list(others.shape)}. Pass one "
             "row per prompt in both."
         )
-    if not 0 < level < 1:
-        raise ValueError(f"expected 0 < level < 1; got {level}. Try 0.95.")
+    _check_level(level)
     there = ~np.isnan(x)
     x, others = x[there], others[there]
     others = others[:, ~np.isnan(others).all(axis=0)]
     k, nan = others.shape[1], float("nan")
     if not len(x) or not k:
         return AgainstControls(nan, nan, nan, nan, nan, len(x), k)
-    # a control's missing prompts are filled with what the prompt and the control have on average
-    means = np.nanmean(others - np.nanmean(others, axis=1, keepdims=True), axis=0) + np.nanmean(others, axis=1).mean()
+    means = _means(others)
     value = float(x.mean())
     gain = value - float(means.mean())
     near = 1e-12 * float(np.abs(others).max(initial=0.0, where=~np.isnan(others)))
@@ -87,9 +87,64 @@ def against_controls(values: ArrayLike, controls: ArrayLike, level: float = 0.95
     if k < 2:
         return AgainstControls(gain, nan, nan, nan, rank, len(x), k)
     spread = float(means.std(ddof=1)) * math.sqrt(1 + 1 / k)
-    half = float(stats.t.ppf((1 + level) / 2, k - 1)) * spread
-    p = 2 * float(stats.t.sf(abs(gain) / spread, k - 1)) if spread else float(abs(gain) <= near)
+    half = _half_width(means, level)
+    if spread > near:
+        p = 2 * float(special.stdtr(k - 1, -abs(gain) / spread))
+    else:
+        p = 1.0 if abs(gain) <= near else 1 / (k + 1)
     return AgainstControls(gain, gain - half, gain + half, p, rank, len(x), k)
+
+
+@dataclass(frozen=True)
+class ControlBand:
+    """Where the mean score of a further control is expected; see `control_band`.
+
+    Args:
+        mean: the mean over controls.
+        low: lower end of the prediction interval; NaN for fewer than two controls.
+        high: upper end.
+        n: prompts with a score of some control.
+        k: controls with a score.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    k: int
+
+
+def control_band(controls: ArrayLike, level: float = 0.95) -> ControlBand:
+    """The mean score of k controls, and the prediction interval of a further control on the same prompts.
+
+    With c_1 ... c_k the controls' means over prompts, m their mean and s their standard deviation, the interval is
+    `m -+ t_{k-1} s sqrt(1 + 1/k)`. A direction whose mean lies outside is unlike these controls.
+
+    Args:
+        controls: `[n, k]`, the controls' scores by prompt. NaN is missing.
+        level: coverage of the interval, in (0, 1).
+
+    Raises:
+        ValueError: another shape; a level outside (0, 1).
+
+    Source: as `against_controls`.
+
+    Example:
+        >>> control_band([[1.0, 2.0], [1.0, 2.0]]).mean
+        1.5
+    """
+    table = np.asarray(controls, dtype=float)
+    if table.ndim != 2:
+        raise ValueError(f"expected controls [n, k]; got shape {list(table.shape)}. Pass one row per prompt.")
+    _check_level(level)
+    there = ~np.isnan(table)
+    table = table[there.any(axis=1)][:, there.any(axis=0)]
+    n, k = table.shape
+    if not k:
+        return ControlBand(math.nan, math.nan, math.nan, 0, 0)
+    means = _means(table)
+    mean, half = float(means.mean()), _half_width(means, level)
+    return ControlBand(mean, mean - half, mean + half, n, k)
 
 
 def controls_needed(level: float = 0.05) -> int:
@@ -99,6 +154,24 @@ def controls_needed(level: float = 0.05) -> int:
         >>> controls_needed(0.05)
         19
     """
-    if not 0 < level < 1:
-        raise ValueError(f"expected 0 < level < 1; got {level}. Try 0.05.")
+    _check_level(level)
     return math.ceil(1 / level - 1e-9) - 1
+
+
+def _means(controls: Float[np.ndarray, "prompt control"]) -> Float[np.ndarray, " control"]:
+    """Each control's mean over prompts; a missing score is filled with what its prompt and its control have else."""
+    by_prompt = np.nanmean(controls, axis=1)
+    return np.nanmean(controls - by_prompt[:, None], axis=0) + by_prompt.mean()
+
+
+def _half_width(means: Float[np.ndarray, " control"], level: float) -> float:
+    """Half of the prediction interval of a further mean; NaN for a single one."""
+    k = len(means)
+    if k < 2:
+        return math.nan
+    return float(special.stdtrit(k - 1, (1 + level) / 2)) * float(means.std(ddof=1)) * math.sqrt(1 + 1 / k)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"expected a level in (0, 1); got {level}. Try 0.95 for an interval, 0.05 for a p-value.")

@@ -57,6 +57,16 @@ def interval_text(
     return f"{shown} [{ends[0]}, {ends[1]}]"
 
 
+def p_text(p: float) -> str:
+    """A p-value with three decimals; below 0.001 only that it is.
+
+    Example:
+        >>> p_text(0.00005)
+        '< 0.001'
+    """
+    return "< 0.001" if p < 0.001 else number_text(p, 3)
+
+
 def digits_for(values: Any) -> int:
     """Decimals that give the median magnitude of some numbers two or three significant figures, from 0 to 4.
 

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterator
+from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
-from steerkit.stats.bootstrap import Interval, _draw_counts, _unit_codes
+from steerkit.stats.checks import check_sequence
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from numpy.typing import ArrayLike
 
 EXACT_UNITS = 15
 """Up to this many units all flips of signs are counted, else `FLIPS` random ones."""
 FLIPS = 20_000
 _BLOCK = 2**20  # numbers held at once; it bounds memory and does not change the draws
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean from `low` to `high`, in the unit of the values; see `mean_interval`.
+
+    `n` counts the units (groups, else rows) with a value, `n_missing` the NaN entries left out; `p` is the two-sided
+    p-value of the mean against 0.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    n_missing: int
+    p: float
 
 
 def mean_interval(
@@ -60,24 +79,15 @@ def mean_interval(
         >>> mean_interval([0.2, 0.1, 0.4, 0.3]).p
         0.125
     """
-    x = np.asarray(values, dtype=float)
-    if x.ndim != 1 or x.size == 0:
-        raise ValueError(f"expected values [n], not empty; got shape {list(x.shape)}. Pass one value per row.")
-    if np.isinf(x).any():
-        raise ValueError(f"expected finite values, or NaN; got {np.isinf(x).sum()} infinite. Use NaN for missing.")
     if n_boot < 1 or not 0 < level < 1:
         raise ValueError(f"expected n_boot >= 1 and 0 < level < 1; got n_boot={n_boot}, level={level}. Try 2000, 0.95.")
-    codes = _unit_codes(groups, len(x))
-    there = ~np.isnan(x)
-    totals = np.bincount(codes[there], x[there], minlength=codes.max() + 1)
-    counts = np.bincount(codes[there], minlength=codes.max() + 1).astype(float)
-    totals, counts = totals[counts > 0], counts[counts > 0]
-    units, n_missing, nan = len(totals), int((~there).sum()), float("nan")
+    totals, counts, n_missing = _units(values, groups)
+    units, nan = len(totals), float("nan")
     mean = float(totals.sum() / counts.sum()) if units else nan
     if units < 2:
         return Interval(mean, nan, nan, units, n_missing, nan)
     error = float(_standard_error(totals, counts, np.ones((1, units)))[1][0])
-    ends = stats.t.ppf([(1 - level) / 2, (1 + level) / 2], units - 1) * error
+    ends = special.stdtrit(units - 1, [(1 - level) / 2, (1 + level) / 2]) * error
     low, high = mean + float(ends[0]), mean + float(ends[1])
     ratios = _studentised(totals, counts, mean, n_boot, seed)
     if len(ratios):
@@ -86,35 +96,72 @@ def mean_interval(
     return Interval(mean, low, high, units, n_missing, sign_flip(totals, seed))
 
 
-def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval:
-    """The mean over training seeds, with Student's t interval and p-value: `m -+ t_{S-1} s / sqrt(S)`.
+def accuracy_interval(
+    values: ArrayLike, groups: Collection[Hashable] | None = None, level: float = 0.95
+) -> Interval:
+    """A share of right answers with Wilson's interval, whose ends stay in [0, 1] and differ also where all are right.
 
-    The unit is a training run. Its value is a mean over questions, whose noise is a part of the spread between runs.
+    With a the share, G units, se the standard error of `mean_interval`, and q the quantile of Student's t with G - 1
+    degrees of freedom,
+
+        m = a (1 - a) / (se^2 (G - 1) / G),
+        (a + q^2 / 2m -+ q sqrt(a (1 - a) / m + q^2 / 4m^2)) / (1 + q^2 / m).
+
+    m is the number of independent answers that would have this standard error: n where every row is a unit, fewer where
+    the rows of a unit agree. It is at most n, and G where all answers are equal.
 
     Args:
-        values: `[seed]`, one mean (or difference of means) per training seed. NaN is missing.
+        values: `[n]`, in [0, 1]. NaN is missing.
+        groups: as in `mean_interval`.
         level: coverage of the interval, in (0, 1).
 
     Returns:
-        `Interval` with n the number of seeds; `low`, `high` and `p` are NaN for fewer than two.
+        `Interval` without a p-value (NaN); `low` and `high` are NaN for fewer than two units.
+
+    Raises:
+        ValueError: as `mean_interval`; a value outside [0, 1].
+
+    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927; Dean and Pagano,
+    "Evaluating Confidence Interval Methods for Binomial Proportions in Clustered Surveys", 2015.
 
     Example:
-        >>> round(seed_interval([0.80, 0.84, 0.85]).low, 2)
-        0.76
+        >>> round(accuracy_interval([1.0] * 20).low, 2)
+        0.82
     """
+    totals, counts, n_missing = _units(values, groups)
     x = np.asarray(values, dtype=float)
-    if x.ndim != 1 or x.size == 0 or np.isinf(x).any():
-        raise ValueError(f"expected finite values [seed], not empty; got shape {list(x.shape)}. Pass one per seed.")
-    there = x[~np.isnan(x)]
-    seeds, n_missing, nan = len(there), len(x) - len(there), float("nan")
-    mean = float(there.mean()) if seeds else nan
-    if seeds < 2:
-        return Interval(mean, nan, nan, seeds, n_missing, nan)
-    error = float(there.std(ddof=1)) / seeds**0.5
-    half = float(stats.t.ppf((1 + level) / 2, seeds - 1)) * error
-    near = 1e-12 * float(np.abs(there).max())
-    p = 2 * float(stats.t.sf(abs(mean) / error, seeds - 1)) if error > near else float(abs(mean) <= near)
-    return Interval(mean, mean - half, mean + half, seeds, n_missing, p)
+    if (x < 0).any() or (x > 1).any():
+        raise ValueError(f"expected values in [0, 1]; got {np.nanmin(x):g} to {np.nanmax(x):g}. Pass right or wrong.")
+    if not 0 < level < 1:
+        raise ValueError(f"expected 0 < level < 1; got {level}. Try 0.95.")
+    units, nan = len(totals), float("nan")
+    mean = float(totals.sum() / counts.sum()) if units else nan
+    if units < 2:
+        return Interval(mean, nan, nan, units, n_missing, nan)
+    error = float(_standard_error(totals, counts, np.ones((1, units)))[1][0])
+    spread, noise = mean * (1 - mean), error**2 * (units - 1) / units
+    size = float(units) if spread < 1e-12 else min(float(counts.sum()), spread / noise) if noise else counts.sum()
+    q = float(special.stdtrit(units - 1, (1 + level) / 2))
+    centre, half = mean + q**2 / (2 * size), q * np.sqrt(spread / size + q**2 / (4 * size**2))
+    scale = 1 + q**2 / size
+    low, high = float((centre - half) / scale), float((centre + half) / scale)
+    return Interval(mean, max(0.0, min(low, mean)), min(1.0, max(high, mean)), units, n_missing, nan)
+
+
+def _units(
+    values: ArrayLike, groups: Collection[Hashable] | None
+) -> tuple[Float[np.ndarray, " unit"], Float[np.ndarray, " unit"], int]:
+    """The sum and the number of the values of each unit that has one, and how many values are missing."""
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 1 or x.size == 0:
+        raise ValueError(f"expected values [n], not empty; got shape {list(x.shape)}. Pass one value per row.")
+    if np.isinf(x).any():
+        raise ValueError(f"expected finite values, or NaN; got {np.isinf(x).sum()} infinite. Use NaN for missing.")
+    codes = _unit_codes(groups, len(x))
+    there = ~np.isnan(x)
+    totals = np.bincount(codes[there], x[there], minlength=codes.max() + 1)
+    counts = np.bincount(codes[there], minlength=codes.max() + 1).astype(float)
+    return totals[counts > 0], counts[counts > 0], int((~there).sum())
 
 
 def _standard_error(
@@ -170,7 +217,30 @@ def sign_flip(totals: ArrayLike, seed: int = 0) -> float:
 
 
 def _signs(units: int, seed: int) -> Iterator[Float[np.ndarray, "draw unit"]]:
+    """`FLIPS` random rows of -1 and 1, in blocks."""
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK // units)
     for start in range(0, FLIPS, block):
-        yield rng.choice([-1.0, 1.0], size=(min(block, FLIPS - start), units))
+        drawn = min(block, FLIPS - start)
+        bits = np.unpackbits(np.frombuffer(rng.bytes(-(-drawn * units // 8)), np.uint8), count=drawn * units)
+        yield 2.0 * bits.reshape(drawn, units) - 1
+
+
+def _draw_counts(rng: np.random.Generator, n_boot: int, n: int) -> Float[np.ndarray, "n_boot n"]:
+    """How often each of n units is drawn in n draws with replacement: multinomial, one row per resample."""
+    draws = rng.integers(n, size=(n_boot, n)) + n * np.arange(n_boot)[:, None]
+    return np.bincount(draws.ravel(), minlength=n_boot * n).reshape(n_boot, n).astype(float)
+
+
+def _unit_codes(groups: Collection[Hashable] | None, n_rows: int) -> Int[np.ndarray, " n_rows"]:
+    """The resampled unit of each row, numbered in order of first appearance."""
+    if groups is None:
+        return np.arange(n_rows)
+    check_sequence("groups", groups)
+    if len(groups) != n_rows:
+        raise ValueError(f"expected a group for each of {n_rows} rows; got {len(groups)} groups. Label every row.")
+    for i, group in enumerate(groups):
+        if group is None or (isinstance(group, float) and np.isnan(group)):
+            raise ValueError(f"expected a group for each row; got {group} in row {i}. Label it.")
+    code = defaultdict[Hashable, int](count().__next__)
+    return np.array([code[group] for group in groups])

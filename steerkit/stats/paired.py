@@ -1,14 +1,16 @@
-"""Paired statistics: differences and ratios of two measurements of the same units, with bootstrap intervals."""
+"""Paired statistics: differences and ratios of two measurements of the same units, with intervals."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import special
 
-from steerkit.stats.bootstrap import Interval, bootstrap_ci
+from steerkit.stats.mean import Interval, mean_interval
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -20,18 +22,21 @@ class Ratio:
 
     Args:
         value: mean of the numerators over mean of the denominators.
-        low: lower end of its interval; NaN for fewer than two pairs.
-        high: upper end of its interval.
+        low: lower end of its interval; NaN for fewer than two pairs, minus infinity where the denominators' mean is not
+            different from 0.
+        high: upper end; NaN or infinity likewise.
         n: pairs without a missing member.
-        denominator_low: lower end of the interval of the denominators' mean. Where it is not above 0, the ratio can
-            have any size and sign.
     """
 
     value: float
     low: float
     high: float
     n: int
-    denominator_low: float
+
+    @property
+    def bounded(self) -> bool:
+        """Whether both ends are finite."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
 
 def paired_difference(
@@ -42,15 +47,14 @@ def paired_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Mean of `first - second` over pairs, with its percentile bootstrap interval (see `bootstrap_ci`).
+    """The mean of `first - second` over pairs, with the interval and p-value of `mean_interval`.
 
     A difference within a pair is free of what both members share, such as how hard a question is.
 
     Args:
         first: `[n]`. NaN is missing: the pair is left out.
-        second: `[n]`; or `[n, k]`, k controls measured on the same n units. With k > 1 the controls are resampled too,
-            so that their spread is in the interval.
-        groups: n labels; rows that share one are drawn together. Default: each row is a unit of its own.
+        second: `[n]`, of the same units.
+        groups: n labels; rows that share one are one unit. Default: each row is a unit of its own.
         n_boot: number of resamples.
         level: coverage of the interval, in (0, 1).
         seed: the result is a function of the arguments and this seed.
@@ -59,66 +63,63 @@ def paired_difference(
         `Interval` with the mean difference, its interval, n, and the two-sided p-value against 0.
 
     Raises:
-        ValueError: another number of rows in `second` than in `first`; see `bootstrap_ci` for the others.
+        ValueError: another shape of `second` than of `first`; see `mean_interval` for the others.
 
     Example:
         >>> paired_difference([3.0, 5.0, 4.0], [1.0, 2.0, 3.0]).mean
         2.0
     """
-    left, right = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if left.ndim != 1 or right.ndim not in (1, 2) or len(left) != len(right):
-        raise ValueError(
-            f"expected first [n] and second [n] or [n, k]; got shapes {list(left.shape)} and {list(right.shape)}. Pass "
-            "one row per unit in both."
-        )
-    differences = left[:, None] - right.reshape(len(right), -1)
-    several = differences.shape[1] > 1
-    return bootstrap_ci(differences, groups, resample_columns=several, n_boot=n_boot, level=level, seed=seed)
+    left, right = _pairs(first, second)
+    return mean_interval(left - right, groups, n_boot=n_boot, level=level, seed=seed)
 
 
-def ratio(
-    numerators: ArrayLike, denominators: ArrayLike, n_boot: int = 2000, level: float = 0.95, seed: int = 0
-) -> Ratio:
-    """Mean of the numerators over mean of the denominators, with its percentile bootstrap interval over pairs.
+def ratio(numerators: ArrayLike, denominators: ArrayLike, level: float = 0.95) -> Ratio:
+    """Mean of the numerators over mean of the denominators, with Fieller's interval.
 
-    A resample draws n of the n pairs with replacement and has the ratio `sum_i a[i] / sum_i b[i]` over the drawn pairs.
-    The interval runs between the `(1 - level) / 2` and `(1 + level) / 2` quantiles of these ratios. Resamples that give
-    0/0 are left out.
+    With a and b the pairs' members, the interval holds every r for which the mean of `a - r b` is not different from 0
+    by Student's t with n - 1 degrees of freedom:
+
+        |mean(a) - r mean(b)| <= t sqrt(var(a) - 2 r cov(a, b) + r^2 var(b)) / sqrt(n).
+
+    Where the mean of b is itself not different from 0, any ratio is possible, and the ends are infinite.
 
     Args:
-        numerators: `[n]`, one per unit that is resampled (average the rows of a group first). NaN is missing.
+        numerators: `[n]`, one per unit (average the rows of a group, or of a training seed, first). NaN is missing.
         denominators: `[n]`, of the same units.
-        n_boot: number of resamples.
         level: coverage of the interval, in (0, 1).
-        seed: the result is a function of the arguments and this seed.
 
     Raises:
         ValueError: two shapes, or no pair without a missing member.
 
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 10.
+    Source: Fieller, "Some Problems in Interval Estimation", 1954.
 
     Example:
         >>> ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]).value
         0.5
     """
-    left, right = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    left, right = _pairs(numerators, denominators)
+    complete = ~(np.isnan(left) | np.isnan(right))
+    a, b = left[complete], right[complete]
+    n = len(a)
+    if not n:
+        raise ValueError(f"expected a pair without NaN at least; got {len(left)} pairs, none complete. Pass others.")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(a.mean() / b.mean())
+    if n < 2:
+        return Ratio(value, math.nan, math.nan, n)
+    (var_a, cov), (_, var_b) = np.cov(a, b) * float(special.stdtrit(n - 1, (1 + level) / 2)) ** 2 / n
+    square, half, rest = b.mean() ** 2 - var_b, a.mean() * b.mean() - cov, a.mean() ** 2 - var_a
+    if not square > 0:
+        return Ratio(value, -math.inf, math.inf, n)
+    root = math.sqrt(max(0.0, half**2 - square * rest))
+    return Ratio(value, float(half - root) / square, float(half + root) / square, n)
+
+
+def _pairs(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    left, right = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if left.ndim != 1 or left.shape != right.shape:
         raise ValueError(
-            f"expected numerators [n] and denominators [n]; got shapes {list(left.shape)} and {list(right.shape)}. "
-            "Pass one of each per unit."
+            f"expected two members [n] of n pairs; got shapes {list(left.shape)} and {list(right.shape)}. Pass one of "
+            "each per unit."
         )
-    complete = ~(np.isnan(left) | np.isnan(right))
-    pairs = np.stack([left[complete], right[complete]]).T
-    if not len(pairs):
-        raise ValueError(f"expected a pair without NaN at least; got {len(left)} pairs, none complete. Pass others.")
-    drawn = np.random.default_rng(seed).integers(len(pairs), size=(n_boot, len(pairs)))
-    means = np.array([pairs[rows].mean(axis=0) for rows in drawn])
-    mean = pairs.mean(axis=0)
-    ends = [round(50 * (1 - level), 9), round(50 * (1 + level), 9)]  # 2.5 and 97.5 exactly
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = means[:, 0] / means[:, 1]
-        value = float(mean[0] / mean[1])
-        known = len(pairs) > 1 and not np.isnan(ratios).all()
-        low, high = np.nanpercentile(ratios, ends) if known else (np.nan, np.nan)
-    denominator_low = float(np.percentile(means[:, 1], ends[0]))
-    return Ratio(value, float(low), float(high), len(pairs), denominator_low)
+    return left, right

@@ -16,12 +16,17 @@ import pandas as pd
 from steerkit.io.tables import read_table, write_table
 from steerkit.scores.text import distinct_n, repeated_ngrams, rouge_l
 from steerkit.stats.areas import curve_auc as area_under
-from steerkit.stats.controls import against_controls
+from steerkit.stats.controls import against_controls, controls_needed
 from steerkit.stats.mean import mean_interval
 from steerkit.sweeps.layers import layers_of
 
 KEYS = ["vector", "layer", "coefficient", "prompt_id", "sample"]
 PLACE = ("vector", "layer")
+FEW_PROMPTS = 10
+
+
+class FewWarning(UserWarning):
+    """There are too few prompts or controls for what is asked."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +279,9 @@ class SweepResult:
 
         Over controls: the difference to their mean, with the prediction interval of
         `steerkit.stats.controls.against_controls`. It asks whether the vector is unlike a further control of the same
-        kind, and its p-values are those of this question. 19 controls are needed for a rank below 5 %.
+        kind, and its p-values are those of this question.
+
+        A warning says when there are fewer than 10 prompts, or fewer controls than a rank of 5 % needs, which are 19.
 
         Args:
             over: names of control vectors that were swept at the same layer and coefficients; None is coefficient 0.
@@ -313,7 +320,18 @@ class SweepResult:
             else:
                 found = against_controls(scores, np.stack([scores_of[other] for other in others], axis=1))
                 rows.append((*place, found.gain, found.low, found.high, found.p, found.p_rank, found.n, found.k))
-        return pd.DataFrame(rows, columns=[*PLACE, "coefficient", "gain", "low", "high", "p", "p_rank", "n", "k"])
+        found = pd.DataFrame(rows, columns=[*PLACE, "coefficient", "gain", "low", "high", "p", "p_rank", "n", "k"])
+        if len(found) and over is None and found["n"].min() < FEW_PROMPTS:
+            _warn(
+                f"expected {FEW_PROMPTS} prompts or more for an interval that can be relied on; got "
+                f"{found['n'].min()}. Sweep more prompts."
+            )
+        if over is not None and len(over) < (needed := controls_needed(0.05)):
+            _warn(
+                f"expected {needed} controls or more, so that a rank can reach p = 0.05; got {len(over)}. Sweep more: "
+                f"steerkit.controls.random(vectors, n={needed}), or --random {needed} on the command line."
+            )
+        return found
 
     def _scores_by_prompt(self, score: str) -> tuple[dict[tuple[Any, ...], np.ndarray], list[Any]]:
         """For each vector, layer and coefficient the mean score of each prompt, and the prompts' groups.
@@ -340,6 +358,10 @@ class SweepResult:
         if missing := [column for column in by if column not in self.table]:
             there = list(self.table)[:12]
             raise ValueError(f"expected columns to group by, such as {there}; got {missing}. Choose of these.")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, FewWarning, stacklevel=3)
 
 
 def check_swept_model(meta: Mapping[str, Any], model: Any) -> dict[str, str | None]:

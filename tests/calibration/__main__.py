@@ -20,10 +20,15 @@ A figure of 5 % has a standard error of {100 * math.sqrt(0.05 * 0.95 / SIMULATIO
 - **Direction against controls** (`SweepResult.gain(over=...)`, `steerkit.stats.controls`): a further random direction
   against k others on the same prompts, by prediction interval, and by rank. The effect is three standard deviations of
   the directions.
-- **Difference of methods** (`steerkit.stats.mean.seed_interval`): Student's t over training seeds, with n questions per
+- **Difference of methods** (`steerkit.stats.seeds.seed_interval`): Student's t over training seeds, with n questions per
   seed. `seed spread` is that of the seeds' latent level, 1 being the spread of the questions.
 
-Skewed scores are lognormal, binary ones 0 or 1. Widths are in standard deviations of a difference, or of a score.
+- **Accuracy** (`steerkit.stats.mean.accuracy_interval`) and **ratio of tokens** (`steerkit.stats.paired.ratio`).
+
+Skewed scores are lognormal and as skewed as exponential ones, very skewed ones twice as much in the exponent; binary
+ones are 0 or 1. Widths are in standard deviations of a difference, or of a score; those of accuracies and ratios are in
+their own unit. By rank, 5 controls can never reach 5 %. With 5 controls of very skewed scores the prediction interval
+flags too often: use 19.
 
 | claim | scores | n | k or seeds | false positives | second test | coverage | width | power |
 |---|---|---|---|---|---|---|---|---|

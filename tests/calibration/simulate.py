@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from steerkit.stats.controls import against_controls
-from steerkit.stats.mean import mean_interval, seed_interval
+from steerkit.stats.mean import accuracy_interval, mean_interval
+from steerkit.stats.paired import ratio
+from steerkit.stats.seeds import seed_interval
 
 KINDS = ("Gaussian", "skewed", "binary")
-SKEW = 0.7  # of the exponent of lognormal scores
+SKEW = {"skewed": 0.35, "very skewed": 0.7}
+"""Factor in the exponent of lognormal scores; with the first, a score is as skewed as an exponential one."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ def scores(kind: str, latent: np.ndarray, rng: np.random.Generator) -> np.ndarra
     """Scores of a kind whose mean grows with a latent Gaussian number."""
     if kind == "Gaussian":
         return latent
-    if kind == "skewed":
-        return np.exp(SKEW * latent)
+    if kind in SKEW:
+        return np.exp(SKEW[kind] * latent)
     return (rng.random(latent.shape) < 1 / (1 + np.exp(-latent))).astype(float)
 
 
@@ -127,6 +130,32 @@ def of_seeds(kind: str, n: int, seeds: int, spread: float, simulations: int, see
     )
 
 
+def of_accuracy(share: float, n: int, simulations: int, seed: int) -> Cell:
+    """A share of right answers."""
+    rng, nan = np.random.default_rng(seed), float("nan")
+    found = [accuracy_interval((rng.random(n) < share).astype(float)) for _ in range(simulations)]
+    covered, widths = [i.low <= share <= i.high for i in found], [(i.high - i.low) for i in found]
+    name = f"accuracy of {share:.0%}"
+    return Cell(name, "binary", n, 0, nan, nan, _share(covered), _share(widths), nan, simulations)
+
+
+def of_ratio(kind: str, n: int, seeds: int, simulations: int, seed: int) -> Cell:
+    """The tokens of one method over those of another, one half in truth: means over n questions of each seed."""
+    rng, nan = np.random.default_rng(seed), float("nan")
+    scale = float(scores(kind, rng.normal(0, 1, 100_000), rng).std())
+    covered, widths = [], []
+    for _ in range(simulations):
+        level = rng.normal(0, 0.3, (seeds, 1)) * scale
+        mine, theirs = (scores(kind, rng.normal(0, 1, (seeds, n)), rng) for _ in range(2))
+        centre = float(np.exp(SKEW[kind] ** 2 / 2)) if kind in SKEW else 0.0
+        first, second = (mean + (one - centre + level).mean(1) for mean, one in ((5.0, mine), (10.0, theirs)))
+        found = ratio(first, second)
+        covered.append(found.low <= 0.5 <= found.high)
+        widths.append(found.high - found.low)
+    name = "ratio of tokens over seeds"
+    return Cell(name, kind, n, seeds, nan, nan, _share(covered), _share(widths), nan, simulations)
+
+
 def _share(values: list[bool] | list[float]) -> float:
     return float(np.mean(values))
 
@@ -147,3 +176,13 @@ def jobs(simulations: int) -> Iterator[Callable[[], Cell]]:
                     yield lambda kind=kind, n=n, s=seeds, r=spread, seed=seed: of_seeds(  # type: ignore[misc]
                         kind, n, s, r, simulations, seed
                     )
+    for n in (8, 20, 32, 100):
+        for share in (0.5, 0.9):
+            seed += 1
+            yield lambda share=share, n=n, seed=seed: of_accuracy(share, n, simulations, seed)  # type: ignore[misc]
+        for seeds in (3, 6):
+            seed += 1
+            yield lambda n=n, s=seeds, seed=seed: of_ratio("skewed", n, s, simulations, seed)  # type: ignore[misc]
+    for n, k in ((8, 5), (32, 5), (8, 19), (32, 19)):
+        seed += 1
+        yield lambda n=n, k=k, seed=seed: of_controls("very skewed", n, k, simulations, seed)  # type: ignore[misc]

@@ -22,7 +22,7 @@ SMALL = DemoSettings(
     max_new_tokens=6,
     first_coefficients=(1.0,),
     coefficients=(0.0, 1.0, 2.0),
-    random_directions=2,
+    controls=2,
 )
 
 
@@ -57,7 +57,7 @@ def test_every_dose_has_its_controls_and_the_test_has_its_random_directions(demo
     test = pd.read_parquet(out / "tables" / "test.parquet")
     for persona, choice in summary["choices"].items():
         mine = test[test["persona"] == persona]
-        names = {persona, f"{persona}/shuffled", f"{persona}/random-0", f"{persona}/random-1"}
+        names = {persona} | {f"{persona}/{kind}-{k}" for kind in ("random", "shuffled") for k in range(2)}
         assert set(mine["vector"]) == names
         assert set(mine["coefficient"]) == {0.0, choice["coefficient"]}
         doses = mine[mine["coefficient"] != 0].groupby("vector")["relative_dose"].mean()
@@ -65,7 +65,8 @@ def test_every_dose_has_its_controls_and_the_test_has_its_random_directions(demo
         assert set(mine["layer"]) == {choice["layer"]}
         assert mine["prompt_id"].nunique() == 4
         scored = mine[mine["n_tokens"] > 1].groupby("vector")["perplexity"].count()
-        assert scored[f"{persona}/random-1"] == 0 < scored[f"{persona}/random-0"]
+        for kind in ("random", "shuffled"):
+            assert scored[f"{persona}/{kind}-1"] == 0 < scored[f"{persona}/{kind}-0"]
 
 
 def test_no_question_is_in_two_parts(demo) -> None:
@@ -95,7 +96,7 @@ def test_the_demo_refuses_a_folder_of_other_settings(demo) -> None:
 def test_there_are_enough_pairs_and_test_questions_for_each_persona() -> None:
     questions = read_questions()
     sizes = DemoSettings()
-    assert sizes.train >= 64 and sizes.test >= 32 and sizes.random_directions >= 8 and len(sizes.coefficients) >= 9
+    assert sizes.train >= 64 and sizes.test >= 32 and sizes.controls >= 19 and len(sizes.coefficients) >= 9
     parts = split(questions, {k: getattr(sizes, k) for k in ("train", "choose", "dose", "test")})
     assert [len(part) for part in parts.values()] == [sizes.train, sizes.choose, sizes.dose, sizes.test]
     assert len({q.question for q in questions}) == len(questions)

@@ -16,7 +16,7 @@ from steerkit.capture.activations import Activations
 from steerkit.probes.folds import deal_folds, permuted_labels
 from steerkit.probes.probe import Probe, fit_probe, probe_layers
 from steerkit.stats.areas import macro_roc_auc
-from steerkit.stats.bootstrap import bootstrap_ci
+from steerkit.stats.mean import accuracy_interval
 
 COUNTS = ["n", "n_groups", "n_classes", "folds"]
 COLUMNS = ["layer", "features", "labels", "accuracy", "accuracy_low", "accuracy_high", "roc_auc", *COUNTS]
@@ -198,7 +198,7 @@ def test_every_figure_is_that_of_separate_fits_fold_by_fold() -> None:
         row = rows(result, layer=layer, labels="true").iloc[0]
         assert row.accuracy == pytest.approx((p[layer].argmax(1) == y).mean())
         assert row.roc_auc == pytest.approx(macro_roc_auc(y.tolist(), p[layer], range(k)), abs=1e-3)
-        interval = bootstrap_ci((p[layer].argmax(1) == y).astype(float), groups.tolist(), seed=4)
+        interval = accuracy_interval((p[layer].argmax(1) == y).astype(float), groups.tolist())
         assert (row.accuracy_low, row.accuracy_high) == pytest.approx((interval.low, interval.high))
         confusion = np.zeros((k, k), dtype=int)
         np.add.at(confusion, (y, p[layer].argmax(1)), 1)

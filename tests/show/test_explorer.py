@@ -14,7 +14,7 @@ import steerkit as sk
 from steerkit.io.tables import read_table
 from steerkit.show.explorer import explorer_data, prompt_labels
 from steerkit.show.report import report_run, write_report
-from steerkit.stats.bootstrap import bootstrap_ci
+from steerkit.stats.controls import control_band
 from steerkit.sweeps.projections import sweep_projections
 from steerkit.sweeps.result import KEYS, SweepResult
 from steerkit.sweeps.store import swept_vectors
@@ -39,7 +39,7 @@ def test_lines_and_areas_are_those_of_the_sweep() -> None:
             np.testing.assert_allclose(line["area"], area, rtol=1e-4)
 
 
-def test_controls_of_a_kind_share_a_line_whose_interval_resamples_them_too() -> None:
+def test_controls_of_a_kind_share_a_line_with_the_interval_of_a_further_one() -> None:
     frame = table()
     data = explorer_data(SweepResult(frame))
     score = data["scores"].index("trait")
@@ -52,11 +52,11 @@ def test_controls_of_a_kind_share_a_line_whose_interval_resamples_them_too() -> 
     by = ["group", "prompt_id"]
     for point in line["points"]:
         wide = mine[mine["coefficient"] == point[0]].pivot_table("trait", by, "vector")
-        interval = bootstrap_ci(wide.to_numpy(), wide.index.get_level_values(0), resample_columns=True)
+        interval = control_band(wide.to_numpy())
         np.testing.assert_allclose(point[1:4], [interval.mean, interval.low, interval.high], rtol=1e-4)
     wide = mine.pivot_table("trait", [*by, "vector"], "coefficient")
     each = pd.Series([np.trapezoid(row, wide.columns) for row in wide.to_numpy()], index=wide.index).unstack()
-    interval = bootstrap_ci(each.to_numpy(), each.index.get_level_values(0), resample_columns=True)
+    interval = control_band(each.to_numpy())
     np.testing.assert_allclose(line["area"], [interval.mean, interval.low, interval.high], rtol=1e-4)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import FrozenInstanceError
 from itertools import product
 from math import isnan, nan
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from steerkit.stats import mean as module
-from steerkit.stats.controls import against_controls, controls_needed
-from steerkit.stats.mean import mean_interval, sign_flip
+from steerkit.stats.controls import against_controls, control_band, controls_needed
+from steerkit.stats.mean import accuracy_interval, mean_interval, sign_flip
 
 
 def test_p_is_the_share_of_all_flips_and_scipys() -> None:
@@ -88,6 +90,98 @@ def test_what_has_no_mean_is_refused(arguments: dict[str, Any], message: str) ->
     with pytest.raises(ValueError, match=message):
         mean_interval(**arguments)
 
+def test_the_interval_approaches_the_normal_one() -> None:
+    x = np.random.default_rng(0).normal(3, 2, size=400)
+    interval = mean_interval(x, n_boot=20000, level=0.9)
+    error = 1.6449 * x.std() / np.sqrt(400)
+    assert interval.mean == pytest.approx(x.mean())
+    assert (interval.low, interval.high) == pytest.approx((x.mean() - error, x.mean() + error), abs=0.04 * error)
+    assert (interval.n, interval.n_missing) == (400, 0)
+
+
+def test_p_and_interval_do_not_depend_on_sign_and_scale() -> None:
+    x = np.random.default_rng(3).normal(0.3, 1, size=30)
+    found, turned, small = mean_interval(x), mean_interval(-x), mean_interval(1e-9 * x)
+    assert 0.02 < found.p < 0.5 and found.p == turned.p == small.p
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+    assert (small.low, small.high) == pytest.approx((1e-9 * found.low, 1e-9 * found.high))
+
+
+def test_a_mean_within_rounding_of_zero_is_zero() -> None:
+    assert mean_interval([-0.1, 0.1]).p == 1
+    assert mean_interval([0.1 + 0.2 - 0.3] * 5 + [0.3 - 0.2 - 0.1] * 5).p == pytest.approx(1, abs=0.3)
+
+
+def test_a_group_without_a_value_is_no_unit() -> None:
+    interval = mean_interval([1, nan, nan, 3], groups=[1, 2, 2, "1"])
+    assert (interval.mean, interval.n, interval.n_missing) == (2, 2, 2)
+
+
+def test_the_result_is_a_function_of_the_arguments_and_the_seed_alone() -> None:
+    x = np.random.default_rng(0).exponential(size=40)
+    np.random.seed(1)
+    expected = np.random.random()
+    np.random.seed(1)
+    first = mean_interval(x, seed=5)
+    assert np.random.random() == expected
+    assert mean_interval(x, seed=5) == first != mean_interval(x, seed=6)
+
+
+def test_memory_is_bounded() -> None:
+    x = np.random.default_rng(0).normal(size=10_000)
+    tracemalloc.start()
+    mean_interval(x)  # all weights at once would be 160 MB
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6
+
+
+def test_an_interval_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        mean_interval([1, 2]).mean = 0  # type: ignore[misc]
+
+
+def test_a_single_str_is_no_list_of_groups() -> None:
+    with pytest.raises(TypeError, match="expected groups to be a sequence; got the single str 'ab'"):
+        mean_interval([1, 2], groups="ab")
+
+
+# Accuracies
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (3, 10), (10, 10), (57, 90)])
+def test_an_accuracy_of_single_answers_has_wilsons_interval(right: int, n: int, monkeypatch) -> None:
+    theirs = stats.binomtest(right, n).proportion_ci(method="wilson")
+    monkeypatch.setattr(special, "stdtrit", lambda _, share: special.ndtri(share))
+    found = accuracy_interval([1.0] * right + [0.0] * (n - right))
+    assert (found.mean, found.n) == (right / n, n) and isnan(found.p)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_copies_of_an_answer_in_one_group_do_not_narrow_an_accuracys_interval() -> None:
+    x = (np.random.default_rng(0).random(20) < 0.7).astype(float)
+    once, copied = accuracy_interval(x), accuracy_interval(np.tile(x, 9), groups=list(range(20)) * 9)
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high))
+    ungrouped = accuracy_interval(np.tile(x, 9))
+    assert ungrouped.high - ungrouped.low < 0.5 * (once.high - once.low)
+
+
+def test_an_accuracys_interval_covers_the_true_one_and_stays_within_0_and_1() -> None:
+    rng = np.random.default_rng(0)
+    for n, p in ((8, 0.5), (20, 0.9), (100, 0.97)):
+        found = [accuracy_interval((rng.random(n) < p).astype(float)) for _ in range(600)]
+        assert np.mean([one.low <= p <= one.high for one in found]) >= 0.93
+        assert all(0 <= one.low <= one.mean <= one.high <= 1 and one.high - one.low > 0 for one in found)
+
+
+@pytest.mark.parametrize("values", [[1.5, 0.0], [-0.1, 1.0]])
+def test_what_is_no_accuracy_is_refused(values) -> None:
+    with pytest.raises(ValueError, match=r"values in \[0, 1\]"):
+        accuracy_interval(values)
+
+
+# Against controls
+
 
 def test_a_gain_over_controls_by_hand() -> None:
     found = against_controls([5.0, 7.0], [[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]])
@@ -145,3 +239,17 @@ def test_eight_skewed_differences_are_called_different_from_zero_as_often_as_the
         covered.append(found.low <= 0 <= found.high)
     assert 0.03 <= np.mean(np.array(p) <= 0.05) <= 0.07
     assert 0.93 <= np.mean(covered) <= 0.98
+
+
+def test_the_band_of_controls_is_where_a_direction_is_not_unlike_them() -> None:
+    rng = np.random.default_rng(0)
+    controls = rng.normal(size=(12, 19))
+    band = control_band(controls)
+    assert (band.n, band.k) == (12, 19) and band.mean == pytest.approx(controls.mean())
+    for value in (band.low - 0.01, band.low + 0.01, band.high - 0.01, band.high + 0.01):
+        found = against_controls(np.full(12, value), controls)
+        assert (found.low > 0 or found.high < 0) == (value < band.low or value > band.high)
+    one = control_band(controls[:, :1])
+    assert one.k == 1 and isnan(one.low) and isnan(control_band([[nan]]).mean)
+    with pytest.raises(ValueError, match=r"controls \[n, k\]"):
+        control_band([1.0, 2.0])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.scores.fluency import log_probabilities, perplexity
 from steerkit.scores.text import rouge_l
 from steerkit.sweeps import store
-from steerkit.sweeps.result import SweepResult
+from steerkit.sweeps.result import FewWarning, SweepResult
 from steerkit.sweeps.sweep import sweep
 from steerkit.text.prompt import encode_prompt
 from tests.reference import steered_logits
@@ -253,6 +254,19 @@ def test_the_interval_of_a_gain_over_controls_is_that_of_a_further_control() -> 
     assert wide["k"] == 8 and wide["p_rank"] == pytest.approx((1 + sum(x >= 0.5 for x in xs)) / 9)
     half = stats.t.ppf(0.975, 7) * np.std(xs, ddof=1) * np.sqrt(9 / 8)
     assert (wide["low"], wide["high"]) == pytest.approx((0.5 - np.mean(xs) - half, 0.5 - np.mean(xs) + half))
+
+
+def test_too_few_prompts_or_controls_are_said() -> None:
+    names = [f"r{i}" for i in range(19)]
+    few, enough = (_result({(n, c): [0.1] * k for n in ["v", *names] for c in (0.0, 1.0)}) for k in (9, 10))
+    with pytest.warns(FewWarning, match="expected 10 prompts or more .* got 9"):
+        few.gain("s", vectors=["v"])
+    with pytest.warns(FewWarning, match="expected 19 controls or more, so that a rank can reach p = 0.05; got 18"):
+        enough.gain("s", over=names[:18], vectors=["v"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        enough.gain("s", vectors=["v"])
+        enough.gain("s", over=names, vectors=["v"])
 
 
 def test_perplexity_is_of_the_texts_own_tokens_and_missing_for_an_empty_text(llama) -> None:

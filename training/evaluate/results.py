@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,12 @@ import pandas as pd
 
 from steerkit.io.files import write_text
 from steerkit.io.tables import write_table
-from steerkit.stats.bootstrap import Interval, bootstrap_ci
-from steerkit.stats.paired import paired_difference
+from steerkit.stats.format import interval_text
+from steerkit.stats.mean import accuracy_interval
+from steerkit.stats.paired import Ratio, ratio
+from steerkit.stats.seeds import OverSeeds, over_seeds
 
+PUBLISHED_ON = ("GSM8K", "MMLU-Pro", "BBH")
 PAPER = pd.DataFrame(
     [
         ("Llama-3.1-8B-Instruct", "Single", 79.93, 61.10, 56.37, 547, 638, 463),
@@ -36,17 +39,17 @@ PAPER = pd.DataFrame(
 """Published results: accuracy in %, and mean number of prompt and new tokens per question (arXiv 2604.24881)."""
 
 
-def summary(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Return accuracy and cost of each method.
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracy and cost of each method and training seed.
 
     Args:
         rows: one row per family, method, decoding, seed and question, with the columns of
             `training.evaluate.methods.one_answer`.
-        seed: seed of the bootstrap.
 
     Returns:
         One row per family, method, decoding and seed: number of questions `n`, `accuracy` in [0, 1] with its 95 %
-        bootstrap interval over questions, mean `tokens_in` and `tokens_out`, unparsed answers, mean number of agents.
+        interval over questions, which holds for this checkpoint, mean `tokens_in` and `tokens_out`, unparsed answers,
+        mean number of agents.
 
     Example:
         >>> summary(pd.read_parquet("runs/imad-tiny/clues/seed-0/questions.parquet"))
@@ -54,7 +57,7 @@ def summary(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     lines = []
     keys = ["family", "method", "decoding", "seed"]
     for key, part in rows.groupby(keys, sort=False):
-        interval = bootstrap_ci(part["correct"].astype(float).to_numpy(), groups=part["id"].tolist(), seed=seed)
+        interval = accuracy_interval(part["correct"].astype(float).to_numpy(), groups=part["id"].tolist())
         lines.append(
             {
                 **dict(zip(keys, key, strict=True)),
@@ -71,62 +74,86 @@ def summary(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def difference_of(values: pd.DataFrame, first: str, second: str, seed: int = 0) -> Interval:
-    """Return the mean of `first - second` over the same questions with its 95 % bootstrap interval.
+def by_method(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return a column of the rows by seed and question, with one column per method; some may be missing."""
+    return rows.pivot_table(index=["seed", "id"], columns="method", values=column, aggfunc="first").astype(float)
+
+
+def difference_of(wide: pd.DataFrame, first: str, second: str) -> OverSeeds:
+    """Return the mean of `first - second` over training seeds, questions paired.
 
     Args:
-        values: one row per (seed, question), one column per method; the index names the resampled questions. Rows
-            without both values are left out.
+        wide: see `by_method`. Questions without both values are left out.
         first: column of the first method.
         second: column of the second method.
-        seed: seed of the bootstrap.
-
-    Returns:
-        The interval; its `n` is the number of questions.
     """
-    both = values[[first, second]].dropna().astype(float)
-    questions = ["/".join(map(str, key)) for key in both.index]
-    return paired_difference(both[first].to_numpy(), both[second].to_numpy(), questions, seed=seed)
+    both = wide[[first, second]].dropna()
+    seeds, questions = both.index.get_level_values("seed"), both.index.get_level_values("id")
+    return over_seeds(both[first] - both[second], seeds.tolist(), questions.tolist())
 
 
-def differences(rows: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:
-    """Compare `method` with every other method on the same questions and seeds.
+def ratio_of(wide: pd.DataFrame, first: str, second: str) -> Ratio:
+    """Return the ratio of two methods' means, over training seeds; with one seed, over its questions.
+
+    Args:
+        wide: see `by_method`. Questions without both values are left out.
+        first: column of the numerator.
+        second: column of the denominator.
+    """
+    both = wide[[first, second]].dropna()
+    by_seed = both.groupby(level="seed").mean()
+    units = by_seed if len(by_seed) > 1 else both
+    return ratio(units[first], units[second])
+
+
+def differences(rows: pd.DataFrame, method: str) -> pd.DataFrame:
+    """Compare `method` with every other method on the same questions and training seeds.
 
     Args:
         rows: as in `summary`.
         method: the method to compare with all others.
-        seed: seed of the bootstrap.
 
     Returns:
         One row per family, decoding and other method: `difference`, the accuracy of `method` minus that of `minus`,
-        its 95 % bootstrap interval over questions with seeds pooled, and `token_ratio`, the ratio of mean tokens. The
-        interval does not cover the variance between training seeds.
+        with its 95 % interval, p-value and `unit` (training seed; or question, where there is one seed), the number of
+        `seeds` and of values `n`, `by_seed`, and `token_ratio`, the ratio of mean tokens, with its interval.
 
     Example:
         >>> differences(pd.read_parquet("runs/imad-tiny/clues/seed-0/questions.parquet"), "IMAD")
     """
     lines = []
     for (family, decoding), part in rows.groupby(["family", "decoding"], sort=False):
-        wide = part.pivot_table(index=["seed", "id"], columns="method", values="correct", aggfunc="first")
-        cost = part.assign(tokens=part["tokens_in"] + part["tokens_out"]).groupby("method")["tokens"].mean()
-        if method not in wide:
+        correct = by_method(part, "correct")
+        tokens = by_method(part.assign(tokens=part["tokens_in"] + part["tokens_out"]), "tokens")
+        if method not in correct:
             continue
-        for other in wide.columns.drop(method):
-            interval = difference_of(wide, method, other, seed)
+        for other in correct.columns.drop(method):
+            gap, cost = difference_of(correct, method, other), ratio_of(tokens, method, other)
             lines.append(
                 {
                     "family": family,
                     "decoding": decoding,
                     "method": method,
                     "minus": other,
-                    "n": interval.n,
-                    "difference": interval.mean,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "token_ratio": cost[method] / cost[other],
+                    "unit": gap.unit,
+                    "seeds": gap.seeds,
+                    "n": gap.n,
+                    "difference": gap.mean,
+                    "low": gap.low,
+                    "high": gap.high,
+                    "p": gap.p,
+                    "by_seed": listed(gap.by_seed),
+                    "token_ratio": cost.value,
+                    "token_ratio_low": cost.low,
+                    "token_ratio_high": cost.high,
                 }
             )
     return pd.DataFrame(lines)
+
+
+def listed(by_seed: Sequence[float]) -> str:
+    """Return the values of all seeds as text."""
+    return " ".join(f"{value:.4g}" for value in by_seed)
 
 
 def write_results(out: str | Path, rows: pd.DataFrame, method: str, meta: dict[str, Any]) -> pd.DataFrame:
@@ -147,7 +174,7 @@ def write_results(out: str | Path, rows: pd.DataFrame, method: str, meta: dict[s
     write_table(folder / "results.csv", table, meta)
     write_table(folder / "differences.csv", differences(rows, method), meta)
     intervals = [
-        f"{100 * row.accuracy:.1f} [{100 * row.accuracy_low:.1f}, {100 * row.accuracy_high:.1f}]"
+        interval_text(100 * row.accuracy, 100 * row.accuracy_low, 100 * row.accuracy_high, 1)
         for row in table.itertuples()
     ]
     shown = table.assign(
@@ -155,9 +182,15 @@ def write_results(out: str | Path, rows: pd.DataFrame, method: str, meta: dict[s
         tokens=(table["tokens_in"] + table["tokens_out"]).round(0).astype(int),
         mean_agents=table["mean_agents"].round(2),
     )[["method", "decoding", "seed", "n", "accuracy", "tokens", "parse_failures", "mean_agents"]]
-    write_text(folder / "results.md", f"{markdown(shown)}\n\nPublished, for comparison:\n\n{markdown(PAPER)}\n")
+    write_text(folder / "results.md", markdown(shown) + published(rows["family"]) + "\n")
     write_text(folder / "results.tex", latex(shown))
     return table
+
+
+def published(families: Iterable[str]) -> str:
+    """Return the published table as Markdown, where one of its benchmarks is among the families; else nothing."""
+    measured = {name.lower().replace("-", "_") for name in PUBLISHED_ON}
+    return f"\n\nPublished, for comparison:\n\n{markdown(PAPER)}" if measured & set(families) else ""
 
 
 def markdown(table: pd.DataFrame) -> str:
