@@ -31,7 +31,7 @@ from steerkit.text.tags import CONSENSUS, END, agent_tag, agents_in, misspelt_ta
 from steerkit.text.traces import DebateTrace, Turn, read_traces, write_traces
 from steerkit.vectors.vector import SteeringVector
 from training.problems.answers import KINDS, canonical, majority, read_answer, same
-from training.train.schedules import Anneal, Gate, linear, pass_gate, staged
+from training.train.schedules import Anneal, linear, pass_gate, staged
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 EXAMPLES = int(os.environ.get("STEERKIT_EXAMPLES", "200"))
@@ -316,11 +316,12 @@ def test_a_schedule_gives_one_of_its_stages_or_lies_between_its_ends(values: lis
 @fuzz
 @given(steps=st.integers(2, 500), share=st.floats(0.01, 1), rates=st.lists(SHARE, min_size=1, max_size=500))
 def test_a_gate_that_is_never_closed_arrives_as_the_plain_schedule_does(steps, share, rates) -> None:
-    gate, anneal = Gate(), Anneal("gated", share=share)
+    progress, anneal = 0.0, Anneal("gated", share=share)
     for number in range(1, steps):
-        gate = pass_gate(gate, rates[number % len(rates)], anneal.pace(steps), floor=0.0)
-        assert gate.progress == pytest.approx(min(1.0, number * anneal.pace(steps)), abs=1e-9)
-    assert gate.progress == pytest.approx(1.0, abs=1e-9)
+        rate = rates[number % len(rates)]
+        progress = pass_gate(progress, rate, rate, anneal.pace(steps), floor=0.0)
+        assert progress == pytest.approx(min(1.0, number * anneal.pace(steps)), abs=1e-9)
+    assert progress == pytest.approx(1.0, abs=1e-9)
 
 
 # Scores

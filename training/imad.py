@@ -27,12 +27,13 @@ from training.estimate import estimate, shape_of
 from training.evaluate.methods import DEBATES, debates, one_answer, self_consistency
 from training.evaluate.results import write_results
 from training.presets import Preset, get_preset, preset_names
-from training.problems.families import FAMILIES
+from training.problems.families import FAMILIES, questions_of_seed
 from training.problems.problem import Problem
 from training.toy.base_model import train_base
 from training.toy.worlds import WORLDS, bare
-from training.train.grpo import GRPO, train_grpo
-from training.train.sft import SFT, train_sft
+from training.train.checkpoints import with_tags
+from training.train.grpo import GRPO, check_clip, train_grpo
+from training.train.sft import SFT, shortest_finished, tags_of, train_sft
 
 SELF_CHECKING = "Self-checking agents"
 
@@ -75,8 +76,9 @@ class Run:
 
     @property
     def test_problems(self) -> list[Problem]:
-        """Test questions of all methods."""
-        return self.problems(self.preset.test, "test")
+        """Test questions of all methods; see `training.problems.families.questions_of_seed`."""
+        family = WORLDS[self.preset.family].family if self.is_toy else self.preset.family
+        return questions_of_seed(family, self.preset.test, self.seed)
 
     @property
     def cast(self) -> Cast:
@@ -158,7 +160,12 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         setting = replace(grpo, **fields)
         return lambda: train_grpo(*sk.load(start()), problems, setting, run.folder / name)
 
-    on_debates = fine_tuned("sft")
+    def on_debates() -> Path:
+        model, tokenizer = sk.load(base)
+        tagged = with_tags(tokenizer, tags_of(traces))
+        check_clip(shortest_finished(tagged, traces, sft, problems[0].kind), grpo)
+        return train_sft(model, tokenizer, traces, sft, run.folder / "sft", problems[0].kind)
+
     on_self_checks = fine_tuned("sft-self-check", self_checks)
     on_first_answers = fine_tuned("sft-first", target="first")
     # A chat checkpoint has to learn to box its answers first. The toy base model already does.

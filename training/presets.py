@@ -88,13 +88,14 @@ ARITHMETIC = Preset(
     cast="world",
     debates=2500,
     fresh=2500,
-    test=1500,
+    test=500,
     debate=Setting(sampling=Sampling(0.8, 1.0, 80)),
     sft=SFT(
         steps=220, learning_rate=1e-3, batch=32, micro_batch=32, lora=None, structure_dropout=0.35, max_grad_norm=1.0
     ),
     grpo=GRPO(
         anneal=Anneal("gated", weight=(0.05, 0.01), clip=(112, 41), share=0.2, floor=0.3),
+        must_end=True,
         steps=150,
         prompts=24,
         generations=8,
@@ -120,7 +121,7 @@ TWO_SUM = replace(
     fresh=3000,
     self_check=True,
     untagged=True,
-    debate=Setting(early_stop=False, sampling=Sampling(0.7, 0.9, 100)),
+    debate=Setting(sampling=Sampling(0.7, 0.9, 100)),
     sampling=Sampling(0.7, 0.9, 240),
     sft=replace(ARITHMETIC.sft, steps=1000, structure_dropout=0.5, cut_to="revision"),
     grpo=replace(
@@ -150,7 +151,6 @@ TINY: Mapping[str, Preset] = {
         family="malice",
         debates=1500,
         fresh=1500,
-        test=500,
         controls=False,
         sft=replace(ARITHMETIC.sft, steps=150),
         grpo=replace(ARITHMETIC.grpo, steps=75),
@@ -202,6 +202,7 @@ SUMS = Preset(
     ),
     grpo=GRPO(
         anneal=Anneal("gated", weight=(0.05, 0.01), clip=(224, 120), share=0.5),
+        must_end=True,
         steps=32,
         prompts=4,
         generations=8,

@@ -16,7 +16,14 @@ import pytest
 from steerkit.io.rows import read_rows
 from training.problems.answers import read_answer
 from training.problems.benchmarks import BBH_TASKS, load_bbh, load_gsm8k, load_mmlu_pro, load_open, load_problems
-from training.problems.families import FAMILIES
+from training.problems.families import (
+    DRAWN_BEFORE,
+    FAMILIES,
+    REPORTED_SEEDS,
+    TooFewProblems,
+    split_of,
+    questions_of_seed,
+)
 from training.problems.problem import Problem, read_problems, write_problems
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -383,3 +390,19 @@ def test_the_options_of_mmlu_pro_are_written_alike(tmp_path) -> None:
     file.write_text(json.dumps({"rows": []}))
     with pytest.raises(ValueError, match="expected a list of at least one problem"):
         load_problems("mmlu_pro", file)
+
+
+@pytest.mark.parametrize(("family", "n"), [("small_arithmetic", 500), ("clues", 60), ("two_sum", 60), ("addition", 300)])
+def test_reported_seeds_have_test_questions_of_their_own_that_nothing_was_chosen_on(family: str, n: int) -> None:
+    blocks = [{p.question for p in questions_of_seed(family, n, seed)} for seed in REPORTED_SEEDS]
+    assert all(len(block) == n for block in blocks) and len(set.union(*blocks)) == n * len(blocks)
+    for seed, count in DRAWN_BEFORE[family].items():
+        earlier = {p.question for p in FAMILIES[family](count, seed, "test")}
+        assert not earlier & set.union(*blocks)
+        assert {p.question for p in questions_of_seed(family, 5, seed)} <= earlier  # other seeds draw as before
+    assert all(split_of(question) == "test" for question in set.union(*blocks))
+
+
+def test_too_many_questions_for_each_seed_are_refused() -> None:
+    with pytest.raises(TooFewProblems, match="small_arithmetic"):
+        questions_of_seed("small_arithmetic", 600, REPORTED_SEEDS[-1])

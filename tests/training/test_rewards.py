@@ -42,17 +42,17 @@ def test_two_agents_and_one_round_have_five_tags() -> None:
 
 
 CLIPPED = [  # text, finished, clip, options, reward
-    (r"\boxed{14}", True, 11, {}, 1.0),
-    (r"\boxed{14}", True, 10, {}, 0.0),  # the end-of-sequence token is the eleventh
-    (r"\boxed{14}", False, 10, {}, 0.0),  # never ended
-    (r"\boxed{14}", False, 10, {"must_end": False}, 1.0),
-    (r"\boxed{14} and more of it", True, 10, {"must_end": False}, 1.0),
-    (r"\boxed{14} and more of it", True, 9, {"must_end": False}, 0.0),  # the box is cut
+    (r"\boxed{14}", True, 11, {"must_end": True}, 1.0),
+    (r"\boxed{14}", True, 10, {"must_end": True}, 0.0),  # the end-of-sequence token is the eleventh
+    (r"\boxed{14}", False, 10, {"must_end": True}, 0.0),  # never ended
+    (r"\boxed{14}", False, 10, {}, 1.0),
+    (r"\boxed{14} and more of it", True, 10, {}, 1.0),
+    (r"\boxed{14} and more of it", True, 9, {}, 0.0),  # the box is cut
     (r"\boxed{9} \boxed{14}", True, 99, {}, 1.0),
     (r"\boxed{14} \boxed{9}", True, 99, {}, 0.0),
     (r"\boxed{14} \boxed{9}", True, 99, {"box": "first"}, 1.0),
-    (r"\boxed{14} \boxed{9}", False, 10, {"must_end": False}, 1.0),  # the last box within the first ten tokens
-    (r"\boxed{14.0}", True, 99, {}, 1.0),
+    (r"\boxed{14} \boxed{9}", False, 10, {}, 1.0),  # the last box within the first ten tokens
+    (r"\boxed{14.0}", True, 99, {"must_end": True}, 1.0),
     ("14", True, 99, {}, 0.0),
     ("", True, 99, {}, 0.0),
 ]

@@ -160,6 +160,17 @@ def test_grpo_fades_the_format_reward_and_shortens_what_is_generated(tmp_path) -
     assert loaded.get_input_embeddings().weight.shape[0] == 270
 
 
+@pytest.mark.parametrize("kind", ["gated", "linear"])
+def test_a_schedule_ends_on_time_with_several_steps_on_the_same_completions(kind, tmp_path) -> None:
+    from training.train.grpo import train_grpo
+
+    model, tokenizer = model_and_tokenizer()
+    setting = replace(grpo(), steps=9, inner=3, anneal=Anneal(kind, weight=(0.3, 0.1), clip=(24, 8), floor=0.0))
+    train_grpo(model, add_tags(model, tokenizer, tags()), addition(12, 0, "train"), setting, tmp_path / "grpo")
+    log = read_rows(tmp_path / "grpo" / "log.jsonl")
+    assert [(row["step"], row["clip_tokens"]) for row in log] == [(0, 24), (3, 16), (6, 8)]
+
+
 class Killed(Exception):
     pass
 

@@ -171,7 +171,8 @@ def clues(n: int, seed: int, split: str) -> list[Problem]:
     return _problems("clues", "number", (draw() for _ in count()), n, split)
 
 
-FAMILIES: Mapping[str, Callable[[int, int, str], list[Problem]]] = {
+Generator = Callable[[int, int, str], list[Problem]]
+FAMILIES: Mapping[str, Generator] = {
     "arithmetic": arithmetic,
     "small_arithmetic": small_arithmetic,
     "two_sum": two_sum,
@@ -179,3 +180,52 @@ FAMILIES: Mapping[str, Callable[[int, int, str], list[Problem]]] = {
     "addition": addition,
     "malice": malice,
 }
+
+REPORTED_SEEDS = range(20, 26)
+"""Training seeds of reported results; recipes are chosen on others."""
+DRAWN_BEFORE: Mapping[str, Mapping[int, int]] = {
+    "small_arithmetic": {7: 1500, 8: 1500, 9: 1500, 10: 500, 100: 1500},
+    "clues": {7: 1500, 8: 1500, 9: 1500, 10: 1500, 100: 1500},
+    "two_sum": {8: 1500, 9: 1500, 10: 1500, 100: 1500},
+    "addition": {7: 300, 8: 300, 100: 300},
+    "malice": {8: 160, 100: 160},
+}
+"""Test questions of each seed on which recipes were chosen, or earlier results reported: family -> seed -> number."""
+_BLOCKS = 1_000_000  # seed of the order in which `questions_of_seed` deals
+
+
+def questions_of_seed(family: str, n: int, seed: int, draw: Generator | None = None) -> list[Problem]:
+    """Return the test questions of a training seed.
+
+    Those of the `REPORTED_SEEDS` are disjoint from each other and from all in `DRAWN_BEFORE`, so that no result is
+    reported on a question on which something was chosen, and seeds are independent. Other seeds draw at random.
+
+    Args:
+        family: a family of `FAMILIES`.
+        n: number of questions; the same for every seed.
+        seed: the training seed.
+        draw: the family's generator; default `FAMILIES[family]`.
+
+    Raises:
+        TooFewProblems: the split has too few questions for `n` per seed.
+
+    Example:
+        >>> questions_of_seed("clues", 500, seed=20)
+    """
+    generate = draw or FAMILIES[family]
+    if seed not in REPORTED_SEEDS:
+        return generate(n, seed, "test")
+    used = {
+        problem.question
+        for earlier, count in DRAWN_BEFORE.get(family, {}).items()
+        for problem in generate(count, earlier, "test")
+    }
+    number = REPORTED_SEEDS.index(seed)
+    try:
+        dealt = generate(len(used) + n * (number + 1), _BLOCKS, "test")
+    except TooFewProblems as error:
+        dealt = generate(error.available, _BLOCKS, "test")
+    unused = [problem for problem in dealt if problem.question not in used]
+    if len(unused) < n * (number + 1):
+        raise TooFewProblems(family, "test", n * (number + 1), len(unused))
+    return unused[n * number : n * (number + 1)]

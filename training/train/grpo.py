@@ -35,7 +35,7 @@ from training.train.distributed import mean_over_processes, whole_weights
 from training.train.log_probs import fast_log_probs
 from training.train.rewards import Box, Completion, clip_reward, format_reward, tag_weights, weighted_format
 from training.train.rollouts import rollouts, sharded
-from training.train.schedules import Anneal, Gate, pass_gate
+from training.train.schedules import Anneal, pass_gate
 
 GATE, LOG = "gate.json", "log.jsonl"
 
@@ -55,8 +55,8 @@ class GRPO:
     with rho_t the probability ratio of token t between the policy and the policy that generated it. The reward is that
     of `training.train.rewards`.
 
-    The defaults are the paper's (arXiv 2604.24881, section 3), with these exceptions: `must_end` is True, the length of
-    training is set by `steps` and `prompts` instead of epochs per stage, and the learning rate is constant.
+    The defaults are the paper's (arXiv 2604.24881, section 3), with these exceptions: the length of training is set by
+    `steps` and `prompts` instead of epochs per stage, and the learning rate is constant.
 
     Args:
         anneal: schedule of `w_fmt` and `l`.
@@ -94,7 +94,7 @@ class GRPO:
     clip_weight: float = 1.0
     format: bool = True
     box: Box = "last"
-    must_end: bool = True
+    must_end: bool = False
     kept: tuple[str, ...] = ()
     agents: int = 3
     rounds: int = 2
@@ -123,7 +123,7 @@ class GRPO:
 class AnnealedReward(TrainerCallback):
     """Reward function that TRL calls, and callback that advances its schedule; both share one state.
 
-    The state is the gate. It is written into each of the trainer's checkpoints and read when a run resumes. `log.jsonl`
+    The state is the progress of a gated schedule. It is written into each of the trainer's checkpoints and read when a run resumes. `log.jsonl`
     has one row per step: the step, `l`, `w_fmt`, the terms of the reward, accuracy, length, and the shares of
     completions with 1, 2, ... agents.
 
@@ -151,15 +151,20 @@ class AnnealedReward(TrainerCallback):
         self.ends = ends
         self.on_clip = on_clip
         self.judge = judge
-        self.gate = Gate()
+        self.progress = 0.0
         self.weights = tag_weights(setting.agents, setting.rounds)
         self.__name__ = "imad"
 
-    def at_step(self, step: int) -> tuple[float, int]:
-        """Return `(w_fmt, l)` of a step."""
+    @property
+    def pace(self) -> float:
+        """The schedule's progress per generation step."""
+        return self.setting.anneal.pace(self.setting.steps, self.setting.inner)
+
+    def at_step(self, step: int, ahead: int = 0) -> tuple[float, int]:
+        """Return `(w_fmt, l)` of an optimisation step, or those that come `ahead` generation steps later."""
         gated = self.setting.anneal.kind == "gated"
-        progress = self.gate.progress if gated else step * self.setting.anneal.pace(self.setting.steps)
-        return self.setting.anneal.at(min(1.0, progress))
+        progress = self.progress if gated else (step // self.setting.inner) * self.pace
+        return self.setting.anneal.at(min(1.0, progress + ahead * self.pace))
 
     def __call__(
         self,
@@ -179,39 +184,48 @@ class AnnealedReward(TrainerCallback):
             kind: kind of answer of each.
             trainer_state: TRL's state, for the step.
         """
-        w_fmt, clip = self.at_step(trainer_state.global_step)
+        step = trainer_state.global_step
+        w_fmt, clip = self.at_step(step)
         verdicts = self._judge_open(completion_ids, question, kind, clip)
         rows = [
-            self._score(ids, gold[i], kind[i], w_fmt, clip, verdicts.get(i)) for i, ids in enumerate(completion_ids)
+            self._score(ids, gold[i], kind[i], w_fmt, (clip, self.at_step(step, 1)[1]), verdicts.get(i))
+            for i, ids in enumerate(completion_ids)
         ]
-        self._log(trainer_state.global_step, w_fmt, clip, rows)
+        self._log(step, w_fmt, clip, rows)
         return [row["reward"] for row in rows]
 
     def _score(
-        self, ids: Sequence[int], gold: str, kind: str, w_fmt: float, clip: int, verdict: bool | None
+        self, ids: Sequence[int], gold: str, kind: str, w_fmt: float, clips: tuple[int, int], verdict: bool | None
     ) -> dict[str, float]:
-        """Return one completion's reward and its terms; `verdict` is the judge's for an open question."""
+        """Return one completion's reward and its terms, and what it would earn under the next limit.
+
+        `clips` are `l` and the next `l`; `verdict` is the judge's for an open question, on the first `l` tokens.
+        """
         setting = self.setting
         finished = bool(ids) and ids[-1] in self.ends
         text = self._decode(ids)
         if kind == "open":
             correct = float(bool(verdict))
-            ends_in_time = finished and len(ids) <= clip
-            clipped = correct if ends_in_time or not setting.must_end else 0.0
+            earned = [
+                correct if not setting.must_end or (finished and len(ids) <= clip) else 0.0 for clip in clips
+            ]
         else:
             completion = Completion(tuple(ids), finished)
-            clipped = clip_reward(completion, clip, self._decode, gold, kind, setting.box, setting.must_end)
+            earned = [
+                clip_reward(completion, clip, self._decode, gold, kind, setting.box, setting.must_end) for clip in clips
+            ]
             correct = clip_reward(completion, len(ids), self._decode, gold, kind, "last", False)
         formatted = weighted_format(text, self.weights, w_fmt, setting.kept) if setting.format else 0.0
         return {
             "format": formatted,
             "tags": format_reward(text, self.weights),
-            "clip": clipped,
+            "clip": earned[0],
+            "clip_next": earned[1],
             "correct": correct,
             "length": len(ids),
             "truncated": not finished,
             "agents": len(agents_in(text)),
-            "reward": formatted + setting.clip_weight * clipped,
+            "reward": formatted + setting.clip_weight * earned[0],
         }
 
     def _judge_open(
@@ -226,19 +240,19 @@ class AnnealedReward(TrainerCallback):
         return {index: verdict is True for index, verdict in zip(indices, self.judge(pairs), strict=True)}
 
     def _log(self, step: int, w_fmt: float, clip: int, rows: Sequence[Mapping[str, float]]) -> None:
-        """Append the means of a step to the log, and update the gate."""
+        """Append the means of a step to the log, and update the progress of a gated schedule."""
         rewards = np.array([row["reward"] for row in rows]).reshape(-1, self.setting.generations)
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        means["success"] = mean_over_processes(means["clip"])
+        now, under_next = (mean_over_processes(means[name]) for name in ("clip", "clip_next"))
+        means["success"] = now
         for count in range(1, self.setting.agents + 1):
             means[f"agents_{count}"] = float(np.mean([row["agents"] == count for row in rows]))
         means["groups_without_spread"] = float((rewards.std(1) == 0).mean())
         if is_first():
-            row = {"step": step, "w_fmt": w_fmt, "clip_tokens": clip, **means, "progress": self.gate.progress}
+            row = {"step": step, "w_fmt": w_fmt, "clip_tokens": clip, **means, "progress": self.progress}
             append_rows(self.folder / LOG, [row])
         if self.setting.anneal.kind == "gated":
-            pace = self.setting.anneal.pace(self.setting.steps)
-            self.gate = pass_gate(self.gate, means["success"], pace, self.setting.anneal.floor)
+            self.progress = pass_gate(self.progress, now, under_next, self.pace, self.setting.anneal.floor)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
@@ -249,21 +263,43 @@ class AnnealedReward(TrainerCallback):
             self.on_clip(self.at_step(state.global_step)[1])
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the gate into the trainer's checkpoint."""
+        """Write the progress into the trainer's checkpoint."""
         if is_first():
-            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / GATE, asdict(self.gate))
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / GATE, {"progress": self.progress})
 
     def resume(self, checkpoint: str | None) -> None:
-        """Restore the gate of a checkpoint, and remove the log's rows of later steps."""
+        """Restore the progress of a checkpoint, and remove the log's rows of later steps."""
         log = self.folder / LOG
         step = 0
         if checkpoint is not None:
-            self.gate = Gate(**read_json(Path(checkpoint) / GATE))
+            self.progress = float(read_json(Path(checkpoint) / GATE)["progress"])
             step = int(checkpoint.rpartition("-")[2])
         if log.exists() and is_first():
             rows = [row for row in read_rows(log) if row["step"] < step]
             write_text(log, "")
             append_rows(log, rows)
+
+
+def check_clip(shortest: Mapping[int, int], setting: GRPO) -> None:
+    """Check that each agent can still finish a text under the last length limit.
+
+    With a limit that no text of an agent fits, the limit decides which agents survive.
+
+    Args:
+        shortest: tokens of each agent's shortest finished text, see `training.train.sft.shortest_finished`.
+        setting: the schedule, and whether a text must end within the limit.
+
+    Raises:
+        ValueError: no text of some agent fits.
+    """
+    last = setting.anneal.at(1.0)[1]
+    too_long = {agent: length for agent, length in shortest.items() if length > last}
+    if setting.must_end and too_long:
+        raise ValueError(
+            f"expected a length limit that ends where every agent can finish a text; grpo.anneal.clip ends at {last} "
+            f"tokens, and the shortest texts of the agents {sorted(too_long)} have {sorted(too_long.values())}. Pass "
+            f"--set grpo.anneal.clip=[{setting.anneal.at(0.0)[1]},{max(shortest.values())}] or more."
+        )
 
 
 def train_grpo(

@@ -90,7 +90,7 @@ def clip_reward(
     gold: str,
     kind: str,
     box: Box = "last",
-    must_end: bool = True,
+    must_end: bool = False,
 ) -> float:
     r"""Return the clip reward `R(y; l)`: 1 if a box within the first `l` tokens has the correct answer, else 0.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -35,45 +36,36 @@ def staged(values: Sequence[float], progress: float) -> float:
     return values[min(len(values) - 1, int(min(1.0, max(0.0, progress)) * len(values)))]
 
 
-@dataclass(frozen=True)
-class Gate:
-    """State of a gated schedule.
+def pass_gate(progress: float, now: float, under_next: float, step: float, floor: float = 0.2) -> float:
+    """Return the progress of a gated schedule after one generation step, in [0, 1].
+
+        progress + step   if under_next >= floor
+        progress - step   else if now < floor
+        progress          else
+
+    The next limit is tested before it holds: a clip below the length of what the policy can write would set every
+    reward, and with it the gradient, to 0. If the policy fails under the limit that holds, the limit opens again.
 
     Args:
-        progress: progress of the schedule in [0, 1].
-        success: exponential moving average of the mean clip reward; None before the first step.
-    """
-
-    progress: float = 0.0
-    success: float | None = None
-
-
-def pass_gate(gate: Gate, observed: float, step: float, floor: float = 0.2, memory: float = 0.5) -> Gate:
-    """Return the gate after one optimisation step; progress increases only while the policy succeeds often enough.
-
-        success'  = memory * success + (1 - memory) * observed
-        progress' = min(1, progress + step)  if success' >= floor, else progress
-
-    A clip below the length of what the policy can write would set every reward, and with it the gradient, to 0.
-
-    Args:
-        gate: state before the step.
-        observed: share of this step's completions that earned the clip reward, in [0, 1].
-        step: increase of the progress, 1 / number of steps of a schedule that never waits.
-        floor: lowest moving average at which the progress increases.
-        memory: weight of the past in the moving average.
+        progress: progress before the step.
+        now: share of the step's completions that earned the clip reward, in [0, 1].
+        under_next: share that would have earned it under the limit of the next step.
+        step: increase of the progress per generation step of a schedule that never waits.
+        floor: lowest share with which the schedule goes on.
 
     Raises:
-        ValueError: an observation outside [0, 1], NaN included.
+        ValueError: a share outside [0, 1], NaN included.
 
     Example:
-        >>> pass_gate(Gate(0.5, 0.5), observed=0.0, step=0.25)
-        Gate(progress=0.75, success=0.25)
+        >>> pass_gate(0.5, now=0.6, under_next=0.1, step=0.25)
+        0.5
     """
-    if not 0 <= observed <= 1:
-        raise ValueError(f"expected a success rate within 0 and 1; got {observed!r}. Pass a share of completions.")
-    success = observed if gate.success is None else memory * gate.success + (1 - memory) * observed
-    return Gate(min(1.0, gate.progress + step) if success >= floor else gate.progress, success)
+    for share in (now, under_next):
+        if not 0 <= share <= 1:
+            raise ValueError(f"expected a success rate within 0 and 1; got {share!r}. Pass a share of completions.")
+    if under_next >= floor:
+        return min(1.0, progress + step)
+    return max(0.0, progress - step) if now < floor else progress
 
 
 @dataclass(frozen=True)
@@ -86,12 +78,12 @@ class Anneal:
 
     Args:
         kind: `"linear"`: p grows linearly with the steps. `"staged"`: three stages of equal length, as in the released
-            script. `"gated"`: p is the progress of a `Gate`.
+            script. `"gated"`: p waits and goes back as `pass_gate` says.
         weight: `w_fmt` at the start and at the end.
         clip: `l` at the start and at the end, in tokens.
         weights: `w_fmt` of each stage for `"staged"`.
         clips: `l` of each stage for `"staged"`, in tokens.
-        floor: success rate below which a gated schedule waits.
+        floor: success rate below which a gated schedule waits, or goes back.
         share: share of the training steps after which the schedule ends (a gated one: if it never waits).
 
     Raises:
@@ -124,15 +116,20 @@ class Anneal:
         if min(*self.clip, *self.clips) < 1 or min(*self.weight, *self.weights) < 0:
             raise ValueError(f"expected clips from 1 token and weights from 0; got {self}. Pass larger values.")
 
-    def pace(self, steps: int) -> float:
-        """Return the progress per training step, `1 / max(1, round(share * steps) - 1)`.
+    def pace(self, steps: int, inner: int = 1) -> float:
+        """Return the progress per generation step.
 
-        Progress 1 is reached in the last step of the schedule's share.
+        Progress 1 is reached in the last generation step of the schedule's share, which is generation step
+        `ceil(round(share * steps) / inner) - 1`, counted from 0.
+
+        Args:
+            steps: optimisation steps.
+            inner: optimisation steps per generation step.
         """
-        return 1 / max(1, round(self.share * steps) - 1)
+        return 1 / max(1, math.ceil(max(1, round(self.share * steps)) / inner) - 1)
 
     def at(self, progress: float) -> tuple[float, int]:
-        """Return `(w_fmt, l)` at a progress in [0, 1]: of the training steps, or of the gate."""
+        """Return `(w_fmt, l)` at a progress in [0, 1]: see `pace` and `pass_gate`."""
         if self.kind == "staged":
             return staged(self.weights, progress), int(staged(self.clips, progress))
         return linear(*self.weight, progress), round(linear(*self.clip, progress))
