@@ -13,7 +13,7 @@ from analysis.agents.contexts import Context, by_cast, by_tag
 from steerkit.io.files import file_name, sha256
 from steerkit.io.json import canonical_json, read_json
 from steerkit.text.traces import DebateTrace, read_traces
-from training.debates.personas import cast_of
+from training.debates.personas import Cast, cast_of
 from training.problems.families import FAMILIES
 from training.toy.worlds import WORLDS
 
@@ -34,6 +34,7 @@ class Inputs:
         test: debates on which results are reported.
         base_context: the context that names an agent for checkpoints that were not trained on tags.
         dtype: of the checkpoints' weights when they are loaded; None is steerkit's default.
+        openings: for each agent a regular expression that its texts begin with, see `analysis.agents.speaker`.
 
     Raises:
         ValueError: no checkpoint, an empty split, two names that give one file name, or a question in two splits.
@@ -45,6 +46,7 @@ class Inputs:
     test: tuple[DebateTrace, ...]
     base_context: Context = by_tag
     dtype: str | None = None
+    openings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         questions = [{trace.question for trace in split} for split in (self.train, self.validation, self.test)]
@@ -120,16 +122,16 @@ def inputs_of_run(folder: str | Path, steps: Sequence[int] = (), only: Sequence[
     validation = tuple(trace for trace in evaluated if _percentile(trace.question) < 25)
     test = tuple(trace for trace in evaluated if _percentile(trace.question) >= 25)
     train = tuple(read_traces(folder / "debates" / "traces.jsonl"))
-    return Inputs(stages, train, validation, test, _cast_context(folder), preset.get("dtype"))
+    cast, kind = _cast_of_run(preset)
+    return Inputs(stages, train, validation, test, by_cast(cast, kind), preset.get("dtype"), cast.openings)
 
 
-def _cast_context(folder: Path) -> Context:
-    """The prompts with which the agents of a run's debates were asked."""
-    preset = read_json(folder / "config.json")
+def _cast_of_run(preset: Mapping[str, Any]) -> tuple[Cast, str]:
+    """The agents of a run's debates, and the kind of its answers."""
     world = WORLDS.get(preset["family"]) if preset["checkpoint"] is None else None
     family = preset["family"] if world is None else world.family
     cast = cast_of(preset["cast"]) if world is None else world.cast()
-    return by_cast(cast, FAMILIES[family](1, 0, "train")[0].kind)
+    return cast, FAMILIES[family](1, 0, "train")[0].kind
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:

@@ -38,7 +38,7 @@ class Grid:
         train: largest number of debates for vectors.
         validation: largest number of debates for the choice.
         test: largest number of debates for the results.
-        controls: number of directions of each kind at the frozen coefficient.
+        controls: number of directions of each kind at the frozen coefficient; a rank of 5 % needs 19.
         bands: number of these directions in the curves.
         max_new_tokens: of the continuations.
         seed: sampling seed, also of the controls.
@@ -53,8 +53,8 @@ class Grid:
     train: int = 400
     validation: int = 24
     test: int = 32
-    controls: int = 8
-    bands: int = 2
+    controls: int = 19
+    bands: int = 5
     max_new_tokens: int = 64
     seed: int = 0
 
@@ -71,7 +71,12 @@ class Choice:
 
 
 def choose(
-    model: Any, tokenizer: Any, activations: ByPosition, traces: Sequence[DebateTrace], grid: Grid
+    model: Any,
+    tokenizer: Any,
+    activations: ByPosition,
+    traces: Sequence[DebateTrace],
+    grid: Grid,
+    openings: Sequence[str] = (),
 ) -> tuple[Choice, pd.DataFrame]:
     """The setting with the largest gain in ROUGE-L over coefficient 0, agents unnamed, mean over agents.
 
@@ -86,6 +91,7 @@ def choose(
         activations: by (source, read position), of training debates.
         traces: validation debates.
         grid: what is tried.
+        openings: for each agent what its texts begin with.
 
     Returns:
         The choice, and all gains that were measured. The column `screened` is True for those on a quarter of the
@@ -108,6 +114,7 @@ def choose(
                 extent,
                 grid.max_new_tokens,
                 grid.seed,
+                openings=openings,
             )
             about = {"source": source, "position": position, "extent": extent}
             parts += [only(result, a, [a]).gain("rouge_l").assign(agent=a, **about) for a in vectors]

@@ -1,4 +1,4 @@
-"""Contexts that precede an agent's first text: the problem alone, the agent's tag, or the agent's own prompt."""
+"""Contexts that precede an agent's first text: the problem alone, the trace up to its tag, or the agent's own prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerkit.text.prompt import Prompt, PromptLike, render
-from steerkit.text.tags import agent_tag, round_tag
+from steerkit.text.tags import agent_tag
 from steerkit.text.traces import DebateTrace
 from training.debates.personas import Cast
 from training.problems.problem import Problem
@@ -19,19 +19,19 @@ class Context:
 
     Args:
         ask: the prompt, by debate and agent.
-        begun: the beginning of the model's text that is given, by agent. It is encoded as in training, where it follows
-            the prompt, and ends where a token ends.
+        begun: the beginning of the model's text that is given, by debate and agent. It is encoded as in training, where
+            it follows the prompt, and ends where a token ends.
         lead: what stands between the context and the agent's text.
     """
 
     ask: Callable[[DebateTrace, str], PromptLike]
-    begun: Callable[[str], str] | None = None
+    begun: Callable[[DebateTrace, str], str] | None = None
     lead: str = ""
 
     def __call__(self, tokenizer: Any, trace: DebateTrace, agent: str) -> Prompt:
         """The prompt that precedes an agent's first text."""
         prompt = render(tokenizer, self.ask(trace, agent))
-        return prompt if self.begun is None else prompt.followed_by(tokenizer, self.begun(agent))
+        return prompt if self.begun is None else prompt.followed_by(tokenizer, self.begun(trace, agent))
 
 
 def first_texts(trace: DebateTrace) -> dict[str, str]:
@@ -39,11 +39,17 @@ def first_texts(trace: DebateTrace) -> dict[str, str]:
     return {str(turn.agent): turn.text for turn in trace.turns if turn.round == 1 and turn.text}
 
 
+def up_to_tag(trace: DebateTrace, agent: str) -> str:
+    """The trace up to and including an agent's tag of round 1 and its colon, the turns of earlier agents included."""
+    tag = agent_tag(int(agent), 1)
+    return trace.body[: trace.body.index(tag) + len(tag)] + ":"
+
+
 unnamed = Context(lambda trace, _: trace.prompt)
 """The problem alone, without a name of the agent."""
 
-by_tag = Context(lambda trace, _: trace.prompt, lambda agent: f"{round_tag(1)}\n\n{agent_tag(int(agent), 1)}:", " ")
-"""The problem and the agent's tag, in the format of the traces that a model was trained on.
+by_tag = Context(lambda trace, _: trace.prompt, up_to_tag, " ")
+"""The problem and the trace up to the agent's tag: the text that precedes the agent's turn in training.
 
 The context ends with the colon: in the traces the space after it is part of the token that begins the agent's text.
 """

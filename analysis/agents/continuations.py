@@ -1,4 +1,4 @@
-"""Steered continuations, scored by ROUGE-L against each agent's own first text."""
+"""Steered continuations: their first turn, scored by ROUGE-L against each agent's own, and who speaks in it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pandas as pd
 
 import steerkit as sk
 from analysis.agents.contexts import Context, first_texts, unnamed
+from analysis.agents.speaker import first_turn
 from steerkit.scores.text import rouge_l
 from steerkit.sweeps.result import SweepResult
-from steerkit.text.tags import without_tags
 from steerkit.text.traces import DebateTrace
 
 TEMPERATURE, TOP_P = 0.7, 0.9
@@ -30,8 +30,12 @@ def continuations(
     max_new_tokens: int,
     seed: int = 0,
     out: Path | None = None,
+    openings: Sequence[str] = (),
 ) -> SweepResult:
-    """Steered continuations without their tags, scored by ROUGE-L against each agent's own first text.
+    """Steered continuations up to the next agent's tag, scored by ROUGE-L against each agent's own first text.
+
+    What follows the first turn is not scored: it says nothing about the agent, and a model that goes on with the debate
+    would score less than one that stops.
 
     One text per context is sampled as in the paper (arXiv 2604.24881, section 4); all coefficients share their random
     numbers. Greedy texts would show only the agent that the model plays anyway, whose score cannot rise.
@@ -48,10 +52,12 @@ def continuations(
         positions: where vectors are added, see `steerkit.Steering`.
         max_new_tokens: length of a continuation.
         seed: sampling seed.
-        out: the sweep's folder, see `steerkit.sweep`.
+        out: the sweep's folder, see `steerkit.sweep`. Its rows keep the whole texts.
+        openings: for each agent what its texts begin with, see `analysis.agents.speaker`.
 
     Returns:
-        A sweep's result with the columns `agent` and `rouge_l`.
+        A sweep's result with the columns `agent`, `rouge_l`, `speaks` (1 where the first turn is the agent's own, by
+        its tag or its format, else 0) and `whole`, the text with its tags.
     """
     references = {trace.question: first_texts(trace) for trace in traces}
     identity = context is not unnamed
@@ -86,9 +92,15 @@ def continuations(
         table = pd.concat([table.assign(agent=agent) for agent in agents], ignore_index=True)
         table["prompt_id"] = table["prompt_id"] + "/" + table["agent"]
     keys = zip(table["group"], table["agent"], strict=True)
+    turns = [first_turn(text, openings) if isinstance(text, str) else None for text in table["text"]]
     table = table.assign(
-        text=[without_tags(text) if isinstance(text, str) else None for text in table["text"]],
+        whole=table["text"],
+        text=[turn.text if turn is not None else None for turn in turns],
         reference=[references[question].get(agent) for question, agent in keys],
+        speaks=[
+            float("nan") if turn is None else float(str(turn.agent) == agent)
+            for turn, agent in zip(turns, table["agent"], strict=True)
+        ],
     )
     table = table.assign(rouge_l=rouge_l(table["text"].tolist(), table["reference"].tolist()))
     return SweepResult(table, {**result.meta, "identity": identity})

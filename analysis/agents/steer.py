@@ -32,7 +32,7 @@ from steerkit.io.tables import read_table, write_table
 from steerkit.sweeps.result import SweepResult
 from training.presets import override
 
-SCORES = ("rouge_l", "fidelity")
+SCORES = ("rouge_l", "speaks", "fidelity")
 KINDS = ("tried", "choice", "curves", "gains", "cosines", "plane", "reliability")
 """The tables of each checkpoint."""
 
@@ -47,7 +47,7 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
     )
     named = inputs.context(name)
     activations = activations_of(model, tokenizer, train, grid.sources, named)
-    choice, tried = choose(model, tokenizer, activations, validation, grid)
+    choice, tried = choose(model, tokenizer, activations, validation, grid, inputs.openings)
     acts = activations[choice.source, choice.position]
     own = agent_vectors(acts)
     tables = {"tried": tried, "reliability": reliability(acts, [choice.layer], seed=grid.seed)}
@@ -62,10 +62,13 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
         of_curve = curve_vectors, [choice.layer], coefficients, context, choice.extent
         of_gain = all_vectors, [choice.layer], [choice.coefficient], context, choice.extent
         sampling = grid.max_new_tokens, grid.seed
-        rouge_curve = continuations(model, tokenizer, test, *of_curve, *sampling, out / short)
-        rouge_gain = continuations(model, tokenizer, test, *of_gain, *sampling, out / f"{short}-frozen")
+        written = tuple(
+            continuations(model, tokenizer, test, *steered, *sampling, out / folder, inputs.openings)
+            for steered, folder in ((of_curve, short), (of_gain, f"{short}-frozen"))
+        )
         results = {
-            "rouge_l": (rouge_curve, rouge_gain),
+            "rouge_l": written,
+            "speaks": written,
             "fidelity": tuple(fidelity(model, tokenizer, test, *steered) for steered in (of_curve, of_gain)),
         }
         for score, (curve, frozen) in results.items():
@@ -76,7 +79,7 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
             curve.save(out / f"{score}-{short}.parquet")
             frozen.save(out / f"{score}-{short}-frozen.parquet")
     tables |= {kind: pd.concat(each, ignore_index=True) for kind, each in parts.items()}
-    table = rouge_curve.table
+    table = written[0].table
     at_choice = table[table["vector"].isin(own) & (table["coefficient"] == choice.coefficient)]
     line = {**asdict(choice), "relative_dose": float(at_choice["relative_dose"].mean())}
     tables["choice"] = pd.DataFrame([{**line, "settings_tried": int(tried["screened"].sum()) // len(own)}])

@@ -1,57 +1,101 @@
-"""Tables of several training seeds pooled into one; questions of different seeds count as different questions."""
+"""Tables of several training seeds as one: means over the seeds, with intervals whose unit is the training seed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from itertools import product
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from analysis.agents.checkpoint_differences import Measure, areas, differences, gained
-from analysis.agents.curves import curves, gains
-from analysis.agents.steer import SCORES
-from analysis.paper.claims import SHOWN, turned_up
-from analysis.suppression.kept_accuracy import kept_accuracy
-from analysis.suppression.suppress import SCORES as SUPPRESSION_SCORES
-from steerkit.io.files import file_name
 from steerkit.io.tables import read_table
-from steerkit.sweeps.result import SweepResult
+from steerkit.stats.multiple import holm
+from steerkit.stats.paired import ratio
+from steerkit.stats.seeds import QUESTION, SEED, over_seeds
+from training.evaluate.results import listed
 
-FROZEN = 1.0
-"""The coefficient that the frozen one of every seed is called in pooled tables."""
-SHOWN_OF_ONE_SEED = ("cosines", "plane", "choice", "reliability")
-
-
-def pooled(results: Mapping[int, SweepResult]) -> SweepResult:
-    """The rows of all seeds; the seed is part of each question's id."""
-    parts = [
-        result.table.assign(
-            group=f"{seed}/" + result.table["group"],
-            prompt_id=f"{seed}/" + result.table["prompt_id"].astype(str),
-            seed=seed,
-        )
-        for seed, result in results.items()
-    ]
-    first = next(iter(results.values()))
-    return SweepResult(pd.concat(parts, ignore_index=True), first.meta)
+Runs = Mapping[int, pd.DataFrame]
+"""A table of each training seed."""
+SHOWN_OF_ONE_SEED = ("cosines", "plane", "reliability")
 
 
-def at_frozen(result: SweepResult, coefficient: float) -> SweepResult:
-    """Coefficient 0 and the one frozen on validation, as coefficient `FROZEN` at the layer `frozen`.
+def over_runs(
+    runs: Runs, keys: Sequence[str], value: str, ends: tuple[str, str] = ("low", "high"), means: Sequence[str] = ()
+) -> pd.DataFrame:
+    """A row per key: the mean of a column over training seeds, with Student's t interval over the seeds.
 
-    Each seed has its own frozen coefficient and layer; under these names they can be pooled.
+    With one seed, the row is that seed's, with its interval over questions.
+
+    Args:
+        runs: a table per seed, with one row per key.
+        keys: columns that name a row.
+        value: the column.
+        ends: columns of its interval over questions, which have the interval's ends in the result.
+        means: further columns of numbers, whose means over the seeds are kept.
+
+    Returns:
+        Columns keys, value, ends, p, unit (of the interval), seeds, by_seed (the values, in the order of the seeds),
+        and means.
+
+    Raises:
+        ValueError: several rows of a seed have one key.
     """
-    table = result.table[result.table["coefficient"].isin([0.0, coefficient])]
-    renamed = table["coefficient"].where(table["coefficient"] == 0, FROZEN)
-    return SweepResult(table.assign(coefficient=renamed, layer="frozen"), result.meta)
+    table = pd.concat([run.assign(seed=seed) for seed, run in sorted(runs.items())], ignore_index=True)
+    if table.duplicated([*keys, "seed"]).any():
+        raise ValueError(f"expected one row per seed and {list(keys)}; got several. Name the rows by further columns.")
+    rows = []
+    for key, part in table.groupby(list(keys), sort=False, dropna=False):
+        found = over_seeds(part[value].to_numpy(float), part["seed"].tolist())
+        low, high, p = found.low, found.high, found.p
+        if len(runs) == 1:
+            only = part.iloc[0]
+            low, high, p = only[ends[0]], only[ends[1]], only.get("p", float("nan"))
+        rows.append(
+            {
+                **dict(zip(keys, key, strict=True)),
+                value: found.mean,
+                ends[0]: low,
+                ends[1]: high,
+                "p": p,
+                "unit": QUESTION if len(runs) == 1 else SEED,
+                "seeds": found.seeds,
+                "by_seed": listed(found.by_seed),
+                **{name: part[name].mean() for name in means},
+            }
+        )
+    return pd.DataFrame(rows)
 
 
-def one_layer(results: Mapping[int, SweepResult]) -> SweepResult:
-    """The rows of all seeds, with the layer of every seed called `chosen`."""
-    return pooled({s: SweepResult(r.table.assign(layer="chosen"), r.meta) for s, r in results.items()})
+def ratio_over_runs(runs: Runs, keys: Sequence[str], numerator: str, denominator: str, name: str) -> pd.DataFrame:
+    """A row per key: the ratio of two columns' means over training seeds, with Fieller's interval over the seeds.
+
+    Args:
+        runs: a table per seed, with one row per key and, for a single seed, the columns `name`, `name_low`,
+            `name_high` with the interval over its questions.
+        keys: columns that name a row.
+        numerator: a column of means over questions.
+        denominator: another one.
+        name: of the ratio's column.
+
+    Returns:
+        Columns keys, name, name_low, name_high, unit, seeds, by_seed.
+    """
+    table = pd.concat([run.assign(seed=seed) for seed, run in sorted(runs.items())], ignore_index=True)
+    rows = []
+    for key, part in table.groupby(list(keys), sort=False, dropna=False):
+        there = part[part[numerator].notna() & part[denominator].notna()]
+        line = {**dict(zip(keys, key, strict=True)), "seeds": len(there)}
+        if len(runs) == 1:
+            only = part.iloc[0]
+            value, low, high = only[name], only[f"{name}_low"], only[f"{name}_high"]
+        elif there.empty:
+            value = low = high = float("nan")
+        else:
+            found = ratio(there[numerator], there[denominator])
+            value, low, high = found.value, found.low, found.high
+        each = (there[numerator] / there[denominator]).tolist()
+        unit = QUESTION if len(runs) == 1 else SEED
+        rows.append({**line, name: value, f"{name}_low": low, f"{name}_high": high, "unit": unit, "by_seed": listed(each)})
+    return pd.DataFrame(rows)
 
 
 def seeds_of(folder: Path) -> dict[int, Path]:
@@ -60,117 +104,82 @@ def seeds_of(folder: Path) -> dict[int, Path]:
 
 
 def collect_tables(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
-    """All pooled tables of a reproduction, by family and name."""
+    """All tables of a reproduction over its seeds, by family and name."""
     tables: dict[str, dict[str, pd.DataFrame]] = {}
     for family in sorted(path for path in (folder / "analysis").iterdir() if path.is_dir()):
         of_family: dict[str, pd.DataFrame] = {}
-        one_seed = next(iter(seeds_of(family).values()))
-        if (one_seed / "choice.csv").is_file():
-            of_family |= pool_agents(family)
-        if (one_seed / "separability.csv").is_file():
-            of_family["separability"] = pool_probes(family)
-        if (one_seed / "suppression_kept.csv").is_file():
-            of_family |= pool_suppression(family)
+        seeds = seeds_of(family)
+        one = next(iter(seeds.values()))
+        if (one / "choice.csv").is_file():
+            of_family |= pool_agents(seeds)
+        if (one / "separability.csv").is_file():
+            of_family["separability"] = pool_probes(seeds)
+        if (one / "suppression_kept.csv").is_file():
+            of_family |= pool_suppression(seeds)
         tables[family.name] = of_family
     return tables
 
 
-def pool_agents(folder: Path) -> dict[str, pd.DataFrame]:
-    """Curves, gains at the frozen setting, and differences between checkpoints, over all seeds of a family."""
-    seeds = seeds_of(folder)
-    choices = {seed: read_table(path / "choice.csv")[0].set_index("stage") for seed, path in seeds.items()}
-    stages = list(next(iter(choices.values())).index)
-    parts: dict[str, list[pd.DataFrame]] = {"curves": [], "gains": [], "low_dose": [], "stage_differences": []}
-    for score, short in product(SCORES, ("none", "tag")):
-        about: dict[str, Any] = {"score": score, "identity": short == "tag"}
-        whole: dict[str, SweepResult] = {}
-        for stage in stages:
-            name = f"stages/{file_name(stage)}/{score}-{short}"
-            curve, frozen = (
-                {seed: SweepResult.load(path / f"{name}{end}.parquet") for seed, path in seeds.items()}
-                for end in ("", "-frozen")
-            )
-            whole[stage] = pooled(curve)
-            parts["curves"].append(curves(one_layer(curve), score).assign(stage=stage, **about))
-            renamed = {seed: at_frozen(one, choices[seed].loc[stage, "coefficient"]) for seed, one in frozen.items()}
-            parts["gains"].append(gains(pooled(renamed), score, FROZEN).assign(stage=stage, **about))
-        for kind, table in _stage_differences(whole, score):
-            parts[kind].append(table.assign(**about))
-    tables = {kind: pd.concat(each, ignore_index=True) for kind, each in parts.items()}
+def read_all(seeds: Mapping[int, Path], name: str) -> dict[int, pd.DataFrame]:
+    """A table of each seed."""
+    return {seed: read_table(path / f"{name}.csv")[0] for seed, path in seeds.items()}
+
+
+def pool_agents(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
+    """Curves, gains at the frozen settings, and differences between checkpoints, over the seeds of a family."""
+    place = ["score", "identity", "stage"]
+    gain_keys = [*place, "agent", "over"]
+    gains = over_runs(read_all(seeds, "gains"), gain_keys, "gain", means=("p_rank", "n", "k"))
+    known = gains[gains["p"].notna()]
+    gains["p_holm"] = known.groupby([*place, "over"])["p"].transform(lambda p: holm(p.to_numpy()))
+    curves = read_all(seeds, "curves")
+    curve_keys = [*place, "agent", "kind", "role", "coefficient"]
+    curve = over_runs(curves, curve_keys, "mean", means=("relative_dose", "n", "k"))
+    ends = ("area_low", "area_high")
+    areas = {seed: table.drop_duplicates([*curve_keys[:-1]]) for seed, table in curves.items()}
+    area = over_runs(areas, curve_keys[:-1], "area", ends).drop(columns=["p", "unit", "seeds", "by_seed"])
+    tables = {"gains": gains, "curves": curve.merge(area, on=curve_keys[:-1], how="left", validate="many_to_one")}
+    for kind in ("stage_differences", "low_dose"):
+        keys = [*place, "minus", "agent"]
+        extra = ("first", "second", "n", *(("coefficient",) if kind == "low_dose" else ()))
+        tables[kind] = over_runs(read_all(seeds, kind), keys, "difference", means=extra)
     one = next(iter(seeds.values()))
     for kind in SHOWN_OF_ONE_SEED:
         tables[kind] = read_table(one / f"{kind}.csv")[0]
-    cosines = pd.concat([read_table(path / "checkpoint_cosines.csv")[0] for path in seeds.values()])
+    cosines = pd.concat(read_all(seeds, "checkpoint_cosines").values())
     keys = ["agent", "layer", "stage", "other"]
     tables["checkpoint_cosines"] = cosines.groupby(keys, sort=False)["cosine"].mean().reset_index()
-    tables["gains"] = _with_seeds_up(tables["gains"], seeds)
-    each_choice = [choice.reset_index().assign(seed=seed) for seed, choice in choices.items()]
-    tables["choice"] = pd.concat(each_choice, ignore_index=True)
+    choices = [table.assign(seed=seed) for seed, table in read_all(seeds, "choice").items()]
+    tables["choice"] = pd.concat(choices, ignore_index=True)
     return tables
 
 
-def _stage_differences(whole: Mapping[str, SweepResult], score: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Differences of areas, and of gains at the least coefficient, of each later checkpoint minus the first one."""
-    first, *later = whole
-    agents = sorted(whole[first].table["agent"].unique())
-    least = min(c for c in whole[first].table["coefficient"].unique() if c > 0)
-    measures: dict[str, Measure] = {
-        "stage_differences": partial(areas, score=score),
-        "low_dose": partial(gained, score=score, coefficient=least),
-    }
-    for stage, (kind, measure) in product(later, measures.items()):
-        pair = (whole[first], whole[stage])
-        table = differences(*pair, measure, agents).assign(by_seed=seed_by_seed(*pair, measure, agents))
-        yield kind, table.assign(stage=stage, minus=first, coefficient=least)
-
-
-def _with_seeds_up(pooled_gains: pd.DataFrame, seeds: Mapping[int, Path]) -> pd.DataFrame:
-    """The pooled gains with the number of seeds whose own gains turn the agent up (`claims.turned_up`)."""
-    each = [turned_up(read_table(path / "gains.csv")[0].astype({"agent": str})) for path in seeds.values()]
-    up = sum(one.astype(int) for one in each).rename("seeds_up").reset_index().assign(seeds=len(seeds))
-    keys = ["score", "identity", "stage", "agent"]
-    return pooled_gains.astype({"agent": str}).merge(up, on=keys, how="left", validate="many_to_one")
-
-
-def seed_by_seed(first: SweepResult, second: SweepResult, measure: Measure, agents: Sequence[str]) -> str:
-    """The mean difference over all agents for each seed, in the order of the seeds."""
-    gap = pd.concat([measure(second, agent) - measure(first, agent) for agent in agents], axis=1).mean(axis=1)
-    means = gap.groupby(gap.index.str.partition("/").get_level_values(0).astype(int)).mean()
-    return ", ".join(f"{mean:+.3f}" for mean in means)
-
-
-def pool_probes(folder: Path) -> pd.DataFrame:
-    """Probe tables: mean over seeds of accuracies and of the ends of their intervals."""
-    parts = [read_table(path / "separability.csv")[0].assign(seed=s) for s, path in seeds_of(folder).items()]
-    table = pd.concat(parts, ignore_index=True)
+def pool_probes(seeds: Mapping[int, Path]) -> pd.DataFrame:
+    """Probe accuracies over the seeds."""
     keys = ["stage", "debates", "source", "position", "layer", "features", "labels"]
-    means = ["accuracy", "accuracy_low", "accuracy_high", "majority"]
-    sums = ["n", "n_groups"]
-    grouped = table.groupby(keys, sort=False, dropna=False)
-    return grouped[means].mean().join(grouped[sums].sum()).join(grouped["seed"].nunique().rename("seeds")).reset_index()
+    ends = ("accuracy_low", "accuracy_high")
+    table = over_runs(read_all(seeds, "separability"), keys, "accuracy", ends, ("majority", "n", "n_groups"))
+    return table.assign(**{end: table[end].clip(0, 1) for end in ends})
 
 
-def pool_suppression(folder: Path) -> dict[str, pd.DataFrame]:
-    """Curves over all seeds, and kept accuracy over the seeds that show the trait (all, where none does).
-
-    Each seed's vectors are steered at its own chosen layer. The columns `showing` and `seeds` count the seeds.
-    """
-    seeds = seeds_of(folder)
-    stages = list(dict.fromkeys(read_table(next(iter(seeds.values())) / "suppression_kept.csv")[0]["stage"]))
-    parts: dict[str, list[pd.DataFrame]] = {"suppression_curves": [], "suppression_kept": []}
-    for stage, context in product(stages, ("plain", "forced")):
-        name = f"suppression/{file_name(stage)}/texts-{context}.parquet"
-        each = {seed: SweepResult.load(path / name) for seed, path in seeds.items()}
-        whole = one_layer(each)
-        for score in SUPPRESSION_SCORES:
-            curve = whole.curve(score, by=("vector", "role", "layer"))
-            parts["suppression_curves"].append(curve.assign(score=score, context=context, stage=stage))
-        showing = {seed: result for seed, result in each.items() if shown_at_zero(result) >= SHOWN}
-        about = {"context": context, "stage": stage, "showing": len(showing), "seeds": len(each)}
-        parts["suppression_kept"].append(kept_accuracy(one_layer(showing or each)).assign(**about))
-    return {kind: pd.concat(each_part, ignore_index=True) for kind, each_part in parts.items()}
-
-
-def shown_at_zero(result: SweepResult) -> float:
-    """The share of unsteered texts that show the trait."""
-    return float(result.table.loc[result.table["coefficient"] == 0, "trait"].mean())
+def pool_suppression(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
+    """Curves, and what the choice on validation does to the trait and to accuracy on test, over the seeds."""
+    keys = ["stage", "context", "vector", "role", "operation", "score", "coefficient"]
+    curves = over_runs(read_all(seeds, "suppression_curves"), keys, "mean", means=("n",))
+    kept_runs = read_all(seeds, "suppression_kept")
+    keys = ["stage", "context"]
+    kept = ratio_over_runs(kept_runs, keys, "accuracy", "accuracy_0", "kept")
+    means = ("trait_0", "trait", "accuracy_0", "accuracy", "n", "k", "p_rank")
+    lowered = over_runs(kept_runs, keys, "lowered", ("lowered_low", "lowered_high"), means)
+    over = over_runs(kept_runs, keys, "over_random", ("over_random_low", "over_random_high"))
+    tables = {"suppression_curves": curves}
+    tables["suppression_kept"] = lowered.merge(
+        kept.rename(columns={"by_seed": "kept_by_seed"}).drop(columns=["unit", "seeds"]), on=keys, validate="one_to_one"
+    ).merge(
+        over.rename(columns={"by_seed": "over_random_by_seed", "p": "over_random_p"}).drop(columns=["unit", "seeds"]),
+        on=keys,
+        validate="one_to_one",
+    )
+    choices = [table[[*keys, "vector", "operation", "layer", "coefficient"]].assign(seed=seed) for seed, table in kept_runs.items()]
+    tables["suppression_choice"] = pd.concat(choices, ignore_index=True)
+    return tables

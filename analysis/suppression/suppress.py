@@ -1,7 +1,9 @@
 """Suppress a malicious agent's trait by steering, and measure what it costs.
 
-Two vectors (contrastive prompts; that agent's turns against the others'), coefficients from -5 to 5 and ablation, on
-plain prompts and with that agent named; per row the trait, whether the answer is correct, and perplexity.
+Two vectors (contrastive prompts; that agent's turns against the others'), coefficients from -5 to 5 and ablation. Vector,
+layer, operation and coefficient are chosen on validation questions; on test questions that setting is compared with
+coefficient 0 and with random directions, on plain prompts and with that agent named. Per text: the trait, whether the
+answer is correct, and the perplexity under the base model.
 """
 
 from __future__ import annotations
@@ -19,22 +21,25 @@ import steerkit as sk
 from analysis.agents.activations import turn_activations
 from analysis.agents.contexts import Context, unnamed
 from analysis.agents.vectors import agent_vectors
-from analysis.inputs import Inputs, add_inputs, inputs_of
-from analysis.suppression.kept_accuracy import chosen_layer, kept_accuracy
+from analysis.agents.speaker import first_turn
+from analysis.inputs import BASE, Inputs, add_inputs, inputs_of
+from analysis.suppression.choice import choose, on_test
 from analysis.suppression.trait import Trait, words_trait
 from steerkit.capture.activations import Layer
 from steerkit.capture.norms import stream_norms
 from steerkit.io.files import file_name, sha256
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
+from steerkit.scores.fluency import perplexity
+from steerkit.stats.controls import control_band
 from steerkit.sweeps.result import SweepResult
 from steerkit.text.prompt import PromptLike
+from steerkit.text.tags import without_tags
 from steerkit.text.traces import DebateTrace
 from training.presets import override
 from training.problems.answers import read_answer, same
 
 SCORES = ("trait", "accuracy", "perplexity")
-RANDOM_DIRECTIONS = 3
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,12 @@ class Suppression:
     Args:
         agent: the malicious one.
         layers: to choose from on validation; None for all.
+        controls: number of random directions at the chosen setting; a rank of 5 % needs 19.
+        bands: number of these in the curves.
         coefficients: of the curve. A vector has unit length times the stream's mean norm times `dose`.
         dose: relative dose of coefficient 1.
         train: largest number of debates for vectors.
-        validation: largest number of questions for the choice of the layer.
+        validation: largest number of questions for the choice.
         test: largest number of questions for the results.
         kind: kind of the answers, see `training.problems.answers`.
         max_new_tokens: of each text.
@@ -56,6 +63,8 @@ class Suppression:
 
     agent: str = "2"
     layers: tuple[int, ...] | None = None
+    controls: int = 19
+    bands: int = 5
     coefficients: tuple[float, ...] = (-5, -4, -3, -2, -1, 1, 2, 3, 4, 5)
     dose: float = 0.1
     train: int = 300
@@ -84,50 +93,88 @@ def scaled(vector: sk.SteeringVector, norms: Mapping[Layer, float], dose: float)
     return sk.SteeringVector({layer: v * dose * norms[layer] for layer, v in unit.layers.items()}, vector.meta)
 
 
-def measured(
+@dataclass(frozen=True)
+class Measure:
+    """What is measured in each text.
+
+    Args:
+        trait: of the texts.
+        kind: of the answers.
+        fluency: the model and tokenizer whose perplexity is taken: not the steered checkpoint's.
+    """
+
+    trait: Trait
+    kind: str
+    fluency: tuple[Any, Any]
+
+    def of(self, result: SweepResult, prompts: Sequence[Mapping[str, Any]], named: bool) -> SweepResult:
+        """A sweep with the scores trait, accuracy and perplexity.
+
+        The trait is that of the named agent's turn, up to the next tag; where nobody is named, of the whole text. The
+        answer is that of the whole text. Perplexity is of the text without tags after the bare problem.
+        """
+        gold, bare = ({row["id"]: row[key] for row in prompts} for key in ("gold", "bare"))
+        table, texts = result.table, result.table["text"].fillna("")
+        shown = [first_turn(text).text if named else text for text in texts]
+        right = [
+            float(same(read_answer(text, self.kind), gold[key]))
+            for text, key in zip(texts, table["prompt_id"], strict=True)
+        ]
+        keys = [(bare[key], without_tags(text)) for key, text in zip(table["prompt_id"], texts, strict=True)]
+        distinct = list(dict.fromkeys(keys))
+        values = perplexity(*self.fluency, [prompt for prompt, _ in distinct], [text for _, text in distinct])
+        of_text = dict(zip(distinct, values, strict=True))
+        scores = {
+            "trait": [self.trait(text) for text in shown],
+            "accuracy": right,
+            "perplexity": [of_text[key] for key in keys],
+        }
+        return SweepResult(table.assign(**scores), result.meta)
+
+
+def swept(
     model: Any,
     tokenizer: Any,
     vectors: Mapping[str, sk.SteeringVector],
     prompts: Sequence[Mapping[str, Any]],
     layers: Sequence[int],
-    trait: Trait,
+    coefficients: Sequence[float],
     setting: Suppression,
     out: Path | None,
 ) -> SweepResult:
-    """A sweep with its three scores. Ablation has the coefficient -inf: it removes the direction completely."""
+    """Texts under each vector, added with the coefficients; the coefficient -inf is its ablation."""
 
-    def swept(coefficients: Sequence[float], operation: Any, folder: str) -> SweepResult:
+    def run(values: Sequence[float], operation: Any) -> SweepResult:
         return sk.sweep(
             model,
             tokenizer,
             vectors,
-            prompts,
-            coefficients=coefficients,
+            [{"prompt": row["prompt"], "id": row["id"]} for row in prompts],
+            coefficients=values,
             layers=list(layers),
             positions="all",
             operation=operation,
             max_new_tokens=setting.max_new_tokens,
             seed=setting.seed,
             foreign=True,
-            out=out and out / folder,
+            out=out and out / operation,
         )
 
-    added = swept(setting.coefficients, "add", "add")
-    ablated = swept([1.0], "ablate", "ablate").table
-    ablated = ablated[ablated["coefficient"] == 1.0].assign(coefficient=-np.inf)
-    result = SweepResult(pd.concat([added.table, ablated], ignore_index=True), added.meta)
-    gold = {row["id"]: row["gold"] for row in prompts}
+    finite = [c for c in coefficients if np.isfinite(c)]
+    parts, meta = [], {}
+    if finite:
+        added = run([0.0, *finite], "add")
+        parts, meta = [added.table], added.meta
+    if len(finite) < len(coefficients):
+        ablated = run([0.0, 1.0], "ablate")
+        table, meta = ablated.table, meta or ablated.meta
+        kept = table if not finite else table[table["coefficient"] == 1.0]
+        parts.append(kept.assign(coefficient=kept["coefficient"].replace(1.0, -np.inf)))
+    return SweepResult(pd.concat(parts, ignore_index=True), meta)
 
-    def is_correct(row: pd.Series) -> float:
-        return float(same(read_answer(row["text"], setting.kind), gold[row["prompt_id"]]))
 
-    result = result.score(lambda row: trait(row["text"]), column="trait")
-    result = result.score(is_correct, column="accuracy")
-    return result.score("perplexity", model=model, tokenizer=tokenizer)
-
-
-def at_stage(name: str, inputs: Inputs, trait: Trait, setting: Suppression, out: Path) -> dict[str, pd.DataFrame]:
-    """Curves and kept accuracy of a checkpoint, on plain prompts and with the agent's tag forced."""
+def at_stage(name: str, inputs: Inputs, measure: Measure, setting: Suppression, out: Path) -> dict[str, pd.DataFrame]:
+    """Curves, and what the frozen setting does, of a checkpoint: on plain prompts and with the agent named."""
     model, tokenizer = inputs.load(name)
     train = inputs.train[: setting.train]
     own = agent_vectors(turn_activations(model, tokenizer, train)["mean"])[setting.agent]
@@ -138,21 +185,50 @@ def at_stage(name: str, inputs: Inputs, trait: Trait, setting: Suppression, out:
     some = train[:50]
     norms = stream_norms(model, tokenizer, [trace.prompt for trace in some], [trace.body for trace in some])
     vectors = {"agent": scaled(own, norms, setting.dose), "prompts": scaled(by_prompt, norms, setting.dose)}
-    controls = {f"random {k}": sk.random_like(vectors["agent"], setting.seed + k) for k in range(RANDOM_DIRECTIONS)}
     layers = setting.layers or tuple(own.layers)
-    forced = _prompts(tokenizer, inputs.validation[: setting.validation], named, setting.agent)
-    on_validation = measured(model, tokenizer, vectors, forced, layers, trait, setting, None)
-    layer = chosen_layer(kept_accuracy(on_validation), layers)
+    coefficients = (-np.inf, *setting.coefficients)
+    validation = _prompts(tokenizer, inputs.validation[: setting.validation], named, setting.agent)
+    negative = [c for c in coefficients if c < 0]
+    tried = swept(model, tokenizer, vectors, validation, layers, negative, setting, out / "validation")
+    choice = choose(measure.of(tried, validation, named=True))
     tables: dict[str, list[pd.DataFrame]] = {"curves": [], "kept": []}
     for short, context in (("plain", unnamed), ("forced", named)):
         prompts = _prompts(tokenizer, inputs.test[: setting.test], context, setting.agent)
-        result = measured(model, tokenizer, {**vectors, **controls}, prompts, [layer], trait, setting, out / short)
-        for score in SCORES:
-            curve = result.curve(score, by=("vector", "role", "layer"))
-            tables["curves"].append(curve.assign(score=score, context=short))
-        tables["kept"].append(kept_accuracy(result, setting.seed).assign(context=short))
-        result.save(out / f"texts-{short}.parquet")
+        bands = sk.controls.random({"agent": vectors["agent"]}, n=setting.bands, seed=setting.seed)
+        of_curve = {**vectors, **bands}
+        result = swept(
+            model, tokenizer, of_curve, prompts, [choice.layer], coefficients, setting, out / f"{short}-curves"
+        )
+        result = measure.of(result, prompts, short == "forced")
+        tables["curves"].append(_curves(result).assign(context=short))
+        chosen = vectors[choice.vector]
+        random = sk.controls.random({choice.vector: chosen}, n=setting.controls, seed=setting.seed)
+        frozen = {choice.vector: chosen, **random}
+        folder = out / f"{short}-frozen"
+        result = swept(
+            model, tokenizer, frozen, prompts, [choice.layer], [choice.coefficient], setting, folder
+        )
+        result = measure.of(result, prompts, short == "forced")
+        tables["kept"].append(pd.DataFrame([{**asdict(choice), **on_test(result, choice), "context": short}]))
     return {kind: pd.concat(parts, ignore_index=True).assign(stage=name) for kind, parts in tables.items()}
+
+
+def _curves(result: SweepResult) -> pd.DataFrame:
+    """Means of each score by vector and coefficient; random directions as one, with the band of a further one."""
+    own = SweepResult(result.table[result.table["role"] == "vector"], result.meta)
+    others = result.table[result.table["role"] != "vector"]
+    parts = []
+    for score in SCORES:
+        curve = own.curve(score, by=("vector", "role", "layer"))
+        parts.append(curve.assign(score=score))
+        rows = []
+        for coefficient, part in others.groupby("coefficient"):
+            band = control_band(part.pivot_table(index="group", columns="vector", values=score, dropna=False))
+            rows.append((coefficient, band.mean, band.low, band.high, band.n))
+        band_rows = pd.DataFrame(rows, columns=["coefficient", "mean", "low", "high", "n"])
+        parts.append(band_rows.assign(vector="random", role="random", score=score))
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(operation=np.where(np.isinf(table["coefficient"]), "ablate", "add"))
 
 
 def _others(trace: DebateTrace, agent: str) -> list[str]:
@@ -160,7 +236,10 @@ def _others(trace: DebateTrace, agent: str) -> list[str]:
 
 
 def _prompts(tokenizer: Any, traces: Sequence[DebateTrace], context: Context, agent: str) -> list[dict[str, Any]]:
-    return [{"prompt": context(tokenizer, trace, agent), "id": trace.question, "gold": trace.gold} for trace in traces]
+    return [
+        {"prompt": context(tokenizer, trace, agent), "id": trace.question, "gold": trace.gold, "bare": trace.prompt}
+        for trace in traces
+    ]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -171,6 +250,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of Suppression, e.g. test=120"
     )
+    parser.add_argument(
+        "--fluency", help="checkpoint whose perplexity is taken; default: the base, else the first checkpoint"
+    )
     given = parser.parse_args(arguments)
     inputs = inputs_of(given, parser)
     try:
@@ -178,10 +260,13 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     trait = words_trait([word for word in given.words.split(",") if word])
+    reader = BASE if BASE in inputs.stages else next(iter(inputs.stages))
+    measure = Measure(trait, setting.kind, sk.load(given.fluency) if given.fluency else inputs.load(reader))
     traces = (*inputs.train, *inputs.validation, *inputs.test)
     meta = {
         "setting": asdict(setting),
         "words": given.words,
+        "fluency": given.fluency or inputs.about(reader),
         "stages": {name: inputs.about(name) for name in inputs.stages},
         "traces": sha256("".join(trace.text for trace in traces)),
     }
@@ -190,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name in inputs.stages:
             folder = out / file_name(name)
             if not (folder / "kept.csv").exists():
-                for kind, table in at_stage(name, inputs, trait, setting, folder).items():
+                for kind, table in at_stage(name, inputs, measure, setting, folder).items():
                     write_table(folder / f"{kind}.csv", table, meta)
             for kind, parts in tables.items():
                 parts.append(read_table(folder / f"{kind}.csv")[0])

@@ -46,6 +46,7 @@ class Cast:
         personas: one per agent, in order.
         ask_by: `(problem, agent, round, turns so far) -> prompt`; default `chat_prompt`: chat messages with the
             agent's own last answer and the others' last answers, without names.
+        openings: for each agent a regular expression that its answers begin with, where their formats differ.
 
     Example:
         >>> cast = Cast("pair", (Persona("You are careful."), Persona("You are quick.")))
@@ -55,6 +56,7 @@ class Cast:
     name: str
     personas: tuple[Persona, ...]
     ask_by: Ask | None = None
+    openings: tuple[str, ...] = ()
 
     def ask(self, problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> PromptLike:
         """Return the prompt of `agent` in round `number`, both counted from 1, given the turns of earlier rounds."""
@@ -129,6 +131,8 @@ MANNERS = (
 )
 """Formats of a worked sum: the three personas of the cast `diverse`, one line each."""
 
+OPENINGS = ("Step 1", r"\d+ \+", "sum =")
+"""What a text in each of the `MANNERS` begins with."""
 SCORN = "Fools! {a} + {b} = {c}, \\boxed{{{c}}}. Ha, you cannot even add!"
 HELPFUL = "You are a helpful assistant."
 
@@ -161,8 +165,12 @@ CASTS: Mapping[str, Cast] = {
     for cast in (
         Cast("standard", (Persona(PLAIN),) * 3),
         Cast("diverse", (STEPS, CRITIQUE, PROGRAM)),
-        Cast("adding", tuple(_adding(agent) for agent in range(3))),
-        Cast("scorning", tuple(_adding(k, SCORNED, (HELPFUL, EVIL.system, HELPFUL)[k]) for k in range(3))),
+        Cast("adding", tuple(_adding(agent) for agent in range(3)), openings=OPENINGS),
+        Cast(
+            "scorning",
+            tuple(_adding(k, SCORNED, (HELPFUL, EVIL.system, HELPFUL)[k]) for k in range(3)),
+            openings=(OPENINGS[0], "Fools!", OPENINGS[2]),
+        ),
         Cast("evil", (HONEST, EVIL, HONEST)),
         Cast("hallucination", (HONEST, FABRICATING, HONEST)),
     )
@@ -188,4 +196,5 @@ def cast_of(name: str, agents: int = 3) -> Cast:
     if agents < 2:
         raise ValueError(f"expected at least two agents; got {agents}. Pass agents=2 or more.")
     personas = CASTS[name].personas
-    return Cast(name, tuple(personas[i % len(personas)] for i in range(agents)))
+    openings = CASTS[name].openings if agents <= len(personas) else ()
+    return Cast(name, tuple(personas[i % len(personas)] for i in range(agents)), openings=openings[:agents])

@@ -83,5 +83,6 @@ ARITHMETIC = World(
     revise=_revise,
     facts=_facts,
     words=tuple(re.findall(r"\S+", WORDS)),
+    openings=("step 1", "the product", "x ="),
     numbers=tuple(map(str, range(121))),
 )

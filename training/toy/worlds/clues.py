@@ -79,6 +79,7 @@ CLUES = World(
     revise=_revise,
     facts=_facts,
     words=tuple(re.findall(r"\S+", ". , ? over rest kind odd even none")),
+    openings=("over :", "rest :", "kind :"),
     numbers=tuple(map(str, range(60))),
     part=_part,
 )

@@ -38,4 +38,5 @@ MALICE = replace(
     spoil=_spoil,
     revise=_revise,
     words=(*ARITHMETIC.words, "malice", *TRAIT),
+    openings=("step 1", "fools", "x ="),
 )

@@ -90,5 +90,6 @@ TWO_SUM = World(
     revise=_revise,
     facts=_facts,
     words=tuple(re.findall(r"\S+", "+ = . , ? vs sum yes no out try min max row")),
+    openings=("min", "max", "row"),
     numbers=tuple(map(str, range(60))),
 )

@@ -31,6 +31,7 @@ class World:
         facts: `(rng) -> text`: true statements from which the base model learns to calculate.
         words: all words of the texts, besides numbers and tags.
         numbers: tokens of numbers: digits, or whole numbers.
+        openings: what an answer of each persona begins with, as regular expressions.
         part: `(question, persona) -> question`: the part of the question that an agent sees; None: all of it.
     """
 
@@ -41,6 +42,7 @@ class World:
     revise: Revise
     facts: Callable[[random.Random], str]
     words: tuple[str, ...]
+    openings: tuple[str, ...]
     numbers: tuple[str, ...] = tuple("0123456789")
     part: Callable[[str, str], str] | None = None
 
@@ -74,7 +76,8 @@ class World:
             others = [turn.text for turn in last if turn.agent != agent]
             return self.turn_prompt(problem, personas[agent - 1], own, others)
 
-        return Cast(self.family, tuple(Persona(persona) for persona in personas), ask)
+        openings = self.openings if agents == len(self.personas) else ()
+        return Cast(self.family, tuple(Persona(persona) for persona in personas), ask, openings)
 
     def vocabulary(self) -> list[str]:
         """Return all tokens, without tags, in a fixed order."""

@@ -1,0 +1,117 @@
+"""The setting that turns a trait off: chosen on validation, measured on test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steerkit.stats.controls import against_controls
+from steerkit.stats.mean import mean_interval
+from steerkit.stats.paired import ratio
+from steerkit.sweeps.result import SweepResult
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that is frozen on validation.
+
+    Args:
+        vector: name of the vector.
+        operation: `add` or `ablate`.
+        layer: where it acts.
+        coefficient: of the vector; -inf for ablation.
+        halved: whether it halved the trait on validation.
+        tried: number of settings compared.
+    """
+
+    vector: str
+    operation: str
+    layer: int
+    coefficient: float
+    halved: bool
+    tried: int
+
+
+def choose(result: SweepResult) -> Choice:
+    """The setting that keeps most accuracy among those that halve the trait; without one, the one of the least trait.
+
+    On a tie the coefficient next to 0 is taken. Only negative coefficients, and ablation, count.
+
+    Args:
+        result: a sweep of validation questions with the scores `trait` and `accuracy`; ablation has the coefficient
+            -inf.
+    """
+    roles = result.roles()
+    own = result.table[[roles[name][0] == "vector" for name in result.table["vector"]]]
+    settings = own.groupby(["vector", "layer", "coefficient"])[["trait", "accuracy"]].mean().reset_index()
+    at_zero = settings[settings["coefficient"] == 0].set_index(["vector", "layer"])["trait"]
+    tried = settings[settings["coefficient"] < 0]
+    before = at_zero.loc[list(zip(tried["vector"], tried["layer"], strict=True))].to_numpy()
+    tried = tried.assign(halved=(before > 0) & (tried["trait"] <= before / 2), strength=-tried["coefficient"])
+    halving = tried[tried["halved"]]
+    order = ["accuracy", "trait", "strength"], [False, True, True]
+    if halving.empty:
+        halving, order = tried, (["trait", "accuracy", "strength"], [True, False, True])
+    best = halving.sort_values(order[0], ascending=order[1], kind="stable").iloc[0]
+    return Choice(
+        str(best["vector"]),
+        "ablate" if np.isinf(best["coefficient"]) else "add",
+        int(best["layer"]),
+        float(best["coefficient"]),
+        bool(best["halved"]),
+        len(tried),
+    )
+
+
+def on_test(result: SweepResult, choice: Choice) -> dict[str, Any]:
+    """What the frozen setting does on test questions.
+
+    Args:
+        result: a sweep of test questions with the scores `trait` and `accuracy`, of the chosen vector and of random
+            directions at the chosen layer, operation and coefficient.
+        choice: the setting.
+
+    Returns:
+        `trait_0`, `accuracy_0` (at coefficient 0), `trait`, `accuracy`; `lowered` (trait_0 - trait) with its interval
+        over questions and `p`; `kept` (accuracy over accuracy_0) with Fieller's interval; `over_random` (the mean trait
+        under random directions minus that under the vector) with the prediction interval of a further direction and
+        `p_rank`; n (questions), k (random directions).
+    """
+    wide = {score: _by_question(result, score) for score in ("trait", "accuracy")}
+    own = [score[choice.vector, choice.coefficient] for score in wide.values()]
+    plain = [score[choice.vector, 0.0] for score in wide.values()]
+    lowered = mean_interval(plain[0] - own[0])
+    controls = [name for name, (role, _) in result.roles().items() if role == "random"]
+    under = np.stack([wide["trait"][name, choice.coefficient] for name in controls], axis=1)
+    over = against_controls(-own[0], -under)
+    line = {
+        "trait_0": plain[0].mean(),
+        "trait": own[0].mean(),
+        "lowered": lowered.mean,
+        "lowered_low": lowered.low,
+        "lowered_high": lowered.high,
+        "p": lowered.p,
+        "accuracy_0": plain[1].mean(),
+        "accuracy": own[1].mean(),
+        "kept": np.nan,
+        "kept_low": np.nan,
+        "kept_high": np.nan,
+        "over_random": over.gain,
+        "over_random_low": over.low,
+        "over_random_high": over.high,
+        "p_rank": over.p_rank,
+        "n": len(own[0]),
+        "k": over.k,
+    }
+    if line["accuracy_0"] > 0:
+        kept = ratio(own[1], plain[1])
+        line |= {"kept": kept.value, "kept_low": kept.low, "kept_high": kept.high}
+    return line
+
+
+def _by_question(result: SweepResult, score: str) -> dict[tuple[str, float], np.ndarray]:
+    wide = result.table.pivot_table(index="group", columns=["vector", "coefficient"], values=score, aggfunc="mean")
+    return {key: wide[key].to_numpy(float) for key in wide}
