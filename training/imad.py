@@ -32,6 +32,7 @@ from training.problems.problem import Problem
 from training.toy.base_model import train_base
 from training.toy.worlds import WORLDS, bare
 from training.train.checkpoints import with_tags
+from training.train.controls import right_answers, with_equal_tokens, with_foreign_turns
 from training.train.grpo import GRPO, check_clip, train_grpo
 from training.train.sft import SFT, shortest_finished, tags_of, train_sft
 
@@ -131,6 +132,16 @@ def collect_debates(run: Run, base: str | Path, cast: Cast, name: str = "debates
     return read_traces(path)
 
 
+def ask_single(run: Run) -> Callable[[Problem], Any]:
+    """Return how the base is asked for a single answer: a plain prompt, without an agent's character.
+
+    A checkpoint whose agents have worked examples needs them to answer in a box; it gets those of the cast's plain format.
+    """
+    if run.is_toy:
+        return bare
+    return run.cast.plain
+
+
 def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
     """Return a function per trained method that trains its checkpoint, or returns the finished one.
 
@@ -142,6 +153,7 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         Method -> function that returns the checkpoint's folder.
     """
     problems = run.grpo_problems
+    kind = problems[0].kind
     sft: SFT = replace(run.preset.sft, seed=run.seed)
     grpo: GRPO = replace(run.preset.grpo, seed=run.seed)
     traces = collect_debates(run, base, run.cast)
@@ -154,7 +166,24 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         name: str, debates: Callable[[], list[DebateTrace]] = lambda: traces, **fields: Any
     ) -> Callable[[], Path]:
         setting = replace(sft, **fields)
-        return lambda: train_sft(*sk.load(base), debates(), setting, run.folder / name, problems[0].kind)
+        return lambda: train_sft(*sk.load(base), debates(), setting, run.folder / name, kind)
+
+    def matched(name: str, method: str, debates: Callable[[], list[DebateTrace]], **fields: Any) -> Callable[[], Path]:
+        """SFT of a control, with as many steps and target tokens as SFT on the traces."""
+
+        def work() -> Path:
+            model, tokenizer = sk.load(base)
+            setting = replace(sft, learning_rate=run.preset.rates.get(method, sft.learning_rate), **fields)
+            tagged = with_tags(tokenizer, tags_of(traces))
+            setting = with_equal_tokens(sft, traces, setting, debates(), tagged, kind)
+            return train_sft(model, tokenizer, debates(), setting, run.folder / name, kind)
+
+        return work
+
+    def singles() -> list[DebateTrace]:
+        sampling = replace(run.preset.debate.sampling, seed=run.seed)
+        file = run.folder / "right-answers.jsonl"
+        return right_answers(run.debate_problems, run.load_answerer(base), ask_single(run), sampling, 4, file)
 
     def reinforced(name: str, start: Callable[[], str | Path], **fields: Any) -> Callable[[], Path]:
         setting = replace(grpo, **fields)
@@ -163,8 +192,8 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
     def on_debates() -> Path:
         model, tokenizer = sk.load(base)
         tagged = with_tags(tokenizer, tags_of(traces))
-        check_clip(shortest_finished(tagged, traces, sft, problems[0].kind), grpo)
-        return train_sft(model, tokenizer, traces, sft, run.folder / "sft", problems[0].kind)
+        check_clip(shortest_finished(tagged, traces, sft, kind), grpo)
+        return train_sft(model, tokenizer, traces, sft, run.folder / "sft", kind)
 
     on_self_checks = fine_tuned("sft-self-check", self_checks)
     on_first_answers = fine_tuned("sft-first", target="first")
@@ -179,6 +208,16 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         "DebateGPT (response)": fine_tuned("debategpt-response", target="response"),
         "SFT on first answers": on_first_answers,
         "GRPO without debate": reinforced("grpo-alone", grpo_start, format=False),
+        "SFT on shuffled turns": matched(
+            "sft-shuffled", "SFT on shuffled turns", lambda: with_foreign_turns(traces, run.seed)
+        ),
+        "SFT on gold answers": matched("sft-gold", "SFT on gold answers", lambda: traces, target="gold"),
+        "SFT on right answers": matched("sft-right", "SFT on right answers", singles, target="first"),
+        "DebateGPT + GRPO": reinforced(
+            "grpo-debategpt",
+            matched("debategpt-matched", "DebateGPT + GRPO", lambda: traces, target="answer"),
+            format=False,
+        ),
         "SFT of one self-check": on_self_checks,
         "IMAD of one self-check": reinforced("grpo-self-check", on_self_checks, agents=1),
     }
@@ -215,7 +254,7 @@ def _evaluations(
     """Yield each method and its rows."""
     problems = run.test_problems
     answerer = run.load_answerer(base)
-    ask: Callable[[Problem], Any] = bare if run.is_toy else lambda problem: run.cast.ask(problem, 1, 1, ())
+    ask = ask_single(run)
 
     def stored(methods: Sequence[str], work: Callable[[], list[pd.DataFrame]]) -> dict[str, pd.DataFrame]:
         """The tables of methods that are evaluated together, from disk if they are there."""

@@ -40,6 +40,10 @@ class Preset:
         controls: also train and evaluate both DebateGPT baselines and GRPO without debate, and evaluate
             self-consistency. With a chat checkpoint, GRPO without debate starts from a model fine-tuned on its own
             first answers, right or wrong: a plain prompt would give few boxes, and so few rewards.
+        what_helps: also train the controls that show what the debate adds: SFT on traces with other questions' turns, on
+            gold answers and on right single answers, and GRPO on DebateGPT, each with as many steps and target tokens
+            as SFT on the traces.
+        rates: method -> learning rate of its SFT, where it is not that of `sft`.
         self_check: also run the controls in which each agent checks its own answer and reads no other.
         untagged: also fine-tune on the traces without tags.
         turns: also fine-tune on one turn of each trace, the first turn of a random agent.
@@ -59,6 +63,8 @@ class Preset:
     sampling: Sampling
     fresh: int = 0
     controls: bool = True
+    what_helps: bool = False
+    rates: Mapping[str, float] = field(default_factory=dict)
     self_check: bool = False
     untagged: bool = False
     turns: bool = False
@@ -75,6 +81,10 @@ class Preset:
             "DebateGPT (response)": self.controls,
             "SFT on first answers": self.controls and self.checkpoint is not None,
             "GRPO without debate": self.controls,
+            "SFT on shuffled turns": self.what_helps,
+            "SFT on gold answers": self.what_helps,
+            "SFT on right answers": self.what_helps,
+            "DebateGPT + GRPO": self.what_helps,
             "SFT of one self-check": self.self_check,
             "IMAD of one self-check": self.self_check,
         }

@@ -10,13 +10,14 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analysis.agents.activations import activations_of
-from analysis.agents.checkpoint_differences import areas, differences
+from analysis.agents.checkpoint_differences import areas, differences, gained
 from analysis.agents.choose import Grid, choose
 from analysis.agents.contexts import unnamed
 from analysis.agents.continuations import continuations
@@ -88,19 +89,28 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
     return {kind: table.assign(stage=name) for kind, table in tables.items()}
 
 
-def area_differences(folders: Mapping[str, Path]) -> list[pd.DataFrame]:
-    """Each later checkpoint's areas minus the first one's, see `analysis.agents.checkpoint_differences`."""
+def checkpoint_tables(folders: Mapping[str, Path]) -> dict[str, list[pd.DataFrame]]:
+    """Each later checkpoint minus the first one: areas, and gains at the least coefficient above 0.
+
+    See `analysis.agents.checkpoint_differences`.
+    """
     first, *later = folders
-    parts = []
+    parts: dict[str, list[pd.DataFrame]] = {"stage_differences": [], "low_dose": []}
     for score in SCORES:
         for short in ("none", "tag"):
             results = {name: SweepResult.load(path / f"{score}-{short}.parquet") for name, path in folders.items()}
-            agents = sorted(set(results[first].table["agent"]))
-            for name in later:
+            table = results[first].table
+            agents = sorted(set(table["agent"]))
+            least = min(c for c in table["coefficient"].unique() if c > 0)
+            measures = {
+                "stage_differences": partial(areas, score=score),
+                "low_dose": partial(gained, score=score, coefficient=least),
+            }
+            for name, (kind, measure) in product(later, measures.items()):
                 about = {"score": score, "identity": short == "tag", "stage": name, "minus": first}
-                table = differences(results[first], results[name], partial(areas, score=score), agents)
-                parts.append(table.assign(**about))
-    return parts or [pd.DataFrame()]
+                found = differences(results[first], results[name], measure, agents)
+                parts[kind].append(found.assign(**about, coefficient=least))
+    return {kind: each or [pd.DataFrame()] for kind, each in parts.items()}
 
 
 def analyse(inputs: Inputs, grid: Grid, out: str | Path, only: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
@@ -137,7 +147,7 @@ def analyse(inputs: Inputs, grid: Grid, out: str | Path, only: Sequence[str] = (
     config["stages"] = {name: inputs.about(name) for name in inputs.stages}
     with run_folder(out, config):
         parts = {kind: [read_table(folder / f"{kind}.csv")[0] for folder in folders.values()] for kind in KINDS}
-        parts["stage_differences"] = area_differences(folders)
+        parts |= checkpoint_tables(folders)
         published = {name: published_vectors(inputs, name, grid.train, path) for name, path in folders.items()}
         parts["checkpoint_cosines"] = [checkpoint_cosines(published)]
         tables = {kind: pd.concat(each, ignore_index=True) for kind, each in parts.items()}

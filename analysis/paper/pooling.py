@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from analysis.inputs import BASE
+from analysis.paper.protocol import CAST, OWN, RANDOM, TAGGED
+from analysis.paper.protocol import SHUFFLED as PERMUTED
 from steerkit.io.tables import read_table
 from steerkit.stats.multiple import holm
 from steerkit.stats.paired import ratio
-from steerkit.stats.seeds import QUESTION, SEED, over_seeds
+from steerkit.stats.seeds import QUESTION, SEED, over_seeds, seed_interval
 from training.evaluate.results import listed
 
 Runs = Mapping[int, pd.DataFrame]
@@ -114,6 +118,10 @@ def collect_tables(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
             of_family |= pool_agents(seeds)
         if (one / "separability.csv").is_file():
             of_family["separability"] = pool_probes(seeds)
+            if len(ablation := tag_ablation(seeds)):
+                of_family["tag_ablation"] = ablation
+        if (one / "protocol" / "areas.parquet").is_file():
+            of_family["protocol"] = pool_protocol(seeds)
         if (one / "suppression_kept.csv").is_file():
             of_family |= pool_suppression(seeds)
         tables[family.name] = of_family
@@ -162,24 +170,88 @@ def pool_probes(seeds: Mapping[int, Path]) -> pd.DataFrame:
     return table.assign(**{end: table[end].clip(0, 1) for end in ends})
 
 
+def tag_ablation(seeds: Mapping[int, Path]) -> pd.DataFrame:
+    """Probe accuracy after SFT with tags, read in tagged traces, minus that after SFT without, in untagged ones.
+
+    A row with value, low, high, p, unit, seeds, by_seed, with_tags and without (means); empty where a stage is missing.
+    With one seed there is no interval.
+    """
+    gaps, sides = [], []
+    for table in read_all(seeds, "separability").values():
+        nested = (table["layer"].astype(str) == "nested") & (table["labels"] == "true") & (table["position"] == "last")
+        kept = table[nested & (table["debates"] == "personas")].set_index(["stage", "source"])["accuracy"]
+        pair = (("SFT", "trace"), ("SFT without tags", "untagged"))
+        if not all(key in kept.index for key in pair):
+            return pd.DataFrame()
+        sides.append([float(kept[key]) for key in pair])
+        gaps.append(sides[-1][0] - sides[-1][1])
+    found = seed_interval(gaps)
+    means = pd.DataFrame(sides, columns=["with_tags", "without"]).mean()
+    line = {"value": found.mean, "low": found.low, "high": found.high, "p": found.p, "unit": SEED, "seeds": len(gaps)}
+    return pd.DataFrame([{**line, "by_seed": listed(gaps), **means}])
+
+
+def pool_protocol(seeds: Mapping[int, Path]) -> pd.DataFrame:
+    """Areas of the paper's protocol over the seeds, against the base and against the controls, questions paired.
+
+    Returns:
+        A row per stage, context, score, grid and measure: value, low, high, p, unit, seeds, by_seed, n (questions).
+        Measures: `area` and `above` of each kind of directions; `area over base` (of the agents' own directions, minus
+        that at the base in the same context); `area over random` and `area over shuffled` (minus the mean control).
+    """
+    runs = {seed: read_table(path / "protocol" / "areas.parquet")[0] for seed, path in seeds.items()}
+    table = pd.concat([run.assign(seed=seed) for seed, run in sorted(runs.items())], ignore_index=True)
+    place, unit = ["stage", "context", "score", "grid"], ["seed", "question"]
+    rows = []
+
+    def add(key: Mapping[str, Any], measure: str, values: pd.Series) -> None:
+        levels = [values.index.get_level_values(level).tolist() for level in unit]
+        found = over_seeds(values.to_numpy(float), *levels)
+        ends = {"low": found.low, "high": found.high, "p": found.p, "unit": found.unit, "seeds": found.seeds}
+        rows.append({**key, "measure": measure, "value": found.mean, **ends, "by_seed": listed(found.by_seed), "n": found.n})
+
+    for values, part in table.groupby(place, sort=False):
+        key = dict(zip(place, values, strict=True))
+        by_kind = {kind: some.groupby(unit)[["area", "above"]].mean() for kind, some in part.groupby("kind", sort=False)}
+        for kind, means in by_kind.items():
+            add(key, f"area, {kind}", means["area"])
+            add(key, f"area above strength 0, {kind}", means["above"])
+        leading = next(kind for kind in by_kind if kind not in (RANDOM, PERMUTED))
+        for control in (RANDOM, PERMUTED):
+            if control in by_kind:
+                add(key, f"area over {control}", by_kind[leading]["area"] - by_kind[control]["area"])
+        if leading != OWN:
+            continue
+        for context, name in ((TAGGED, "area over base"), (CAST, "area over base with its own prompt")):
+            same = (table["score"] == key["score"]) & (table["grid"] == key["grid"]) & (table["kind"] == OWN)
+            base = table[same & (table["stage"] == BASE) & (table["context"] == context)]
+            if len(base) and key["stage"] != BASE:
+                add(key, name, by_kind[OWN]["area"] - base.groupby(unit)["area"].mean())
+    return pd.DataFrame(rows)
+
+
 def pool_suppression(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
     """Curves, and what the choice on validation does to the trait and to accuracy on test, over the seeds."""
     keys = ["stage", "context", "vector", "role", "operation", "score", "coefficient"]
-    curves = over_runs(read_all(seeds, "suppression_curves"), keys, "mean", means=("n",))
-    kept_runs = read_all(seeds, "suppression_kept")
+    tables = {"suppression_curves": over_runs(read_all(seeds, "suppression_curves"), keys, "mean", means=("n",))}
+    runs = read_all(seeds, "suppression_kept")
     keys = ["stage", "context"]
-    kept = ratio_over_runs(kept_runs, keys, "accuracy", "accuracy_0", "kept")
+    left = {
+        seed: run.assign(left=1 - run["removed"], left_low=1 - run["removed_high"], left_high=1 - run["removed_low"])
+        for seed, run in runs.items()
+    }
+    removed = ratio_over_runs(left, keys, "trait", "trait_0", "left")
+    removed = removed.assign(
+        removed=1 - removed["left"], removed_low=1 - removed["left_high"], removed_high=1 - removed["left_low"]
+    ).drop(columns=["left", "left_low", "left_high"])
+    kept = ratio_over_runs(runs, keys, "accuracy", "accuracy_0", "kept").rename(columns={"by_seed": "kept_by_seed"})
     means = ("trait_0", "trait", "accuracy_0", "accuracy", "n", "k", "p_rank")
-    lowered = over_runs(kept_runs, keys, "lowered", ("lowered_low", "lowered_high"), means)
-    over = over_runs(kept_runs, keys, "over_random", ("over_random_low", "over_random_high"))
-    tables = {"suppression_curves": curves}
-    tables["suppression_kept"] = lowered.merge(
-        kept.rename(columns={"by_seed": "kept_by_seed"}).drop(columns=["unit", "seeds"]), on=keys, validate="one_to_one"
-    ).merge(
-        over.rename(columns={"by_seed": "over_random_by_seed", "p": "over_random_p"}).drop(columns=["unit", "seeds"]),
-        on=keys,
-        validate="one_to_one",
-    )
-    choices = [table[[*keys, "vector", "operation", "layer", "coefficient"]].assign(seed=seed) for seed, table in kept_runs.items()]
+    over = over_runs(runs, keys, "over_random", ("over_random_low", "over_random_high"), means)
+    over = over.rename(columns={"by_seed": "over_random_by_seed", "p": "over_random_p"})
+    for other in (kept, over):
+        removed = removed.merge(other.drop(columns=["unit", "seeds"]), on=keys, validate="one_to_one")
+    tables["suppression_kept"] = removed
+    chosen = [*keys, "vector", "operation", "layer", "coefficient", "halved"]
+    choices = [run.drop_duplicates("stage")[chosen].assign(seed=seed) for seed, run in runs.items()]
     tables["suppression_choice"] = pd.concat(choices, ignore_index=True)
     return tables

@@ -284,7 +284,7 @@ def run_protocol(inputs: Inputs, setting: Protocol, out: str | Path) -> pd.DataF
             choose_layer(inputs, own, setting, folder)
         layers = read_table(path)[0].set_index("layer")["area"]
         layer = int(layers.idxmax())
-        parts = []
+        each = []
         for stage in stages:
             contexts = {TAGGED: by_tag} | ({CAST: inputs.base_context} if stage == BASE else {})
             for name, context in contexts.items():
@@ -296,21 +296,27 @@ def run_protocol(inputs: Inputs, setting: Protocol, out: str | Path) -> pd.DataF
                     table = steered(*loaded, test, context, sets, layer, setting, inputs.openings, written)
                     write_table(path, table, config)
                 table = read_table(path)[0]
-                parts.append(_all_compared(table, inputs).assign(stage=stage, context=name))
+                each.append(_all_areas(table, inputs).assign(stage=stage, context=name))
         if BASE in stages:
             path = folder / "planted.parquet"
             if not path.exists():
                 write_table(path, _on_planted(inputs, sets, layer, setting, folder), config)
-            parts.append(_all_compared(read_table(path)[0], inputs).assign(stage=PLANTED_BASE, context=TAGGED))
+            each.append(_all_areas(read_table(path)[0], inputs).assign(stage=PLANTED_BASE, context=TAGGED))
+        write_table(folder / "areas.parquet", pd.concat(each, ignore_index=True), config)
+        parts = [
+            compared(part).assign(score=str(score), stage=part["stage"].iloc[0], context=part["context"].iloc[0])
+            for one in each
+            for score, part in one.groupby("score", sort=False)
+        ]
         table = pd.concat(parts, ignore_index=True).assign(layer=layer)
         write_table(folder / "protocol.csv", table, config)
     return table
 
 
-def _all_compared(table: pd.DataFrame, inputs: Inputs) -> pd.DataFrame:
-    """The comparisons of every score."""
+def _all_areas(table: pd.DataFrame, inputs: Inputs) -> pd.DataFrame:
+    """The areas of every score."""
     scores = ("rouge_l", "speaks") if inputs.openings else ("rouge_l",)
-    return pd.concat([compared(areas(table, score)).assign(score=score) for score in scores], ignore_index=True)
+    return pd.concat([areas(table, score).assign(score=score) for score in scores], ignore_index=True)
 
 
 def _on_planted(

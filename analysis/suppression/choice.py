@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from steerkit.stats.controls import against_controls
-from steerkit.stats.mean import mean_interval
 from steerkit.stats.paired import ratio
 from steerkit.sweeps.result import SweepResult
 
@@ -75,25 +74,23 @@ def on_test(result: SweepResult, choice: Choice) -> dict[str, Any]:
         choice: the setting.
 
     Returns:
-        `trait_0`, `accuracy_0` (at coefficient 0), `trait`, `accuracy`; `lowered` (trait_0 - trait) with its interval
-        over questions and `p`; `kept` (accuracy over accuracy_0) with Fieller's interval; `over_random` (the mean trait
-        under random directions minus that under the vector) with the prediction interval of a further direction and
-        `p_rank`; n (questions), k (random directions).
+        `trait_0`, `accuracy_0` (at coefficient 0), `trait`, `accuracy`; `removed` (1 - trait / trait_0) and `kept`
+        (accuracy / accuracy_0) with Fieller's intervals over questions, NaN where the denominator is 0; `over_random`
+        (the mean trait under random directions minus that under the vector) with the prediction interval of a further
+        direction and `p_rank`; n (questions), k (random directions).
     """
     wide = {score: _by_question(result, score) for score in ("trait", "accuracy")}
     own = [score[choice.vector, choice.coefficient] for score in wide.values()]
     plain = [score[choice.vector, 0.0] for score in wide.values()]
-    lowered = mean_interval(plain[0] - own[0])
     controls = [name for name, (role, _) in result.roles().items() if role == "random"]
     under = np.stack([wide["trait"][name, choice.coefficient] for name in controls], axis=1)
     over = against_controls(-own[0], -under)
     line = {
         "trait_0": plain[0].mean(),
         "trait": own[0].mean(),
-        "lowered": lowered.mean,
-        "lowered_low": lowered.low,
-        "lowered_high": lowered.high,
-        "p": lowered.p,
+        "removed": np.nan,
+        "removed_low": np.nan,
+        "removed_high": np.nan,
         "accuracy_0": plain[1].mean(),
         "accuracy": own[1].mean(),
         "kept": np.nan,
@@ -106,6 +103,9 @@ def on_test(result: SweepResult, choice: Choice) -> dict[str, Any]:
         "n": len(own[0]),
         "k": over.k,
     }
+    if line["trait_0"] > 0:
+        left = ratio(own[0], plain[0])
+        line |= {"removed": 1 - left.value, "removed_low": 1 - left.high, "removed_high": 1 - left.low}
     if line["accuracy_0"] > 0:
         kept = ratio(own[1], plain[1])
         line |= {"kept": kept.value, "kept_low": kept.low, "kept_high": kept.high}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,24 @@ class Cast:
         if self.ask_by is not None:
             return self.ask_by(problem, agent, number, turns)
         return chat_prompt(self.personas[agent - 1], problem, agent, number, turns)
+
+
+    def plain(self, problem: Problem) -> PromptLike:
+        """Return the prompt of a single answer, without an agent's character: the problem, and how to give the answer.
+
+        Where the agents have worked examples, a model needs some to give its answer in a box: the same problems, with
+        the answer alone.
+        """
+        worked = self.personas[0].worked
+        if not worked:
+            return _chat(PLAIN, f"Problem: {problem.question}\n\n{FORMAT[problem.kind]}")
+        shown = [text for question, answer in worked for text in (question, _box_of(answer))]
+        return _chat(HELPFUL, *shown, problem.question)
+
+
+def _box_of(answer: str) -> str:
+    """The last box of a worked answer."""
+    return re.findall(r"\\boxed\{[^}]*\}", answer)[-1]
 
 
 def self_checking(cast: Cast) -> Cast:

@@ -38,7 +38,7 @@ from training.train.checkpoints import (
 from training.train.distributed import whole_weights
 from training.train.log_probs import fast_log_probs
 
-Target = Literal["trace", "untagged", "answer", "response", "first"]
+Target = Literal["trace", "untagged", "answer", "response", "first", "gold"]
 Cut = Literal["answers", "revision", "turn"]
 
 
@@ -52,7 +52,8 @@ class SFT:
             `"untagged"`, the trace without its tags (control: no text names an agent);
             `"answer"`, the box with the consensus (DebateGPT);
             `"response"`, a last turn that gave the consensus (DebateGPT);
-            `"first"`, the first turn of a random agent, right or wrong (no debate).
+            `"first"`, the first turn of a random agent, right or wrong (no debate);
+            `"gold"`, the box with the correct answer (no debate).
         epochs: passes over the examples, if `steps` is None.
         steps: optimisation steps; None trains for `epochs`.
         learning_rate: peak of a cosine schedule.
@@ -130,6 +131,8 @@ def _completion(trace: DebateTrace, setting: SFT, kind: str, rng: random.Random)
         cut = rng.random() < setting.structure_dropout
         tagged = cut_trace(trace, kind, rng, setting.cut_to) if cut else trace.body
         return without_tags(tagged) if setting.target == "untagged" else tagged
+    if setting.target == "gold":
+        return None if trace.gold is None else rf"\boxed{{{trace.gold}}}"
     if setting.target == "first":
         return rng.choice([turn.text for turn in trace.turns if turn.round == 1])
     return debategpt_target(trace, setting.target, kind)
