@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.inputs import BASE
 from analysis.paper.protocol import CAST, OWN, RANDOM, TAGGED
 from analysis.paper.protocol import SHUFFLED as PERMUTED
+from analysis.paper.transplant import EXPLICIT
 from steerkit.io.tables import read_table
 from steerkit.stats.multiple import holm
 from steerkit.stats.paired import ratio
@@ -122,6 +123,8 @@ def collect_tables(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
                 of_family["tag_ablation"] = ablation
         if (one / "protocol" / "areas.parquet").is_file():
             of_family["protocol"] = pool_protocol(seeds)
+        if (one / "transplant" / "effects.csv").is_file():
+            of_family["transplant"] = pool_transplant(seeds)
         if (one / "suppression_kept.csv").is_file():
             of_family |= pool_suppression(seeds)
         tables[family.name] = of_family
@@ -228,6 +231,29 @@ def pool_protocol(seeds: Mapping[int, Path]) -> pd.DataFrame:
             if len(base) and key["stage"] != BASE:
                 add(key, name, by_kind[OWN]["area"] - base.groupby(unit)["area"].mean())
     return pd.DataFrame(rows)
+
+
+def pool_transplant(seeds: Mapping[int, Path]) -> pd.DataFrame:
+    """What a transplanted first round does to answers, over the seeds.
+
+    Returns:
+        A row per stage: value (the share of answers that change, minus that after the own prefix), low, high, p, unit,
+        seeds, by_seed, n; means of changed, changed_again, follows, right, right_again and share_with_round_1; and
+        explicit, the value in explicit debates.
+    """
+    runs = {seed: read_table(path / "transplant" / "effects.csv")[0] for seed, path in seeds.items()}
+    table = pd.concat([run.assign(seed=seed) for seed, run in sorted(runs.items())], ignore_index=True)
+    names = ["changed", "changed_again", "follows", "right", "right_again", "share_with_round_1"]
+    rows = []
+    for stage, part in table.groupby("stage", sort=False):
+        found = over_seeds(part["effect"].to_numpy(float), part["seed"].tolist(), part["question"].tolist())
+        ends = {"low": found.low, "high": found.high, "p": found.p, "unit": found.unit, "seeds": found.seeds}
+        means = part.groupby("seed")[names].mean().mean()
+        rows.append(
+            {"stage": stage, "value": found.mean, **ends, "by_seed": listed(found.by_seed), "n": found.n, **means}
+        )
+    explicit = next((row["value"] for row in rows if row["stage"] == EXPLICIT), float("nan"))
+    return pd.DataFrame(rows).assign(explicit=explicit)
 
 
 def pool_suppression(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:

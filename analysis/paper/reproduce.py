@@ -7,6 +7,7 @@ resumed. Each writes to `logs/NAME.log`.
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.signals import restore_interrupt
 from training.presets import get_preset
+from training.problems.families import REPORTED_SEEDS
 
 ARENAS = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
@@ -27,14 +29,29 @@ ARENAS = {
     "MALLOC_TOP_PAD_": "200000000",
 }
 """Keeps freed memory in the process: the C library would otherwise return and request it in every training step."""
+STARTED = "started.json"
 TRAIT = "fools,ha"
 RUNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "tiny": {"clues": ("test=500", "self_check=false"), "malice": ()},
+    "tiny": {"clues": ("self_check=false",), "malice": ()},
     "smollm2": {"addition": (), "malice": ()},
 }
 """Families that the reproduction of a preset runs, with the settings that are reduced to what the analyses need."""
+FULL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "tiny": {
+        "clues": ("self_check=false", "what_helps=true"),
+        "malice": (),
+        "two_sum": ("what_helps=true",),
+        "arithmetic": (),
+    },
+    "smollm2": {"addition": ("what_helps=true",), "malice": ()},
+}
+"""The same with `--full`: more families, the controls that show what the debate adds, protocol and transplants."""
+PROTOCOL = {"tiny": {"clues": (), "malice": ()}, "smollm2": {"addition": ("layers=[8,14,20]", "test=8")}}
+"""Families on which the paper's protocol is run with `--full`, and its settings."""
+TRANSPLANT = ("clues", "two_sum", "addition")
+"""Families in which first rounds are transplanted with `--full`."""
 STEPS = {"clues": ("25", "75", "125"), "addition": ("8", "16", "24")}
-"""GRPO steps that are analysed between SFT and IMAD."""
+"""GRPO steps that are analysed between SFT and IMAD, by family whose agents are analysed at all checkpoints."""
 SMALL = ('sources=["asked","trace"]', "max_new_tokens=48")
 GRIDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tiny": {"clues": SMALL, "malice": SMALL},
@@ -49,8 +66,7 @@ GRIDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "train=150",
             "validation=16",
             "test=24",
-            "controls=4",
-            "bands=1",
+            "bands=2",
             "max_new_tokens=40",
         ),
     },
@@ -87,7 +103,7 @@ class Step:
     needs: tuple[str, ...] = ()
 
 
-def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
+def plan(preset: str, seeds: Sequence[int], out: Path, full: bool = False) -> list[Step]:
     """All steps, in the order in which they are started.
 
     Shorter chains come first, since the longest one occupies a worker throughout. A run is four steps: its debates; SFT
@@ -98,9 +114,16 @@ def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
         preset: a key of `RUNS`.
         seeds: training seeds.
         out: folder of the reproduction.
+        full: everything that `FULL` names.
     """
-    families = tuple(RUNS[preset])
-    steps = [step for seed in seeds for family in reversed(families) for step in _of_seed(preset, family, seed, out)]
+    settings = (FULL if full else RUNS)[preset]
+    families = tuple(settings)
+    steps = [
+        step
+        for seed in seeds
+        for family in reversed(families)
+        for step in _of_seed(preset, family, settings[family], seed, out, full)
+    ]
     runs = tuple(str(_run(out, family, seed)) for family in families for seed in seeds)
     tables, every = out / "tables", tuple(step.name for step in steps)
     steps.append(Step("main-table", "analysis", ("main-table", *runs, "--out", str(tables)), every))
@@ -110,42 +133,61 @@ def plan(preset: str, seeds: Sequence[int], out: Path) -> list[Step]:
     return steps
 
 
-def _of_seed(preset: str, family: str, seed: int, out: Path) -> list[Step]:
+def _of_seed(
+    preset: str, family: str, settings: Sequence[str], seed: int, out: Path, full: bool
+) -> list[Step]:
     run = _run(out, family, seed)
     name = f"{family}-{seed}"
-    settings = RUNS[preset][family]
     imad = (preset, "--family", family, *_each("--set", settings), "--seed", str(seed), "--out", str(run))
-    common = ("--run", str(run), "--out", str(out / "analysis" / run.relative_to(out)))
+    analysis = out / "analysis" / run.relative_to(out)
+    common = ("--run", str(run), "--out", str(analysis))
     grid = _each("--set", GRIDS[preset].get(family, ()))
+    steps = _trained(preset, family, settings, name, imad)
     if family == "malice":
         suppression = ("suppression", *common, "--words", TRAIT, *_each("--set", SUPPRESSION[preset]))
-        steps = [
-            Step(name, "training.imad", imad),
-            Step(f"suppression-{name}", "analysis", suppression, (name,)),
-        ]
+        steps.append(Step(f"suppression-{name}", "analysis", suppression, (name,)))
         if grid:
             steps.append(Step(f"agents-{name}", "analysis", ("agents", *common, *grid), (name,)))
-        return steps
-    trained = get_preset(preset, family, settings).trained
-    main, others = trained[:2], trained[2:]
+    elif family in STEPS:
+        step = STEPS[family][1]
+        trained = get_preset(preset, family, settings).trained
+        stages = {
+            "main": (("base", "SFT", f"GRPO step {step}", "IMAD"), f"{name}-imad"),
+            "controls": (
+                tuple(method for method in trained if method in ("SFT without tags", "SFT on single turns")),
+                f"{name}-controls",
+            ),
+        }
+        agents = ("agents", *common, "--step", step, *grid)
+        parts = {f"agents-{name}-{part}": pair for part, pair in stages.items() if pair[0]}
+        steps += [
+            Step(part, "analysis", (*agents, *_each("--only", only)), (need,)) for part, (only, need) in parts.items()
+        ]
+        steps.append(Step(f"agents-{name}", "analysis", agents, (name, *parts)))
+        probes = ("separability", *common, *_each("--step", STEPS[family]))
+        steps.append(Step(f"probes-{name}", "analysis", probes, (name,)))
+    if full and family in PROTOCOL[preset]:
+        setting = _each("--set", PROTOCOL[preset][family])
+        arguments = (str(run), "--out", str(analysis / "protocol"), *setting)
+        steps.append(Step(f"protocol-{name}", "analysis.paper.protocol", arguments, (name,)))
+    if full and family in TRANSPLANT:
+        arguments = (str(run), "--out", str(analysis / "transplant"))
+        steps.append(Step(f"transplant-{name}", "analysis.paper.transplant", arguments, (name,)))
+    return steps
+
+
+def _trained(preset: str, family: str, settings: Sequence[str], name: str, imad: Sequence[str]) -> list[Step]:
+    """The steps of a run: its debates; SFT and GRPO beside all other training; then the evaluation."""
+    others = get_preset(preset, family, settings).trained[2:]
     debates, both, controls = (f"{name}-{part}" for part in ("debates", "imad", "controls"))
-    step = STEPS[family][1]
-    stages = (
-        ("base", "SFT", f"GRPO step {step}", "IMAD"),
-        tuple(method for method in others if method in ("SFT without tags", "SFT on single turns")),
-    )
-    agents = ("agents", *common, "--step", step, *grid)
-    parts = {f"agents-{name}-main": (stages[0], both), f"agents-{name}-controls": (stages[1], controls)}
-    parts = {part: (only, need) for part, (only, need) in parts.items() if only}
-    return [
+    steps = [
         Step(debates, "training.imad", (*imad, "--only", "Debate")),
-        Step(both, "training.imad", (*imad, *_each("--only", main)), (debates,)),
-        *(Step(part, "analysis", (*agents, *_each("--only", only)), (need,)) for part, (only, need) in parts.items()),
-        Step(controls, "training.imad", (*imad, *_each("--only", others)), (debates,)),
-        Step(name, "training.imad", imad, (both, controls)),
-        Step(f"agents-{name}", "analysis", agents, (name, *parts)),
-        Step(f"probes-{name}", "analysis", ("separability", *common, *_each("--step", STEPS[family])), (name,)),
+        Step(both, "training.imad", (*imad, *_each("--only", ("SFT", "IMAD"))), (debates,)),
     ]
+    if others:
+        steps.append(Step(controls, "training.imad", (*imad, *_each("--only", others)), (debates,)))
+    needs = tuple(step.name for step in steps[1:])
+    return [*steps, Step(name, "training.imad", tuple(imad), needs)]
 
 
 def _each(option: str, values: Sequence[str]) -> tuple[str, ...]:
@@ -225,12 +267,32 @@ def _marked(mark: Path, hashed: str) -> bool:
     return mark.is_file() and read_json(mark)["step"] == hashed
 
 
+def note_start(path: Path, seeds: Sequence[int]) -> None:
+    """Write when each seed was first started and from which commit; what is there stays."""
+    known = read_json(path) if path.is_file() else []
+    try:
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    there = {one["seed"] for one in known}
+    new = [{"seed": seed, "time": now, "commit": commit.strip()} for seed in seeds if seed not in there]
+    write_json(path, [*known, *new])
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis reproduce", description=__doc__)
     parser.add_argument("--preset", choices=tuple(RUNS), default="tiny")
     parser.add_argument("--seeds", type=int, default=1, help="number of training seeds, from --first on")
     parser.add_argument(
-        "--first", type=int, default=8, help="the first seed; the recipes were chosen on seeds from 100 on"
+        "--first",
+        type=int,
+        default=REPORTED_SEEDS[0],
+        help=f"the first seed; {REPORTED_SEEDS[0]} to {REPORTED_SEEDS[-1]} have test questions of their own",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="also the other families, the paper's protocol, controls and transplants"
     )
     parser.add_argument("--out", type=Path, help="default: runs/reproduce/PRESET")
     parser.add_argument("--workers", type=int, default=2, help="number of steps at a time")
@@ -245,7 +307,8 @@ def main(arguments: list[str] | None = None) -> None:
     restore_interrupt()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its steps are ended with it
     try:
-        carry_out(plan(given.preset, seeds, out), out, given.workers)
+        note_start(out / STARTED, seeds)
+        carry_out(plan(given.preset, seeds, out, given.full), out, given.workers)
     except RuntimeError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -6,65 +6,108 @@ Reads the runs and analyses that `python -m analysis reproduce` wrote; writes po
 from __future__ import annotations
 
 import argparse
+import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from analysis.paper.claims import Claim, Tables, claims
+from analysis.paper.claims import RULES, Claim, Tables, claims
 from analysis.paper.main_table import main_table, read_runs, shown
 from analysis.paper.pooling import collect_tables
+from analysis.paper.reproduce import STARTED
 from steerkit.io.files import write_text
+from steerkit.io.json import read_json
 from steerkit.io.tables import write_table
 from steerkit.io.versions import versions
 from steerkit.stats.format import interval_text
 from training.evaluate.results import markdown
 
+SCORES = {"rouge_l": "ROUGE-L of the first turn", "speaks": "share of texts in which the agent speaks first"}
 
-def gained_unnamed(gain: pd.DataFrame) -> pd.DataFrame:
-    """ROUGE-L gained at the frozen settings, agents unnamed: a row per checkpoint and agent, a column per control."""
-    some = gain[(gain["score"] == "rouge_l") & ~gain["identity"]]
+
+def gained_unnamed(gain: pd.DataFrame, score: str) -> pd.DataFrame:
+    """A score gained at the frozen settings, agents unnamed: a row per checkpoint and agent, a column per control."""
+    some = gain[(gain["score"] == score) & ~gain["identity"].astype(bool)]
     texts = [interval_text(row.gain, row.low, row.high, 2, signed=True) for row in some.itertuples()]
-    seeds_up = [f"{row.seeds_up} of {row.seeds}" for row in some.itertuples()]
-    some = some.assign(text=texts, by_seed=seeds_up)
-    keys = ["stage", "agent", "by_seed"]
-    wide = some.pivot_table(index=keys, columns="over", values="text", aggfunc="first", sort=False)
-    wide = wide.rename(columns=lambda over: f"over {over}").reset_index()
-    last = wide.pop("by_seed").rename("seeds by themselves")
-    return wide.join(last) if gain["seeds"].max() > 1 else wide
+    some = some.assign(text=texts)
+    wide = some.pivot_table(index=["stage", "agent"], columns="over", values="text", aggfunc="first", sort=False)
+    wide = wide.rename(columns=lambda over: f"over {over}")
+    zero = some[some["over"] == "coefficient 0"].set_index(["stage", "agent"])["by_seed"]
+    return wide.join(zero.rename("by seed, over coefficient 0")).reset_index()
 
 
-def page(main: pd.DataFrame, listed: Sequence[Claim], seeds: int, tables: Tables) -> str:
-    """The text of `results.md`: claims, gains at the frozen settings, and the main table."""
-    steering = [
-        line
-        for family, some in tables.items()
-        if "gains" in some
-        for line in (f"**{family}**, n = {some['gains']['n'].max()}:", "", markdown(gained_unnamed(some["gains"])), "")
-    ]
+def protocol_table(protocol: pd.DataFrame) -> pd.DataFrame:
+    """The paper's protocol: areas of the agents' own directions and of controls, a row per checkpoint and context."""
+    some = protocol[protocol["score"] == "rouge_l"]
+    some = some.assign(text=[interval_text(row.value, row.low, row.high, 3) for row in some.itertuples()])
+    wide = some.pivot_table(
+        index=["stage", "context", "grid"], columns="measure", values="text", aggfunc="first", sort=False
+    )
+    return wide.fillna("").reset_index()
+
+
+@dataclass(frozen=True)
+class Started:
+    """When a seed's runs were started, and from which commit.
+
+    Args:
+        seed: the training seed.
+        time: of the start of its first step, in UTC.
+        commit: the project's commit at that time.
+    """
+
+    seed: int
+    time: str
+    commit: str
+
+
+def rules_commit() -> str:
+    """The commit that last changed the rules of the claims; empty outside a git checkout."""
+    command = ["git", "log", "-n1", "--format=%h %cI", "--", str(RULES)]
+    try:
+        found = subprocess.run(command, cwd=RULES.parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()
+
+
+def page(main: pd.DataFrame, listed: Sequence[Claim], tables: Tables, started: Sequence[Started] = ()) -> str:
+    """The text of `results.md`: claims, gains at the frozen settings, the paper's protocol, and the main table."""
+    steering, protocol = list[str](), list[str]()
+    for family, some in tables.items():
+        if "gains" in some:
+            for score, name in SCORES.items():
+                if score in set(some["gains"]["score"]):
+                    steering += [f"**{family}**, {name}:", "", markdown(gained_unnamed(some["gains"], score)), ""]
+        if "protocol" in some:
+            protocol += [f"**{family}**:", "", markdown(protocol_table(some["protocol"])), ""]
+    times = [f"seed {one.seed} at {one.time} (commit {one.commit})" for one in started]
+    committed = rules_commit()
     lines = [
         "# Results",
         "",
-        f"Written by `python -m analysis results` from {seeds} seed{'s' if seeds > 1 else ''}. Intervals are "
-        "95 % bootstraps over questions, seeds pooled; what was chosen was chosen on other questions. A claim "
-        "**holds** "
-        "where its interval lies on its side, **does not hold** where it lies on the other, and is **open** between, "
-        "or where no more than half of the seeds show the trait that it is about.",
+        f"Written by `python -m analysis results` from {main['seeds'].max()} training seed(s). Intervals are 95 %; with "
+        "several training seeds their unit is the seed (Student's t over the seeds' means), with one they are over its "
+        "questions and hold for this checkpoint. Settings were chosen on validation questions.",
+        "",
+        f"The rules are in `analysis/paper/claims.toml`{f', committed as {committed}' if committed else ''}. "
+        + (f"Runs were started: {'; '.join(times)}." if times else ""),
         "",
         "## The paper's claims, in this setting",
         "",
-        "| claim | in the paper | here | n | verdict |",
-        "|---|---|---|---|---|",
-        *(f"| {c.name} | {c.published} | {c.ours} | {c.n} | **{c.verdict}** |" for c in listed),
+        "| claim | in the paper | here | by seed | unit | verdict |",
+        "|---|---|---|---|---|---|",
+        *(f"| {c.name} | {c.published} | {c.ours} | {c.by_seed} | {c.unit} | **{c.verdict}** |" for c in listed),
         "",
         "## Steering without a name",
         "",
-        "ROUGE-L to the agent's own text, gained by its direction at the setting frozen on validation, sampled, nobody "
-        "named in the context; over coefficient 0 and over the directions of each control, paired by question."
-        + " The last column counts the seeds whose own intervals over coefficient 0 and over random lie above 0, by "
-        "Holm's p over the agents too." * (seeds > 1),
+        "Gained by each agent's direction at the setting frozen on validation, sampled, nobody named in the context; over "
+        "coefficient 0, and over the mean of the directions of each control.",
         "",
         *steering,
+        *(["## The paper's protocol", "", *protocol] if protocol else []),
         "## Accuracy and tokens",
         "",
         markdown(shown(main)),
@@ -89,7 +132,9 @@ def main(arguments: list[str] | None = None) -> None:
             write_table(out / family / f"{name}.csv", table, meta)
     listed = claims(rows, tables)
     write_table(out / "claims.csv", pd.DataFrame([vars(claim) for claim in listed]), meta)
-    text = page(main_table(rows), listed, rows["seed"].nunique(), tables)
+    begun = given.folder / STARTED
+    started = [Started(**one) for one in read_json(begun)] if begun.is_file() else []
+    text = page(main_table(rows), listed, tables, started)
     for path in filter(None, (out / "results.md", given.page)):
         write_text(path, text)
     print((out / "results.md").read_text())

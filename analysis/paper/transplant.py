@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +29,11 @@ from training.debates.answerers import LocalModel, Request, Sampling
 from training.debates.personas import Cast
 from training.imad import Run
 from training.presets import get_preset
-from training.problems.answers import read_answer, same
+from training.problems.answers import majority, read_answer, same
 from training.problems.problem import Problem
+
+
+EXPLICIT = "explicit debate"
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,9 @@ def of_debates(
             for turn in turns:
                 requests.append(Request(f"{name}/{index}/{turn.agent}", cast.ask(problem, turn.agent, 2, turns)))
         replies = {reply.id: read_answer(reply.text or "", kind) for reply in answerer(requests, sampling)}
-        found = []
-        for index, turns in enumerate(rounds):
-            votes = Counter(answer for turn in turns if (answer := replies[f"{name}/{index}/{turn.agent}"]) is not None)
-            best = votes.most_common(1)
-            found.append(best[0][0] if best and 2 * best[0][1] > len(turns) else None)
-        return found
+        return [
+            majority([replies[f"{name}/{index}/{turn.agent}"] for turn in turns]) for index, turns in enumerate(rounds)
+        ]
 
     own, again = (decided(name, first) for name in ("own", "again"))
     swapped = decided("swapped", [first[donor_of[index]] for index in range(len(traces))])
@@ -224,10 +223,10 @@ def run_transplant(run: Path, out: Path, n: int = 300) -> pd.DataFrame:
     about = {"run": str(run), "n": n, "stages": {name: inputs.about(name) for name in ("base", SFT, IMAD)}}
     parts = []
     with run_folder(out, about) as folder:
-        for stage in ("explicit debate", SFT, IMAD):
+        for stage in (EXPLICIT, SFT, IMAD):
             path = folder / f"{stage.replace(' ', '-')}.csv"
             if not path.exists():
-                if stage == "explicit debate":
+                if stage == EXPLICIT:
                     traces = read_traces(run / "evaluation" / "sampled" / "debates" / "traces.jsonl")
                     two_rounds = [trace for trace in traces if any(turn.round == 2 for turn in trace.turns)][:n]
                     table = of_debates(*inputs.load("base"), two_rounds, of_run.cast, kind, sampling, config["seed"])
