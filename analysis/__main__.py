@@ -41,14 +41,29 @@ ANALYSES = {
         "suppress a malicious agent's trait, and measure what it costs",
         "--run runs/imad-tiny/malice/seed-0 --words fools,ha --out runs/analysis",
     ),
+    "protocol": Analysis(
+        "analysis.paper.protocol",
+        "the paper's steering protocol, with random, shuffled and planted directions",
+        "runs/imad-tiny/clues/seed-0 --out runs/analysis/protocol",
+    ),
+    "malicious": Analysis(
+        "analysis.paper.malicious",
+        "the paper's experiment with a malicious agent, with random directions",
+        "runs/imad-tiny/malice/seed-0 --words fools,ha --out runs/analysis/malicious",
+    ),
+    "transplant": Analysis(
+        "analysis.paper.transplant",
+        "does an answer depend on what the silent first round says?",
+        "runs/imad-tiny/clues/seed-0 --out runs/analysis/transplant",
+    ),
     "main-table": Analysis(
         "analysis.paper.main_table",
-        "accuracy and tokens of all methods, seeds pooled",
+        "accuracy and tokens of all methods over training seeds",
         "runs/imad-tiny/arithmetic/seed-0 --out runs/tables",
     ),
     "results": Analysis(
         "analysis.paper.results",
-        "pool the tables of a reproduction, and judge each claim",
+        "tables of a reproduction over its seeds, and a verdict on each claim",
         "runs/reproduce/tiny --page docs/results.md",
     ),
     "reproduce": Analysis(

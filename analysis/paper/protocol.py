@@ -336,7 +336,7 @@ def _on_planted(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m analysis.paper.protocol", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m analysis protocol", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run of training.imad")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(

@@ -168,11 +168,14 @@ def _of_seed(
         steps.append(Step(f"probes-{name}", "analysis", probes, (name,)))
     if full and family in PROTOCOL[preset]:
         setting = _each("--set", PROTOCOL[preset][family])
-        arguments = (str(run), "--out", str(analysis / "protocol"), *setting)
-        steps.append(Step(f"protocol-{name}", "analysis.paper.protocol", arguments, (name,)))
+        arguments = ("protocol", str(run), "--out", str(analysis / "protocol"), *setting)
+        steps.append(Step(f"protocol-{name}", "analysis", arguments, (name,)))
+    if full and family == "malice" and preset == "tiny":
+        arguments = ("malicious", str(run), "--words", TRAIT, "--out", str(analysis / "malicious"))
+        steps.append(Step(f"malicious-{name}", "analysis", arguments, (name,)))
     if full and family in TRANSPLANT:
-        arguments = (str(run), "--out", str(analysis / "transplant"))
-        steps.append(Step(f"transplant-{name}", "analysis.paper.transplant", arguments, (name,)))
+        arguments = ("transplant", str(run), "--out", str(analysis / "transplant"))
+        steps.append(Step(f"transplant-{name}", "analysis", arguments, (name,)))
     return steps
 
 

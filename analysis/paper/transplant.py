@@ -242,7 +242,7 @@ def run_transplant(run: Path, out: Path, n: int = 300) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m analysis.paper.transplant", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m analysis transplant", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run of training.imad")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--n", type=int, default=300, help="largest number of test questions")

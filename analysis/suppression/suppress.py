@@ -180,20 +180,20 @@ def at_stage(name: str, inputs: Inputs, measure: Measure, setting: Suppression, 
     own = agent_vectors(turn_activations(model, tokenizer, train)["mean"])[setting.agent]
     named = inputs.context(name)
     malicious = [named(tokenizer, trace, setting.agent) for trace in train]
-    honest = [named(tokenizer, trace, agent) for trace in train for agent in _others(trace, setting.agent)[:1]]
+    honest = [named(tokenizer, trace, agent) for trace in train for agent in other_agents(trace, setting.agent)[:1]]
     by_prompt = prompt_vector(model, tokenizer, malicious, honest)
     some = train[:50]
     norms = stream_norms(model, tokenizer, [trace.prompt for trace in some], [trace.body for trace in some])
     vectors = {"agent": scaled(own, norms, setting.dose), "prompts": scaled(by_prompt, norms, setting.dose)}
     layers = setting.layers or tuple(own.layers)
     coefficients = (-np.inf, *setting.coefficients)
-    validation = _prompts(tokenizer, inputs.validation[: setting.validation], named, setting.agent)
+    validation = asked(tokenizer, inputs.validation[: setting.validation], named, setting.agent)
     negative = [c for c in coefficients if c < 0]
     tried = swept(model, tokenizer, vectors, validation, layers, negative, setting, out / "validation")
     choice = choose(measure.of(tried, validation, named=True))
     tables: dict[str, list[pd.DataFrame]] = {"curves": [], "kept": []}
     for short, context in (("plain", unnamed), ("forced", named)):
-        prompts = _prompts(tokenizer, inputs.test[: setting.test], context, setting.agent)
+        prompts = asked(tokenizer, inputs.test[: setting.test], context, setting.agent)
         bands = sk.controls.random({"agent": vectors["agent"]}, n=setting.bands, seed=setting.seed)
         of_curve = {**vectors, **bands}
         result = swept(
@@ -231,11 +231,11 @@ def _curves(result: SweepResult) -> pd.DataFrame:
     return table.assign(operation=np.where(np.isinf(table["coefficient"]), "ablate", "add"))
 
 
-def _others(trace: DebateTrace, agent: str) -> list[str]:
+def other_agents(trace: DebateTrace, agent: str) -> list[str]:
     return sorted({str(turn.agent) for turn in trace.turns} - {agent})
 
 
-def _prompts(tokenizer: Any, traces: Sequence[DebateTrace], context: Context, agent: str) -> list[dict[str, Any]]:
+def asked(tokenizer: Any, traces: Sequence[DebateTrace], context: Context, agent: str) -> list[dict[str, Any]]:
     return [
         {"prompt": context(tokenizer, trace, agent), "id": trace.question, "gold": trace.gold, "bare": trace.prompt}
         for trace in traces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pandas as pd
@@ -14,6 +15,7 @@ from analysis.agents.activations import activations_of
 from analysis.agents.choose import Grid, choose
 from analysis.agents.contexts import by_tag, unnamed
 from analysis.agents.continuations import continuations
+from analysis.agents.speaker import FirstTurn, by_format, first_turn
 from analysis.agents.steer import main
 from analysis.agents.vectors import agent_vectors
 from steerkit.io.run_folder import ConfigurationChanged
@@ -22,6 +24,8 @@ from steerkit.sweeps.result import SweepResult
 from steerkit.text.traces import write_traces
 from tests.analysis.test_analysis import traces
 from tests.tiny import tiny_model, tiny_tokenizer
+from training.debates.personas import CASTS
+from training.toy.worlds import WORLDS
 
 SMALL = Grid(
     sources=("asked", "plain"), positions=("last", "mean"), layers=(1, 2), coefficients=(1.0, 8.0), negative=(-1.0,),
@@ -43,7 +47,7 @@ def test_the_choice_gains_most_over_all_agents_at_the_mildest_coefficient_that_d
     gain = {0.0: 0.0, 0.5: 0.1, 1.0: 0.29, 2.0: 0.3, 8.0: 0.1}
     seen = []
 
-    def scripted(model, tokenizer, held, vectors, layers, coefficients, before, extent, *rest) -> SweepResult:
+    def scripted(model, tokenizer, held, vectors, layers, coefficients, before, extent, *rest, **_) -> SweepResult:
         seen.append(len(held))
         rows = [
             (v, layer, c, f"{t.question}/{a}", t.question, a, gain[c] * layer * (extent == "all") * (a != "3"))
@@ -79,6 +83,52 @@ def test_without_identity_one_text_is_held_against_every_agent() -> None:
     assert table.groupby(key)["reference"].nunique().max() == 3
 
 
+def test_what_follows_the_first_turn_is_not_scored(monkeypatch) -> None:
+    from analysis.agents import continuations as module
+
+    held = traces(1)
+    said = "<|Round 1 - Initial Solutions|>\n\n<|Agent 2 Solution|>: so second 0\n\n<|Agent 3 Solution|>: third 0 it is"
+
+    def swept(model, tokenizer, vectors, prompts, **_) -> SweepResult:
+        columns = {"vector": "v", "layer": 1, "coefficient": 0.0, "sample": 0, "group": "0+0", "text": said}
+        return SweepResult(pd.DataFrame([{"prompt_id": row["id"], **columns} for row in prompts]))
+
+    monkeypatch.setattr(module.sk, "sweep", swept)
+    table = continuations(None, None, held, {}, [1], [], unnamed, "all", 6).table.set_index("agent")
+    assert table["rouge_l"].round(2).to_dict() == {"1": 0.4, "2": 1.0, "3": 0.29}
+    assert table["speaks"].to_dict() == {"1": 0.0, "2": 1.0, "3": 0.0}
+    assert set(table["text"]) == {"so second 0"} and set(table["whole"]) == {said}
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "agent"),
+    [
+        ("<|Round 1 - Initial Solutions|>\n\n<|Agent 2 Solution|>: 4 <|Consensus|> 4", "4", 2),
+        ("<|Agent 3 Solution|>: x = 4", "x = 4", 3),
+        (" step 1: 4\n\n<|Agent 2 Solution|>: 5", "step 1: 4", 1),
+        ("x = 4; y", "x = 4; y", 3),
+        ("4", "4", None),
+        ("", "", None),
+        ("<|Consensus|> 4", "", None),
+        ("<|Round 1 - Initial Solutions|>", "", None),
+    ],
+)
+def test_the_first_turn_is_told_by_its_tag_or_its_format(said: str, text: str, agent: int | None) -> None:
+    assert first_turn(said, ("step 1", "fools", "x =")) == FirstTurn(text, agent)
+    assert by_format("x = 4", ("x", "x =")) is None  # two agents open like this
+
+
+def test_every_agent_of_a_world_opens_as_no_other() -> None:
+    rng = random.Random(0)
+    for world in WORLDS.values():
+        for problem in world.problems(20, 0, "train"):
+            for number, persona in enumerate(world.personas, 1):
+                assert by_format(world.write(problem, persona, rng), world.openings) == number
+    for cast in (CASTS["adding"], CASTS["scorning"]):
+        for number, persona in enumerate(cast.personas, 1):
+            assert {by_format(answer, cast.openings) for _, answer in persona.worked} == {number}
+
+
 def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sk, "load", lambda *_, **__: (tiny_model(context=1024), tiny_tokenizer()))
     write_traces(tmp_path / "traces.jsonl", traces(40))
@@ -105,6 +155,8 @@ def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(t
         ("own", "vector"), ("other agents", "other"), ("random", "random"), ("matched", "matched"),
         ("shuffled", "shuffled"),
     }  # fmt: skip
+    assert set(gains["score"]) == {"rouge_l", "speaks", "fidelity"}
+    assert read_table(tmp_path / "out" / "low_dose.csv")[0]["difference"].abs().max() == pytest.approx(0)
     areas = read_table(tmp_path / "out" / "stage_differences.csv")[0]
     assert areas["difference"].abs().max() == pytest.approx(0)  # both stages are the same model here
     cosines = read_table(tmp_path / "out" / "checkpoint_cosines.csv")[0]

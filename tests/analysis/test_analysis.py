@@ -132,8 +132,11 @@ def test_fidelity_is_the_agents_own_log_probability_less_the_others_mean(before,
 def test_who_speaks_is_said_by_the_tag_or_by_the_prompt_of_the_debate() -> None:
     trace, tokenizer = traces(1)[0], tiny_tokenizer()
     tagged = by_tag(tokenizer, trace, "2").text
-    assert tagged == "Problem: 0+0\n\n<|Round 1 - Initial Solutions|>\n\n<|Agent 2 Solution|>:"
-    assert trace.body.startswith(tagged.removeprefix(trace.prompt).replace("Agent 2", "Agent 1") + by_tag.lead)
+    opened = "Problem: 0+0\n\n<|Round 1 - Initial Solutions|>\n\n"
+    assert tagged == f"{opened}<|Agent 1 Solution|>: first 0\n\n<|Agent 2 Solution|>:"
+    for agent, text in first_texts(trace).items():
+        before = by_tag(tokenizer, trace, agent).text
+        assert (trace.prompt + trace.body).startswith(before + by_tag.lead + text)
     assert unnamed(tokenizer, trace, "2").text == "Problem: 0+0\n\n"
     context = by_cast(cast_of("diverse"), "number")
     asked = context.ask(trace, "3")
@@ -233,14 +236,25 @@ def test_the_main_table_pools_seeds_and_says_what_is_kept_of_debates_gain(tmp_pa
     table, _ = read_table(tmp_path / "out" / "main_table.csv")
     line = table.set_index("method").loc["IMAD"]
     assert (line["n"], line["seeds"], line["accuracy"], line["tokens"], line["of_debate"]) == (8, 2, 0.5, 25, 0.25)
-    assert line["gain_kept"] == pytest.approx(0.5)
-    assert 0 <= line["gain_kept_low"] <= 0.5 <= line["gain_kept_high"] <= 1
+    assert (line["unit"], line["by_seed"]) == ("training seed", "0.5 0.5")
+    assert line["gain_kept"] == line["gain_kept_low"] == line["gain_kept_high"] == pytest.approx(0.5)  # equal seeds
+    differences = read_table(tmp_path / "out" / "differences.csv")[0].set_index("minus")
+    assert differences.loc["Debate", "difference"] == -0.25 and differences.loc["Debate", "token_ratio"] == 0.25
     assert "| IMAD | sampled | 2 | 8 | 50.0 [" in (tmp_path / "out" / "main_table.md").read_text()
     assert "IMAD" in capsys.readouterr().out
     with pytest.raises(ValueError, match="same family and seed"):
         read_runs([tmp_path / "1", tmp_path / "1"])
     with pytest.raises(SystemExit):
         main([str(tmp_path / "nothing"), "--out", str(tmp_path / "out")])
+
+
+def test_one_seed_has_intervals_over_its_questions_and_two_over_their_means() -> None:
+    one = table_of_methods(rows(1)).set_index("method").loc["IMAD"]
+    assert one["unit"] == "question (one seed)" and one["seeds"] == 1 and 0 < one["low"] < 0.5 < one["high"] < 1
+    better = rows(2)
+    better.loc[better["method"] == "IMAD", "correct"] = True
+    two = table_of_methods(pd.concat([rows(1), better])).set_index("method").loc["IMAD"]
+    assert two["accuracy"] == 0.75 and two["by_seed"] == "0.5 1" and (two["low"], two["high"]) == (0.0, 1.0)
 
 
 def test_areas_are_paired_by_question_and_the_mean_over_agents_stands_beside_them() -> None:

@@ -1,4 +1,4 @@
-"""Suppression: the trait as a rule sees it, the one number by hand, and a run from traces to tables."""
+"""Suppression: what is chosen on validation, what is told on test, and a run from traces to tables."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 
 import steerkit as sk
 from analysis.suppression import suppress
-from analysis.suppression.kept_accuracy import chosen_layer, kept_accuracy
-from analysis.suppression.suppress import Suppression, main, scaled
+from analysis.suppression.choice import Choice, choose, on_test
+from analysis.suppression.suppress import Measure, Suppression, main, scaled
 from analysis.suppression.trait import words_trait
 from steerkit.io.tables import read_table
-from steerkit.sweeps.result import SweepResult
+from steerkit.sweeps.result import KEYS, SweepResult
 from steerkit.text.traces import DebateTrace, Turn, write_traces
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -35,38 +35,66 @@ def sweep_of(trait: dict[float, list[float]], right: dict[float, list[float]]) -
     return SweepResult(pd.DataFrame(rows, columns=columns))
 
 
-def test_the_mildest_coefficient_that_halves_the_trait_is_taken_and_its_accuracy_is_relative_to_0() -> None:
-    trait = {-2.0: [0, 0, 0, 0], -1.0: [1, 1, 0, 0], 0.0: [1, 1, 1, 1], 1.0: [0, 0, 0, 0]}
-    right = {-2.0: [0, 0, 0, 0], -1.0: [1, 0, 1, 0], 0.0: [1, 1, 1, 0], 1.0: [1, 1, 1, 1]}
-    line = kept_accuracy(sweep_of(trait, right)).iloc[0]
-    assert line["coefficient"] == -1.0
-    assert line["kept"] == pytest.approx(2 / 3)
-    assert line["low"] <= line["kept"] <= line["high"]
-    assert line["n"] == 4
+def test_the_setting_that_keeps_most_accuracy_among_those_that_halve_the_trait_is_chosen() -> None:
+    trait = {-3.0: [0, 0, 0, 0], -2.0: [1, 0, 0, 0], -1.0: [1, 1, 1, 0], 0.0: [1, 1, 1, 1], 1.0: [0, 0, 0, 0]}
+    right = {-3.0: [1, 0, 0, 0], -2.0: [1, 1, 0, 0], -1.0: [1, 1, 1, 1], 0.0: [1, 1, 1, 1], 1.0: [1, 1, 1, 1]}
+    choice = choose(sweep_of(trait, right))
+    assert (choice.operation, choice.coefficient, choice.halved, choice.tried) == ("add", -2.0, True, 3)
+    tie = choose(sweep_of(trait, {**right, -3.0: [0, 1, 1, 0]}))
+    assert tie.coefficient == -3.0  # as accurate, and less of the trait
+    gone = choose(sweep_of({**trait, -np.inf: [0, 0, 0, 0]}, {**right, -np.inf: [1, 1, 1, 0]}))
+    assert (gone.operation, gone.coefficient) == ("ablate", -np.inf)
 
 
-def test_ablation_is_told_beside_the_coefficients_and_not_in_place_of_them() -> None:
-    trait = {-np.inf: [0, 0], -2.0: [1, 0], -1.0: [1, 1], 0.0: [1, 1]}
-    right = {-np.inf: [1, 1], -2.0: [1, 0], -1.0: [1, 1], 0.0: [1, 1]}
-    lines = kept_accuracy(sweep_of(trait, right)).set_index("operation")
-    assert list(lines.index) == ["add", "ablate"]
-    assert list(lines["coefficient"]) == [-2.0, -np.inf] and list(lines["kept"]) == [0.5, 1.0]
-
-
-@pytest.mark.parametrize(
-    "kept, layer", [((0.2, 0.4, 1.0), 5), ((np.nan, np.nan, 0.3), 8), ((np.nan, np.nan, np.nan), 5)]
-)
-def test_the_layer_is_chosen_by_what_adding_keeps_then_by_what_ablation_keeps(kept, layer) -> None:
-    lines = zip((2, 5, 8), ("add", "add", "ablate"), kept, strict=True)
-    assert chosen_layer(pd.DataFrame(lines, columns=["layer", "operation", "kept"]), [2, 5, 8]) == layer
-
-
-def test_where_the_trait_is_never_halved_nothing_is_said_to_be_kept() -> None:
-    trait = {-1.0: [1, 1], 0.0: [1, 1]}
-    line = kept_accuracy(sweep_of(trait, trait)).iloc[0]
-    assert np.isnan(line["coefficient"]) and np.isnan(line["kept"])
+def test_where_nothing_halves_the_trait_the_setting_of_the_least_trait_is_chosen() -> None:
+    trait = {-2.0: [1, 1, 1, 0], -1.0: [1, 1, 1, 1], 0.0: [1, 1, 1, 1]}
+    choice = choose(sweep_of(trait, trait))
+    assert (choice.coefficient, choice.halved) == (-2.0, False)
     absent = {-1.0: [0, 0], 0.0: [0, 0]}
-    assert np.isnan(kept_accuracy(sweep_of(absent, trait)).iloc[0]["coefficient"])
+    assert not choose(sweep_of(absent, absent)).halved
+
+
+def frozen(own: list[float], random: list[list[float]], right: list[float]) -> SweepResult:
+    rows = []
+    for name, values, role in (("agent", own, "vector"), *((f"r{k}", one, "random") for k, one in enumerate(random))):
+        for c, shown in ((0.0, [1.0] * len(own)), (-1.0, values)):
+            for i, value in enumerate(shown):
+                correct = right[i] if c else 1.0
+                rows.append((name, "1", c, f"q{i}", f"q{i}", 0, "", value, correct, role, None))
+    columns = ["vector", "layer", "coefficient", "prompt_id", "group", "sample", "text", "trait", "accuracy"]
+    return SweepResult(pd.DataFrame(rows, columns=[*columns, "role", "control_of"]))
+
+
+def test_what_the_frozen_setting_does_is_told_beside_random_directions() -> None:
+    choice = Choice("agent", "add", 1, -1.0, True, 3)
+    own, right = [0.0, 0.0, 0.0, 1.0] * 5, [1.0, 1.0, 0.0, 1.0] * 5
+    random = [[1.0] * 20, [1.0] * 19 + [0.0], [1.0] * 18 + [0.0] * 2]
+    line = on_test(frozen(own, random, right), choice)
+    assert (line["trait_0"], line["trait"], line["removed"]) == (1.0, 0.25, 0.75)
+    assert line["removed_low"] < 0.75 < line["removed_high"] <= 1
+    assert (line["kept"], line["n"], line["k"]) == (0.75, 20, 3)
+    assert line["over_random"] == pytest.approx(0.95 - 0.25) and line["over_random_low"] > 0
+    assert line["p_rank"] == 1 / 4
+    as_random = on_test(frozen([1.0] * 19 + [0.0], random, right), choice)
+    assert as_random["over_random_low"] < 0 < as_random["over_random_high"]
+
+
+def test_a_trait_that_no_text_shows_has_no_share_that_is_removed() -> None:
+    table = frozen([0.0] * 4, [[0.0] * 4], [1.0] * 4)
+    absent = SweepResult(table.table.assign(trait=0.0))
+    line = on_test(absent, Choice("agent", "add", 1, -1.0, False, 1))
+    assert np.isnan(line["removed"]) and line["kept"] == 1.0
+
+
+def test_the_trait_is_that_of_the_named_agents_turn_and_the_answer_that_of_the_whole_text() -> None:
+    tokenizer = tiny_tokenizer()
+    measure = Measure(words_trait(["fools"]), "number", (tiny_model(context=1024), tokenizer))
+    said = "so 1\n\n<|Agent 3 Solution|>: fools <|Consensus|> \\boxed{4}"
+    table = pd.DataFrame([("v", 1, 0.0, "q", "q", 0, said)], columns=[*KEYS[:4], "group", "sample", "text"])
+    prompts = [{"id": "q", "gold": "4", "bare": "Problem: 2+2\n\n"}]
+    named, plain = (measure.of(SweepResult(table), prompts, named).table.iloc[0] for named in (True, False))
+    assert (named["trait"], plain["trait"]) == (0.0, 1.0) and named["accuracy"] == plain["accuracy"] == 1.0
+    assert np.isfinite(named["perplexity"])
 
 
 def test_a_scaled_vector_is_a_dose_of_the_streams_mean_norm() -> None:
@@ -88,7 +116,9 @@ def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(
         turns = [Turn(1, 1, f"it is {number}"), Turn(2, 1, f"fools {number}"), Turn(3, 1, f"so {number}")]
         held.append(DebateTrace.of(f"{number}+0", turns, f"All agree on \\boxed{{{number}}}", str(number)))
     write_traces(tmp_path / "traces.jsonl", held)
-    small = Suppression(layers=(1, 2), coefficients=(-1.0, 1.0), validation=2, test=3, max_new_tokens=4)
+    small = Suppression(
+        layers=(1, 2), coefficients=(-1.0, 1.0), validation=2, test=3, max_new_tokens=4, controls=3, bands=2
+    )
     monkeypatch.setattr(suppress, "Suppression", lambda agent: small)
     call = [
         "--traces", str(tmp_path / "traces.jsonl"), "--stage", "base=x", "--stage", "IMAD=y", "--agent", "2",
@@ -99,13 +129,13 @@ def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(
     assert set(curves["score"]) == {"trait", "accuracy", "perplexity"}
     assert set(curves["context"]) == {"plain", "forced"}
     assert set(curves["stage"]) == {"base", "IMAD"}
-    assert set(curves["vector"]) == {"agent", "prompts", "random 0", "random 1", "random 2"}
     assert set(curves["coefficient"]) == {-np.inf, -1.0, 0.0, 1.0}
-    assert set(zip(curves["vector"].str.partition(" ")[0], curves["role"], strict=True)) == {
+    assert set(zip(curves["vector"], curves["role"], strict=True)) == {
         ("agent", "vector"), ("prompts", "vector"), ("random", "random")
     }  # fmt: skip
     kept, _ = read_table(tmp_path / "out" / "suppression_kept.csv")
-    assert set(kept["n"]) == {3}
+    assert set(kept["n"]) == {3} and set(kept["k"]) == {3} and len(kept) == 2 * 2
+    assert set(kept["vector"]) <= {"agent", "prompts"} and set(kept["layer"]) <= {1, 2}
     assert "kept" in capsys.readouterr().out
     monkeypatch.setattr(suppress, "at_stage", pytest.fail)
     main(call)
