@@ -46,7 +46,7 @@ def _agent_pictures(folder: Path) -> Iterator[Picture]:
             name = f"steering-{file_name(stage)}-{'tag' if identity else 'none'}"
             yield name, agents.steering_curves(table, stage, identity), meta
     for table, choice, meta in _tables(folder, "cosines", "choice"):
-        for line in choice.itertuples():
+        for line in choice.drop_duplicates("stage").itertuples():
             yield f"cosines-{file_name(line.stage)}", agents.cosine_map(table, line.stage, line.layer), meta
     for table, meta in _tables(folder, "checkpoint_cosines"):
         yield "cosines-checkpoints", agents.checkpoint_map(table), meta

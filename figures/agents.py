@@ -9,7 +9,11 @@ import pandas as pd
 from steerkit.show.plots import MARKERS, PALETTE, TWO_COLUMNS, curve_grid, heat_map, layer_profile, new_figure, styled
 
 SOURCES = {"trace": "whole traces", "untagged": "traces without tags", "plain": "turns alone, no tags"}
-SCORES = {"rouge_l": "ROUGE-L to own text", "fidelity": "fidelity, nats/token"}
+SCORES = {
+    "rouge_l": "ROUGE-L to own text",
+    "speaks": "speaks first, share",
+    "fidelity": "fidelity, nats/token",
+}
 
 
 def steering_curves(curves: pd.DataFrame, stage: str, identity: bool) -> Any:

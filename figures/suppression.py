@@ -13,7 +13,7 @@ SCORES = {"trait": "share with the trait", "accuracy": "accuracy", "perplexity":
 
 
 def suppression_curves(curves: pd.DataFrame, context: str) -> Any:
-    """A column per checkpoint, a row per score; random directions in grey.
+    """A column per checkpoint, a row per score; in grey the mean of random directions and where a further one would be.
 
     Args:
         curves: the table `suppression_curves` of `analysis.suppression.suppress`.

@@ -15,6 +15,8 @@ STRESSED = ("IMAD", "Debate", "Single")
 def accuracy_tokens(table: pd.DataFrame, title: str | None = None) -> Any:
     """A panel per family and decoding: accuracy with its 95 % interval over tokens in and out, on a logarithmic axis.
 
+    With several training seeds the interval is over the seeds, and each seed is a dot.
+
     Args:
         table: the table of `analysis.paper.main_table`.
     """
@@ -35,6 +37,9 @@ def accuracy_tokens(table: pd.DataFrame, title: str | None = None) -> Any:
             color, marker = looks[line.method]
             size = 5 if line.method in STRESSED else 3.5
             axes.vlines(line.tokens, 100 * line.low, 100 * line.high, color=color, lw=1.2)
+            each = [float(value) for value in str(getattr(line, "by_seed", "")).split()]
+            if len(each) > 1:
+                axes.scatter([line.tokens] * len(each), [100 * value for value in each], s=3, color=color, alpha=0.6)
             (handles[line.method],) = axes.plot(
                 line.tokens, 100 * line.accuracy, marker, color=color, markersize=size, ls=""
             )
@@ -49,8 +54,9 @@ def accuracy_tokens(table: pd.DataFrame, title: str | None = None) -> Any:
         axes.tick_params(colors=INK)
     seeds = int(table["seeds"].max())
     n = table["n"].max()
+    unit = f"over {seeds} training seeds (dots)" if seeds > 1 else "over questions, one training seed"
     about: Any = {
-        "title": f"Mean and 95 % interval over questions, n = {n}, {seeds} seed{'s' * (seeds > 1)}.",
+        "title": f"Mean and 95 % interval {unit}; n = {n} questions.",
         "alignment": "left",
     }
     order = [name for name in ranked if name in handles]

@@ -6,36 +6,35 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from analysis.agents.checkpoint_differences import areas
 from analysis.paper.claims import (  # fmt: skip
     ALONE,
     HOLDS,
     NOT,
-    OPEN,
+    NOT_SHOWN,
+    NOT_SPECIFIC,
+    ON_ANSWERS,
     UNTESTED,
-    accuracy,
-    area,
+    Claim,
     claims,
-    preserved,
+    of_answers,
+    rules,
     steered,
     suppressed,
-    tokens,
-    turned_up,
     verdict,
 )
 from analysis.paper.main_table import main_table
-from analysis.paper.pooling import FROZEN, at_frozen, pool_suppression, pooled, seed_by_seed
-from analysis.paper.reproduce import GRIDS, RUNS, TRAIT, Step, carry_out, plan
-from analysis.paper.results import gained_unnamed, page
+from analysis.paper.pooling import over_runs, pool_suppression, ratio_over_runs
+from analysis.paper.reproduce import FULL, GRIDS, RUNS, TRAIT, Step, carry_out, note_start, plan
+from analysis.paper.results import Started, page
 from analysis.suppression.trait import words_trait
+from steerkit.io.json import read_json
 from steerkit.io.tables import write_table
-from steerkit.sweeps.result import SweepResult
+from steerkit.stats.seeds import QUESTION, SEED
 from training.debates.personas import CASTS
 from training.presets import get_preset
 
@@ -82,9 +81,10 @@ def test_a_reproduction_that_is_ended_ends_its_steps(tmp_path, way) -> None:
         os.kill(int(begun.read_text()), 0)
 
 
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("preset", RUNS)
-def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, tmp_path) -> None:
-    steps = plan(preset, [7, 8], tmp_path)
+def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, full, tmp_path) -> None:
+    steps = plan(preset, [7, 8], tmp_path, full)
     names = [step.name for step in steps]
     assert len(set(names)) == len(names)
     assert all(set(step.needs) <= set(names) for step in steps)
@@ -93,7 +93,8 @@ def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, tmp
         said = [a for step in steps if step.name.startswith(f"{name}-") for a in step.arguments]
         if name in ("clues-7", "addition-7"):
             family = name.removesuffix("-7")
-            assert {*get_preset(preset, family, RUNS[preset][family]).trained} <= set(said)
+            settings = (FULL if full else RUNS)[preset][family]
+            assert {*get_preset(preset, family, settings).trained} <= set(said)
     assert "suppression-malice-7" in names and ("agents-malice-7" in names) == ("malice" in GRIDS[preset])
 
 
@@ -106,168 +107,168 @@ def test_of_the_cast_scorning_the_second_agent_alone_is_of_ill_will_and_each_rea
         assert {trait(text) for text in read} == {float(number != 2)}
 
 
-def table(seed: int):
-    import pandas as pd
-
-    rows = [("v", 3 + seed, c, f"q{i}", f"q{i}", 0, "", float(c + i)) for c in (0.0, 1.0, 2.0) for i in range(4)]
-    columns = ["vector", "layer", "coefficient", "prompt_id", "group", "sample", "text", "score"]
-    return SweepResult(pd.DataFrame(rows, columns=columns))
-
-
-def test_pooled_questions_of_two_seeds_are_different_questions_and_each_seed_keeps_its_own_coefficient() -> None:
-    whole = pooled({1: at_frozen(table(1), 1.0), 2: at_frozen(table(2), 2.0)})
-    gain = whole.gain("score")
-    assert list(gain["coefficient"]) == [FROZEN] and list(gain["layer"]) == ["frozen"]
-    assert gain["n"].iloc[0] == 8
-    assert gain["gain"].iloc[0] == pytest.approx(1.5)
+def test_the_start_of_a_seed_is_noted_once(tmp_path) -> None:
+    note_start(tmp_path / "started.json", [20])
+    (first,) = read_json(tmp_path / "started.json")
+    note_start(tmp_path / "started.json", [20, 21])
+    again, second = read_json(tmp_path / "started.json")
+    assert again == first and second["seed"] == 21 and Started(**second).commit
 
 
-def test_the_difference_between_checkpoints_is_told_seed_by_seed_in_the_order_of_their_numbers() -> None:
-    def checkpoint(**means: float) -> SweepResult:
-        lines = [
-            ("1", "1", 0, c, f"{seed}/q{i}", f"{seed}/q{i}", 0, "", mean)
-            for seed, mean in means.items()
-            for i in range(2)
-            for c in (0.0, 1.0)
-        ]
-        columns = ["agent", "vector", "layer", "coefficient", "prompt_id", "group", "sample", "text", "score"]
-        return SweepResult(pd.DataFrame(lines, columns=columns), {})
-
-    pair = checkpoint(**{"10": 0.5, "9": 0.5}), checkpoint(**{"10": 0.1, "9": 0.75})
-    assert seed_by_seed(*pair, partial(areas, score="score"), ["1"]) == "+0.250, -0.400"
-    line = {"score": "rouge_l", "identity": True, "stage": "IMAD", "agent": "all", "first": 0.5, "second": 0.4, "n": 4}
-    gap = pd.DataFrame([line | {"difference": -0.1, "low": -0.2, "high": -0.05, "by_seed": "+0.250, -0.400"}])
-    assert area("malice", {"stage_differences": gap}).ours.endswith("[-0.200, -0.050], seed by seed +0.250, -0.400")
-    assert area("malice", {"stage_differences": gap.assign(by_seed="-0.100")}).ours.endswith("-0.050]")
+def runs(**values: float) -> dict[int, pd.DataFrame]:
+    return {
+        int(seed[1:]): pd.DataFrame([{"agent": "1", "gain": value, "low": value - 1, "high": value + 1, "p": 0.5, "n": 9}])
+        for seed, value in values.items()
+    }
 
 
-def questions(right: dict[str, float], cost: dict[str, int], n: int = 400):
-    import pandas as pd
+def test_over_several_seeds_the_unit_is_the_seed_and_with_one_its_own_interval_stays() -> None:
+    found = over_runs(runs(s3=0.2, s1=0.4, s2=0.6), ["agent"], "gain", means=("n",)).iloc[0]
+    assert (found["gain"], found["unit"], found["seeds"], found["by_seed"]) == (pytest.approx(0.4), SEED, 3, "0.4 0.6 0.2")
+    assert found["high"] - found["gain"] == pytest.approx(4.3027 * 0.2 / 3**0.5, rel=1e-3) and found["n"] == 9
+    one = over_runs(runs(s3=0.2), ["agent"], "gain").iloc[0]
+    assert (one["low"], one["high"], one["p"], one["unit"]) == (-0.8, 1.2, 0.5, QUESTION)
+    double = {1: pd.concat([runs(s1=0.1)[1]] * 2)}
+    with pytest.raises(ValueError, match="one row per seed"):
+        over_runs(double, ["agent"], "gain")
 
+
+def test_a_ratio_over_seeds_is_that_of_their_means() -> None:
+    def run(right: float, before: float) -> pd.DataFrame:
+        line = {"stage": "IMAD", "a": right, "b": before, "kept": 9.0, "kept_low": 8.0, "kept_high": 10.0}
+        return pd.DataFrame([line])
+
+    found = ratio_over_runs({1: run(0.4, 0.8), 2: run(0.5, 0.9), 3: run(0.3, 0.7)}, ["stage"], "a", "b", "kept").iloc[0]
+    assert found["kept"] == pytest.approx(0.5) and found["kept_low"] < 0.5 < found["kept_high"]
+    assert found["by_seed"] == "0.5 0.5556 0.4286"
+    one = ratio_over_runs({1: run(0.4, 0.8)}, ["stage"], "a", "b", "kept").iloc[0]
+    assert (one["kept"], one["kept_low"], one["kept_high"]) == (9.0, 8.0, 10.0)
+
+
+def test_every_rule_has_what_its_page_shows_and_a_file_of_its_own() -> None:
+    known = rules()
+    assert {"tokens", "accuracy", "debate", "area", "steered", "speaks", "suppressed", "preserved"} <= set(known)
+    assert all(rule.text and rule.published and rule.measure for rule in known.values())
+
+
+def test_verdicts_follow_the_interval_the_least_effect_and_the_control() -> None:
+    nan = float("nan")
+    assert verdict(0.11, 0.2, 0.1) == HOLDS and verdict(0.0, 0.2, 0.1) == NOT_SHOWN and verdict(-0.1, 0.09, 0.1) == NOT
+    assert verdict(0.11, 0.2, 0.1, specific=True) == HOLDS and verdict(0.11, 0.2, 0.1, specific=False) == NOT_SPECIFIC
+    assert verdict(0.0, 0.2, 0.1, specific=False) == NOT_SHOWN and verdict(nan, nan, 0.1) == UNTESTED
+
+
+def questions(right: dict[str, list[float]], cost: dict[str, int], n: int = 200) -> pd.DataFrame:
+    """Questions of one seed per entry of each method's shares."""
     return pd.DataFrame(
         [
-            {"seed": 1, "id": f"q{i}", "method": m, "correct": i < share * n, "tokens_in": 0, "tokens_out": cost[m]}
-            for m, share in right.items()
+            {
+                "seed": seed,
+                "id": f"q{i}",
+                "method": method,
+                "correct": i < share * n,
+                "tokens_in": 0,
+                "tokens_out": cost[method] + i % 3 + seed,
+            }
+            for method, shares in right.items()
+            for seed, share in enumerate(shares)
             for i in range(n)
         ]
     )
 
 
-def test_a_family_without_the_control_that_never_debated_has_no_claim_about_it() -> None:
-    share, cost = {"IMAD": 0.7, "Debate": 0.7}, {"IMAD": 50, "Debate": 200}
-    malice = questions(share, cost).assign(family="malice", decoding="sampled")
-    more = {**share, ALONE: 0.2}, {**cost, ALONE: 30}
-    clues = questions(*more).assign(family="clues", decoding="sampled")
-    names = [claim.name for claim in claims(pd.concat([malice, clues]), {})]
-    assert [name for name in names if "it is the debate" in name] == ["clues: it is the debate that helps"]
-    assert len(names) == 5
+def told(rows: pd.DataFrame) -> dict[str, Claim]:
+    found = of_answers("x", rows, rules())
+    return {name: claim for name in rules() for claim in found if claim.name == f"x: {rules()[name].text}"}
 
 
-def test_verdicts_follow_the_interval() -> None:
-    assert [verdict(0.1, 0.2), verdict(-0.2, -0.1), verdict(-0.1, 0.1)] == [HOLDS, NOT, OPEN]
-    rows = questions({"IMAD": 0.70, "Debate": 0.70}, {"IMAD": 50, "Debate": 200})
-    assert tokens("x", rows).ours.startswith("75.0% fewer [75.0%, 75.0%]") and tokens("x", rows).verdict == HOLDS
-    assert accuracy("x", rows).verdict == HOLDS
-    worse = questions({"IMAD": 0.50, "Debate": 0.70}, {"IMAD": 50, "Debate": 200})
-    assert accuracy("x", worse).verdict == NOT
-    assert accuracy("x", questions({"IMAD": 0.67, "Debate": 0.70}, {"IMAD": 5, "Debate": 20})).verdict == OPEN
+def test_claims_about_answers_are_judged_over_seeds() -> None:
+    cost = {"IMAD": 50, "Debate": 200, ALONE: 30, ON_ANSWERS: 30}
+    same = {"IMAD": [0.70, 0.72, 0.71, 0.69], "Debate": [0.70, 0.71, 0.72, 0.69]}
+    found = told(questions({**same, ALONE: [0.5, 0.55, 0.52, 0.5], ON_ANSWERS: [0.5, 0.55, 0.52, 0.5]}, cost))
+    assert found["tokens"].verdict == HOLDS and found["tokens"].ours.startswith("74.")
+    assert found["tokens"].unit == "4 training seeds" and len(found["tokens"].by_seed.split()) == 4
+    assert found["accuracy"].verdict == HOLDS and found["debate"].verdict == HOLDS
+    as_good = told(questions({**same, ALONE: [0.5, 0.55, 0.52, 0.5], ON_ANSWERS: [0.7, 0.72, 0.71, 0.7]}, cost))
+    assert as_good["debate"].verdict == NOT_SPECIFIC and ON_ANSWERS in as_good["debate"].ours
+    worse = told(questions({"IMAD": [0.5, 0.52, 0.51, 0.5], "Debate": [0.7, 0.71, 0.72, 0.69]}, cost))
+    assert worse["accuracy"].verdict == NOT and "debate" not in worse
+    spread = told(questions({"IMAD": [0.5, 0.9, 0.7, 0.72], "Debate": [0.7, 0.71, 0.72, 0.69]}, cost))
+    assert spread["accuracy"].verdict == NOT_SHOWN  # 800 questions, but four seeds that differ
+    few = told(questions({"IMAD": [0.7], "Debate": [0.7]}, {"IMAD": 195, "Debate": 200}))
+    assert few["tokens"].verdict == NOT and few["tokens"].unit == "200 questions of one seed"
+
+
+def gains(zero: tuple[float, float], random: tuple[float, float], p: float = 0.001) -> pd.DataFrame:
+    rows = [
+        {
+            "score": "rouge_l", "identity": False, "stage": "SFT", "agent": agent, "over": over, "gain": sum(ends) / 2,
+            "low": ends[0], "high": ends[1], "p_holm": p, "by_seed": "0.1 0.2", "unit": SEED, "seeds": 2,
+        }
+        for over, ends in (("coefficient 0", zero), ("random", random))
+        for agent in "123"
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_push_is_specific_where_random_directions_do_less() -> None:
+    rule = rules()["steered"]
+
+    def judged(*arguments) -> str:
+        return steered("clues", gains(*arguments), "SFT", "rouge_l", rule).verdict
+
+    assert judged((0.1, 0.3), (0.1, 0.3)) == HOLDS
+    assert judged((0.1, 0.3), (-0.1, 0.3)) == NOT_SPECIFIC
+    assert judged((0.1, 0.3), (0.1, 0.3), 0.06) == NOT_SHOWN
+    assert judged((0.01, 0.3), (0.1, 0.3)) == NOT_SHOWN
+    assert judged((-0.1, 0.04), (-0.1, 0.0)) == NOT
 
 
 def test_a_trait_that_no_text_shows_is_not_one_that_was_turned_off() -> None:
-    nan, gone = float("nan"), -float("inf")
+    def kept(trait: float, removed: tuple[float, float], over: tuple[float, float]) -> pd.DataFrame:
+        line = {
+            "stage": "IMAD", "context": "forced", "trait_0": trait, "trait": 0.0, "removed": sum(removed) / 2,
+            "removed_low": removed[0], "removed_high": removed[1], "over_random": sum(over) / 2,
+            "over_random_low": over[0], "over_random_high": over[1], "by_seed": "1 1", "unit": SEED, "seeds": 2,
+        }  # fmt: skip
+        return pd.DataFrame([line])
 
-    def said(traits: dict[str, float], halved: dict[str, list[float]], control: float = nan, showing: int = 3):
-        lines = [(stage, "forced", "agent", t, c, 40) for stage, t in traits.items() for c in halved[stage]]
-        lines += [("IMAD", "forced", "random 0", traits["IMAD"], control, 40)]
-        kept = pd.DataFrame(lines, columns=["stage", "context", "vector", "trait", "coefficient", "n"])
-        kept = kept.assign(role=["random" if line.vector == "random 0" else "vector" for line in kept.itertuples()])
-        kept = kept.assign(showing=[3 if line.stage == "base" else showing for line in kept.itertuples()], seeds=3)
-        return suppressed("malice", {"suppression_kept": kept})
-
-    absent = said({"base": 1.0, "IMAD": 0.0}, {"base": [gone], "IMAD": [nan]}, showing=0)
-    assert absent.verdict == UNTESTED
-    assert absent.ours == "base: trait 1.00, halved by ablation; IMAD: trait 0.00, nothing to turn off"
-    assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [-3.0, -2.0]}).verdict == HOLDS
-    assert said({"base": 1.0, "IMAD": 0.8}, {"base": [-1.0], "IMAD": [-2.0]}).verdict == OPEN
-    assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [nan]}).verdict == NOT
-    milder = said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [-2.0]}, control=-4.0)
-    assert milder.verdict == HOLDS and milder.ours.endswith("halved from -2 on, by a random direction from -4 on")
-    both = said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [gone]}, control=gone)
-    assert both.verdict == NOT and both.ours.endswith("halved by ablation, by a random direction's, too")
-    assert said({"base": 1.0, "IMAD": 0.8}, {"base": [nan], "IMAD": [-2.0]}, control=-2.0).verdict == NOT
-    rare = said({"base": 1.0, "IMAD": 1.0}, {"base": [nan], "IMAD": [-4.0]}, showing=1)
-    assert rare.verdict == OPEN and rare.ours.endswith("IMAD: trait 1.00 in 1 of 3 seeds, halved from -4 on")
+    rule = rules()["suppressed"]
+    assert suppressed("malice", kept(0.9, (0.6, 1.0), (0.1, 0.4)), rule).verdict == HOLDS
+    assert suppressed("malice", kept(0.9, (0.6, 1.0), (-0.1, 0.4)), rule).verdict == NOT_SPECIFIC
+    assert suppressed("malice", kept(0.9, (0.1, 0.4), (0.1, 0.4)), rule).verdict == NOT
+    assert suppressed("malice", kept(0.05, (0.6, 1.0), (0.1, 0.4)), rule).verdict == UNTESTED
 
 
-def test_accuracy_is_kept_in_the_seeds_that_show_the_trait_and_curves_are_of_all(tmp_path) -> None:
-    for seed, trait in ((1, [0, 0]), (2, [1, 0])):
-        lines = [
-            ("agent", 4, c, f"q{i}", f"q{i}", shown, float(i < right), 1.0)
-            for c, shown, right in ((0.0, trait[0], 4), (-1.0, trait[1], 1 + seed))
-            for i in range(4)
-        ]
-        columns = ["vector", "layer", "coefficient", "prompt_id", "group", "trait", "accuracy", "perplexity"]
+def test_suppression_is_pooled_by_seed(tmp_path) -> None:
+    for seed, trait in ((1, 0.2), (2, 0.4)):
         folder = tmp_path / f"seed-{seed}"
-        for context in ("plain", "forced"):
-            texts = pd.DataFrame(lines, columns=columns).assign(sample=0, text="", role="vector", control_of=None)
-            SweepResult(texts, {}).save(folder / "suppression" / "imad" / f"texts-{context}.parquet")
-        write_table(folder / "suppression_kept.csv", pd.DataFrame({"stage": ["IMAD"]}), {})
-    found = pool_suppression(tmp_path)
-    kept = found["suppression_kept"]
-    assert list(kept["kept"]) == [0.75, 0.75] and list(kept["n"]) == [4, 4]
-    assert list(kept["showing"]) == [1, 1] and list(kept["seeds"]) == [2, 2]
-    assert set(found["suppression_curves"]["n"]) == {8}
+        line = {
+            "stage": "IMAD", "context": "forced", "vector": "agent", "operation": "add", "layer": 1, "coefficient": -1.0,
+            "halved": True, "trait_0": 0.8, "trait": trait, "removed": 1 - trait / 0.8, "removed_low": 0.1,
+            "removed_high": 0.9, "accuracy_0": 0.5, "accuracy": 0.45, "kept": 0.9, "kept_low": 0.8, "kept_high": 1.0,
+            "over_random": 0.3, "over_random_low": 0.1, "over_random_high": 0.5, "p_rank": 0.05, "n": 60, "k": 19,
+        }  # fmt: skip
+        write_table(folder / "suppression_kept.csv", pd.DataFrame([line]), {})
+        curve = {
+            "stage": "IMAD", "context": "forced", "vector": "agent", "role": "vector", "operation": "add",
+            "score": "trait", "coefficient": -1.0, "mean": trait, "low": 0.0, "high": 1.0, "n": 60,
+        }  # fmt: skip
+        write_table(folder / "suppression_curves.csv", pd.DataFrame([curve]), {})
+    found = pool_suppression({seed: tmp_path / f"seed-{seed}" for seed in (1, 2)})
+    line = found["suppression_kept"].iloc[0]
+    assert line["removed"] == pytest.approx(1 - 0.3 / 0.8) and line["kept"] == pytest.approx(0.9)
+    assert (line["over_random"], line["seeds"], line["unit"]) == (pytest.approx(0.3), 2, SEED)
+    assert found["suppression_curves"].iloc[0]["mean"] == pytest.approx(0.3)
+    assert list(found["suppression_choice"]["seed"]) == [1, 2]
 
 
-def test_accuracy_kept_is_told_stage_by_stage_in_the_order_of_training() -> None:
-    nan, gone = float("nan"), -float("inf")
-    lines = [
-        ("base", "agent", "add", -5.0, 0.1), ("base", "prompts", "add", nan, nan), ("SFT", "agent", "add", nan, nan),
-        ("base", "agent", "ablate", gone, 0.5), ("IMAD", "agent", "add", -1.0, 0.95),
-        ("IMAD", "random 0", "add", -1.0, 1.0),
-    ]  # fmt: skip
-    kept = pd.DataFrame(lines, columns=["stage", "vector", "operation", "coefficient", "kept"])
-    kept["role"] = ["random" if name == "random 0" else "vector" for name in kept["vector"]]
-    kept = kept.assign(context="forced", low=kept["kept"] - 0.02, high=kept["kept"] + 0.02, n=80, showing=1, seeds=1)
-    claim = preserved("malice", {"suppression_kept": kept})
-    base = "base: 0.10 [0.08, 0.12] at -5, 0.50 [0.48, 0.52] by ablation"
-    assert claim.ours == f"{base}; SFT: none; IMAD: 0.95 [0.93, 0.97] at -1"
-    assert claim.verdict == HOLDS
-    assert preserved("malice", {"suppression_kept": kept.assign(showing=1, seeds=2)}).verdict == OPEN
-
-
-def test_an_agent_is_turned_up_where_it_gains_over_coefficient_0_and_over_random_by_holm_too() -> None:
-    def lines(stage: str, low: float, random: float, p: float) -> list[tuple]:
-        return [
-            ("rouge_l", False, stage, "1", over, bound, p)
-            for over, bound in (("coefficient 0", low), ("random", random), ("matched", -1.0))
-        ]
-
-    table = [*lines("up", 0.1, 0.1, 0.01), *lines("chance", 0.1, 0.1, 0.06), *lines("random", 0.1, -0.1, 0.01)]
-    gain = pd.DataFrame(table, columns=["score", "identity", "stage", "agent", "over", "low", "p_holm"])
-    assert turned_up(gain).droplevel(["score", "identity", "agent"]).to_dict() == {
-        "up": True, "chance": False, "random": False,
-    }  # fmt: skip
-
-
-def test_the_page_shows_every_agent_of_every_checkpoint_beside_its_controls() -> None:
-    lines = [
-        ("base", a, over, "rouge_l", False, 0.3 if a == "1" else -0.1, 0.1, 0.4, 96, 0.01, int(a), 3)
-        for a in "12"
-        for over in ("coefficient 0", "random")
-    ]
-    columns = ["stage", "agent", "over", "score", "identity", "gain", "low", "high", "n", "p_holm", "seeds_up", "seeds"]
-    gain = pd.DataFrame([*lines, ("base", "1", "random", "rouge_l", True, 9, 9, 9, 96, 1, 0, 3)], columns=columns)
-    shown = gained_unnamed(gain)
-    assert list(shown.columns) == ["stage", "agent", "over coefficient 0", "over random", "seeds by themselves"]
-    assert list(shown["seeds by themselves"]) == ["1 of 3", "2 of 3"]
-    assert list(gained_unnamed(gain.assign(seeds=1)).columns) == ["stage", "agent", "over coefficient 0", "over random"]
-    assert list(shown["over random"]) == ["+0.30 [+0.10, +0.40]", "-0.10 [+0.10, +0.40]"]
-    runs = questions({"IMAD": 0.7, "Debate": 0.7, "Single": 0.5}, {"IMAD": 50, "Debate": 200, "Single": 20})
-    rows = runs.assign(family="clues", decoding="sampled", parsed=True, agents=1.0)
-    claim = steered(
-        "clues", {"gains": gain, "choice": pd.DataFrame({"stage": ["base"], "settings_tried": [9]})}, "base"
-    )
-    assert claim.ours == "2 of 2 agents (by themselves in 1, 2 of 3 seeds); 9 settings tried" and claim.verdict == HOLDS
-    text = page(main_table(rows), [claim], 1, {"clues": {"gains": gain}})
-    assert "| base | 2 | -0.10 [+0.10, +0.40] |" in text and f"| 96 | **{HOLDS}** |" in text
+def test_the_page_shows_rules_starts_claims_and_every_agent_beside_its_controls() -> None:
+    rows = questions({"IMAD": [0.7, 0.71], "Debate": [0.7, 0.72], "Single": [0.5, 0.52]}, {"IMAD": 50, "Debate": 200, "Single": 20})
+    rows = rows.assign(family="clues", decoding="sampled", parsed=True, agents=1.0)
+    tables = {"clues": {"gains": gains((0.1, 0.3), (0.1, 0.3))}}
+    listed = claims(rows, tables)
+    text = page(main_table(rows), listed, tables, [Started(20, "2026-01-01T00:00:00+00:00", "abc1234")])
+    assert "seed 20 at 2026-01-01T00:00:00+00:00 (commit abc1234)" in text and "claims.toml" in text
+    assert "| SFT | 2 | +0.20 [+0.10, +0.30] | +0.20 [+0.10, +0.30] | 0.1 0.2 |" in text
+    assert f"**{HOLDS}**" in text and "from 2 training seed(s)" in text
