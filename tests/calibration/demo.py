@@ -1,0 +1,123 @@
+"""`python -m tests.calibration.demo RUN`: random directions against random directions on the demo's model and prompts.
+
+At each persona's frozen setting 220 random directions are swept on the test questions; each is compared with 19 others as
+a vector would be. How many are flagged is the error rate on real texts. Writes docs/calibration-demo.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+import steerkit as sk
+from steerkit.demo.questions import PERSONAS, read_questions
+from steerkit.demo.selection import prompt_rows, scored
+from steerkit.io.json import read_json
+from steerkit.stats.controls import against_controls
+from steerkit.sweeps.result import SweepResult
+
+PAGE = Path("docs/calibration-demo.md")
+GROUP, GROUPS = 20, 11
+SCORES = ("trait", "rouge_l", "rouge_l_symbols", "distance", "repeated_4grams")
+
+
+def swept(run: Path) -> pd.DataFrame:
+    """All texts with their scores: the persona's vector and 220 random directions at its frozen setting."""
+    summary = read_json(run / "summary.json")
+    model, tokenizer = sk.load(summary["checkpoint"])
+    splits = read_json(run / "splits.json")
+    questions = [one for one in read_questions() if one.id in set(splits["test"])]
+    parts = []
+    for persona in PERSONAS:
+        choice = summary["choices"][persona]
+        vector = sk.SteeringVector.load(run / "vectors" / f"{persona}-{choice['source']}.safetensors")
+        vector = vector.at(choice["layer"])
+        named = {persona: vector, **sk.controls.random({persona: vector}, n=GROUP * GROUPS, seed=10_000)}
+        result = sk.sweep(
+            model,
+            tokenizer,
+            named,
+            prompt_rows(questions),
+            coefficients=[0.0, choice["coefficient"]],
+            positions=choice["positions"],
+            max_new_tokens=32,
+            out=run / "random-directions" / persona,
+        )
+        parts.append(scored(SweepResult(result.table, result.meta), model, tokenizer, perplexity=False).table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def judged(table: pd.DataFrame) -> Iterator[dict[str, object]]:
+    """For each persona and score: the shares of random directions that are flagged, and whether the vector is."""
+    for persona in PERSONAS:
+        some = table[(table["persona"] == persona) & (table["coefficient"] != 0)]
+        for score in SCORES:
+            wide = some.pivot_table(index="prompt_id", columns="vector", values=score, dropna=False)
+            own, random = wide[persona].to_numpy(), wide.drop(columns=persona).to_numpy()
+            found = []
+            for group in range(GROUPS):
+                block = random[:, group * GROUP : (group + 1) * GROUP]
+                found += [against_controls(block[:, k], np.delete(block, k, axis=1)) for k in range(GROUP)]
+            by_interval = sum(one.low > 0 or one.high < 0 for one in found)
+            by_rank = sum(one.p_rank <= 0.05 + 1e-9 for one in found)
+            real = against_controls(own, random[:, : GROUP - 1])
+            yield {
+                "persona": persona,
+                "score": score,
+                "n": len(found),
+                "interval": by_interval,
+                "rank": by_rank,
+                "vector_by_interval": bool(real.low > 0 or real.high < 0),
+                "vector_by_rank": bool(real.p_rank <= 0.05 + 1e-9),
+            }
+
+
+def share(flagged: int, n: int) -> str:
+    """A share with its Clopper-Pearson interval."""
+    interval = stats.binomtest(flagged, n).proportion_ci()
+    return f"{flagged / n:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
+
+
+def page(rows: pd.DataFrame, about: str) -> str:
+    """The text of the page."""
+    lines = [
+        "# Random directions against random directions",
+        "",
+        f"Written by `python -m tests.calibration.demo` from {about}. At each persona's frozen setting, "
+        f"{GROUP * GROUPS} random directions of the vector's norm were swept on the demo's test questions, and each was "
+        f"compared with {GROUP - 1} others as the vector is: by the prediction interval of a further direction, and by "
+        "rank (larger scores only). At a level of 5 %, a test that is right flags 5 %. Brackets: 95 % Clopper-Pearson "
+        "intervals. The last columns say whether the persona's own vector is flagged.",
+        "",
+        "| persona | score | random: by interval | random: by rank | vector: by interval | vector: by rank |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows.itertuples():
+        own = [("no", "yes")[flag] for flag in (row.vector_by_interval, row.vector_by_rank)]
+        shares = [share(flagged, row.n) for flagged in (row.interval, row.rank)]
+        lines.append(f"| {row.persona} | {row.score} | {' | '.join([*shares, *own])} |")
+    total = rows[["n", "interval", "rank", "vector_by_interval", "vector_by_rank"]].sum()
+    shares = [share(int(total[name]), int(total["n"])) for name in ("interval", "rank")]
+    own = [f"{int(total[name])} of {len(rows)}" for name in ("vector_by_interval", "vector_by_rank")]
+    lines.append(f"| **all** | | {' | '.join([*shares, *own])} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.calibration.demo", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a finished demo")
+    given = parser.parse_args()
+    summary = read_json(given.run / "summary.json")
+    rows = pd.DataFrame(judged(swept(given.run)))
+    text = page(rows, f"a finished demo of {Path(summary['checkpoint']).name} ({summary['weights']})")
+    PAGE.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
