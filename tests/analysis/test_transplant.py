@@ -1,0 +1,107 @@
+"""Transplants: which round a text has, whose turns it gets, and what is counted as a change."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from analysis.paper import transplant
+from analysis.paper.transplant import FirstRound, donors, effects, first_round, of_checkpoint, of_debates
+from steerkit.text.traces import DebateTrace, Turn
+from tests.tiny import tiny_tokenizer
+from training.debates.answerers import Reply, Sampling
+from training.debates.personas import cast_of
+from training.problems.problem import Problem
+
+OPENED = "<|Round 1 - Initial Solutions|>\n\n<|Agent 1 Solution|>: 4"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"{OPENED}\n\n<|Agent 2 Solution|>: 5\n\n<|Consensus|>\n4", ((1, 2), f"{OPENED}\n\n<|Agent 2 Solution|>: 5\n\n")),
+        (f"{OPENED}\n\n<|Round 2 - Revision|>\n\n<|Agent 1 Revision|>: 5", ((1,), f"{OPENED}\n\n")),
+        (OPENED, None),  # nothing follows: there is nothing to continue
+        ("\\boxed{4}", None),
+        ("<|Consensus|> 4 <|endofdebate|>", None),
+        ("<|Round 2 - Revision|>\n\n<|Agent 1 Revision|>: 5 <|Consensus|>", None),
+    ],
+)
+def test_the_first_round_of_a_text_ends_before_the_tag_that_follows_it(text: str, found) -> None:
+    assert first_round(text) == (None if found is None else FirstRound(*found))
+
+
+def test_a_donor_is_another_text_with_turns_of_the_same_agents() -> None:
+    rounds = [FirstRound((1, 2), "a"), FirstRound((1,), "b"), None, FirstRound((1, 2), "c"), FirstRound((1, 2), "d")]
+    given = donors(rounds, 0)
+    assert given[1] is None and given[2] is None
+    assert sorted(given[i] for i in (0, 3, 4)) == [0, 3, 4]
+    assert all(given[i] != i for i in (0, 3, 4))
+
+
+class Scripted:
+    """Answers own prompts with a text that has a first round, and others with what their last turn says."""
+
+    seen: list[tuple[str, str]]
+
+    def __init__(self, *_) -> None:
+        self.seen = []
+        Scripted.last = self
+
+    def __call__(self, requests, sampling):
+        for request in requests:
+            text = getattr(request.prompt, "text", str(request.prompt))
+            self.seen.append((request.id, text))
+            name, _, index = request.id.partition("/")
+            number = int(index.partition("/")[0])
+            if name == "own":
+                said = f"{OPENED[:-1]}{number}\n\n<|Consensus|>\n\\boxed{{{number}}}"
+            else:
+                said = f"<|Consensus|>\n\\boxed{{{text.rstrip()[-1]}}}"
+            yield Reply(request.id, said)
+
+
+def test_the_answer_of_a_model_that_reads_its_first_round_follows_the_transplant(monkeypatch) -> None:
+    monkeypatch.setattr(transplant, "LocalModel", Scripted)
+    problems = [Problem(f"p{i}", f"{i}+0", str(i), "number", "addition") for i in range(5)]
+    table = of_checkpoint(None, tiny_tokenizer(), problems, Sampling(), 0)
+    assert table["has_round_1"].all() and table["transplanted"].all()
+    found = effects(table)
+    assert found["changed"].mean() == found["effect"].mean() == found["follows"].mean() == 1.0
+    assert found["changed_again"].mean() == 0.0 and found["right_again"].mean() == 1.0 and found["right"].mean() == 0.0
+    swapped = [text for key, text in Scripted.last.seen if key.startswith("swapped")]
+    assert all(text.startswith(f"Problem: {i}+0\n\n<|Round 1") for i, text in enumerate(swapped))
+    assert all(f": {i}\n\n" not in text for i, text in enumerate(swapped))
+
+
+def test_in_an_explicit_debate_the_second_round_reads_the_turns_of_another_question(monkeypatch) -> None:
+    asked = []
+
+    class Reading(Scripted):
+        def __call__(self, requests, sampling):
+            for request in requests:
+                asked.append((request.id, str(request.prompt)))
+                name, _, index = request.id.partition("/")
+                yield Reply(request.id, "\\boxed{1}" if name == "swapped" else "\\boxed{0}")
+
+    monkeypatch.setattr(transplant, "LocalModel", Reading)
+    held = [
+        DebateTrace.of(f"{i}+0", [Turn(a, r, f"said {a} of {i}") for r in (1, 2) for a in (1, 2, 3)], "x", str(i))
+        for i in range(4)
+    ]
+    table = of_debates(None, None, held, cast_of("diverse"), "number", Sampling(), 0)
+    assert effects(table)["changed"].mean() == 1.0 and effects(table)["changed_again"].mean() == 0.0
+    for key, prompt in asked:
+        name, index, _ = key.split("/")
+        assert f"{index}+0" in prompt
+        assert (f"of {index}" in prompt) == (name != "swapped")
+
+
+def test_a_missing_answer_differs_from_every_other() -> None:
+    line = {"question": "q", "gold": "1", "transplanted": True, "donated": "1"}
+    table = pd.DataFrame(
+        [{**line, "answer": "1", "again": None, "swapped": "1"}, {**line, "answer": None, "again": None, "swapped": None}]
+    )
+    found = effects(table)
+    assert found["changed"].tolist() == [0.0, 1.0] and found["changed_again"].tolist() == [1.0, 1.0]
+    assert found["follows"].tolist() == [1.0, 0.0]

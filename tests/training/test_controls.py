@@ -1,0 +1,67 @@
+"""Controls of what a debate adds: turns of other questions, right answers alone, equal tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from steerkit.text.tags import tags
+from steerkit.text.tokens import encode
+from tests.tiny import tiny_tokenizer
+from tests.training.test_training import traces
+from training.debates.answerers import Reply, Sampling
+from training.problems.problem import Problem
+from training.train.checkpoints import with_tags
+from training.train.controls import right_answers, with_equal_tokens, with_foreign_turns
+from training.train.sft import SFT, examples
+
+
+def test_foreign_turns_are_those_of_other_questions_and_all_else_stays() -> None:
+    held = traces()
+    foreign = with_foreign_turns(held, seed=3)
+    for before, after in zip(held, foreign, strict=True):
+        assert (after.question, after.consensus, after.gold) == (before.question, before.consensus, before.gold)
+        assert [(t.agent, t.round) for t in after.turns] == [(t.agent, t.round) for t in before.turns]
+    for agent, number in {(t.agent, t.round) for trace in held for t in trace.turns}:
+        texts = [[t.text for t in trace.turns if (t.agent, t.round) == (agent, number)] for trace in held]
+        new = [[t.text for t in trace.turns if (t.agent, t.round) == (agent, number)] for trace in foreign]
+        assert Counter(map(tuple, texts)) == Counter(map(tuple, new))
+        owners = [i for i, one in enumerate(texts) if one]
+        if len(set(map(tuple, texts))) == len(texts) > 1:
+            assert all(texts[i] != new[i] for i in owners)
+    assert with_foreign_turns(held, seed=3) == foreign != with_foreign_turns(held, seed=4)
+
+
+def test_the_first_right_answer_is_kept_and_read_again(tmp_path) -> None:
+    problems = [Problem(f"p{i}", f"{i}+0", str(i), "number", "addition") for i in range(3)]
+
+    def answerer(requests, sampling):
+        for request in requests:
+            number, sample = request.id.removeprefix("p").split("/")
+            right = (number, sample) in (("0", "1"), ("0", "2"), ("1", "0"))
+            yield Reply(request.id, f"try {sample} \\boxed{{{number if right else 9}}}")
+
+    ask = lambda problem: problem.question  # noqa: E731
+    file = tmp_path / "right.jsonl"
+    found = right_answers(problems, answerer, ask, Sampling(), 3, file)
+    assert [(trace.question, trace.turns[0].text) for trace in found] == [
+        ("0+0", "try 1 \\boxed{0}"), ("1+0", "try 0 \\boxed{1}")
+    ]  # fmt: skip
+    assert right_answers(problems, lambda *_: 1 / 0, ask, Sampling(), 3, file) == found
+    rows = examples(found, SFT(target="first"))
+    assert [row["completion"] for row in rows] == ["try 1 \\boxed{0}", "try 0 \\boxed{1}"]
+
+
+def test_a_control_on_short_targets_has_as_many_tokens_in_a_batch() -> None:
+    held = traces()
+    tokenizer = with_tags(tiny_tokenizer(), tags())
+    setting = SFT(batch=4, micro_batch=4)
+    other = with_equal_tokens(setting, held, replace(setting, target="answer"), held, tokenizer, "number")
+
+    def tokens(of: SFT) -> float:
+        rows = examples(held, of)
+        return of.batch * sum(len(encode(tokenizer, row["completion"])) + 1 for row in rows) / len(rows)
+
+    assert other.batch % setting.micro_batch == 0 and other.batch > setting.batch
+    assert abs(tokens(other) / tokens(setting) - 1) < 0.5 * setting.batch / other.batch + 0.1
+    assert with_equal_tokens(setting, held, setting, held, tokenizer, "number") == setting
