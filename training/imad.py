@@ -135,7 +135,8 @@ def collect_debates(run: Run, base: str | Path, cast: Cast, name: str = "debates
 def ask_single(run: Run) -> Callable[[Problem], Any]:
     """Return how the base is asked for a single answer: a plain prompt, without an agent's character.
 
-    A checkpoint whose agents have worked examples needs them to answer in a box; it gets those of the cast's plain format.
+    A checkpoint whose agents have worked examples needs them to answer in a box; it gets those of the cast's plain
+    format.
     """
     if run.is_toy:
         return bare

@@ -1,4 +1,4 @@
-"""Contexts that precede an agent's first text: the problem alone, the trace up to its tag, or the agent's own prompt."""
+"""Contexts that precede an agent's first text: the problem alone, the trace up to its tag, or its own prompt."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The paper's experiment with a malicious agent, with the controls that it lacks.
 
-One vector, from the base's own prompts: mean stream after the malicious agent's system prompt minus that after an honest
-one, at the last token, unit length, layer chosen on the base's validation questions. It is added to the generated
-positions of base and IMAD with negative and positive coefficients; beside it random directions of the same norm.
+One vector, from the base's own prompts: mean stream after the malicious agent's system prompt minus that after an
+honest one, at the last token, unit length, layer chosen on the base's validation questions. It is added to the
+generated positions of base and IMAD with negative and positive coefficients; beside it random directions of the same
+norm.
 """
 
 from __future__ import annotations
@@ -109,7 +110,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for key, part in table.groupby(keys, sort=False):
         stage, context, grid, _ = key
         at_zero = table[
-            (table["stage"] == stage) & (table["context"] == context) & (table["grid"] == grid) & (table["strength"] == 0)
+            (table["stage"] == stage)
+            & (table["context"] == context)
+            & (table["grid"] == grid)
+            & (table["strength"] == 0)
         ]
         for score in ("trait", "accuracy", "perplexity"):
             wide = part.pivot_table(index="question", columns="vector", values=score, dropna=False)
@@ -144,7 +148,9 @@ def run_malicious(inputs: Inputs, words: Sequence[str], setting: Malicious, out:
         train = inputs.train[: setting.train]
         malicious = [inputs.base_context(base[1], trace, setting.agent) for trace in train]
         honest = [
-            inputs.base_context(base[1], trace, agent) for trace in train for agent in other_agents(trace, setting.agent)[:1]
+            inputs.base_context(base[1], trace, agent)
+            for trace in train
+            for agent in other_agents(trace, setting.agent)[:1]
         ]
         vector = prompt_vector(*base, malicious, honest).unit()
         named = {"own": vector, **sk.controls.random({"own": vector}, n=setting.controls, seed=setting.seed)}

@@ -1,8 +1,9 @@
 """Planted directions: a model in which a known direction selects the agent, to show what the protocol can find.
 
 The base is trained so that a random direction, added to the generated positions, makes it write the turn of one agent;
-without a push, or under other directions, it writes what it wrote before. The protocol is then run on it with the planted
-directions in the place of the agents' own. Without such a check, a null result of the protocol would say nothing.
+without a push, or under other directions, it writes what it wrote before. The protocol is then run on it with the
+planted directions in the place of the agents' own. Without such a check, a null result of the protocol would say
+nothing.
 """
 
 from __future__ import annotations

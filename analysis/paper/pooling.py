@@ -99,7 +99,9 @@ def ratio_over_runs(runs: Runs, keys: Sequence[str], numerator: str, denominator
             value, low, high = found.value, found.low, found.high
         each = (there[numerator] / there[denominator]).tolist()
         unit = QUESTION if len(runs) == 1 else SEED
-        rows.append({**line, name: value, f"{name}_low": low, f"{name}_high": high, "unit": unit, "by_seed": listed(each)})
+        rows.append(
+            {**line, name: value, f"{name}_low": low, f"{name}_high": high, "unit": unit, "by_seed": listed(each)}
+        )
     return pd.DataFrame(rows)
 
 
@@ -211,11 +213,15 @@ def pool_protocol(seeds: Mapping[int, Path]) -> pd.DataFrame:
         levels = [values.index.get_level_values(level).tolist() for level in unit]
         found = over_seeds(values.to_numpy(float), *levels)
         ends = {"low": found.low, "high": found.high, "p": found.p, "unit": found.unit, "seeds": found.seeds}
-        rows.append({**key, "measure": measure, "value": found.mean, **ends, "by_seed": listed(found.by_seed), "n": found.n})
+        rows.append(
+            {**key, "measure": measure, "value": found.mean, **ends, "by_seed": listed(found.by_seed), "n": found.n}
+        )
 
     for values, part in table.groupby(place, sort=False):
         key = dict(zip(place, values, strict=True))
-        by_kind = {kind: some.groupby(unit)[["area", "above"]].mean() for kind, some in part.groupby("kind", sort=False)}
+        by_kind = {
+            kind: some.groupby(unit)[["area", "above"]].mean() for kind, some in part.groupby("kind", sort=False)
+        }
         for kind, means in by_kind.items():
             add(key, f"area, {kind}", means["area"])
             add(key, f"area above strength 0, {kind}", means["above"])

@@ -2,9 +2,9 @@
 
 One vector per agent, made once at SFT (last token of the response, unit length, layer chosen on SFT's validation
 debates). The same vectors are added to the generated positions of the base, SFT and IMAD, after the same context: the
-trace up to and including the agent's tag. Texts are sampled (T 0.7, top-p 0.9); the score is ROUGE-L of the agent's turn.
-Beside each curve: random and shuffled-label vectors of the same norm, a triple of them for the three agents. A base into
-which directions were planted that do select the agent shows what the protocol can find.
+trace up to and including the agent's tag. Texts are sampled (T 0.7, top-p 0.9); the score is ROUGE-L of the agent's
+turn. Beside each curve: random and shuffled-label vectors of the same norm, a triple of them for the three agents. A
+base into which directions were planted that do select the agent shows what the protocol can find.
 """
 
 from __future__ import annotations
@@ -231,11 +231,14 @@ def compared(area: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for grid, part in area.groupby("grid", sort=False):
         by_kind = {
-            kind: some.pivot_table(index="question", columns="number", values="area") for kind, some in part.groupby("kind")
+            kind: some.pivot_table(index="question", columns="number", values="area")
+            for kind, some in part.groupby("kind")
         }
         for kind, some in part.groupby("kind", sort=False):
             means = {"grid": grid, "kind": kind, "area": some["area"].mean(), "above": some["above"].mean()}
-            controls = [name for name in (RANDOM, SHUFFLED) if name in by_kind] if kind not in (RANDOM, SHUFFLED) else []
+            controls = (
+                [name for name in (RANDOM, SHUFFLED) if name in by_kind] if kind not in (RANDOM, SHUFFLED) else []
+            )
             rows += [{**means, "over": None}] if not controls else []
             for over in controls:
                 found = against_controls(by_kind[kind][0].to_numpy(), by_kind[over].to_numpy())

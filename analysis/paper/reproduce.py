@@ -133,9 +133,7 @@ def plan(preset: str, seeds: Sequence[int], out: Path, full: bool = False) -> li
     return steps
 
 
-def _of_seed(
-    preset: str, family: str, settings: Sequence[str], seed: int, out: Path, full: bool
-) -> list[Step]:
+def _of_seed(preset: str, family: str, settings: Sequence[str], seed: int, out: Path, full: bool) -> list[Step]:
     run = _run(out, family, seed)
     name = f"{family}-{seed}"
     imad = (preset, "--family", family, *_each("--set", settings), "--seed", str(seed), "--out", str(run))

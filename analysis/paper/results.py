@@ -88,9 +88,9 @@ def page(main: pd.DataFrame, listed: Sequence[Claim], tables: Tables, started: S
     lines = [
         "# Results",
         "",
-        f"Written by `python -m analysis results` from {main['seeds'].max()} training seed(s). Intervals are 95 %; with "
-        "several training seeds their unit is the seed (Student's t over the seeds' means), with one they are over its "
-        "questions and hold for this checkpoint. Settings were chosen on validation questions.",
+        f"Written by `python -m analysis results` from {main['seeds'].max()} training seed(s). Intervals are 95 %; "
+        "with several training seeds their unit is the seed (Student's t over the seeds' means), with one they are over "
+        "its questions and hold for this checkpoint. Settings were chosen on validation questions.",
         "",
         f"The rules are in `analysis/paper/claims.toml`{f', committed as {committed}' if committed else ''}. "
         + (f"Runs were started: {'; '.join(times)}." if times else ""),
@@ -103,8 +103,8 @@ def page(main: pd.DataFrame, listed: Sequence[Claim], tables: Tables, started: S
         "",
         "## Steering without a name",
         "",
-        "Gained by each agent's direction at the setting frozen on validation, sampled, nobody named in the context; over "
-        "coefficient 0, and over the mean of the directions of each control.",
+        "Gained by each agent's direction at the setting frozen on validation, sampled, nobody named in the context; "
+        "over coefficient 0, and over the mean of the directions of each control.",
         "",
         *steering,
         *(["## The paper's protocol", "", *protocol] if protocol else []),

@@ -1,9 +1,9 @@
 """Transplant: does a model's answer depend on what the first round of its own debate says?
 
 A checkpoint writes a text for each question. The turns of round 1 in that text are replaced by those of another
-question's text, and the model continues. If it reads its debate, answers change, and follow what the turns say. Beside it:
-the model's own prefix continued again with other random numbers; and the same transplant in an explicit debate of the
-base, which must change answers.
+question's text, and the model continues. If it reads its debate, answers change, and follow what the turns say. Beside
+it: the model's own prefix continued again with other random numbers; and the same transplant in an explicit debate of
+the base, which must change answers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from training.imad import Run
 from training.presets import get_preset
 from training.problems.answers import majority, read_answer, same
 from training.problems.problem import Problem
-
 
 EXPLICIT = "explicit debate"
 
@@ -233,7 +232,7 @@ def run_transplant(run: Path, out: Path, n: int = 300) -> pd.DataFrame:
                 else:
                     table = of_checkpoint(*inputs.load(stage), problems, sampling, config["seed"])
                 write_table(path, table, about)
-            table = pd.read_csv(path, dtype={name: str for name in ("answer", "again", "swapped", "donated", "gold")})
+            table = pd.read_csv(path, dtype=dict.fromkeys(("answer", "again", "swapped", "donated", "gold"), str))
             table = table.where(table.notna(), None)
             parts.append(effects(table).assign(stage=stage, share_with_round_1=float(table["has_round_1"].mean())))
         found = pd.concat(parts, ignore_index=True)

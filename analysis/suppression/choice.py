@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from steerkit.stats.controls import against_controls
 from steerkit.stats.paired import ratio

@@ -1,9 +1,9 @@
 """Suppress a malicious agent's trait by steering, and measure what it costs.
 
-Two vectors (contrastive prompts; that agent's turns against the others'), coefficients from -5 to 5 and ablation. Vector,
-layer, operation and coefficient are chosen on validation questions; on test questions that setting is compared with
-coefficient 0 and with random directions, on plain prompts and with that agent named. Per text: the trait, whether the
-answer is correct, and the perplexity under the base model.
+Two vectors (contrastive prompts; that agent's turns against the others'), coefficients from -5 to 5 and ablation.
+Vector, layer, operation and coefficient are chosen on validation questions; on test questions that setting is compared
+with coefficient 0 and with random directions, on plain prompts and with that agent named. Per text: the trait, whether
+the answer is correct, and the perplexity under the base model.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pandas as pd
 import steerkit as sk
 from analysis.agents.activations import turn_activations
 from analysis.agents.contexts import Context, unnamed
-from analysis.agents.vectors import agent_vectors
 from analysis.agents.speaker import first_turn
+from analysis.agents.vectors import agent_vectors
 from analysis.inputs import BASE, Inputs, add_inputs, inputs_of
 from analysis.suppression.choice import choose, on_test
 from analysis.suppression.trait import Trait, words_trait
@@ -205,9 +205,7 @@ def at_stage(name: str, inputs: Inputs, measure: Measure, setting: Suppression, 
         random = sk.controls.random({choice.vector: chosen}, n=setting.controls, seed=setting.seed)
         frozen = {choice.vector: chosen, **random}
         folder = out / f"{short}-frozen"
-        result = swept(
-            model, tokenizer, frozen, prompts, [choice.layer], [choice.coefficient], setting, folder
-        )
+        result = swept(model, tokenizer, frozen, prompts, [choice.layer], [choice.coefficient], setting, folder)
         result = measure.of(result, prompts, short == "forced")
         tables["kept"].append(pd.DataFrame([{**asdict(choice), **on_test(result, choice), "context": short}]))
     return {kind: pd.concat(parts, ignore_index=True).assign(stage=name) for kind, parts in tables.items()}

@@ -45,9 +45,7 @@ def sweep(
     ] = None,
     coefficients: Annotated[str, typer.Option(help="Numbers with commas; 0 is always added.")] = "-2,-1,0,1,2",
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished sweep is resumed.")] = Path("runs/sweep"),
-    random: Annotated[
-        int, typer.Option(help="Random control directions; a rank of 5 % needs 19.", min=0)
-    ] = 19,
+    random: Annotated[int, typer.Option(help="Random control directions; a rank of 5 % needs 19.", min=0)] = 19,
     positions: Positions = "from_last_prompt_token",
     operation: Operation = "add",
     samples: Annotated[

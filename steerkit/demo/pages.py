@@ -47,8 +47,8 @@ def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, projection
         "gains": (
             intervals(gain_rows(gains), "gain in trait score on test", title=f"test, {weights}"),
             "Test, one run with the chosen settings: gain in trait score, paired within questions, 95 % intervals. "
-            "Over controls: the interval of a further control, and p by rank among the controls. Over coefficient 0: p of "
-            "the sign-flip test, Holm-adjusted over the personas.",
+            "Over controls: the interval of a further control, and p by rank among the controls. Over coefficient 0: "
+            "p of the sign-flip test, Holm-adjusted over the personas.",
         ),
         **{
             f"probes-{source}": (

@@ -184,7 +184,7 @@ def project(
 
 
 def gain_table(test: SweepResult, choices: Mapping[str, Choice]) -> pd.DataFrame:
-    """Trait and ROUGE-L gains over coefficient 0, the random directions and the shuffled labels, see `SweepResult.gain`.
+    """Trait and ROUGE-L gains over coefficient 0, random directions and shuffled labels, see `SweepResult.gain`.
 
     `p_holm` is p adjusted over the personas within each score and comparison.
     """
@@ -271,8 +271,8 @@ def verdict(
 ) -> dict[str, Any]:
     """Whether steering worked: the trait rises, more than under the controls, and the text is fluent.
 
-    The trait rises where the interval of its gain over coefficient 0 lies above 0 and p, Holm-adjusted over personas, is
-    at most 0.05. It rises more than under a kind of controls where the prediction interval lies above 0 and the rank
+    The trait rises where the interval of its gain over coefficient 0 lies above 0 and p, Holm-adjusted over personas,
+    is at most 0.05. It rises more than under a kind of controls where the prediction interval lies above 0 and the rank
     p-value is at most 0.05.
     """
     mine = gains[(gains["persona"] == persona) & (gains["score"] == "trait")].set_index("over")

@@ -25,7 +25,8 @@ def explorer_data(sweep: SweepResult, projections: pd.DataFrame | None = None) -
     """Return what the page's script reads, as plain data; equal results give equal data.
 
     Controls of one role share one line, the mean over them, with the prediction interval of a further control
-    (`steerkit.stats.controls.control_band`). The other lines are those of `SweepResult.curve`, and areas those of `SweepResult.curve_auc`.
+    (`steerkit.stats.controls.control_band`). The other lines are those of `SweepResult.curve`, and areas those of
+    `SweepResult.curve_auc`.
 
     Args:
         sweep: its numeric columns, except settings, are scores; infinite values count as missing.

@@ -96,9 +96,7 @@ def mean_interval(
     return Interval(mean, low, high, units, n_missing, sign_flip(totals, seed))
 
 
-def accuracy_interval(
-    values: ArrayLike, groups: Collection[Hashable] | None = None, level: float = 0.95
-) -> Interval:
+def accuracy_interval(values: ArrayLike, groups: Collection[Hashable] | None = None, level: float = 0.95) -> Interval:
     """A share of right answers with Wilson's interval, whose ends stay in [0, 1] and differ also where all are right.
 
     With a the share, G units, se the standard error of `mean_interval`, and q the quantile of Student's t with G - 1

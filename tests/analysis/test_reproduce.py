@@ -117,14 +117,21 @@ def test_the_start_of_a_seed_is_noted_once(tmp_path) -> None:
 
 def runs(**values: float) -> dict[int, pd.DataFrame]:
     return {
-        int(seed[1:]): pd.DataFrame([{"agent": "1", "gain": value, "low": value - 1, "high": value + 1, "p": 0.5, "n": 9}])
+        int(seed[1:]): pd.DataFrame(
+            [{"agent": "1", "gain": value, "low": value - 1, "high": value + 1, "p": 0.5, "n": 9}]
+        )
         for seed, value in values.items()
     }
 
 
 def test_over_several_seeds_the_unit_is_the_seed_and_with_one_its_own_interval_stays() -> None:
     found = over_runs(runs(s3=0.2, s1=0.4, s2=0.6), ["agent"], "gain", means=("n",)).iloc[0]
-    assert (found["gain"], found["unit"], found["seeds"], found["by_seed"]) == (pytest.approx(0.4), SEED, 3, "0.4 0.6 0.2")
+    assert (found["gain"], found["unit"], found["seeds"], found["by_seed"]) == (
+        pytest.approx(0.4),
+        SEED,
+        3,
+        "0.4 0.6 0.2",
+    )
     assert found["high"] - found["gain"] == pytest.approx(4.3027 * 0.2 / 3**0.5, rel=1e-3) and found["n"] == 9
     one = over_runs(runs(s3=0.2), ["agent"], "gain").iloc[0]
     assert (one["low"], one["high"], one["p"], one["unit"]) == (-0.8, 1.2, 0.5, QUESTION)
@@ -244,9 +251,9 @@ def test_suppression_is_pooled_by_seed(tmp_path) -> None:
     for seed, trait in ((1, 0.2), (2, 0.4)):
         folder = tmp_path / f"seed-{seed}"
         line = {
-            "stage": "IMAD", "context": "forced", "vector": "agent", "operation": "add", "layer": 1, "coefficient": -1.0,
-            "halved": True, "trait_0": 0.8, "trait": trait, "removed": 1 - trait / 0.8, "removed_low": 0.1,
-            "removed_high": 0.9, "accuracy_0": 0.5, "accuracy": 0.45, "kept": 0.9, "kept_low": 0.8, "kept_high": 1.0,
+            "stage": "IMAD", "context": "forced", "vector": "agent", "operation": "add", "layer": 1,
+            "coefficient": -1.0, "halved": True, "trait_0": 0.8, "trait": trait,
+            "removed": 1 - trait / 0.8, "removed_low": 0.1, "removed_high": 0.9, "accuracy_0": 0.5, "accuracy": 0.45, "kept": 0.9, "kept_low": 0.8, "kept_high": 1.0,
             "over_random": 0.3, "over_random_low": 0.1, "over_random_high": 0.5, "p_rank": 0.05, "n": 60, "k": 19,
         }  # fmt: skip
         write_table(folder / "suppression_kept.csv", pd.DataFrame([line]), {})
@@ -264,7 +271,9 @@ def test_suppression_is_pooled_by_seed(tmp_path) -> None:
 
 
 def test_the_page_shows_rules_starts_claims_and_every_agent_beside_its_controls() -> None:
-    rows = questions({"IMAD": [0.7, 0.71], "Debate": [0.7, 0.72], "Single": [0.5, 0.52]}, {"IMAD": 50, "Debate": 200, "Single": 20})
+    rows = questions(
+        {"IMAD": [0.7, 0.71], "Debate": [0.7, 0.72], "Single": [0.5, 0.52]}, {"IMAD": 50, "Debate": 200, "Single": 20}
+    )
     rows = rows.assign(family="clues", decoding="sampled", parsed=True, agents=1.0)
     tables = {"clues": {"gains": gains((0.1, 0.3), (0.1, 0.3))}}
     listed = claims(rows, tables)

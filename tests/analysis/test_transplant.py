@@ -19,7 +19,10 @@ OPENED = "<|Round 1 - Initial Solutions|>\n\n<|Agent 1 Solution|>: 4"
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        (f"{OPENED}\n\n<|Agent 2 Solution|>: 5\n\n<|Consensus|>\n4", ((1, 2), f"{OPENED}\n\n<|Agent 2 Solution|>: 5\n\n")),
+        (
+            f"{OPENED}\n\n<|Agent 2 Solution|>: 5\n\n<|Consensus|>\n4",
+            ((1, 2), f"{OPENED}\n\n<|Agent 2 Solution|>: 5\n\n"),
+        ),
         (f"{OPENED}\n\n<|Round 2 - Revision|>\n\n<|Agent 1 Revision|>: 5", ((1,), f"{OPENED}\n\n")),
         (OPENED, None),  # nothing follows: there is nothing to continue
         ("\\boxed{4}", None),
@@ -81,7 +84,7 @@ def test_in_an_explicit_debate_the_second_round_reads_the_turns_of_another_quest
         def __call__(self, requests, sampling):
             for request in requests:
                 asked.append((request.id, str(request.prompt)))
-                name, _, index = request.id.partition("/")
+                name = request.id.partition("/")[0]
                 yield Reply(request.id, "\\boxed{1}" if name == "swapped" else "\\boxed{0}")
 
     monkeypatch.setattr(transplant, "LocalModel", Reading)
@@ -100,7 +103,10 @@ def test_in_an_explicit_debate_the_second_round_reads_the_turns_of_another_quest
 def test_a_missing_answer_differs_from_every_other() -> None:
     line = {"question": "q", "gold": "1", "transplanted": True, "donated": "1"}
     table = pd.DataFrame(
-        [{**line, "answer": "1", "again": None, "swapped": "1"}, {**line, "answer": None, "again": None, "swapped": None}]
+        [
+            {**line, "answer": "1", "again": None, "swapped": "1"},
+            {**line, "answer": None, "again": None, "swapped": None},
+        ]
     )
     found = effects(table)
     assert found["changed"].tolist() == [0.0, 1.0] and found["changed_again"].tolist() == [1.0, 1.0]

@@ -20,8 +20,8 @@ A figure of 5 % has a standard error of {100 * math.sqrt(0.05 * 0.95 / SIMULATIO
 - **Direction against controls** (`SweepResult.gain(over=...)`, `steerkit.stats.controls`): a further random direction
   against k others on the same prompts, by prediction interval, and by rank. The effect is three standard deviations of
   the directions.
-- **Difference of methods** (`steerkit.stats.seeds.seed_interval`): Student's t over training seeds, with n questions per
-  seed. `seed spread` is that of the seeds' latent level, 1 being the spread of the questions.
+- **Difference of methods** (`steerkit.stats.seeds.seed_interval`): Student's t over training seeds, with n questions
+  per seed. `seed spread` is that of the seeds' latent level, 1 being the spread of the questions.
 
 - **Accuracy** (`steerkit.stats.mean.accuracy_interval`) and **ratio of tokens** (`steerkit.stats.paired.ratio`).
 

@@ -1,7 +1,7 @@
 """`python -m tests.calibration.demo RUN`: random directions against random directions on the demo's model and prompts.
 
-At each persona's frozen setting 220 random directions are swept on the test questions; each is compared with 19 others as
-a vector would be. How many are flagged is the error rate on real texts. Writes docs/calibration-demo.md.
+At each persona's frozen setting 220 random directions are swept on the test questions; each is compared with 19 others
+as a vector would be. How many are flagged is the error rate on real texts. Writes docs/calibration-demo.md.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ def page(rows: pd.DataFrame, about: str) -> str:
         "# Random directions against random directions",
         "",
         f"Written by `python -m tests.calibration.demo` from {about}. At each persona's frozen setting, "
-        f"{GROUP * GROUPS} random directions of the vector's norm were swept on the demo's test questions, and each was "
-        f"compared with {GROUP - 1} others as the vector is: by the prediction interval of a further direction, and by "
-        "rank (larger scores only). At a level of 5 %, a test that is right flags 5 %. Brackets: 95 % Clopper-Pearson "
+        f"{GROUP * GROUPS} random directions of the vector's norm were swept on the demo's test questions, and each "
+        f"was compared with {GROUP - 1} others as the vector is: by the prediction interval of a further direction, and "
+        "by rank (larger scores only). At a level of 5 %, a test that is right flags 5 %. Brackets: 95 % Clopper-Pearson "
         "intervals. The last columns say whether the persona's own vector is flagged.",
         "",
         "| persona | score | random: by interval | random: by rank | vector: by interval | vector: by rank |",

@@ -90,6 +90,7 @@ def test_what_has_no_mean_is_refused(arguments: dict[str, Any], message: str) ->
     with pytest.raises(ValueError, match=message):
         mean_interval(**arguments)
 
+
 def test_the_interval_approaches_the_normal_one() -> None:
     x = np.random.default_rng(0).normal(3, 2, size=400)
     interval = mean_interval(x, n_boot=20000, level=0.9)

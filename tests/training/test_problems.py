@@ -21,8 +21,8 @@ from training.problems.families import (
     FAMILIES,
     REPORTED_SEEDS,
     TooFewProblems,
-    split_of,
     questions_of_seed,
+    split_of,
 )
 from training.problems.problem import Problem, read_problems, write_problems
 
@@ -392,7 +392,9 @@ def test_the_options_of_mmlu_pro_are_written_alike(tmp_path) -> None:
         load_problems("mmlu_pro", file)
 
 
-@pytest.mark.parametrize(("family", "n"), [("small_arithmetic", 500), ("clues", 60), ("two_sum", 60), ("addition", 300)])
+@pytest.mark.parametrize(
+    ("family", "n"), [("small_arithmetic", 500), ("clues", 60), ("two_sum", 60), ("addition", 300)]
+)
 def test_reported_seeds_have_test_questions_of_their_own_that_nothing_was_chosen_on(family: str, n: int) -> None:
     blocks = [{p.question for p in questions_of_seed(family, n, seed)} for seed in REPORTED_SEEDS]
     assert all(len(block) == n for block in blocks) and len(set.union(*blocks)) == n * len(blocks)

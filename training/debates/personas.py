@@ -65,7 +65,6 @@ class Cast:
             return self.ask_by(problem, agent, number, turns)
         return chat_prompt(self.personas[agent - 1], problem, agent, number, turns)
 
-
     def plain(self, problem: Problem) -> PromptLike:
         """Return the prompt of a single answer, without an agent's character: the problem, and how to give the answer.
 

@@ -1,4 +1,4 @@
-"""Control trainings that show what a debate adds: traces with other questions' turns, gold answers, right answers alone."""
+"""Trainings that show what a debate adds: other questions' turns, gold answers, right single answers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from training.train.sft import SFT, examples
 def with_foreign_turns(traces: Sequence[DebateTrace], seed: int = 0) -> list[DebateTrace]:
     """Return the traces with the turns of other questions; question, tags and consensus stay.
 
-    The turns of each agent and round are permuted among the traces that have one, so that a trace holds turns of several
-    questions and what they say is independent of the question and of its answer.
+    The turns of each agent and round are permuted among the traces that have one, so that a trace holds turns of
+    several questions and what they say is independent of the question and of its answer.
 
     Args:
         traces: at least two debates.

@@ -123,9 +123,9 @@ class GRPO:
 class AnnealedReward(TrainerCallback):
     """Reward function that TRL calls, and callback that advances its schedule; both share one state.
 
-    The state is the progress of a gated schedule. It is written into each of the trainer's checkpoints and read when a run resumes. `log.jsonl`
-    has one row per step: the step, `l`, `w_fmt`, the terms of the reward, accuracy, length, and the shares of
-    completions with 1, 2, ... agents.
+    The state is the progress of a gated schedule. It is written into each of the trainer's checkpoints and read when a
+    run resumes. `log.jsonl` has one row per step: the step, `l`, `w_fmt`, the terms of the reward, accuracy, length,
+    and the shares of completions with 1, 2, ... agents.
 
     Args:
         setting: see `GRPO`.
@@ -206,9 +206,7 @@ class AnnealedReward(TrainerCallback):
         text = self._decode(ids)
         if kind == "open":
             correct = float(bool(verdict))
-            earned = [
-                correct if not setting.must_end or (finished and len(ids) <= clip) else 0.0 for clip in clips
-            ]
+            earned = [correct if not setting.must_end or (finished and len(ids) <= clip) else 0.0 for clip in clips]
         else:
             completion = Completion(tuple(ids), finished)
             earned = [
