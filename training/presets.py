@@ -41,8 +41,8 @@ class Preset:
             self-consistency. With a chat checkpoint, GRPO without debate starts from a model fine-tuned on its own
             first answers, right or wrong: a plain prompt would give few boxes, and so few rewards.
         what_helps: also train the controls that show what the debate adds: SFT on traces with other questions' turns,
-            on gold answers and on right single answers, and GRPO on DebateGPT, each with as many steps and target tokens
-            as SFT on the traces.
+            on gold answers and on right single answers, and GRPO on DebateGPT, each with as many steps and target
+            tokens as SFT on the traces.
         rates: method -> learning rate of its SFT, where it is not that of `sft`.
         self_check: also run the controls in which each agent checks its own answer and reads no other.
         untagged: also fine-tune on the traces without tags.

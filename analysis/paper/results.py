@@ -89,8 +89,8 @@ def page(main: pd.DataFrame, listed: Sequence[Claim], tables: Tables, started: S
         "# Results",
         "",
         f"Written by `python -m analysis results` from {main['seeds'].max()} training seed(s). Intervals are 95 %; "
-        "with several training seeds their unit is the seed (Student's t over the seeds' means), with one they are over "
-        "its questions and hold for this checkpoint. Settings were chosen on validation questions.",
+        "with several training seeds their unit is the seed (Student's t over the seeds' means), with one they are "
+        "over its questions and hold for this checkpoint. Settings were chosen on validation questions.",
         "",
         f"The rules are in `analysis/paper/claims.toml`{f', committed as {committed}' if committed else ''}. "
         + (f"Runs were started: {'; '.join(times)}." if times else ""),

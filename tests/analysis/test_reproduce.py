@@ -253,7 +253,8 @@ def test_suppression_is_pooled_by_seed(tmp_path) -> None:
         line = {
             "stage": "IMAD", "context": "forced", "vector": "agent", "operation": "add", "layer": 1,
             "coefficient": -1.0, "halved": True, "trait_0": 0.8, "trait": trait,
-            "removed": 1 - trait / 0.8, "removed_low": 0.1, "removed_high": 0.9, "accuracy_0": 0.5, "accuracy": 0.45, "kept": 0.9, "kept_low": 0.8, "kept_high": 1.0,
+            "removed": 1 - trait / 0.8, "removed_low": 0.1, "removed_high": 0.9, "accuracy_0": 0.5,
+            "accuracy": 0.45, "kept": 0.9, "kept_low": 0.8, "kept_high": 1.0,
             "over_random": 0.3, "over_random_low": 0.1, "over_random_high": 0.5, "p_rank": 0.05, "n": 60, "k": 19,
         }  # fmt: skip
         write_table(folder / "suppression_kept.csv", pd.DataFrame([line]), {})

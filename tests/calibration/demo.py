@@ -90,9 +90,9 @@ def page(rows: pd.DataFrame, about: str) -> str:
         "",
         f"Written by `python -m tests.calibration.demo` from {about}. At each persona's frozen setting, "
         f"{GROUP * GROUPS} random directions of the vector's norm were swept on the demo's test questions, and each "
-        f"was compared with {GROUP - 1} others as the vector is: by the prediction interval of a further direction, and "
-        "by rank (larger scores only). At a level of 5 %, a test that is right flags 5 %. Brackets: 95 % Clopper-Pearson "
-        "intervals. The last columns say whether the persona's own vector is flagged.",
+        f"was compared with {GROUP - 1} others as the vector is: by the prediction interval of a further direction, "
+        "and by rank (larger scores only). At a level of 5 %, a test that is right flags 5 %. Brackets: 95 % "
+        "Clopper-Pearson intervals. The last columns say whether the persona's own vector is flagged.",
         "",
         "| persona | score | random: by interval | random: by rank | vector: by interval | vector: by rank |",
         "|---|---|---|---|---|---|",
