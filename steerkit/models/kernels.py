@@ -183,20 +183,21 @@ class _Packed:
 
 def _forward(self: Any, x: Float[Tensor, "*rows input"]) -> Float[Tensor, "*rows output"]:
     """The forward of both kinds of linear layer: their weights are packed alike."""
-    weight = self.weight
+    weight, bias = self._parameters["weight"], self._parameters["bias"]  # `self.weight` is a slow search
     if (
         (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-        or x.dtype != weight.dtype
-        or weight.device.type != "cpu"
+        or x.dtype is not weight.dtype
+        or not weight.is_cpu
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
     ):
         plain: Tensor = _PLAIN[type(self)].forward(self, x)
         return plain
-    packed = _packed(self)
-    rows = x.reshape(prod(x.shape[:-1]), x.shape[-1])
-    y = _in_blocks(rows, packed, self.bias)
-    return y.view(*x.shape[:-1], y.shape[-1])
+    packed = _packed(self, weight)
+    shape = x.shape
+    rows = x.reshape(prod(shape[:-1]), shape[-1])
+    y = multiply(rows, packed, bias) if 2 <= rows.shape[0] <= BLOCK else _in_blocks(rows, packed, bias)
+    return y.view(*shape[:-1], y.shape[-1])
 
 
 class _OneDNNLinear(nn.Linear):
@@ -216,13 +217,15 @@ _PLAIN: dict[type, Any] = {packed: plain for plain, packed in _PACKED.items()}
 _CHOSEN: weakref.WeakKeyDictionary[nn.Module, Kernels] = weakref.WeakKeyDictionary()
 _ACTIVE: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 _MEASURED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-_COPIES: weakref.WeakKeyDictionary[nn.Module, _Packed] = weakref.WeakKeyDictionary()
+_COPIES: dict[int, _Packed] = {}
+"""By id of a module; an entry goes when its module does. A dictionary of weak keys takes ten times as long."""
 
 
 def _can_pack(module: Any) -> bool:
     weight = module.weight
     return (
         type(weight) is nn.Parameter
+        and module._parameters.get("weight") is weight
         and weight.device.type == "cpu"
         and weight.dtype in TYPES
         and weight.ndim == 2
@@ -231,9 +234,9 @@ def _can_pack(module: Any) -> bool:
     )
 
 
-def _packed(module: Any) -> Tensor:
+def _packed(module: Any, weight: Tensor) -> Tensor:
     """The packed copy of a module's weight, made again if the weight has changed."""
-    weight, copy = module.weight, _COPIES.get(module)
+    copy = _COPIES.get(id(module))
     version = -1 if weight.is_inference() else weight._version
     if (
         copy is not None
@@ -244,7 +247,9 @@ def _packed(module: Any) -> Tensor:
     places = _sampled(weight)
     of_rows = weight.detach() if isinstance(module, nn.Linear) else weight.detach().T.contiguous()
     copy = _Packed(_pack(of_rows), version, weight.data_ptr(), places, places.tobytes())
-    _COPIES[module] = copy
+    if id(module) not in _COPIES:
+        weakref.finalize(module, _COPIES.pop, id(module), None).atexit = False
+    _COPIES[id(module)] = copy
     return copy.weight
 
 
