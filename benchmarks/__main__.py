@@ -48,6 +48,7 @@ JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
     "one-by-one": decoding.one_by_one,
     "llamacpp": llamacpp.against_llamacpp,
     "before": before.before,
+    "torch-kernels": before.on_torch,
     "footprint": footprint.footprint,
     "sft": training.sft,
     "grpo": training.grpo,
