@@ -34,6 +34,7 @@ from transformers.pytorch_utils import Conv1D
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json
 from steerkit.io.run_folder import CONFIG
+from steerkit.models.memory import release_file_pages
 from steerkit.models.model import evaluating, unwrap
 
 Kernels = Literal["auto", "onednn", "torch"]
@@ -41,8 +42,8 @@ BLOCK = 256
 """More rows than these are multiplied block by block, since the bits of a row may depend on larger numbers of rows."""
 GAIN = 0.9
 """oneDNN is chosen where it takes less than this share of torch's time."""
-SAMPLES = 16
-"""Numbers of a weight that are compared at each call, to notice edits that torch does not count (`weight.data`)."""
+PLACES, SAMPLES = 4, 4
+"""Places of a weight, and numbers at each, that are compared at each call: torch does not count edits of `weight.data`."""
 TYPES = {torch.float32: ctypes.c_int32, torch.bfloat16: ctypes.c_int16}
 SMALL = 1_000_000
 """A model with fewer numbers in its linear layers gains nothing and is not measured."""
@@ -247,6 +248,7 @@ def _packed(module: Any, weight: Tensor) -> Tensor:
     places = _sampled(weight)
     of_rows = weight.detach() if isinstance(module, nn.Linear) else weight.detach().T.contiguous()
     copy = _Packed(_pack(of_rows), version, weight.data_ptr(), places, places.tobytes())
+    release_file_pages(weight)
     if id(module) not in _COPIES:
         weakref.finalize(module, _COPIES.pop, id(module), None).atexit = False
     _COPIES[id(module)] = copy
@@ -255,9 +257,12 @@ def _packed(module: Any, weight: Tensor) -> Tensor:
 
 def _sampled(weight: Tensor) -> Any:
     """A view of some of a weight's numbers that does not keep them in memory: valid while the pointer is the same."""
-    numbers = (TYPES[weight.dtype] * weight.numel()).from_address(weight.data_ptr())
-    step = max(1, (weight.numel() - 1) // (SAMPLES - 1)) | 1
-    return np.ctypeslib.as_array(numbers)[::step]
+    count = weight.numel()
+    numbers = np.ctypeslib.as_array((TYPES[weight.dtype] * count).from_address(weight.data_ptr()))
+    if count <= PLACES * SAMPLES:
+        return numbers
+    step = (count - SAMPLES) // (PLACES - 1)  # few places: each keeps 64 KiB of a mapped file in memory
+    return np.lib.stride_tricks.as_strided(numbers, (PLACES, SAMPLES), (step * numbers.itemsize, numbers.itemsize))
 
 
 def _in_blocks(rows: Float[Tensor, "row input"], weight: Tensor, bias: Tensor | None) -> Float[Tensor, "row output"]:
