@@ -43,7 +43,7 @@ BLOCK = 256
 GAIN = 0.9
 """oneDNN is chosen where it takes less than this share of torch's time."""
 PLACES, SAMPLES = 4, 4
-"""Places of a weight, and numbers at each, that are compared at each call: torch does not count edits of `weight.data`."""
+"""Places of a weight, and numbers at each, that are compared at each call: torch counts no edits of `weight.data`."""
 TYPES = {torch.float32: ctypes.c_int32, torch.bfloat16: ctypes.c_int16}
 SMALL = 1_000_000
 """A model with fewer numbers in its linear layers gains nothing and is not measured."""

@@ -25,7 +25,7 @@ def release_again(tensor: Tensor) -> int:
 
 
 def release_file_pages(tensor: Tensor) -> int:
-    """Take a tensor's whole pages out of this process's memory if they are unchanged pages of a file; returns the bytes.
+    """Take a tensor's pages out of this process's memory if they are unchanged pages of a file; returns the bytes.
 
     A checkpoint is usually mapped: its numbers come from the file when they are first read. After they were copied, the
     pages need not be held twice. They come back, from the system's cache or from the file, when they are read again.
