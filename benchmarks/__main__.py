@@ -51,6 +51,7 @@ JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
     "torch-kernels": before.on_torch,
     "footprint": footprint.footprint,
     "sft": training.sft,
+    "sft-bfloat16": training.sft_bfloat16,
     "grpo": training.grpo,
     "plain-capture": capture.against_plain,
     "prefill": decoding.shared_prefill,
