@@ -26,6 +26,15 @@ def before() -> Iterator[Measured]:
             yield replace(line, against=f"commit {COMMIT}", target=">= 1.5")
 
 
+def on_torch() -> Iterator[Measured]:
+    """Three jobs with torch's own linear layers, as where these are as fast: processors of Intel, and GPUs."""
+    checkout()
+    setup = workload(default_checkpoint())
+    with Worker(FOLDER, setup) as old, Worker(ROOT, {**setup, "load": {"kernels": "torch"}}) as new:
+        for line in compare_checkouts(old, new, 11, ("capture", "sweep", "turns")):
+            yield replace(line, job=f"{line.job}, torch's kernels", against=f"commit {COMMIT}", target=">= 0.95")
+
+
 def checkout() -> None:
     """Lay the old commit's package into `FOLDER`."""
     if not (FOLDER / "steerkit").is_dir():

@@ -70,7 +70,7 @@ class Worker:
 
     Args:
         checkout: folder that contains the package `steerkit`.
-        setup: see `workload`.
+        setup: see `workload`; further arguments of `steerkit.load` under `load`.
     """
 
     def __init__(self, checkout: Path, setup: dict[str, Any]) -> None:

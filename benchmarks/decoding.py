@@ -29,10 +29,10 @@ SWEEP = f"sweep of {len(COEFFICIENTS)} coefficients x {PROMPTS} prompts x {NEW} 
 
 @contextlib.contextmanager
 def endless() -> Iterator[tuple[Any, Any]]:
-    """The model and a copy of its tokenizer without an end-of-sequence token: every row gets all its new tokens."""
+    """The model and a copy of its tokenizer, both without an end token: every row gets all its new tokens."""
     model, tokenizer = inputs.model()
     unending = copy.deepcopy(tokenizer)
-    unending.eos_token = None
+    unending.eos_token = unending.chat_template = None
     kept = model.generation_config
     model.generation_config = copy.deepcopy(kept)
     model.generation_config.eos_token_id = None

@@ -23,27 +23,8 @@ LEARNING_RATE = 1e-6
 
 def sft() -> Iterator[Measured]:
     """One optimisation step of 8 texts of 192 tokens, all weights trained, optimiser included."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
-    model, tokenizer = inputs.model()
-    ids = [tokenizer(text)["input_ids"][:LENGTH] for text in inputs.texts(BATCH, LENGTH + 8, LENGTH + 8)]
-    rows = [{"input_ids": one, "labels": one} for one in ids]
     with tempfile.TemporaryDirectory() as folder:
-        config = SFTConfig(
-            output_dir=folder,
-            per_device_train_batch_size=BATCH,
-            learning_rate=LEARNING_RATE,
-            max_length=None,
-            gradient_checkpointing=False,
-            **ON_CPU,
-        )
-        padded = copy.deepcopy(tokenizer)
-        padded.pad_token = padded.eos_token
-        trainer = SFTTrainer(
-            copy.deepcopy(model), args=config, train_dataset=Dataset.from_list(rows), processing_class=padded
-        )
-        step = step_of(trainer, next(iter(trainer.get_train_dataloader())))
+        trainer, step = _sft_trainer(folder)
 
         def ours() -> None:
             with fast_products(trainer.model), fast_log_probs():
@@ -51,6 +32,46 @@ def sft() -> Iterator[Measured]:
 
         job = f"SFT step, {BATCH} texts x {LENGTH} tokens, all weights, float32"
         yield compare(job, "TRL as it comes, no checkpointing", ours, step, 11, ">= 1.4")
+
+
+def sft_bfloat16() -> Iterator[Measured]:
+    """The same step with products in bfloat16 (`SFT.bf16`), against float32, both ours."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = []
+        for half in (True, False):
+            trainer, step = _sft_trainer(folder, bf16=half)
+
+            def ours(trainer: Any = trainer, step: Any = step) -> None:
+                with fast_products(trainer.model), fast_log_probs():
+                    step()
+
+            sides.append(ours)
+        job = f"SFT step, {BATCH} texts x {LENGTH} tokens, all weights, in bfloat16"
+        yield compare(job, "the same in float32", *sides, 11)
+
+
+def _sft_trainer(folder: str, **options: Any) -> tuple[Any, Any]:
+    """TRL's trainer on a copy of the model, and one of its optimisation steps."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = inputs.model()
+    ids = [tokenizer(text)["input_ids"][:LENGTH] for text in inputs.texts(BATCH, LENGTH + 8, LENGTH + 8)]
+    rows = [{"input_ids": one, "labels": one} for one in ids]
+    config = SFTConfig(
+        output_dir=folder,
+        per_device_train_batch_size=BATCH,
+        learning_rate=LEARNING_RATE,
+        max_length=None,
+        gradient_checkpointing=False,
+        **{**ON_CPU, **options},
+    )
+    padded = copy.deepcopy(tokenizer)
+    padded.pad_token = padded.eos_token
+    trainer = SFTTrainer(
+        copy.deepcopy(model), args=config, train_dataset=Dataset.from_list(rows), processing_class=padded
+    )
+    return trainer, step_of(trainer, next(iter(trainer.get_train_dataloader())))
 
 
 def grpo() -> Iterator[Measured]:

@@ -22,7 +22,7 @@ os.dup2(2, 1)  # what libraries print does not mix with the answers
 if Path.cwd().resolve() not in Path(sk.__file__).resolve().parents:
     raise SystemExit(f"expected steerkit from {Path.cwd()}; got {sk.__file__}. Start the worker in a checkout.")
 setup: dict[str, Any] = json.loads(sys.stdin.readline())
-model, tokenizer = sk.load(setup["checkpoint"])
+model, tokenizer = sk.load(setup["checkpoint"], **setup.get("load", {}))
 layer = setup["layer"]
 direction = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
 vector = sk.SteeringVector({layer: direction * setup["norm"] / direction.norm()})

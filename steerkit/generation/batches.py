@@ -22,7 +22,7 @@ from steerkit.models.kernels import running
 from steerkit.models.model import device_of, text_config, unwrap
 from steerkit.steering.watch import suspended
 
-BATCH_ROWS = {"cpu": 96, "cuda": 256}
+BATCH_ROWS = {"cpu": 72, "cuda": 256}
 Done = TypeVar("Done")
 
 
@@ -46,7 +46,7 @@ def in_batches(
         ValueError: see `check_rows`.
     """
     padded = check_rows(model, rows).padded
-    size = batch_rows or BATCH_ROWS.get(device_of(model).type, 96)
+    size = batch_rows or BATCH_ROWS.get(device_of(model).type, 72)
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].prompt), rows[i].prompt))
     by_length = groupby(order, key=lambda i: None if padded else len(rows[i].prompt))
     groups = [list(group) for _, group in by_length]

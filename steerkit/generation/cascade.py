@@ -6,8 +6,9 @@ are softmaxes of their own, put together by their log-sum-exp:
     o = (exp(l_1) o_1 + exp(l_2) o_2) / (exp(l_1) + exp(l_2)).
 
 No number depends on the other rows of the batch. torch's attention multiplies blocks of queries by matrices of keys,
-whose rounding depends on the sizes of these matrices only. Here the sizes depend on a row's own prompt and step:
-queries are padded to whole blocks, keys of a prompt to whole blocks of their own, and nothing is padded on the left.
+whose rounding depends on the sizes of these matrices, but not on the number of queries where that is a multiple of 4.
+So queries are padded to such multiples, the keys of a prompt to whole blocks of their own, and nothing on the left: the
+sizes depend on a row's own prompt and step.
 
 Source: Juravsky et al. 2024, "Hydragen"; Ye et al. 2024, "Cascade Inference".
 """
@@ -35,9 +36,9 @@ from steerkit.steering.rows import RowSteering
 
 NAME = "steerkit_cascade"
 BLOCK = 32
-"""Queries that torch's attention multiplies at once; keys of prompts are padded to multiples of this too."""
+"""Queries that torch's attention multiplies at once. Keys of prompts are padded to multiples of this."""
 FEW = 4
-"""Queries of a row are padded to multiples of this: the rounding of fewer depends on where they are in memory."""
+"""Queries are padded to multiples of this: the rounding of fewer depends on where they are in memory."""
 SPAN = 160
 """Queries per call: from 192 on, torch multiplies larger blocks at once."""
 FILLED_TOKENS = 2048
@@ -56,8 +57,9 @@ class _Group:
 
     Args:
         prompts: their places in the bucket, and the bucket's number.
-        start: the position of the first token that is forwarded.
-        tokens: for each prompt and position, padded to whole blocks, the index of the forwarded token.
+        start: the position of the first place: a whole number of blocks.
+        offset: places before the first token that is forwarded, whose keys are there already.
+        tokens: for each prompt and place, padded to whole blocks, the index of the forwarded token.
         back: which of these places, flattened, hold tokens and not padding.
         numbers: which of the forwarded tokens these are.
     """
@@ -65,6 +67,7 @@ class _Group:
     bucket: int
     prompts: slice
     start: int
+    offset: int
     tokens: Int[Tensor, "prompt pos"]
     back: Int[Tensor, " token"]
     numbers: Int[Tensor, " token"]
@@ -82,7 +85,7 @@ class _Bucket:
         take: for each prompt and place the index of its row; None if that is the order of `rows`.
         back: the index of each of `rows` in `take`.
         count: places per prompt.
-        block: room for the queries of these places, padded to whole blocks.
+        block: room for the queries of these places, padded to a multiple of `FEW`.
     """
 
     lengths: list[int]
@@ -162,8 +165,9 @@ class Cascade:
             many, length = group.tokens.shape
             keys, values = (part[group.prompts] for part in self.stored(layer, (k, v))[group.bucket])
             stop = group.start + length
-            keys[:, :, group.start : stop] = flat_k[group.tokens].transpose(1, 2)
-            values[:, :, group.start : stop] = flat_v[group.tokens].transpose(1, 2)
+            new = group.tokens[:, group.offset :]
+            keys[:, :, group.start + group.offset : stop] = flat_k[new].transpose(1, 2)
+            values[:, :, group.start + group.offset : stop] = flat_v[new].transpose(1, 2)
             queries = flat_q[group.tokens].unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4)
             found = []
             for begin in range(0, length, BLOCK):
@@ -219,8 +223,9 @@ class Cascade:
         _, heads, m, d = q.shape
         shape = len(bucket.lengths), bucket.count
         places = bucket.count * m
-        if bucket.block is None or bucket.block.shape[2] != whole_blocks(places) or bucket.block.dtype != q.dtype:
-            bucket.block = q.new_zeros(shape[0], heads, whole_blocks(places), d)
+        padded = places + -places % FEW
+        if bucket.block is None or bucket.block.shape[2] != padded or bucket.block.dtype != q.dtype:
+            bucket.block = q.new_zeros(shape[0], heads, padded, d)
         chosen = bucket.rows if bucket.take is None else bucket.take
         own, own_log, queries = (x[chosen].unflatten(0, shape).transpose(1, 2) for x in (out, log_sum, q))
         bucket.block[:, :, :places].unflatten(2, (bucket.count, m)).copy_(queries)
@@ -313,7 +318,7 @@ def _softmax_part(
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     if mask is not None:
         mask = mask.to(q.dtype).expand(q.shape[0], 1, q.shape[2], k.shape[2])
-    if q.shape[2] <= SPAN or q.shape[2] % BLOCK:
+    if q.shape[2] <= SPAN:
         out, log_sum = attend(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
         return out, log_sum
     parts = []
@@ -413,11 +418,11 @@ class CascadeEngine(Engine):
             self._fill(some, starts, [first[order[i]] for i in some], edited)
 
     def _forward_beginnings(self, prompts: Sequence[tuple[int, ...]]) -> list[int]:
-        """Forward beginnings that prompts share once, in whole blocks; returns where each prompt is to be continued."""
+        """Forward beginnings that prompts share once; returns where each prompt is to be continued."""
         none = [0] * len(prompts)
         if len(prompts) < 2:
             return none
-        starts = [n // BLOCK * BLOCK for n in shared_prefix_lengths(prompts, min_saved_tokens("cpu"))]
+        starts = shared_prefix_lengths(prompts, min_saved_tokens("cpu"))
         beginnings = sorted(
             {prompt[:n] for prompt, n in zip(prompts, starts, strict=True) if n}, key=lambda p: (-len(p), p)
         )
@@ -459,12 +464,16 @@ class CascadeEngine(Engine):
         for (bucket, start, _), some in groupby(each, key=lambda one: (one[0][0], one[0][2], shift[id(one)])):
             members = list(some)
             first, last = members[0][0][1], members[-1][0][1]
-            length = whole_blocks(max(len(part) for _, part, _ in members))
+            skipped = start % BLOCK  # a block is attended as if all its tokens were forwarded: its sizes are the same
+            length = whole_blocks(skipped + max(len(part) for _, part, _ in members))
             tokens = torch.zeros(len(members), length, dtype=torch.long)
+            places_of = []
             for i, (_, part, offset) in enumerate(members):
-                tokens[i, : len(part)] = torch.arange(offset, offset + len(part))
-            back = torch.cat([i * length + torch.arange(len(part)) for i, (_, part, _) in enumerate(members)])
-            groups.append(_Group(bucket, slice(first, last + 1), start, tokens, back, tokens.flatten()[back]))
+                tokens[i, skipped : skipped + len(part)] = torch.arange(offset, offset + len(part))
+                places_of.append(i * length + skipped + torch.arange(len(part)))
+            back = torch.cat(places_of)
+            prompts = slice(first, last + 1)
+            groups.append(_Group(bucket, prompts, start - skipped, skipped, tokens, back, tokens.flatten()[back]))
         self.cascade.filling = groups
         try:
             self._call(compiled, ids, positions, keep=1)

@@ -17,6 +17,7 @@ from steerkit.io.versions import versions
 from steerkit.models.adapters import active_adapter_parts, base_parameters
 from steerkit.models.blocks import find_blocks
 from steerkit.models.kernels import kernels_of
+from steerkit.models.memory import release_again
 from steerkit.models.model import device_of, unwrap
 
 ORIGIN = "_steerkit_origin"
@@ -56,6 +57,7 @@ def _sample(name: str, tensor: torch.Tensor) -> bytes:
     flat = tensor.detach().reshape(-1)
     chosen = torch.arange(64) * max(flat.numel() - 1, 0) // 63
     sample = flat[chosen.to(flat.device)].cpu() if flat.numel() else flat.cpu()
+    release_again(flat)
     sample = sample.to(torch.bfloat16).float() if sample.is_floating_point() else sample
     return f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes()
 

@@ -34,6 +34,7 @@ from transformers.pytorch_utils import Conv1D
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json
 from steerkit.io.run_folder import CONFIG
+from steerkit.models.memory import release_file_pages
 from steerkit.models.model import evaluating, unwrap
 
 Kernels = Literal["auto", "onednn", "torch"]
@@ -41,8 +42,8 @@ BLOCK = 256
 """More rows than these are multiplied block by block, since the bits of a row may depend on larger numbers of rows."""
 GAIN = 0.9
 """oneDNN is chosen where it takes less than this share of torch's time."""
-SAMPLES = 16
-"""Numbers of a weight that are compared at each call, to notice edits that torch does not count (`weight.data`)."""
+PLACES, SAMPLES = 4, 4
+"""Places of a weight, and numbers at each, that are compared at each call: torch counts no edits of `weight.data`."""
 TYPES = {torch.float32: ctypes.c_int32, torch.bfloat16: ctypes.c_int16}
 SMALL = 1_000_000
 """A model with fewer numbers in its linear layers gains nothing and is not measured."""
@@ -183,20 +184,21 @@ class _Packed:
 
 def _forward(self: Any, x: Float[Tensor, "*rows input"]) -> Float[Tensor, "*rows output"]:
     """The forward of both kinds of linear layer: their weights are packed alike."""
-    weight = self.weight
+    weight, bias = self._parameters["weight"], self._parameters["bias"]  # `self.weight` is a slow search
     if (
         (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-        or x.dtype != weight.dtype
-        or weight.device.type != "cpu"
+        or x.dtype is not weight.dtype
+        or not weight.is_cpu
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
     ):
         plain: Tensor = _PLAIN[type(self)].forward(self, x)
         return plain
-    packed = _packed(self)
-    rows = x.reshape(prod(x.shape[:-1]), x.shape[-1])
-    y = _in_blocks(rows, packed, self.bias)
-    return y.view(*x.shape[:-1], y.shape[-1])
+    packed = _packed(self, weight)
+    shape = x.shape
+    rows = x.reshape(prod(shape[:-1]), shape[-1])
+    y = multiply(rows, packed, bias) if 2 <= rows.shape[0] <= BLOCK else _in_blocks(rows, packed, bias)
+    return y.view(*shape[:-1], y.shape[-1])
 
 
 class _OneDNNLinear(nn.Linear):
@@ -216,13 +218,15 @@ _PLAIN: dict[type, Any] = {packed: plain for plain, packed in _PACKED.items()}
 _CHOSEN: weakref.WeakKeyDictionary[nn.Module, Kernels] = weakref.WeakKeyDictionary()
 _ACTIVE: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 _MEASURED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-_COPIES: weakref.WeakKeyDictionary[nn.Module, _Packed] = weakref.WeakKeyDictionary()
+_COPIES: dict[int, _Packed] = {}
+"""By id of a module; an entry goes when its module does. A dictionary of weak keys takes ten times as long."""
 
 
 def _can_pack(module: Any) -> bool:
     weight = module.weight
     return (
         type(weight) is nn.Parameter
+        and module._parameters.get("weight") is weight
         and weight.device.type == "cpu"
         and weight.dtype in TYPES
         and weight.ndim == 2
@@ -231,9 +235,9 @@ def _can_pack(module: Any) -> bool:
     )
 
 
-def _packed(module: Any) -> Tensor:
+def _packed(module: Any, weight: Tensor) -> Tensor:
     """The packed copy of a module's weight, made again if the weight has changed."""
-    weight, copy = module.weight, _COPIES.get(module)
+    copy = _COPIES.get(id(module))
     version = -1 if weight.is_inference() else weight._version
     if (
         copy is not None
@@ -244,15 +248,21 @@ def _packed(module: Any) -> Tensor:
     places = _sampled(weight)
     of_rows = weight.detach() if isinstance(module, nn.Linear) else weight.detach().T.contiguous()
     copy = _Packed(_pack(of_rows), version, weight.data_ptr(), places, places.tobytes())
-    _COPIES[module] = copy
+    release_file_pages(weight)
+    if id(module) not in _COPIES:
+        weakref.finalize(module, _COPIES.pop, id(module), None).atexit = False
+    _COPIES[id(module)] = copy
     return copy.weight
 
 
 def _sampled(weight: Tensor) -> Any:
     """A view of some of a weight's numbers that does not keep them in memory: valid while the pointer is the same."""
-    numbers = (TYPES[weight.dtype] * weight.numel()).from_address(weight.data_ptr())
-    step = max(1, (weight.numel() - 1) // (SAMPLES - 1)) | 1
-    return np.ctypeslib.as_array(numbers)[::step]
+    count = weight.numel()
+    numbers = np.ctypeslib.as_array((TYPES[weight.dtype] * count).from_address(weight.data_ptr()))
+    if count <= PLACES * SAMPLES:
+        return numbers
+    step = (count - SAMPLES) // (PLACES - 1)  # few places: each keeps 64 KiB of a mapped file in memory
+    return np.lib.stride_tricks.as_strided(numbers, (PLACES, SAMPLES), (step * numbers.itemsize, numbers.itemsize))
 
 
 def _in_blocks(rows: Float[Tensor, "row input"], weight: Tensor, bias: Tensor | None) -> Float[Tensor, "row output"]:

@@ -49,7 +49,7 @@ def test_attention_in_two_parts_is_attention_over_all_keys(seed: int, window: in
             tokens[0, :n] = torch.arange(offset, offset + n)
             bucket, place = cascade.place(number)
             numbers = tokens.flatten()[:n]
-            groups.append(_Group(bucket, slice(place, place + 1), 0, tokens, torch.arange(n), numbers))
+            groups.append(_Group(bucket, slice(place, place + 1), 0, 0, tokens, torch.arange(n), numbers))
             offset += n
     if groups:
         cascade.filling = groups
