@@ -17,7 +17,7 @@ from steerkit.io.versions import versions
 from steerkit.models.adapters import active_adapter_parts, base_parameters
 from steerkit.models.blocks import find_blocks
 from steerkit.models.kernels import kernels_of
-from steerkit.models.memory import release_again
+from steerkit.models.memory import few_values, is_released, release_file_pages
 from steerkit.models.model import device_of, unwrap
 
 ORIGIN = "_steerkit_origin"
@@ -54,12 +54,34 @@ def _base_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 def _sample(name: str, tensor: torch.Tensor) -> bytes:
     """The name, shape and 64 values of a tensor."""
-    flat = tensor.detach().reshape(-1)
+    return f"{name}{tuple(tensor.shape)}".encode() + _spaced_values(tensor.detach().reshape(-1))
+
+
+_known_values: dict[int, tuple[Any, bytes]] = {}
+"""By address, for weights whose pages were given back: what they were like, and their 64 values.
+
+Reading 64 places of a mapped weight brings most of it back into memory.
+"""
+
+
+def _spaced_values(flat: torch.Tensor) -> bytes:
+    """64 evenly spaced values, rounded to bfloat16."""
+    address = flat.data_ptr()
+    given_back = is_released(flat)
+    state: Any = None
+    if given_back:
+        version = -1 if flat.is_inference() else flat._version
+        state = version, flat.numel(), flat.dtype, few_values(flat)
+        if address in _known_values and _known_values[address][0] == state:
+            return _known_values[address][1]
     chosen = torch.arange(64) * max(flat.numel() - 1, 0) // 63
     sample = flat[chosen.to(flat.device)].cpu() if flat.numel() else flat.cpu()
-    release_again(flat)
     sample = sample.to(torch.bfloat16).float() if sample.is_floating_point() else sample
-    return f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes()
+    values = sample.numpy().tobytes()
+    if given_back:
+        release_file_pages(flat)
+        _known_values[address] = state, values
+    return values
 
 
 def _values_of(owner: nn.Module, attribute: str, parameter: torch.Tensor) -> torch.Tensor:

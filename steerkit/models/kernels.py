@@ -34,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json
 from steerkit.io.run_folder import CONFIG
-from steerkit.models.memory import release_file_pages
+from steerkit.models.memory import PLACES, SAMPLES, release_file_pages
 from steerkit.models.model import evaluating, unwrap
 
 Kernels = Literal["auto", "onednn", "torch"]
@@ -42,8 +42,6 @@ BLOCK = 256
 """More rows than these are multiplied block by block, since the bits of a row may depend on larger numbers of rows."""
 GAIN = 0.9
 """oneDNN is chosen where it takes less than this share of torch's time."""
-PLACES, SAMPLES = 4, 4
-"""Places of a weight, and numbers at each, that are compared at each call: torch counts no edits of `weight.data`."""
 TYPES = {torch.float32: ctypes.c_int32, torch.bfloat16: ctypes.c_int16}
 SMALL = 1_000_000
 """A model with fewer numbers in its linear layers gains nothing and is not measured."""
@@ -256,7 +254,10 @@ def _packed(module: Any, weight: Tensor) -> Tensor:
 
 
 def _sampled(weight: Tensor) -> Any:
-    """A view of some of a weight's numbers that does not keep them in memory: valid while the pointer is the same."""
+    """A view of some of a weight's numbers that does not keep them in memory: valid while the pointer is the same.
+
+    They are compared at each call, since torch does not count edits of `weight.data`.
+    """
     count = weight.numel()
     numbers = np.ctypeslib.as_array((TYPES[weight.dtype] * count).from_address(weight.data_ptr()))
     if count <= PLACES * SAMPLES:
