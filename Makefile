@@ -21,7 +21,7 @@ ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MA
 PRESET ?= tiny
 SEEDS ?= 1
 
-.PHONY: setup demo test test-newest test-oldest test-real test-llamacpp bench-gguf calibration lint bench gpu imad-tiny reproduce architectures architecture docs torture clean
+.PHONY: setup demo test test-newest test-oldest test-real test-llamacpp bench-gguf calibration lint bench gpu imad-tiny reproduce reproduce-full random-directions architectures architecture docs torture clean
 
 demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a report page
 	$(BIN)/steerkit demo --out runs/demo
@@ -80,6 +80,12 @@ imad-tiny: $(DEV)  ## IMAD training of a small model from scratch: make imad-tin
 
 reproduce: $(DEV)  ## every run, analysis, table and figure: make reproduce PRESET=tiny SEEDS=3
 	$(BIN)/python -m analysis reproduce --preset $(PRESET) --seeds $(SEEDS)
+
+reproduce-full: $(DEV)  ## more families, the paper's protocol, controls and transplants: make reproduce-full SEEDS=6
+	$(BIN)/python -m analysis reproduce --preset $(PRESET) --seeds $(SEEDS) --full
+
+random-directions: $(DEV)  ## random against random directions on a finished demo; writes docs/calibration-demo.md
+	$(BIN)/python -m tests.calibration.demo runs/demo
 
 architectures: $(DEV)  ## run the doctor on a small model of every type in transformers; writes docs/architectures.md
 	$(BIN)/python -m tests.architectures

@@ -56,6 +56,11 @@ ANALYSES = {
         "does an answer depend on what the silent first round says?",
         "runs/imad-tiny/clues/seed-0 --out runs/analysis/transplant",
     ),
+    "rates": Analysis(
+        "analysis.paper.rates",
+        "search the learning rate of every method on the tuning seed",
+        "clues --out runs/rates",
+    ),
     "main-table": Analysis(
         "analysis.paper.main_table",
         "accuracy and tokens of all methods over training seeds",
