@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import steerkit as sk
+from steerkit.models.kernels import missing
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "```python" in page.read_text(encoding="utf-8"))
