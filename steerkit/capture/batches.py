@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from steerkit.capture.layers import EMBED, Layer
 from steerkit.capture.pooling import Pool
 from steerkit.capture.resid import hooked_blocks
-from steerkit.models.blocks import Blocks
+from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.hooks import StopForward, check_called, observe_streams
 from steerkit.models.kernels import running
 from steerkit.models.model import device_of
@@ -35,6 +35,10 @@ def token_batches(lengths: Sequence[int], batch_tokens: int, max_rows: int | Non
     return batches
 
 
+Reader = Callable[[int, Tensor | None, Tensor | None], None]
+"""Gets a layer and the streams before and after it, `[batch, pos, d_model]`."""
+
+
 def read_passages(
     model: nn.Module,
     blocks: Blocks,
@@ -46,25 +50,82 @@ def read_passages(
     """Yield `(span indices, pooled streams)` batch by batch; spans are numbered through all passages in order."""
     device = device_of(model)
     first_span = torch.tensor([0, *(len(passage.spans) for passage in passages)]).cumsum(0)
+    deepest = max(hooked_blocks(blocks, layers))
+    pooled: dict[Layer, Tensor] = {}
+
+    def reader(batch: Sequence[int]) -> Reader:
+        pooled.clear()
+        spans = [(row, *span) for row, i in enumerate(batch) for span in passages[i].spans]
+        return _pooling_reader(pooled, layers, deepest, pool, torch.tensor(spans, device=device).T)
+
+    for batch in _forward_in_batches(model, blocks, layers, [p.ids for p in passages], reader, batch_tokens):
+        numbers = torch.cat([torch.arange(int(first_span[i]), int(first_span[i + 1])) for i in batch])
+        yield numbers, torch.stack([pooled[layer].to(device) for layer in layers], dim=1)
+
+
+def read_tokens(
+    model: nn.Module, layers: Sequence[int], rows: Sequence[Sequence[int]], batch_tokens: int | None = None
+) -> Iterator[tuple[int, dict[int, Float[Tensor, "pos d_model"]]]]:
+    """Yield `(row number, layer -> stream of its tokens)`, in the order in which the rows are forwarded.
+
+    Rows share batches, and a forward ends after the deepest layer.
+    """
+    blocks = find_blocks(model)
+    deepest = max(layers)
+    streams: dict[int, Tensor] = {}
+
+    def reader(_: Sequence[int]) -> Reader:
+        streams.clear()
+
+        def read(layer: int, entered: Tensor | None, left: Tensor | None) -> None:
+            if layer in layers and left is not None:
+                streams[layer] = left
+            if layer == deepest:
+                raise StopForward
+
+        return read
+
+    for batch in _forward_in_batches(model, blocks, layers, rows, reader, batch_tokens):
+        for place, number in enumerate(batch):
+            yield number, {layer: stream[place, : len(rows[number])] for layer, stream in streams.items()}
+
+
+def _forward_in_batches(
+    model: nn.Module,
+    blocks: Blocks,
+    layers: Sequence[Layer],
+    rows: Sequence[Sequence[int]],
+    reader: Callable[[Sequence[int]], Reader],
+    batch_tokens: int | None,
+) -> Iterator[list[int]]:
+    """Forward rows of similar length in right-padded batches with the reader of each; yields a batch when it is done.
+
+    A batch that does not fit into memory is halved.
+    """
+    device = device_of(model)
     hooked = hooked_blocks(blocks, layers)
-    deepest = max(hooked)
     size = batch_tokens or BATCH_TOKENS.get(device.type, 512)
-    queue = token_batches([len(passage.ids) for passage in passages], size)[::-1]
+    queue = token_batches([len(row) for row in rows], size)[::-1]
     while queue:
         batch = queue.pop()
-        ids, mask, positions = pad([passages[i].ids for i in batch], "right", device)
-        spans = [(row, *span) for row, i in enumerate(batch) for span in passages[i].spans]
-        numbers = torch.cat([torch.arange(int(first_span[i]), int(first_span[i + 1])) for i in batch])
-        pooled: dict[Layer, Tensor] = {}
-        read = _pooling_reader(pooled, layers, deepest, pool, torch.tensor(spans, device=device).T)
+        ids, mask, positions = pad([rows[i] for i in batch], "right", device)
         inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
         if blocks.positions:
             inputs["position_ids"] = positions
+        read, ran = reader(batch), set[int]()
+
+        def noting(
+            layer: int, entered: Tensor | None, left: Tensor | None, read: Reader = read, ran: set[int] = ran
+        ) -> None:
+            if left is not None:
+                ran.add(layer)
+            read(layer, entered, left)
+
         try:
             with (  # not while the caller works on a batch
                 running(model),
                 torch.inference_mode(),
-                observe_streams(hooked, read),
+                observe_streams(hooked, noting),
                 contextlib.suppress(StopForward),
             ):
                 model(**inputs)
@@ -74,13 +135,13 @@ def read_passages(
             half = len(batch) // 2
             queue += [batch[half:], batch[:half]]
             continue
-        check_called({0 if key == EMBED else int(key) for key in pooled}, set(hooked))
-        yield numbers, torch.stack([pooled[layer].to(device) for layer in layers], dim=1)
+        check_called(ran, set(hooked))
+        yield batch
 
 
 def _pooling_reader(
     pooled: dict[Layer, Tensor], layers: Sequence[Layer], deepest: int, pool: Pool, spans: Tensor
-) -> Callable[[int, Tensor | None, Tensor | None], None]:
+) -> Reader:
     """Return a reader that fills `pooled` with the streams of `layers` and stops the forward after the deepest."""
 
     def read(layer: int, entered: Tensor | None, left: Tensor | None) -> None:

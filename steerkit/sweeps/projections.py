@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
+from steerkit.capture.batches import read_tokens
 from steerkit.io.progress import progress
 from steerkit.steering.watch import suspended
 from steerkit.sweeps.layers import layers_of
 from steerkit.sweeps.result import ids_of
 from steerkit.text.tokens import decode
-from steerkit.vectors.projections import streams_of_text
 from steerkit.vectors.vector import SteeringVector
 
 ROW = ["vector", "layer", "coefficient", "prompt_id", "sample"]
@@ -53,18 +53,20 @@ def sweep_projections(
     rows_of: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[Any, ...]]] = {}
     for prompt_ids, new_ids, key in zip(*ids_of(table), table[ROW].itertuples(index=False, name=None), strict=True):
         rows_of.setdefault((prompt_ids, new_ids), []).append(key)
-    projected = []
-    with suspended(model), progress("projections", len(rows_of)) as advance:
-        for (before, ids), row_keys in rows_of.items():
-            if ids:
-                streams = streams_of_text(model, (*before, *ids), read_layers)
-                stops = _token_ends(tokenizer, ids)
-                tokens = list(zip(range(len(ids)), ids, [0, *stops], stops, strict=False))
-                for key in row_keys:
-                    layer, unit = directions[key[0], key[1]]
-                    along = (streams[layer][len(before) :] @ unit).tolist()
-                    projected += [(*key, *token, value) for token, value in zip(tokens, along, strict=True)]
+    texts = [(before, ids, row_keys) for (before, ids), row_keys in rows_of.items() if ids]
+    found: dict[int, list[tuple[Any, ...]]] = {}
+    with suspended(model), progress("projections", len(texts)) as advance:
+        for number, streams in read_tokens(model, read_layers, [(*before, *ids) for before, ids, _ in texts]):
+            before, ids, row_keys = texts[number]
+            stops = _token_ends(tokenizer, ids)
+            tokens = list(zip(range(len(ids)), ids, [0, *stops], stops, strict=False))
+            found[number] = []
+            for key in row_keys:
+                layer, unit = directions[key[0], key[1]]
+                along = (streams[layer][len(before) :].cpu().double() @ unit).tolist()
+                found[number] += [(*key, *token, value) for token, value in zip(tokens, along, strict=True)]
             advance(1)
+    projected = [row for number in sorted(found) for row in found[number]]
     return pd.DataFrame(projected, columns=[*ROW, "position", "token_id", "start", "stop", "projection"])
 
 
