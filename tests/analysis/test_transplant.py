@@ -61,7 +61,7 @@ class Scripted:
                 said = f"{OPENED[:-1]}{number}\n\n<|Consensus|>\n\\boxed{{{number}}}"
             else:
                 said = f"<|Consensus|>\n\\boxed{{{text.rstrip()[-1]}}}"
-            yield Reply(request.id, said)
+            yield Reply(request.id, said, 1, 1, True)
 
 
 def test_the_answer_of_a_model_that_reads_its_first_round_follows_the_transplant(monkeypatch) -> None:
@@ -85,7 +85,7 @@ def test_in_an_explicit_debate_the_second_round_reads_the_turns_of_another_quest
             for request in requests:
                 asked.append((request.id, str(request.prompt)))
                 name = request.id.partition("/")[0]
-                yield Reply(request.id, "\\boxed{1}" if name == "swapped" else "\\boxed{0}")
+                yield Reply(request.id, "\\boxed{1}" if name == "swapped" else "\\boxed{0}", 1, 1, True)
 
     monkeypatch.setattr(transplant, "LocalModel", Reading)
     held = [

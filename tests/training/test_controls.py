@@ -39,7 +39,7 @@ def test_the_first_right_answer_is_kept_and_read_again(tmp_path) -> None:
         for request in requests:
             number, sample = request.id.removeprefix("p").split("/")
             right = (number, sample) in (("0", "1"), ("0", "2"), ("1", "0"))
-            yield Reply(request.id, f"try {sample} \\boxed{{{number if right else 9}}}")
+            yield Reply(request.id, f"try {sample} \\boxed{{{number if right else 9}}}", 1, 1, True)
 
     ask = lambda problem: problem.question  # noqa: E731
     file = tmp_path / "right.jsonl"

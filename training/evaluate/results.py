@@ -100,7 +100,7 @@ def ratio_of(wide: pd.DataFrame, first: str, second: str) -> Ratio:
         first: column of the numerator.
         second: column of the denominator.
     """
-    both = wide[[first, second]].dropna()
+    both = wide[list(dict.fromkeys((first, second)))].dropna()
     by_seed = both.groupby(level="seed").mean()
     units = by_seed if len(by_seed) > 1 else both
     return ratio(units[first], units[second])
