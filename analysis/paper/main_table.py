@@ -118,7 +118,7 @@ def _kept(correct: pd.DataFrame, method: str) -> Ratio:
     """
     if not {SINGLE, DEBATE, method} <= set(correct):
         return NO_RATIO
-    kept = ratio_of(correct[[method, DEBATE]].sub(correct[SINGLE], axis=0), method, DEBATE)
+    kept = ratio_of(correct[list(dict.fromkeys((method, DEBATE)))].sub(correct[SINGLE], axis=0), method, DEBATE)
     gain = difference_of(correct, DEBATE, SINGLE)
     return kept if kept.bounded and gain.low > 0 else NO_RATIO
 
