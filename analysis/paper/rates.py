@@ -53,7 +53,7 @@ def search(preset: str, family: str, out: Path, questions: int = 500) -> pd.Data
     for factor in FACTORS:
         rate = chosen.sft.learning_rate * factor
         trial = replace(
-            chosen, sft=replace(chosen.sft, learning_rate=rate), rates={method: rate for method in METHODS[2:]}
+            chosen, sft=replace(chosen.sft, learning_rate=rate), rates=dict.fromkeys(METHODS[2:], rate)
         )
         folder = out / f"factor-{factor:g}"
         folder.mkdir(exist_ok=True)
