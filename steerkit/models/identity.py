@@ -17,7 +17,7 @@ from steerkit.io.versions import versions
 from steerkit.models.adapters import active_adapter_parts, base_parameters
 from steerkit.models.blocks import find_blocks
 from steerkit.models.kernels import kernels_of
-from steerkit.models.memory import few_values, is_released, release_file_pages
+from steerkit.models.memory import few_values, is_released, is_unchanged, release_file_pages
 from steerkit.models.model import device_of, unwrap
 
 ORIGIN = "_steerkit_origin"
@@ -72,7 +72,7 @@ def _spaced_values(flat: torch.Tensor) -> bytes:
     if given_back:
         version = -1 if flat.is_inference() else flat._version
         state = version, flat.numel(), flat.dtype, few_values(flat)
-        if address in _known_values and _known_values[address][0] == state:
+        if address in _known_values and _known_values[address][0] == state and is_unchanged(flat):
             return _known_values[address][1]
     chosen = torch.arange(64) * max(flat.numel() - 1, 0) // 63
     sample = flat[chosen.to(flat.device)].cpu() if flat.numel() else flat.cpu()
