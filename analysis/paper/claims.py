@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.paper.protocol import AT_CONTROLS, COEFFICIENT
 from steerkit.stats.format import interval_text
 from steerkit.stats.paired import Ratio
 from steerkit.stats.seeds import SEED
@@ -161,9 +162,10 @@ def area(family: str, protocol: pd.DataFrame, rule: Rule) -> Claim:
         protocol: see `analysis.paper.pooling.pool_protocol`.
         rule: of the claim.
     """
-    table = protocol[(protocol["score"] == "rouge_l") & (protocol["grid"] == "coefficient")]
-    line = table[(table["stage"] == "IMAD") & (table["measure"] == "area over base")].iloc[0]
-    over = table[(table["stage"] == "IMAD") & (table["measure"] == "area over random")].iloc[0]
+    table = protocol[(protocol["score"] == "rouge_l") & (protocol["stage"] == "IMAD")]
+    line = table[(table["grid"] == COEFFICIENT) & (table["measure"] == "area over base")].iloc[0]
+    # Where the controls have fewer coefficients, there is a grid of these alone.
+    over = table[table["grid"].isin((COEFFICIENT, AT_CONTROLS)) & (table["measure"] == "area over random")].iloc[0]
     ours = f"{_number(line)}; over random directions {_number(over)}"
     result = verdict(line["low"], line["high"], rule.effect, bool(over["low"] > 0))
     return Claim(f"{family}: {rule.text}", rule.published, ours, line["by_seed"], _unit_of(line), result)

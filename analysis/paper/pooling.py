@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.inputs import BASE
-from analysis.paper.protocol import CAST, OWN, RANDOM, TAGGED
-from analysis.paper.protocol import SHUFFLED as PERMUTED
+from analysis.paper.protocol import CAST, CONTROLS, OWN, TAGGED
 from analysis.paper.transplant import EXPLICIT
 from steerkit.io.tables import read_table
 from steerkit.stats.multiple import holm
@@ -129,6 +128,8 @@ def collect_tables(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
             of_family["transplant"] = pool_transplant(seeds)
         if (one / "suppression_kept.csv").is_file():
             of_family |= pool_suppression(seeds)
+        if (one / "malicious" / "malicious.csv").is_file():
+            of_family["malicious"] = pool_malicious(seeds)
         tables[family.name] = of_family
     return tables
 
@@ -225,8 +226,8 @@ def pool_protocol(seeds: Mapping[int, Path]) -> pd.DataFrame:
         for kind, means in by_kind.items():
             add(key, f"area, {kind}", means["area"])
             add(key, f"area above strength 0, {kind}", means["above"])
-        leading = next(kind for kind in by_kind if kind not in (RANDOM, PERMUTED))
-        for control in (RANDOM, PERMUTED):
+        leading = next(kind for kind in by_kind if kind not in CONTROLS)
+        for control in CONTROLS:
             if control in by_kind:
                 add(key, f"area over {control}", by_kind[leading]["area"] - by_kind[control]["area"])
         if leading != OWN:
@@ -287,3 +288,15 @@ def pool_suppression(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
     choices = [run.drop_duplicates("stage")[chosen].assign(seed=seed) for seed, run in runs.items()]
     tables["suppression_choice"] = pd.concat(choices, ignore_index=True)
     return tables
+
+
+def pool_malicious(seeds: Mapping[int, Path]) -> pd.DataFrame:
+    """The paper's experiment with a malicious agent over the seeds.
+
+    Returns:
+        A row per stage, context, grid, strength and score: gain (of the own vector over the mean random direction),
+        low, high, p, unit, seeds, by_seed; and means of own, zero, random, p_rank, n and k.
+    """
+    runs = {seed: read_table(path / "malicious" / "malicious.csv")[0] for seed, path in seeds.items()}
+    keys = ["stage", "context", "grid", "strength", "score"]
+    return over_runs(runs, keys, "gain", means=("own", "zero", "random", "p_rank", "n", "k"))

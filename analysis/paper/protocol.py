@@ -41,6 +41,8 @@ from training.presets import override
 Vectors = Mapping[str, SteeringVector]
 """A unit vector per agent."""
 OWN, RANDOM, SHUFFLED = "own", "random", "shuffled"
+CONTROLS = (RANDOM, SHUFFLED)
+COEFFICIENT, DOSE, AT_CONTROLS = "coefficient", "dose", "controls"
 TAGGED, CAST = "tagged", "cast"
 PLANTED_BASE = "base with planted directions"
 
@@ -53,6 +55,8 @@ class Protocol:
         coefficients: of the unit vector, as in the paper.
         doses: shares of the stream's mean norm at the layer.
         controls: number of random and of shuffled triples; a rank of 5 % needs 19.
+        control_coefficients: coefficients at which the controls are added, which are among `coefficients`; None for
+            all of them and all doses. With fewer, own directions and controls are compared at these (grid `controls`).
         layers: to choose from; None for all but the last.
         train: largest number of debates for the vectors.
         validation: largest number of debates for the choice of the layer.
@@ -65,6 +69,7 @@ class Protocol:
     coefficients: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0)
     doses: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
     controls: int = 19
+    control_coefficients: tuple[float, ...] | None = None
     layers: tuple[int, ...] | None = None
     train: int = 300
     validation: int = 24
@@ -72,6 +77,12 @@ class Protocol:
     max_new_tokens: int | None = None
     plant: Plant = Plant()  # noqa: RUF009  frozen
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.control_coefficients or ()) - set(self.coefficients)):
+            raise ValueError(
+                f"expected control_coefficients among {self.coefficients}; got {unknown}. Pass some of these."
+            )
 
 
 def sft_vectors(inputs: Inputs, setting: Protocol) -> tuple[Vectors, list[Vectors]]:
@@ -124,12 +135,14 @@ def steered(
         out: folder of the sweeps.
 
     Returns:
-        Columns kind, number (of the triple), grid (`coefficient`, `dose`, or both at strength 0), strength, question,
-        agent, rouge_l, speaks (1 where the turn has the agent's own format; NaN without `openings`).
+        Columns kind, number (of the triple), grid (`coefficient`, `dose`; `controls`: the coefficients of the controls
+        where these have fewer), strength, question, agent, rouge_l, speaks (1 where the turn has the agent's own
+        format; NaN without `openings`). Strength 0 is in each grid.
     """
     some = debates[:50]
     norm = stream_norms(model, tokenizer, [t.prompt for t in some], [t.body for t in some], [layer])[layer]
-    strengths = {("coefficient", c): c for c in setting.coefficients} | {("dose", d): d * norm for d in setting.doses}
+    strengths = {(COEFFICIENT, c): c for c in setting.coefficients} | {(DOSE, d): d * norm for d in setting.doses}
+    few = setting.control_coefficients
     references = {(trace.question, agent): text for trace in debates for agent, text in first_texts(trace).items()}
     longest = setting.max_new_tokens
     if longest is None:
@@ -137,30 +150,44 @@ def steered(
         longest = round(1.5 * max(lengths))
     parts = []
     for agent in sorted({agent for _, agent in references}):
-        named = {f"{kind} {k}": triple[agent] for kind, triples in sets.items() for k, triple in enumerate(triples)}
+        named = {
+            kind: {f"{kind} {k}": triple[agent] for k, triple in enumerate(triples)} for kind, triples in sets.items()
+        }
         prompts = [
             {"prompt": context(tokenizer, trace, agent), "id": trace.question}
             for trace in debates
             if (trace.question, agent) in references
         ]
-        swept = sk.sweep(
-            model,
-            tokenizer,
-            named,
-            prompts,
-            coefficients=[0.0, *strengths.values()],
-            layers=[layer],
-            positions="generated",
-            temperature=TEMPERATURE,
-            top_p=TOP_P,
-            max_new_tokens=longest,
-            seed=setting.seed,
-            foreign=True,
-            stream_norms={layer: norm},
-            out=out and out / f"agent-{agent}",
-        )
-        parts.append(_scored(swept.table, agent, references, strengths, openings))
+        for part, vectors in _parts(named, few is not None).items():
+            chosen = few if part == AT_CONTROLS and few is not None else strengths.values()
+            swept = sk.sweep(
+                model,
+                tokenizer,
+                vectors,
+                prompts,
+                coefficients=[0.0, *chosen],
+                layers=[layer],
+                positions="generated",
+                temperature=TEMPERATURE,
+                top_p=TOP_P,
+                max_new_tokens=longest,
+                seed=setting.seed,
+                foreign=True,
+                stream_norms={layer: norm},
+                out=out and out / f"agent-{agent}-{part}",
+            )
+            grids = {(AT_CONTROLS, c): c for c in few or ()}
+            grids |= strengths if part != AT_CONTROLS else {}
+            parts.append(_scored(swept.table, agent, references, grids, openings))
     return pd.concat(parts, ignore_index=True)
+
+
+def _parts(named: Mapping[str, Mapping[str, Any]], apart: bool) -> dict[str, dict[str, Any]]:
+    """The vectors of each sweep by name: all in one, or the controls apart where they have coefficients of their own."""
+    merged: dict[str, dict[str, Any]] = {}
+    for kind, vectors in named.items():
+        merged.setdefault(AT_CONTROLS if apart and kind in CONTROLS else "all", {}).update(vectors)
+    return merged
 
 
 def _scored(
@@ -186,7 +213,8 @@ def _scored(
         }
     )
     parts = []
-    for (grid, strength), coefficient in (*strengths.items(), (("coefficient", 0.0), 0.0), (("dose", 0.0), 0.0)):
+    zeros = {(grid, 0.0): 0.0 for grid, _ in strengths}
+    for (grid, strength), coefficient in (*strengths.items(), *zeros.items()):
         rows = about[np.isclose(about["coefficient"], coefficient, rtol=1e-9, atol=0)]
         parts.append(rows.drop(columns="coefficient").assign(grid=grid, strength=strength))
     return pd.concat(parts, ignore_index=True)
@@ -236,9 +264,7 @@ def compared(area: pd.DataFrame) -> pd.DataFrame:
         }
         for kind, some in part.groupby("kind", sort=False):
             means = {"grid": grid, "kind": kind, "area": some["area"].mean(), "above": some["above"].mean()}
-            controls = (
-                [name for name in (RANDOM, SHUFFLED) if name in by_kind] if kind not in (RANDOM, SHUFFLED) else []
-            )
+            controls = [name for name in CONTROLS if name in by_kind] if kind not in CONTROLS else []
             rows += [{**means, "over": None}] if not controls else []
             for over in controls:
                 found = against_controls(by_kind[kind][0].to_numpy(), by_kind[over].to_numpy())

@@ -52,9 +52,7 @@ def search(preset: str, family: str, out: Path, questions: int = 500) -> pd.Data
     rows = []
     for factor in FACTORS:
         rate = chosen.sft.learning_rate * factor
-        trial = replace(
-            chosen, sft=replace(chosen.sft, learning_rate=rate), rates=dict.fromkeys(METHODS[2:], rate)
-        )
+        trial = replace(chosen, sft=replace(chosen.sft, learning_rate=rate), rates=dict.fromkeys(METHODS[2:], rate))
         folder = out / f"factor-{factor:g}"
         folder.mkdir(exist_ok=True)
         for part in ("base", "debates", "right-answers.jsonl"):

@@ -46,7 +46,22 @@ FULL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "smollm2": {"addition": ("what_helps=true",), "malice": ()},
 }
 """The same with `--full`: more families, the controls that show what the debate adds, protocol and transplants."""
-PROTOCOL = {"tiny": {"clues": (), "malice": ()}, "smollm2": {"addition": ("layers=[8,14,20]", "test=8")}}
+PROTOCOL = {
+    "tiny": {"clues": (), "malice": ()},
+    "smollm2": {
+        "addition": (
+            "layers=[8,14,20]",
+            "train=150",
+            "validation=8",
+            "test=8",
+            "control_coefficients=[2,5]",
+            "max_new_tokens=40",
+            "plant.steps=120",
+            "plant.batch=16",
+            "plant.debates=150",
+        )
+    },
+}
 """Families on which the paper's protocol is run with `--full`, and its settings."""
 TRANSPLANT = ("clues", "two_sum", "addition")
 """Families in which first rounds are transplanted with `--full`."""

@@ -1,29 +1,35 @@
 """Results page of a reproduction: pooled tables per family, and each claim of the paper with a verdict.
 
-Reads the runs and analyses that `python -m analysis reproduce` wrote; writes pooled tables per family and `results.md`.
+Reads the runs and analyses that `python -m analysis reproduce` wrote; writes all tables, and `results.md` from these
+tables alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from analysis.paper.claims import RULES, Claim, Tables, claims
-from analysis.paper.main_table import main_table, read_runs, shown
+from analysis.paper.claims import ALONE, ON_ANSWERS, RULES, SHUFFLED, Claim, Tables, claims
+from analysis.paper.main_table import read_runs, shown
+from analysis.paper.main_table import write as write_main_table
 from analysis.paper.pooling import collect_tables
 from analysis.paper.reproduce import STARTED
 from steerkit.io.files import write_text
-from steerkit.io.json import read_json
-from steerkit.io.tables import write_table
+from steerkit.io.json import read_json, write_json
+from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
 from steerkit.stats.format import interval_text
 from training.evaluate.results import markdown
 
+ABOUT = "about.json"
+WHAT_HELPS = ("IMAD", "SFT", SHUFFLED, "SFT on gold answers", "SFT on right answers", ALONE, ON_ANSWERS)
+"""IMAD, SFT on the traces, and the trainings that show what the debate adds."""
 SCORES = {"rouge_l": "ROUGE-L of the first turn", "speaks": "share of texts in which the agent speaks first"}
 
 
@@ -48,19 +54,95 @@ def protocol_table(protocol: pd.DataFrame) -> pd.DataFrame:
     return wide.fillna("").reset_index()
 
 
+def malicious_table(pooled: pd.DataFrame) -> pd.DataFrame:
+    """The paper's malicious experiment: a row per checkpoint, context and strength; trait and accuracy by the vector.
+
+    In brackets the mean under random directions.
+    """
+    keys = ["stage", "context", "grid", "strength"]
+    some = pooled[pooled["strength"] != 0]
+    parts = []
+    for score in ("trait", "accuracy"):
+        part = some[some["score"] == score].set_index(keys)
+        text = [f"{row.zero:.2f} -> {row.own:.2f} ({row.random:.2f})" for row in part.itertuples()]
+        over = [interval_text(row.gain, row.low, row.high, 2, signed=True) for row in part.itertuples()]
+        parts.append(pd.DataFrame({score: text, f"{score} over random": over}, index=part.index))
+    return pd.concat(parts, axis=1).reset_index()
+
+
+def transplant_table(pooled: pd.DataFrame) -> pd.DataFrame:
+    """What a transplanted first round does: a row per checkpoint, the explicit debate among them."""
+    rows = [
+        {
+            "text": row.stage,
+            "with a round-1 turn": f"{row.share_with_round_1:.0%}",
+            "answers that change": f"{row.changed:.2f}",
+            "after the own prefix again": f"{row.changed_again:.2f}",
+            "difference": interval_text(row.value, row.low, row.high, 2, signed=True),
+            "by seed": row.by_seed,
+            "answers of the other question": f"{row.follows:.2f}",
+            "right": f"{row.right_again:.2f} -> {row.right:.2f}",
+        }
+        for row in pooled.itertuples()
+    ]
+    return pd.DataFrame(rows)
+
+
+def controls_table(main: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
+    """The trainings that show what the debate adds: accuracy, seed by seed, and that of IMAD above it; sampled."""
+    some = main[(main["decoding"] == "sampled") & main["method"].isin(WHAT_HELPS)]
+    gaps = differences[differences["decoding"] == "sampled"].set_index(["family", "minus"])
+    rows = []
+    for row in some.itertuples():
+        gap = gaps.loc[(row.family, row.method)] if (row.family, row.method) in gaps.index else None
+        above = (
+            ""
+            if gap is None
+            else interval_text(*(100 * gap[name] for name in ("difference", "low", "high")), 1, signed=True)
+        )
+        rows.append(
+            {
+                "family": row.family,
+                "training": row.method,
+                "accuracy": interval_text(100 * row.accuracy, 100 * row.low, 100 * row.high, 1),
+                "by seed": " ".join(f"{100 * float(value):.1f}" for value in str(row.by_seed).split()),
+                "IMAD above it": above,
+                "tokens": round(row.tokens),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 @dataclass(frozen=True)
-class Started:
-    """When a seed's runs were started, and from which commit.
+class Published:
+    """All tables of a page of results, as they are in its folder.
 
     Args:
-        seed: the training seed.
-        time: of the start of its first step, in UTC.
-        commit: the project's commit at that time.
+        main: see `analysis.paper.main_table.main_table`.
+        differences: see `training.evaluate.results.differences`.
+        claims: the judged claims, one per row.
+        families: tables over the seeds by family, see `analysis.paper.pooling.collect_tables`.
+        about: `rules` (commit and time of the last change of the rules), `started` (seed, time and commit of each
+            seed's start).
     """
 
-    seed: int
-    time: str
-    commit: str
+    main: pd.DataFrame
+    differences: pd.DataFrame
+    claims: pd.DataFrame
+    families: Tables
+    about: Mapping[str, Any]
+
+
+def read_published(folder: Path) -> Published:
+    """The tables of a folder that `python -m analysis results` wrote."""
+    main, differences, listed = (
+        read_table(folder / f"{name}.csv")[0] for name in ("main_table", "differences", "claims")
+    )
+    families = {
+        part.name: {path.stem: read_table(path)[0] for path in sorted(part.glob("*.csv"))}
+        for part in sorted(path for path in folder.iterdir() if path.is_dir())
+    }
+    return Published(main, differences, listed, families, read_json(folder / ABOUT))
 
 
 def rules_commit() -> str:
@@ -73,24 +155,33 @@ def rules_commit() -> str:
     return found.stdout.strip()
 
 
-def page(main: pd.DataFrame, listed: Sequence[Claim], tables: Tables, started: Sequence[Started] = ()) -> str:
-    """The text of `results.md`: claims, gains at the frozen settings, the paper's protocol, and the main table."""
-    steering, protocol = list[str](), list[str]()
-    for family, some in tables.items():
+def page(title: str, results: Published) -> str:
+    """The text of a page of results: claims, controls, gains at the frozen settings, the paper's experiments, accuracy.
+
+    Args:
+        title: of the page.
+        results: its tables.
+    """
+    parts: dict[str, list[str]] = {"steering": [], "protocol": [], "malicious": [], "transplant": []}
+    for family, some in results.families.items():
         if "gains" in some:
             for score, name in SCORES.items():
                 if score in set(some["gains"]["score"]):
-                    steering += [f"**{family}**, {name}:", "", markdown(gained_unnamed(some["gains"], score)), ""]
-        if "protocol" in some:
-            protocol += [f"**{family}**:", "", markdown(protocol_table(some["protocol"])), ""]
-    times = [f"seed {one.seed} at {one.time} (commit {one.commit})" for one in started]
-    committed = rules_commit()
+                    parts["steering"] += [f"**{family}**, {name}:", "", markdown(gained_unnamed(some["gains"], score))]
+                    parts["steering"].append("")
+        tables = {"protocol": protocol_table, "malicious": malicious_table, "transplant": transplant_table}
+        for name, shown_as in tables.items():
+            if name in some:
+                parts[name] += [f"**{family}**:", "", markdown(shown_as(some[name])), ""]
+    times = [f"seed {one['seed']} at {one['time']} (commit {one['commit']})" for one in results.about["started"]]
+    committed = results.about["rules"]
+    helps = controls_table(results.main, results.differences)
     lines = [
-        "# Results",
+        f"# {title}",
         "",
-        f"Written by `python -m analysis results` from {main['seeds'].max()} training seed(s). Intervals are 95 %; "
-        "with several training seeds their unit is the seed (Student's t over the seeds' means), with one they are "
-        "over its questions and hold for this checkpoint. Settings were chosen on validation questions.",
+        f"Written by `python -m analysis results` from {results.main['seeds'].max()} training seed(s). Intervals are "
+        "95 %; with several training seeds their unit is the seed (Student's t over the seeds' means), with one they "
+        "are over its questions and hold for this checkpoint. Settings were chosen on validation questions.",
         "",
         f"The rules are in `analysis/paper/claims.toml`{f', committed as {committed}' if committed else ''}. "
         + (f"Runs were started: {'; '.join(times)}." if times else ""),
@@ -99,21 +190,75 @@ def page(main: pd.DataFrame, listed: Sequence[Claim], tables: Tables, started: S
         "",
         "| claim | in the paper | here | by seed | unit | verdict |",
         "|---|---|---|---|---|---|",
-        *(f"| {c.name} | {c.published} | {c.ours} | {c.by_seed} | {c.unit} | **{c.verdict}** |" for c in listed),
+        *(
+            f"| {c.name} | {c.published} | {c.ours} | {c.by_seed} | {c.unit} | **{c.verdict}** |"
+            for c in (Claim(**row) for row in results.claims.to_dict("records"))
+        ),
         "",
-        "## Steering without a name",
-        "",
-        "Gained by each agent's direction at the setting frozen on validation, sampled, nobody named in the context; "
-        "over coefficient 0, and over the mean of the directions of each control.",
-        "",
-        *steering,
-        *(["## The paper's protocol", "", *protocol] if protocol else []),
+        *_section(
+            "What the debate adds",
+            "Trainings with as many steps and target tokens as SFT on the traces, in per cent of the test questions, "
+            "sampled.",
+            [markdown(helps), ""] if len(helps) > 1 else [],
+        ),
+        *_section(
+            "Transplanted first rounds",
+            "The turns of round 1 in a model's own text are replaced by those of another question's text, and the "
+            "model continues; beside it its own prefix, continued again. In an explicit debate of the base the same is "
+            "done to what the agents read.",
+            parts["transplant"],
+        ),
+        *_section(
+            "Steering without a name",
+            "Gained by each agent's direction at the setting frozen on validation, sampled, nobody named in the "
+            "context; over coefficient 0, and over the mean of the directions of each control.",
+            parts["steering"],
+        ),
+        *_section(
+            "The paper's protocol",
+            "Unit vectors made once at SFT, added to the generated positions of every checkpoint after the trace up "
+            "to the agent's tag (`tagged`; `cast`: the base's own prompt for that agent); area under ROUGE-L over the "
+            "grid, divided by its width.",
+            parts["protocol"],
+        ),
+        *_section(
+            "The paper's experiment with a malicious agent",
+            "One unit vector, from the base's prompts: malicious minus honest agent. Texts with the trait, and right "
+            "answers, at strength 0 -> at this strength; in brackets under random directions.",
+            parts["malicious"],
+        ),
         "## Accuracy and tokens",
         "",
-        markdown(shown(main)),
+        markdown(shown(results.main)),
         "",
     ]
     return "\n".join(lines)
+
+
+def _section(title: str, text: str, tables: Sequence[str]) -> list[str]:
+    """A section with its tables; nothing without tables."""
+    return [f"## {title}", "", text, "", *tables] if tables else []
+
+
+def write_published(folder: Path, out: Path) -> Published:
+    """Write the tables of a reproduction into a folder and return them as read back.
+
+    Args:
+        folder: output folder of `python -m analysis reproduce`.
+        out: the folder of the tables.
+    """
+    runs = sorted(path.parent for path in folder.glob("*/seed-*/questions.parquet"))
+    rows = read_runs(runs)
+    write_main_table(runs, out)
+    tables = collect_tables(folder)
+    meta = {"runs": [str(run.relative_to(folder)) for run in runs], "versions": versions()}
+    for family, of_family in tables.items():
+        for name, table in of_family.items():
+            write_table(out / family / f"{name}.csv", table, meta)
+    write_table(out / "claims.csv", pd.DataFrame([vars(claim) for claim in claims(rows, tables)]), meta)
+    begun = folder / STARTED
+    write_json(out / ABOUT, {"rules": rules_commit(), "started": read_json(begun) if begun.is_file() else []})
+    return read_published(out)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -121,20 +266,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="output folder of `python -m analysis reproduce`")
     parser.add_argument("--out", type=Path, help="default: FOLDER/tables")
     parser.add_argument("--page", type=Path, help="write results.md also to this path")
+    parser.add_argument("--title", default="Results", help="of the page")
     given = parser.parse_args(arguments)
     out = given.out or given.folder / "tables"
-    runs = sorted(path.parent for path in given.folder.glob("*/seed-*/questions.parquet"))
-    rows = read_runs(runs)
-    tables = collect_tables(given.folder)
-    meta = {"runs": [str(run) for run in runs], "versions": versions()}
-    for family, of_family in tables.items():
-        for name, table in of_family.items():
-            write_table(out / family / f"{name}.csv", table, meta)
-    listed = claims(rows, tables)
-    write_table(out / "claims.csv", pd.DataFrame([vars(claim) for claim in listed]), meta)
-    begun = given.folder / STARTED
-    started = [Started(**one) for one in read_json(begun)] if begun.is_file() else []
-    text = page(main_table(rows), listed, tables, started)
+    text = page(given.title, write_published(given.folder, out))
     for path in filter(None, (out / "results.md", given.page)):
         write_text(path, text)
-    print((out / "results.md").read_text())
+    print(text)

@@ -161,16 +161,14 @@ def swept(
         )
 
     finite = [c for c in coefficients if np.isfinite(c)]
-    parts, meta = [], {}
-    if finite:
-        added = run([0.0, *finite], "add")
-        parts, meta = [added.table], added.meta
+    parts = [run([0.0, *finite], "add")] if finite else []
     if len(finite) < len(coefficients):
         ablated = run([0.0, 1.0], "ablate")
-        table, meta = ablated.table, meta or ablated.meta
+        table = ablated.table
         kept = table if not finite else table[table["coefficient"] == 1.0]
-        parts.append(kept.assign(coefficient=kept["coefficient"].replace(1.0, -np.inf)))
-    return SweepResult(pd.concat(parts, ignore_index=True), meta)
+        replaced = kept.assign(coefficient=kept["coefficient"].replace(1.0, -np.inf))
+        parts.append(SweepResult(replaced, ablated.meta))
+    return SweepResult.join(parts)
 
 
 def at_stage(name: str, inputs: Inputs, measure: Measure, setting: Suppression, out: Path) -> dict[str, pd.DataFrame]:

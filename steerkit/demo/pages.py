@@ -28,7 +28,7 @@ CONTROLS = ("random", "shuffled")
 def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, projections: pd.DataFrame) -> None:
     """Write `figures/*.png` and `.pdf`, and `report.html`."""
     tables = folder / "tables"
-    gains = pd.read_csv(tables / "gains.csv")
+    gains = read_table(tables / "gains.csv")[0]
     probes = {}
     for source in ("answers-mean", "instructions-last"):
         table, about = read_table(tables / f"probes-{source}.csv")
@@ -38,14 +38,12 @@ def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, projection
     meta = {"weights": summary["weights"], "model_fingerprint": dose.meta["model_fingerprint"]}
     figures = {
         "dose": (
-            curve_grid(
-                dose_panels(dose), "coefficient", controls=CONTROLS, log=["perplexity"], title=f"validation, {weights}"
-            ),
+            dose_figure(read_table(tables / "dose_curves.csv")[0], f"validation, {weights}"),
             "Validation: every score over the coefficient, for each persona's vector, one random direction of the same "
             "norm and one shuffled-label direction; bands are 95 % intervals over questions.",
         ),
         "gains": (
-            intervals(gain_rows(gains), "gain in trait score on test", title=f"test, {weights}"),
+            gain_figure(gains, f"test, {weights}"),
             "Test, one run with the chosen settings: gain in trait score, paired within questions, 95 % intervals. "
             "Over controls: the interval of a further control, and p by rank among the controls. Over coefficient 0: "
             "p of the sign-flip test, Holm-adjusted over the personas.",
@@ -88,6 +86,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         f"The weights are {summary['weights']}: the results are for these weights, not for the original checkpoint.",
         "The trait score is the share of a text's words in passages in the persona's style, found by rule (numbered "
         "lines; sentences with a word for checking; lines of code). It does not measure whether the answer is right.",
+        "Right answers: texts that name the question's number, by rule, within the new tokens that were allowed.",
         "Source, layer, positions and coefficient were chosen on validation questions; the test questions were run "
         "once.",
         "Steering also acts on the last token of the prompt, since that position decides the first new token.",
@@ -102,19 +101,27 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def dose_panels(dose: SweepResult) -> dict[str, dict[str, pd.DataFrame]]:
+def dose_panels(curves: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
     """Score -> persona -> curves of its vector and of its controls, which are named by their role."""
     panels: dict[str, dict[str, pd.DataFrame]] = {}
-    roles = dose.roles()
-    persona_of = {name: control_of or name for name, (_, control_of) in roles.items()}
-    label_of = {name: "persona's vector" if role == "vector" else role for name, (role, _) in roles.items()}
+    roles = curves["role"].replace("vector", "persona's vector")
     for score, label in AXES.items():
-        curve = dose.curve(score)
-        curve = curve.assign(persona=curve["vector"].map(persona_of), vector=curve["vector"].map(label_of))
+        curve = curves.assign(vector=roles)[curves["score"] == score]
         panels[label] = {
-            title: curve[curve["persona"] == name].drop(columns="persona") for name, title in PERSONAS.items()
+            title: curve[curve["persona"] == name].drop(columns=["persona", "role", "score"])
+            for name, title in PERSONAS.items()
         }
     return panels
+
+
+def dose_figure(curves: pd.DataFrame, title: str) -> Any:
+    """Validation: every score over the coefficient, a column per persona."""
+    return curve_grid(dose_panels(curves), "coefficient", controls=CONTROLS, log=["perplexity"], title=title)
+
+
+def gain_figure(gains: pd.DataFrame, title: str) -> Any:
+    """Test: the gain in trait score of each persona, over each comparison."""
+    return intervals(gain_rows(gains), "gain in trait score on test", title=title)
 
 
 def gain_rows(gains: pd.DataFrame) -> pd.DataFrame:

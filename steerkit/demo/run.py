@@ -27,12 +27,13 @@ from steerkit.models.kernels import resume_kernels
 from steerkit.stats.controls import control_band
 from steerkit.stats.mean import mean_interval
 from steerkit.stats.multiple import holm
+from steerkit.stats.paired import ratio
 from steerkit.sweeps.projections import sweep_projections
 from steerkit.sweeps.result import SweepResult
 from steerkit.sweeps.sweep import sweep
 from steerkit.vectors import controls
 
-SCORES = ("trait", "rouge_l", "rouge_l_symbols", "distance", "repeated_4grams", "perplexity")
+SCORES = ("trait", "right", "rouge_l", "rouge_l_symbols", "distance", "repeated_4grams", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def run_demo(model: Any, tokenizer: Any, out: str | Path, settings: DemoSettings
         for name, table in {"gains": gains, "dose_curves": dose_curves(dose), "means": means(test, asked)}.items():
             write_table(folder / "tables" / f"{name}.csv", table.assign(weights=about["weights"]), meta)
         verdicts = {persona: verdict(persona, gains, test, choices[persona], asked[persona]) for persona in PERSONAS}
+        write_table(folder / "tables" / "verdicts.csv", verdict_rows(verdicts, choices), meta)
         summary = {
             "checkpoint": about["checkpoint"],
             "weights": about["weights"],
@@ -149,8 +151,7 @@ def run_test(
     path = out / "tables" / "test.parquet"
     if path.exists():
         return SweepResult.load(path)
-    test = SweepResult(pd.concat([result.table for result in tables], ignore_index=True), tables[0].meta)
-    test = scored(test, model, tokenizer)
+    test = scored(SweepResult.join(tables), model, tokenizer)
     test.save(path)
     return test
 
@@ -184,7 +185,9 @@ def project(
 
 
 def gain_table(test: SweepResult, choices: Mapping[str, Choice]) -> pd.DataFrame:
-    """Trait and ROUGE-L gains over coefficient 0, random directions and shuffled labels, see `SweepResult.gain`.
+    """Gains in trait, right answers and ROUGE-L over coefficient 0, random and shuffled directions.
+
+    See `SweepResult.gain`.
 
     `p_holm` is p adjusted over the personas within each score and comparison.
     """
@@ -197,7 +200,7 @@ def gain_table(test: SweepResult, choices: Mapping[str, Choice]) -> pd.DataFrame
             "random directions": mine.controls_of(persona, "random"),
             "shuffled labels": mine.controls_of(persona, "shuffled"),
         }
-        for score in ("trait", "rouge_l", "rouge_l_symbols"):
+        for score in ("trait", "right", "rouge_l", "rouge_l_symbols"):
             for comparison, over in comparisons.items():
                 gain = mine.gain(score, over=over, vectors=[persona]).iloc[0]
                 rows.append(
@@ -219,8 +222,29 @@ def gain_table(test: SweepResult, choices: Mapping[str, Choice]) -> pd.DataFrame
 
 
 def dose_curves(dose: SweepResult) -> pd.DataFrame:
-    """Curves of every score over the coefficients on validation, with intervals, for the vectors and their controls."""
-    return pd.concat([dose.curve(score).assign(score=score) for score in SCORES], ignore_index=True)
+    """Curves of every score over the coefficients on validation, with intervals, for the vectors and their controls.
+
+    The columns `persona` and `role` say whose vector or control it is.
+    """
+    roles = dose.roles()
+    table = pd.concat([dose.curve(score).assign(score=score) for score in SCORES], ignore_index=True)
+    persona = table["vector"].map({name: control_of or name for name, (_, control_of) in roles.items()})
+    return table.assign(persona=persona, role=table["vector"].map({name: role for name, (role, _) in roles.items()}))
+
+
+def verdict_rows(verdicts: Mapping[str, Mapping[str, Any]], choices: Mapping[str, Choice]) -> pd.DataFrame:
+    """The verdicts and the chosen settings as a table, one row per persona; intervals as three columns."""
+    rows = []
+    for persona, found in verdicts.items():
+        line: dict[str, Any] = {"persona": persona, **asdict(choices[persona])}
+        for name, value in found.items():
+            endings = {2: ("_unsteered", "_steered"), 3: ("", "_low", "_high")}
+            if isinstance(value, list):
+                line |= {f"{name}{ending}": one for ending, one in zip(endings[len(value)], value, strict=True)}
+            else:
+                line[name] = value
+        rows.append(line)
+    return pd.DataFrame(rows)
 
 
 def means(test: SweepResult, asked: Mapping[str, Sequence[float]]) -> pd.DataFrame:
@@ -280,6 +304,8 @@ def verdict(
     fluent = bool(near_unsteered(table)[choice.coefficient])
     rises = bool((mine["low"] > 0).all() and mine.loc["coefficient 0", "p_holm"] <= 0.05)
     specific = bool((mine["p_rank"].drop("coefficient 0") <= 0.05 + 1e-9).all())
+    right = table.pivot_table(index="prompt_id", columns="coefficient", values="right")
+    kept = ratio(right[choice.coefficient], right[0.0])
     mean_trait = table.groupby("coefficient")["trait"].mean()
     perplexity = np.exp(np.log(table["perplexity"]).groupby(table["coefficient"]).mean())
     repetition = table.groupby("coefficient")["repeated_4grams"].mean()
@@ -292,6 +318,8 @@ def verdict(
         "gain_over_zero": [float(mine.loc["coefficient 0", key]) for key in ("gain", "low", "high")],
         "gain_over_random": [float(mine.loc["random directions", key]) for key in ("gain", "low", "high")],
         "gain_over_shuffled": [float(mine.loc["shuffled labels", key]) for key in ("gain", "low", "high")],
+        "right": [float(right[coefficient].mean()) for coefficient in (0.0, steered)],
+        "right_kept": [kept.value, kept.low, kept.high],
         "fluent": fluent,
         "repetition": [float(repetition[0.0]), float(repetition[steered])],
         "perplexity": [float(perplexity[0.0]), float(perplexity[steered])],

@@ -12,7 +12,7 @@ import pandas as pd
 
 from steerkit.capture.activations import Layer
 from steerkit.demo.questions import PERSONAS, Question
-from steerkit.demo.traits import TRAITS
+from steerkit.demo.traits import TRAITS, has_answer
 from steerkit.io.json import write_json
 from steerkit.io.tables import write_table
 from steerkit.sweeps.result import SweepResult
@@ -58,13 +58,19 @@ class Choice:
 def prompt_rows(questions: Sequence[Question]) -> list[dict[str, Any]]:
     """Sweep rows of the questions, with every manner's answer as a column."""
     return [
-        {"id": q.id, "prompt": q.messages(), "topic": q.topic, **{f"answer_{k}": v for k, v in q.answers.items()}}
+        {
+            "id": q.id,
+            "prompt": q.messages(),
+            "topic": q.topic,
+            "answer": q.answer,
+            **{f"answer_{k}": v for k, v in q.answers.items()},
+        }
         for q in questions
     ]
 
 
 def scored(result: SweepResult, model: Any, tokenizer: Any, perplexity: bool = True) -> SweepResult:
-    """Add trait, ROUGE-L against the persona's own answer, repetition, distance and perplexity to the rows.
+    """Add trait, right answer, ROUGE-L against the persona's own answer, repetition, distance and perplexity.
 
     A vector's name begins with its persona; an unsteered row is scored for the persona of the vector that lists it.
     Perplexity costs a forward per row, so only the first control of each kind has it; others are NaN.
@@ -74,6 +80,7 @@ def scored(result: SweepResult, model: Any, tokenizer: Any, perplexity: bool = T
     table = result.table.assign(persona=persona, reference=references)
     result = SweepResult(table.drop(columns=[c for c in table if c.startswith("answer_")]), result.meta)
     result = result.score(lambda row: TRAITS[row["persona"]](row["text"]), column="trait")
+    result = result.score(lambda row: has_answer(row["text"], row["answer"]), column="right")
     for name in ("rouge_l", "rouge_l_symbols", "distance", "repeated_4grams", "distinct_2"):
         result = result.score(name)
     if not perplexity:
@@ -130,7 +137,7 @@ def choose(
             out=out / "validation" / f"dose-{number}",
         )
         tables.append(result)
-    dose = SweepResult(pd.concat([result.table for result in tables], ignore_index=True), tables[0].meta)
+    dose = SweepResult.join(tables)
     path = out / "tables" / "validation.parquet"
     dose = SweepResult.load(path) if path.exists() else scored(dose, model, tokenizer)
     dose.save(path)

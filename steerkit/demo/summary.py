@@ -26,7 +26,8 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             f"{_gain(verdict, 'shuffled')}; layer {choice['layer']}, coefficient "
             f"{choice['coefficient']:g} (relative dose {verdict['relative_dose']:.2f}) on the last prompt "
             f"token and the answer, {extent}; vector: {choice['source']}; repetition {_change(verdict['repetition'])}, "
-            f"perplexity {_change(verdict['perplexity'])}."
+            f"perplexity {_change(verdict['perplexity'])}; right answers {_change(verdict['right'])}, kept "
+            f"{interval_text(*verdict['right_kept'])}."
         )
     return paragraphs
 

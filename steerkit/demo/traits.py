@@ -32,6 +32,29 @@ def program(text: str) -> float:
     return _share(text.splitlines(), lambda line: any(rule.search(line) for rule in (ASSIGNMENT, COMMENT, KEYWORD)))
 
 
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+def has_answer(text: str, answer: str) -> float:
+    """Whether a text names the right answer: its number, wherever it stands; words, if the answer has no number.
+
+    Text that lists many numbers may hit one by chance: compare with the answers of other questions.
+
+    Example:
+        >>> has_answer("She gets 6.25 back.", "6.25"), has_answer("750 g", "50 g")
+        (1.0, 0.0)
+    """
+    wanted = NUMBER.findall(answer)
+    if not wanted:
+        return float(answer.casefold().rstrip(".") in text.casefold())
+    given = {_value(number) for number in NUMBER.findall(text)}
+    return float(all(_value(number) in given for number in wanted))
+
+
+def _value(number: str) -> float:
+    return float(number.replace(",", "").rstrip("."))
+
+
 def _share(parts: list[str], has_trait: Callable[[str], bool]) -> float:
     """Words in parts with the trait over all words; 0 for a text without words."""
     counts = [(len(part.split()), has_trait(part)) for part in parts]

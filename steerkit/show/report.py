@@ -167,17 +167,22 @@ def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "n_layers" in meta:
         facts.append(("Model", f"{meta['n_layers']} blocks, width {meta.get('d_model', missing)}"))
     if "operation" in meta:
-        facts.append(("Steering", f"{meta['operation']}, positions: {meta.get('positions', missing)}"))
+        facts.append(("Steering", f"{_each(meta['operation'])}, positions: {_each(meta.get('positions', missing))}"))
     if "max_new_tokens" in meta:
         greedy = not meta.get("temperature")
         how = "greedy" if greedy else f"temperature {meta['temperature']:g}, top p {meta.get('top_p', 1):g}"
         facts.append(("Decoding", f"{how}, up to {meta['max_new_tokens']} new tokens"))
     if "n_prompts" in meta:
         samples = meta.get("samples", 1)
-        facts.append(("Prompts", f"{meta['n_prompts']}" + (f", {samples} samples each" if samples != 1 else "")))
+        facts.append(("Prompts", _each(meta["n_prompts"]) + (f", {samples} samples each" if samples != 1 else "")))
     versions = ", ".join(f"{name} {version}" for name, version in (meta.get("versions") or {}).items())
     seed = meta.get("seed")
     return [*facts, ("Seed", missing if seed is None else str(seed)), ("Versions", versions or missing)]
+
+
+def _each(value: Any) -> str:
+    """A setting as text; of joined sweeps that differ in it, the value of each."""
+    return " and ".join(dict.fromkeys(map(str, value))) if isinstance(value, list) else str(value)
 
 
 def _figure(caption: str, path: Path) -> dict[str, Any]:

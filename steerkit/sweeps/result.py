@@ -79,6 +79,34 @@ class SweepResult:
             )
         return cls(*read_table(file))
 
+    @classmethod
+    def join(cls, results: Sequence[SweepResult]) -> SweepResult:
+        """Several sweeps of one model as one result.
+
+        Args:
+            results: at least one sweep. In the joined provenance a setting in which they differ is a list, one value
+                per sweep; vectors and norms of the stream are those of all.
+
+        Raises:
+            ValueError: no sweep, or sweeps of different models.
+
+        Example:
+            >>> both = SweepResult.join([SweepResult.load("runs/layer-14"), SweepResult.load("runs/layer-16")])
+        """
+        models = {(one.meta.get("model_fingerprint"), one.meta.get("adapter_fingerprint")) for one in results}
+        if len(models) != 1:
+            raise ValueError(f"expected sweeps of one model; got {len(models)} models. Join the sweeps of each model.")
+        meta: dict[str, Any] = {}
+        for key in dict.fromkeys(key for one in results for key in one.meta):
+            values = [one.meta.get(key) for one in results]
+            if all(isinstance(value, Mapping) for value in values):
+                merged = {name: item for value in values for name, item in value.items()}
+                agree = all(merged[name] == item for value in values for name, item in value.items())
+                meta[key] = merged if agree else values
+            else:
+                meta[key] = values[0] if all(value == values[0] for value in values) else values
+        return cls(pd.concat([one.table for one in results], ignore_index=True), meta)
+
     def with_scores_of(self, path: str | Path) -> SweepResult:
         """The same rows with the scores of another table; unchanged if that file is missing or has other rows."""
         if not Path(path).is_file():

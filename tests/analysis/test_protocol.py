@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,6 +90,25 @@ def test_every_agent_is_steered_by_its_own_direction_of_each_triple() -> None:
     assert row["rouge_l"] == pytest.approx(score, nan_ok=True)
     zero = table[table["strength"] == 0]
     assert zero.groupby(["grid", "question", "agent"])["rouge_l"].nunique(dropna=False).max() == 1
+
+
+def test_controls_with_fewer_coefficients_are_compared_with_the_own_directions_at_these() -> None:
+    loaded, held = model(), traces(3)
+    own = {a: v.unit() for a, v in agent_vectors(turn_activations(*loaded, held)["last"]).items()}
+    sets = {"own": [own], "random": random_triples(own, 2, 0)}
+    few = replace(SMALL, control_coefficients=(2.0,))
+    table, whole = (steered(*loaded, held, by_tag, sets, 2, one) for one in (few, SMALL))
+    assert set(table.loc[table["kind"] == "random", "grid"]) == {"controls"}
+    assert set(table.loc[table["kind"] == "own", "grid"]) == {"coefficient", "dose", "controls"}
+    keys = ["kind", "number", "agent", "question", "strength"]
+    there = table[table["grid"] == "controls"].set_index(keys)["rouge_l"]
+    same = whole[whole["grid"] == "coefficient"].set_index(keys)["rouge_l"]
+    pd.testing.assert_series_equal(there.sort_index(), same.loc[there.index].sort_index())
+    found = compared(areas(table.assign(rouge_l=table["rouge_l"].fillna(0)))).set_index(["grid", "kind"])
+    assert found.loc[("controls", "own"), "over"].tolist() == ["random"]
+    assert found.loc[("coefficient", "own"), "over"].isna().all()
+    with pytest.raises(ValueError, match="control_coefficients"):
+        replace(SMALL, control_coefficients=(9.0,))
 
 
 def inputs(monkeypatch: pytest.MonkeyPatch) -> Inputs:

@@ -30,12 +30,13 @@ from analysis.paper.claims import (  # fmt: skip
 from analysis.paper.main_table import main_table
 from analysis.paper.pooling import over_runs, pool_suppression, ratio_over_runs
 from analysis.paper.reproduce import FULL, GRIDS, RUNS, TRAIT, Step, carry_out, note_start, plan
-from analysis.paper.results import Started, page
+from analysis.paper.results import Published, controls_table, malicious_table, page, read_published, transplant_table
 from analysis.suppression.trait import words_trait
-from steerkit.io.json import read_json
+from steerkit.io.json import read_json, write_json
 from steerkit.io.tables import write_table
 from steerkit.stats.seeds import QUESTION, SEED
 from training.debates.personas import CASTS
+from training.evaluate.results import differences
 from training.presets import get_preset
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +113,7 @@ def test_the_start_of_a_seed_is_noted_once(tmp_path) -> None:
     (first,) = read_json(tmp_path / "started.json")
     note_start(tmp_path / "started.json", [20, 21])
     again, second = read_json(tmp_path / "started.json")
-    assert again == first and second["seed"] == 21 and Started(**second).commit
+    assert again == first and second["seed"] == 21 and second["commit"] and second["time"]
 
 
 def runs(**values: float) -> dict[int, pd.DataFrame]:
@@ -271,14 +272,61 @@ def test_suppression_is_pooled_by_seed(tmp_path) -> None:
     assert list(found["suppression_choice"]["seed"]) == [1, 2]
 
 
-def test_the_page_shows_rules_starts_claims_and_every_agent_beside_its_controls() -> None:
+def test_the_page_shows_rules_starts_claims_and_every_agent_beside_its_controls(tmp_path) -> None:
     rows = questions(
         {"IMAD": [0.7, 0.71], "Debate": [0.7, 0.72], "Single": [0.5, 0.52]}, {"IMAD": 50, "Debate": 200, "Single": 20}
     )
     rows = rows.assign(family="clues", decoding="sampled", parsed=True, agents=1.0)
-    tables = {"clues": {"gains": gains((0.1, 0.3), (0.1, 0.3))}}
-    listed = claims(rows, tables)
-    text = page(main_table(rows), listed, tables, [Started(20, "2026-01-01T00:00:00+00:00", "abc1234")])
-    assert "seed 20 at 2026-01-01T00:00:00+00:00 (commit abc1234)" in text and "claims.toml" in text
+    tables = {"clues": {"gains": gains((0.1, 0.3), (0.1, 0.3)), "transplant": transplanted()}}
+    listed = pd.DataFrame([vars(claim) for claim in claims(rows, tables)])
+    about = {"rules": "abc 2026", "started": [{"seed": 20, "time": "2026-01-01T00:00:00+00:00", "commit": "abc1234"}]}
+    results = Published(main_table(rows), differences(rows, "IMAD"), listed, tables, about)
+    text = page("Results", results)
+    assert "seed 20 at 2026-01-01T00:00:00+00:00 (commit abc1234)" in text and "committed as abc 2026" in text
     assert "| SFT | 2 | +0.20 [+0.10, +0.30] | +0.20 [+0.10, +0.30] | 0.1 0.2 |" in text
-    assert f"**{HOLDS}**" in text and "from 2 training seed(s)" in text
+    assert f"**{HOLDS}**" in text and "from 2 training seed(s)" in text and "## Transplanted first rounds" in text
+    assert "malicious agent" not in text  # no such table
+    for name, table in (("main_table", results.main), ("differences", results.differences), ("claims", listed)):
+        write_table(tmp_path / f"{name}.csv", table, {})
+    for name, table in tables["clues"].items():
+        write_table(tmp_path / "clues" / f"{name}.csv", table, {})
+    write_json(tmp_path / "about.json", about)
+    assert page("Results", read_published(tmp_path)) == text  # the page follows from the published tables alone
+
+
+def transplanted() -> pd.DataFrame:
+    line = {
+        "stage": "IMAD", "value": 0.2, "low": 0.1, "high": 0.3, "p": 0.01, "unit": SEED, "seeds": 2,
+        "by_seed": "0.1 0.3", "n": 600, "changed": 0.5, "changed_again": 0.3, "follows": 0.25, "right": 0.4, "right_again": 0.7,
+        "share_with_round_1": 0.9, "explicit": 0.6,
+    }  # fmt: skip
+    return pd.DataFrame([line])
+
+
+def test_the_table_of_transplants_has_what_changes_and_what_the_own_prefix_changes() -> None:
+    (row,) = transplant_table(transplanted()).to_dict("records")
+    assert row["difference"] == "+0.20 [+0.10, +0.30]" and row["right"] == "0.70 -> 0.40"
+    assert row["with a round-1 turn"] == "90%" and row["answers of the other question"] == "0.25"
+
+
+def test_the_controls_of_the_debate_stand_beside_imad() -> None:
+    shares = {"IMAD": [0.7, 0.71], "SFT": [0.6, 0.62], ALONE: [0.5, 0.56], "Debate": [0.7, 0.72], "Single": [0.5, 0.5]}
+    rows = questions(shares, dict.fromkeys(shares, 50)).assign(
+        family="clues", decoding="sampled", parsed=True, agents=1.0
+    )
+    table = controls_table(main_table(rows), differences(rows, "IMAD")).set_index("training")
+    assert list(table.index) == ["IMAD", "SFT", ALONE] and table.loc["IMAD", "IMAD above it"] == ""
+    assert table.loc[ALONE, "by seed"] == "50.0 56.0" and table.loc[ALONE, "IMAD above it"].startswith("+17.5 [")
+
+
+def test_the_malicious_experiment_has_a_row_per_strength_with_both_scores() -> None:
+    row = {
+        "stage": "IMAD", "context": "forced", "grid": "coefficient", "strength": -5.0, "gain": -0.5, "low": -0.7,
+        "high": -0.3, "own": 0.1, "zero": 0.9, "random": 0.6, "unit": SEED, "seeds": 2, "by_seed": "",
+    }  # fmt: skip
+    pooled = pd.DataFrame(
+        [{**row, "score": score} for score in ("trait", "accuracy")] + [{**row, "score": "trait", "strength": 0.0}]
+    )
+    (found,) = malicious_table(pooled).to_dict("records")
+    assert found["trait"] == found["accuracy"] == "0.90 -> 0.10 (0.60)"
+    assert found["trait over random"] == "-0.50 [-0.70, -0.30]"

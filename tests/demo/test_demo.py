@@ -7,7 +7,7 @@ import pytest
 
 from steerkit.demo.questions import PERSONAS, PLAIN, instruction_pairs, read_questions, split
 from steerkit.demo.run import DemoSettings, run_demo
-from steerkit.demo.traits import TRAITS
+from steerkit.demo.traits import TRAITS, has_answer
 from steerkit.io.json import canonical_json
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.io.tables import read_table
@@ -47,7 +47,10 @@ def test_the_demo_writes_every_table_figure_and_page(demo) -> None:
     assert "float32" in page and "http://" not in page.replace("http://www.w3.org", "")
     assert set(summary["verdicts"]) == set(PERSONAS) == set(json.loads((out / "choice.json").read_text()))
     gains = pd.read_csv(out / "tables" / "gains.csv")
-    assert len(gains) == 3 * 3 * 3
+    assert len(gains) == 3 * 4 * 3
+    verdicts, _ = read_table(out / "tables" / "verdicts.csv")
+    assert verdicts["persona"].tolist() == list(PERSONAS)
+    assert {"right_unsteered", "right_steered", "right_kept_low", "gain_over_zero_high", "layer"} <= set(verdicts)
     assert gains["weights"].eq("float32").all()
     assert (gains["p_holm"].dropna() >= gains["p"].dropna()).all()
 
@@ -67,6 +70,35 @@ def test_every_dose_has_its_controls_and_the_test_has_its_random_directions(demo
         scored = mine[mine["n_tokens"] > 1].groupby("vector")["perplexity"].count()
         for kind in ("random", "shuffled"):
             assert scored[f"{persona}/{kind}-1"] == 0 < scored[f"{persona}/{kind}-0"]
+
+
+def test_the_provenance_of_a_joined_table_is_that_of_all_its_parts(demo) -> None:
+    _, _, out, summary = demo
+    for name in ("validation", "test"):
+        table, meta = read_table(out / "tables" / f"{name}.parquet")
+        named = set(table["vector"])
+        assert named == set(meta["vectors"])
+        positions = meta["positions"] if isinstance(meta["positions"], list) else [meta["positions"]]
+        assert set(positions) == set(table["positions"]) == {one["positions"] for one in summary["choices"].values()}
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        ("1. 3 x 6.50 = 19.50\n2. Change: 6.25.", "6.25", 1.0), ("She has 50 g.", "750 g", 0.0),
+        ("at 12:35", "12:35", 1.0), ("at 12:53", "12:35", 0.0), ("It is 3,060.0 m", "3,060 metres", 1.0),
+        ("On saturday, then", "Saturday", 1.0), ("", "42", 0.0), ("It is 42.", "42", 1.0),
+    ],
+)  # fmt: skip
+def test_a_text_has_the_answer_where_it_names_its_number(text, answer, right) -> None:
+    assert has_answer(text, answer) == right
+
+
+def test_the_answer_of_another_question_is_seldom_in_a_right_text() -> None:
+    questions = read_questions()
+    own = [has_answer(q.answers[style], q.answer) for q in questions for style in (PLAIN, *PERSONAS)]
+    others = [has_answer(q.answers["plain"], questions[i - 1].answer) for i, q in enumerate(questions)]
+    assert sum(own) / len(own) > 0.9 and sum(others) / len(others) < 0.1
 
 
 def test_no_question_is_in_two_parts(demo) -> None:

@@ -288,3 +288,20 @@ def test_steered_log_probabilities_favour_what_the_vector_pushes_towards(llama) 
         for s in (sk.Steering(v, 1.0, "from_last_prompt_token"), None)
     )
     assert steered > plain
+
+
+def test_joined_sweeps_keep_the_settings_of_each_and_all_vectors() -> None:
+    first, second = (_result({(name, 0.0): [1.0, 2.0], (name, 1.0): [2.0, 3.0]}) for name in "ab")
+    common = {"model_fingerprint": "m", "adapter_fingerprint": None, "seed": 0}
+    joined = SweepResult.join(
+        [
+            SweepResult(first.table, {**common, "positions": "all", "vectors": {"a": "1"}}),
+            SweepResult(second.table, {**common, "positions": "all:4", "vectors": {"b": "2"}}),
+        ]
+    )
+    assert joined.meta == {**common, "positions": ["all", "all:4"], "vectors": {"a": "1", "b": "2"}}
+    assert joined.table["vector"].tolist() == [*first.table["vector"], *second.table["vector"]]
+    with pytest.raises(ValueError, match="expected sweeps of one model; got 2 models"):
+        SweepResult.join([first, SweepResult(second.table, {"model_fingerprint": "other"})])
+    with pytest.raises(ValueError, match="got 0 models"):
+        SweepResult.join([])
