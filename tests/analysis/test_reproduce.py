@@ -297,7 +297,8 @@ def test_the_page_shows_rules_starts_claims_and_every_agent_beside_its_controls(
 def transplanted() -> pd.DataFrame:
     line = {
         "stage": "IMAD", "value": 0.2, "low": 0.1, "high": 0.3, "p": 0.01, "unit": SEED, "seeds": 2,
-        "by_seed": "0.1 0.3", "n": 600, "changed": 0.5, "changed_again": 0.3, "follows": 0.25, "right": 0.4, "right_again": 0.7,
+        "by_seed": "0.1 0.3", "n": 600, "changed": 0.5, "changed_again": 0.3, "follows": 0.25, "right": 0.4,
+        "right_again": 0.7,
         "share_with_round_1": 0.9, "explicit": 0.6,
     }  # fmt: skip
     return pd.DataFrame([line])
@@ -310,13 +311,13 @@ def test_the_table_of_transplants_has_what_changes_and_what_the_own_prefix_chang
 
 
 def test_the_controls_of_the_debate_stand_beside_imad() -> None:
-    shares = {"IMAD": [0.7, 0.71], "SFT": [0.6, 0.62], ALONE: [0.5, 0.56], "Debate": [0.7, 0.72], "Single": [0.5, 0.5]}
+    shares = {"IMAD": [0.7, 0.71], "SFT": [0.6, 0.62], ALONE: [0.5, 0.625], "Debate": [0.7, 0.72], "Single": [0.5, 0.5]}
     rows = questions(shares, dict.fromkeys(shares, 50)).assign(
         family="clues", decoding="sampled", parsed=True, agents=1.0
     )
     table = controls_table(main_table(rows), differences(rows, "IMAD")).set_index("training")
     assert list(table.index) == ["IMAD", "SFT", ALONE] and table.loc["IMAD", "IMAD above it"] == ""
-    assert table.loc[ALONE, "by seed"] == "50.0 56.0" and table.loc[ALONE, "IMAD above it"].startswith("+17.5 [")
+    assert table.loc[ALONE, "by seed"] == "50.0 62.5" and table.loc[ALONE, "IMAD above it"].startswith("+14.2 [")
 
 
 def test_the_malicious_experiment_has_a_row_per_strength_with_both_scores() -> None:
