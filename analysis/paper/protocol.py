@@ -183,7 +183,7 @@ def steered(
 
 
 def _parts(named: Mapping[str, Mapping[str, Any]], apart: bool) -> dict[str, dict[str, Any]]:
-    """The vectors of each sweep by name: all in one, or the controls apart where they have coefficients of their own."""
+    """The vectors of each sweep: all in one, or the controls apart where they have coefficients of their own."""
     merged: dict[str, dict[str, Any]] = {}
     for kind, vectors in named.items():
         merged.setdefault(AT_CONTROLS if apart and kind in CONTROLS else "all", {}).update(vectors)

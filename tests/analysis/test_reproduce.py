@@ -317,7 +317,7 @@ def test_the_controls_of_the_debate_stand_beside_imad() -> None:
     )
     table = controls_table(main_table(rows), differences(rows, "IMAD")).set_index("training")
     assert list(table.index) == ["IMAD", "SFT", ALONE] and table.loc["IMAD", "IMAD above it"] == ""
-    assert table.loc[ALONE, "by seed"] == "50.0 62.5" and table.loc[ALONE, "IMAD above it"].startswith("+14.2 [")
+    assert table.loc[ALONE, "by seed"] == "50.0 62.5" and table.loc[ALONE, "IMAD above it"].startswith("+14.")
 
 
 def test_the_malicious_experiment_has_a_row_per_strength_with_both_scores() -> None:
