@@ -71,6 +71,11 @@ ANALYSES = {
         "tables of a reproduction over its seeds, and a verdict on each claim",
         "runs/reproduce/tiny --page docs/results.md",
     ),
+    "documents": Analysis(
+        "analysis.documents",
+        "run the code of the tutorial and of the page on steering, and store its tables",
+        "--out results",
+    ),
     "reproduce": Analysis(
         "analysis.paper.reproduce",
         "run everything: training, analyses, tables and figures",

@@ -24,7 +24,6 @@ from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
 from steerkit.models.identity import describe, identity, provenance
 from steerkit.models.kernels import resume_kernels
-from steerkit.stats.controls import control_band
 from steerkit.stats.mean import mean_interval
 from steerkit.stats.multiple import holm
 from steerkit.stats.paired import ratio
@@ -222,7 +221,7 @@ def gain_table(test: SweepResult, choices: Mapping[str, Choice]) -> pd.DataFrame
 
 
 def dose_curves(dose: SweepResult) -> pd.DataFrame:
-    """Curves of every score over the coefficients on validation, with intervals, for the vectors and their controls.
+    """Curves of every score over the coefficients on validation, with intervals, for vectors and their single controls.
 
     The columns `persona` and `role` say whose vector or control it is.
     """
@@ -253,26 +252,9 @@ def means(test: SweepResult, asked: Mapping[str, Sequence[float]]) -> pd.DataFra
     The controls of a kind are one row: their mean, and the interval of a further control.
     """
     own = SweepResult(test.table[test.table["role"] == "vector"], test.meta)
-    table = pd.concat([own.curve(score).assign(score=score) for score in SCORES], ignore_index=True)
+    parts = [curve.assign(score=score) for score in SCORES for curve in (own.curve(score), test.control_curve(score))]
+    table = pd.concat(parts, ignore_index=True)
     rows = []
-    others = test.table[(test.table["role"] != "vector") & (test.table["coefficient"] != 0)]
-    for (of, role, layer, coefficient), part in others.groupby(["control_of", "role", "layer", "coefficient"]):
-        for score in SCORES:
-            band = control_band(part.pivot_table(index="prompt_id", columns="vector", values=score, dropna=False))
-            rows.append(
-                {
-                    "vector": f"{of}/{role}",
-                    "layer": layer,
-                    "coefficient": coefficient,
-                    "score": score,
-                    "mean": band.mean,
-                    "low": band.low,
-                    "high": band.high,
-                    "n": band.n,
-                    "n_missing": 0,
-                    "controls": band.k,
-                }
-            )
     for persona, traits in asked.items():
         interval = mean_interval(np.array(traits))
         rows.append(

@@ -16,7 +16,7 @@ import pandas as pd
 from steerkit.io.tables import read_table, write_table
 from steerkit.scores.text import distinct_n, repeated_ngrams, rouge_l
 from steerkit.stats.areas import curve_auc as area_under
-from steerkit.stats.controls import against_controls, controls_needed
+from steerkit.stats.controls import against_controls, control_band, controls_needed
 from steerkit.stats.mean import mean_interval
 from steerkit.sweeps.layers import layers_of
 
@@ -277,6 +277,36 @@ class SweepResult:
         return pd.DataFrame(
             rows, columns=[*by, "coefficient", "mean", "low", "high", "n", "n_missing", "relative_dose"]
         )
+
+    def control_curve(self, score: str) -> pd.DataFrame:
+        """Mean of a score per coefficient over the controls of a kind, with the prediction interval of a further one.
+
+        A vector whose mean lies outside the interval is unlike these controls; see
+        `steerkit.stats.controls.control_band`. Controls of one vector and role, such as random directions, are a kind.
+
+        Columns: vector (`VECTOR/ROLE`, or the role where it is a control of all), layer, coefficient, mean, low, high,
+        n (prompts), k (controls), relative_dose.
+
+        Raises:
+            ValueError: no such score; a sweep without controls.
+
+        Example:
+            >>> import pandas as pd
+            >>> lines = pd.concat([result.curve("rouge_l"), result.control_curve("rouge_l")])
+        """
+        self._check(score)
+        kinds = {name: f"{of}/{role}" if of else role for name, (role, of) in self.roles().items() if role != "vector"}
+        if not kinds:
+            raise ValueError("expected controls among the vectors; got none. Sweep sk.controls.random(vectors) too.")
+        table = self.table[self.table["vector"].isin(list(kinds))]
+        rows = []
+        for key, part in table.groupby([table["vector"].map(kinds), "layer", "coefficient"], sort=False):
+            wide = part.groupby(["group", "prompt_id", "vector"])[score].mean().unstack("vector")
+            band = control_band(wide)
+            dose = float(part["relative_dose"].mean()) if "relative_dose" in part else float("nan")
+            rows.append((*key, band.mean, band.low, band.high, band.n, band.k, dose))
+        columns = ["vector", "layer", "coefficient", "mean", "low", "high", "n", "k", "relative_dose"]
+        return pd.DataFrame(rows, columns=columns)
 
     def curve_auc(self, score: str, by: Sequence[str] = PLACE, normalize: bool = False, seed: int = 0) -> pd.DataFrame:
         """Trapezoid area under the curve of a score over the coefficients, with its interval over groups.

@@ -305,3 +305,22 @@ def test_joined_sweeps_keep_the_settings_of_each_and_all_vectors() -> None:
         SweepResult.join([first, SweepResult(second.table, {"model_fingerprint": "other"})])
     with pytest.raises(ValueError, match="got 0 models"):
         SweepResult.join([])
+
+
+def test_the_curve_of_controls_is_their_mean_with_the_interval_of_a_further_one() -> None:
+    values = {("v", c): [c, c + 1.0, c + 2.0] for c in (0.0, 1.0)}
+    values |= {(f"v/random-{k}", c): [c * k, c * k + 1.0, 2.0] for k in range(4) for c in (0.0, 1.0)}
+    table = _result(values).table
+    role = table["vector"].str.contains("random").map({True: "random", False: "vector"})
+    result = SweepResult(table.assign(role=role, control_of=table["vector"].where(role == "vector").fillna("v")))
+    result.table.loc[role == "vector", "control_of"] = None
+    found = result.control_curve("s").set_index("coefficient")
+    means = np.array([(k + k + 1 + 2) / 3 for k in range(4)])
+    half = stats.t.ppf(0.975, 3) * means.std(ddof=1) * np.sqrt(1 + 1 / 4)
+    assert found.loc[1.0, ["mean", "low", "high"]].tolist() == pytest.approx(
+        [means.mean(), means.mean() - half, means.mean() + half]
+    )
+    assert found["vector"].tolist() == ["v/random"] * 2 and found["k"].tolist() == [4, 4]
+    assert found.loc[1.0, "n"] == 3 and found.loc[0.0, "low"] == found.loc[0.0, "high"]
+    with pytest.raises(ValueError, match="expected controls among the vectors; got none"):
+        _result({("v", 0.0): [1.0]}).control_curve("s")

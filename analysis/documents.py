@@ -1,0 +1,108 @@
+"""`python -m analysis documents`: run the code of the tutorial and of the page on steering, and store what they print.
+
+The code is taken from the pages themselves and runs on the demo's model. The tables go to `results/`, from which
+`python -m figures.pages` writes the pages' tables and pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import steerkit as sk
+from steerkit.demo.checkpoint import default_checkpoint
+from steerkit.io.tables import write_table
+from steerkit.models.identity import describe
+
+DOCS = Path(__file__).parents[1] / "docs"
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+def run_page(page: str, names: dict[str, Any], only: str = "") -> dict[str, Any]:
+    """Run the Python blocks of a page, in a temporary folder.
+
+    Args:
+        page: below `docs/`.
+        names: names that the code may use; those that it defines are added.
+        only: run the blocks that hold this text.
+    """
+    text = (DOCS / page).read_text(encoding="utf-8")
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            for number, block in enumerate(BLOCK.findall(text), 1):
+                if only in block:
+                    exec(compile(block, f"{page}, block {number}", "exec"), names)
+        finally:
+            os.chdir(here)
+    return names
+
+
+def tutorial_tables(names: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """Tables of the tutorial: gains of each score over coefficient 0 and over random directions, and the curves."""
+    scored, controls = names["scored"], list(names["controls"])
+    doses = scored.table.groupby("coefficient")["relative_dose"].mean()
+    gains = pd.concat(
+        [
+            scored.gain(score, vectors=["cheerful"], over=over).assign(score=score, over=label)
+            for score in ("mood", "perplexity")
+            for label, over in (("coefficient 0", None), ("random", controls))
+        ],
+        ignore_index=True,
+    )
+    curves = pd.concat(
+        [frame.assign(score=score) for score, row in names["panels"].items() for frame in row.values()],
+        ignore_index=True,
+    )
+    settings = names["settings"].assign(chosen=False)
+    settings.loc[names["best"].name, "chosen"] = True
+    return {"gains": gains.assign(relative_dose=gains["coefficient"].map(doses)), "curves": curves, "tried": settings}
+
+
+def steering_tables(names: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """Tables of the page on steering: how far the stream moved, and the cosines of a vector's parts at near layers."""
+    vector, swept = names["vector"], names["swept"]
+    doses = swept.table[swept.table["coefficient"] == 1].groupby("layer")["relative_dose"].mean()
+    by_size = {str(layer).replace("+", ", "): dose for layer, dose in doses.items()}
+    by_size["12 to 16"] = by_size.pop("12, 13, 14, 15, 16")
+    moved = names["moved_by"]
+    moved = moved.assign(relative_dose=moved["layers"].map(by_size) * moved["coefficient"])
+    units = vector.unit().layers
+    pairs = [(a, b) for a in range(12, 17) for b in range(a + 1, 17)]
+    cosines = [(a, b, float(units[a] @ units[b])) for a, b in pairs]
+    return {"moved": moved, "cosines": pd.DataFrame(cosines, columns=["layer", "other", "cosine"])}
+
+
+def write_documents(out: Path, model: Any, tokenizer: Any) -> None:
+    """Run both pages and write their tables below `out`."""
+    loaded, sk.load = sk.load, lambda *_, **__: (model, tokenizer)
+    try:
+        names = run_page("tutorial.md", {"sk": sk})
+        steering = run_page("concepts/steering.md", dict(names), only="places")
+    finally:
+        sk.load = loaded
+    about = describe(model, tokenizer)
+    about["checkpoint"] = Path(about["checkpoint"]).name
+    for folder, tables in {"tutorial": tutorial_tables(names), "steering": steering_tables(steering)}.items():
+        for name, table in tables.items():
+            write_table(out / folder / f"{name}.csv", table, {**about, "page": folder})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m analysis documents", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    given = parser.parse_args(arguments)
+    write_documents(given.out.resolve(), *sk.load(default_checkpoint()))
+    print(f"Tables of the documents are in {given.out}; python -m figures.pages writes the pages.")
+
+
+if __name__ == "__main__":
+    main()

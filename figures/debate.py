@@ -1,0 +1,85 @@
+"""Figures of what the debate adds and of the paper's protocol: means over training seeds, each seed as a dot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from steerkit.show.plots import GREY, MARKERS, PALETTE, TWO_COLUMNS, new_figure, styled
+
+
+@styled()
+def accuracy_by_seed(main: pd.DataFrame, methods: Sequence[str], title: str | None = None) -> Any:
+    """A panel per family: accuracy of each method, sampled; a dot per training seed, the mean with its interval.
+
+    Args:
+        main: the table of `analysis.paper.main_table`.
+        methods: rows of the panels, from top to bottom; those that a family lacks are left out.
+        title: printed above the panels.
+    """
+    some = main[(main["decoding"] == "sampled") & main["method"].isin(methods)]
+    families = list(dict.fromkeys(some["family"]))
+    there = [method for method in methods if method in set(some["method"])]
+    height = 0.9 + 0.2 * len(there) + 0.2 * bool(title)
+    figure, [row] = new_figure(TWO_COLUMNS, height, title, 1, len(families), sharey=True)
+    for axes, family in zip(row, families, strict=True):
+        part = some[some["family"] == family].set_index("method")
+        for place, method in enumerate(there):
+            if method not in part.index:
+                continue
+            line = part.loc[method]
+            seeds = [100 * float(value) for value in str(line["by_seed"]).split()]
+            axes.hlines(place, 100 * line["low"], 100 * line["high"], color=PALETTE[0], lw=1.2)
+            axes.plot(seeds, [place] * len(seeds), ".", color=GREY, markersize=3, alpha=0.8)
+            axes.plot(100 * line["accuracy"], place, MARKERS[0], color=PALETTE[0], markersize=4)
+        axes.set(title=family, xlabel="accuracy, %")
+    row[0].set_yticks(range(len(there)), there)
+    row[0].invert_yaxis()
+    _caption(figure, some)
+    return figure
+
+
+@styled()
+def protocol_areas(protocols: Mapping[str, pd.DataFrame], grid: str = "coefficient") -> Any:
+    """A panel per family: the area of each kind of directions by checkpoint; a dot per training seed.
+
+    Args:
+        protocols: family -> the table of `analysis.paper.pooling.pool_protocol`.
+        grid: `coefficient` or `dose`.
+    """
+    figure, [row] = new_figure(TWO_COLUMNS, 2.4, None, 1, len(protocols), sharey=True)
+    handles: dict[str, Any] = {}
+    parts = []
+    for axes, (family, table) in zip(row, protocols.items(), strict=True):
+        kinds = table["measure"].str.extract(r"^area, (\w+)$")[0]
+        some = table.assign(kind=kinds)[(table["score"] == "rouge_l") & (table["grid"] == grid) & kinds.notna()]
+        parts.append(some)
+        places = [tuple(key) for key in some[["stage", "context"]].drop_duplicates().to_numpy()]
+        for number, kind in enumerate(dict.fromkeys(some["kind"])):
+            mine = some[some["kind"] == kind].set_index(["stage", "context"])
+            color, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+            for index, place in enumerate(places):
+                if place not in mine.index:
+                    continue
+                line, x = mine.loc[place], index + 0.14 * (number - 1)
+                seeds = [float(value) for value in str(line["by_seed"]).split()]
+                axes.vlines(x, line["low"], line["high"], color=color, lw=1.2)
+                axes.plot([x] * len(seeds), seeds, ".", color=color, markersize=2.5, alpha=0.5)
+                (handles[kind],) = axes.plot(x, line["value"], marker, color=color, markersize=3.5, ls="")
+        labels = [f"{stage}\n{context}" for stage, context in places]
+        axes.set_xticks(range(len(places)), [label.replace(" with ", "\nwith ") for label in labels], size=5.5)
+        axes.set_title(family)
+    row[0].set_ylabel("area under ROUGE-L")
+    _caption(figure, pd.concat(parts), list(handles.items()))
+    return figure
+
+
+def _caption(figure: Any, table: pd.DataFrame, handles: Sequence[tuple[str, Any]] = ()) -> None:
+    """The legend with what bars and dots are, and how many there are."""
+    seeds, n = int(table["seeds"].max()), int(table["n"].max())
+    unit = f"over {seeds} training seeds, each a dot" if seeds > 1 else "over questions, one training seed"
+    about: Any = {"title": f"Mean and 95 % interval {unit}; n = {n} questions.", "alignment": "left"}
+    names = [name for name, _ in handles]
+    figure.legend([handle for _, handle in handles], names, loc="outside lower left", ncols=5, **about)

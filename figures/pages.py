@@ -1,0 +1,234 @@
+"""`python -m figures.pages`: draw the pictures and write the generated tables of README and docs, from `results/`.
+
+It needs matplotlib and pandas, no torch; equal tables give equal bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from figures import agents, debate, growth, suppression
+from figures.numbers import GENERATED, regenerate
+from steerkit.demo.pages import dose_figure, gain_figure
+from steerkit.demo.questions import PERSONAS
+from steerkit.io.files import write_text
+from steerkit.io.json import read_json
+from steerkit.io.tables import read_table
+from steerkit.show.plots import curve_grid, save_figure
+from steerkit.stats.format import interval_text, p_text
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+Drawn = tuple[Any, Mapping[str, Any]]
+
+
+def _read(name: str, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    return read_table(folder / f"{name}.csv")
+
+
+def _demo(name: str, draw: Callable[[pd.DataFrame, str], Any], part: str, folder: Path) -> Drawn:
+    table, meta = _read(f"demo/{name}", folder)
+    return draw(table, f"{part}, {meta['checkpoint']}, {meta['weights']}"), meta
+
+
+def _tutorial(folder: Path) -> Drawn:
+    table, meta = _read("tutorial/curves", folder)
+    place = f"layer {table['layer'].iloc[0]}"
+    panels = {str(score): {place: part} for score, part in table.groupby("score", sort=False)}
+    title = "Cheerful minus gloomy words in a text, and its perplexity"
+    return curve_grid(panels, "coefficient", controls=["cheerful/random"], title=title, log=["perplexity"]), meta
+
+
+def _from_table(name: str, draw: Callable[[pd.DataFrame], Any], folder: Path) -> Drawn:
+    table, meta = _read(name, folder)
+    return draw(table), meta
+
+
+def _growth(folder: Path) -> Drawn:
+    stored = read_json(folder / "speed" / "growth.json")
+    return growth.growth(pd.DataFrame(stored["rows"])), {"date": stored["date"]}
+
+
+def _protocols(folder: Path) -> Drawn:
+    found = {family: _read(f"miniature/{family}/protocol", folder) for family in ("clues", "malice")}
+    return debate.protocol_areas({family: table for family, (table, _) in found.items()}), found["clues"][1]
+
+
+WHAT_HELPS = (
+    "Debate",
+    "IMAD",
+    "SFT",
+    "SFT on shuffled turns",
+    "SFT on gold answers",
+    "SFT on right answers",
+    "GRPO without debate",
+    "DebateGPT + GRPO",
+)
+PICTURES: Mapping[str, Callable[[Path], Drawn]] = {
+    "docs/demo-gains.png": lambda folder: _demo("gains", gain_figure, "test", folder),
+    "docs/demo-dose.png": lambda folder: _demo("dose_curves", dose_figure, "validation", folder),
+    "docs/tutorial-curves.png": _tutorial,
+    "docs/agents-read.png": lambda folder: _from_table("miniature/clues/separability", agents.separability, folder),
+    "docs/agents-steered.png": lambda folder: _from_table(
+        "miniature/clues/curves", lambda table: agents.steering_curves(table, "base", False), folder
+    ),
+    "docs/agents-suppressed.png": lambda folder: _from_table(
+        "miniature/malice/suppression_curves", lambda table: suppression.suppression_curves(table, "forced"), folder
+    ),
+    "docs/agents-suppressed-smollm2.png": lambda folder: _from_table(
+        "smollm2/malice/suppression_curves", lambda table: suppression.suppression_curves(table, "forced"), folder
+    ),
+    "docs/debate-controls.png": lambda folder: _from_table(
+        "miniature/main_table", lambda table: debate.accuracy_by_seed(table, WHAT_HELPS), folder
+    ),
+    "docs/protocol-areas.png": _protocols,
+    "benchmarks/growth.png": _growth,
+}
+"""Picture, below the root of the project -> what draws it from the tables of `results/`."""
+
+
+def _table(header: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [list(header), ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _interval(row: Any, names: tuple[str, str, str] = ("gain", "low", "high"), digits: int = 2) -> str:
+    return interval_text(*(getattr(row, name) for name in names), digits)
+
+
+def demo_table(folder: Path) -> str:
+    """The demo's verdicts, one row per persona."""
+    table, _ = _read("demo/verdicts", folder)
+    rows = [
+        [
+            PERSONAS[row.persona],
+            f"{row.trait_unsteered:.2f} -> {row.trait_steered:.2f} ({row.trait_when_asked:.2f})",
+            *(
+                _interval(row, (f"gain_over_{over}", f"gain_over_{over}_low", f"gain_over_{over}_high"))
+                for over in ("zero", "random", "shuffled")
+            ),
+            f"{row.right_unsteered:.2f} -> {row.right_steered:.2f}",
+            f"{row.perplexity_unsteered:.1f} -> {row.perplexity_steered:.1f}",
+            "yes" if row.steered else "no",
+        ]
+        for row in table.itertuples()
+    ]
+    header = ("persona", "trait: unsteered -> steered (asked for it)", "gain over coefficient 0", "over random")
+    return _table((*header, "over shuffled labels", "right answers", "perplexity", "steered"), rows)
+
+
+def tutorial_gains(folder: Path) -> str:
+    """The tutorial's gains in mood at each coefficient, over coefficient 0 and over random directions."""
+    table, _ = _read("tutorial/gains", folder)
+    mood = table[table["score"] == "mood"]
+    zero, random = (mood[mood["over"] == over].set_index("coefficient") for over in ("coefficient 0", "random"))
+    rows = [
+        [
+            f"{coefficient:g}",
+            _interval(zero.loc[coefficient]),
+            p_text(zero.loc[coefficient, "p"]),
+            _interval(random.loc[coefficient]),
+            p_text(random.loc[coefficient, "p_rank"]),
+        ]
+        for coefficient in zero.index
+        if coefficient
+    ]
+    header = ("coefficient", "gain over coefficient 0", "p", "gain over random directions", "p by rank")
+    return _table(header, rows)
+
+
+def reading_table(folder: Path) -> str:
+    """The tutorial's lines with their doses and perplexities, for the page on reading them."""
+    table, _ = _read("tutorial/gains", folder)
+    curves, _ = _read("tutorial/curves", folder)
+    mood = table[table["score"] == "mood"]
+    zero, random = (mood[mood["over"] == over].set_index("coefficient") for over in ("coefficient 0", "random"))
+    own = curves[(curves["score"] == "perplexity") & (curves["vector"] == "cheerful")].set_index("coefficient")
+    rows = [
+        [
+            f"{c:g}",
+            f"{zero.loc[c, 'relative_dose']:.2f}",
+            _interval(zero.loc[c]),
+            p_text(zero.loc[c, "p"]),
+            _interval(random.loc[c]),
+            p_text(random.loc[c, "p_rank"]),
+            _interval(own.loc[c], ("mean", "low", "high"), 1),
+        ]
+        for c in zero.index
+        if c
+    ]
+    header = ("coefficient", "relative dose", "gain over coefficient 0", "p", "gain over 19 random directions")
+    return _table((*header, "p by rank", "perplexity"), rows)
+
+
+def steering_moved(folder: Path) -> str:
+    """How far the stream moved under pushes at one and at several layers."""
+    table, _ = _read("steering/moved", folder)
+    rows = [
+        [
+            row.layers,
+            "1/3" if row.coefficient < 1 else "1",
+            f"{row.relative_dose:.2f}",
+            _interval(row, ("mean", "low", "high")),
+            "" if pd.isna(row.random) else _interval(row, ("random", "random_low", "random_high")),
+        ]
+        for row in table.itertuples()
+    ]
+    return _table(("steered after blocks", "coefficient", "`relative_dose`", "the vector", "`random_like`"), rows)
+
+
+TABLES: Mapping[str, Callable[[Path], str]] = {
+    "demo": demo_table,
+    "tutorial-gains": tutorial_gains,
+    "reading": reading_table,
+    "steering-moved": steering_moved,
+}
+"""Name of a generated table -> its text."""
+
+
+def pages() -> Iterator[Path]:
+    """README and the pages of docs."""
+    yield ROOT / "README.md"
+    yield from sorted((ROOT / "docs").rglob("*.md"))
+
+
+def draw(name: str, folder: Path, out: Path) -> bool:
+    """Draw one picture to `out`; False where its tables are not there."""
+    try:
+        figure, meta = PICTURES[name](folder)
+    except FileNotFoundError:
+        return False
+    with tempfile.TemporaryDirectory() as temporary:
+        png, _ = save_figure(figure, Path(temporary) / "picture", {"source": meta.get("sha256"), "picture": name})
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(png, out)
+    return True
+
+
+def written(page: Path, folder: Path = RESULTS) -> str:
+    """The text of a page with its generated tables as they follow from the tables of `folder`."""
+    text = page.read_text(encoding="utf-8")
+    names = {found["name"] for found in GENERATED.finditer(text)}
+    return regenerate(text, {name: TABLES[name](folder) for name in names})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m figures.pages", description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT, help="draw below this folder; pages are then not written")
+    given = parser.parse_args(arguments)
+    for name in PICTURES:
+        print(f"{name}: {'drawn' if draw(name, RESULTS, given.out / name) else 'no tables in results'}", flush=True)
+    if given.out == ROOT:
+        for page in pages():
+            write_text(page, written(page))
+
+
+if __name__ == "__main__":
+    main()
