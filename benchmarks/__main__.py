@@ -1,4 +1,4 @@
-"""`python -m benchmarks [JOB ...]`: run the jobs (default: all) and write RESULTS.md to the folder of this file."""
+"""`python -m benchmarks [JOB ...]`: run jobs (default: all), store them in results/speed and write RESULTS.md."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ from benchmarks import (
     training,
 )
 from benchmarks.timing import Measured
+from figures.growth import growth as growth_figure
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json, write_json
 from steerkit.io.signals import restore_interrupt
 from steerkit.io.versions import versions
+from steerkit.show.plots import save_figure
 
 HERE = Path(__file__).parent
-STORE = HERE / "stored"
+STORE = HERE.parent / "results" / "speed"
 GPU_PAGE = HERE.parent / "runs" / "gpu" / "gpu.md"
 PEERS = ("nnsight", "transformer-lens", "steering-vectors", "rouge-score", "scikit-learn", "rapidfuzz")
 JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
@@ -75,8 +77,8 @@ def main(names: list[str]) -> None:
         print(f"# {name}", flush=True)
         if name == "growth":
             table = growth.table()
-            growth.draw(table, HERE)
-            rows: Any = growth.slopes(table).to_dict("records")
+            save_figure(growth_figure(table), HERE / "growth", {})
+            rows: Any = table.to_dict("records")
         elif name == "profile":
             rows = list(profile.shares())
         else:
@@ -139,7 +141,7 @@ def results() -> str:
         "The ratio is the geometric mean over pairs of (other side's seconds / ours): above 1, steerkit is faster. "
         "Against a floor it is ours / floor. Brackets: 95 % interval, Student's t over pairs. A target is met when the "
         "whole interval of at least 11 pairs meets it; with fewer pairs it is not judged. `python -m benchmarks JOB` "
-        "runs one job again; the others keep their rows and dates.",
+        "runs one job again; the others keep their rows and dates (in `results/speed`).",
         "",
         f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, {about['system']}; load average when the "
         f"jobs ended {min(loads)} to {max(loads)}. SmolLM2-135M-Instruct, Q4_1 dequantised to float32. {versions}.",
@@ -181,7 +183,7 @@ def results() -> str:
             ]
             lines.append("| " + " | ".join(cells) + " |")
     if "growth" in stored:
-        table = pd.DataFrame(stored["growth"]["rows"])
+        table = growth.slopes(pd.DataFrame(stored["growth"]["rows"]))
         lines += [
             "",
             "## Growth",

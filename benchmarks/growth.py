@@ -108,32 +108,5 @@ def slopes(measured: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw(measured: pd.DataFrame, folder: Path) -> None:
-    """`growth.png` and `growth.pdf`: seconds and MiB over size, logarithmic, with a line of slope 1 for each."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
-    names = list(measured["grows"].unique())
-    figure = Figure(figsize=(1.8 * len(names), 3.6), layout="constrained")
-    grid = figure.subplots(2, len(names), squeeze=False, sharex="col")
-    for column, name in zip(grid.T, names, strict=True):
-        part = measured[measured["grows"] == name]
-        size = part["size"].to_numpy()
-        for axes, values, color in zip(column, ("seconds", "mib"), ("#0072B2", "#D55E00"), strict=True):
-            y = part[values].clip(lower=1.0 if values == "mib" else None).to_numpy()
-            axes.loglog(size, y, "o-", color=color, lw=1.2, ms=3)
-            axes.loglog(size, y[-1] * size / size[-1], color="#8A8A8A", lw=0.8, ls="--")
-            axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=FuncFormatter("{0:g}".format))
-            axes.set_xticks(size, [str(s) for s in size], size=6)
-            axes.minorticks_off()
-            axes.tick_params(labelsize=6)
-            axes.spines[["top", "right"]].set_visible(False)
-        column[-1].set_xlabel(name, size=7)
-    for axes, label in zip(grid[:, 0], ("seconds", "MiB above the loaded model"), strict=True):
-        axes.set_ylabel(f"{label}\n(dashed: slope 1)", size=7)
-    for suffix, undated in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
-        figure.savefig(folder / f"growth.{suffix}", dpi=200, metadata=undated)
-
-
 if __name__ == "__main__":
     print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
