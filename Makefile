@@ -21,7 +21,7 @@ ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MA
 PRESET ?= tiny
 SEEDS ?= 1
 
-.PHONY: setup demo test test-newest test-oldest test-real test-llamacpp bench-gguf calibration lint bench gpu imad-tiny reproduce reproduce-full random-directions architectures architecture docs torture clean
+.PHONY: setup demo test test-newest test-oldest test-real test-llamacpp bench-gguf calibration lint bench gpu imad-tiny reproduce reproduce-full documents figures random-directions architectures architecture docs torture clean
 
 demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a report page
 	$(BIN)/steerkit demo --out runs/demo
@@ -84,6 +84,17 @@ reproduce: $(DEV)  ## every run, analysis, table and figure: make reproduce PRES
 reproduce-full: $(DEV)  ## more families, the paper's protocol, controls and transplants: make reproduce-full SEEDS=6
 	$(BIN)/python -m analysis reproduce --preset $(PRESET) --seeds $(SEEDS) --full
 
+documents: $(DEV)  ## the tables behind demo (after make demo), tutorial and the page on steering, in results
+	$(BIN)/python -m analysis documents
+
+figures: .venv-figures/.ready  ## every picture and generated table of README and docs, from results, without torch
+	.venv-figures/bin/python -m figures.pages
+
+.venv-figures/.ready: constraints.txt
+	$(PYTHON) -m venv .venv-figures
+	.venv-figures/bin/python $(PIP_INSTALL) --constraint constraints.txt matplotlib pandas
+	touch $@
+
 random-directions: $(DEV)  ## random against random directions on a finished demo; writes docs/calibration-demo.md
 	$(BIN)/python -m tests.calibration.demo runs/demo
 
@@ -120,4 +131,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'ready: make demo, or .venv/bin/steerkit --help'
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest .venv-llamacpp runs
+	rm -rf $(VENV) .venv-newest .venv-oldest .venv-llamacpp .venv-figures runs

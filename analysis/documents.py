@@ -1,7 +1,7 @@
-"""`python -m analysis documents`: run the code of the tutorial and of the page on steering, and store what they print.
+"""`python -m analysis documents`: the tables behind the demo, the tutorial and the page on steering.
 
-The code is taken from the pages themselves and runs on the demo's model. The tables go to `results/`, from which
-`python -m figures.pages` writes the pages' tables and pictures.
+The demo's tables are those of a finished run. The code of the other pages is taken from the pages themselves and runs
+on the demo's model. All tables go to `results/`, from which `python -m figures.pages` writes tables and pictures.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import pandas as pd
 
 import steerkit as sk
 from steerkit.demo.checkpoint import default_checkpoint
-from steerkit.io.tables import write_table
+from steerkit.io.tables import read_table, write_table
 from steerkit.models.identity import describe
 
 DOCS = Path(__file__).parents[1] / "docs"
+DEMO = ("verdicts", "gains", "dose_curves", "means", "places")
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -81,6 +82,14 @@ def steering_tables(names: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     return {"moved": moved, "cosines": pd.DataFrame(cosines, columns=["layer", "other", "cosine"])}
 
 
+def write_demo(run: Path, out: Path) -> None:
+    """Copy the tables of a finished demo, with the checkpoint's name in place of its path."""
+    for name in DEMO:
+        table, meta = read_table(run / "tables" / f"{name}.csv")
+        named = {"checkpoint": Path(meta["checkpoint"]).name} if "checkpoint" in meta else {}
+        write_table(out / "demo" / f"{name}.csv", table, {**meta, **named})
+
+
 def write_documents(out: Path, model: Any, tokenizer: Any) -> None:
     """Run both pages and write their tables below `out`."""
     loaded, sk.load = sk.load, lambda *_, **__: (model, tokenizer)
@@ -99,7 +108,11 @@ def write_documents(out: Path, model: Any, tokenizer: Any) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis documents", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="folder of a finished demo")
     given = parser.parse_args(arguments)
+    if not (given.demo / "summary.json").is_file():
+        parser.error(f"expected a finished demo in {given.demo}; there is none. Run `make demo`, or pass --demo.")
+    write_demo(given.demo, given.out.resolve())
     write_documents(given.out.resolve(), *sk.load(default_checkpoint()))
     print(f"Tables of the documents are in {given.out}; python -m figures.pages writes the pages.")
 

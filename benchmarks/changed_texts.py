@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 import steerkit as sk
-from steerkit.demo.questions import PERSONAS
+from steerkit.demo.traits import PERSONAS
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json
 from steerkit.sweeps.result import layers_of

@@ -8,7 +8,8 @@ from typing import Any
 
 import steerkit as sk
 from steerkit.demo.checkpoint import default_checkpoint
-from steerkit.demo.questions import PERSONAS, Question, answer_pairs, read_questions
+from steerkit.demo.questions import Question, answer_pairs, read_questions
+from steerkit.demo.traits import PERSONAS
 from steerkit.text.traces import DebateTrace, Turn
 
 # Timed only: the means of whole texts are not used as vectors.

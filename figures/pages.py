@@ -16,8 +16,8 @@ import pandas as pd
 
 from figures import agents, debate, growth, suppression
 from figures.numbers import GENERATED, regenerate
-from steerkit.demo.pages import dose_figure, gain_figure
-from steerkit.demo.questions import PERSONAS
+from steerkit.demo.figures import dose_figure, gain_figure
+from steerkit.demo.traits import PERSONAS
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json
 from steerkit.io.tables import read_table

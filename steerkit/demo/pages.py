@@ -9,20 +9,12 @@ from typing import Any
 import pandas as pd
 
 from steerkit.demo.contrasts import SOURCES
-from steerkit.demo.questions import PERSONAS
+from steerkit.demo.figures import dose_figure, gain_figure
 from steerkit.demo.summary import sentences
 from steerkit.io.tables import read_table
-from steerkit.show.plots import curve_grid, intervals, layer_profile, save_figure
+from steerkit.show.plots import layer_profile, save_figure
 from steerkit.show.report import write_report
 from steerkit.sweeps.result import SweepResult
-
-AXES = {
-    "trait": "trait score",
-    "rouge_l_symbols": "ROUGE-L",
-    "repeated_4grams": "repeated 4-grams",
-    "perplexity": "perplexity",
-}
-CONTROLS = ("random", "shuffled")
 
 
 def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, projections: pd.DataFrame) -> None:
@@ -99,39 +91,3 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         "the text, not a state of the model. At the last token of the prompt the embedding is the same for all "
         "texts, and its accuracy is at chance.",
     ]
-
-
-def dose_panels(curves: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
-    """Score -> persona -> curves of its vector and of its controls, which are named by their role."""
-    panels: dict[str, dict[str, pd.DataFrame]] = {}
-    roles = curves["role"].replace("vector", "persona's vector")
-    for score, label in AXES.items():
-        curve = curves.assign(vector=roles)[curves["score"] == score]
-        panels[label] = {
-            title: curve[curve["persona"] == name].drop(columns=["persona", "role", "score"])
-            for name, title in PERSONAS.items()
-        }
-    return panels
-
-
-def dose_figure(curves: pd.DataFrame, title: str) -> Any:
-    """Validation: every score over the coefficient, a column per persona."""
-    return curve_grid(dose_panels(curves), "coefficient", controls=CONTROLS, log=["perplexity"], title=title)
-
-
-def gain_figure(gains: pd.DataFrame, title: str) -> Any:
-    """Test: the gain in trait score of each persona, over each comparison."""
-    return intervals(gain_rows(gains), "gain in trait score on test", title=title)
-
-
-def gain_rows(gains: pd.DataFrame) -> pd.DataFrame:
-    """The gains in trait score as rows of a forest plot."""
-    rows = gains[gains["score"] == "trait"]
-    return pd.DataFrame(
-        {
-            "name": rows["persona"].map(PERSONAS),
-            "comparison": "over " + rows["over"],
-            **{key: rows[key] for key in ("gain", "low", "high", "n")},
-            "p": rows["p_rank"].fillna(rows["p_holm"]),
-        }
-    ).reset_index(drop=True)

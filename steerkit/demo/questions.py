@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steerkit.demo.traits import PERSONAS
 from steerkit.text.pairs import ContrastPair
 from steerkit.text.prompt import Prompt, render
 from steerkit.text.spans import SpannedText
 from steerkit.text.tokens import encode
 
 FILE = Path(__file__).with_name("questions.jsonl")
-PERSONAS = {"steps": "numbered steps", "critique": "self-critique", "program": "program of thought"}
 PLAIN = "plain"
 SYSTEM = "You are a helpful assistant."
 INSTRUCTIONS = {

@@ -14,9 +14,9 @@ import pandas as pd
 from steerkit.capture.activations import Layer
 from steerkit.demo.contrasts import make_vectors
 from steerkit.demo.pages import draw
-from steerkit.demo.questions import INSTRUCTIONS, PERSONAS, Question, read_questions, split
+from steerkit.demo.questions import INSTRUCTIONS, Question, read_questions, split
 from steerkit.demo.selection import Choice, Vectors, choose, near_unsteered, prompt_rows, scored
-from steerkit.demo.traits import TRAITS
+from steerkit.demo.traits import PERSONAS, TRAITS
 from steerkit.generation.generate import generate
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, read_json, write_json

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from steerkit.capture.activations import Layer
-from steerkit.demo.questions import PERSONAS, Question
-from steerkit.demo.traits import TRAITS, has_answer
+from steerkit.demo.questions import Question
+from steerkit.demo.traits import PERSONAS, TRAITS, has_answer
 from steerkit.io.json import write_json
 from steerkit.io.tables import write_table
 from steerkit.sweeps.result import SweepResult

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steerkit.demo.questions import PERSONAS
+from steerkit.demo.traits import PERSONAS
 from steerkit.stats.format import interval_text
 
 

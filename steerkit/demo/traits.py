@@ -1,10 +1,11 @@
-"""Trait scores of the demo's personas: the share of a text in the persona's style, by rule."""
+"""The demo's personas and their scores: the share of a text in the persona's style, and right answers, by rule."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
+PERSONAS = {"steps": "numbered steps", "critique": "self-critique", "program": "program of thought"}
 NUMBERED = re.compile(r"^\W*(?:step\s+)?\d+\s*[.):]\s+\S", re.IGNORECASE)
 ASSIGNMENT = re.compile(r"^\s*(?:(?:let|const|var|int|float)\s+)?[A-Za-z_][\w.\[\]]*\s*(?:[-+*/]?=)(?!=)\s*\S")
 COMMENT = re.compile(r"(?:^|\s)(?://|#)\s*\S")

@@ -15,8 +15,9 @@ import pandas as pd
 from scipy import stats
 
 import steerkit as sk
-from steerkit.demo.questions import PERSONAS, read_questions
+from steerkit.demo.questions import read_questions
 from steerkit.demo.selection import prompt_rows, scored
+from steerkit.demo.traits import PERSONAS
 from steerkit.io.json import read_json
 from steerkit.stats.controls import against_controls
 from steerkit.sweeps.result import SweepResult

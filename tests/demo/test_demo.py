@@ -5,9 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from steerkit.demo.questions import PERSONAS, PLAIN, instruction_pairs, read_questions, split
+from steerkit.demo.questions import PLAIN, instruction_pairs, read_questions, split
 from steerkit.demo.run import DemoSettings, run_demo
-from steerkit.demo.traits import TRAITS, has_answer
+from steerkit.demo.traits import PERSONAS, TRAITS, has_answer
 from steerkit.io.json import canonical_json
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.io.tables import read_table
