@@ -31,6 +31,11 @@ ANALYSES = {
         "steer each agent by its own direction, with controls",
         "--run runs/imad-tiny/arithmetic/seed-0 --out runs/analysis",
     ),
+    "agreement": Analysis(
+        "analysis.agents.agreement",
+        "check the scores on texts whose agent is known, and against labels given by hand",
+        "--run runs/imad-tiny/clues/seed-0 --out runs/analysis --labels results/labels/clues.csv",
+    ),
     "separability": Analysis(
         "analysis.probes.separability",
         "probe at which layers the agents can be told apart",

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from figures import agents, suppression, tokens, training
+from figures import agents, debate, suppression, tokens, training
 from steerkit.io.files import file_name
 from steerkit.io.tables import read_table
 from steerkit.show.plots import save_figure
@@ -20,6 +20,10 @@ def pictures(folder: Path) -> Iterator[Picture]:
     """Name, figure and provenance of each picture whose tables are in a folder."""
     for table, meta in _tables(folder, "main_table"):
         yield "accuracy-tokens", tokens.accuracy_tokens(table), meta
+        if (sampled := table[table["decoding"] == "sampled"])["method"].isin(debate.WHAT_HELPS).any():
+            yield "accuracy-by-seed", debate.accuracy_by_seed(sampled), meta
+    for table, meta in _tables(folder, "protocol"):
+        yield "protocol", debate.protocol_areas({folder.name: table}), meta
     for table, meta in _tables(folder, "training"):
         for family, part in table.groupby("family", sort=False):
             yield f"training-{file_name(str(family))}", training.training_curves(part, str(family)), meta

@@ -9,9 +9,21 @@ import pandas as pd
 
 from steerkit.show.plots import GREY, MARKERS, PALETTE, TWO_COLUMNS, new_figure, styled
 
+WHAT_HELPS = (
+    "Debate",
+    "IMAD",
+    "SFT",
+    "SFT on shuffled turns",
+    "SFT on gold answers",
+    "SFT on right answers",
+    "GRPO without debate",
+    "DebateGPT + GRPO",
+)
+"""Debate, IMAD, and the trainings that show what the debate adds."""
+
 
 @styled()
-def accuracy_by_seed(main: pd.DataFrame, methods: Sequence[str], title: str | None = None) -> Any:
+def accuracy_by_seed(main: pd.DataFrame, methods: Sequence[str] = WHAT_HELPS, title: str | None = None) -> Any:
     """A panel per family: accuracy of each method, sampled; a dot per training seed, the mean with its interval.
 
     Args:

@@ -61,16 +61,6 @@ def _protocols(folder: Path) -> Drawn:
     return debate.protocol_areas({family: table for family, (table, _) in found.items()}), found["clues"][1]
 
 
-WHAT_HELPS = (
-    "Debate",
-    "IMAD",
-    "SFT",
-    "SFT on shuffled turns",
-    "SFT on gold answers",
-    "SFT on right answers",
-    "GRPO without debate",
-    "DebateGPT + GRPO",
-)
 PICTURES: Mapping[str, Callable[[Path], Drawn]] = {
     "docs/demo-gains.png": lambda folder: _demo("gains", gain_figure, "test", folder),
     "docs/demo-dose.png": lambda folder: _demo("dose_curves", dose_figure, "validation", folder),
@@ -85,9 +75,7 @@ PICTURES: Mapping[str, Callable[[Path], Drawn]] = {
     "docs/agents-suppressed-smollm2.png": lambda folder: _from_table(
         "smollm2/malice/suppression_curves", lambda table: suppression.suppression_curves(table, "forced"), folder
     ),
-    "docs/debate-controls.png": lambda folder: _from_table(
-        "miniature/main_table", lambda table: debate.accuracy_by_seed(table, WHAT_HELPS), folder
-    ),
+    "docs/debate-controls.png": lambda folder: _from_table("miniature/main_table", debate.accuracy_by_seed, folder),
     "docs/protocol-areas.png": _protocols,
     "benchmarks/growth.png": _growth,
 }

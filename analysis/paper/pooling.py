@@ -130,6 +130,9 @@ def collect_tables(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
             of_family |= pool_suppression(seeds)
         if (one / "malicious" / "malicious.csv").is_file():
             of_family["malicious"] = pool_malicious(seeds)
+        for name in ("known_texts", "agreement"):
+            if (one / f"{name}.csv").is_file():
+                of_family[name] = read_table(one / f"{name}.csv")[0]
         tables[family.name] = of_family
     return tables
 

@@ -118,7 +118,7 @@ class Step:
     needs: tuple[str, ...] = ()
 
 
-def plan(preset: str, seeds: Sequence[int], out: Path, full: bool = False) -> list[Step]:
+def plan(preset: str, seeds: Sequence[int], out: Path, full: bool = False, fluency: str | None = None) -> list[Step]:
     """All steps, in the order in which they are started.
 
     Shorter chains come first, since the longest one occupies a worker throughout. A run is four steps: its debates; SFT
@@ -130,6 +130,7 @@ def plan(preset: str, seeds: Sequence[int], out: Path, full: bool = False) -> li
         seeds: training seeds.
         out: folder of the reproduction.
         full: everything that `FULL` names.
+        fluency: checkpoint whose perplexity the analysis `suppression` takes; None: the run's base.
     """
     settings = (FULL if full else RUNS)[preset]
     families = tuple(settings)
@@ -137,7 +138,7 @@ def plan(preset: str, seeds: Sequence[int], out: Path, full: bool = False) -> li
         step
         for seed in seeds
         for family in reversed(families)
-        for step in _of_seed(preset, family, settings[family], seed, out, full)
+        for step in _of_seed(preset, family, settings[family], seed, out, full, fluency)
     ]
     runs = tuple(str(_run(out, family, seed)) for family in families for seed in seeds)
     tables, every = out / "tables", tuple(step.name for step in steps)
@@ -148,7 +149,9 @@ def plan(preset: str, seeds: Sequence[int], out: Path, full: bool = False) -> li
     return steps
 
 
-def _of_seed(preset: str, family: str, settings: Sequence[str], seed: int, out: Path, full: bool) -> list[Step]:
+def _of_seed(
+    preset: str, family: str, settings: Sequence[str], seed: int, out: Path, full: bool, fluency: str | None
+) -> list[Step]:
     run = _run(out, family, seed)
     name = f"{family}-{seed}"
     imad = (preset, "--family", family, *_each("--set", settings), "--seed", str(seed), "--out", str(run))
@@ -158,6 +161,7 @@ def _of_seed(preset: str, family: str, settings: Sequence[str], seed: int, out: 
     steps = _trained(preset, family, settings, name, imad)
     if family == "malice":
         suppression = ("suppression", *common, "--words", TRAIT, *_each("--set", SUPPRESSION[preset]))
+        suppression += ("--fluency", fluency) if fluency else ()
         steps.append(Step(f"suppression-{name}", "analysis", suppression, (name,)))
         if grid:
             steps.append(Step(f"agents-{name}", "analysis", ("agents", *common, *grid), (name,)))
@@ -310,6 +314,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--full", action="store_true", help="also the other families, the paper's protocol, controls and transplants"
     )
+    parser.add_argument(
+        "--fluency", help="checkpoint whose perplexity the analysis suppression takes; default: the run's base"
+    )
     parser.add_argument("--out", type=Path, help="default: runs/reproduce/PRESET")
     parser.add_argument("--workers", type=int, default=2, help="number of steps at a time")
     given = parser.parse_args(arguments)
@@ -324,7 +331,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its steps are ended with it
     try:
         note_start(out / STARTED, seeds)
-        carry_out(plan(given.preset, seeds, out, given.full), out, given.workers)
+        carry_out(plan(given.preset, seeds, out, given.full, given.fluency), out, given.workers)
     except RuntimeError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from figures import __main__ as figures
+from figures.debate import accuracy_by_seed, protocol_areas
 from figures.tokens import accuracy_tokens
 from figures.training import PANELS, training_curves
 from steerkit.io.tables import write_table
@@ -149,3 +150,37 @@ def test_an_empty_folder_or_table_is_refused(tmp_path, capsys) -> None:
         accuracy_tokens(main_table().drop(columns="tokens"))
     with pytest.raises(ValueError, match="missing"):
         training_curves(logs().drop(columns="seed"))
+
+
+def test_each_training_seed_is_a_dot_beside_its_mean() -> None:
+    rows = [
+        {"family": family, "method": method, "decoding": "sampled", "accuracy": 0.6, "low": 0.5, "high": 0.7,
+         "by_seed": "0.55 0.6 0.65", "seeds": 3, "n": 1500}
+        for family, methods in {"clues": ("IMAD", "SFT"), "two_sum": ("IMAD",)}.items()
+        for method in methods
+    ]  # fmt: skip
+    figure = accuracy_by_seed(pd.DataFrame(rows))
+    clues, two_sum = figure.axes
+    assert [text.get_text() for text in clues.get_yticklabels()] == ["IMAD", "SFT"]
+    dots = [
+        line.get_xdata().tolist()
+        for line in clues.lines
+        if line.get_linestyle() == "None" and len(line.get_xdata()) == 3
+    ]
+    assert dots == [[55.0, 60.0, 65.0]] * 2 and len(two_sum.lines) == 2
+    assert "3 training seeds" in figure.legends[0].get_title().get_text()
+
+
+def test_areas_of_the_protocol_have_a_mark_per_kind_and_checkpoint() -> None:
+    rows = [
+        {"stage": stage, "context": "tagged", "score": "rouge_l", "grid": "coefficient", "measure": f"area, {kind}",
+         "value": 0.6, "low": 0.5, "high": 0.7, "by_seed": "0.6", "seeds": 1, "n": 48}
+        for stage, kinds in {"base": ("own", "random"), "IMAD": ("own", "random", "shuffled")}.items()
+        for kind in kinds
+    ]  # fmt: skip
+    rows += [{**rows[0], "measure": "area over base"}, {**rows[0], "score": "speaks"}, {**rows[0], "grid": "dose"}]
+    figure = protocol_areas({"clues": pd.DataFrame(rows)})
+    (axes,) = figure.axes
+    assert [text.get_text() for text in figure.legends[0].texts] == ["own", "random", "shuffled"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["base\ntagged", "IMAD\ntagged"]
+    assert sum(line.get_marker() != "." for line in axes.lines) == 5
