@@ -9,6 +9,7 @@ import argparse
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +173,35 @@ def steering_moved(folder: Path) -> str:
     return _table(("steered after blocks", "coefficient", "`relative_dose`", "the vector", "`random_like`"), rows)
 
 
+def training_table(folder: Path, family: str, preset: str = "miniature") -> str:
+    """Accuracy and tokens of every method of a family, sampled, and the accuracy of IMAD above it."""
+    main, _ = _read(f"{preset}/main_table", folder)
+    gaps, _ = _read(f"{preset}/differences", folder)
+    some = main[(main["family"] == family) & (main["decoding"] == "sampled")]
+    gaps = gaps[(gaps["family"] == family) & (gaps["decoding"] == "sampled")].set_index("minus")
+    rows = []
+    for row in some.itertuples():
+        above = ""
+        if row.method in gaps.index:
+            gap = gaps.loc[row.method]
+            above = interval_text(*(100 * gap[name] for name in ("difference", "low", "high")), 1, signed=True)
+        accuracy = interval_text(100 * row.accuracy, 100 * row.low, 100 * row.high, 1)
+        each = " ".join(f"{100 * float(value):.1f}" for value in str(row.by_seed).split())
+        name = f"**{row.method}**" if row.method == "IMAD" else row.method
+        rows.append([name, accuracy, each if row.seeds > 1 else "", f"{row.tokens:.0f}", above])
+    return _table(("method", "accuracy, %", "by seed", "tokens", "IMAD above it, points"), rows)
+
+
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "demo": demo_table,
     "tutorial-gains": tutorial_gains,
     "reading": reading_table,
     "steering-moved": steering_moved,
+    "training-arithmetic": partial(training_table, family="arithmetic"),
+    "training-clues": partial(training_table, family="clues"),
+    "training-two-sum": partial(training_table, family="two_sum"),
+    "training-malice": partial(training_table, family="malice"),
+    "training-smollm2": partial(training_table, family="addition", preset="smollm2"),
 }
 """Name of a generated table -> its text."""
 

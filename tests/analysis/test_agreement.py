@@ -13,12 +13,10 @@ OPENINGS = ("one", "two", "three")
 
 
 def debates(n: int = 4) -> list[DebateTrace]:
-    return [
-        DebateTrace.of(
-            f"q{i}", [Turn(agent, 1, f"{name} says {i} now") for agent, name in enumerate(OPENINGS, 1)], "\\boxed{1}", "1"
-        )
-        for i in range(n)
-    ]  # fmt: skip
+    def turns(i: int) -> list[Turn]:
+        return [Turn(agent, 1, f"{name} says {i} now") for agent, name in enumerate(OPENINGS, 1)]
+
+    return [DebateTrace.of(f"q{i}", turns(i), "\\boxed{1}", "1") for i in range(n)]
 
 
 def test_gold_texts_have_the_highest_scores_and_another_agents_never_speak_first() -> None:
