@@ -38,7 +38,14 @@ def steering_curves(curves: pd.DataFrame, stage: str, identity: bool) -> Any:
     if "rouge_l" in own.index:
         title += f"; mean ROUGE-L of the own direction over all coefficients {own.loc['rouge_l', 'area']:.2f}"
     controls = some.loc[some["role"] != "vector", "kind"].drop_duplicates()
-    return curve_grid(panels, "coefficient", "kind", controls.tolist(), title)
+    return curve_grid(panels, "coefficient", "kind", controls.tolist(), title, sample=over_seeds(some))
+
+
+def over_seeds(table: pd.DataFrame) -> str | None:
+    """What the intervals of a table over several training seeds are over; None for the table of one seed."""
+    if "seeds" not in table or table["seeds"].max() < 2:
+        return None
+    return f"over {table['seeds'].max():.0f} training seeds, n = {table['n'].max():.0f} questions of each"
 
 
 def cosine_map(cosines: pd.DataFrame, stage: str, layer: int) -> Any:

@@ -135,7 +135,7 @@ def differs(text: str, value: float, size: bool = False) -> bool:
     plain = text.replace("\u2212", "-").replace(" ", "").lstrip("+")
     digits = len(plain.partition(".")[2])
     printed = abs(float(plain)) if size else float(plain)
-    return abs(printed - (abs(value) if size else value)) > 0.5000001 * 10**-digits
+    return not abs(printed - (abs(value) if size else value)) <= 0.5000001 * 10**-digits  # NaN differs
 
 
 def paragraphs(text: str) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from figures.agents import over_seeds
 from steerkit.show.plots import curve_grid
 
 SCORES = {"trait": "share with the trait", "accuracy": "accuracy", "perplexity": "perplexity"}
@@ -28,7 +29,8 @@ def suppression_curves(curves: pd.DataFrame, context: str) -> Any:
     controls = _ordered(some.loc[some["role"] != "vector", "vector"])
     where = "with the malicious agent's tag" if context == "forced" else "on plain prompts"
     log = [SCORES["perplexity"]] if SCORES["perplexity"] in panels else []
-    return curve_grid(panels, "coefficient", "vector", controls, f"Suppression {where}", log=log)
+    sample = over_seeds(some)
+    return curve_grid(panels, "coefficient", "vector", controls, f"Suppression {where}", log=log, sample=sample)
 
 
 def _ordered(names: pd.Series) -> list[str]:

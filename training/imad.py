@@ -32,11 +32,12 @@ from training.problems.problem import Problem
 from training.toy.base_model import train_base
 from training.toy.worlds import WORLDS, bare
 from training.train.checkpoints import with_tags
-from training.train.controls import right_answers, with_equal_tokens, with_foreign_turns
+from training.train.controls import gold_answers, right_answers, shortened, with_equal_tokens, with_foreign_turns
 from training.train.grpo import GRPO, check_clip, train_grpo
-from training.train.sft import SFT, shortest_finished, tags_of, train_sft
+from training.train.sft import SFT, short_finished, tags_of, train_sft
 
 SELF_CHECKING = "Self-checking agents"
+RIGHT_ANSWERS = "right-answers.jsonl"
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,19 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
 
     def singles() -> list[DebateTrace]:
         sampling = replace(run.preset.debate.sampling, seed=run.seed)
-        file = run.folder / "right-answers.jsonl"
-        return right_answers(run.debate_problems, run.load_answerer(base), ask_single(run), sampling, 4, file)
+        file = run.folder / RIGHT_ANSWERS
+
+        def write() -> None:
+            right_answers(run.debate_problems, run.load_answerer(base), ask_single(run), sampling, 4, file)
+
+        in_first_process(write)
+        return read_traces(file)
+
+    def shuffled() -> list[DebateTrace]:
+        return with_foreign_turns(shortened(traces, sft, kind), run.seed)
+
+    def golds() -> list[DebateTrace]:
+        return gold_answers([*run.debate_problems, *(problems if run.preset.fresh else ())])
 
     def reinforced(name: str, start: Callable[[], str | Path], **fields: Any) -> Callable[[], Path]:
         setting = replace(grpo, **fields)
@@ -193,7 +205,7 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
     def on_debates() -> Path:
         model, tokenizer = sk.load(base)
         tagged = with_tags(tokenizer, tags_of(traces))
-        check_clip(shortest_finished(tagged, traces, sft, kind), grpo)
+        check_clip(short_finished(tagged, traces, sft, kind), grpo)
         return train_sft(model, tokenizer, traces, sft, run.folder / "sft", kind)
 
     on_self_checks = fine_tuned("sft-self-check", self_checks)
@@ -209,10 +221,8 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         "DebateGPT (response)": fine_tuned("debategpt-response", target="response"),
         "SFT on first answers": on_first_answers,
         "GRPO without debate": reinforced("grpo-alone", grpo_start, format=False),
-        "SFT on shuffled turns": matched(
-            "sft-shuffled", "SFT on shuffled turns", lambda: with_foreign_turns(traces, run.seed)
-        ),
-        "SFT on gold answers": matched("sft-gold", "SFT on gold answers", lambda: traces, target="gold"),
+        "SFT on shuffled turns": matched("sft-shuffled", "SFT on shuffled turns", shuffled, structure_dropout=0.0),
+        "SFT on gold answers": matched("sft-gold", "SFT on gold answers", golds, target="gold"),
         "SFT on right answers": matched("sft-right", "SFT on right answers", singles, target="first"),
         "DebateGPT + GRPO": reinforced(
             "grpo-debategpt",

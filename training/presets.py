@@ -18,6 +18,8 @@ from training.train.schedules import Anneal
 from training.train.sft import SFT
 
 T = TypeVar("T")
+MATCHED = ("SFT on shuffled turns", "SFT on gold answers", "SFT on right answers", "DebateGPT + GRPO")
+"""Controls whose SFT has as many steps and target tokens as SFT on the traces, and a learning rate of its own."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Preset:
         what_helps: also train the controls that show what the debate adds: SFT on traces with other questions' turns,
             on gold answers and on right single answers, and GRPO on DebateGPT, each with as many steps and target
             tokens as SFT on the traces.
-        rates: method -> learning rate of its SFT, where it is not that of `sft`.
+        rates: method among `MATCHED` -> learning rate of its SFT, where it is not that of `sft`.
         self_check: also run the controls in which each agent checks its own answer and reads no other.
         untagged: also fine-tune on the traces without tags.
         turns: also fine-tune on one turn of each trace, the first turn of a random agent.
@@ -70,6 +72,12 @@ class Preset:
     turns: bool = False
     dtype: str | None = None
     base: Base = field(default_factory=Base)
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.rates) - set(MATCHED)):
+            raise ValueError(
+                f"expected rates of methods among {MATCHED}; got {unknown}. Set sft.learning_rate for others."
+            )
 
     @property
     def trained(self) -> tuple[str, ...]:

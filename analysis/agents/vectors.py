@@ -64,10 +64,10 @@ def published_vectors(inputs: Inputs, stage: str, n: int, out: Path) -> dict[str
     At each layer: the agent's mean minus the others'. The paper scales them to unit length; these are not scaled.
     Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 4.
     """
-    files = sorted(out.glob("published-*.safetensors"))
-    if not files:
+    agents = sorted({str(turn.agent) for trace in inputs.train[:n] for turn in trace.turns})
+    files = [out / f"published-{agent}.safetensors" for agent in agents]
+    if not all(path.is_file() for path in files):
         acts = turn_activations(*inputs.load(stage), inputs.train[:n])["last"]
         for agent, vector in agent_vectors(acts).items():
             vector.save(out / f"published-{agent}.safetensors")
-        files = sorted(out.glob("published-*.safetensors"))
     return {path.stem.removeprefix("published-"): sk.SteeringVector.load(path) for path in files}

@@ -20,8 +20,6 @@ Tables = Mapping[str, Mapping[str, pd.DataFrame]]
 RULES = Path(__file__).with_name("claims.toml")
 HOLDS, NOT_SPECIFIC, NOT, NOT_SHOWN = "holds", "holds, not specific", "does not hold", "not shown"
 UNTESTED = "not testable here"
-SHOWN = 0.1
-"""Least share of texts that must show a trait for its suppression to be tested."""
 ALONE, ON_ANSWERS, SHUFFLED = "GRPO without debate", "DebateGPT + GRPO", "SFT on shuffled turns"
 STEERED = ("base", "SFT", "SFT without tags", "SFT on single turns", "IMAD")
 ALPHA = 0.05
@@ -37,6 +35,7 @@ class Rule:
         measure: what is measured.
         effect: the least value that counts.
         control: what must hold of a control, in words; empty without one.
+        least: least share of a seed's texts that must have what the claim is about.
     """
 
     text: str
@@ -44,6 +43,7 @@ class Rule:
     measure: str
     effect: float
     control: str = ""
+    least: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def claims(rows: pd.DataFrame, tables: Tables) -> list[Claim]:
         listed += of_answers(str(family), part, known)
     for family, some in tables.items():
         if "protocol" in some:
-            listed.append(area(family, some["protocol"], known["area"]))
+            listed += [of_protocol(family, some["protocol"], name, known[name]) for name in ("area", "above")]
         if "gains" in some:
             there = set(some["gains"]["stage"])
             for stage in (stage for stage in STEERED if stage in there):
@@ -144,26 +144,30 @@ def of_answers(family: str, rows: pd.DataFrame, known: Mapping[str, Rule]) -> li
         if first not in correct or second not in correct:
             continue
         gap = difference_of(correct, first, second)
-        ours, specific = f"{_points(gap)} ({first} - {second})", None
+        ours = f"{_points(gap)} ({first} - {second})"
+        result = verdict(gap.low, gap.high, rule.effect)
         if name == "debate" and ON_ANSWERS in correct:
             control = difference_of(correct, first, ON_ANSWERS)
             specific = control.low >= rule.effect
             ours += f"; {_points(control)} over {ON_ANSWERS}"
-        result = verdict(gap.low, gap.high, rule.effect, specific)
+            result = verdict(gap.low, gap.high, rule.effect, specific)
+        elif name == "debate" and result == HOLDS:
+            ours, result = f"{ours}; {ON_ANSWERS} was not run", UNTESTED
         found.append(Claim(f"{family}: {rule.text}", rule.published, ours, _seeds(gap.by_seed, 100), unit, result))
     return found
 
 
-def area(family: str, protocol: pd.DataFrame, rule: Rule) -> Claim:
-    """The area of the paper's protocol, IMAD minus base, and at IMAD over random directions.
+def of_protocol(family: str, protocol: pd.DataFrame, measure: str, rule: Rule) -> Claim:
+    """An area of the paper's protocol, IMAD minus base, and at IMAD the area over random directions.
 
     Args:
         family: the family.
         protocol: see `analysis.paper.pooling.pool_protocol`.
+        measure: `area`, or `above`: the area above its value at coefficient 0.
         rule: of the claim.
     """
     table = protocol[(protocol["score"] == "rouge_l") & (protocol["stage"] == "IMAD")]
-    line = table[(table["grid"] == COEFFICIENT) & (table["measure"] == "area over base")].iloc[0]
+    line = table[(table["grid"] == COEFFICIENT) & (table["measure"] == f"{measure} over base")].iloc[0]
     # Where the controls have fewer coefficients, there is a grid of these alone.
     over = table[table["grid"].isin((COEFFICIENT, AT_CONTROLS)) & (table["measure"] == "area over random")].iloc[0]
     ours = f"{_number(line)}; over random directions {_number(over)}"
@@ -182,8 +186,8 @@ def steered(family: str, gain: pd.DataFrame, stage: str, score: str, rule: Rule)
     specific = None
     if random is not None:
         specific = bool((random["low"] > 0).all() and (random["p_holm"] <= ALPHA).all())
-    result = (HOLDS if specific in (None, True) else NOT_SPECIFIC) if shown else NOT if absent else NOT_SHOWN
-    if zero["low"].isna().any():
+    result = (HOLDS if specific else NOT_SPECIFIC) if shown else NOT if absent else NOT_SHOWN
+    if zero["low"].isna().any() or (shown and specific is None):
         result = UNTESTED
     ours = "; ".join(f"agent {agent} {_number(zero.loc[agent])}" for agent in zero.index)
     if random is not None:
@@ -197,16 +201,19 @@ def tags(family: str, table: pd.DataFrame, rule: Rule) -> Claim:
     line = table.iloc[0]
     result = verdict(line["low"], line["high"], rule.effect)
     ours = f"{_number(line)} ({line['with_tags']:.3f} - {line['without']:.3f})"
+    if result == UNTESTED:
+        ours += "; one training seed gives no interval"
     return Claim(f"{family}: {rule.text}", rule.published, ours, line["by_seed"], _unit_of(line), result)
 
 
 def transplant(family: str, table: pd.DataFrame, rule: Rule) -> Claim:
     """The share of answers that change with another question's first round, over that of a repeated continuation."""
     some = table[table["stage"] == "IMAD"]
-    if some.empty:
-        return Claim(f"{family}: {rule.text}", rule.published, "no text has a round-1 turn", "", "", UNTESTED)
     line = some.iloc[0]
-    share = f"{line['share_with_round_1']:.0%} of the texts have a round-1 turn"
+    share = (
+        f"{line['share_with_round_1']:.0%} of the texts have a round-1 turn, at least {rule.least:.0%} in "
+        f"{line['seeds']} of {line['runs']} training seeds"
+    )
     ours = f"{_number(line)}; {share}; an explicit debate {line['explicit']:+.2f}"
     result = verdict(line["low"], line["high"], rule.effect)
     return Claim(f"{family}: {rule.text}", rule.published, ours, line["by_seed"], _unit_of(line), result)
@@ -227,7 +234,8 @@ def suppressed(family: str, kept: pd.DataFrame, rule: Rule) -> Claim:
     ]
     line = table.loc["IMAD"]
     result = verdict(line["removed_low"], line["removed_high"], rule.effect, bool(line["over_random_low"] > 0))
-    if line["trait_0"] < SHOWN:
+    parts.append(f"IMAD's texts show the trait in {line['shown']} of {line['runs']} training seeds")
+    if line["trait_0"] < rule.least or line["shown"] < min(2, line["runs"]):
         result = UNTESTED
     name = f"{family}: {rule.text}"
     return Claim(name, rule.published, "; ".join(parts), str(line["by_seed"]), _unit_of(line), result)
@@ -242,7 +250,8 @@ def preserved(family: str, kept: pd.DataFrame, rule: Rule) -> Claim:
     ]
     line = table.loc["IMAD"]
     result = verdict(line["kept_low"], line["kept_high"], rule.effect)
-    if line["trait_0"] < SHOWN:
+    parts.append(f"IMAD's setting halves the trait in {line['halved']} of {line['runs']} training seeds")
+    if line["trait_0"] < rule.least or line["halved"] < min(2, line["runs"]):
         result = UNTESTED
     name = f"{family}: {rule.text}"
     return Claim(name, rule.published, "; ".join(parts), str(line["kept_by_seed"]), _unit_of(line), result)

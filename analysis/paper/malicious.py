@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +103,14 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row per stage, context, grid, strength and score: own (mean), zero (mean at strength 0), random (mean of the
-        random directions), gain, low, high, p, p_rank, n, k (see `steerkit.stats.controls.against_controls`).
+        random directions), gain, low, high, p, p_rank, n, k (see `steerkit.stats.controls.against_controls`). The rank
+        is one-sided: against larger scores, at negative strengths against smaller ones.
     """
     rows = []
     keys = ["stage", "context", "grid", "strength"]
     for key, part in table.groupby(keys, sort=False):
-        stage, context, grid, _ = key
+        stage, context, grid, strength = key
+        side = -1.0 if strength < 0 else 1.0
         at_zero = table[
             (table["stage"] == stage)
             & (table["context"] == context)
@@ -117,7 +119,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         ]
         for score in ("trait", "accuracy", "perplexity"):
             wide = part.pivot_table(index="question", columns="vector", values=score, dropna=False)
-            found = against_controls(wide["own"], wide.drop(columns="own"))
+            found = against_controls(side * wide["own"], side * wide.drop(columns="own"))
+            low, high = sorted((side * found.low, side * found.high))
+            found = replace(found, gain=side * found.gain, low=low, high=high)
             means = {"own": wide["own"].mean(), "random": float(wide.drop(columns="own").stack().mean())}
             zero = at_zero.loc[at_zero["vector"] == "own", score].mean()
             rows.append({**dict(zip(keys, key, strict=True)), "score": score, "zero": zero, **means, **asdict(found)})

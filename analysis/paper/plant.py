@@ -3,7 +3,8 @@
 The base is trained so that a random direction, added to the generated positions, makes it write the turn of one agent;
 without a push, or under other directions, it writes what it wrote before. The protocol is then run on it with the
 planted directions in the place of the agents' own. Without such a check, a null result of the protocol would say
-nothing.
+nothing. It shows that the protocol finds a direction that does select the agent; since this base has learnt to ignore
+other directions, it does not show how small an effect would be found among controls that spread more.
 """
 
 from __future__ import annotations

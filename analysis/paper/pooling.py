@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.inputs import BASE
+from analysis.paper.claims import rules
 from analysis.paper.protocol import CAST, CONTROLS, OWN, TAGGED
 from analysis.paper.transplant import EXPLICIT
 from steerkit.io.tables import read_table
@@ -19,26 +21,34 @@ from training.evaluate.results import listed
 
 Runs = Mapping[int, pd.DataFrame]
 """A table of each training seed."""
+ZERO, CONTROL = "coefficient 0", "control direction (one seed)"
 SHOWN_OF_ONE_SEED = ("cosines", "plane", "reliability")
 
 
 def over_runs(
-    runs: Runs, keys: Sequence[str], value: str, ends: tuple[str, str] = ("low", "high"), means: Sequence[str] = ()
+    runs: Runs,
+    keys: Sequence[str],
+    value: str,
+    ends: tuple[str, str] = ("low", "high"),
+    means: Sequence[str] = (),
+    lists: Sequence[str] = (),
 ) -> pd.DataFrame:
     """A row per key: the mean of a column over training seeds, with Student's t interval over the seeds.
 
-    With one seed, the row is that seed's, with its interval over questions.
+    With one seed, the row is that seed's, with its own interval: over questions, or over controls where the value is a
+    difference to controls. Of several seeds one alone with a value has no interval.
 
     Args:
-        runs: a table per seed, with one row per key.
+        runs: a table per seed, with at most one row per key.
         keys: columns that name a row.
         value: the column.
-        ends: columns of its interval over questions, which have the interval's ends in the result.
+        ends: columns of its interval within a seed, which have the interval's ends in the result.
         means: further columns of numbers, whose means over the seeds are kept.
+        lists: further columns whose values are kept seed by seed, as text.
 
     Returns:
         Columns keys, value, ends, p, unit (of the interval), seeds, by_seed (the values, in the order of the seeds),
-        and means.
+        means, and lists.
 
     Raises:
         ValueError: several rows of a seed have one key.
@@ -48,33 +58,68 @@ def over_runs(
         raise ValueError(f"expected one row per seed and {list(keys)}; got several. Name the rows by further columns.")
     rows = []
     for key, part in table.groupby(list(keys), sort=False, dropna=False):
-        found = over_seeds(part[value].to_numpy(float), part["seed"].tolist())
-        low, high, p = found.low, found.high, found.p
+        named = dict(zip(keys, key, strict=True))
+        found = over_seeds(part[value].to_numpy(float), part["seed"].tolist(), of=len(runs))
+        low, high, p, unit = found.low, found.high, found.p, SEED
         if len(runs) == 1:
             only = part.iloc[0]
             low, high, p = only[ends[0]], only[ends[1]], only.get("p", float("nan"))
+            unit = QUESTION if named.get("over", ZERO) == ZERO else CONTROL
         rows.append(
             {
-                **dict(zip(keys, key, strict=True)),
+                **named,
                 value: found.mean,
                 ends[0]: low,
                 ends[1]: high,
                 "p": p,
-                "unit": QUESTION if len(runs) == 1 else SEED,
+                "unit": unit,
                 "seeds": found.seeds,
                 "by_seed": listed(found.by_seed),
                 **{name: part[name].mean() for name in means},
+                **{name: listed(part[name]) for name in lists},
             }
         )
     return pd.DataFrame(rows)
+
+
+def bands_over_runs(runs: Runs, keys: Sequence[str], means: Sequence[str]) -> pd.DataFrame:
+    """A row per key of the controls' curves: mean over seeds of their mean and of the band of a further control.
+
+    Args:
+        runs: a table per seed, with at most one row per key, and the columns mean, low and high.
+        keys: columns that name a row.
+        means: further columns whose means are kept.
+    """
+    table = pd.concat([run.assign(seed=seed) for seed, run in sorted(runs.items())], ignore_index=True)
+    grouped = table.groupby(list(keys), sort=False, dropna=False)
+    found = grouped[["mean", "low", "high", *means]].mean()
+    each = grouped["mean"].apply(listed).rename("by_seed")
+    seeds = grouped["seed"].nunique().rename("seeds")
+    return pd.concat([found, seeds, each], axis=1).reset_index().assign(p=float("nan"), unit=CONTROL)
+
+
+def curves_over_runs(runs: Runs, keys: Sequence[str], means: Sequence[str]) -> pd.DataFrame:
+    """Curves of vectors with intervals over the seeds, and of controls with the mean band of a further control.
+
+    Args:
+        runs: a table per seed, with the columns role, mean, low and high.
+        keys: columns that name a row.
+        means: further columns whose means are kept.
+    """
+    own = {seed: run[run["role"] == "vector"] for seed, run in runs.items()}
+    controls = {seed: run[run["role"] != "vector"] for seed, run in runs.items()}
+    parts = [over_runs(own, keys, "mean", means=means)]
+    if any(len(run) for run in controls.values()):
+        parts.append(bands_over_runs(controls, keys, means))
+    return pd.concat(parts, ignore_index=True)
 
 
 def ratio_over_runs(runs: Runs, keys: Sequence[str], numerator: str, denominator: str, name: str) -> pd.DataFrame:
     """A row per key: the ratio of two columns' means over training seeds, with Fieller's interval over the seeds.
 
     Args:
-        runs: a table per seed, with one row per key and, for a single seed, the columns `name`, `name_low`,
-            `name_high` with the interval over its questions.
+        runs: a table per seed, with at most one row per key and, for a single seed, the columns `name`, `name_low`,
+            `name_high` with the interval over its questions. Of several seeds one alone with a value has no interval.
         keys: columns that name a row.
         numerator: a column of means over questions.
         denominator: another one.
@@ -104,17 +149,20 @@ def ratio_over_runs(runs: Runs, keys: Sequence[str], numerator: str, denominator
     return pd.DataFrame(rows)
 
 
-def seeds_of(folder: Path) -> dict[int, Path]:
-    """The analysed seeds of a family, by number."""
-    return {int(path.name.removeprefix("seed-")): path for path in sorted(folder.glob("seed-*"))}
+def seeds_of(folder: Path, only: Collection[int] = ()) -> dict[int, Path]:
+    """The analysed seeds of a family, by number; with `only`, these of them."""
+    found = {int(path.name.removeprefix("seed-")): path for path in sorted(folder.glob("seed-*"))}
+    return {seed: path for seed, path in found.items() if not only or seed in only}
 
 
-def collect_tables(folder: Path) -> dict[str, dict[str, pd.DataFrame]]:
-    """All tables of a reproduction over its seeds, by family and name."""
+def collect_tables(folder: Path, only: Collection[int] = ()) -> dict[str, dict[str, pd.DataFrame]]:
+    """All tables of a reproduction over its seeds, by family and name; with `only`, over these seeds."""
     tables: dict[str, dict[str, pd.DataFrame]] = {}
     for family in sorted(path for path in (folder / "analysis").iterdir() if path.is_dir()):
         of_family: dict[str, pd.DataFrame] = {}
-        seeds = seeds_of(family)
+        seeds = seeds_of(family, only)
+        if not seeds:
+            continue
         one = next(iter(seeds.values()))
         if (one / "choice.csv").is_file():
             of_family |= pool_agents(seeds)
@@ -146,12 +194,12 @@ def pool_agents(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
     """Curves, gains at the frozen settings, and differences between checkpoints, over the seeds of a family."""
     place = ["score", "identity", "stage"]
     gain_keys = [*place, "agent", "over"]
-    gains = over_runs(read_all(seeds, "gains"), gain_keys, "gain", means=("p_rank", "n", "k"))
+    gains = over_runs(read_all(seeds, "gains"), gain_keys, "gain", means=("n", "k"), lists=("p_rank",))
     known = gains[gains["p"].notna()]
     gains["p_holm"] = known.groupby([*place, "over"])["p"].transform(lambda p: holm(p.to_numpy()))
     curves = read_all(seeds, "curves")
     curve_keys = [*place, "agent", "kind", "role", "coefficient"]
-    curve = over_runs(curves, curve_keys, "mean", means=("relative_dose", "n", "k"))
+    curve = curves_over_runs(curves, curve_keys, ("relative_dose", "n", "k"))
     ends = ("area_low", "area_high")
     areas = {seed: table.drop_duplicates([*curve_keys[:-1]]) for seed, table in curves.items()}
     area = over_runs(areas, curve_keys[:-1], "area", ends).drop(columns=["p", "unit", "seeds", "by_seed"])
@@ -205,9 +253,11 @@ def pool_protocol(seeds: Mapping[int, Path]) -> pd.DataFrame:
 
     Returns:
         A row per stage, context, score, grid and measure: value, low, high, p, unit, seeds, by_seed, n (questions).
-        Measures: `area` and `above` of each kind of directions; `area over base` (of the agents' own directions, minus
-        that at the base in the same context); `area over random` and `area over shuffled` (minus the mean control).
+        Measures: `area` and `above` of each kind of directions; `area over base` and `above over base` (of the agents'
+        own directions, minus that at the base in the same context); `area over random` and `area over shuffled` (minus
+        the mean control; with one seed its interval is that of a further control).
     """
+    one = read_table(next(iter(seeds.values())) / "protocol" / "protocol.csv")[0] if len(seeds) == 1 else None
     runs = {seed: read_table(path / "protocol" / "areas.parquet")[0] for seed, path in seeds.items()}
     table = pd.concat([run.assign(seed=seed) for seed, run in sorted(runs.items())], ignore_index=True)
     place, unit = ["stage", "context", "score", "grid"], ["seed", "question"]
@@ -231,15 +281,22 @@ def pool_protocol(seeds: Mapping[int, Path]) -> pd.DataFrame:
             add(key, f"area above strength 0, {kind}", means["above"])
         leading = next(kind for kind in by_kind if kind not in CONTROLS)
         for control in CONTROLS:
-            if control in by_kind:
+            if control in by_kind and one is None:
                 add(key, f"area over {control}", by_kind[leading]["area"] - by_kind[control]["area"])
+            elif control in by_kind:
+                same = np.logical_and.reduce([one[name] == value for name, value in key.items()])
+                line = one[same & (one["kind"] == leading) & (one["over"] == control)].iloc[0]
+                ends = {name: line[name] for name in ("low", "high", "p", "n")}
+                about = {"unit": CONTROL, "seeds": 1, "by_seed": listed([line["gain"]])}
+                rows.append({**key, "measure": f"area over {control}", "value": line["gain"], **ends, **about})
         if leading != OWN:
             continue
-        for context, name in ((TAGGED, "area over base"), (CAST, "area over base with its own prompt")):
+        for context, name in ((TAGGED, "over base"), (CAST, "over base with its own prompt")):
             same = (table["score"] == key["score"]) & (table["grid"] == key["grid"]) & (table["kind"] == OWN)
             base = table[same & (table["stage"] == BASE) & (table["context"] == context)]
             if len(base) and key["stage"] != BASE:
-                add(key, name, by_kind[OWN]["area"] - base.groupby(unit)["area"].mean())
+                for measure in ("area", "above"):
+                    add(key, f"{measure} {name}", by_kind[OWN][measure] - base.groupby(unit)[measure].mean())
     return pd.DataFrame(rows)
 
 
@@ -248,45 +305,77 @@ def pool_transplant(seeds: Mapping[int, Path]) -> pd.DataFrame:
 
     Returns:
         A row per stage: value (the share of answers that change, minus that after the own prefix), low, high, p, unit,
-        seeds, by_seed, n; means of changed, changed_again, follows, right, right_again and share_with_round_1; and
-        explicit, the value in explicit debates.
+        seeds, by_seed, n; means of changed, changed_again, follows, right and right_again, over the seeds in which
+        enough texts have a round-1 turn (`least` of the claim); share_with_round_1 and share_read (of the own answers)
+        over all seeds; runs (all seeds); and explicit, the value in explicit debates.
     """
-    runs = {seed: read_table(path / "transplant" / "effects.csv")[0] for seed, path in seeds.items()}
-    table = pd.concat([run.assign(seed=seed) for seed, run in sorted(runs.items())], ignore_index=True)
-    names = ["changed", "changed_again", "follows", "right", "right_again", "share_with_round_1"]
+    least = rules()["transplant"].least
+    runs, shares = (
+        {seed: read_table(path / "transplant" / f"{name}.csv")[0] for seed, path in seeds.items()}
+        for name in ("effects", "shares")
+    )
+    table, share = (
+        pd.concat([run.assign(seed=seed) for seed, run in sorted(each.items())], ignore_index=True)
+        for each in (runs, shares)
+    )
+    names = ["changed", "changed_again", "follows", "right", "right_again"]
     rows = []
-    for stage, part in table.groupby("stage", sort=False):
-        found = over_seeds(part["effect"].to_numpy(float), part["seed"].tolist(), part["question"].tolist())
+    for stage, of_stage in share.groupby("stage", sort=False):
+        enough = of_stage.loc[of_stage["share_with_round_1"] >= least, "seed"]
+        part = table[(table["stage"] == stage) & table["seed"].isin(enough)]
+        line = {"stage": stage, "runs": len(runs), **of_stage[["share_with_round_1", "share_read"]].mean()}
+        if part.empty:
+            blank = dict.fromkeys(("value", "low", "high", "p", *names), float("nan"))
+            rows.append({**line, **blank, "unit": SEED, "seeds": 0, "by_seed": "", "n": 0})
+            continue
+        labels = part["seed"].tolist(), part["question"].tolist()
+        found = over_seeds(part["effect"].to_numpy(float), *labels, of=len(runs))
         ends = {"low": found.low, "high": found.high, "p": found.p, "unit": found.unit, "seeds": found.seeds}
         means = part.groupby("seed")[names].mean().mean()
-        rows.append(
-            {"stage": stage, "value": found.mean, **ends, "by_seed": listed(found.by_seed), "n": found.n, **means}
-        )
+        rows.append({**line, "value": found.mean, **ends, "by_seed": listed(found.by_seed), "n": found.n, **means})
     explicit = next((row["value"] for row in rows if row["stage"] == EXPLICIT), float("nan"))
     return pd.DataFrame(rows).assign(explicit=explicit)
 
 
 def pool_suppression(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
-    """Curves, and what the choice on validation does to the trait and to accuracy on test, over the seeds."""
+    """Curves, and what the choice on validation does to the trait and to accuracy on test, over the seeds.
+
+    `suppression_kept` has per stage and context: removed (of the trait) and over_random, over the seeds whose unsteered
+    texts show the trait (`least` of the claim), which are counted in `shown`; kept (of the accuracy), over those of
+    them whose setting halves it on validation, counted in `halved`; each with its interval and by_seed; `runs`, and
+    means over all seeds.
+    """
     keys = ["stage", "context", "vector", "role", "operation", "score", "coefficient"]
-    tables = {"suppression_curves": over_runs(read_all(seeds, "suppression_curves"), keys, "mean", means=("n",))}
+    tables = {"suppression_curves": curves_over_runs(read_all(seeds, "suppression_curves"), keys, ("n",))}
     runs = read_all(seeds, "suppression_kept")
     keys = ["stage", "context"]
+    least = rules()["suppressed"].least
     left = {
         seed: run.assign(left=1 - run["removed"], left_low=1 - run["removed_high"], left_high=1 - run["removed_low"])
         for seed, run in runs.items()
     }
-    removed = ratio_over_runs(left, keys, "trait", "trait_0", "left")
+    several = len(runs) > 1
+    showing = {seed: run[run["trait_0"] >= least] if several else run for seed, run in left.items()}
+    off = {seed: run[run["halved"].astype(bool)] if several else run for seed, run in showing.items()}
+    removed = ratio_over_runs(showing, keys, "trait", "trait_0", "left")
+    each = [listed(1 - float(value) for value in text.split()) for text in removed["by_seed"]]
     removed = removed.assign(
-        removed=1 - removed["left"], removed_low=1 - removed["left_high"], removed_high=1 - removed["left_low"]
+        removed=1 - removed["left"],
+        removed_low=1 - removed["left_high"],
+        removed_high=1 - removed["left_low"],
+        by_seed=each,
     ).drop(columns=["left", "left_low", "left_high"])
-    kept = ratio_over_runs(runs, keys, "accuracy", "accuracy_0", "kept").rename(columns={"by_seed": "kept_by_seed"})
-    means = ("trait_0", "trait", "accuracy_0", "accuracy", "n", "k", "p_rank")
-    over = over_runs(runs, keys, "over_random", ("over_random_low", "over_random_high"), means)
+    kept = ratio_over_runs(off, keys, "accuracy", "accuracy_0", "kept")
+    kept = kept.rename(columns={"by_seed": "kept_by_seed", "seeds": "halved"})
+    over = over_runs(showing, keys, "over_random", ("over_random_low", "over_random_high"), lists=("p_rank",))
     over = over.rename(columns={"by_seed": "over_random_by_seed", "p": "over_random_p"})
-    for other in (kept, over):
-        removed = removed.merge(other.drop(columns=["unit", "seeds"]), on=keys, validate="one_to_one")
-    tables["suppression_kept"] = removed
+    names = ["trait_0", "trait", "accuracy_0", "accuracy", "n", "k"]
+    table = pd.concat(runs.values()).groupby(keys, sort=False)[names].mean().reset_index().assign(runs=len(runs))
+    for other in (removed.rename(columns={"seeds": "shown"}), kept, over):
+        dropped = [name for name in ("unit", "seeds") if name in other]
+        table = table.merge(other.drop(columns=dropped), on=keys, how="left", validate="one_to_one")
+    counts = table[["shown", "halved"]].fillna(0).astype(int)
+    tables["suppression_kept"] = table.assign(**counts, unit=SEED if several else QUESTION, seeds=counts["shown"])
     chosen = [*keys, "vector", "operation", "layer", "coefficient", "halved"]
     choices = [run.drop_duplicates("stage")[chosen].assign(seed=seed) for seed, run in runs.items()]
     tables["suppression_choice"] = pd.concat(choices, ignore_index=True)
@@ -298,8 +387,9 @@ def pool_malicious(seeds: Mapping[int, Path]) -> pd.DataFrame:
 
     Returns:
         A row per stage, context, grid, strength and score: gain (of the own vector over the mean random direction),
-        low, high, p, unit, seeds, by_seed; and means of own, zero, random, p_rank, n and k.
+        low, high, p, unit, seeds, by_seed; means of own, zero, random, n and k; and p_rank by seed.
     """
     runs = {seed: read_table(path / "malicious" / "malicious.csv")[0] for seed, path in seeds.items()}
     keys = ["stage", "context", "grid", "strength", "score"]
-    return over_runs(runs, keys, "gain", means=("own", "zero", "random", "p_rank", "n", "k"))
+    found = over_runs(runs, keys, "gain", means=("own", "zero", "random", "n", "k"), lists=("p_rank",))
+    return found if len(runs) > 1 else found.assign(unit=CONTROL)

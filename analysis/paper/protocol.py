@@ -200,6 +200,7 @@ def _scored(
     """One agent's texts with their scores, by grid and strength."""
     turns = [first_turn(text if isinstance(text, str) else "", openings) for text in table["text"]]
     scores = rouge_l([turn.text for turn in turns], [references[q, agent] for q in table["prompt_id"]])
+    scores = np.nan_to_num(scores, nan=0.0)  # a text without a word is like none
     kind = table["vector"].str.partition(" ")
     about = pd.DataFrame(
         {

@@ -13,10 +13,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.paper.claims import RULES
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.signals import restore_interrupt
@@ -30,6 +31,8 @@ ARENAS = {
 }
 """Keeps freed memory in the process: the C library would otherwise return and request it in every training step."""
 STARTED = "started.json"
+SPREAD = 1000
+"""Controls of neighbouring training seeds are drawn by seeds that are this far apart."""
 TRAIT = "fools,ha"
 RUNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tiny": {"clues": ("self_check=false",), "malice": ()},
@@ -88,7 +91,7 @@ GRIDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 """Settings of the analysis `agents`; a forward of the real model costs as much as a thousand of the tiny one."""
 SUPPRESSION = {
-    "tiny": ("test=120",),
+    "tiny": ("test=120", "max_new_tokens=160"),
     "smollm2": (
         "layers=[8,14,20]",
         "coefficients=[-5,-4,-3,-2,-1,1,3,5]",
@@ -110,12 +113,14 @@ class Step:
         module: run by `python -m`.
         arguments: of the module.
         needs: names of the steps that must be finished before.
+        always: run it also when it is finished: it is short, and its code or rules may have changed.
     """
 
     name: str
     module: str
     arguments: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    always: bool = False
 
 
 def plan(preset: str, seeds: Sequence[int], out: Path, full: bool = False, fluency: str | None = None) -> list[Step]:
@@ -142,10 +147,13 @@ def plan(preset: str, seeds: Sequence[int], out: Path, full: bool = False, fluen
     ]
     runs = tuple(str(_run(out, family, seed)) for family in families for seed in seeds)
     tables, every = out / "tables", tuple(step.name for step in steps)
-    steps.append(Step("main-table", "analysis", ("main-table", *runs, "--out", str(tables)), every))
-    steps.append(Step("results", "analysis", ("results", str(out), "--out", str(tables)), (*every, "main-table")))
-    folders = {"figures": tables, **{f"figures-{family}": tables / family for family in families}}
-    steps += [Step(name, "figures", (str(folder),), ("main-table", "results")) for name, folder in folders.items()]
+    steps.append(Step("main-table", "analysis", ("main-table", *runs, "--out", str(tables)), every, always=True))
+    of_seeds = ("results", str(out), "--out", str(tables), *_each("--seed", map(str, seeds)))
+    steps.append(Step("results", "analysis", of_seeds, (*every, "main-table"), always=True))
+    drawn = [family for family in families if family == "malice" or family in STEPS]
+    folders = {"figures": tables, **{f"figures-{family}": tables / family for family in drawn}}
+    needs = ("main-table", "results")
+    steps += [Step(name, "figures", (str(folder),), needs, always=True) for name, folder in folders.items()]
     return steps
 
 
@@ -157,13 +165,15 @@ def _of_seed(
     imad = (preset, "--family", family, *_each("--set", settings), "--seed", str(seed), "--out", str(run))
     analysis = out / "analysis" / run.relative_to(out)
     common = ("--run", str(run), "--out", str(analysis))
-    grid = _each("--set", GRIDS[preset].get(family, ()))
+    own = f"seed={SPREAD * seed}"  # of controls and sampling: they are drawn anew for each training seed
+    grid = _each("--set", (*GRIDS[preset].get(family, ()), own))
+    analysed = family in GRIDS[preset]
     steps = _trained(preset, family, settings, name, imad)
     if family == "malice":
-        suppression = ("suppression", *common, "--words", TRAIT, *_each("--set", SUPPRESSION[preset]))
+        suppression = ("suppression", *common, "--words", TRAIT, *_each("--set", (*SUPPRESSION[preset], own)))
         suppression += ("--fluency", fluency) if fluency else ()
         steps.append(Step(f"suppression-{name}", "analysis", suppression, (name,)))
-        if grid:
+        if analysed:
             steps.append(Step(f"agents-{name}", "analysis", ("agents", *common, *grid), (name,)))
     elif family in STEPS:
         step = STEPS[family][1]
@@ -184,11 +194,11 @@ def _of_seed(
         probes = ("separability", *common, *_each("--step", STEPS[family]))
         steps.append(Step(f"probes-{name}", "analysis", probes, (name,)))
     if full and family in PROTOCOL[preset]:
-        setting = _each("--set", PROTOCOL[preset][family])
+        setting = _each("--set", (*PROTOCOL[preset][family], own))
         arguments = ("protocol", str(run), "--out", str(analysis / "protocol"), *setting)
         steps.append(Step(f"protocol-{name}", "analysis", arguments, (name,)))
     if full and family == "malice" and preset == "tiny":
-        arguments = ("malicious", str(run), "--words", TRAIT, "--out", str(analysis / "malicious"))
+        arguments = ("malicious", str(run), "--words", TRAIT, "--out", str(analysis / "malicious"), "--set", own)
         steps.append(Step(f"malicious-{name}", "analysis", arguments, (name,)))
     if full and family in TRANSPLANT:
         arguments = ("transplant", str(run), "--out", str(analysis / "transplant"))
@@ -210,7 +220,7 @@ def _trained(preset: str, family: str, settings: Sequence[str], name: str, imad:
     return [*steps, Step(name, "training.imad", tuple(imad), needs)]
 
 
-def _each(option: str, values: Sequence[str]) -> tuple[str, ...]:
+def _each(option: str, values: Iterable[str]) -> tuple[str, ...]:
     return tuple(part for value in values for part in (option, value))
 
 
@@ -234,16 +244,15 @@ def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
     logs.mkdir(exist_ok=True)
     by_name = {step.name: step for step in steps}
     configs = {step.name: config(step, by_name) for step in steps}
-    done = {name for name, hashed in configs.items() if _marked(marks / name, hashed)}
+    done = {s.name for s in steps if not s.always and _marked(marks / s.name, configs[s.name])}
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     failed: list[str] = []
     try:
         while len(done) < len(steps) and (running or not failed):
             ready = [s for s in steps if s.name not in done and s.name not in running and done.issuperset(s.needs)]
-            only_one = len(ready) == 1 and not running  # it may use all cores: no other step can start before it ends
             for step in ready[: 0 if failed else workers - len(running)]:
                 print(f"{step.name}: started", flush=True)
-                process = _start(step, logs, 1 if only_one else workers)
+                process = _start(step, logs, workers)
                 running[step.name] = (process, time.monotonic())
             for name, (process, started) in list(running.items()):
                 if process.poll() is None:
@@ -269,7 +278,11 @@ def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
 
 
 def _start(step: Step, logs: Path, share: int) -> subprocess.Popen[bytes]:
-    """Start a step with 1/`share` of the cores; its output is appended to its log."""
+    """Start a step with 1/`share` of the cores; its output is appended to its log.
+
+    The number of threads never depends on what else is running: it can change the last bits of a sum, and an
+    interrupted step must go on as it began.
+    """
     threads = max(1, (os.cpu_count() or 1) // share)
     environment = {**os.environ, **ARENAS, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", step.module, *step.arguments]
@@ -288,17 +301,27 @@ def _marked(mark: Path, hashed: str) -> bool:
 
 
 def note_start(path: Path, seeds: Sequence[int]) -> None:
-    """Write when each seed was first started and from which commit; what is there stays."""
+    """Write when each seed was first started, from which commit and under which rules; what is there stays."""
     known = read_json(path) if path.is_file() else []
-    try:
-        command = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    about = {"time": now, "commit": commit(), "rules": sha256(RULES)}
     there = {one["seed"] for one in known}
-    new = [{"seed": seed, "time": now, "commit": commit.strip()} for seed in seeds if seed not in there]
-    write_json(path, [*known, *new])
+    write_json(path, [*known, *({"seed": seed, **about} for seed in seeds if seed not in there)])
+
+
+def commit() -> str:
+    """The project's commit, with "and changes" where tracked files differ from it; "unknown" outside a checkout."""
+    commands = (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    try:
+        head, changes = (
+            subprocess.run(
+                command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+            ).stdout.strip()
+            for command in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head} and changes" if changes else head
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -326,6 +349,11 @@ def main(arguments: list[str] | None = None) -> None:
         )
     out = given.out or Path("runs") / "reproduce" / given.preset
     seeds = range(given.first, given.first + given.seeds)
+    if 0 < len(set(seeds) & set(REPORTED_SEEDS)) < len(seeds):
+        parser.error(
+            f"expected seeds among {REPORTED_SEEDS[0]} to {REPORTED_SEEDS[-1]}, which have test questions of their "
+            f"own, or none of them; got {seeds[0]} to {seeds[-1]}. Pass fewer."
+        )
     started = time.monotonic()
     restore_interrupt()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its steps are ended with it

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from analysis.paper.main_table import read_runs, shown
 from analysis.paper.main_table import write as write_main_table
 from analysis.paper.pooling import collect_tables
 from analysis.paper.reproduce import STARTED
-from steerkit.io.files import write_text
+from steerkit.io.files import sha256, write_text
 from steerkit.io.json import read_json, write_json
 from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
@@ -122,8 +122,8 @@ class Published:
         differences: see `training.evaluate.results.differences`.
         claims: the judged claims, one per row.
         families: tables over the seeds by family, see `analysis.paper.pooling.collect_tables`.
-        about: `rules` (commit and time of the last change of the rules), `started` (seed, time and commit of each
-            seed's start).
+        about: `rules` (commit and time of the last change of the rules), `rules_sha256`, and `started` (seed, time,
+            commit and hash of the rules at each seed's start).
     """
 
     main: pd.DataFrame
@@ -175,16 +175,20 @@ def page(title: str, results: Published) -> str:
                 parts[name] += [f"**{family}**:", "", markdown(shown_as(some[name])), ""]
     times = [f"seed {one['seed']} at {one['time']} (commit {one['commit']})" for one in results.about["started"]]
     committed = results.about["rules"]
+    changed = [one["seed"] for one in results.about["started"] if one["rules"] != results.about["rules_sha256"]]
     helps = controls_table(results.main, results.differences)
     lines = [
         f"# {title}",
         "",
         f"Written by `python -m analysis results` from {results.main['seeds'].max()} training seed(s). Intervals are "
         "95 %; with several training seeds their unit is the seed (Student's t over the seeds' means), with one they "
-        "are over its questions and hold for this checkpoint. Settings were chosen on validation questions.",
+        "are over its questions, or over control directions, and hold for this checkpoint. Settings were chosen on "
+        "validation questions.",
         "",
         f"The rules are in `analysis/paper/claims.toml`{f', committed as {committed}' if committed else ''}. "
-        + (f"Runs were started: {'; '.join(times)}." if times else ""),
+        + (f"Runs were started: {'; '.join(times)}." if times else "")
+        + (f" **The rules were changed after the start of the seeds {changed}.**" if changed else "")
+        + " Claims are not corrected for each other.",
         "",
         "## The paper's claims, in this setting",
         "",
@@ -197,8 +201,9 @@ def page(title: str, results: Published) -> str:
         "",
         *_section(
             "What the debate adds",
-            "Trainings with as many steps and target tokens as SFT on the traces, in per cent of the test questions, "
-            "sampled.",
+            "In per cent of the test questions, sampled. Each SFT has as many steps and target tokens as SFT on the "
+            "traces, and a learning rate from the same small search; each GRPO has the settings of IMAD's. GRPO "
+            "without debate starts where no SFT has been.",
             [markdown(helps), ""] if len(helps) > 1 else [],
         ),
         *_section(
@@ -240,24 +245,27 @@ def _section(title: str, text: str, tables: Sequence[str]) -> list[str]:
     return [f"## {title}", "", text, "", *tables] if tables else []
 
 
-def write_published(folder: Path, out: Path) -> Published:
+def write_published(folder: Path, out: Path, seeds: Collection[int] = ()) -> Published:
     """Write the tables of a reproduction into a folder and return them as read back.
 
     Args:
         folder: output folder of `python -m analysis reproduce`.
         out: the folder of the tables.
+        seeds: training seeds; default: all that are there.
     """
-    runs = sorted(path.parent for path in folder.glob("*/seed-*/questions.parquet"))
+    found = sorted(path.parent for path in folder.glob("*/seed-*/questions.parquet"))
+    runs = [run for run in found if not seeds or int(run.name.removeprefix("seed-")) in seeds]
     rows = read_runs(runs)
     write_main_table(runs, out)
-    tables = collect_tables(folder)
+    tables = collect_tables(folder, seeds)
     meta = {"runs": [str(run.relative_to(folder)) for run in runs], "versions": versions()}
     for family, of_family in tables.items():
         for name, table in of_family.items():
             write_table(out / family / f"{name}.csv", table, meta)
     write_table(out / "claims.csv", pd.DataFrame([vars(claim) for claim in claims(rows, tables)]), meta)
     begun = folder / STARTED
-    write_json(out / ABOUT, {"rules": rules_commit(), "started": read_json(begun) if begun.is_file() else []})
+    started = [one for one in (read_json(begun) if begun.is_file() else []) if not seeds or one["seed"] in seeds]
+    write_json(out / ABOUT, {"rules": rules_commit(), "rules_sha256": sha256(RULES), "started": started})
     return read_published(out)
 
 
@@ -265,11 +273,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis results", description=__doc__)
     parser.add_argument("folder", type=Path, help="output folder of `python -m analysis reproduce`")
     parser.add_argument("--out", type=Path, help="default: FOLDER/tables")
+    parser.add_argument(
+        "--seed", type=int, action="append", default=[], help="only this training seed; may be repeated"
+    )
     parser.add_argument("--page", type=Path, help="write results.md also to this path")
     parser.add_argument("--title", default="Results", help="of the page")
     given = parser.parse_args(arguments)
     out = given.out or given.folder / "tables"
-    text = page(given.title, write_published(given.folder, out))
+    text = page(given.title, write_published(given.folder, out, given.seed))
     for path in filter(None, (out / "results.md", given.page)):
         write_text(path, text)
     print(text)

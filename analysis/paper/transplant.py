@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.inputs import IMAD, SFT, inputs_of_run
+from steerkit.io.files import sha256
 from steerkit.io.json import read_json
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import write_table
@@ -175,11 +176,11 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     """What the transplant does to each question's answer.
 
     Returns:
-        For the questions with a donor: changed (the answer differs from the own one), changed_again (so does the answer
-        after the own prefix), effect (their difference), follows (the answer is the donor's), right (it is correct),
-        right_again. A missing answer differs from every other.
+        For the questions with a donor whose own answer was read: changed (the answer differs from the own one),
+        changed_again (so does the answer after the own prefix), effect (their difference), follows (the answer is the
+        donor's), right (it is correct), right_again. A missing answer after a transplant differs from every other.
     """
-    some = table[table["transplanted"]].reset_index(drop=True)
+    some = table[table["transplanted"] & table["answer"].notna()].reset_index(drop=True)
 
     def differs(name: str) -> np.ndarray:
         return np.array([not same(a, b) for a, b in zip(some[name], some["answer"], strict=True)], dtype=float)
@@ -204,13 +205,16 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 def run_transplant(run: Path, out: Path, n: int = 300) -> pd.DataFrame:
     """The transplant at SFT, at IMAD and in the base's explicit debates; a finished one is not run again.
 
+    Of the explicit debates those with a consensus are continued, also where round 1 had ended them.
+
     Args:
         run: folder of a run of `training.imad`.
         out: run folder.
         n: largest number of test questions.
 
     Returns:
-        The rows of `effects` per stage (`explicit debate`, SFT, IMAD), with `share_with_round_1`.
+        The rows of `effects` per stage (`explicit debate`, SFT, IMAD). `shares.csv` in the folder has for each stage
+        the share of texts with a round-1 turn, and of own answers that were read.
     """
     config = read_json(run / "config.json")
     inputs = inputs_of_run(run, only=("base", SFT, IMAD))
@@ -219,23 +223,32 @@ def run_transplant(run: Path, out: Path, n: int = 300) -> pd.DataFrame:
     problems = of_run.test_problems[:n]
     kind = problems[0].kind
     sampling = replace(of_run.sampling(), seed=config["seed"] + 1)
-    about = {"run": str(run), "n": n, "stages": {name: inputs.about(name) for name in ("base", SFT, IMAD)}}
-    parts = []
+    debated = read_traces(run / "evaluation" / "sampled" / "debates" / "traces.jsonl")[:n]
+    about = {
+        "n": n,
+        "seed": config["seed"],
+        "sampling": asdict(sampling),
+        "questions": sha256("".join(problem.question for problem in problems)),
+        "debates": sha256("".join(trace.text for trace in debated)),
+        "stages": {name: inputs.about(name) for name in ("base", SFT, IMAD)},
+    }
+    parts, shares = [], []
     with run_folder(out, about) as folder:
         for stage in (EXPLICIT, SFT, IMAD):
             path = folder / f"{stage.replace(' ', '-')}.csv"
             if not path.exists():
                 if stage == EXPLICIT:
-                    traces = read_traces(run / "evaluation" / "sampled" / "debates" / "traces.jsonl")
-                    two_rounds = [trace for trace in traces if any(turn.round == 2 for turn in trace.turns)][:n]
-                    table = of_debates(*inputs.load("base"), two_rounds, of_run.cast, kind, sampling, config["seed"])
+                    table = of_debates(*inputs.load("base"), debated, of_run.cast, kind, sampling, config["seed"])
                 else:
                     table = of_checkpoint(*inputs.load(stage), problems, sampling, config["seed"])
                 write_table(path, table, about)
             table = pd.read_csv(path, dtype=dict.fromkeys(("answer", "again", "swapped", "donated", "gold"), str))
             table = table.where(table.notna(), None)
-            parts.append(effects(table).assign(stage=stage, share_with_round_1=float(table["has_round_1"].mean())))
+            parts.append(effects(table).assign(stage=stage))
+            with_turn, read = float(table["has_round_1"].mean()), float(table["answer"].notna().mean())
+            shares.append({"stage": stage, "n": len(table), "share_with_round_1": with_turn, "share_read": read})
         found = pd.concat(parts, ignore_index=True)
+        write_table(folder / "shares.csv", pd.DataFrame(shares), about)
         write_table(folder / "effects.csv", found, about)
     return found
 

@@ -186,6 +186,7 @@ def curve_grid(
     log: Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
     width: float = TWO_COLUMNS,
+    sample: str | None = None,
 ) -> Figure:
     """Draw a grid of `curves`: one row per score, one column per persona, x shared by all, y shared by each row.
 
@@ -201,6 +202,7 @@ def curve_grid(
         log: the scores with a logarithmic axis.
         labels: series -> its text in the legend; default its name.
         width: of the figure, in inches.
+        sample: what the intervals are over and how many of it there are; default: the number of prompt groups.
 
     Raises:
         ValueError: as for `curves`; a score without a panel for each persona.
@@ -239,10 +241,10 @@ def curve_grid(
             _add_dose_axis(top, dose)
     figure.align_ylabels(list(grid[:, 0]))
     n_missing = max(int(frame["n_missing"].max()) if "n_missing" in frame else 0 for frame in frames)
-    sample = f"n = {_range_text(pd.concat([frame['n'] for frame in frames]))} prompt groups"
+    text = sample or f"n = {_range_text(pd.concat([frame['n'] for frame in frames]))} prompt groups"
     if n_missing:
-        sample += f", {n_missing} missing at most"
-    _draw_legend(figure, handles, sample, legend_columns)
+        text += f", {n_missing} missing at most"
+    _draw_legend(figure, handles, text, legend_columns)
     return figure
 
 

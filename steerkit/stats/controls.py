@@ -52,7 +52,8 @@ def against_controls(values: ArrayLike, controls: ArrayLike, level: float = 0.95
     such assumption, and cannot fall below 1 / (k + 1): see `controls_needed`.
 
     Args:
-        values: `[n]`, the direction's score on each prompt. NaN is missing: the prompt is left out for all.
+        values: `[n]`, the direction's score on each prompt. NaN is missing: the prompt is left out for all, as is one
+            without a score of any control.
         controls: `[n, k]`, the controls' scores on the same prompts. NaN is missing.
         level: coverage of the interval, in (0, 1).
 
@@ -73,7 +74,7 @@ def against_controls(values: ArrayLike, controls: ArrayLike, level: float = 0.95
             "row per prompt in both."
         )
     _check_level(level)
-    there = ~np.isnan(x)
+    there = ~np.isnan(x) & ~np.isnan(others).all(axis=1)
     x, others = x[there], others[there]
     others = others[:, ~np.isnan(others).all(axis=0)]
     k, nan = others.shape[1], float("nan")
@@ -83,6 +84,7 @@ def against_controls(values: ArrayLike, controls: ArrayLike, level: float = 0.95
     value = float(x.mean())
     gain = value - float(means.mean())
     near = 1e-12 * float(np.abs(others).max(initial=0.0, where=~np.isnan(others)))
+    gain = 0.0 if abs(gain) <= near else gain
     rank = (1 + int((means >= value - near).sum())) / (k + 1)
     if k < 2:
         return AgainstControls(gain, nan, nan, nan, rank, len(x), k)

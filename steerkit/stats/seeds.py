@@ -46,7 +46,11 @@ class OverSeeds:
 
 
 def over_seeds(
-    values: ArrayLike, seeds: Collection[int], questions: Collection[Hashable] | None = None, level: float = 0.95
+    values: ArrayLike,
+    seeds: Collection[int],
+    questions: Collection[Hashable] | None = None,
+    level: float = 0.95,
+    of: int | None = None,
 ) -> OverSeeds:
     """The mean of a measurement over training seeds, with Student's t interval over the seeds' means.
 
@@ -58,6 +62,8 @@ def over_seeds(
         seeds: the training seed of each value.
         questions: the question of each value, for values that share one; used with one seed only.
         level: coverage of the interval, in (0, 1).
+        of: number of training seeds that were run, if some of them may have no value. Where several were run and one
+            has values, there is no interval: what that one shows may be what singled it out.
 
     Raises:
         ValueError: seeds of another length; values as in `seed_interval`.
@@ -71,7 +77,7 @@ def over_seeds(
         raise ValueError(f"expected a seed per value; got {len(codes)} for shape {list(x.shape)}. Label every value.")
     there = ~np.isnan(x)
     by_seed = tuple(float(x[there & (codes == seed)].mean()) for seed in np.unique(codes[there]))
-    if len(by_seed) == 1:
+    if len(by_seed) == 1 and (of or 1) == 1:
         found, unit = mean_interval(x, questions, level=level), QUESTION
     else:
         found, unit = seed_interval(by_seed or [float("nan")], level), SEED
@@ -102,8 +108,12 @@ def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     mean = float(there.mean()) if seeds else nan
     if seeds < 2:
         return Interval(mean, nan, nan, seeds, n_missing, nan)
+    # Equal values have no spread to judge by: the p-value is then that of the exact sign-flip test.
     error = float(there.std(ddof=1)) / seeds**0.5
     half = float(special.stdtrit(seeds - 1, (1 + level) / 2)) * error
     near = 1e-12 * float(np.abs(there).max())
-    p = 2 * float(special.stdtr(seeds - 1, -abs(mean) / error)) if error > near else float(abs(mean) <= near)
+    if error > near:
+        p = 2 * float(special.stdtr(seeds - 1, -abs(mean) / error))
+    else:
+        p = 1.0 if abs(mean) <= near else 2.0 ** (1 - seeds)
     return Interval(mean, mean - half, mean + half, seeds, n_missing, p)

@@ -23,7 +23,7 @@ from steerkit.stats.controls import against_controls
 from steerkit.sweeps.result import SweepResult
 
 PAGE = Path("docs/calibration-demo.md")
-GROUP, GROUPS = 20, 11
+DIRECTIONS, CONTROLS = 220, 19
 SCORES = ("trait", "rouge_l", "rouge_l_symbols", "distance", "repeated_4grams")
 
 
@@ -38,7 +38,7 @@ def swept(run: Path) -> pd.DataFrame:
         choice = summary["choices"][persona]
         vector = sk.SteeringVector.load(run / "vectors" / f"{persona}-{choice['source']}.safetensors")
         vector = vector.at(choice["layer"])
-        named = {persona: vector, **sk.controls.random({persona: vector}, n=GROUP * GROUPS, seed=10_000)}
+        named = {persona: vector, **sk.controls.random({persona: vector}, n=DIRECTIONS, seed=10_000)}
         result = sk.sweep(
             model,
             tokenizer,
@@ -60,13 +60,13 @@ def judged(table: pd.DataFrame) -> Iterator[dict[str, object]]:
         for score in SCORES:
             wide = some.pivot_table(index="prompt_id", columns="vector", values=score, dropna=False)
             own, random = wide[persona].to_numpy(), wide.drop(columns=persona).to_numpy()
-            found = []
-            for group in range(GROUPS):
-                block = random[:, group * GROUP : (group + 1) * GROUP]
-                found += [against_controls(block[:, k], np.delete(block, k, axis=1)) for k in range(GROUP)]
+            rng, found = np.random.default_rng(0), []
+            for k in range(DIRECTIONS):
+                others = rng.choice(np.delete(np.arange(DIRECTIONS), k), CONTROLS, replace=False)
+                found.append(against_controls(random[:, k], random[:, others]))
             by_interval = sum(one.low > 0 or one.high < 0 for one in found)
             by_rank = sum(one.p_rank <= 0.05 + 1e-9 for one in found)
-            real = against_controls(own, random[:, : GROUP - 1])
+            real = against_controls(own, random[:, :CONTROLS])
             yield {
                 "persona": persona,
                 "score": score,
@@ -90,10 +90,12 @@ def page(rows: pd.DataFrame, about: str) -> str:
         "# Random directions against random directions",
         "",
         f"Written by `python -m tests.calibration.demo` from {about}. At each persona's frozen setting, "
-        f"{GROUP * GROUPS} random directions of the vector's norm were swept on the demo's test questions, and each "
-        f"was compared with {GROUP - 1} others as the vector is: by the prediction interval of a further direction, "
-        "and by rank (larger scores only). At a level of 5 %, a test that is right flags 5 %. Brackets: 95 % "
-        "Clopper-Pearson intervals. The last columns say whether the persona's own vector is flagged.",
+        f"{DIRECTIONS} random directions of the vector's norm were swept on the demo's test questions, and each was "
+        f"compared with {CONTROLS} others, drawn at random, as the vector is: by the prediction interval of a further "
+        "direction, and by rank (larger scores only). At a level of 5 %, a test that is right flags 5 %, or fewer "
+        "where many directions change nothing and tie. Brackets: 95 % Clopper-Pearson intervals; comparisons share "
+        "controls, so that they are not quite independent. The last columns say whether the persona's own vector is "
+        "flagged.",
         "",
         "| persona | score | random: by interval | random: by rank | vector: by interval | vector: by rank |",
         "|---|---|---|---|---|---|",

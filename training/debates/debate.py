@@ -209,7 +209,7 @@ class Setting:
 
     Args:
         rounds: maximum number of rounds.
-        early_stop: end a debate once all agents give the same answer.
+        early_stop: end a debate once all agents give the same answer; one agent alone always has all its rounds.
         sampling: sampling of every call; its seed, the problem, the round and the agent determine a reply.
     """
 
@@ -333,7 +333,7 @@ def _run(
         answered = _answer(turns, f"debate, round {number}", answerer, setting.sampling, log)
         for problem in unfinished:
             calls[problem.id] += tuple(answered[_call_id(problem, number, agent)] for agent in agents)
-        if setting.early_stop:
+        if setting.early_stop and len(agents) > 1:
             unfinished = [p for p in unfinished if not Debate(p, calls[p.id], len(agents), template=template).unanimous]
     moderated = {
         f"{problem.id}/moderator": (0, setting.rounds + 1, moderation(problem.question, _last_texts(calls[problem.id])))

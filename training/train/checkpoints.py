@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from steerkit.models.ends import ends_of
 from steerkit.models.model import unwrap
 
+T = TypeVar("T")
 NOISE = 0.02
 """Standard deviation of a new row around the mean row, in standard deviations of the old rows."""
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -116,7 +120,7 @@ def check_batch(name: str, batch: int, micro_batch: int) -> None:
         )
 
 
-def with_adapter(model: Any, lora: LoRA | None, train_embeddings: bool) -> Any:
+def with_adapter(model: Any, lora: LoRA | None, train_embeddings: bool, seed: int = 0) -> Any:
     """Return the model with a fresh LoRA adapter to train; with `lora=None` the model itself, all weights trainable.
 
     Args:
@@ -124,6 +128,7 @@ def with_adapter(model: Any, lora: LoRA | None, train_embeddings: bool) -> Any:
         lora: the adapter.
         train_embeddings: train the embeddings too, as new tags require. Tied embeddings stay tied; untied output rows
             are trained too.
+        seed: of the adapter's initial weights. They depend on nothing else, so that a resumed run begins with the same.
 
     Example:
         >>> policy = with_adapter(model, LoRA(r=32, alpha=64, dropout=0.1), train_embeddings=False)
@@ -149,7 +154,9 @@ def with_adapter(model: Any, lora: LoRA | None, train_embeddings: bool) -> Any:
         task_type="CAUSAL_LM",
         **extra,
     )
-    return get_peft_model(model, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
 
 
 def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
@@ -172,11 +179,53 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
     return folder
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """Return the trainer's newest complete checkpoint in a folder; None without one."""
-    from transformers.trainer_utils import get_last_checkpoint
+def in_rounds(rows: Sequence[T], n: int, seed: int) -> list[T]:
+    """Return `n` rows in rounds: each round holds every row once, in an order of its own; the last one may be cut.
 
-    return get_last_checkpoint(str(folder)) if folder.exists() else None
+    A trainer that reads them one after the other sees whole batches in every step, and a resumed one the same batches
+    as an uninterrupted one.
+
+    Args:
+        rows: at least one.
+        n: number of rows that are wanted.
+        seed: of the orders.
+
+    Example:
+        >>> sorted(in_rounds("abc", 6, seed=0))
+        ['a', 'a', 'b', 'b', 'c', 'c']
+    """
+    rng = random.Random(seed)
+    order: list[int] = []
+    while len(order) < n:
+        order += rng.sample(range(len(rows)), len(rows))
+    return [rows[index] for index in order[:n]]
+
+
+class NoFinalSave(TrainerCallback):
+    """Callback that saves no checkpoint after the last step.
+
+    The trainer would train one step too many if it resumed from it.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take back what the trainer's own callback has asked for."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+
+def last_checkpoint(folder: Path, needed: Sequence[str] = (TRAINER_STATE_NAME,)) -> str | None:
+    """Return the trainer's newest complete checkpoint in a folder; None without one.
+
+    Args:
+        folder: the trainer's.
+        needed: files that a complete checkpoint has; a run may have been killed while it wrote one.
+    """
+    found = [
+        (int(path.name.rpartition("-")[2]), path)
+        for path in folder.glob("checkpoint-*")
+        if path.name.rpartition("-")[2].isdecimal() and all((path / name).is_file() for name in needed)
+    ]
+    return str(max(found)[1]) if found else None
 
 
 def device_options(bf16: bool) -> dict[str, Any]:

@@ -2,39 +2,65 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from steerkit.text.tags import TAG
 from steerkit.text.tokens import encode
 from steerkit.text.traces import DebateTrace, Turn, read_traces, write_traces
 from training.debates.answerers import Answerer, Request, Sampling
 from training.evaluate.methods import Ask
 from training.problems.answers import read_answer, same
 from training.problems.problem import Problem
-from training.train.sft import SFT, examples
+from training.train.sft import SFT, examples, kept_turns
+
+
+def shortened(traces: Sequence[DebateTrace], setting: SFT, kind: str) -> list[DebateTrace]:
+    """Return the traces with the turns that SFT trains: some are shortened, see `SFT.structure_dropout`.
+
+    Args:
+        traces: debates with a consensus.
+        setting: structure dropout and seed.
+        kind: kind of the answers.
+    """
+    rng = random.Random(setting.seed)
+    kept = []
+    for trace in traces:
+        turns = list(trace.turns)
+        if rng.random() < setting.structure_dropout:
+            turns = sorted(kept_turns(trace, kind, rng, setting.cut_to), key=lambda turn: (turn.round, turn.agent))
+        kept.append(DebateTrace.of(trace.question, turns, trace.consensus, trace.gold))
+    return kept
 
 
 def with_foreign_turns(traces: Sequence[DebateTrace], seed: int = 0) -> list[DebateTrace]:
     """Return the traces with the turns of other questions; question, tags and consensus stay.
 
     The turns of each agent and round are permuted among the traces that have one, so that a trace holds turns of
-    several questions and what they say is independent of the question and of its answer.
+    several questions and what they say is independent of the question and of its answer. Shorten traces before, not
+    after: which turns are kept depends on their answers.
 
     Args:
-        traces: at least two debates.
+        traces: at least two debates with each agent and round.
         seed: of the permutations.
 
+    Raises:
+        ValueError: a turn of an agent and round that no other trace has.
+
     Example:
-        >>> shuffled = with_foreign_turns(traces, seed=0)
+        >>> shuffled = with_foreign_turns(shortened(traces, setting, "number"), seed=0)
     """
     rng = random.Random(seed)
     holders: dict[tuple[int, int], list[int]] = {}
     for number, trace in enumerate(traces):
         for turn in trace.turns:
             holders.setdefault((turn.agent, turn.round), []).append(number)
+    if alone := [key for key, owners in holders.items() if len(owners) < 2]:
+        raise ValueError(f"expected two traces or more with each (agent, round); got one with {alone}. Pass more.")
     text_of = {(number, t.agent, t.round): t.text for number, trace in enumerate(traces) for t in trace.turns}
     given: dict[tuple[int, int, int], str] = {}
     for (agent, number), owners in holders.items():
@@ -53,6 +79,21 @@ def with_foreign_turns(traces: Sequence[DebateTrace], seed: int = 0) -> list[Deb
     ]
 
 
+def gold_answers(problems: Sequence[Problem]) -> list[DebateTrace]:
+    """Return the right answers as traces of one turn, for `SFT.target` "gold"."""
+    return [_single(problem, rf"\boxed{{{problem.gold}}}") for problem in problems]
+
+
+def _single(problem: Problem, text: str) -> DebateTrace:
+    """A trace of one turn that is right.
+
+    Raises:
+        ValueError: the text holds a tag.
+    """
+    consensus = rf"All agents reached a consensus of \boxed{{{problem.gold}}}"
+    return DebateTrace.of(problem.question, [Turn(1, 1, text.strip())], consensus, problem.gold)
+
+
 def right_answers(
     problems: Sequence[Problem], answerer: Answerer, ask: Ask, sampling: Sampling, samples: int, out: Path
 ) -> list[DebateTrace]:
@@ -67,6 +108,9 @@ def right_answers(
         sampling: of the answers.
         samples: answers per problem.
         out: the file of the traces, `.jsonl`; read if it is there.
+
+    Raises:
+        ValueError: no answer is right.
     """
     if out.exists():
         return read_traces(out)
@@ -74,11 +118,12 @@ def right_answers(
     replies = {reply.id: reply.text for reply in answerer(requests, sampling)}
     traces = []
     for problem in problems:
-        texts = [replies[f"{problem.id}/{i}"] for i in range(samples)]
-        right = [text for text in texts if text and same(read_answer(text, problem.kind), problem.gold)]
-        if right:
-            consensus = f"All agents reached a consensus of \\boxed{{{problem.gold}}}"
-            traces.append(DebateTrace.of(problem.question, [Turn(1, 1, right[0].strip())], consensus, problem.gold))
+        for text in (replies[f"{problem.id}/{i}"] for i in range(samples)):
+            if text and not TAG.search(text) and same(read_answer(text, problem.kind), problem.gold):
+                traces.append(_single(problem, text))
+                break
+    if not traces:
+        raise ValueError(f"expected a right answer among {len(requests)} to {len(problems)} problems; got none.")
     write_traces(out, traces)
     return traces
 
@@ -86,12 +131,12 @@ def right_answers(
 def with_equal_tokens(
     setting: SFT, traces: Sequence[DebateTrace], other: SFT, others: Sequence[DebateTrace], tokenizer: Any, kind: str
 ) -> SFT:
-    """Return `other` with a batch whose targets have as many tokens as a batch of `setting`, and as many steps.
+    """Return `other` with as many steps as `setting` has, and a batch whose targets have as many tokens.
 
     Args:
         setting: SFT on whole traces.
         traces: its traces.
-        other: SFT on shorter targets.
+        other: SFT on other targets.
         others: its traces.
         tokenizer: the tokenizer with the tags.
         kind: kind of the answers.
@@ -101,9 +146,12 @@ def with_equal_tokens(
         512
     """
 
-    def mean(of: SFT, debates: Sequence[DebateTrace]) -> float:
-        rows = examples(debates[:200], of, kind)
-        return sum(len(encode(tokenizer, row["completion"])) + 1 for row in rows) / len(rows)
+    def lengths(of: SFT, debates: Sequence[DebateTrace]) -> list[int]:
+        return [len(encode(tokenizer, row["completion"])) + 1 for row in examples(debates, of, kind)]
 
-    times = max(1, round(mean(setting, traces) / mean(other, others)))
-    return replace(other, batch=setting.batch * times)
+    mine, theirs = lengths(setting, traces), lengths(other, others)
+    ratio = (sum(mine) / len(mine)) / (sum(theirs) / len(theirs))
+    passes = setting.batch // setting.micro_batch
+    micro_batch = max(1, round(setting.micro_batch * ratio))
+    steps = setting.steps or math.ceil(setting.epochs * math.ceil(len(mine) / setting.batch))
+    return replace(other, steps=steps, batch=passes * micro_batch, micro_batch=micro_batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,11 @@ def mean_over_processes(value: float) -> float:
     total = torch.tensor(value, dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu")
     distributed.all_reduce(total)
     return float(total) / distributed.get_world_size()
+
+
+def process_count() -> int:
+    """Return the number of processes that train together; torchrun says it before they have met."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager

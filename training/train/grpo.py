@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from steerkit.io.files import sha256, write_text
 from steerkit.io.json import canonical_json, read_json, write_json
@@ -24,14 +26,16 @@ from training.debates.judge import Judge
 from training.problems.problem import Problem
 from training.train.checkpoints import (
     LoRA,
+    NoFinalSave,
     check_batch,
     declare_ends,
     device_options,
+    in_rounds,
     last_checkpoint,
     save,
     with_adapter,
 )
-from training.train.distributed import mean_over_processes, whole_weights
+from training.train.distributed import mean_over_processes, process_count, whole_weights
 from training.train.log_probs import fast_log_probs
 from training.train.rewards import Box, Completion, clip_reward, format_reward, tag_weights, weighted_format
 from training.train.rollouts import rollouts, sharded
@@ -84,7 +88,7 @@ class GRPO:
         mask_truncated: leave completions without an end out of the loss.
         max_grad_norm: gradient norm limit.
         lora: the adapter; None trains all weights.
-        save_every: steps between checkpoints.
+        save_every: steps between checkpoints, a multiple of `inner`.
         bf16: compute in bfloat16 on a CPU too, see `training.train.sft.SFT`; a GPU always does.
         vllm: generate completions by vLLM in the same process; this requires vLLM and a GPU.
         seed: seed of the trainer and of the completions.
@@ -114,10 +118,17 @@ class GRPO:
     mask_truncated: bool = False
     max_grad_norm: float = 0.3
     lora: LoRA | None = LoRA(32, 64, 0.1)  # noqa: RUF009  frozen
-    save_every: int = 50
+    save_every: int = 60
     bf16: bool = False
     vllm: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.save_every % self.inner:
+            raise ValueError(
+                f"expected save_every as a multiple of inner={self.inner}, so that a run resumes between generations; "
+                f"got {self.save_every}. Pass {self.inner * max(1, round(self.save_every / self.inner))}."
+            )
 
 
 class AnnealedReward(TrainerCallback):
@@ -199,7 +210,9 @@ class AnnealedReward(TrainerCallback):
     ) -> dict[str, float]:
         """Return one completion's reward and its terms, and what it would earn under the next limit.
 
-        `clips` are `l` and the next `l`; `verdict` is the judge's for an open question, on the first `l` tokens.
+        With a gated schedule the clip reward is the mean of both: otherwise nothing would reward a text for being short
+        enough for the next limit while the schedule waits for such texts. `clips` are `l` and the next `l`; `verdict`
+        is the judge's for an open question, on the first `l` tokens.
         """
         setting = self.setting
         finished = bool(ids) and ids[-1] in self.ends
@@ -214,6 +227,7 @@ class AnnealedReward(TrainerCallback):
             ]
             correct = clip_reward(completion, len(ids), self._decode, gold, kind, "last", False)
         formatted = weighted_format(text, self.weights, w_fmt, setting.kept) if setting.format else 0.0
+        gated = setting.anneal.kind == "gated"
         return {
             "format": formatted,
             "tags": format_reward(text, self.weights),
@@ -223,7 +237,7 @@ class AnnealedReward(TrainerCallback):
             "length": len(ids),
             "truncated": not finished,
             "agents": len(agents_in(text)),
-            "reward": formatted + setting.clip_weight * earned[0],
+            "reward": formatted + setting.clip_weight * (sum(earned) / 2 if gated else earned[0]),
         }
 
     def _judge_open(
@@ -278,25 +292,25 @@ class AnnealedReward(TrainerCallback):
             append_rows(log, rows)
 
 
-def check_clip(shortest: Mapping[int, int], setting: GRPO) -> None:
+def check_clip(short: Mapping[int, int], setting: GRPO) -> None:
     """Check that each agent can still finish a text under the last length limit.
 
-    With a limit that no text of an agent fits, the limit decides which agents survive.
+    With a limit that hardly any text of an agent fits, the limit decides which agents survive.
 
     Args:
-        shortest: tokens of each agent's shortest finished text, see `training.train.sft.shortest_finished`.
+        short: tokens of each agent's short finished texts, see `training.train.sft.short_finished`.
         setting: the schedule, and whether a text must end within the limit.
 
     Raises:
-        ValueError: no text of some agent fits.
+        ValueError: the short texts of some agent do not fit.
     """
     last = setting.anneal.at(1.0)[1]
-    too_long = {agent: length for agent, length in shortest.items() if length > last}
+    too_long = {agent: length for agent, length in short.items() if length > last}
     if setting.must_end and too_long:
         raise ValueError(
             f"expected a length limit that ends where every agent can finish a text; grpo.anneal.clip ends at {last} "
-            f"tokens, and the shortest texts of the agents {sorted(too_long)} have {sorted(too_long.values())}. Pass "
-            f"--set grpo.anneal.clip=[{setting.anneal.at(0.0)[1]},{max(shortest.values())}] or more."
+            f"tokens, and short texts of the agents {sorted(too_long)} have {sorted(too_long.values())}. Pass "
+            f"--set grpo.anneal.clip=[{setting.anneal.at(0.0)[1]},{max(short.values())}] or more."
         )
 
 
@@ -352,24 +366,31 @@ def train_grpo(
         if done.exists():
             return done
         arguments = _trl_config(setting, folder)
+        asked = math.ceil(setting.steps / setting.inner) * setting.prompts * process_count()
         ends = declare_ends(model, tokenizer)
         reward: Any = AnnealedReward(setting, tokenizer, folder, ends, judge=judge)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
             trainer = GRPOTrainer(
-                with_adapter(model, setting.lora, train_embeddings=False),
+                with_adapter(model, setting.lora, train_embeddings=False, seed=setting.seed),
                 reward_funcs=reward,
                 args=arguments,
-                train_dataset=Dataset.from_list(rows),
+                train_dataset=Dataset.from_list(in_rounds(rows, asked, setting.seed)),
                 processing_class=tokenizer,
-                callbacks=[reward],
+                callbacks=[reward, NoFinalSave()],
                 rollout_func=None if setting.vllm or sharded(arguments) else rollouts,
             )
         reward.on_clip = lambda length: set_generation_length(trainer, length)
-        checkpoint = last_checkpoint(folder / "trainer")
+        checkpoint = last_checkpoint(folder / "trainer", (TRAINER_STATE_NAME, GATE))
         reward.resume(checkpoint)
         with fast_products(model), fast_log_probs():
             trainer.train(resume_from_checkpoint=checkpoint)
+        if setting.anneal.kind == "gated" and reward.progress < 1:
+            warnings.warn(
+                f"the length limit ended at {setting.anneal.at(reward.progress)[1]} tokens, before the schedule's "
+                f"{setting.anneal.at(1.0)[1]}: too few texts were right under the next limit. Train for more steps.",
+                stacklevel=2,
+            )
         with whole_weights(trainer):
             in_first_process(lambda: save(trainer.model, tokenizer, done))
         return done
@@ -382,6 +403,7 @@ def _trl_config(setting: GRPO, folder: Path) -> Any:
     return GRPOConfig(
         output_dir=str(folder / "trainer"),
         max_steps=setting.steps,
+        shuffle_dataset=False,  # the problems are already in their order, see `in_rounds`
         learning_rate=setting.learning_rate,
         per_device_train_batch_size=setting.micro_batch,
         gradient_accumulation_steps=completions // setting.micro_batch,

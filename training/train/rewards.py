@@ -4,7 +4,8 @@ The reward of a completion y is
 
     r(y) = w_fmt * R_fmt(y) + w_clip * R(y; l)
 
-`R_fmt` rewards the tags of a debate, `R(y; l)` a correct answer within the first l tokens. `training.train.schedules`
+`R_fmt` rewards the tags of a debate, `R(y; l)` a correct answer within the first l tokens. With a gated schedule the
+second term is the mean of `R(y; l)` and `R(y; l')`, with l' the limit of the next step. `training.train.schedules`
 has `w_fmt` and `l` over the course of training.
 """
 

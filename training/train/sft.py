@@ -22,20 +22,22 @@ from steerkit.models.products import fast_products
 from steerkit.text.prompt import encode_prompt
 from steerkit.text.tags import CONSENSUS, END, agent_tag, agents_in, round_tag, tags, without_tags
 from steerkit.text.tokens import encode
-from steerkit.text.traces import DebateTrace
+from steerkit.text.traces import DebateTrace, Turn
 from training.problems.answers import read_answer, same
 from training.train.checkpoints import (
     LoRA,
+    NoFinalSave,
     add_tags,
     check_batch,
     declare_ends,
     device_options,
+    in_rounds,
     last_checkpoint,
     save,
     with_adapter,
     with_tags,
 )
-from training.train.distributed import whole_weights
+from training.train.distributed import process_count, whole_weights
 from training.train.log_probs import fast_log_probs
 
 Target = Literal["trace", "untagged", "answer", "response", "first", "gold"]
@@ -55,7 +57,7 @@ class SFT:
             `"first"`, the first turn of a random agent, right or wrong (no debate);
             `"gold"`, the box with the correct answer (no debate).
         epochs: passes over the examples, if `steps` is None.
-        steps: optimisation steps; None trains for `epochs`.
+        steps: optimisation steps, each on `batch` examples; None trains for `epochs`.
         learning_rate: peak of a cosine schedule.
         batch: examples per optimisation step on each device.
         micro_batch: examples per backward pass on each device; divides `batch`.
@@ -150,6 +152,14 @@ def cut_trace(trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut = "
         rng: source of the random choice among turns.
         cut_to: see `SFT`.
     """
+    turns = kept_turns(trace, kind, rng, cut_to)
+    kept = {agent_tag(turn.agent, turn.round) for turn in turns} | {round_tag(turn.round) for turn in turns}
+    parts = re.split(f"(?={'|'.join(map(re.escape, tags_of([trace])))})", trace.body)
+    return "".join(part for part in parts if part.startswith((*kept, CONSENSUS, END)))
+
+
+def kept_turns(trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut = "answers") -> list[Turn]:
+    """Return the turns that `cut_trace` keeps: all of them if no turn of the round in question gave the consensus."""
     answer = read_answer(trace.consensus or "", kind)
     number = max(turn.round for turn in trace.turns) if cut_to == "revision" else 1
     in_round = [turn for turn in trace.turns if turn.round == number]
@@ -158,20 +168,24 @@ def cut_trace(trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut = "
     else:
         candidates = [turn for turn in in_round if same(read_answer(turn.text, kind), answer)]
     if not candidates:
-        return trace.body
+        return list(trace.turns)
     if cut_to == "answers":
-        turns = rng.sample(candidates, min(len(candidates), rng.choice((1, 2))))
-    else:
-        turns = [*(turn for turn in trace.turns if turn.round < number), rng.choice(candidates)]
-    kept = {agent_tag(turn.agent, turn.round) for turn in turns} | {round_tag(turn.round) for turn in turns}
-    parts = re.split(f"(?={'|'.join(map(re.escape, tags_of([trace])))})", trace.body)
-    return "".join(part for part in parts if part.startswith((*kept, CONSENSUS, END)))
+        return rng.sample(candidates, min(len(candidates), rng.choice((1, 2))))
+    return [*(turn for turn in trace.turns if turn.round < number), rng.choice(candidates)]
 
 
-def shortest_finished(
-    tokenizer: Any, traces: Sequence[DebateTrace], setting: SFT, kind: str = "number", draws: int = 4
+def short_finished(
+    tokenizer: Any,
+    traces: Sequence[DebateTrace],
+    setting: SFT,
+    kind: str = "number",
+    draws: int = 4,
+    share: float = 0.05,
 ) -> dict[int, int]:
-    """Return, for each agent, the tokens of the shortest text with a turn of it that SFT trains, end token included.
+    """Return, for each agent, how many tokens a short text with a turn of it has, end token included.
+
+    Of each trace the shortest text that SFT trains counts; the result is the length that a small share of them does not
+    exceed. The very shortest may be malformed.
 
     Args:
         tokenizer: the tokenizer with its tags.
@@ -179,22 +193,26 @@ def shortest_finished(
         setting: the settings of SFT; with `structure_dropout`, the shortened traces are among the texts.
         kind: kind of the answers.
         draws: random shortenings of each trace that are looked at.
+        share: of an agent's traces.
 
     Example:
-        >>> shortest_finished(tokenizer, traces, SFT(structure_dropout=0.35))
+        >>> short_finished(tokenizer, traces, SFT(structure_dropout=0.35))
         {1: 54, 2: 46, 3: 49}
     """
     rng = random.Random(0)
-    shortest: dict[int, int] = {}
+    lengths: dict[int, list[int]] = {}
     for trace in traces:
         texts = {trace.body}
         if setting.structure_dropout:
             texts |= {cut_trace(trace, kind, rng, setting.cut_to) for _ in range(draws)}
-        for text in texts:
+        shortest: dict[int, int] = {}
+        for text in sorted(texts):
             length = len(encode(tokenizer, text)) + 1
             for agent in agents_in(text):
                 shortest[agent] = min(length, shortest.get(agent, length))
-    return dict(sorted(shortest.items()))
+        for agent, length in shortest.items():
+            lengths.setdefault(agent, []).append(length)
+    return {agent: sorted(found)[int(share * len(found))] for agent, found in sorted(lengths.items())}
 
 
 def debategpt_target(trace: DebateTrace, target: Target, kind: str) -> str | None:
@@ -263,16 +281,19 @@ def train_sft(
         tagged = with_tags(tokenizer, names) if needs_tags else tokenizer
         encoded = encode_examples(tagged, rows, ends_of(model, tagged))
         _check_lengths(encoded, setting.max_length, context_length(model))
+        if setting.steps is not None:
+            encoded = in_rounds(encoded, setting.steps * setting.batch * process_count(), setting.seed)
         if needs_tags:
             tagged = add_tags(model, tokenizer, names)
         declare_ends(model, tagged)
         if tagged.pad_token is None:
             tagged = _with_pad_token(tagged)
         trainer = SFTTrainer(
-            with_adapter(model, setting.lora, needs_tags),
+            with_adapter(model, setting.lora, needs_tags, setting.seed),
             args=_trl_config(setting, folder),
             train_dataset=Dataset.from_list(encoded),
             processing_class=tagged,
+            callbacks=[NoFinalSave()],
         )
         with fast_products(model), fast_log_probs():
             trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
@@ -329,7 +350,9 @@ def _check_lengths(encoded: Sequence[Mapping[str, Sequence[int]]], limit: int | 
 def _trl_config(setting: SFT, folder: Path) -> Any:
     from trl import SFTConfig
 
-    length = {"max_steps": setting.steps} if setting.steps is not None else {"num_train_epochs": setting.epochs}
+    length: dict[str, Any] = {"num_train_epochs": setting.epochs}
+    if setting.steps is not None:  # the rows are already in their order, see `in_rounds`
+        length = {"max_steps": setting.steps, "train_sampling_strategy": "sequential"}
     return SFTConfig(
         output_dir=str(folder / "trainer"),
         learning_rate=setting.learning_rate,
@@ -357,7 +380,13 @@ def _write_checkpoint(folder: Path, trainer: Any, tokenizer: Any) -> None:
 
 
 def tags_of(traces: Sequence[DebateTrace]) -> tuple[str, ...]:
-    """Return all tags of debates with as many agents and rounds as the largest of these traces."""
+    """Return all tags of debates with as many agents and rounds as the largest of these traces.
+
+    Raises:
+        ValueError: no traces.
+    """
+    if not traces:
+        raise ValueError("expected at least one trace with a consensus; got none. Pass debates that reached one.")
     agents = max(turn.agent for trace in traces for turn in trace.turns)
     rounds = max(turn.round for trace in traces for turn in trace.turns)
     return tags(agents, rounds)
