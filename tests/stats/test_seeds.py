@@ -48,6 +48,13 @@ def test_a_seed_without_a_value_is_no_seed() -> None:
 
 def test_equal_seeds_have_no_spread_and_one_has_none_that_is_known() -> None:
     same = seed_interval([0.5, 0.5, 0.5])
-    assert (same.low, same.high, same.p) == (0.5, 0.5, 0.0)
+    assert (same.low, same.high, same.p) == (0.5, 0.5, 0.25)  # the exact sign-flip test's
     assert seed_interval([0.0, 0.0]).p == 1
     assert isnan(seed_interval([0.5, nan]).low) and seed_interval([0.5, nan]).n_missing == 1
+
+
+def test_one_of_several_seeds_with_values_has_no_interval() -> None:
+    values, seeds = [1.0, 0.0, 1.0, nan], [0, 0, 0, 1]
+    alone = over_seeds(values, seeds, of=6)
+    assert (alone.mean, alone.seeds) == (pytest.approx(2 / 3), 1) and isnan(alone.low) and isnan(alone.p)
+    assert over_seeds(values, seeds, of=1).unit == QUESTION != alone.unit

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import pytest
+
 from steerkit.text.tags import tags
 from steerkit.text.tokens import encode
 from tests.tiny import tiny_tokenizer
@@ -12,7 +14,7 @@ from tests.training.test_training import traces
 from training.debates.answerers import Reply, Sampling
 from training.problems.problem import Problem
 from training.train.checkpoints import with_tags
-from training.train.controls import right_answers, with_equal_tokens, with_foreign_turns
+from training.train.controls import gold_answers, right_answers, shortened, with_equal_tokens, with_foreign_turns
 from training.train.sft import SFT, examples
 
 
@@ -62,6 +64,56 @@ def test_a_control_on_short_targets_has_as_many_tokens_in_a_batch() -> None:
         rows = examples(held, of)
         return of.batch * sum(len(encode(tokenizer, row["completion"])) + 1 for row in rows) / len(rows)
 
-    assert other.batch % setting.micro_batch == 0 and other.batch > setting.batch
-    assert abs(tokens(other) / tokens(setting) - 1) < 0.5 * setting.batch / other.batch + 0.1
-    assert with_equal_tokens(setting, held, setting, held, tokenizer, "number") == setting
+    assert other.batch % other.micro_batch == 0 and other.batch > setting.batch
+    assert abs(tokens(other) / tokens(setting) - 1) < 0.05
+    assert other.steps == 6  # three epochs of eight traces, four at a time
+    assert with_equal_tokens(setting, held, setting, held, tokenizer, "number") == replace(setting, steps=6)
+    fixed = replace(setting, steps=7)
+    assert with_equal_tokens(fixed, held, replace(fixed, target="answer"), held, tokenizer, "number").steps == 7
+
+
+def test_shortened_traces_are_those_that_sft_trains() -> None:
+    held = traces(60)
+    for cut_to in ("answers", "revision", "turn"):
+        setting = SFT(structure_dropout=0.5, cut_to=cut_to, seed=3)
+        kept = shortened(held, setting, "number")
+        lengths = Counter(len(trace.turns) for trace in kept)
+        trained = Counter(row["completion"].count("<|Agent") for row in examples(held, setting))
+        assert set(lengths) == set(trained) and 15 < lengths[6] < 45  # the random choices differ, the kinds do not
+        assert all(trace.consensus and trace.gold for trace in kept)
+    whole = shortened(held, SFT(), "number")
+    assert [trace.body for trace in whole] == [trace.body for trace in held]
+
+
+def test_foreign_turns_of_shortened_traces_keep_their_lengths() -> None:
+    kept = shortened(traces(60), SFT(structure_dropout=0.5, seed=3), "number")
+    foreign = with_foreign_turns(kept, seed=1)
+    assert [len(trace.turns) for trace in foreign] == [len(trace.turns) for trace in kept]
+    rows = examples(foreign, SFT())
+    assert [row["completion"] for row in rows] == [trace.body for trace in foreign]
+    with pytest.raises(ValueError, match="two traces or more"):
+        with_foreign_turns(kept[:1])
+
+
+def test_gold_answers_are_learnt_as_a_box() -> None:
+    problems = [Problem(f"p{i}", f"{i}+0", str(i), "number", "addition") for i in range(3)]
+    rows = examples(gold_answers(problems), SFT(target="gold"))
+    assert [(row["prompt"], row["completion"]) for row in rows] == [
+        (f"Problem: {i}+0\n\n", f"\\boxed{{{i}}}") for i in range(3)
+    ]
+
+
+def test_a_right_answer_with_a_tag_in_it_is_passed_over_and_none_at_all_is_an_error(tmp_path) -> None:
+    problem = Problem("p0", "0+0", "0", "number", "addition")
+    texts = {"p0/0": "<|Consensus|> \\boxed{0}", "p0/1": "so \\boxed{0}"}
+
+    def answerer(requests, sampling):
+        return [Reply(request.id, texts.get(request.id, "\\boxed{9}"), 1, 1, True) for request in requests]
+
+    ask = lambda one: one.question  # noqa: E731
+    (trace,) = right_answers([problem], answerer, ask, Sampling(), 3, tmp_path / "right.jsonl")
+    assert trace.turns[0].text == "so \\boxed{0}"
+    texts.clear()
+    with pytest.raises(ValueError, match="expected a right answer"):
+        right_answers([problem], answerer, ask, Sampling(), 3, tmp_path / "none.jsonl")
+    assert not (tmp_path / "none.jsonl").exists()

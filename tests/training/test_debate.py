@@ -293,3 +293,9 @@ def test_agents_that_are_alone_see_their_own_last_answer_and_no_other() -> None:
     assert "reply of" not in second[3]["content"] and second[3]["content"].startswith("Check your answer, and answer")
     assert self_checking(CAST).name == "diverse-alone"
     assert next(prompt for name, prompt in seen.items() if name.endswith("round-1/agent-2"))[0] == second[0]
+
+
+def test_an_agent_alone_has_all_its_rounds_although_it_agrees_with_itself() -> None:
+    alone = self_checking(Cast("alone", CAST.personas[:1], CAST.ask))
+    (debate,) = run_debates([PROBLEM], Rule(lambda request, rng: r"\boxed{4}"), alone, Setting(early_stop=True))
+    assert [call.round for call in debate.calls] == [1, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from steerkit.text.tags import agents_in, tags
 from steerkit.text.traces import DebateTrace, Turn
 from tests.tiny import tiny_model, tiny_tokenizer
 from training.problems.families import addition
-from training.train.checkpoints import LoRA, add_tags, save
+from training.train.checkpoints import LoRA, add_tags, in_rounds, last_checkpoint, save, with_adapter
 from training.train.schedules import Anneal
 from training.train.sft import SFT, cut_trace, debategpt_target, examples, train_sft
 
@@ -165,10 +166,68 @@ def test_a_schedule_ends_on_time_with_several_steps_on_the_same_completions(kind
     from training.train.grpo import train_grpo
 
     model, tokenizer = model_and_tokenizer()
-    setting = replace(grpo(), steps=9, inner=3, anneal=Anneal(kind, weight=(0.3, 0.1), clip=(24, 8), floor=0.0))
+    setting = replace(
+        grpo(), steps=9, inner=3, save_every=3, anneal=Anneal(kind, weight=(0.3, 0.1), clip=(24, 8), floor=0.0)
+    )
     train_grpo(model, add_tags(model, tokenizer, tags()), addition(12, 0, "train"), setting, tmp_path / "grpo")
     log = read_rows(tmp_path / "grpo" / "log.jsonl")
     assert [(row["step"], row["clip_tokens"]) for row in log] == [(0, 24), (3, 16), (6, 8)]
+
+
+def test_a_text_that_fits_the_next_limit_too_earns_more_while_a_gated_schedule_waits(tmp_path) -> None:
+    from training.train.grpo import AnnealedReward
+
+    _, tokenizer = model_and_tokenizer()
+    anneal = Anneal("gated", clip=(24, 8), floor=1.0)
+    short = tokenizer("\\boxed{4}", add_special_tokens=False)["input_ids"]
+    long = tokenizer("x" * (24 - len(short)) + "\\boxed{4}", add_special_tokens=False)["input_ids"]
+    assert len(short) < 20 < len(long) <= 24
+    rewards = {}
+    for kind in ("gated", "linear"):
+        setting = replace(grpo(format=False), anneal=replace(anneal, kind=kind))
+        reward = AnnealedReward(setting, tokenizer, tmp_path / kind, frozenset())
+        (tmp_path / kind).mkdir()
+        state = SimpleNamespace(global_step=0)
+        rewards[kind] = reward(
+            prompts=[""] * 4, completions=[""] * 4, completion_ids=[short, long] * 2, gold=["4"] * 4,
+            kind=["number"] * 4, question=["2+2"] * 4, trainer_state=state,
+        )  # fmt: skip
+    assert rewards["gated"] == [1.0, 0.5, 1.0, 0.5] and rewards["linear"] == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_checkpoints_fall_between_generations() -> None:
+    with pytest.raises(ValueError, match="save_every as a multiple of inner=3.*Pass 51"):
+        replace(grpo(), inner=3, save_every=50)
+
+
+def test_every_round_of_rows_has_each_row_once_in_its_own_order() -> None:
+    rows = in_rounds("abcde", 12, seed=1)
+    assert sorted(rows[:5]) == sorted(rows[5:10]) == list("abcde") and len(set(rows[10:])) == 2
+    assert rows[:5] != rows[5:10] and rows == in_rounds("abcde", 12, seed=1) != in_rounds("abcde", 12, seed=2)
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_not_resumed_from(tmp_path) -> None:
+    for step, files in {2: ("trainer_state.json", "gate.json"), 10: ("trainer_state.json",), 12: ()}.items():
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for name in files:
+            (tmp_path / f"checkpoint-{step}" / name).write_text("{}")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path, ("trainer_state.json", "gate.json")) == str(tmp_path / "checkpoint-2")
+    assert last_checkpoint(tmp_path / "none") is None
+
+
+def test_an_adapter_starts_from_its_seed_alone() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        torch.rand(seed + 1)  # another state of the global generator
+        adapted = with_adapter(model_and_tokenizer()[0], LoRA(4, 8), train_embeddings=False, seed=seed)
+        return next(value for name, value in adapted.named_parameters() if "lora_A" in name)
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = weights(1)
+    torch.set_rng_state(before)
+    torch.rand(3)
+    assert torch.equal(first, weights(1)) and not torch.equal(first, weights(2))
 
 
 class Killed(Exception):
@@ -197,6 +256,7 @@ def test_a_grpo_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypat
         run(tmp_path / "cut")
     monkeypatch.undo()
     resumed = run(tmp_path / "cut")
+    assert not (tmp_path / "whole" / "trainer" / "checkpoint-4").exists()  # one would train a step too many from it
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
     logs = [read_rows(tmp_path / name / "log.jsonl") for name in ("whole", "cut")]
     assert logs[0] == logs[1]
