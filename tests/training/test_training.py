@@ -196,7 +196,7 @@ def test_a_text_that_fits_the_next_limit_too_earns_more_while_a_gated_schedule_w
 
 
 def test_checkpoints_fall_between_generations() -> None:
-    with pytest.raises(ValueError, match="save_every as a multiple of inner=3.*Pass 51"):
+    with pytest.raises(ValueError, match=r"save_every as a multiple of inner=3.*Pass 51"):
         replace(grpo(), inner=3, save_every=50)
 
 
