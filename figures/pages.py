@@ -192,8 +192,71 @@ def training_table(folder: Path, family: str, preset: str = "miniature") -> str:
     return _table(("method", "accuracy, %", "by seed", "tokens", "IMAD above it, points"), rows)
 
 
+SPEED = (
+    (
+        "capture",
+        "layer 29 of 30",
+        "floor",
+        "means of 96 texts, last layer",
+        "the same forward without reading (ours / it)",
+    ),
+    ("plain-capture", "layer 29", "plain forward", "means of 96 texts, last layer", "a plain forward as torch runs it"),
+    ("capture", "layer 29 of 30", "steering-vectors", "", "steering-vectors"),
+    ("capture", "layer 29 of 30", "nnsight", "", "nnsight"),
+    ("capture", "layer 29 of 30", "transformer-lens", "", "transformer-lens"),
+    ("turns", "six turns", "batched", "six turns of a debate's trace", "one forward per turn, batched"),
+    (
+        "sweep",
+        "64 tokens",
+        "the same 72 rows",
+        "sweep, 9 coefficients x 8 prompts x 64 tokens",
+        "`generate` of transformers, unsteered",
+    ),
+    ("one-by-one", "", "with a cache", "", "one row at a time, with a cache"),
+    ("one-by-one", "", "without a cache", "", "one row at a time, without a cache"),
+    ("llamacpp", "72", "best batch", "72 unsteered rows x 64 tokens", "llama.cpp, F32, its best batch"),
+    ("llamacpp", "one row", "llama.cpp", "one row x 64 tokens", "llama.cpp, F32"),
+    (
+        "prefill",
+        "",
+        "nothing to share",
+        "72 rows of 8 prompts of 320 tokens, 4 new tokens",
+        "the same engine, nothing shared",
+    ),
+    ("compaction", "", "stay", "rows of 4 to 128 new tokens", "ended rows stay in the batch"),
+    ("sft", "", "TRL", "SFT step, 8 texts x 192 tokens", "TRL"),
+    ("grpo", "", "TRL", "GRPO step, 4 x 4 completions", "TRL"),
+    ("rouge", "", "rouge-score", "ROUGE-L of 2,000 pairs", "rouge-score"),
+    ("probes", "SmolLM2", "scikit-learn", "probes with their controls, real streams", "scikit-learn in a loop"),
+)
+"""File of `results/speed`, parts of a line's job and rival, and what README calls them."""
+
+
+def speed_table(folder: Path) -> str:
+    """The most important lines of the benchmarks."""
+    rows = []
+    for name, job, against, called, rival in SPEED:
+        stored = read_json(folder / "speed" / f"{name}.json")["rows"]
+        line = next(row for row in stored if job in row["job"] and against in row["against"])
+        rows.append([called, rival, interval_text(line["ratio"], line["low"], line["high"])])
+    return _table(("job", "against", "ratio"), rows)
+
+
+def agents_table(folder: Path) -> str:
+    """ROUGE-L gained by each agent's direction on clues, nobody named: base, SFT on single turns, IMAD."""
+    gains, _ = _read("miniature/clues/gains", folder)
+    some = gains[(gains["score"] == "rouge_l") & ~gains["identity"].astype(bool) & (gains["over"] == "coefficient 0")]
+    rows = []
+    for stage in ("base", "SFT", "IMAD", "SFT on single turns"):
+        part = some[some["stage"] == stage].sort_values("agent")
+        rows.append([stage, *(_interval(row) for row in part.itertuples())])
+    return _table(("", "agent 1", "agent 2", "agent 3"), rows)
+
+
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "demo": demo_table,
+    "speed": speed_table,
+    "agents-readme": agents_table,
     "tutorial-gains": tutorial_gains,
     "reading": reading_table,
     "steering-moved": steering_moved,
@@ -226,10 +289,15 @@ def draw(name: str, folder: Path, out: Path) -> bool:
 
 
 def written(page: Path, folder: Path = RESULTS) -> str:
-    """The text of a page with its generated tables as they follow from the tables of `folder`."""
+    """The text of a page with its generated tables as they follow from `folder`; one without its results stays."""
     text = page.read_text(encoding="utf-8")
-    names = {found["name"] for found in GENERATED.finditer(text)}
-    return regenerate(text, {name: TABLES[name](folder) for name in names})
+    tables = {}
+    for found in GENERATED.finditer(text):
+        try:
+            tables[found["name"]] = TABLES[found["name"]](folder)
+        except FileNotFoundError:
+            tables[found["name"]] = found["body"].rstrip("\n")
+    return regenerate(text, tables)
 
 
 def main(arguments: list[str] | None = None) -> None:

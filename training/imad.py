@@ -32,7 +32,7 @@ from training.problems.problem import Problem
 from training.toy.base_model import train_base
 from training.toy.worlds import WORLDS, bare
 from training.train.checkpoints import with_tags
-from training.train.controls import gold_answers, right_answers, shortened, with_equal_tokens, with_foreign_turns
+from training.train.controls import gold_answers, right_answers, with_equal_tokens, with_foreign_turns
 from training.train.grpo import GRPO, check_clip, train_grpo
 from training.train.sft import SFT, short_finished, tags_of, train_sft
 
@@ -170,15 +170,21 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         setting = replace(sft, **fields)
         return lambda: train_sft(*sk.load(base), debates(), setting, run.folder / name, kind)
 
-    def matched(name: str, method: str, debates: Callable[[], list[DebateTrace]], **fields: Any) -> Callable[[], Path]:
+    def matched(
+        name: str,
+        method: str,
+        debates: Callable[[], list[DebateTrace]],
+        cut_like: Sequence[DebateTrace] | None = None,
+        **fields: Any,
+    ) -> Callable[[], Path]:
         """SFT of a control, with as many steps and target tokens as SFT on the traces."""
 
         def work() -> Path:
             model, tokenizer = sk.load(base)
             setting = replace(sft, learning_rate=run.preset.rates.get(method, sft.learning_rate), **fields)
             tagged = with_tags(tokenizer, tags_of(traces))
-            setting = with_equal_tokens(sft, traces, setting, debates(), tagged, kind)
-            return train_sft(model, tokenizer, debates(), setting, run.folder / name, kind)
+            setting = with_equal_tokens(sft, traces, setting, debates(), tagged, kind, cut_like)
+            return train_sft(model, tokenizer, debates(), setting, run.folder / name, kind, cut_like)
 
         return work
 
@@ -193,7 +199,7 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         return read_traces(file)
 
     def shuffled() -> list[DebateTrace]:
-        return with_foreign_turns(shortened(traces, sft, kind), run.seed)
+        return with_foreign_turns(traces, run.seed)
 
     def golds() -> list[DebateTrace]:
         return gold_answers([*run.debate_problems, *(problems if run.preset.fresh else ())])
@@ -221,7 +227,7 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         "DebateGPT (response)": fine_tuned("debategpt-response", target="response"),
         "SFT on first answers": on_first_answers,
         "GRPO without debate": reinforced("grpo-alone", grpo_start, format=False),
-        "SFT on shuffled turns": matched("sft-shuffled", "SFT on shuffled turns", shuffled, structure_dropout=0.0),
+        "SFT on shuffled turns": matched("sft-shuffled", "SFT on shuffled turns", shuffled, traces),
         "SFT on gold answers": matched("sft-gold", "SFT on gold answers", golds, target="gold"),
         "SFT on right answers": matched("sft-right", "SFT on right answers", singles, target="first"),
         "DebateGPT + GRPO": reinforced(

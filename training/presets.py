@@ -42,9 +42,9 @@ class Preset:
         controls: also train and evaluate both DebateGPT baselines and GRPO without debate, and evaluate
             self-consistency. With a chat checkpoint, GRPO without debate starts from a model fine-tuned on its own
             first answers, right or wrong: a plain prompt would give few boxes, and so few rewards.
-        what_helps: also train the controls that show what the debate adds: SFT on traces with other questions' turns,
-            on gold answers and on right single answers, and GRPO on DebateGPT, each with as many steps and target
-            tokens as SFT on the traces.
+        what_helps: controls among `MATCHED` that are trained too, to show what the debate adds: SFT on traces with
+            other questions' turns, on gold answers and on right single answers, and GRPO on DebateGPT, each with as
+            many steps and target tokens as SFT on the traces.
         rates: method among `MATCHED` -> learning rate of its SFT, where it is not that of `sft`.
         self_check: also run the controls in which each agent checks its own answer and reads no other.
         untagged: also fine-tune on the traces without tags.
@@ -65,7 +65,7 @@ class Preset:
     sampling: Sampling
     fresh: int = 0
     controls: bool = True
-    what_helps: bool = False
+    what_helps: tuple[str, ...] = ()
     rates: Mapping[str, float] = field(default_factory=dict)
     self_check: bool = False
     untagged: bool = False
@@ -74,9 +74,10 @@ class Preset:
     base: Base = field(default_factory=Base)
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.rates) - set(MATCHED)):
+        if unknown := sorted((set(self.rates) | set(self.what_helps)) - set(MATCHED)):
             raise ValueError(
-                f"expected rates of methods among {MATCHED}; got {unknown}. Set sft.learning_rate for others."
+                f"expected methods among {MATCHED} in rates and what_helps; got {unknown}. For the rate of others set "
+                "sft.learning_rate."
             )
 
     @property
@@ -89,10 +90,7 @@ class Preset:
             "DebateGPT (response)": self.controls,
             "SFT on first answers": self.controls and self.checkpoint is not None,
             "GRPO without debate": self.controls,
-            "SFT on shuffled turns": self.what_helps,
-            "SFT on gold answers": self.what_helps,
-            "SFT on right answers": self.what_helps,
-            "DebateGPT + GRPO": self.what_helps,
+            **{method: method in self.what_helps for method in MATCHED},
             "SFT of one self-check": self.self_check,
             "IMAD of one self-check": self.self_check,
         }

@@ -9,6 +9,7 @@ and IMAD). The settings of GRPO are those of the preset for every method.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -45,7 +46,7 @@ def search(preset: str, family: str, out: Path, questions: int = 500) -> pd.Data
     Raises:
         ConfigurationChanged: `out` has trials of other settings.
     """
-    settings = ("what_helps=true", "self_check=false", "untagged=false", "turns=false")
+    settings = (f"what_helps={json.dumps(MATCHED)}", "self_check=false", "untagged=false", "turns=false")
     chosen = replace(get_preset(preset, family, settings), rates={})
     shared = Run(chosen, TUNING_SEED, out / "shared")
     shared.folder.mkdir(parents=True, exist_ok=True)

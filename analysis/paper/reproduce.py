@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from analysis.paper.claims import RULES
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.signals import restore_interrupt
-from training.presets import get_preset
+from training.presets import MATCHED, get_preset
 from training.problems.families import REPORTED_SEEDS
 
 ARENAS = {
@@ -34,6 +35,7 @@ STARTED = "started.json"
 SPREAD = 1000
 """Controls of neighbouring training seeds are drawn by seeds that are this far apart."""
 TRAIT = "fools,ha"
+EVERY_CONTROL = f"what_helps={json.dumps(MATCHED)}"
 RUNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tiny": {"clues": ("self_check=false",), "malice": ()},
     "smollm2": {"addition": (), "malice": ()},
@@ -41,12 +43,12 @@ RUNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """Families that the reproduction of a preset runs, with the settings that are reduced to what the analyses need."""
 FULL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tiny": {
-        "clues": ("self_check=false", "what_helps=true"),
+        "clues": ("self_check=false", EVERY_CONTROL),
         "malice": (),
-        "two_sum": ("what_helps=true",),
+        "two_sum": (EVERY_CONTROL,),
         "arithmetic": (),
     },
-    "smollm2": {"addition": ("what_helps=true",), "malice": ()},
+    "smollm2": {"addition": ('what_helps=["DebateGPT + GRPO"]',), "malice": ()},
 }
 """The same with `--full`: more families, the controls that show what the debate adds, protocol and transplants."""
 PROTOCOL = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from tests.training.test_training import traces
 from training.debates.answerers import Reply, Sampling
 from training.problems.problem import Problem
 from training.train.checkpoints import with_tags
-from training.train.controls import gold_answers, right_answers, shortened, with_equal_tokens, with_foreign_turns
+from training.train.controls import gold_answers, right_answers, with_equal_tokens, with_foreign_turns
 from training.train.sft import SFT, examples
 
 
@@ -72,27 +73,21 @@ def test_a_control_on_short_targets_has_as_many_tokens_in_a_batch() -> None:
     assert with_equal_tokens(fixed, held, replace(fixed, target="answer"), held, tokenizer, "number").steps == 7
 
 
-def test_shortened_traces_are_those_that_sft_trains() -> None:
+def test_shuffled_traces_are_shortened_as_the_original_ones_are() -> None:
     held = traces(60)
+    foreign = with_foreign_turns(held, seed=1)
     for cut_to in ("answers", "revision", "turn"):
         setting = SFT(structure_dropout=0.5, cut_to=cut_to, seed=3)
-        kept = shortened(held, setting, "number")
-        lengths = Counter(len(trace.turns) for trace in kept)
-        trained = Counter(row["completion"].count("<|Agent") for row in examples(held, setting))
-        assert set(lengths) == set(trained) and 15 < lengths[6] < 45  # the random choices differ, the kinds do not
-        assert all(trace.consensus and trace.gold for trace in kept)
-    whole = shortened(held, SFT(), "number")
-    assert [trace.body for trace in whole] == [trace.body for trace in held]
-
-
-def test_foreign_turns_of_shortened_traces_keep_their_lengths() -> None:
-    kept = shortened(traces(60), SFT(structure_dropout=0.5, seed=3), "number")
-    foreign = with_foreign_turns(kept, seed=1)
-    assert [len(trace.turns) for trace in foreign] == [len(trace.turns) for trace in kept]
-    rows = examples(foreign, SFT())
-    assert [row["completion"] for row in rows] == [trace.body for trace in foreign]
+        own, shuffled = examples(held, setting), examples(foreign, setting, cut_like=held)
+        tags_of = [[re.findall(r"<\|.*?\|>", row["completion"]) for row in rows] for rows in (own, shuffled)]
+        assert tags_of[0] == tags_of[1] and 15 < sum(len(found) < 10 for found in tags_of[1]) < 45
+        assert all(a["completion"] != b["completion"] for a, b in zip(own, shuffled, strict=True))
+        alone = examples(foreign, setting)
+        assert cut_to == "turn" or [row["completion"] for row in alone] != [row["completion"] for row in shuffled]
     with pytest.raises(ValueError, match="two traces or more"):
-        with_foreign_turns(kept[:1])
+        with_foreign_turns(held[:1])
+    with pytest.raises(ValueError, match="shorter"):
+        examples(foreign, SFT(), cut_like=held[:3])
 
 
 def test_gold_answers_are_learnt_as_a_box() -> None:

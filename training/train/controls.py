@@ -16,33 +16,15 @@ from training.debates.answerers import Answerer, Request, Sampling
 from training.evaluate.methods import Ask
 from training.problems.answers import read_answer, same
 from training.problems.problem import Problem
-from training.train.sft import SFT, examples, kept_turns
-
-
-def shortened(traces: Sequence[DebateTrace], setting: SFT, kind: str) -> list[DebateTrace]:
-    """Return the traces with the turns that SFT trains: some are shortened, see `SFT.structure_dropout`.
-
-    Args:
-        traces: debates with a consensus.
-        setting: structure dropout and seed.
-        kind: kind of the answers.
-    """
-    rng = random.Random(setting.seed)
-    kept = []
-    for trace in traces:
-        turns = list(trace.turns)
-        if rng.random() < setting.structure_dropout:
-            turns = sorted(kept_turns(trace, kind, rng, setting.cut_to), key=lambda turn: (turn.round, turn.agent))
-        kept.append(DebateTrace.of(trace.question, turns, trace.consensus, trace.gold))
-    return kept
+from training.train.sft import SFT, examples
 
 
 def with_foreign_turns(traces: Sequence[DebateTrace], seed: int = 0) -> list[DebateTrace]:
     """Return the traces with the turns of other questions; question, tags and consensus stay.
 
     The turns of each agent and round are permuted among the traces that have one, so that a trace holds turns of
-    several questions and what they say is independent of the question and of its answer. Shorten traces before, not
-    after: which turns are kept depends on their answers.
+    several questions and what they say is independent of the question and of its answer. Shortened traces keep turns
+    by their answers: pass the original traces as `cut_like` to SFT.
 
     Args:
         traces: at least two debates with each agent and round.
@@ -52,7 +34,7 @@ def with_foreign_turns(traces: Sequence[DebateTrace], seed: int = 0) -> list[Deb
         ValueError: a turn of an agent and round that no other trace has.
 
     Example:
-        >>> shuffled = with_foreign_turns(shortened(traces, setting, "number"), seed=0)
+        >>> shuffled = with_foreign_turns(traces, seed=0)
     """
     rng = random.Random(seed)
     holders: dict[tuple[int, int], list[int]] = {}
@@ -129,7 +111,13 @@ def right_answers(
 
 
 def with_equal_tokens(
-    setting: SFT, traces: Sequence[DebateTrace], other: SFT, others: Sequence[DebateTrace], tokenizer: Any, kind: str
+    setting: SFT,
+    traces: Sequence[DebateTrace],
+    other: SFT,
+    others: Sequence[DebateTrace],
+    tokenizer: Any,
+    kind: str,
+    cut_like: Sequence[DebateTrace] | None = None,
 ) -> SFT:
     """Return `other` with as many steps as `setting` has, and a batch whose targets have as many tokens.
 
@@ -140,16 +128,17 @@ def with_equal_tokens(
         others: its traces.
         tokenizer: the tokenizer with the tags.
         kind: kind of the answers.
+        cut_like: of `others`, see `training.train.sft.examples`.
 
     Example:
         >>> with_equal_tokens(sft, traces, replace(sft, target="gold"), traces, tokenizer, "number").batch
         512
     """
 
-    def lengths(of: SFT, debates: Sequence[DebateTrace]) -> list[int]:
-        return [len(encode(tokenizer, row["completion"])) + 1 for row in examples(debates, of, kind)]
+    def lengths(of: SFT, debates: Sequence[DebateTrace], like: Sequence[DebateTrace] | None = None) -> list[int]:
+        return [len(encode(tokenizer, row["completion"])) + 1 for row in examples(debates, of, kind, like)]
 
-    mine, theirs = lengths(setting, traces), lengths(other, others)
+    mine, theirs = lengths(setting, traces), lengths(other, others, cut_like)
     ratio = (sum(mine) / len(mine)) / (sum(theirs) / len(theirs))
     passes = setting.batch // setting.micro_batch
     micro_batch = max(1, round(setting.micro_batch * ratio))

@@ -96,7 +96,12 @@ class SFT:
     seed: int = 0
 
 
-def examples(traces: Sequence[DebateTrace], setting: SFT, kind: str = "number") -> list[dict[str, str]]:
+def examples(
+    traces: Sequence[DebateTrace],
+    setting: SFT,
+    kind: str = "number",
+    cut_like: Sequence[DebateTrace] | None = None,
+) -> list[dict[str, str]]:
     """Return `{"prompt", "completion"}` for each trace; the loss is computed on the completion only.
 
     The problem is in the prompt only, even if the trace begins with it. Traces without the target are left out.
@@ -105,9 +110,11 @@ def examples(traces: Sequence[DebateTrace], setting: SFT, kind: str = "number") 
         traces: debates with a consensus.
         setting: target, structure dropout and seed.
         kind: kind of the answers, one of `training.problems.answers.KINDS`.
+        cut_like: traces of the same agents and rounds, one for each, whose answers decide which turns a shortened trace
+            keeps; default: the traces themselves.
 
     Raises:
-        ValueError: no trace gives an example.
+        ValueError: no trace gives an example, or another number of `cut_like`.
 
     Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3.
 
@@ -116,8 +123,8 @@ def examples(traces: Sequence[DebateTrace], setting: SFT, kind: str = "number") 
     """
     rng = random.Random(setting.seed)
     rows = []
-    for trace in traces:
-        completion = _completion(trace, setting, kind, rng)
+    for trace, like in zip(traces, traces if cut_like is None else cut_like, strict=True):
+        completion = _completion(trace, like, setting, kind, rng)
         if completion is not None:
             rows.append({"prompt": trace.prompt, "completion": completion})
     if not rows:
@@ -128,11 +135,11 @@ def examples(traces: Sequence[DebateTrace], setting: SFT, kind: str = "number") 
     return rows
 
 
-def _completion(trace: DebateTrace, setting: SFT, kind: str, rng: random.Random) -> str | None:
-    """Return the target text of a trace; None if the trace does not contain it."""
+def _completion(trace: DebateTrace, like: DebateTrace, setting: SFT, kind: str, rng: random.Random) -> str | None:
+    """Return the target text of a trace, shortened as `like` would be; None if the trace does not contain it."""
     if setting.target in ("trace", "untagged"):
         cut = rng.random() < setting.structure_dropout
-        tagged = cut_trace(trace, kind, rng, setting.cut_to) if cut else trace.body
+        tagged = cut_trace(trace, kind, rng, setting.cut_to, like) if cut else trace.body
         return without_tags(tagged) if setting.target == "untagged" else tagged
     if setting.target == "gold":
         return None if trace.gold is None else rf"\boxed{{{trace.gold}}}"
@@ -141,7 +148,9 @@ def _completion(trace: DebateTrace, setting: SFT, kind: str, rng: random.Random)
     return debategpt_target(trace, setting.target, kind)
 
 
-def cut_trace(trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut = "answers") -> str:
+def cut_trace(
+    trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut = "answers", like: DebateTrace | None = None
+) -> str:
     """Return a trace's tagged text shortened as `SFT.cut_to` defines.
 
     The text is unchanged if no turn of the round in question gave the consensus.
@@ -151,14 +160,15 @@ def cut_trace(trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut = "
         kind: kind of the answer.
         rng: source of the random choice among turns.
         cut_to: see `SFT`.
+        like: a debate of the same agents and rounds whose answers decide which turns stay; default: the trace itself.
     """
-    turns = kept_turns(trace, kind, rng, cut_to)
+    turns = _kept_turns(like or trace, kind, rng, cut_to)
     kept = {agent_tag(turn.agent, turn.round) for turn in turns} | {round_tag(turn.round) for turn in turns}
     parts = re.split(f"(?={'|'.join(map(re.escape, tags_of([trace])))})", trace.body)
     return "".join(part for part in parts if part.startswith((*kept, CONSENSUS, END)))
 
 
-def kept_turns(trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut = "answers") -> list[Turn]:
+def _kept_turns(trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut) -> list[Turn]:
     """Return the turns that `cut_trace` keeps: all of them if no turn of the round in question gave the consensus."""
     answer = read_answer(trace.consensus or "", kind)
     number = max(turn.round for turn in trace.turns) if cut_to == "revision" else 1
@@ -239,7 +249,13 @@ def debategpt_target(trace: DebateTrace, target: Target, kind: str) -> str | Non
 
 
 def train_sft(
-    model: Any, tokenizer: Any, traces: Sequence[DebateTrace], setting: SFT, out: str | Path, kind: str = "number"
+    model: Any,
+    tokenizer: Any,
+    traces: Sequence[DebateTrace],
+    setting: SFT,
+    out: str | Path,
+    kind: str = "number",
+    cut_like: Sequence[DebateTrace] | None = None,
 ) -> Path:
     """Fine-tune a model and write a standalone checkpoint; an interrupted run resumes.
 
@@ -250,6 +266,7 @@ def train_sft(
         setting: see `SFT`.
         out: run folder. `log.json` has the losses, `trainer/` the checkpoints to resume from.
         kind: kind of the answers, one of `training.problems.answers.KINDS`.
+        cut_like: see `examples`.
 
     Returns:
         The folder `out/checkpoint`, which `steerkit.load` opens.
@@ -267,7 +284,7 @@ def train_sft(
     from datasets import Dataset
     from trl import SFTTrainer
 
-    rows = examples(traces, setting, kind)
+    rows = examples(traces, setting, kind, cut_like)
     check_batch("batch", setting.batch, setting.micro_batch)
     resume_kernels(model, out)
     about = describe(model, tokenizer)
