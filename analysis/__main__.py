@@ -34,7 +34,7 @@ ANALYSES = {
     "agreement": Analysis(
         "analysis.agents.agreement",
         "check the scores on texts whose agent is known, and against labels given by hand",
-        "--run runs/imad-tiny/clues/seed-0 --out runs/analysis --labels results/labels/clues.csv",
+        "--run runs/imad-tiny/clues/seed-0 --out runs/analysis --labels labels.csv",
     ),
     "separability": Analysis(
         "analysis.probes.separability",

@@ -193,9 +193,11 @@ def regenerate(text: str, tables: Mapping[str, str]) -> str:
 
     Args:
         text: of the page; a table stands between `<!-- generated: NAME -->` and `<!-- end -->`.
-        tables: name -> Markdown.
-
-    Raises:
-        KeyError: a name without a table.
+        tables: name -> Markdown; other tables stay as they are.
     """
-    return GENERATED.sub(lambda one: f"<!-- generated: {one['name']} -->\n{tables[one['name']]}\n<!-- end -->", text)
+
+    def written(one: re.Match[str]) -> str:
+        name = one["name"]
+        return f"<!-- generated: {name} -->\n{tables[name]}\n<!-- end -->" if name in tables else one[0]
+
+    return GENERATED.sub(written, text)

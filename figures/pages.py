@@ -296,7 +296,7 @@ def written(page: Path, folder: Path = RESULTS) -> str:
         try:
             tables[found["name"]] = TABLES[found["name"]](folder)
         except FileNotFoundError:
-            tables[found["name"]] = found["body"].rstrip("\n")
+            continue
     return regenerate(text, tables)
 
 

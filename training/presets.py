@@ -110,7 +110,7 @@ ARITHMETIC = Preset(
         steps=220, learning_rate=1e-3, batch=32, micro_batch=32, lora=None, structure_dropout=0.35, max_grad_norm=1.0
     ),
     grpo=GRPO(
-        anneal=Anneal("gated", weight=(0.05, 0.01), clip=(112, 41), share=0.2, floor=0.3),
+        anneal=Anneal("gated", weight=(0.05, 0.01), clip=(112, 52), share=0.2, floor=0.3),
         must_end=True,
         steps=150,
         prompts=24,
@@ -142,7 +142,7 @@ TWO_SUM = replace(
     sft=replace(ARITHMETIC.sft, steps=1000, structure_dropout=0.5, cut_to="revision"),
     grpo=replace(
         ARITHMETIC.grpo,
-        anneal=Anneal("gated", weight=(0.1, 0.015), clip=(200, 80), share=0.4),
+        anneal=Anneal("gated", weight=(0.1, 0.015), clip=(200, 96), share=0.4),
         prompts=12,
         micro_batch=96,
     ),
@@ -169,7 +169,7 @@ TINY: Mapping[str, Preset] = {
         fresh=1500,
         controls=False,
         sft=replace(ARITHMETIC.sft, steps=150),
-        grpo=replace(ARITHMETIC.grpo, steps=75),
+        grpo=replace(ARITHMETIC.grpo, steps=75, anneal=replace(ARITHMETIC.grpo.anneal, clip=(112, 56))),
     ),
     "clues": replace(
         TWO_SUM,
@@ -177,7 +177,7 @@ TINY: Mapping[str, Preset] = {
         turns=True,
         base=replace(TWO_SUM.base, stop_at=0.2),
         sft=replace(TWO_SUM.sft, steps=500),
-        grpo=replace(TWO_SUM.grpo, anneal=replace(TWO_SUM.grpo.anneal, clip=(112, 66))),
+        grpo=replace(TWO_SUM.grpo, anneal=replace(TWO_SUM.grpo.anneal, clip=(112, 70))),
     ),
 }
 """The preset `tiny`: a base model trained from scratch on a CPU, with one recipe per toy world."""

@@ -14,7 +14,7 @@ import pandas as pd
 
 from steerkit.io.files import atomic_path
 from steerkit.io.json import canonical_json
-from steerkit.stats.format import MINUS, digits_for, interval_text, number_text, p_text
+from steerkit.stats.format import DASH, MINUS, digits_for, interval_text, number_text, p_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -430,7 +430,7 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
             axes.plot(row["gain"], len(left), "o", color=PALETTE[0], markersize=4)
             estimate = interval_text(row["gain"], row["low"], row["high"], digits, typographic=True)
             left.append(str(row["comparison"]))
-            right.append(f"{estimate:>24} {row['n']:>5.0f} {p_text(row['p']):>9}")
+            right.append(f"{estimate:>24} {row['n']:>5.0f} {DASH if math.isnan(row['p']) else p_text(row['p']):>9}")
     axes.axvline(0, color=INK, lw=0.7, zorder=1)
     axes.set_yticks(range(len(left)), left)
     for text, tick in zip(right, axes.get_yticklabels(), strict=True):

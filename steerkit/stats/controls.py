@@ -99,7 +99,7 @@ def against_controls(values: ArrayLike, controls: ArrayLike, level: float = 0.95
 
 @dataclass(frozen=True)
 class ControlBand:
-    """Where the mean score of a further control is expected; see `control_band`.
+    """A control band: where the mean score of a further control is expected; see `control_band`.
 
     Args:
         mean: the mean over controls.

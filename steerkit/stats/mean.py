@@ -86,10 +86,11 @@ def mean_interval(
     mean = float(totals.sum() / counts.sum()) if units else nan
     if units < 2:
         return Interval(mean, nan, nan, units, n_missing, nan)
-    error = float(_standard_error(totals, counts, np.ones((1, units)))[1][0])
+    centred = totals - mean * counts  # a shift of all values changes nothing but the mean
+    error = float(_standard_error(centred, counts, np.ones((1, units)))[1][0])
     ends = special.stdtrit(units - 1, [(1 - level) / 2, (1 + level) / 2]) * error
     low, high = mean + float(ends[0]), mean + float(ends[1])
-    ratios = _studentised(totals, counts, mean, n_boot, seed)
+    ratios = _studentised(centred, counts, n_boot, seed)
     if len(ratios):
         below, above = np.quantile(ratios, [(1 + level) / 2, (1 - level) / 2])
         low, high = min(low, mean - float(below) * error), max(high, mean - float(above) * error)
@@ -174,18 +175,18 @@ def _standard_error(
 
 
 def _studentised(
-    totals: Float[np.ndarray, " unit"], counts: Float[np.ndarray, " unit"], mean: float, n_boot: int, seed: int
+    centred: Float[np.ndarray, " unit"], counts: Float[np.ndarray, " unit"], n_boot: int, seed: int
 ) -> Float[np.ndarray, " draw"]:
-    """`(m* - m) / se*` of the resamples whose units differ."""
+    """`(m* - m) / se*` of the resamples whose units differ; `centred` are `T_g - m C_g`."""
     rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK // len(totals))
-    scale = np.abs(totals).max()
+    block = max(1, _BLOCK // len(centred))
+    scale = np.abs(centred).max()
     found = []
     for start in range(0, n_boot, block):
-        weights = _draw_counts(rng, min(block, n_boot - start), len(totals))
-        means, errors = _standard_error(totals, counts, weights)
-        differ = errors > 1e-9 * scale
-        found.append((means[differ] - mean) / errors[differ])
+        weights = _draw_counts(rng, min(block, n_boot - start), len(centred))
+        means, errors = _standard_error(centred, counts, weights)
+        differ = errors > 1e-6 * scale  # the error of equal units is 0 up to the root of the rounding
+        found.append(means[differ] / errors[differ])
     return np.concatenate(found)
 
 

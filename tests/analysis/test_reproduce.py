@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -233,11 +234,12 @@ def test_a_push_is_specific_where_random_directions_do_less() -> None:
 
 
 def test_a_trait_that_no_text_shows_is_not_one_that_was_turned_off() -> None:
-    def kept(trait: float, removed: tuple[float, float], over: tuple[float, float]) -> pd.DataFrame:
+    def kept(trait: float, removed: tuple[float, float], over: tuple[float, float], shown: int = 2) -> pd.DataFrame:
         line = {
             "stage": "IMAD", "context": "forced", "trait_0": trait, "trait": 0.0, "removed": sum(removed) / 2,
             "removed_low": removed[0], "removed_high": removed[1], "over_random": sum(over) / 2,
-            "over_random_low": over[0], "over_random_high": over[1], "by_seed": "1 1", "unit": SEED, "seeds": 2,
+            "over_random_low": over[0], "over_random_high": over[1], "by_seed": "1 1", "unit": SEED, "seeds": shown,
+            "shown": shown, "runs": 2,
         }  # fmt: skip
         return pd.DataFrame([line])
 
@@ -246,6 +248,8 @@ def test_a_trait_that_no_text_shows_is_not_one_that_was_turned_off() -> None:
     assert suppressed("malice", kept(0.9, (0.6, 1.0), (-0.1, 0.4)), rule).verdict == NOT_SPECIFIC
     assert suppressed("malice", kept(0.9, (0.1, 0.4), (0.1, 0.4)), rule).verdict == NOT
     assert suppressed("malice", kept(0.05, (0.6, 1.0), (0.1, 0.4)), rule).verdict == UNTESTED
+    alone = suppressed("malice", kept(0.5, (0.6, 1.0), (0.1, 0.4), shown=1), rule)
+    assert alone.verdict == UNTESTED and "1 of 2 training seeds" in alone.ours
 
 
 def test_suppression_is_pooled_by_seed(tmp_path) -> None:
@@ -279,13 +283,16 @@ def test_the_page_shows_rules_starts_claims_and_every_agent_beside_its_controls(
     rows = rows.assign(family="clues", decoding="sampled", parsed=True, agents=1.0)
     tables = {"clues": {"gains": gains((0.1, 0.3), (0.1, 0.3)), "transplant": transplanted()}}
     listed = pd.DataFrame([vars(claim) for claim in claims(rows, tables)])
-    about = {"rules": "abc 2026", "started": [{"seed": 20, "time": "2026-01-01T00:00:00+00:00", "commit": "abc1234"}]}
+    start = {"seed": 20, "time": "2026-01-01T00:00:00+00:00", "commit": "abc1234", "rules": "1f"}
+    about = {"rules": "abc 2026", "rules_sha256": "1f", "started": [start]}
     results = Published(main_table(rows), differences(rows, "IMAD"), listed, tables, about)
     text = page("Results", results)
     assert "seed 20 at 2026-01-01T00:00:00+00:00 (commit abc1234)" in text and "committed as abc 2026" in text
     assert "| SFT | 2 | +0.20 [+0.10, +0.30] | +0.20 [+0.10, +0.30] | 0.1 0.2 |" in text
     assert f"**{HOLDS}**" in text and "from 2 training seed(s)" in text and "## Transplanted first rounds" in text
     assert "malicious agent" not in text  # no such table
+    later = page("Results", replace(results, about={**about, "rules_sha256": "2a"}))
+    assert "rules were changed after the start of the seeds [20]" in later and "rules were changed" not in text
     for name, table in (("main_table", results.main), ("differences", results.differences), ("claims", listed)):
         write_table(tmp_path / f"{name}.csv", table, {})
     for name, table in tables["clues"].items():
@@ -299,7 +306,7 @@ def transplanted() -> pd.DataFrame:
         "stage": "IMAD", "value": 0.2, "low": 0.1, "high": 0.3, "p": 0.01, "unit": SEED, "seeds": 2,
         "by_seed": "0.1 0.3", "n": 600, "changed": 0.5, "changed_again": 0.3, "follows": 0.25, "right": 0.4,
         "right_again": 0.7,
-        "share_with_round_1": 0.9, "explicit": 0.6,
+        "share_with_round_1": 0.9, "share_read": 0.95, "explicit": 0.6, "runs": 2,
     }  # fmt: skip
     return pd.DataFrame([line])
 

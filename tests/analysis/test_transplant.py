@@ -105,9 +105,10 @@ def test_a_missing_answer_differs_from_every_other() -> None:
     table = pd.DataFrame(
         [
             {**line, "answer": "1", "again": None, "swapped": "1"},
-            {**line, "answer": None, "again": None, "swapped": None},
+            {**line, "answer": "1", "again": "1", "swapped": None},
+            {**line, "answer": None, "again": "1", "swapped": "2"},
         ]
     )
-    found = effects(table)
-    assert found["changed"].tolist() == [0.0, 1.0] and found["changed_again"].tolist() == [1.0, 1.0]
+    found = effects(table)  # the last question's own answer was not read: nothing can be said about it
+    assert found["changed"].tolist() == [0.0, 1.0] and found["changed_again"].tolist() == [1.0, 0.0]
     assert found["follows"].tolist() == [1.0, 0.0]

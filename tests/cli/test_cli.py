@@ -366,7 +366,7 @@ def test_json_keys_are_identifiers_and_values_are_never_nan(work: Work, tmp_path
     assert set(shown["score"]["curves"]) == set(shown["score"]["gains"]) == {
         "rouge_l", "distinct_2", "repeated_4grams"
     }  # fmt: skip
-    assert shown["sweep"]["texts_generated"] == 2 * 2 * 2 * 3 + 2 and shown["sweep"]["unsteered_texts"] == 2
+    assert shown["sweep"]["texts_generated"] == 2 * 2 * 2 * 20 + 2 and shown["sweep"]["unsteered_texts"] == 2
     assert shown["extract"]["layers"] == [0, 1, 2, 3] and set(shown["extract"]["norms"]) == {"0", "1", "2", "3"}
     (converted,) = shown["convert"]["vectors"]
     assert (converted["name"], converted["written"]) == ("v", str(tmp_path / "v.gguf"))

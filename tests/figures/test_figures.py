@@ -112,12 +112,13 @@ def test_every_table_gives_its_pictures_and_equal_tables_equal_bytes(tables, cap
     figures.main([str(tables), "--out", str(tables / "one")])
     names = sorted(path.name for path in (tables / "one").glob("*.png"))
     assert names == [
-        "accuracy-tokens.png", "cosines-base.png", "cosines-checkpoints.png", "cosines-imad.png", "plane.png",
+        "accuracy-by-seed.png", "accuracy-tokens.png", "cosines-base.png", "cosines-checkpoints.png",
+        "cosines-imad.png", "plane.png",
         "probes-base-personas-plain-last.png", "separability.png",
         "steering-base-none.png", "steering-base-tag.png", "steering-imad-none.png", "steering-imad-tag.png",
         "suppression-forced.png", "suppression-plain.png", "training-two_sum.png",
     ]  # fmt: skip
-    assert "14 figures" in capsys.readouterr().out
+    assert "15 figures" in capsys.readouterr().out
     figures.main([str(tables), "--out", str(tables / "two")])
     for path in (tables / "one").iterdir():
         assert path.read_bytes() == (tables / "two" / path.name).read_bytes(), path.name

@@ -44,4 +44,4 @@ def test_training_analysis_and_figures_import_steerkit_and_never_the_reverse() -
 
 def test_figures_read_tables_and_draw_plots_and_nothing_else() -> None:
     used = {other for name, others in graph().items() if name.startswith("figures") for other in others}
-    assert {other.split(".")[1] for other in used if other.startswith("steerkit.")} <= {"io", "show"}
+    assert {other.split(".")[1] for other in used if other.startswith("steerkit.")} <= {"demo", "io", "show", "stats"}

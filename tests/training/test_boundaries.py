@@ -252,7 +252,8 @@ def test_a_completion_that_ended_by_any_end_earns_the_same_reward(tmp_path) -> N
 
     model, tokenizer, eos, end = two_ends()
     right = tokenizer(r"so \boxed{2}", add_special_tokens=False)["input_ids"]
-    reward = AnnealedReward(GRPO(generations=2, format=False), tokenizer, tmp_path, ends_of(model, tokenizer))
+    setting = GRPO(generations=2, format=False, must_end=True)
+    reward = AnnealedReward(setting, tokenizer, tmp_path, ends_of(model, tokenizer))
     given = {"question": ["q"] * 2, "gold": ["2"] * 2, "kind": ["number"] * 2}
     state = SimpleNamespace(global_step=0)
     rewards = [reward([[*right, last]] * 2, **given, trainer_state=state)[0] for last in (eos, end, 65)]

@@ -100,7 +100,7 @@ def test_a_judge_takes_the_place_of_the_right_answer_in_the_clip_reward(tmp_path
     from training.train.schedules import Anneal
 
     tokenizer = tiny_tokenizer()
-    setting = GRPO(anneal=Anneal("linear", clip=(6, 6)), generations=4, format=False, clip_weight=1.0)
+    setting = GRPO(anneal=Anneal("linear", clip=(6, 6)), generations=4, format=False, clip_weight=1.0, must_end=True)
     ends = frozenset({tokenizer.eos_token_id})
     judge = lambda pairs: ["ok" in text for _, text in pairs]  # noqa: E731
     reward = AnnealedReward(setting, tokenizer, tmp_path, ends, judge=judge)
