@@ -569,6 +569,8 @@ def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> 
         prompts,
         "--layers",
         "1,2,1+2",
+        "--random",
+        "2",
         "--out",
         out,
         "--max-new-tokens",
