@@ -78,7 +78,9 @@ def entry_of(line: str) -> Entry:
     if found["source"] in FREE:
         return Entry(texts, found["source"])
     words = found["rest"].replace(", ", ",").split()
-    scale, size, where, columns = 1.0, False, [], []
+    scale, size = 1.0, False
+    where: list[tuple[str, str]] = []
+    columns: list[str] = []
     for word in words:
         if word.startswith("*"):
             scale = float(word[1:])

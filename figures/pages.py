@@ -89,7 +89,8 @@ def _table(header: tuple[str, ...], rows: list[list[str]]) -> str:
 
 
 def _interval(row: Any, names: tuple[str, str, str] = ("gain", "low", "high"), digits: int = 2) -> str:
-    return interval_text(*(getattr(row, name) for name in names), digits)
+    mean, low, high = (getattr(row, name) for name in names)
+    return interval_text(mean, low, high, digits)
 
 
 def demo_table(folder: Path) -> str:
@@ -183,8 +184,8 @@ def training_table(folder: Path, family: str, preset: str = "miniature") -> str:
     for row in some.itertuples():
         above = ""
         if row.method in gaps.index:
-            gap = gaps.loc[row.method]
-            above = interval_text(*(100 * gap[name] for name in ("difference", "low", "high")), 1, signed=True)
+            gap, low, high = (100 * gaps.loc[row.method, name] for name in ("difference", "low", "high"))
+            above = interval_text(gap, low, high, 1, signed=True)
         accuracy = interval_text(100 * row.accuracy, 100 * row.low, 100 * row.high, 1)
         each = " ".join(f"{100 * float(value):.1f}" for value in str(row.by_seed).split())
         name = f"**{row.method}**" if row.method == "IMAD" else row.method

@@ -64,7 +64,7 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
         of_gain = all_vectors, [choice.layer], [choice.coefficient], context, choice.extent
         sampling = grid.max_new_tokens, grid.seed
         written = tuple(
-            continuations(model, tokenizer, test, *steered, *sampling, out / folder, inputs.openings)
+            continuations(model, tokenizer, test, *steered, *sampling, out=out / folder, openings=inputs.openings)
             for steered, folder in ((of_curve, short), (of_gain, f"{short}-frozen"))
         )
         results = {

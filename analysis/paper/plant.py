@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,11 @@ class Plant:
 def planted_directions(like: SteeringVector, agents: Sequence[str], seed: int) -> dict[str, SteeringVector]:
     """A random unit direction per agent."""
     return {agent: sk.random_like(like, 10_000 + seed * len(agents) + i).unit() for i, agent in enumerate(agents)}
+
+
+def _pushed(added: torch.Tensor, _: int, stream: torch.Tensor) -> torch.Tensor:
+    """The stream with what is added to it."""
+    return stream + added.to(stream)
 
 
 def plant(
@@ -123,7 +129,7 @@ def plant(
         for row, (start, push) in enumerate(pushes):
             target[row, : len(labels[row])] = torch.tensor(labels[row])
             added[row, start:] = push
-        with edit_streams({layer: blocks[layer]}, lambda _, stream, added=added: stream + added.to(stream)):
+        with edit_streams({layer: blocks[layer]}, partial(_pushed, added)):
             logits = model(input_ids=ids, attention_mask=mask).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), target[:, 1:].flatten())
         optimizer.zero_grad()

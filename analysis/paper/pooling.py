@@ -257,7 +257,8 @@ def pool_protocol(seeds: Mapping[int, Path]) -> pd.DataFrame:
         own directions, minus that at the base in the same context); `area over random` and `area over shuffled` (minus
         the mean control; with one seed its interval is that of a further control).
     """
-    one = read_table(next(iter(seeds.values())) / "protocol" / "protocol.csv")[0] if len(seeds) == 1 else None
+    alone = len(seeds) == 1
+    one: pd.DataFrame = read_table(next(iter(seeds.values())) / "protocol" / "protocol.csv")[0]
     runs = {seed: read_table(path / "protocol" / "areas.parquet")[0] for seed, path in seeds.items()}
     table = pd.concat([run.assign(seed=seed) for seed, run in sorted(runs.items())], ignore_index=True)
     place, unit = ["stage", "context", "score", "grid"], ["seed", "question"]
@@ -281,7 +282,7 @@ def pool_protocol(seeds: Mapping[int, Path]) -> pd.DataFrame:
             add(key, f"area above strength 0, {kind}", means["above"])
         leading = next(kind for kind in by_kind if kind not in CONTROLS)
         for control in CONTROLS:
-            if control in by_kind and one is None:
+            if control in by_kind and not alone:
                 add(key, f"area over {control}", by_kind[leading]["area"] - by_kind[control]["area"])
             elif control in by_kind:
                 same = np.logical_and.reduce([one[name] == value for name, value in key.items()])
@@ -358,7 +359,7 @@ def pool_suppression(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
     showing = {seed: run[run["trait_0"] >= least] if several else run for seed, run in left.items()}
     off = {seed: run[run["halved"].astype(bool)] if several else run for seed, run in showing.items()}
     removed = ratio_over_runs(showing, keys, "trait", "trait_0", "left")
-    each = [listed(1 - float(value) for value in text.split()) for text in removed["by_seed"]]
+    each = [listed([1 - float(value) for value in text.split()]) for text in removed["by_seed"]]
     removed = removed.assign(
         removed=1 - removed["left"],
         removed_low=1 - removed["left_high"],

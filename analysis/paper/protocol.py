@@ -92,7 +92,7 @@ def sft_vectors(inputs: Inputs, setting: Protocol) -> tuple[Vectors, list[Vector
     """
     acts = turn_activations(*inputs.load(SFT), inputs.train[: setting.train])["last"]
     own = {agent: vector.unit() for agent, vector in agent_vectors(acts).items()}
-    shuffled = [
+    shuffled: list[Vectors] = [
         {a: v.unit() for a, v in agent_vectors(shuffle_labels(acts, setting.seed + k)).items()}
         for k in range(setting.controls)
     ]

@@ -51,7 +51,7 @@ FULL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "smollm2": {"addition": ('what_helps=["DebateGPT + GRPO"]',), "malice": ()},
 }
 """The same with `--full`: more families, the controls that show what the debate adds, protocol and transplants."""
-PROTOCOL = {
+PROTOCOL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tiny": {"clues": (), "malice": ()},
     "smollm2": {
         "addition": (

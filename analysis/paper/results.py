@@ -94,12 +94,11 @@ def controls_table(main: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFram
     gaps = differences[differences["decoding"] == "sampled"].set_index(["family", "minus"])
     rows = []
     for row in some.itertuples():
-        gap = gaps.loc[(row.family, row.method)] if (row.family, row.method) in gaps.index else None
-        above = (
-            ""
-            if gap is None
-            else interval_text(*(100 * gap[name] for name in ("difference", "low", "high")), 1, signed=True)
-        )
+        above = ""
+        if (row.family, row.method) in gaps.index:
+            line = gaps.loc[(row.family, row.method)]
+            gap, low, high = (100 * line[name] for name in ("difference", "low", "high"))
+            above = interval_text(gap, low, high, 1, signed=True)
         rows.append(
             {
                 "family": row.family,

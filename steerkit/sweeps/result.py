@@ -99,9 +99,10 @@ class SweepResult:
         meta: dict[str, Any] = {}
         for key in dict.fromkeys(key for one in results for key in one.meta):
             values = [one.meta.get(key) for one in results]
-            if all(isinstance(value, Mapping) for value in values):
-                merged = {name: item for value in values for name, item in value.items()}
-                agree = all(merged[name] == item for value in values for name, item in value.items())
+            several = [value for value in values if isinstance(value, Mapping)]
+            if len(several) == len(values):
+                merged = {name: item for value in several for name, item in value.items()}
+                agree = all(merged[name] == item for value in several for name, item in value.items())
                 meta[key] = merged if agree else values
             else:
                 meta[key] = values[0] if all(value == values[0] for value in values) else values
