@@ -62,9 +62,10 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
     for context, short in ((unnamed, "none"), (named, "tag")):
         of_curve = curve_vectors, [choice.layer], coefficients, context, choice.extent
         of_gain = all_vectors, [choice.layer], [choice.coefficient], context, choice.extent
-        sampling = grid.max_new_tokens, grid.seed
         written = tuple(
-            continuations(model, tokenizer, test, *steered, *sampling, out=out / folder, openings=inputs.openings)
+            continuations(
+                model, tokenizer, test, *steered, grid.max_new_tokens, grid.seed, out / folder, inputs.openings
+            )
             for steered, folder in ((of_curve, short), (of_gain, f"{short}-frozen"))
         )
         results = {
