@@ -64,9 +64,23 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
         of_gain = all_vectors, [choice.layer], [choice.coefficient], context, choice.extent
         written = tuple(
             continuations(
-                model, tokenizer, test, *steered, grid.max_new_tokens, grid.seed, out / folder, inputs.openings
+                model,
+                tokenizer,
+                test,
+                vectors,
+                [choice.layer],
+                at,
+                context,
+                choice.extent,
+                grid.max_new_tokens,
+                grid.seed,
+                out / folder,
+                inputs.openings,
             )
-            for steered, folder in ((of_curve, short), (of_gain, f"{short}-frozen"))
+            for vectors, at, folder in (
+                (curve_vectors, coefficients, short),
+                (all_vectors, [choice.coefficient], f"{short}-frozen"),
+            )
         )
         results = {
             "rouge_l": written,
