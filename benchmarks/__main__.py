@@ -191,8 +191,8 @@ def results() -> str:
             "## Growth",
             "",
             "Slopes on logarithmic axes (1: proportional), each size in a process of its own. MiB are counted above "
-            "the memory that the process held after a smaller run; the C library's cache changes them by about 50 MiB, so "
-            "slopes of jobs that stay below that say nothing. "
+            "the memory that the process held after a smaller run; the C library's cache changes them by about 50 MiB, "
+            "so slopes of jobs that stay below that say nothing. "
             "![growth](growth.png)",
             "",
         ]
