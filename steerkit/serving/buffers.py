@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ class LayerBuffers(nn.Module):
         self.register_buffer("ablate", torch.zeros(slots, tokens, device=device), persistent=False)
         self.slots = slots
         self.active = False
+        self.called = False
 
     def forward(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         """The steered `hidden`.
@@ -46,8 +48,10 @@ class LayerBuffers(nn.Module):
             hidden: `[..., token, d_model]`, what the block returned; the stream, or its last summand.
             residual: the other summand of the stream; None where `hidden` is the stream.
         """
-        if not torch.compiler.is_compiling() and not self.active:
-            return hidden
+        if not torch.compiler.is_compiling():
+            self.called = True
+            if not self.active:
+                return hidden
         tokens = hidden.shape[-2]
         for slot in range(self.slots):
             vectors = self.bank[self.row[slot, :tokens]]
@@ -79,14 +83,15 @@ class Steerer:
         self.read = read
         self.rows: dict[tuple[str, int, str], int] = {}
         self.used_at: dict[tuple[str, int, str], int] = {}
-        self.steps = 0
         self.requests: dict[str, tuple[Push, ...]] = {}
-        self.steered_tokens = 0
+        self.counts = dict.fromkeys(("steps", "compiled_steps", "mixed_steps", "partial_prefills", "steered_tokens"), 0)
+        """What has happened: steps; steps whose hooks did not run in Python; steps with prompts beside new tokens; parts
+        of a prompt that were not its last; and tokens that were steered."""
 
     def row(self, push: Push, layer: int) -> int:
         """The row of the bank that holds what a push needs of its vector at a layer; it is read on first use."""
         key = (push.content, layer, push.operation)
-        self.used_at[key] = self.steps
+        self.used_at[key] = self.counts["steps"]
         if key not in self.rows:
             if len(self.rows) + 1 >= len(self.bank):
                 oldest = min(self.rows, key=lambda one: self.used_at[one])
@@ -109,7 +114,7 @@ class Steerer:
             computed: tokens of each request that earlier steps computed.
             prompts: length of each request's prompt.
         """
-        self.steps += 1
+        self._count(starts, computed, prompts)
         for buffers in self.layers:
             if buffers.active:
                 buffers.row.zero_()
@@ -124,7 +129,7 @@ class Steerer:
             start, scheduled = int(starts[index]), int(starts[index + 1]) - int(starts[index])
             taken: dict[int, int] = {}
             for push, low, high in spans(pushes, int(prompts[index]), int(computed[index]), scheduled):
-                self.steered_tokens += high - low
+                self.counts["steered_tokens"] += high - low
                 for layer in push.layers:
                     slot = taken.get(layer, 0)
                     taken[layer] = slot + 1
@@ -136,6 +141,21 @@ class Steerer:
                 buffers.row[slot, low:high] = self.row(push, layer)
                 strengths = buffers.add if push.operation == "add" else buffers.ablate
                 strengths[slot, low:high] = push.coefficient
+
+    def _count(self, starts: Sequence[int], computed: Sequence[int], prompts: Sequence[int]) -> None:
+        """Count the step, and whether the hooks of the step before ran in Python."""
+        if self.counts["steps"] and not any(buffers.called for buffers in self.layers):
+            self.counts["compiled_steps"] += 1
+        for buffers in self.layers:
+            buffers.called = False
+        begun, after, prompt = (
+            np.asarray(computed),
+            np.asarray(computed) + np.diff(np.asarray(starts)),
+            np.asarray(prompts),
+        )
+        self.counts["steps"] += 1
+        self.counts["partial_prefills"] += int((after < prompt).sum())
+        self.counts["mixed_steps"] += int((begun < prompt).any() and (begun >= prompt).any())
 
 
 def stream_of(hidden: Float[Tensor, ...], residual: Float[Tensor, ...] | None) -> Float[Tensor, ...]:
