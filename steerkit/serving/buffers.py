@@ -17,6 +17,9 @@ from steerkit.serving.request import Push, spans
 from steerkit.steering.operations import direction_of
 from steerkit.vectors.vector import SteeringVector
 
+COUNTS = ("steps", "compiled_steps", "mixed_steps", "partial_prefills", "steered_tokens")
+"""What a steerer counts: steps; steps whose hooks did not run in Python; steps with prompts beside new tokens; parts of a
+prompt that were not its last; and tokens that were steered."""
 Reader = Callable[[str], SteeringVector]
 """Returns a vector by the hash of its content."""
 
@@ -84,9 +87,7 @@ class Steerer:
         self.rows: dict[tuple[str, int, str], int] = {}
         self.used_at: dict[tuple[str, int, str], int] = {}
         self.requests: dict[str, tuple[Push, ...]] = {}
-        self.counts = dict.fromkeys(("steps", "compiled_steps", "mixed_steps", "partial_prefills", "steered_tokens"), 0)
-        """What has happened: steps; steps whose hooks did not run in Python; steps with prompts beside new tokens; parts
-        of a prompt that were not its last; and tokens that were steered."""
+        self.counts = dict.fromkeys(COUNTS, 0)
 
     def row(self, push: Push, layer: int) -> int:
         """The row of the bank that holds what a push needs of its vector at a layer; it is read on first use."""
@@ -148,11 +149,8 @@ class Steerer:
             self.counts["compiled_steps"] += 1
         for buffers in self.layers:
             buffers.called = False
-        begun, after, prompt = (
-            np.asarray(computed),
-            np.asarray(computed) + np.diff(np.asarray(starts)),
-            np.asarray(prompts),
-        )
+        begun, prompt = np.asarray(computed), np.asarray(prompts)
+        after = begun + np.diff(np.asarray(starts))
         self.counts["steps"] += 1
         self.counts["partial_prefills"] += int((after < prompt).sum())
         self.counts["mixed_steps"] += int((begun < prompt).any() and (begun >= prompt).any())
