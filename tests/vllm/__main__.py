@@ -100,8 +100,8 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# vLLM and our engine, token by token",
         "",
-        "Written by `python -m tests.vllm`. SmolLM2-135M-Instruct in float32, greedy, 64 new tokens, end tokens ignored. "
-        f"A row may differ where our engine's margin at the first token that differs is at most {MARGIN:g} nats.",
+        "Written by `python -m tests.vllm`. SmolLM2-135M-Instruct in float32, greedy, 64 new tokens, end tokens "
+        f"ignored. A row may differ where our engine's margin at the first token that differs is at most {MARGIN:g} nats.",
         "",
         "| mode | requests | equal | steering changed | largest margin | counter | seconds | |",
         "|---|---|---|---|---|---|---|---|",
@@ -119,13 +119,8 @@ def page(results: list[dict[str, Any]]) -> str:
         )
     rows = [(one["mode"], row) for one in results for row in one["different"]]
     if rows:
-        lines += [
-            "",
-            "## Rows that differ",
-            "",
-            "| mode | case | round | token | margin, nats |",
-            "|---|---|---|---|---|",
-        ]
+        lines += ["", "## Rows that differ", "", "| mode | case | round | token | margin, nats |"]
+        lines += ["|---|---|---|---|---|"]
         lines += [f"| {m} | {r['case']} | {r['round']} | {r['token']} | {r['margin']:.1e} |" for m, r in rows]
     return "\n".join([*lines, ""])
 

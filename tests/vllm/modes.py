@@ -1,4 +1,4 @@
-"""Modes of the engine in which every case must give our engine's tokens, and the counters that show that they were used."""
+"""Modes of the engine in which every case must give our engine's tokens, and counters that show their use."""
 
 from __future__ import annotations
 
