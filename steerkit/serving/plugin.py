@@ -152,18 +152,22 @@ def _folder_of(processor: Any) -> tuple[Any, Settings]:
                 f"expected an engine that steers; got {KEY!r} in a request to one that was started without. Start it "
                 'with additional_config={"steerkit": {"vectors": FOLDER}}.'
             )
-        from steerkit.serving.folder import Model, VectorFolder
-
-        config = processor.vllm_config.model_config
-        model = Model(
-            config.hf_config.model_type,
-            config.hf_text_config.num_hidden_layers,
-            config.get_hidden_size(),
-            settings.fingerprint,
-        )
-        folder = VectorFolder(Path(settings.vectors), model, settings.foreign, settings.capacity)
-        known = processor._steerkit_folder = (folder, settings)
+        known = processor._steerkit_folder = (folder_of_config(processor.vllm_config, settings), settings)
     return known
+
+
+def folder_of_config(config: Any, settings: Settings) -> Any:
+    """The served folder of an engine, with what its vectors must fit."""
+    from steerkit.serving.folder import Model, VectorFolder
+
+    about = config.model_config
+    model = Model(
+        about.hf_config.model_type,
+        about.hf_text_config.num_hidden_layers,
+        about.get_hidden_size(),
+        settings.fingerprint,
+    )
+    return VectorFolder(Path(settings.vectors), model, settings.foreign, settings.capacity)
 
 
 def _refused(message: str) -> Exception:
