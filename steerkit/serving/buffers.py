@@ -18,8 +18,8 @@ from steerkit.steering.operations import direction_of
 from steerkit.vectors.vector import SteeringVector
 
 COUNTS = ("steps", "compiled_steps", "mixed_steps", "partial_prefills", "steered_tokens")
-"""What a steerer counts: steps; steps whose hooks did not run in Python; steps with prompts beside new tokens; parts of a
-prompt that were not its last; and tokens that were steered."""
+"""What a steerer counts: steps; steps whose hooks did not run in Python; steps with prompts beside new tokens; parts of
+a prompt that were not its last; and tokens that were steered."""
 Reader = Callable[[str], SteeringVector]
 """Returns a vector by the hash of its content."""
 
