@@ -9,15 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from steerkit.serving.request import KEY, SLOTS, BadRequest, cache_keys, from_wire, parse, to_wire
+from steerkit.serving.request import (
+    KEY,
+    KEYS,
+    SLOTS,
+    Asked,
+    BadRequest,
+    cache_keys,
+    check_keys,
+    from_wire,
+    parse_all,
+    to_wire,
+)
 
 TESTED = ("0.32",)
-OPTION = "steerkit"
+PLUGIN = "steerkit"
+"""Name of the settings in `additional_config`, and of the entry point."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,7 @@ class Settings:
         vectors: folder of the served vectors.
         slots: largest number of vectors that one request may use at one layer.
         capacity: largest number of (vector, layer) pairs that are served.
+        sums: largest number of sums of the stream that are read at a time; 0: none can be read.
         foreign: also serve vectors that were read from other weights.
         fingerprint: of the served weights; None: vectors are not compared with it.
         untested: accept a version of vLLM on which the plugin was not tested.
@@ -36,6 +49,7 @@ class Settings:
     vectors: str
     slots: int = SLOTS
     capacity: int = 512
+    sums: int = 0
     foreign: bool = False
     fingerprint: str | None = None
     untested: bool = False
@@ -48,7 +62,7 @@ class Settings:
             ValueError: an unknown setting, no folder, or an untested version of vLLM.
         """
         additional = config.additional_config
-        given = additional.get(OPTION) if isinstance(additional, Mapping) else None
+        given = additional.get(PLUGIN) if isinstance(additional, Mapping) else None
         if given is None:
             return None
         known = {one.name for one in fields(cls)}
@@ -65,6 +79,10 @@ class Settings:
             )
         return settings
 
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as `of` reads them."""
+        return asdict(self)
+
 
 def vllm_version() -> str:
     """The version of vLLM, whose CPU build has another name."""
@@ -80,6 +98,9 @@ def register() -> None:
     from vllm.v1.worker.gpu_worker import Worker
 
     _wrap(Worker, "load_model", _load_model)
+    Worker.steerkit_sums = _sums
+    Worker.steerkit_counts = _counts
+    Worker.steerkit_overflowed = _overflowed
     _wrap(InputProcessor, "process_inputs", _process_inputs)
     _wrap(kv_cache_utils, "generate_block_hash_extra_keys", _extra_keys)
     for protocol, names in _protocols():
@@ -122,24 +143,42 @@ def _process_inputs(
     extra = getattr(params, "extra_args", None)
     if not extra:
         return original(self, request_id, prompt, params, *args, **kwargs)
-    if misspelt := [name for name in extra if name != KEY and name.lower().startswith("steer")]:
-        raise _refused(f"expected the key {KEY!r}; got {misspelt}. Rename it.")
-    if KEY not in extra:
+    try:
+        check_keys(extra)
+    except BadRequest as error:
+        raise _refused(str(error)) from None
+    if not set(KEYS) & set(extra):
         return original(self, request_id, prompt, params, *args, **kwargs)
     folder, settings = _folder_of(self)
     if kwargs.get("resumable"):
         raise _refused("expected a whole prompt with steering; got a streamed one. Send the prompt at once.")
-    if isinstance(prompt, Mapping) and ("prompt_embeds" in prompt):
-        raise _refused("expected a prompt of tokens with steering; got embeddings. Send text or token ids.")
+    if not isinstance(prompt, Mapping) or "prompt_token_ids" not in prompt or "prompt_embeds" in prompt:
+        raise _refused("expected a prompt of tokens with steering; got another. Send text or token ids.")
     try:
-        pushes = parse(extra[KEY], folder.served(), settings.slots)
+        asked = parse_all(
+            extra,
+            folder.served() if KEY in extra else {},
+            slots=settings.slots,
+            n_prompt=len(prompt["prompt_token_ids"]),
+            n_new=params.max_tokens or self.model_config.max_model_len,
+            n_layers=folder.model.n_layers,
+        )
+        if asked.read is not None:
+            _check_reading(asked.read.key, settings)
     except BadRequest as error:
         raise _refused(str(error)) from None
     checked = params.clone()
-    rest = {name: value for name, value in extra.items() if name != KEY}
-    wire = {"pushes": to_wire(pushes), "n_layers": folder.model.n_layers}
-    checked.extra_args = {**rest, KEY: wire} if pushes else rest
+    checked.extra_args = {name: value for name, value in extra.items() if name not in KEYS}
+    if asked != Asked(prompt=asked.prompt):
+        checked.extra_args[KEY] = {**to_wire(asked), "n_layers": folder.model.n_layers}
+    if asked.read is not None:
+        checked.skip_reading_prefix_cache = True  # tokens from the cache pass through no block
     return original(self, request_id, prompt, checked, *args, **kwargs)
+
+
+def _check_reading(key: str, settings: Settings) -> None:
+    if not settings.sums:
+        raise BadRequest('expected an engine that reads; this one does not. Start it with "sums": 4 in its settings.')
 
 
 def _folder_of(processor: Any) -> tuple[Any, Settings]:
@@ -170,6 +209,26 @@ def folder_of_config(config: Any, settings: Settings) -> Any:
     return VectorFolder(Path(settings.vectors), model, settings.foreign, settings.capacity)
 
 
+def listing_of(config: Any, folder: Any, settings: Settings) -> dict[str, Any]:
+    """What a client needs to know: the model, the limits, and every vector with its layers or its error."""
+    about = config.model_config
+    generation = about.try_get_generation_config() or {}
+    ends = generation.get("eos_token_id", getattr(about.hf_text_config, "eos_token_id", None))
+    model = {
+        **asdict(folder.model),
+        "checkpoint": str(about.model),
+        "dtype": str(about.dtype).removeprefix("torch."),
+        "context": about.max_model_len,
+        "vocabulary": about.get_vocab_size(),
+        "ends": [one for one in (ends if isinstance(ends, list) else [ends]) if one is not None],
+        "device": str(config.device_config.device_type),
+        "vllm": vllm_version(),
+    }
+    served = sorted(folder.served().values(), key=lambda one: one.name)
+    limits = {"slots": settings.slots, "capacity": settings.capacity, "sums": settings.sums}
+    return {"model": model, **limits, "vectors": [asdict(one) for one in served]}
+
+
 def _refused(message: str) -> Exception:
     from vllm.exceptions import VLLMValidationError
 
@@ -180,9 +239,11 @@ def _refused(message: str) -> Exception:
 def _checked_params(name: str, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Refuse what vLLM would ignore: steering with beams, and misspelt keys, before a stream has begun."""
     extra = getattr(self, "vllm_xargs", None) or {}
-    if misspelt := [key for key in extra if key != KEY and key.lower().startswith("steer")]:
-        raise _refused(f"expected the key {KEY!r} in vllm_xargs; got {misspelt}. Rename it.")
-    if name == "to_beam_search_params" and KEY in extra:
+    try:
+        check_keys(extra)
+    except BadRequest as error:
+        raise _refused(str(error)) from None
+    if name == "to_beam_search_params" and set(KEYS) & set(extra):
         raise _refused(
             "expected sampling or greedy decoding with steering; got beam search. Leave use_beam_search out."
         )
@@ -199,10 +260,10 @@ def _extra_keys(original: Callable[..., Any], request: Any, start: int, end: int
     wire = params.extra_args.get(KEY) if params is not None and params.extra_args else None
     if wire is None:
         return keys, next_mm
-    pushes = getattr(request, "_steerkit_pushes", None)
-    if pushes is None:
-        pushes = request._steerkit_pushes = from_wire(wire["pushes"])
-    ours = cache_keys(pushes, request.num_prompt_tokens, end, wire["n_layers"])
+    asked = getattr(request, "_steerkit_asked", None)
+    if asked is None:
+        asked = request._steerkit_asked = from_wire(wire)
+    ours = cache_keys(asked.pushes, asked.prompt or request.num_prompt_tokens, end, wire["n_layers"])
     return ((*(keys or ()), *ours) or None), next_mm
 
 
@@ -216,6 +277,23 @@ def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
     if settings is not None:
         install(self.model_runner, self.vllm_config, settings)
     return loaded
+
+
+def _sums(worker: Any, keys: Sequence[str]) -> dict[str, Any]:
+    """For `collective_rpc`: see `Steerer.take_sums`."""
+    taken: dict[str, Any] = worker.model_runner._steerkit.take_sums(keys)
+    return taken
+
+
+def _counts(worker: Any) -> dict[str, int]:
+    """For `collective_rpc`: what the worker has counted, see `steerkit.serving.buffers.COUNTS`."""
+    return dict(worker.model_runner._steerkit.counts)
+
+
+def _overflowed(worker: Any, names: Sequence[str]) -> dict[str, int]:
+    """For `collective_rpc`: which of these draws overflowed, and after how many tokens; they are forgotten."""
+    known = worker.model_runner._steerkit.draws.overflowed
+    return {name: known.pop(name) for name in names if name in known}
 
 
 def install(runner: Any, config: Any, settings: Settings) -> None:
@@ -245,6 +323,7 @@ def install(runner: Any, config: Any, settings: Settings) -> None:
         tokens,
         settings.slots,
         settings.capacity,
+        settings.sums,
         device,
         lambda content: stored_vector(folder, content),
     )
@@ -257,6 +336,14 @@ def install(runner: Any, config: Any, settings: Settings) -> None:
 
         block.register_forward_hook(hook)
     runner._steerkit = steerer
+    compute_logits = model.compute_logits
+
+    def chosen_logits(*args: Any, **kwargs: Any) -> Any:
+        logits = compute_logits(*args, **kwargs)
+        steerer.choose(logits)
+        return logits
+
+    model.compute_logits = chosen_logits
     follow(runner, steerer)
 
 
@@ -266,12 +353,12 @@ def follow(runner: Any, steerer: Any) -> None:
 
     def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         for name in scheduler_output.finished_req_ids:
-            steerer.requests.pop(name, None)
+            steerer.finish(name)
         for new in scheduler_output.scheduled_new_reqs:
             params = new.sampling_params
             wire = params.extra_args.get(KEY) if params is not None and params.extra_args else None
             if wire is not None:
-                steerer.requests[new.req_id] = from_wire(wire["pushes"])
+                steerer.requests[new.req_id] = from_wire(wire)
         return execute(scheduler_output, *args, **kwargs)
 
     runner.execute_model = execute_model
@@ -343,6 +430,3 @@ def _dummy_run(runner: Any, tokens: int = 4) -> Any:
     with torch.inference_mode():
         hidden, *_ = runner._dummy_run(tokens)
     return hidden[:tokens].clone()
-
-
-__all__ = ["KEY", "OPTION", "Settings", "check_engine", "follow", "install", "register"]

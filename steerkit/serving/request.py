@@ -5,7 +5,14 @@ HTTP (there as JSON text). It is one object, or a list of objects that act in th
 
     {"vector": "cheerful", "layer": 16, "coefficient": 2.0, "positions": "from_last_prompt_token", "operation": "add"}
 
-Only `vector` is required; the other fields have the defaults of `steerkit.Steering`.
+Only `vector` is required; the other fields have the defaults of `steerkit.Steering`. Three further keys serve our own
+client:
+
+    steerkit_prompt: how many of the prompt's tokens count as the prompt; the others count as generated.
+    steerkit_draw: {"name": "row 7", "stream": [0, "p1", 2], "temperature": 0.7, "top_p": 0.9}, tokens drawn as by
+        `steerkit.generate` with these random numbers; the name is how an overflow of this request is reported.
+    steerkit_read: {"key": "job/positive", "layers": [16], "start": 3, "stop": 9, "weight": 0.5}, adds the stream at
+        these positions, times the weight, to the sum of this key.
 """
 
 from __future__ import annotations
@@ -13,12 +20,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from steerkit.steering.positions import END, parse_positions, steered_columns
 
 KEY = "steerkit"
+PROMPT, DRAW, READ = "steerkit_prompt", "steerkit_draw", "steerkit_read"
+KEYS = (KEY, PROMPT, DRAW, READ)
 FIELDS = ("vector", "layer", "coefficient", "positions", "operation")
 OPERATIONS = ("add", "ablate")
 SLOTS = 4
@@ -69,6 +78,141 @@ class Push:
     def columns(self, prompt_length: int) -> tuple[int, int]:
         """The half-open range of absolute positions that it steers after a prompt of this length."""
         return steered_columns(self.positions, 0, prompt_length)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the tokens of a request are chosen.
+
+    Args:
+        name: under which an overflow is reported.
+        stream: what the random numbers are keyed by, see `steerkit.generation.sampling.random_stream`.
+        temperature: 0 is greedy.
+        top_p: of the nucleus.
+        count: largest number of new tokens.
+    """
+
+    name: str
+    stream: tuple[Any, ...]
+    temperature: float
+    top_p: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """Which positions of a request are added to which sum.
+
+    Args:
+        key: of the sum.
+        layers: whose output is read.
+        start, stop: half-open range of absolute positions.
+        weight: factor of every position.
+    """
+
+    key: str
+    layers: tuple[int, ...]
+    start: int
+    stop: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Everything that a request asks for.
+
+    Args:
+        pushes: its steerings.
+        prompt: number of tokens that count as the prompt; None: all of it.
+        draw: how its tokens are chosen; None: by vLLM.
+        read: what is read; None: nothing.
+    """
+
+    pushes: tuple[Push, ...] = ()
+    prompt: int | None = None
+    draw: Draw | None = None
+    read: Read | None = None
+
+
+def parse_all(
+    extra: Mapping[str, Any], served: Mapping[str, Served], *, slots: int, n_prompt: int, n_new: int, n_layers: int
+) -> Asked:
+    """Everything that a request asks for, checked.
+
+    Args:
+        extra: the request's extra arguments.
+        served: the served vectors by name.
+        slots: see `parse`.
+        n_prompt: number of the prompt's tokens.
+        n_new: largest number of new tokens.
+        n_layers: number of the model's blocks.
+
+    Raises:
+        BadRequest: see `parse`; a misspelt key; a value that is out of range; reading with steering.
+    """
+    check_keys(extra)
+    pushes = parse(extra[KEY], served, slots) if KEY in extra else ()
+    prompt = extra.get(PROMPT)
+    if prompt is not None and (isinstance(prompt, bool) or not isinstance(prompt, int) or not 1 <= prompt <= n_prompt):
+        raise BadRequest(f"expected {PROMPT!r} from 1 to the prompt's {n_prompt} tokens; got {prompt!r:.80}. Lower it.")
+    draw = _draw(_object(extra[DRAW], DRAW, Draw, {"count"}), n_new) if DRAW in extra else None
+    read = _read(_object(extra[READ], READ, Read, set()), n_prompt, n_layers) if READ in extra else None
+    if read is not None and pushes:
+        raise BadRequest(f"expected either {KEY!r} or {READ!r}; got both. Read the stream without steering.")
+    return Asked(pushes, prompt, draw, read)
+
+
+def check_keys(extra: Mapping[str, Any]) -> None:
+    """`BadRequest` for a key that begins like ours and is none."""
+    if misspelt := [name for name in extra if name not in KEYS and name.lower().startswith("steer")]:
+        raise BadRequest(f"expected keys among {KEYS}; got {misspelt}. Rename it.")
+
+
+def _object(given: Any, key: str, kind: type, left_out: set[str]) -> dict[str, Any]:
+    if isinstance(given, str):
+        try:
+            given = json.loads(given, parse_constant=_no_constant)
+        except ValueError as error:
+            raise BadRequest(f"expected JSON in {key!r}; got {given!r:.80} ({error}). Send valid JSON.") from None
+    names = {one.name for one in fields(kind)} - left_out
+    if not isinstance(given, Mapping) or set(given) != names:
+        raise BadRequest(f"expected an object with {sorted(names)} in {key!r}; got {given!r:.80}. Send these.")
+    return dict(given)
+
+
+def _draw(given: dict[str, Any], n_new: int) -> Draw:
+    temperature, top_p, stream = given["temperature"], given["top_p"], given["stream"]
+    if not _is_number(temperature) or temperature < 0 or not _is_number(top_p) or not 0 < top_p <= 1:
+        raise BadRequest(
+            f"expected a temperature from 0 and a top_p above 0 and at most 1; got {temperature!r:.80} and "
+            f"{top_p!r:.80}. Correct them."
+        )
+    if not isinstance(stream, list | tuple) or not isinstance(given["name"], str):
+        raise BadRequest(f"expected a list as 'stream' and a text as 'name' in {DRAW!r}; got others. Correct them.")
+    return Draw(given["name"], _tuple(stream), float(temperature), float(top_p), n_new)
+
+
+def _tuple(given: Any) -> Any:
+    return tuple(map(_tuple, given)) if isinstance(given, list | tuple) else given
+
+
+def _read(given: dict[str, Any], n_prompt: int, n_layers: int) -> Read:
+    layers, start, stop = given["layers"], given["start"], given["stop"]
+    whole = [start, stop, *(layers if isinstance(layers, list | tuple) else [None])]
+    if any(isinstance(one, bool) or not isinstance(one, int) for one in whole) or not 0 <= start < stop <= n_prompt:
+        raise BadRequest(
+            f"expected layers as a list, and 0 <= start < stop <= {n_prompt} in {READ!r}; got {given!r:.120}. Correct "
+            "them."
+        )
+    if not layers or min(layers) < 0 or max(layers) >= n_layers or len(set(layers)) < len(layers):
+        raise BadRequest(f"expected layers from 0 to {n_layers - 1}, each once; got {layers!r:.80}. Correct them.")
+    if not isinstance(given["key"], str) or not _is_number(given["weight"]):
+        raise BadRequest(f"expected a text as 'key' and a number as 'weight' in {READ!r}; got others. Correct them.")
+    return Read(given["key"], tuple(layers), start, stop, float(given["weight"]))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def parse(specification: Any, served: Mapping[str, Served], slots: int = SLOTS) -> tuple[Push, ...]:
@@ -160,19 +304,26 @@ def _layers(layer: Any, vector: Served) -> tuple[int, ...]:
 
 
 def _coefficient(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_number(value):
         raise BadRequest(f"expected a finite number as 'coefficient'; got {value!r:.80}. Send a number.")
     return float(value)
 
 
-def to_wire(pushes: Sequence[Push]) -> list[dict[str, Any]]:
-    """The pushes as plain data, as they travel to the workers."""
-    return [{**asdict(push), "layers": list(push.layers)} for push in pushes]
+def to_wire(asked: Asked) -> dict[str, Any]:
+    """What is asked for as plain data, as it travels to the workers."""
+    return asdict(asked)
 
 
-def from_wire(data: Sequence[Mapping[str, Any]]) -> tuple[Push, ...]:
-    """The pushes of `to_wire`."""
-    return tuple(Push(**{**one, "layers": tuple(one["layers"])}) for one in data)
+def from_wire(data: Mapping[str, Any]) -> Asked:
+    """What is asked for, of `to_wire`; sequences may have become lists on the way."""
+    pushes = tuple(Push(**{**one, "layers": tuple(one["layers"])}) for one in data["pushes"])
+    draw, read = data["draw"], data["read"]
+    return Asked(
+        pushes,
+        data["prompt"],
+        None if draw is None else Draw(**{**draw, "stream": _tuple(draw["stream"])}),
+        None if read is None else Read(**{**read, "layers": tuple(read["layers"])}),
+    )
 
 
 def cache_keys(pushes: Sequence[Push], prompt_length: int, stop: int, n_layers: int) -> tuple[tuple[Any, ...], ...]:
@@ -220,15 +371,24 @@ def spans(pushes: Sequence[Push], prompt_length: int, computed: int, scheduled: 
 
 
 __all__ = [
+    "DRAW",
     "END",
     "KEY",
+    "KEYS",
+    "PROMPT",
+    "READ",
     "SLOTS",
+    "Asked",
     "BadRequest",
+    "Draw",
     "Push",
+    "Read",
     "Served",
     "cache_keys",
+    "check_keys",
     "from_wire",
     "parse",
+    "parse_all",
     "spans",
     "to_wire",
 ]

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from steerkit.serving.folder import NAME, VectorFolder
-from steerkit.serving.plugin import Settings, folder_of_config
+from steerkit.serving.plugin import Settings, folder_of_config, listing_of
 
 PATH = "/v1/steering/vectors"
+WITHOUT = "expected an engine that steers; this one was started without. Start it by `steerkit serve`."
+QUESTIONS = ("sums", "overflowed", "counts")
 LARGEST = 2**28
 """Largest vector file that is taken over HTTP, in bytes."""
 
@@ -31,29 +34,43 @@ class SteeringRoutes:
 
     def attach_router(self, app: Any) -> None:
         """Add the routes to the server."""
-        from fastapi import Request, Response
 
-        async def listed(request: Request) -> Response:
-            return _answer(request, lambda folder, settings: _listing(folder, settings))
+        async def listed(request: Any) -> Any:
+            return _answer(request, _Known.listing)
 
-        async def put(request: Request, name: str) -> Response:
-            data = await _body(request)
-            return await asyncio.to_thread(
-                _answer, request, lambda folder, settings: _put(folder, settings, name, data)
-            )
+        async def put(request: Any) -> Any:
+            name, data = request.path_params["name"], await _body(request)
+            return await asyncio.to_thread(_answer, request, lambda known: _put(known, name, data))
 
-        async def delete(request: Request, name: str) -> Response:
-            return _answer(request, lambda folder, settings: _delete(folder, settings, name))
+        async def delete(request: Any) -> Any:
+            return _answer(request, lambda known: _delete(known, request.path_params["name"]))
 
-        app.add_api_route(PATH, listed, methods=["GET"])
-        app.add_api_route(PATH + "/{name}", put, methods=["PUT"])
-        app.add_api_route(PATH + "/{name}", delete, methods=["DELETE"])
+        async def ask(request: Any) -> Any:
+            return await _ask(request, request.path_params["name"], await _body(request))
+
+        app.add_route(PATH, listed, methods=["GET"])
+        app.add_route(PATH + "/{name}", put, methods=["PUT"])
+        app.add_route(PATH + "/{name}", delete, methods=["DELETE"])
+        app.add_route("/v1/steering/{name}", ask, methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Keep the served folder of the engine; None where it was started without steering."""
         config = getattr(engine_client, "vllm_config", None)
         settings = Settings.of(config) if config is not None else None
-        state.steerkit = None if settings is None else (folder_of_config(config, settings), settings)
+        state.steerkit = None if settings is None else _Known(config, folder_of_config(config, settings), settings)
+        state.steerkit_engine = engine_client
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a server that steers knows of itself."""
+
+    config: Any
+    folder: VectorFolder
+    settings: Settings
+
+    def listing(self) -> dict[str, Any]:
+        return listing_of(self.config, self.folder, self.settings)
 
 
 class BadUpload(ValueError):
@@ -65,12 +82,30 @@ def _answer(request: Any, work: Any) -> Any:
 
     known = getattr(request.app.state, "steerkit", None)
     if known is None:
-        message = "expected an engine that steers; this one was started without. Start it by `steerkit serve`."
-        return JSONResponse({"error": {"message": message}}, status_code=404)
+        return JSONResponse({"error": {"message": WITHOUT}}, status_code=404)
     try:
-        return JSONResponse(work(*known))
+        return JSONResponse(work(known))
     except BadUpload as error:
         return JSONResponse({"error": {"message": str(error)}}, status_code=400)
+
+
+async def _ask(request: Any, name: str, data: bytes | None) -> Any:
+    """What the workers answer to `sums`, `overflowed` or `counts`."""
+    from fastapi.responses import JSONResponse
+
+    if getattr(request.app.state, "steerkit", None) is None:
+        return JSONResponse({"error": {"message": WITHOUT}}, status_code=404)
+    try:
+        argument = json.loads(data or b"null")
+    except ValueError:
+        argument = None
+    texts = isinstance(argument, list) and all(isinstance(one, str) for one in argument)
+    if name not in QUESTIONS or (name != "counts" and not texts):
+        message = f"expected one of {QUESTIONS} with a list of texts; got {name!r:.80}. Correct it."
+        return JSONResponse({"error": {"message": message}}, status_code=400)
+    arguments = () if name == "counts" else (argument,)
+    answers = await request.app.state.steerkit_engine.collective_rpc(f"steerkit_{name}", args=arguments)
+    return JSONResponse({"answers": answers[:1]})  # all workers of an engine have the same
 
 
 async def _body(request: Any) -> bytes | None:
@@ -83,15 +118,9 @@ async def _body(request: Any) -> bytes | None:
     return bytes(data)
 
 
-def _listing(folder: VectorFolder, settings: Settings) -> dict[str, Any]:
-    """What a client needs to know: the model, the limits, and every vector with its layers or its error."""
-    served = sorted(folder.served().values(), key=lambda one: one.name)
-    limits = {"slots": settings.slots, "capacity": settings.capacity}
-    return {"model": asdict(folder.model), **limits, "vectors": [asdict(one) for one in served]}
-
-
-def _put(folder: VectorFolder, settings: Settings, name: str, data: bytes | None) -> dict[str, Any]:
+def _put(known: _Known, name: str, data: bytes | None) -> dict[str, Any]:
     """Add a vector file under a name; a bad one is refused and leaves nothing behind."""
+    folder, settings = known.folder, known.settings
     _check_name(name)
     if data is None:
         raise BadUpload(f"expected a vector file of at most {LARGEST} bytes; got a larger one. Put it into the folder.")
@@ -113,16 +142,17 @@ def _put(folder: VectorFolder, settings: Settings, name: str, data: bytes | None
     return asdict(folder.served()[name])
 
 
-def _delete(folder: VectorFolder, settings: Settings, name: str) -> dict[str, Any]:
+def _delete(known: _Known, name: str) -> dict[str, Any]:
     """Remove a vector; requests that are running keep it."""
     _check_name(name)
+    folder = known.folder
     files = [path for path in folder.path.iterdir() if path.is_file() and re.sub(r"\.[a-z]+$", "", path.name) == name]
     if not files:
         raise BadUpload(f"expected a served vector among {sorted(folder.served())}; got {name!r}. Name one of these.")
     for path in files:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-    return _listing(folder, settings)
+    return known.listing()
 
 
 def _check_name(name: str) -> None:

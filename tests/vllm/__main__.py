@@ -101,7 +101,8 @@ def page(results: list[dict[str, Any]]) -> str:
         "# vLLM and our engine, token by token",
         "",
         "Written by `python -m tests.vllm`. SmolLM2-135M-Instruct in float32, greedy, 64 new tokens, end tokens "
-        f"ignored. A row may differ where our engine's margin at the first token that differs is at most {MARGIN:g} nats.",
+        "ignored. A row may differ where our engine's margin at the first token that differs is at most "
+        f"{MARGIN:g} nats.",
         "",
         "| mode | requests | equal | steering changed | largest margin | counter | seconds | |",
         "|---|---|---|---|---|---|---|---|",

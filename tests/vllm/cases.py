@@ -34,7 +34,8 @@ PROMPTS = (
     "To be, or not to be, that is the question: whether it is nobler in the mind to suffer the slings and arrows of",
     "The committee met on Monday. It discussed the budget, the new building, the old building, the roof of the old "
     "building and the weather. In the end it decided",
-    "List of animals: cat, dog, horse, cow, sheep, goat, pig, hen, duck, goose, mouse, rat, fox, wolf, bear, deer, hare",
+    "List of animals: cat, dog, horse, cow, sheep, goat, pig, hen, duck, goose, mouse, rat, fox, wolf, bear, deer, "
+    "hare",
     "One morning, when the train was late again, the stationmaster wrote a notice. It read: dear passengers, the train "
     "is late because the bridge is closed, the bridge is closed because of the water, and the water is high because of "
     "the rain. We are sorry, and we hope that",

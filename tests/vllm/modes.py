@@ -74,7 +74,11 @@ def run(llm: Any, mode: Mode, chosen: Sequence[int]) -> list[list[list[int]]]:
     """The new tokens of the chosen cases, round by round."""
     from vllm import SamplingParams
 
+    from steerkit.text.prompt import encode_prompt
+
     every = cases()
+    tokenizer = llm.get_tokenizer()
+    prompts = [{"prompt_token_ids": list(encode_prompt(tokenizer, every[i][0]))} for i in chosen]
 
     def parameters(index: int) -> Any:
         specification = [{**one, "vector": "mood"} for one in every[index][1]]
@@ -84,10 +88,10 @@ def run(llm: Any, mode: Mode, chosen: Sequence[int]) -> list[list[list[int]]]:
     rounds = []
     for number in range(mode.rounds):
         if mode.arrive is None:
-            outputs = llm.generate([every[i][0] for i in chosen], [parameters(i) for i in chosen], use_tqdm=False)
+            outputs = llm.generate(prompts, [parameters(i) for i in chosen], use_tqdm=False)
             rounds.append([list(output.outputs[0].token_ids) for output in outputs])
         else:
-            rounds.append(_staggered(llm, [every[i][0] for i in chosen], [parameters(i) for i in chosen], mode, number))
+            rounds.append(_staggered(llm, prompts, [parameters(i) for i in chosen], mode, number))
     return rounds
 
 
@@ -96,7 +100,7 @@ def as_json(one: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in one.items()}
 
 
-def _staggered(llm: Any, prompts: Sequence[str], params: Sequence[Any], mode: Mode, number: int) -> list[list[int]]:
+def _staggered(llm: Any, prompts: Sequence[Any], params: Sequence[Any], mode: Mode, number: int) -> list[list[int]]:
     """Add a few requests every third step, until all are done."""
     engine = llm.llm_engine
     done: dict[str, list[int]] = {}

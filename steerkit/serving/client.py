@@ -1,0 +1,197 @@
+"""Server: one or several servers that `steerkit serve` has started, for sweeps, capture and the doctor."""
+
+from __future__ import annotations
+
+import json
+import queue
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from steerkit.io.http import RETRYABLE, Connections, Failure, checked_url, read_key
+from steerkit.serving.remote import Remote, Sent
+from steerkit.vectors.vector import SteeringVector
+
+PATH = "/steering/vectors"
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
+
+
+class ServerError(RuntimeError):
+    """A server refused a request, or gave no answer in the time that was granted."""
+
+
+class Server(Remote):
+    """Servers of one model, which share a job's rows.
+
+    A connection that is lost is tried again for `patience_s` seconds: a server that is restarted in the middle of a job
+    goes on with it.
+
+    Args:
+        urls: one address or several, e.g. `http://127.0.0.1:8000`; `/v1` is added if there is no path.
+        api_key_env: environment variable with the key; no key is sent if it is unset or this is None.
+        concurrency: largest number of requests at a time on each server.
+        timeout_s: seconds for one request.
+        patience_s: seconds for which a server that does not answer is tried.
+        key_over_plain_http: send the key unencrypted to another machine.
+
+    Raises:
+        ValueError: an invalid address, or servers of different models.
+        ServerError: a server that does not steer: it has no route for vectors.
+
+    Example:
+        >>> engine = sk.serving.Server("http://127.0.0.1:8000")
+        >>> [one["name"] for one in engine.listing()["vectors"]]
+        ['cheerful']
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        api_key_env: str | None = "STEERKIT_API_KEY",
+        concurrency: int = 128,
+        timeout_s: float = 600.0,
+        patience_s: float = 300.0,
+        key_over_plain_http: bool = False,
+    ) -> None:
+        self.urls = tuple(checked_url(url) for url in ([urls] if isinstance(urls, str) else urls))
+        if not self.urls or concurrency < 1 or timeout_s <= 0 or patience_s < 0:
+            raise ValueError("expected an address, and numbers above 0; got others. Correct them.")
+        self.concurrency, self.timeout_s, self.patience_s = concurrency, timeout_s, patience_s
+        self._keys = {url: read_key(api_key_env, url, key_over_plain_http) for url in self.urls}
+        models = [self._json(url, "GET", PATH)["model"] for url in self.urls]
+        same = ("model_type", "n_layers", "d_model", "fingerprint", "dtype")
+        if len({tuple(one[key] for key in same) for one in models}) > 1:
+            raise ValueError(f"expected servers of one model; got {models}. Pass those of one.")
+        self._model = models[0]
+        self._names = {url: self._json(url, "GET", "/models")["data"][0]["id"] for url in self.urls}
+
+    def listing(self) -> dict[str, Any]:
+        """See `Remote`; of several servers the vectors that all of them serve."""
+        every = [self._json(url, "GET", PATH) for url in self.urls]
+        common = set.intersection(*({one["name"] for one in found["vectors"]} for found in every))
+        first: dict[str, Any] = every[0]
+        vectors = [one for one in first["vectors"] if one["name"] in common]
+        return {**first, "sums": min(found["sums"] for found in every), "vectors": vectors}
+
+    def put(self, name: str, vector: SteeringVector) -> None:
+        """See `Remote`."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "vector.safetensors"
+            vector.save(path)
+            data = path.read_bytes()
+        for url in self.urls:
+            self._json(url, "PUT", f"{PATH}/{name}", data, "application/octet-stream")
+
+    def delete(self, name: str) -> None:
+        """Remove a vector."""
+        for url in self.urls:
+            self._json(url, "DELETE", f"{PATH}/{name}")
+
+    def call(self, name: str, argument: Any) -> list[Any]:
+        """See `Remote`."""
+        body = json.dumps(argument).encode()
+        answers = [self._json(url, "POST", f"/steering/{name}", body) for url in self.urls]
+        return [one for answer in answers for one in answer["answers"]]
+
+    def complete(self, requests: Sequence[Sent]) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """See `Remote`."""
+        waiting = deque(enumerate(requests))
+        results: queue.SimpleQueue[tuple[int, tuple[int, ...]] | Exception] = queue.SimpleQueue()
+        every = {url: Connections(url, self._keys[url], self.timeout_s) for url in self.urls}
+
+        def work(url: str) -> None:
+            while not every[url].closed.is_set():
+                try:
+                    number, one = waiting.popleft()
+                except IndexError:
+                    return
+                try:
+                    results.put((number, self._ids(url, every[url], one)))
+                except Exception as error:
+                    results.put(error)
+
+        try:
+            for _ in range(min(self.concurrency, len(requests))):
+                for url in self.urls:
+                    threading.Thread(target=work, args=(url,), daemon=True).start()
+            for _ in requests:
+                found = results.get()
+                if isinstance(found, Exception):
+                    raise found
+                yield found
+        finally:
+            for connections in every.values():
+                connections.close()
+
+    def _ids(self, url: str, connections: Connections, one: Sent) -> tuple[int, ...]:
+        """The new token ids of a request."""
+        body = {
+            "model": self._names[url],
+            "prompt": list(one.prompt),
+            "temperature": 0,
+            "max_tokens": one.count,
+            "ignore_eos": True,
+            "stop_token_ids": list(one.stops),
+            "return_token_ids": True,
+            "stream": False,
+        }
+        if one.extra:
+            body["vllm_xargs"] = {name: json.dumps(value) for name, value in one.extra.items()}
+        answer = self._patiently(lambda: _read(connections, "POST", "/completions", json.dumps(body).encode()))
+        ids = answer["choices"][0].get("token_ids")
+        if ids is None:
+            raise ServerError(f"expected token ids from {url}; got none. Use a newer vLLM.")
+        return tuple(ids)
+
+    def _json(
+        self, url: str, method: str, path: str, body: bytes | None = None, kind: str = "application/json"
+    ) -> dict[str, Any]:
+        connections = Connections(url, self._keys[url], self.timeout_s)
+        answer: dict[str, Any] = self._patiently(lambda: _read(connections, method, path, body, kind))
+        return answer
+
+    def _patiently(self, ask: Callable[[], Any]) -> Any:
+        """What `ask` returns; a failure that may pass is tried again while patience lasts."""
+        deadline, pause = time.monotonic() + self.patience_s, FIRST_WAIT_S
+        while True:
+            try:
+                return ask()
+            except Failure as failure:
+                if not failure.retryable or time.monotonic() + pause > deadline:
+                    raise ServerError(str(failure)) from None
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_WAIT_S)
+
+
+def _read(
+    connections: Connections, method: str, path: str, body: bytes | None = None, kind: str = "application/json"
+) -> Any:
+    """The JSON of an answer; `Failure` for another one."""
+    answer = connections.send(method, path, body, kind)
+    text = answer.data.decode(errors="replace")
+    if not 200 <= answer.status < 300:
+        message = _message(text)
+        if answer.status == 404 and path.startswith("/steering"):
+            message = "expected a server that steers; this one does not. Start it by `steerkit serve`."
+        raise Failure(
+            connections.error_line(f"{method} {path}: HTTP {answer.status}: {message}"),
+            retryable=answer.status in RETRYABLE or answer.status >= 500,
+        )
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise Failure(f"{method} {path}: expected JSON; got {text!r:.80}", retryable=True) from None
+
+
+def _message(text: str) -> str:
+    """The message of an error, as the OpenAI API gives it."""
+    try:
+        found: Any = json.loads(text)
+        return str(found["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return text[:300]
