@@ -140,6 +140,8 @@ class Server(Remote):
             "return_token_ids": True,
             "stream": False,
         }
+        if one.salt is not None:
+            body["cache_salt"] = one.salt
         if one.extra:
             body["vllm_xargs"] = {name: json.dumps(value) for name, value in one.extra.items()}
         answer = self._patiently(lambda: _read(connections, "POST", "/completions", json.dumps(body).encode()))

@@ -51,12 +51,14 @@ class Sent:
         count: largest number of new tokens.
         stops: tokens that end the text, beside no others.
         extra: see `steerkit.serving.request`.
+        salt: requests share blocks of the prefix cache only with those of the same salt.
     """
 
     prompt: tuple[int, ...]
     count: int
     stops: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    salt: str | None = None
 
 
 class Remote(ABC):
@@ -73,6 +75,10 @@ class Remote(ABC):
         Raises:
             ValueError: it does not fit the served model, or there is no room.
         """
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove a vector from the served ones."""
 
     @abstractmethod
     def complete(self, requests: Sequence[Sent]) -> Iterator[Finished]:

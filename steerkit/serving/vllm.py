@@ -80,6 +80,10 @@ class VLLM(Remote):
             path.unlink()
             raise ValueError(f"expected a vector that fits the served model; got {name!r}: {error}. Pass another.")
 
+    def delete(self, name: str) -> None:
+        """See `Remote`."""
+        (self.folder.path / f"{name}.safetensors").unlink(missing_ok=True)
+
     def complete(self, requests: Sequence[Sent]) -> Iterator[tuple[int, tuple[int, ...]]]:
         """See `Remote`."""
         from vllm import SamplingParams
@@ -97,7 +101,10 @@ class VLLM(Remote):
                     detokenize=False,
                 )
                 name = f"steerkit-{id(requests)}-{number}"
-                engine.add_request(name, {"prompt_token_ids": list(one.prompt)}, params)
+                prompt: dict[str, Any] = {"prompt_token_ids": list(one.prompt)}
+                if one.salt is not None:
+                    prompt["cache_salt"] = one.salt
+                engine.add_request(name, prompt, params)
                 waiting[name] = number
             while waiting:
                 for output in engine.step():
