@@ -8,12 +8,12 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from steerkit.io.http import RETRYABLE, Connections, Failure, checked_url, read_key
-from steerkit.serving.remote import Remote, Sent
+from steerkit.serving.remote import Finished, Remote, Sent
 from steerkit.vectors.vector import SteeringVector
 
 PATH = "/steering/vectors"
@@ -98,28 +98,45 @@ class Server(Remote):
         answers = [self._json(url, "POST", f"/steering/{name}", body) for url in self.urls]
         return [one for answer in answers for one in answer["answers"]]
 
-    def complete(self, requests: Sequence[Sent]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    def complete(self, requests: Sequence[Sent]) -> Iterator[Finished]:
         """See `Remote`."""
-        waiting = deque(enumerate(requests))
-        results: queue.SimpleQueue[tuple[int, tuple[int, ...]] | Exception] = queue.SimpleQueue()
+        for number, answer in self.completions([_body(one) for one in requests]):
+            ids = answer["choices"][0].get("token_ids")
+            if ids is None:
+                raise ServerError(f"expected token ids from {self.urls}; got none. Use a newer vLLM.")
+            yield number, tuple(ids)
+
+    def completions(self, bodies: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Post bodies to `/completions`, several at a time; yields `(number, answer)` as they are finished.
+
+        Args:
+            bodies: without the model's name.
+
+        Raises:
+            ServerError: a request was refused, or a server gave no answer.
+        """
+        waiting = deque(enumerate(bodies))
+        results: queue.SimpleQueue[tuple[int, dict[str, Any]] | Exception] = queue.SimpleQueue()
         every = {url: Connections(url, self._keys[url], self.timeout_s) for url in self.urls}
 
-        def work(url: str) -> None:
-            while not every[url].closed.is_set():
+        def work(url: str, connections: Connections) -> None:
+            while not connections.closed.is_set():
                 try:
-                    number, one = waiting.popleft()
+                    number, body = waiting.popleft()
                 except IndexError:
                     return
+                data = json.dumps({"model": self._names[url], **body}).encode()
                 try:
-                    results.put((number, self._ids(url, every[url], one)))
+                    answer = self._patiently(lambda data=data: _read(connections, "POST", "/completions", data))
+                    results.put((number, answer))
                 except Exception as error:
                     results.put(error)
 
         try:
-            for _ in range(min(self.concurrency, len(requests))):
-                for url in self.urls:
-                    threading.Thread(target=work, args=(url,), daemon=True).start()
-            for _ in requests:
+            for _ in range(min(self.concurrency, len(bodies))):
+                for url, connections in every.items():
+                    threading.Thread(target=work, args=(url, connections), daemon=True).start()
+            for _ in bodies:
                 found = results.get()
                 if isinstance(found, Exception):
                     raise found
@@ -127,28 +144,6 @@ class Server(Remote):
         finally:
             for connections in every.values():
                 connections.close()
-
-    def _ids(self, url: str, connections: Connections, one: Sent) -> tuple[int, ...]:
-        """The new token ids of a request."""
-        body = {
-            "model": self._names[url],
-            "prompt": list(one.prompt),
-            "temperature": 0,
-            "max_tokens": one.count,
-            "ignore_eos": True,
-            "stop_token_ids": list(one.stops),
-            "return_token_ids": True,
-            "stream": False,
-        }
-        if one.salt is not None:
-            body["cache_salt"] = one.salt
-        if one.extra:
-            body["vllm_xargs"] = {name: json.dumps(value) for name, value in one.extra.items()}
-        answer = self._patiently(lambda: _read(connections, "POST", "/completions", json.dumps(body).encode()))
-        ids = answer["choices"][0].get("token_ids")
-        if ids is None:
-            raise ServerError(f"expected token ids from {url}; got none. Use a newer vLLM.")
-        return tuple(ids)
 
     def _json(
         self, url: str, method: str, path: str, body: bytes | None = None, kind: str = "application/json"
@@ -168,6 +163,24 @@ class Server(Remote):
                     raise ServerError(str(failure)) from None
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_WAIT_S)
+
+
+def extra_arguments(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request asks for, as `vllm_xargs` takes it: JSON text."""
+    return {"vllm_xargs": {name: json.dumps(value) for name, value in extra.items()}} if extra else {}
+
+
+def _body(one: Sent) -> dict[str, Any]:
+    return {
+        "prompt": list(one.prompt),
+        "temperature": 0,
+        "max_tokens": one.count,
+        "ignore_eos": True,
+        "stop_token_ids": list(one.stops),
+        "return_token_ids": True,
+        **({} if one.salt is None else {"cache_salt": one.salt}),
+        **extra_arguments(one.extra),
+    }
 
 
 def _read(

@@ -10,7 +10,7 @@ from typing import Any
 from steerkit.serving.checkpoint import checkpoint_folder, fingerprint_of_folder
 from steerkit.serving.folder import NAME, VectorFolder
 from steerkit.serving.plugin import PLUGIN, Settings, folder_of_config, listing_of
-from steerkit.serving.remote import Remote, Sent
+from steerkit.serving.remote import Finished, Remote, Sent
 from steerkit.vectors.vector import SteeringVector
 
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
@@ -84,7 +84,7 @@ class VLLM(Remote):
         """See `Remote`."""
         (self.folder.path / f"{name}.safetensors").unlink(missing_ok=True)
 
-    def complete(self, requests: Sequence[Sent]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    def complete(self, requests: Sequence[Sent]) -> Iterator[Finished]:
         """See `Remote`."""
         from vllm import SamplingParams
 
