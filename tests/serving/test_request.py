@@ -8,7 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerkit.serving.request import BadRequest, Push, Served, cache_keys, from_wire, parse, spans, to_wire
+from steerkit.serving.request import (
+    DRAW,
+    KEY,
+    PROMPT,
+    READ,
+    Asked,
+    BadRequest,
+    Draw,
+    Push,
+    Served,
+    cache_keys,
+    from_wire,
+    parse,
+    parse_all,
+    spans,
+    to_wire,
+)
 from steerkit.steering.positions import POSITIONS
 
 SERVED = {"one": Served("one", "c1", (16,)), "many": Served("many", "c2", (0, 8, 29), zero=(8,))}
@@ -59,9 +75,51 @@ def test_what_cannot_be_served_is_refused_with_the_reason(specification, message
         parse(specification, SERVED)
 
 
-def test_pushes_travel_as_plain_data() -> None:
-    pushes = parse([{"vector": "one"}, {"vector": "many", "layer": 0, "operation": "ablate"}], SERVED)
-    assert from_wire(json.loads(json.dumps(to_wire(pushes)))) == pushes
+def everything(extra: dict) -> Asked:
+    return parse_all(extra, SERVED, slots=4, n_prompt=9, n_new=5, n_layers=30)
+
+
+DRAWN = {"name": "row", "stream": [0, "p", [1]], "temperature": 0.7, "top_p": 0.9}
+READING = {"key": "job/x", "layers": [0, 29], "start": 2, "stop": 9, "weight": 0.5}
+
+
+def test_what_is_asked_for_travels_as_plain_data() -> None:
+    pushes = [{"vector": "one"}, {"vector": "many", "layer": 0, "operation": "ablate"}]
+    for extra in ({KEY: pushes, PROMPT: 4, DRAW: DRAWN}, {READ: READING}, {DRAW: json.dumps(DRAWN)}, {}, {"other": 1}):
+        asked = everything(extra)
+        assert from_wire(json.loads(json.dumps(to_wire(asked)))) == asked
+    assert everything({DRAW: DRAWN}).draw == Draw("row", (0, "p", (1,)), 0.7, 0.9, 5)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"steering": {"vector": "one"}}, "steering"),
+        ({"Steerkit": {"vector": "one"}}, "Steerkit"),
+        ({"steerkit-draw": DRAWN}, "steerkit-draw"),
+        ({PROMPT: 0}, "from 1 to the prompt's 9"),
+        ({PROMPT: 10}, "from 1 to the prompt's 9"),
+        ({PROMPT: True}, "from 1 to the prompt's 9"),
+        ({DRAW: {**DRAWN, "temperature": -1}}, "temperature"),
+        ({DRAW: {**DRAWN, "top_p": 0}}, "top_p"),
+        ({DRAW: {**DRAWN, "stream": "p"}}, "a list as 'stream'"),
+        ({DRAW: {**DRAWN, "count": 5}}, "expected an object with"),
+        ({DRAW: {"name": "row"}}, "expected an object with"),
+        ({DRAW: "{"}, "expected JSON"),
+        ({READ: {**READING, "stop": 10}}, "stop <= 9"),
+        ({READ: {**READING, "start": 9}}, "stop <= 9"),
+        ({READ: {**READING, "start": -1}}, "stop <= 9"),
+        ({READ: {**READING, "layers": [30]}}, "from 0 to 29"),
+        ({READ: {**READING, "layers": []}}, "from 0 to 29"),
+        ({READ: {**READING, "layers": [1, 1]}}, "each once"),
+        ({READ: {**READING, "layers": "all"}}, "layers as a list"),
+        ({READ: {**READING, "weight": float("nan")}}, "a number as 'weight'"),
+        ({READ: READING, KEY: {"vector": "one"}}, "got both"),
+    ],
+)
+def test_what_else_cannot_be_served_is_refused_with_the_reason(extra, message) -> None:
+    with pytest.raises(BadRequest, match=message):
+        everything(extra)
 
 
 POSITION = st.one_of(
