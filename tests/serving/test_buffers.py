@@ -6,7 +6,9 @@ every position of every step can be compared.
 
 from __future__ import annotations
 
+import itertools
 import random
+import zlib
 from dataclasses import dataclass, field
 
 import pytest
@@ -26,8 +28,12 @@ VECTORS = {
 }  # fmt: skip
 
 
+def number(key: object) -> int:
+    return zlib.crc32(repr(key).encode())
+
+
 def embedding(request: str, position: int, layer: int) -> torch.Tensor:
-    return torch.randn(WIDTH, generator=torch.Generator().manual_seed(hash((request, position, layer)) % 2**31))
+    return torch.randn(WIDTH, generator=torch.Generator().manual_seed(number((request, position, layer))))
 
 
 @dataclass
@@ -46,8 +52,36 @@ class Fake:
         self.length = self.prompt
 
 
-def run(requests: list[Fake], steerer: Steerer, rng: random.Random, two_summands: bool) -> dict[str, int]:
-    """Run requests to their ends; records each computed position's stream; returns how often things happened."""
+Batch = list[tuple[Fake, int]]
+
+
+def scheduled(running: list[Fake], rng: random.Random) -> Batch:
+    """Requests and numbers of their tokens, in any order, within the budget."""
+    rng.shuffle(running)
+    left, batch = BUDGET, []
+    for one in running:
+        count = min(one.length - one.computed, left, rng.choice([1, 3, 99]))
+        if count > 0:
+            batch.append((one, count))
+            left -= count
+    return batch
+
+
+def forward(batch: Batch, steerer: Steerer, two_summands: bool) -> None:
+    """A step of the fake model; records the stream of each position."""
+    starts = [0, *itertools.accumulate(count for _, count in batch)]
+    steerer.begin([one.name for one, _ in batch], starts, [o.computed for o, _ in batch], [o.prompt for o, _ in batch])
+    for layer, buffers in enumerate(steerer.layers):
+        places = [(one, one.computed + i) for one, count in batch for i in range(count)]
+        stream = torch.stack([embedding(one.name, position, layer) for one, position in places])
+        residual = torch.full_like(stream, 0.5) if two_summands else None
+        out = buffers(stream, None) if residual is None else buffers(stream - residual, residual) + residual
+        for (one, position), row in zip(places, out, strict=True):
+            one.streams[layer, position] = row
+
+
+def run(requests: list[Fake], steerer: Steerer, rng: random.Random, two_summands: bool = False) -> dict[str, int]:
+    """Run requests to their ends; returns how often things happened."""
     happened = {"chunks": 0, "preemptions": 0, "mixed": 0}
     waiting, running = list(requests), list[Fake]()
     while waiting or running:
@@ -55,46 +89,18 @@ def run(requests: list[Fake], steerer: Steerer, rng: random.Random, two_summands
             running.append(waiting.pop(0))
             steerer.requests[running[-1].name] = running[-1].asked
         if len(running) > 1 and rng.random() < 0.15:
-            victim = rng.choice(running)
-            victim.computed = 0
+            rng.choice(running).computed = 0
             happened["preemptions"] += 1
-        rng.shuffle(running)
-        left, batch = BUDGET, []
-        for one in running:
-            count = min(one.length - one.computed, left, rng.choice([1, 3, 99]))
-            if count > 0:
-                batch.append((one, count))
-                left -= count
-        if not batch:
-            continue
-        happened["chunks"] += sum(one.computed + count < one.prompt for one, count in batch)
-        happened["mixed"] += len({one.computed < one.prompt for one, _ in batch}) == 2
-        starts = [0]
-        for _, count in batch:
-            starts.append(starts[-1] + count)
-        steerer.begin(
-            [one.name for one, _ in batch],
-            starts,
-            [one.computed for one, _ in batch],
-            [one.prompt for one, _ in batch],
-        )
-        for layer in range(LAYERS):
-            own = [embedding(one.name, one.computed + i, layer) for one, count in batch for i in range(count)]
-            stream = torch.stack(own)
-            residual = torch.full_like(stream, 0.5) if two_summands else None
-            hidden = stream if residual is None else stream - residual
-            out = steerer.layers[layer](hidden, residual)
-            out = out if residual is None else out + residual
-            for (one, count), start in zip(batch, starts, strict=False):
-                for i in range(count):
-                    one.streams[layer, one.computed + i] = out[start + i]
+        if batch := scheduled(running, rng):
+            happened["chunks"] += sum(one.computed + count < one.prompt for one, count in batch)
+            happened["mixed"] += len({one.computed < one.prompt for one, _ in batch}) == 2
+            forward(batch, steerer, two_summands)
         for one, count in batch:
             one.computed += count
-            if one.computed == one.length:
-                one.length += 1
-                if one.length == one.prompt + one.new + 1:
-                    running.remove(one)
-                    steerer.finish(one.name)
+            one.length += one.computed == one.length
+            if one.length == one.prompt + one.new + 1:
+                running.remove(one)
+                steerer.finish(one.name)
     return happened
 
 
@@ -126,31 +132,35 @@ def pushes(rng: random.Random) -> tuple[Push, ...]:
     return tuple(some)
 
 
-@pytest.mark.parametrize("two_summands", [False, True])
-@pytest.mark.parametrize("capacity", [9, 2])
-@pytest.mark.parametrize("seed", range(4))
-def test_every_position_of_every_schedule_is_steered_as_alone(seed, capacity, two_summands) -> None:
-    """With a bank of 4 rows, vectors are read again and again, and nothing changes."""
-    rng = random.Random(seed)
-    requests = []
-    for i in range(24):
-        prompt = rng.randint(1, 20)
-        some = pushes(rng)[:1] if capacity == 2 else pushes(rng)
-        some = tuple(Push(p.content, p.layers[:1], *(p.coefficient, p.positions, p.operation)) for p in some) \
-            if capacity == 2 else some  # fmt: skip
-        limit = rng.choice([None, rng.randint(1, prompt)])
-        requests.append(Fake(f"{seed}-{i}", prompt, rng.randint(1, 6), Asked(some, prompt=limit)))
-    if capacity == 2:  # a step may use more vectors than the bank holds: one request at a time
-        happened = [run([one], steerer_ := steerer(capacity=capacity), rng, two_summands) for one in requests]
-        assert steerer_.rows is not None
-        happened = {key: sum(one[key] for one in happened) for key in happened[0]}
-    else:
-        happened = run(requests, steerer(), rng, two_summands)
-        assert min(happened.values()) > 0
+def check(requests: list[Fake]) -> None:
     for one in requests:
         assert len(one.streams) == LAYERS * (one.prompt + one.new)
         for (layer, position), stream in one.streams.items():
             torch.testing.assert_close(stream, reference(one, layer, position), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("two_summands", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_every_position_of_every_schedule_is_steered_as_alone(seed, two_summands) -> None:
+    rng = random.Random(seed)
+    requests = []
+    for i in range(24):
+        prompt = rng.randint(1, 20)
+        asked = Asked(pushes(rng), prompt=rng.choice([None, rng.randint(1, prompt)]))
+        requests.append(Fake(f"{seed}-{i}", prompt, rng.randint(1, 6), asked))
+    happened = run(requests, steerer(), rng, two_summands)
+    assert min(happened.values()) > 0
+    check(requests)
+
+
+def test_a_bank_that_is_full_reads_vectors_again_and_changes_nothing() -> None:
+    rng, under_test, read = random.Random(0), steerer(capacity=1), []
+    under_test.read = lambda content: read.append(content) or VECTORS[content]
+    requests = [Fake(f"{i}", 3, 2, Asked((Push("abc"[i % 3], (1,), 1.0, "all", "add"),))) for i in range(9)]
+    for one in requests:
+        run([one], under_test, rng)
+    assert len(read) == 9  # a bank of two rows, and three vectors in turn
+    check(requests)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -170,7 +180,7 @@ def test_every_read_token_is_counted_once_whatever_the_schedule(seed) -> None:
             for layer in (0, 2):
                 wanted[read.key][layer] += read.weight * embedding(one.name, position, layer).double()
             norms[read.key] += read.weight * float(embedding(one.name, position, 2).double().norm())
-    happened = run(requests, under_test, rng, False)
+    happened = run(requests, under_test, rng)
     assert happened["preemptions"] > 0
     assert happened["chunks"] > 0
     found = under_test.take_sums(["x", "y", "z"])
@@ -186,8 +196,8 @@ def test_every_read_token_is_counted_once_whatever_the_schedule(seed) -> None:
 def test_a_sum_that_newer_ones_pushed_out_is_missed_by_its_count_of_tokens() -> None:
     under_test, rng = steerer(sums=2), random.Random(0)
     for key in "xyz":
-        run([Fake(key, 3, 1, Asked(read=Read(key, (0,), 0, 3, 1.0)))], under_test, rng, False)
-    run([Fake("x2", 3, 1, Asked(read=Read("x", (0,), 0, 3, 1.0)))], under_test, rng, False)
+        run([Fake(key, 3, 1, Asked(read=Read(key, (0,), 0, 3, 1.0)))], under_test, rng)
+    run([Fake("x2", 3, 1, Asked(read=Read("x", (0,), 0, 3, 1.0)))], under_test, rng)
     assert under_test.take_sums(["x"])["x"]["tokens"] == 3  # and not 6: the client refuses it
 
 
@@ -198,7 +208,7 @@ def test_tokens_are_drawn_as_our_engine_draws_them_whatever_the_schedule(seed) -
     under_test = steerer()
 
     def logits_of(name: str, step: int) -> torch.Tensor:
-        return torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(hash((name, step)) % 2**31))
+        return torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(number((name, step))))
 
     draws = {f"d{i}": Draw(f"row {i}", (seed, f"p{i % 3}", i), rng.choice([0.0, 0.5, 1.0]), rng.choice([0.6, 1.0]), 8)
              for i in range(10)}  # fmt: skip
@@ -221,7 +231,7 @@ def test_tokens_are_drawn_as_our_engine_draws_them_whatever_the_schedule(seed) -
 
     under_test.begin = begin
     run([Fake(name, rng.randint(1, 9), 8, Asked(draw=draw)) for name, draw in draws.items()]
-        + [Fake("plain", 4, 8, Asked())], under_test, rng, False)  # fmt: skip
+        + [Fake("plain", 4, 8, Asked())], under_test, rng)  # fmt: skip
     for name, draw in draws.items():
         numbers = torch.tensor(random_stream(draw.stream, 8))
         for step in range(8):
