@@ -29,6 +29,7 @@ def serve(
     api_key: Annotated[str | None, typer.Option(help="Key that clients must send.", envvar="STEERKIT_API_KEY")] = None,
     slots: Annotated[int, typer.Option(help="Largest number of vectors of a request at one layer.")] = 4,
     capacity: Annotated[int, typer.Option(help="Largest number of served (vector, layer) pairs.")] = 512,
+    sums: Annotated[int, typer.Option(help="Largest number of means of the stream that are read at a time.")] = 4,
     foreign: Annotated[bool, typer.Option(help="Also serve vectors that were read from other weights.")] = False,
     engine: Annotated[
         list[str] | None, typer.Option(help="A further option of vLLM, e.g. --engine=--max-model-len=2048; repeatable.")
@@ -52,6 +53,7 @@ def serve(
         "vectors": str(vectors.resolve()),
         "slots": slots,
         "capacity": capacity,
+        "sums": sums,
         "foreign": foreign,
         "fingerprint": fingerprint_of_folder(Path(folder)) if local else None,
     }
