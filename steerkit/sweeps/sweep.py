@@ -148,7 +148,7 @@ def sweep(
         >>> vectors = {"calm": vector, **sk.controls.random({"calm": vector}, n=20)}
         >>> result = sk.sweep(model, tokenizer, vectors, prompts, layers=14, coefficients=[-1, 0, 1], out="runs/calm")
     """
-    generator = InProcess(model, out) if engine is None else _served(model, engine)
+    generator = _generator(model, engine, out)
     named = named_vectors(vectors)
     rows = prompt_rows(prompts)
     seed = checked_seed(seed)
@@ -368,11 +368,20 @@ def _share(rows: Sequence[Mapping[str, Any]], out: str | Path | None) -> set[str
     return {row["id"] for row in rows[rank::world]}
 
 
-def _served(model: nn.Module | None, engine: Any) -> Generator:
-    """The engine that was asked for; `ValueError` where it serves other weights than the given model's."""
-    from steerkit.serving.remote import Remote, remote_of
+def _generator(model: nn.Module | None, engine: Any, out: str | Path | None) -> Generator:
+    """What generates: the model, or the engine that was asked for.
 
-    served: Remote = remote_of(engine)
+    Raises:
+        TypeError: neither a model nor an engine.
+        ValueError: the engine serves other weights than the given model's.
+    """
+    if engine is None:
+        if model is None:
+            raise TypeError("expected a model, or an engine= that serves one; got neither. Load one by `sk.load`.")
+        return InProcess(model, out)
+    from steerkit.serving.remote import remote_of
+
+    served = remote_of(engine)
     if model is not None:
         served.check_model(model)
     return served
