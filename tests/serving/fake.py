@@ -177,7 +177,7 @@ def over_http(
             with contextlib.suppress(ConnectionError):
                 self.wfile.write(json.dumps(found).encode())
 
-        do_GET = do_POST = do_PUT = do_DELETE = _serve
+        do_GET = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815  names of the standard library
 
         def log_message(self, *_: Any) -> None:
             pass
