@@ -151,7 +151,6 @@ class Remote(ABC):
     ) -> Iterator[list[tuple[int, Continuation]]]:
         """See `steerkit.generation.generator.Generator`."""
         self.check(rows, settings)
-        self._offer(row.steerings for row in rows)
         ends, job = self.ends(tokenizer), uuid.uuid4().hex
         stops = tuple(sorted(ends))
         sent, watched = [], {}
