@@ -74,7 +74,7 @@ class Draws:
         key = (turn.draw.stream, turn.draw.count)
         if key not in self._numbers:
             self._numbers[key] = random_stream(turn.draw.stream, turn.draw.count)
-        return float(self._numbers[key][turn.step])
+        return float(self._numbers[key][min(turn.step, turn.draw.count - 1)])  # a step that vLLM throws away may follow
 
     def forget(self, draw: Draw) -> None:
         """Drop the random numbers of a request that has ended."""

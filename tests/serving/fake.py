@@ -25,6 +25,10 @@ from steerkit.serving.request import Asked, BadRequest, parse_all
 from steerkit.vectors.vector import SteeringVector
 
 
+LOCK = threading.Lock()
+"""Fakes may share a model, which is used by one thread at a time."""
+
+
 class Fake(Remote):
     """An engine that answers as one of vLLM would."""
 
@@ -75,7 +79,7 @@ class Fake(Remote):
             one.extra, self.folder.served(), slots=4, n_prompt=len(one.prompt), n_new=one.count, n_layers=4
         )
         if asked.read is not None:
-            self._read(one.prompt, asked)
+            self._add_up(one.prompt, asked)
         steerings = tuple(
             sk.Steering(
                 stored_vector(self.folder.path, push.content), push.coefficient, push.positions, push.operation,
@@ -94,7 +98,7 @@ class Fake(Remote):
         stop = next((i for i, token in enumerate(ids) if token in one.stops), len(ids))
         return ids[: stop + 1]
 
-    def _read(self, prompt: tuple[int, ...], asked: Asked) -> None:
+    def _add_up(self, prompt: tuple[int, ...], asked: Asked) -> None:
         read = asked.read
         assert read is not None
         with torch.no_grad(), capture_resid(self.own) as streams:
@@ -150,7 +154,6 @@ def over_http(
         key: what clients must send.
         before: called with each path; "drop" closes the connection, "busy" answers 503.
     """
-    lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         def _serve(self) -> None:
@@ -168,7 +171,7 @@ def over_http(
                 status = 404
             else:
                 try:
-                    with lock:
+                    with LOCK:
                         found = answered(fake, self.command, self.path, data)
                 except (BadRequest, ValueError) as error:
                     status, found = 400, {"error": {"message": str(error)}}
