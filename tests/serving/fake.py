@@ -24,7 +24,6 @@ from steerkit.serving.remote import Finished, Remote, Sent
 from steerkit.serving.request import Asked, BadRequest, parse_all
 from steerkit.vectors.vector import SteeringVector
 
-
 LOCK = threading.Lock()
 """Fakes may share a model, which is used by one thread at a time."""
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 import steerkit as sk
-from steerkit.generation.batches import decode
 from steerkit.generation.engine import Row
+from steerkit.generation.generate import decode
 from steerkit.text.prompt import encode_prompt
 
 NEW_TOKENS = 64

@@ -22,8 +22,8 @@ import torch
 
 import steerkit as sk
 from steerkit.doctor.served import examine_served
-from steerkit.generation.batches import decode
 from steerkit.generation.engine import Row
+from steerkit.generation.generate import decode
 from steerkit.scores.fluency import log_probabilities
 from steerkit.serving.client import Server, ServerError
 from steerkit.text.prompt import Prompt, encode_prompt

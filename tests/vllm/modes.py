@@ -57,6 +57,8 @@ MODES: Mapping[str, Mode] = {
 def start(mode: Mode, checkpoint: Path, vectors: Path) -> Any:
     """The engine of a mode."""
     os.environ.update({**ENVIRONMENT, **mode.environment})
+    if "TRITON_INTERPRET" in mode.environment:
+        interpret_triton()
     from vllm import LLM
 
     return LLM(
@@ -68,6 +70,20 @@ def start(mode: Mode, checkpoint: Path, vectors: Path) -> Any:
         additional_config={"steerkit": {"vectors": str(vectors)}},
         **mode.engine,
     )
+
+
+def interpret_triton() -> None:
+    """Give Triton, whose kernels runner V2 uses, a backend for CPUs: its interpreter needs no compiler."""
+    from triton import backends
+
+    class Interpreter(backends.DriverBase):
+        @classmethod
+        def is_active(cls) -> bool:
+            return True
+
+    Interpreter.__abstractmethods__ = frozenset()  # the interpreter asks for no more
+    backends.backends.clear()
+    backends.backends["cpu"] = backends.Backend(backends.BaseBackend, Interpreter)
 
 
 def run(llm: Any, mode: Mode, chosen: Sequence[int]) -> list[list[list[int]]]:

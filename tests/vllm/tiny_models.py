@@ -23,8 +23,8 @@ from transformers import (
 )
 
 import steerkit as sk
-from steerkit.generation.batches import decode
 from steerkit.generation.engine import Row
+from steerkit.generation.generate import decode
 from steerkit.generation.generator import Settings
 from steerkit.serving.vllm import VLLM
 from steerkit.vectors.vector import SteeringVector
