@@ -427,6 +427,8 @@ def _dummy_run(runner: Any, tokens: int = 4) -> Any:
     """What follows the last block, for a few tokens."""
     import torch
 
+    # runner V2 has no graphs yet, which only a profiling run does without
+    options = {"is_profile": True, "skip_attn": True} if runner.vllm_config.use_v2_model_runner else {}
     with torch.inference_mode():
-        hidden, *_ = runner._dummy_run(tokens)
+        hidden, *_ = runner._dummy_run(tokens, **options)
     return hidden[:tokens].clone()

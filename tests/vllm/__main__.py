@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -146,7 +147,10 @@ def main() -> int:
             command = [sys.executable, "-m", "tests.vllm", name, "--here"]
             command += ["--requests", str(given.requests)] if given.requests else []
             with (OUT / f"{file_name(name)}.log").open("w") as log:
-                done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
+                environment = {**os.environ, **MODES[name].environment}  # Triton reads it when it is imported
+                done = subprocess.run(
+                    command, stdout=subprocess.PIPE, stderr=log, text=True, check=False, env=environment
+                )
             if done.returncode:
                 print(f"{name}: the engine failed, see {OUT / file_name(name)}.log", flush=True)
                 results.append(None)
