@@ -11,6 +11,9 @@ from typing import Annotated
 
 import typer
 
+from steerkit.cli.inputs import check_checkpoint
+from steerkit.cli.options import Checkpoint
+
 CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
@@ -19,7 +22,7 @@ PLUGINS = ("steerkit", "steerkit_http")
 
 
 def serve(
-    checkpoint: Annotated[str, typer.Argument(help="Hub id, folder or GGUF file.")],
+    checkpoint: Checkpoint,
     vectors: Annotated[Path, typer.Option(help="Folder of the vectors that requests may ask for.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port.")] = 8000,
@@ -41,6 +44,7 @@ def serve(
 
     Example: steerkit serve CHECKPOINT --vectors runs/vectors
     """
+    check_checkpoint(checkpoint)
     if find_spec("vllm") is None:
         raise ImportError("expected vLLM in this environment; it is not installed. See docs/serving.md.")
     if not vectors.is_dir():
@@ -63,5 +67,6 @@ def serve(
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--host", host, "--port", str(port), "--served-model-name", name or Path(str(folder)).name]
     command += ["--additional-config", json.dumps({"steerkit": settings})]
-    command += ["--api-key", api_key] if api_key else []
+    if api_key:
+        environment["VLLM_API_KEY"] = api_key  # an argument could be read in the list of processes
     os.execve(sys.executable, [*command, *(engine or [])], environment)
