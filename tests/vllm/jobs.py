@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import steerkit as sk
+from steerkit.serving.remote import Sent
 from steerkit.serving.vllm import VLLM
 from tests.vllm.__main__ import OUT, prepare
 from tests.vllm.cases import PROMPTS
@@ -120,8 +121,32 @@ def test_what_does_not_fit_is_refused_before_a_row_is_generated(real, engine) ->
 CAPTURE: dict[str, dict[str, Any]] = {
     "warm prefix cache": {"enable_prefix_caching": True},
     "chunked prefill": {"enable_prefix_caching": False, "max_num_batched_tokens": 48, "max_num_seqs": 24},
-    "preemption": {"enable_prefix_caching": True, "num_gpu_blocks_override": 12, "max_num_seqs": 24},
+    "preemption": {
+        "enable_prefix_caching": True,
+        "num_gpu_blocks_override": 14,
+        "max_model_len": 256,
+        "max_num_batched_tokens": 40,
+        "max_num_seqs": 24,
+        "disable_log_stats": False,
+    },
 }
+
+
+def crowded(engine: VLLM, count: int = 5) -> None:
+    """Send plain requests, whose growing texts drive others out of the cache, ahead of every job's."""
+    original, prompt = engine.complete, tuple(range(100, 130))
+
+    def complete(requests: Any) -> Any:
+        plain = [Sent((*prompt, i), 90) for i in range(count)]
+        for number, ids in original([*plain, *requests]):
+            if number >= count:
+                yield number - count, ids
+
+    engine.complete = complete
+
+
+def preemptions(engine: VLLM) -> float:
+    return sum(one.value for one in engine.llm.get_metrics() if one.name == "vllm:num_preemptions")
 
 
 @pytest.mark.parametrize("mode", CAPTURE)
@@ -130,6 +155,8 @@ def test_means_read_in_the_engine_are_those_of_collect_means(real, tmp_path, mod
     ends = (" It is wonderful, a joy from the first minute.", " It is dreadful.")
     pairs = [sk.ContrastPair(prompt, *ends, str(i)) for i, prompt in enumerate(PROMPTS)]
     engine = VLLM(OUT / "model", vectors=tmp_path / "vectors", sums=2, **{**ENGINE, **CAPTURE[mode]})
+    if mode == "preemption":
+        crowded(engine)
     try:
         for position in ("mean", "last", 0):
             with warnings.catch_warnings():
@@ -143,6 +170,8 @@ def test_means_read_in_the_engine_are_those_of_collect_means(real, tmp_path, mod
             assert float(difference.max()) <= 1e-5
         if mode == "chunked prefill":
             assert engine.call("counts", None)[0]["partial_prefills"] > 0
+        if mode == "preemption":
+            assert preemptions(engine) > 0
     finally:
         del engine
         gc.collect()
