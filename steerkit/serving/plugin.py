@@ -101,6 +101,7 @@ def register() -> None:
     Worker.steerkit_sums = _sums
     Worker.steerkit_counts = _counts
     Worker.steerkit_overflowed = _overflowed
+    _wrap(InputProcessor, "__init__", _front_end)
     _wrap(InputProcessor, "process_inputs", _process_inputs)
     _wrap(kv_cache_utils, "generate_block_hash_extra_keys", _extra_keys)
     for protocol, names in _protocols():
@@ -143,18 +144,15 @@ def _process_inputs(
     extra = getattr(params, "extra_args", None)
     if not extra:
         return original(self, request_id, prompt, params, *args, **kwargs)
+    if not any(name.lower().startswith("steer") for name in extra):
+        return original(self, request_id, prompt, params, *args, **kwargs)
     try:
         check_keys(extra)
-    except BadRequest as error:
-        raise _refused(str(error)) from None
-    if not set(KEYS) & set(extra):
-        return original(self, request_id, prompt, params, *args, **kwargs)
-    folder, settings = _folder_of(self)
-    if kwargs.get("resumable"):
-        raise _refused("expected a whole prompt with steering; got a streamed one. Send the prompt at once.")
-    if not isinstance(prompt, Mapping) or "prompt_token_ids" not in prompt or "prompt_embeds" in prompt:
-        raise _refused("expected a prompt of tokens with steering; got another. Send text or token ids.")
-    try:
+        folder, settings = _folder_of(self)
+        if kwargs.get("resumable"):
+            raise BadRequest("expected a whole prompt with steering; got a streamed one. Send the prompt at once.")
+        if not isinstance(prompt, Mapping) or "prompt_token_ids" not in prompt or "prompt_embeds" in prompt:
+            raise BadRequest("expected a prompt of tokens with steering; got another. Send text or token ids.")
         asked = parse_all(
             extra,
             folder.served() if KEY in extra else {},
@@ -163,8 +161,10 @@ def _process_inputs(
             n_new=params.max_tokens or self.model_config.max_model_len,
             n_layers=folder.model.n_layers,
         )
-        if asked.read is not None:
-            _check_reading(asked.read.key, settings)
+        if asked.read is not None and not settings.sums:
+            raise BadRequest(
+                'expected an engine that reads; this one does not. Start it with "sums": 4 in its settings.'
+            )
     except BadRequest as error:
         raise _refused(str(error)) from None
     checked = params.clone()
@@ -176,22 +176,26 @@ def _process_inputs(
     return original(self, request_id, prompt, checked, *args, **kwargs)
 
 
-def _check_reading(key: str, settings: Settings) -> None:
-    if not settings.sums:
-        raise BadRequest('expected an engine that reads; this one does not. Start it with "sums": 4 in its settings.')
+def _front_end(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    """Keep the served folder of an engine's front end; the server of this process, if there is one, has one engine."""
+    original(self, *args, **kwargs)
+    settings = Settings.of(self.vllm_config)
+    self._steerkit = None if settings is None else (folder_of_config(self.vllm_config, settings), settings)
+    _front_ends[:] = [self]
+
+
+_front_ends: list[Any] = []
+"""The front end that was made last in this process."""
 
 
 def _folder_of(processor: Any) -> tuple[Any, Settings]:
     """The served folder of an engine's front end."""
-    known = getattr(processor, "_steerkit_folder", None)
+    known: tuple[Any, Settings] | None = processor._steerkit
     if known is None:
-        settings = Settings.of(processor.vllm_config)
-        if settings is None:
-            raise _refused(
-                f"expected an engine that steers; got {KEY!r} in a request to one that was started without. Start it "
-                'with additional_config={"steerkit": {"vectors": FOLDER}}.'
-            )
-        known = processor._steerkit_folder = (folder_of_config(processor.vllm_config, settings), settings)
+        raise BadRequest(
+            f"expected an engine that steers; got {KEY!r} in a request to one that was started without. Start it "
+            'with additional_config={"steerkit": {"vectors": FOLDER}}.'
+        )
     return known
 
 
@@ -237,16 +241,22 @@ def _refused(message: str) -> Exception:
 
 
 def _checked_params(name: str, original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Refuse what vLLM would ignore: steering with beams, and misspelt keys, before a stream has begun."""
+    """Check a request of HTTP before a stream has begun, and refuse what vLLM would ignore: steering with beams."""
     extra = getattr(self, "vllm_xargs", None) or {}
     try:
         check_keys(extra)
+        if set(KEYS) & set(extra):
+            if name == "to_beam_search_params":
+                raise BadRequest(
+                    "expected sampling or greedy decoding with steering; got beam search. Leave use_beam_search out."
+                )
+            if _front_ends:  # what depends on the prompt's length is checked when it is known
+                folder, settings = _folder_of(_front_ends[-1])
+                context = _front_ends[-1].model_config.max_model_len
+                limits = {"n_prompt": context, "n_new": context, "n_layers": folder.model.n_layers}
+                parse_all(extra, folder.served() if KEY in extra else {}, slots=settings.slots, **limits)
     except BadRequest as error:
         raise _refused(str(error)) from None
-    if name == "to_beam_search_params" and set(KEYS) & set(extra):
-        raise _refused(
-            "expected sampling or greedy decoding with steering; got beam search. Leave use_beam_search out."
-        )
     return original(self, *args, **kwargs)
 
 
