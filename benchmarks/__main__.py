@@ -20,6 +20,7 @@ from benchmarks import (
     before,
     capture,
     decoding,
+    demo,
     footprint,
     growth,
     llamacpp,
@@ -53,6 +54,7 @@ JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
     "before": before.before,
     "torch-kernels": before.on_torch,
     "footprint": footprint.footprint,
+    "demo": demo.demo,
     "sft": training.sft,
     "sft-bfloat16": training.sft_bfloat16,
     "grpo": training.grpo,
@@ -197,7 +199,8 @@ def results() -> str:
             "## Growth",
             "",
             "Slopes on logarithmic axes (1: proportional), each size in a process of its own. MiB are counted above "
-            "the memory that the process held after a smaller run; the C library's cache changes them by about 50 MiB. "
+            "the memory that the process held after a smaller run; the C library's cache changes them by about 50 MiB, "
+            "so slopes of jobs that stay below that say nothing. "
             "![growth](growth.png)",
             "",
         ]

@@ -208,7 +208,8 @@ def common_beginning() -> Iterator[Measured]:
             for role, text in (("user", f"What is {a} + {b}?"), ("assistant", f"{a} + {b} = {a + b}"))
         ]
         sums = [{"role": "user", "content": f"What is {a} + {b}?"} for a in range(11, 23, 2) for b in range(31, 63, 4)]
-        rows = [Row(encode_prompt(tokenizer, [*worked, asked])) for asked in sums]
+        _, templated = inputs.model()
+        rows = [Row(encode_prompt(templated, [*worked, asked])) for asked in sums]
         job = f"{len(rows)} questions after three worked examples ({len(rows[0].prompt)} tokens), 8 new tokens"
 
         def apart() -> list[tuple[int, ...]]:
