@@ -166,8 +166,9 @@ class Server(Remote):
 
 
 def extra_arguments(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """What a request asks for, as `vllm_xargs` takes it: JSON text."""
-    return {"vllm_xargs": {name: json.dumps(value) for name, value in extra.items()}} if extra else {}
+    """What a request asks for, as `vllm_xargs` takes it: numbers, and JSON text of all else."""
+    given = {name: value if isinstance(value, int) else json.dumps(value) for name, value in extra.items()}
+    return {"vllm_xargs": given} if extra else {}
 
 
 def _body(one: Sent) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Run by `python -m pytest tests/vllm/http.py` in the environment of vLLM. `REQUES
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -24,9 +25,8 @@ import steerkit as sk
 from steerkit.doctor.served import examine_served
 from steerkit.generation.engine import Row
 from steerkit.generation.generate import decode
-from steerkit.scores.fluency import log_probabilities
 from steerkit.serving.client import Server, ServerError
-from steerkit.text.prompt import Prompt, encode_prompt
+from steerkit.text.prompt import encode_prompt
 from tests.vllm.__main__ import OUT, prepare
 from tests.vllm.cases import PROMPTS, endless
 from tests.vllm.live import Live, serving
@@ -237,9 +237,7 @@ def test_random_requests_are_answered_as_our_engine_does_or_refused(live, real) 
     print(f"\n{len(greedy)} greedy, {len(different)} differ; {len(sampled)} sampled; {dict(seen)}")
     assert len(different) <= 0.01 * len(greedy)
     for row, ids, given in sampled:
-        prompt = Prompt(row.prompt, "")
-        ours = log_probabilities(model, tokenizer, [prompt], [tuple(ids)], [row.steerings or None])[0]
-        torch.testing.assert_close(torch.as_tensor(ours).float(), torch.tensor(given), rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(log_probabilities(model, row, ids), torch.tensor(given), rtol=2e-3, atol=2e-3)
 
 
 def steerings_of(body: dict[str, Any], vector: sk.SteeringVector) -> tuple[sk.Steering, ...]:
@@ -247,6 +245,17 @@ def steerings_of(body: dict[str, Any], vector: sk.SteeringVector) -> tuple[sk.St
     return tuple(
         sk.Steering(vector, one["coefficient"], one["positions"], one["operation"], layer=one["layer"]) for one in given
     )
+
+
+def log_probabilities(model: Any, row: Row, ids: list[int]) -> torch.Tensor:
+    """Those of a row's new tokens, by one plain forward."""
+    start = len(row.prompt)
+    with contextlib.ExitStack() as stack:
+        for one in row.steerings:
+            stack.enter_context(one.on(model, prompt_length=start))
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*row.prompt, *ids]]), use_cache=False).logits[0, start - 1 : -1]
+    return logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
 
 
 def test_the_openai_client_streams_and_gives_log_probabilities(live) -> None:
