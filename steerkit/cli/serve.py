@@ -38,7 +38,9 @@ def serve(
         list[str] | None, typer.Option(help="A further option of vLLM, e.g. --engine=--max-model-len=2048; repeatable.")
     ] = None,
 ) -> None:
-    """Serve a model by vLLM, with the OpenAI API and steering per request.
+    """Serve a model by vLLM, steered per request.
+
+    The server speaks the OpenAI API.
 
     A request asks for a vector in `vllm_xargs`: {"steerkit": "{\\"vector\\": \\"cheerful\\", \\"coefficient\\": 2}"}.
 

@@ -176,7 +176,7 @@ def examine_served(server: Any) -> list[Finding]:
     Example:
         >>> examine_served("http://127.0.0.1:8000")
     """
-    from steerkit.serving.remote import remote_of
+    from steerkit.serving.client import remote_of
 
     remote = remote_of(server)
     model = remote.model()

@@ -165,6 +165,22 @@ class Server(Remote):
                 pause = min(2 * pause, LONGEST_WAIT_S)
 
 
+def remote_of(engine: Any) -> Remote:
+    """The engine that is meant: itself, or a `Server` for an address or a list of addresses.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(engine, Remote):
+        return engine
+    if isinstance(engine, str) or (isinstance(engine, list | tuple) and all(isinstance(one, str) for one in engine)):
+        return Server(engine)
+    raise TypeError(
+        f"expected an address, several, or an engine of steerkit.serving; got {type(engine).__name__}. Pass "
+        '"http://127.0.0.1:8000".'
+    )
+
+
 def extra_arguments(extra: Mapping[str, Any]) -> dict[str, Any]:
     """What a request asks for, as `vllm_xargs` takes it: numbers, and JSON text of all else."""
     given = {name: value if isinstance(value, int) else json.dumps(value) for name, value in extra.items()}

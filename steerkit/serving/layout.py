@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from steerkit.models.hooks import change_output
+
 Form = Literal["sum", "first", "tensor"]
 
 
@@ -157,7 +159,7 @@ def _close(first: Tensor, second: Tensor) -> bool:
 @contextlib.contextmanager
 def _replaced(block: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
     """Change what a block returns inside the `with`."""
-    handle = block.register_forward_hook(lambda _module, _args, output: change(output))
+    handle = change_output(block, lambda _module, output: change(output))
     try:
         yield
     finally:

@@ -313,6 +313,7 @@ def install(runner: Any, config: Any, settings: Settings) -> None:
         RuntimeError: a setting of the engine with which steering would be wrong, or was not tested.
         UnknownLayout: see `steerkit.serving.layout`.
     """
+    from steerkit.models.hooks import change_output
     from steerkit.serving.buffers import Steerer
     from steerkit.serving.folder import stored_vector
     from steerkit.serving.layout import find_blocks, probe
@@ -340,11 +341,11 @@ def install(runner: Any, config: Any, settings: Settings) -> None:
     for block, buffers in zip(layout.blocks, steerer.layers, strict=True):
         block.add_module("steerkit", buffers)
 
-        def hook(module: Any, _args: Any, output: Any) -> Any:
+        def steered(module: Any, output: Any) -> Any:
             hidden, residual = layout.split(output)
             return layout.joined(output, module.steerkit(hidden, residual))
 
-        block.register_forward_hook(hook)
+        change_output(block, steered)
     runner._steerkit = steerer
     compute_logits = model.compute_logits
 

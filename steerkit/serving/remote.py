@@ -341,24 +341,3 @@ def specification(steering: Steering) -> dict[str, Any]:
 
 def _listed(stream: Any) -> Any:
     return [_listed(one) for one in stream] if isinstance(stream, tuple | list) else stream
-
-
-def remote_of(engine: Any) -> Remote:
-    """The engine that is meant: itself, or a `Server` for an address or a list of addresses.
-
-    Raises:
-        TypeError: anything else.
-    """
-    if isinstance(engine, Remote):
-        return engine
-    if isinstance(engine, str) or (isinstance(engine, list | tuple) and all(isinstance(one, str) for one in engine)):
-        from steerkit.serving.client import Server
-
-        return Server(engine)
-    raise TypeError(
-        f"expected an address, several, or an engine of steerkit.serving; got {type(engine).__name__}. Pass "
-        '"http://127.0.0.1:8000".'
-    )
-
-
-__all__ = ["Remote", "Sent", "name_of", "remote_of", "specification"]

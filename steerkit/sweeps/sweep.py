@@ -379,7 +379,7 @@ def _generator(model: nn.Module | None, engine: Any, out: str | Path | None) -> 
         if model is None:
             raise TypeError("expected a model, or an engine= that serves one; got neither. Load one by `sk.load`.")
         return InProcess(model, out)
-    from steerkit.serving.remote import remote_of
+    from steerkit.serving.client import remote_of
 
     served = remote_of(engine)
     if model is not None:
