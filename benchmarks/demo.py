@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from benchmarks.before import COMMIT, FOLDER, ROOT, checkout
@@ -16,24 +17,23 @@ CODE = "import sys\nfrom steerkit.cli.main import main\nsys.argv = ['steerkit', 
 OLD_CODE = CODE.replace("steerkit.cli.main", "steerkit.cli")
 
 
+def run(folder: Path, code: str) -> None:
+    """The whole demo by the code of a folder, in a process of its own; its errors are printed."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-c", code, str(Path(out) / "demo")]
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        subprocess.run(command, env=environment, cwd=out, check=True, stdout=subprocess.DEVNULL)
+
+
 def demo() -> Iterator[Measured]:
-    """The whole demo by each checkout, on the present grid, in a process of its own."""
+    """One run by each checkout; both have the same grid, which the note names."""
     checkout()
-    times = {}
-    for name, folder, code in (("old", FOLDER, OLD_CODE), ("new", ROOT, CODE)):
-        with tempfile.TemporaryDirectory() as out:
-            command = [sys.executable, "-c", code, str(Path(out) / "demo")]
-            environment = {**os.environ, "PYTHONPATH": str(folder)}
-
-            def run(command: list[str] = command, environment: dict[str, str] = environment, cwd: str = out) -> None:
-                subprocess.run(command, env=environment, cwd=cwd, check=True, capture_output=True)
-
-            times[name] = seconds(run)
+    old, new = (seconds(partial(run, folder, code)) for folder, code in ((FOLDER, OLD_CODE), (ROOT, CODE)))
     yield measured(
         "the demo's work after set-up",
         f"commit {COMMIT}",
-        [times["new"]],
-        [times["old"]],
+        [new],
+        [old],
         ">= 2",
         "one run of each; this commit has 8 random directions and 9 coefficients, as the old one has",
     )
