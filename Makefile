@@ -72,7 +72,7 @@ $(SERVE)/.ready:
 
 test-vllm: serve-env  ## steering through vLLM against our engine, 40 requests per mode, jobs and a live server
 	$(SERVE)/bin/python -m tests.vllm --requests 40
-	$(SERVE)/bin/python -m pytest tests/vllm/tiny_models.py tests/vllm/jobs.py tests/vllm/http.py
+	$(SERVE)/bin/python -m pytest tests/vllm/tiny_models.py tests/vllm/jobs.py tests/vllm/http.py tests/vllm/page.py
 
 test-vllm-full: serve-env  ## all requests in every mode, 1,000 random ones over HTTP, and the core tests; writes docs/serving-equality.md
 	$(SERVE)/bin/python -m tests.vllm --page docs/serving-equality.md

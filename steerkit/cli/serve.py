@@ -53,7 +53,7 @@ def serve(
         raise ValueError(f"expected a folder of vectors; got {str(vectors)!r}, which is none. Make it.")
     from steerkit.serving.checkpoint import checkpoint_folder, fingerprint_of_folder
 
-    folder = checkpoint_folder(checkpoint, Path("runs/served"))
+    folder = checkpoint_folder(checkpoint, Path("runs/checkpoints"))
     local = Path(folder).is_dir()
     settings = {
         "vectors": str(vectors.resolve()),

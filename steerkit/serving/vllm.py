@@ -50,7 +50,7 @@ class VLLM(Remote):
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         Path(vectors).mkdir(parents=True, exist_ok=True)
-        folder = checkpoint_folder(str(checkpoint), Path("runs/served"))
+        folder = checkpoint_folder(str(checkpoint), Path("runs/checkpoints"))
         print_of = fingerprint_of_folder(Path(folder)) if Path(folder).is_dir() else None
         self.settings = Settings(
             str(Path(vectors).resolve()), capacity=capacity, sums=sums, foreign=foreign, fingerprint=print_of
