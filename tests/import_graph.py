@@ -16,6 +16,7 @@ PACKAGES = (
     "vectors",
     "steering",
     "generation",
+    "serving",
     "scores",
     "sweeps",
     "doctor",

@@ -104,6 +104,18 @@ def tokenise(
         TypeError: a text of another type.
         ValueError: an empty text or span, or a text longer than the model's context.
     """
+    passages = passages_of(tokenizer, texts, chat_template_kwargs, first)
+    check_fits(model, [passage.ids for passage in passages])
+    return passages
+
+
+def passages_of(
+    tokenizer: Any,
+    texts: Sequence[LabelledText],
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    first: int = 0,
+) -> list[Passage]:
+    """What `tokenise` returns, whatever the model's limits are."""
     passages: list[Passage] = []
     for number, given in enumerate(texts, first):
         own_group = str(number) if given.group is None else given.group
@@ -118,7 +130,6 @@ def tokenise(
             )
         passage = passage_of(tokenizer, text, own_group, chat_template_kwargs)
         passages.append(passage if given.label is None else replace(passage, labels=(given.label,)))
-    check_fits(model, [passage.ids for passage in passages])
     return passages
 
 

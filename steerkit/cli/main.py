@@ -10,6 +10,7 @@ import typer
 
 from steerkit.cli.demo import demo
 from steerkit.cli.models import doctor, inspect
+from steerkit.cli.serve import serve
 from steerkit.cli.steer import play, steer
 from steerkit.cli.sweeps import report, score, sweep
 from steerkit.cli.vectors import convert, extract, probe
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, doctor, play, extract, steer, sweep, score, report, probe, convert):
+for command in (demo, inspect, doctor, play, serve, extract, steer, sweep, score, report, probe, convert):
     app.command()(command)
 
 

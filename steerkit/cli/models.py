@@ -26,18 +26,24 @@ def inspect(checkpoint: Checkpoint, loading: LoadOptions, as_json: Json = False)
 def doctor(checkpoint: Checkpoint, loading: LoadOptions, as_json: Json = False) -> None:
     """Test on this checkpoint what steering relies on.
 
+    The checkpoint may be a hub id, a folder, a GGUF file, or the address of a server that `steerkit serve` has started.
     The exit code is 1 if a check fails.
 
     Example: steerkit doctor HuggingFaceTB/SmolLM2-135M-Instruct
     """
-    loading.check(checkpoint)
     from dataclasses import asdict
 
+    if checkpoint.startswith(("http://", "https://")):
+        from steerkit.doctor.served import examine_served
+
+        findings = examine_served(checkpoint)
+    else:
+        loading.check(checkpoint)
+        from steerkit.doctor.report import examine
+
+        findings = examine(*load_model(checkpoint, loading))
     import pandas as pd
 
-    from steerkit.doctor.report import examine
-
-    findings = examine(*load_model(checkpoint, loading))
     table(f"doctor: {checkpoint}", pd.DataFrame([asdict(finding) for finding in findings]), as_json)
     failed = [finding.check for finding in findings if finding.state == "failed"]
     if not as_json:

@@ -253,6 +253,12 @@ def check_settings(
     model: nn.Module, rows: Sequence[Row], new: int, temperature: float, top_p: float, batch_rows: int | None = None
 ) -> None:
     """`ValueError` for a setting of `decode` that is out of range, or a prompt that does not fit the context."""
+    check_numbers(new, temperature, top_p, batch_rows)
+    check_room(rows, new, context_length(model))
+
+
+def check_numbers(new: int, temperature: float, top_p: float, batch_rows: int | None = None) -> None:
+    """`ValueError` for a setting of `decode` that is out of range."""
     if not _is_count(new):
         raise ValueError(f"expected max_new_tokens to be an integer from 1; got {new!r}. Pass another value.")
     if batch_rows is not None and not _is_count(batch_rows):
@@ -263,7 +269,10 @@ def check_settings(
         raise ValueError(f"expected a finite temperature from 0 (greedy); got {temperature!r}. Pass another value.")
     if not isinstance(top_p, Real) or not 0 < top_p <= 1:
         raise ValueError(f"expected top_p above 0 and at most 1; got {top_p!r}. Pass another value.")
-    limit = context_length(model)
+
+
+def check_room(rows: Sequence[Row], new: int, limit: int | None) -> None:
+    """`ValueError` for a prompt that does not fit a context of `limit` tokens together with the new ones."""
     longest = max((len(row.prompt) for row in rows), default=0)
     if limit is not None and longest + new > limit:
         raise ValueError(

@@ -30,6 +30,14 @@ def with_stream(out: Any, stream: Tensor) -> Any:
     return stream if isinstance(out, Tensor) else type(out)((stream, *out[1:]))
 
 
+def change_output(module: nn.Module, change: Callable[[nn.Module, Any], Any]) -> Any:
+    """Replace what a module returns by `change(module, output)`, until the handle that is returned is removed.
+
+    For modules of a serving engine, which owns them and outlives every `with`; all else uses the contexts below.
+    """
+    return module.register_forward_hook(lambda hooked, _args, output: change(hooked, output))
+
+
 @contextlib.contextmanager
 def observe_streams(
     modules: Mapping[int, nn.Module], observe: Callable[[int, Tensor | None, Tensor | None], None]

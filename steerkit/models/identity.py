@@ -44,6 +44,14 @@ def fingerprint(model: nn.Module) -> tuple[str, str | None]:
     return base.hexdigest()[:16], adapter.hexdigest()[:16] if parts else None
 
 
+def fingerprint_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The base fingerprint of a model with these parameters, by name; see `fingerprint`."""
+    base = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        base.update(_sample(name, tensor))
+    return base.hexdigest()[:16]
+
+
 def _base_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """The parameters of the model without adapters, under the names that they have there."""
     return [

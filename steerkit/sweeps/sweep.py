@@ -13,20 +13,16 @@ import pandas as pd
 from torch import nn
 
 from steerkit.capture.activations import Layer
-from steerkit.capture.norms import stream_norms as measure_norms
-from steerkit.generation.batches import check_rows
 from steerkit.generation.engine import Continuation, Row
-from steerkit.generation.generate import check_settings, checked_seed, decode, text_of
+from steerkit.generation.generate import checked_seed, text_of
+from steerkit.generation.generator import Generator, InProcess, Settings
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json
 from steerkit.io.progress import progress
 from steerkit.io.ranks import barrier, is_first, rank_and_world
-from steerkit.models.ends import ends_of
-from steerkit.models.identity import describe, identity, provenance
-from steerkit.models.kernels import resume_kernels
+from steerkit.models.identity import identity, provenance
 from steerkit.steering.dose import relative_dose
 from steerkit.steering.steering import Steering, at_layers
-from steerkit.steering.watch import suspended
 from steerkit.sweeps.layers import Label, LayerSet, label_of, layer_sets, natural_order
 from steerkit.sweeps.result import SweepResult
 from steerkit.sweeps.store import open_store, stored_prompts
@@ -81,7 +77,7 @@ class Cell:
 
 
 def sweep(
-    model: nn.Module,
+    model: nn.Module | None,
     tokenizer: Any,
     vectors: SteeringVector | Mapping[str, SteeringVector],
     prompts: Sequence[PromptLike | Mapping[str, Any]],
@@ -100,6 +96,7 @@ def sweep(
     batch_rows: int | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
+    engine: Any = None,
 ) -> SweepResult:
     """Generate every combination of vector, layer, coefficient, prompt and sample; one row of the table each.
 
@@ -126,6 +123,9 @@ def sweep(
             they were rendered first, also if the template writes another date now. None keeps everything in memory.
             Processes started together by torchrun share the prompts and the folder; each makes this call, and each
             returns the whole.
+        engine: what generates instead of the model in this process: `steerkit.serving.VLLM(...)`, one or several
+            addresses of servers that `steerkit serve` has started, or a `steerkit.serving.Server`. The model may then
+            be None; where it is given, its weights must be the served ones.
 
     Returns:
         `SweepResult` with columns vector, role, control_of, layer, coefficient, prompt_id, group, sample, text, ids
@@ -148,9 +148,7 @@ def sweep(
         >>> vectors = {"calm": vector, **sk.controls.random({"calm": vector}, n=20)}
         >>> result = sk.sweep(model, tokenizer, vectors, prompts, layers=14, coefficients=[-1, 0, 1], out="runs/calm")
     """
-    with suspended(model) as active:
-        if active:
-            raise ValueError("expected no active steering during a sweep, which steers itself. Leave the `with` first.")
+    generator = _generator(model, engine, out)
     named = named_vectors(vectors)
     rows = prompt_rows(prompts)
     seed = checked_seed(seed)
@@ -165,6 +163,7 @@ def sweep(
         )
     steerings = steerings_at(named, layers, positions, operation, foreign)
     cells = cells_of(steerings, coefficients)
+    options = Settings(max_new_tokens, temperature, top_p, batch_rows)
     settings = {
         "positions": positions,
         "operation": operation,
@@ -174,8 +173,7 @@ def sweep(
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
-    resume_kernels(model, out)
-    about = describe(model, tokenizer)
+    about = generator.about(tokenizer)
     rendered = _rendered(tokenizer, rows, chat_template_kwargs, stored_prompts(out))
     config = {
         **settings,
@@ -183,15 +181,14 @@ def sweep(
         "chat_template_kwargs": dict(chat_template_kwargs or {}),
         "cells": [list(cell.key) for cell in cells],
         "vectors": {name: vector.content() for name, vector in named.items()},
-        "ends": sorted(ends_of(model, tokenizer)),
+        "ends": sorted(generator.ends(tokenizer)),
         "prompts": sha256(canonical_json([{**row, "prompt": prompt_source(row["prompt"])} for row in rows])),
         "prompt_ids": sha256(canonical_json({name: prompt.ids for name, prompt in rendered.items()})),
     }
     keys = [(cell, row, sample) for row in rows for cell in cells for sample in range(samples)]
     tried = [Row(prompt.ids) for prompt in rendered.values()]
     tried += [Row((0,), (steering,)) for steering in steerings.values()]
-    check_settings(model, tried, max_new_tokens, temperature, top_p, batch_rows)
-    check_rows(model, tried)  # before anything is written
+    generator.check(tried, options)  # before anything is written
     with open_store(out, config, provenance(about)) as store:
         store.keep(named)
         store.keep_prompts(rendered)
@@ -201,16 +198,7 @@ def sweep(
         steered = [() if cell.steering is None else (cell.steering,) for cell, _, _ in todo]
         work = [Row(rendered[row["id"]].ids, one) for (_, row, _), one in zip(todo, steered, strict=True)]
         streams = [(seed, row["id"], sample) for _, row, sample in todo]
-        found = decode(
-            model,
-            tokenizer,
-            work,
-            streams,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            batch_rows=batch_rows,
-        )
+        found = generator.decode(tokenizer, work, streams, options)
         with progress("sweep", len(todo)) as advance:
             for batch in found:
                 store.append(
@@ -226,7 +214,7 @@ def sweep(
         if stream_norms is None:
             layers_read = sorted({layer for steering in steerings.values() for layer in steering.vector.layers})
             plain = [written[row_key(*key)] for key in keys if key[0].steering is None]
-            stream_norms = store.norms(lambda: _own_norms(model, tokenizer, plain, layers_read))
+            stream_norms = store.norms(lambda: _own_norms(generator, tokenizer, plain, layers_read))
         norms = dict(stream_norms)
         shown = {**settings, "weights": about["weights"]}
         table = _table(keys, written, named, steerings, norms, shown, rendered)
@@ -380,8 +368,27 @@ def _share(rows: Sequence[Mapping[str, Any]], out: str | Path | None) -> set[str
     return {row["id"] for row in rows[rank::world]}
 
 
+def _generator(model: nn.Module | None, engine: Any, out: str | Path | None) -> Generator:
+    """What generates: the model, or the engine that was asked for.
+
+    Raises:
+        TypeError: neither a model nor an engine.
+        ValueError: the engine serves other weights than the given model's.
+    """
+    if engine is None:
+        if model is None:
+            raise TypeError("expected a model, or an engine= that serves one; got neither. Load one by `sk.load`.")
+        return InProcess(model, out)
+    from steerkit.serving.client import remote_of
+
+    served = remote_of(engine)
+    if model is not None:
+        served.check_model(model)
+    return served
+
+
 def _own_norms(
-    model: nn.Module,
+    generator: Generator,
     tokenizer: Any,
     plain: Sequence[Mapping[str, Any]],
     layers: Sequence[int],
@@ -390,7 +397,7 @@ def _own_norms(
     if not any(row["ids"] for row in plain):
         return {}
     prompts = [Prompt(row["prompt_ids"], "") for row in plain]
-    return measure_norms(model, tokenizer, prompts, [row["ids"] for row in plain], layers)
+    return generator.norms(tokenizer, prompts, [row["ids"] for row in plain], layers)
 
 
 def _table(

@@ -18,13 +18,14 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {
     "huggingface_hub": "huggingface-hub",
+    "inspect_ai": "inspect-ai",
     "lm_eval": "lm-eval",
     "rouge_score": "rouge-score",
     "sklearn": "scikit-learn",
     "transformer_lens": "transformer-lens",
 }
 """Import names that differ from the name of their distribution."""
-OPTIONAL = ("train", "backends", "lm-eval", "play")
+OPTIONAL = ("train", "backends", "inspect", "lm-eval", "play", "vllm")
 """The extras whose packages our code imports; `serve`, `docs` and `dev` bring programs that it starts."""
 
 
@@ -59,7 +60,7 @@ def declared(*extras: str) -> set[str]:
 
 
 def test_every_imported_package_is_declared() -> None:
-    assert imported_distributions("steerkit") - declared("backends", "lm-eval", "play") == set()
+    assert imported_distributions("steerkit") - declared("backends", "inspect", "lm-eval", "play", "vllm") == set()
     assert imported_distributions("training", "analysis", "figures") - declared("train") == set()
 
 

@@ -58,7 +58,7 @@ def test_every_row_equals_its_own_generate_call(setting) -> None:
 def test_coefficient_zero_is_generated_once_and_stands_under_every_vector(setting, monkeypatch) -> None:
     model, tokenizer, vectors = setting
     counted = []
-    import steerkit.sweeps.sweep as module
+    import steerkit.generation.generator as module
 
     decode = module.decode
     monkeypatch.setattr(

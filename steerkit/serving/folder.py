@@ -1,0 +1,142 @@
+"""The folder of served vectors: read, checked against the served model, and stored by content for the workers.
+
+The folder itself is the state: what is put into it is served, what is removed is not, also while the server runs and by
+whichever of its processes. A worker reads a vector from `STORE` by the hash of its content, so that a file that changes
+between the check of a request and its use changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steerkit.serving.request import Served
+from steerkit.vectors.convert import read_vectors
+from steerkit.vectors.vector import SteeringVector
+
+STORE = ".by-content"
+SUFFIXES = (".safetensors", ".gguf", ".pt", ".json")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a vector must fit.
+
+    Args:
+        model_type: of the configuration.
+        n_layers: number of blocks.
+        d_model: width of the residual stream.
+        fingerprint: of the weights (`steerkit.models.identity.fingerprint`); None where it is not known.
+    """
+
+    model_type: str
+    n_layers: int
+    d_model: int
+    fingerprint: str | None = None
+
+
+@dataclass
+class VectorFolder:
+    """The vectors of a folder.
+
+    Args:
+        path: the folder.
+        model: the served model.
+        foreign: also serve vectors that were read from other weights.
+        capacity: largest number of (vector, layer) pairs that are served; the workers' buffers have this size.
+    """
+
+    path: Path
+    model: Model
+    foreign: bool = False
+    capacity: int = 512
+    _state: tuple[Any, ...] = ()
+    _served: dict[str, Served] = field(default_factory=dict)
+
+    def served(self) -> dict[str, Served]:
+        """The vectors by name, those that do not fit with the reason; read again where a file has changed."""
+        state = tuple(
+            sorted(
+                (entry.name, entry.stat().st_mtime_ns, entry.stat().st_size)
+                for entry in self.path.iterdir()
+                if entry.suffix in SUFFIXES and entry.is_file() and not entry.name.endswith(".meta.json")
+            )
+        )
+        if state != self._state:
+            self._served = self._read([self.path / name for name, *_ in state])
+            self._state = state
+        return self._served
+
+    def _read(self, files: list[Path]) -> dict[str, Served]:
+        found: dict[str, Served] = {}
+        room = self.capacity
+        for file in files:
+            try:
+                vectors = read_vectors(file)
+            except (OSError, ValueError, KeyError) as error:
+                found[file.stem] = Served(file.stem, "", (), error=f"{file.name} could not be read: {error}")
+                continue
+            for key, vector in vectors.items():
+                name = file.stem if len(vectors) == 1 else f"{file.stem}.{key}"
+                one = self._check(name, vector)
+                if not one.error and len(one.layers) > room:
+                    one = Served(
+                        name, "", (), error=f"the server has room for {self.capacity} pairs of vector and layer"
+                    )
+                room -= len(one.layers)
+                found[name] = one
+        return found
+
+    def _check(self, name: str, vector: SteeringVector) -> Served:
+        """The vector with its content stored, or with the reason why it does not fit."""
+
+        def refused(reason: str) -> Served:
+            return Served(name, "", (), error=reason)
+
+        meta, model = vector.meta, self.model
+        if NAME.fullmatch(name) is None:
+            return refused("its name has other characters than letters, digits, '.', '_' and '-'")
+        if vector.d_model != model.d_model:
+            return refused(f"it has width {vector.d_model}, and the served model {model.d_model}")
+        if max(vector.layers) >= model.n_layers:
+            return refused(f"it has layer {max(vector.layers)}, and the served model {model.n_layers} layers")
+        actual = {"model_type": model.model_type, "n_layers": model.n_layers}
+        if other := {key: meta[key] for key in actual if meta.get(key) not in (None, actual[key])}:
+            return refused(f"it was read from a model with {other}, and the served one has {actual}")
+        known = meta.get("model_fingerprint"), model.fingerprint
+        if not self.foreign and None not in known and known[0] != known[1]:
+            return refused(f"it was read from other weights ({known[0]}) than the served ones ({known[1]})")
+        if not self.foreign and meta.get("adapter_fingerprint"):
+            return refused("it was read with an adapter, and the served model has none")
+        content = vector.content()
+        stored = self.path / STORE / f"{content}.safetensors"
+        if not stored.exists():
+            stored.parent.mkdir(exist_ok=True)
+            SteeringVector(vector.layers).save(stored)
+        zero = tuple(layer for layer, norm in vector.norms().items() if norm == 0)
+        return Served(name, content, tuple(vector.layers), zero)
+
+
+def stored_vector(folder: Path, content: str) -> SteeringVector:
+    """The vector with this content; what a worker reads.
+
+    Raises:
+        ValueError: the stored file has another content.
+    """
+    vector = SteeringVector.load(folder / STORE / f"{content}.safetensors")
+    if vector.content() != content:
+        raise ValueError(
+            f"expected the vector {content} in {folder / STORE}; got {vector.content()}. Delete that folder."
+        )
+    return vector
+
+
+def model_of_checkpoint(folder: Path) -> Model:
+    """What the checkpoint in a folder is, from its configuration and the headers of its weights."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config", config)
+    return Model(config["model_type"], text["num_hidden_layers"], text["hidden_size"])

@@ -1,0 +1,394 @@
+"""What a request asks for: parsed and checked before the engine sees it. Imports neither torch nor vLLM.
+
+A request carries a specification under the key `steerkit`: of `SamplingParams.extra_args` offline, of `vllm_xargs` over
+HTTP (there as JSON text). It is one object, or a list of objects that act in this order:
+
+    {"vector": "cheerful", "layer": 16, "coefficient": 2.0, "positions": "from_last_prompt_token", "operation": "add"}
+
+Only `vector` is required; the other fields have the defaults of `steerkit.Steering`. Three further keys serve our own
+client:
+
+    steerkit_prompt: how many of the prompt's tokens count as the prompt; the others count as generated.
+    steerkit_draw: {"name": "row 7", "stream": [0, "p1", 2], "temperature": 0.7, "top_p": 0.9}, tokens drawn as by
+        `steerkit.generate` with these random numbers; the name is how an overflow of this request is reported.
+    steerkit_read: {"key": "job/positive", "layers": [16], "start": 3, "stop": 9, "weight": 0.5}, adds the stream at
+        these positions, times the weight, to the sum of this key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from steerkit.steering.positions import END, parse_positions, steered_columns
+
+KEY = "steerkit"
+PROMPT, DRAW, READ = "steerkit_prompt", "steerkit_draw", "steerkit_read"
+KEYS = (KEY, PROMPT, DRAW, READ)
+FIELDS = ("vector", "layer", "coefficient", "positions", "operation")
+OPERATIONS = ("add", "ablate")
+SLOTS = 4
+"""Largest number of vectors that one request may use at one layer, unless the server's settings say otherwise."""
+
+
+class BadRequest(ValueError):
+    """A specification that cannot be served; the message says what was expected, what came, and the fix."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A vector of the served folder, after its header was checked against the served model.
+
+    Args:
+        name: by which requests ask for it.
+        content: hash of its layers and values; the workers know it by this.
+        layers: layers that it holds.
+        zero: layers where its norm is zero, which have no direction to ablate.
+        error: why it cannot be served with this model; empty if it can.
+    """
+
+    name: str
+    content: str
+    layers: tuple[int, ...]
+    zero: tuple[int, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Push:
+    """One checked object of a specification.
+
+    Args:
+        content: of the vector, see `Served`.
+        layers: where it acts, each with its own part of the vector.
+        coefficient: multiplies the vector as stored.
+        positions: see `steerkit.Steering`.
+        operation: `add` or `ablate`.
+    """
+
+    content: str
+    layers: tuple[int, ...]
+    coefficient: float
+    positions: str
+    operation: str
+
+    def columns(self, prompt_length: int) -> tuple[int, int]:
+        """The half-open range of absolute positions that it steers after a prompt of this length."""
+        return steered_columns(self.positions, 0, prompt_length)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the tokens of a request are chosen.
+
+    Args:
+        name: under which an overflow is reported.
+        stream: what the random numbers are keyed by, see `steerkit.generation.sampling.random_stream`.
+        temperature: 0 is greedy.
+        top_p: of the nucleus.
+        count: largest number of new tokens.
+    """
+
+    name: str
+    stream: tuple[Any, ...]
+    temperature: float
+    top_p: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """Which positions of a request are added to which sum.
+
+    Args:
+        key: of the sum.
+        layers: whose output is read.
+        start, stop: half-open range of absolute positions.
+        weight: factor of every position.
+    """
+
+    key: str
+    layers: tuple[int, ...]
+    start: int
+    stop: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Everything that a request asks for.
+
+    Args:
+        pushes: its steerings.
+        prompt: number of tokens that count as the prompt; None: all of it.
+        draw: how its tokens are chosen; None: by vLLM.
+        read: what is read; None: nothing.
+    """
+
+    pushes: tuple[Push, ...] = ()
+    prompt: int | None = None
+    draw: Draw | None = None
+    read: Read | None = None
+
+
+def parse_all(
+    extra: Mapping[str, Any], served: Mapping[str, Served], *, slots: int, n_prompt: int, n_new: int, n_layers: int
+) -> Asked:
+    """Everything that a request asks for, checked.
+
+    Args:
+        extra: the request's extra arguments.
+        served: the served vectors by name.
+        slots: see `parse`.
+        n_prompt: number of the prompt's tokens.
+        n_new: largest number of new tokens.
+        n_layers: number of the model's blocks.
+
+    Raises:
+        BadRequest: see `parse`; a misspelt key; a value that is out of range; reading with steering.
+    """
+    check_keys(extra)
+    pushes = parse(extra[KEY], served, slots) if KEY in extra else ()
+    prompt = extra.get(PROMPT)
+    if prompt is not None and (isinstance(prompt, bool) or not isinstance(prompt, int) or not 1 <= prompt <= n_prompt):
+        raise BadRequest(f"expected {PROMPT!r} from 1 to the prompt's {n_prompt} tokens; got {prompt!r:.80}. Lower it.")
+    draw = _draw(_object(extra[DRAW], DRAW, Draw, {"count"}), n_new) if DRAW in extra else None
+    read = _read(_object(extra[READ], READ, Read, set()), n_prompt, n_layers) if READ in extra else None
+    if read is not None and pushes:
+        raise BadRequest(f"expected either {KEY!r} or {READ!r}; got both. Read the stream without steering.")
+    return Asked(pushes, prompt, draw, read)
+
+
+def check_keys(extra: Mapping[str, Any]) -> None:
+    """`BadRequest` for a key that begins like ours and is none."""
+    if misspelt := [name for name in extra if name not in KEYS and name.lower().startswith("steer")]:
+        raise BadRequest(f"expected keys among {KEYS}; got {misspelt}. Rename it.")
+
+
+def _object(given: Any, key: str, kind: type, left_out: set[str]) -> dict[str, Any]:
+    if isinstance(given, str):
+        try:
+            given = json.loads(given, parse_constant=_no_constant)
+        except ValueError as error:
+            raise BadRequest(f"expected JSON in {key!r}; got {given!r:.80} ({error}). Send valid JSON.") from None
+    names = {one.name for one in fields(kind)} - left_out
+    if not isinstance(given, Mapping) or set(given) != names:
+        raise BadRequest(f"expected an object with {sorted(names)} in {key!r}; got {given!r:.80}. Send these.")
+    return dict(given)
+
+
+def _draw(given: dict[str, Any], n_new: int) -> Draw:
+    temperature, top_p, stream = given["temperature"], given["top_p"], given["stream"]
+    if not _is_number(temperature) or temperature < 0 or not _is_number(top_p) or not 0 < top_p <= 1:
+        raise BadRequest(
+            f"expected a temperature from 0 and a top_p above 0 and at most 1; got {temperature!r:.80} and "
+            f"{top_p!r:.80}. Correct them."
+        )
+    if not isinstance(stream, list | tuple) or not isinstance(given["name"], str):
+        raise BadRequest(f"expected a list as 'stream' and a text as 'name' in {DRAW!r}; got others. Correct them.")
+    return Draw(given["name"], _tuple(stream), float(temperature), float(top_p), n_new)
+
+
+def _tuple(given: Any) -> Any:
+    return tuple(map(_tuple, given)) if isinstance(given, list | tuple) else given
+
+
+def _read(given: dict[str, Any], n_prompt: int, n_layers: int) -> Read:
+    layers, start, stop = given["layers"], given["start"], given["stop"]
+    whole = [start, stop, *(layers if isinstance(layers, list | tuple) else [None])]
+    if any(isinstance(one, bool) or not isinstance(one, int) for one in whole) or not 0 <= start < stop <= n_prompt:
+        raise BadRequest(
+            f"expected layers as a list, and 0 <= start < stop <= {n_prompt} in {READ!r}; got {given!r:.120}. Correct "
+            "them."
+        )
+    if not layers or min(layers) < 0 or max(layers) >= n_layers or len(set(layers)) < len(layers):
+        raise BadRequest(f"expected layers from 0 to {n_layers - 1}, each once; got {layers!r:.80}. Correct them.")
+    if not isinstance(given["key"], str) or not _is_number(given["weight"]):
+        raise BadRequest(f"expected a text as 'key' and a number as 'weight' in {READ!r}; got others. Correct them.")
+    return Read(given["key"], tuple(layers), start, stop, float(given["weight"]))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def parse(specification: Any, served: Mapping[str, Served], slots: int = SLOTS) -> tuple[Push, ...]:
+    """The checked pushes of a specification.
+
+    Args:
+        specification: an object, a list of objects, or JSON text of either.
+        served: the served vectors by name.
+        slots: largest number of vectors at one layer.
+
+    Returns:
+        The pushes in their order; those with coefficient 0 are left out, since they change nothing.
+
+    Raises:
+        BadRequest: bad JSON, no or an unknown vector, an unknown field, a layer that the vector does not hold, a
+            coefficient that is not a finite number, unknown positions or operation, too many vectors at a layer.
+
+    Example:
+        >>> parse({"vector": "cheerful"}, {"cheerful": Served("cheerful", "1f", (16,))})[0].layers
+        (16,)
+    """
+    if isinstance(specification, str):
+        try:
+            specification = json.loads(specification, parse_constant=_no_constant)
+        except ValueError as error:
+            raise BadRequest(
+                f"expected JSON in {KEY!r}; got {specification!r:.80} ({error}). Send valid JSON."
+            ) from None
+    objects = specification if isinstance(specification, list | tuple) else [specification]
+    if not objects:
+        raise BadRequest(
+            f"expected an object, or a list with one at least, in {KEY!r}; got an empty list. Leave it out."
+        )
+    pushes = tuple(_push(one, served) for one in objects)
+    counts: dict[int, int] = {}
+    for push in pushes:
+        for layer in push.layers:
+            counts[layer] = counts.get(layer, 0) + 1
+    if (most := max(counts.values())) > slots:
+        raise BadRequest(
+            f"expected at most {slots} vectors at one layer; got {most}. Start the server with slots={most}, or add "
+            "vectors up before."
+        )
+    return tuple(push for push in pushes if push.coefficient != 0)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _push(one: Any, served: Mapping[str, Served]) -> Push:
+    if not isinstance(one, Mapping):
+        raise BadRequest(f"expected an object with 'vector' in {KEY!r}; got {one!r:.80}. Send an object.")
+    if unknown := sorted(str(name) for name in set(one) - set(FIELDS)):
+        raise BadRequest(f"expected fields among {FIELDS} in {KEY!r}; got {unknown}. Remove or rename them.")
+    name = one.get("vector")
+    if not isinstance(name, str) or name not in served:
+        known = ", ".join(sorted(served)) or "none"
+        raise BadRequest(f"expected a served vector ({known}) as 'vector'; got {name!r:.80}. Ask for one of these.")
+    vector = served[name]
+    if vector.error:
+        raise BadRequest(f"expected a vector that fits the served model; got {name!r}: {vector.error}. Use another.")
+    operation = one.get("operation", "add")
+    if operation not in OPERATIONS:
+        raise BadRequest(f"expected an operation among {OPERATIONS}; got {operation!r:.80}. Send one of these.")
+    layers = _layers(one.get("layer"), vector)
+    if operation == "ablate" and (zero := [layer for layer in layers if layer in vector.zero]):
+        raise BadRequest(f"expected a direction to ablate; the vector {name!r} is zero at layers {zero}. Use others.")
+    positions = one.get("positions", "from_last_prompt_token")
+    try:
+        parse_positions(positions)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    return Push(vector.content, layers, _coefficient(one.get("coefficient", 1.0)), positions, operation)
+
+
+def _layers(layer: Any, vector: Served) -> tuple[int, ...]:
+    held = vector.layers
+    if layer == "all" or (layer is None and len(held) == 1):
+        return held
+    wanted = layer if isinstance(layer, list | tuple) else [layer]
+    bad = [one for one in wanted if isinstance(one, bool) or not isinstance(one, int) or one not in held]
+    if bad or not wanted or len(set(wanted)) < len(wanted):
+        raise BadRequest(
+            f"expected 'layer' as one of the layers {list(held)} of the vector {vector.name!r}, a list of them without "
+            f'repeats, or "all"; got {layer!r:.80}. Send such a layer.'
+        )
+    return tuple(sorted(wanted))
+
+
+def _coefficient(value: Any) -> float:
+    if not _is_number(value):
+        raise BadRequest(f"expected a finite number as 'coefficient'; got {value!r:.80}. Send a number.")
+    return float(value)
+
+
+def to_wire(asked: Asked) -> dict[str, Any]:
+    """What is asked for as plain data, as it travels to the workers."""
+    return asdict(asked)
+
+
+def from_wire(data: Mapping[str, Any]) -> Asked:
+    """What is asked for, of `to_wire`; sequences may have become lists on the way."""
+    pushes = tuple(Push(**{**one, "layers": tuple(one["layers"])}) for one in data["pushes"])
+    draw, read = data["draw"], data["read"]
+    return Asked(
+        pushes,
+        data["prompt"],
+        None if draw is None else Draw(**{**draw, "stream": _tuple(draw["stream"])}),
+        None if read is None else Read(**{**read, "layers": tuple(read["layers"])}),
+    )
+
+
+def cache_keys(pushes: Sequence[Push], prompt_length: int, stop: int, n_layers: int) -> tuple[tuple[Any, ...], ...]:
+    """What the keys and values of the positions before `stop` depend on, beyond the tokens.
+
+    A block of the prefix cache that ends at `stop` may be shared by requests whose tokens up to there and whose keys
+    are equal. A push that begins at `stop` or later is not among them, so that what precedes it is shared with plain
+    requests; nor is one at the last layer alone, whose output no key or value depends on.
+
+    Args:
+        pushes: of the request.
+        prompt_length: of the request, in tokens.
+        stop: end of the block, in tokens.
+        n_layers: number of the model's blocks.
+    """
+    keys = []
+    for push in pushes:
+        low, high = push.columns(prompt_length)
+        layers = tuple(layer for layer in push.layers if layer < n_layers - 1)
+        if low < min(high, stop) and layers:
+            keys.append((KEY, push.content, layers, push.coefficient, push.operation, low, min(high, stop)))
+    return tuple(keys)
+
+
+def spans(pushes: Sequence[Push], prompt_length: int, computed: int, scheduled: int) -> list[tuple[Push, int, int]]:
+    """Which of a request's scheduled tokens each push steers, as half-open ranges of offsets.
+
+    The absolute position of a token is the number of computed tokens plus its offset. Whether a token belongs to the
+    prompt follows from its position alone: a prompt may come in chunks, or again after a preemption with the tokens
+    that were generated before.
+
+    Args:
+        pushes: of the request.
+        prompt_length: of the request's prompt, in tokens.
+        computed: tokens that were computed in earlier steps.
+        scheduled: tokens of this step.
+    """
+    found = []
+    for push in pushes:
+        low, high = push.columns(prompt_length)
+        start, stop = max(low - computed, 0), min(high - computed, scheduled)
+        if start < stop:
+            found.append((push, start, stop))
+    return found
+
+
+__all__ = [
+    "DRAW",
+    "END",
+    "KEY",
+    "KEYS",
+    "PROMPT",
+    "READ",
+    "SLOTS",
+    "Asked",
+    "BadRequest",
+    "Draw",
+    "Push",
+    "Read",
+    "Served",
+    "cache_keys",
+    "check_keys",
+    "from_wire",
+    "parse",
+    "parse_all",
+    "spans",
+    "to_wire",
+]

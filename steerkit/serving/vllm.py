@@ -1,0 +1,120 @@
+"""VLLM: an engine of vLLM in this process, for sweeps and capture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from steerkit.serving.checkpoint import checkpoint_folder, fingerprint_of_folder
+from steerkit.serving.folder import NAME, VectorFolder
+from steerkit.serving.plugin import PLUGIN, Settings, folder_of_config, listing_of
+from steerkit.serving.remote import Finished, Remote, Sent
+from steerkit.vectors.vector import SteeringVector
+
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+"""Set where they are not: vLLM would take 4 GiB for the cache, and leave one processor idle."""
+
+
+class VLLM(Remote):
+    """An engine of vLLM in this process.
+
+    Args:
+        checkpoint: hub id, folder or GGUF file.
+        vectors: folder of the vectors that it uses; it is made.
+        sums: largest number of labels that `collect_means` reads at a time.
+        capacity: largest number of (vector, layer) pairs.
+        foreign: also serve vectors that were read from other weights.
+        options: further arguments of `vllm.LLM`, e.g. `dtype="float32"`, `max_model_len=2048`.
+
+    Raises:
+        ImportError: vLLM is not installed.
+        RuntimeError, UnknownLayout: the model cannot be steered there; see `steerkit.serving.plugin`.
+
+    Example:
+        >>> engine = sk.serving.VLLM("HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32")
+        >>> result = sk.sweep(None, tokenizer, vector, prompts, layers=14, coefficients=[-1, 0, 1], engine=engine)
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        *,
+        vectors: str | Path = "runs/vllm-vectors",
+        sums: int = 4,
+        capacity: int = 512,
+        foreign: bool = False,
+        **options: Any,
+    ) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        Path(vectors).mkdir(parents=True, exist_ok=True)
+        folder = checkpoint_folder(str(checkpoint), Path("runs/checkpoints"))
+        print_of = fingerprint_of_folder(Path(folder)) if Path(folder).is_dir() else None
+        self.settings = Settings(
+            str(Path(vectors).resolve()), capacity=capacity, sums=sums, foreign=foreign, fingerprint=print_of
+        )
+        from vllm import LLM
+
+        self.llm: Any = LLM(
+            model=str(folder),
+            additional_config={PLUGIN: self.settings.as_dict()},
+            disable_log_stats=options.pop("disable_log_stats", True),
+            **options,
+        )
+        self.config = self.llm.llm_engine.vllm_config
+        self.folder: VectorFolder = folder_of_config(self.config, self.settings)
+
+    def listing(self) -> dict[str, Any]:
+        """See `Remote`."""
+        return listing_of(self.config, self.folder, self.settings)
+
+    def put(self, name: str, vector: SteeringVector) -> None:
+        """See `Remote`."""
+        if NAME.fullmatch(name) is None:
+            raise ValueError(f"expected a name of letters, digits, '.', '_' and '-'; got {name!r}. Rename the vector.")
+        path = self.folder.path / f"{name}.safetensors"
+        vector.save(path)
+        if error := self.folder.served()[name].error:
+            path.unlink()
+            raise ValueError(f"expected a vector that fits the served model; got {name!r}: {error}. Pass another.")
+
+    def delete(self, name: str) -> None:
+        """See `Remote`."""
+        (self.folder.path / f"{name}.safetensors").unlink(missing_ok=True)
+
+    def complete(self, requests: Sequence[Sent]) -> Iterator[Finished]:
+        """See `Remote`."""
+        from vllm import SamplingParams
+
+        engine = self.llm.llm_engine
+        waiting = {}
+        try:
+            for number, one in enumerate(requests):
+                params = SamplingParams(
+                    temperature=0.0,
+                    max_tokens=one.count,
+                    ignore_eos=True,
+                    stop_token_ids=list(one.stops),
+                    extra_args=dict(one.extra) or None,
+                    detokenize=False,
+                )
+                name = f"steerkit-{id(requests)}-{number}"
+                prompt: dict[str, Any] = {"prompt_token_ids": list(one.prompt)}
+                if one.salt is not None:
+                    prompt["cache_salt"] = one.salt
+                engine.add_request(name, prompt, params)
+                waiting[name] = number
+            while waiting:
+                for output in engine.step():
+                    if output.finished:
+                        yield waiting.pop(output.request_id), tuple(output.outputs[0].token_ids)
+        finally:
+            if waiting:
+                engine.abort_request(list(waiting))
+
+    def call(self, name: str, argument: Any) -> list[Any]:
+        """See `Remote`."""
+        arguments = () if argument is None else (argument,)
+        return list(self.llm.collective_rpc(f"steerkit_{name}", args=arguments))[:1]  # all workers have the same

@@ -1,0 +1,178 @@
+"""Specifications of requests: what is accepted or refused, which positions are steered, what the cache shares."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steerkit.serving.request import (
+    DRAW,
+    KEY,
+    PROMPT,
+    READ,
+    Asked,
+    BadRequest,
+    Draw,
+    Push,
+    Served,
+    cache_keys,
+    from_wire,
+    parse,
+    parse_all,
+    spans,
+    to_wire,
+)
+from steerkit.steering.positions import POSITIONS
+
+SERVED = {"one": Served("one", "c1", (16,)), "many": Served("many", "c2", (0, 8, 29), zero=(8,))}
+
+
+def test_a_specification_has_the_defaults_of_a_steering() -> None:
+    (push,) = parse({"vector": "one"}, SERVED)
+    assert push == Push("c1", (16,), 1.0, "from_last_prompt_token", "add")
+    assert parse('{"vector": "one"}', SERVED) == (push,) == parse([{"vector": "one"}], SERVED)
+    full = {"vector": "many", "layer": [29, 0], "coefficient": -2, "positions": "all:5", "operation": "ablate"}
+    assert parse(json.dumps([full]), SERVED) == (Push("c2", (0, 29), -2.0, "all:5", "ablate"),)
+    assert parse({"vector": "many", "layer": "all"}, SERVED)[0].layers == (0, 8, 29)
+    assert parse({"vector": "one", "coefficient": 0}, SERVED) == ()
+
+
+@pytest.mark.parametrize(
+    ("specification", "message"),
+    [
+        ("{", "expected JSON"),
+        ('{"vector": "one", "coefficient": NaN}', "expected JSON"),
+        ([], "empty list"),
+        ("one", "expected JSON"),
+        (7, "expected an object"),
+        ([["one"]], "expected an object"),
+        ({}, "expected a served vector"),
+        ({"vector": "../one"}, "expected a served vector"),
+        ({"vector": ["one"]}, "expected a served vector"),
+        ({"vector": "one", "coeficient": 2}, "coeficient"),
+        ({"vector": "one", "layer": 15}, "layers \\[16\\]"),
+        ({"vector": "one", "layer": -1}, "'layer'"),
+        ({"vector": "one", "layer": True}, "'layer'"),
+        ({"vector": "many"}, "'layer'"),
+        ({"vector": "many", "layer": []}, "'layer'"),
+        ({"vector": "many", "layer": [0, 0]}, "without repeats"),
+        ({"vector": "many", "layer": 8, "operation": "ablate"}, "zero at layers \\[8\\]"),
+        ({"vector": "one", "coefficient": "2"}, "finite number"),
+        ({"vector": "one", "coefficient": True}, "finite number"),
+        ({"vector": "one", "coefficient": float("inf")}, "finite number"),
+        ({"vector": "one", "positions": "sometimes"}, "expected positions"),
+        ({"vector": "one", "positions": "all:0"}, "expected positions"),
+        ({"vector": "one", "positions": None}, "expected positions"),
+        ({"vector": "one", "operation": "scale"}, "expected an operation"),
+        ([{"vector": "one"}] * 5, "at most 4 vectors at one layer; got 5"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_with_the_reason(specification, message) -> None:
+    with pytest.raises(BadRequest, match=message):
+        parse(specification, SERVED)
+
+
+def everything(extra: dict) -> Asked:
+    return parse_all(extra, SERVED, slots=4, n_prompt=9, n_new=5, n_layers=30)
+
+
+DRAWN = {"name": "row", "stream": [0, "p", [1]], "temperature": 0.7, "top_p": 0.9}
+READING = {"key": "job/x", "layers": [0, 29], "start": 2, "stop": 9, "weight": 0.5}
+
+
+def test_what_is_asked_for_travels_as_plain_data() -> None:
+    pushes = [{"vector": "one"}, {"vector": "many", "layer": 0, "operation": "ablate"}]
+    for extra in ({KEY: pushes, PROMPT: 4, DRAW: DRAWN}, {READ: READING}, {DRAW: json.dumps(DRAWN)}, {}, {"other": 1}):
+        asked = everything(extra)
+        assert from_wire(json.loads(json.dumps(to_wire(asked)))) == asked
+    assert everything({DRAW: DRAWN}).draw == Draw("row", (0, "p", (1,)), 0.7, 0.9, 5)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"steering": {"vector": "one"}}, "steering"),
+        ({"Steerkit": {"vector": "one"}}, "Steerkit"),
+        ({"steerkit-draw": DRAWN}, "steerkit-draw"),
+        ({PROMPT: 0}, "from 1 to the prompt's 9"),
+        ({PROMPT: 10}, "from 1 to the prompt's 9"),
+        ({PROMPT: True}, "from 1 to the prompt's 9"),
+        ({DRAW: {**DRAWN, "temperature": -1}}, "temperature"),
+        ({DRAW: {**DRAWN, "top_p": 0}}, "top_p"),
+        ({DRAW: {**DRAWN, "stream": "p"}}, "a list as 'stream'"),
+        ({DRAW: {**DRAWN, "count": 5}}, "expected an object with"),
+        ({DRAW: {"name": "row"}}, "expected an object with"),
+        ({DRAW: "{"}, "expected JSON"),
+        ({READ: {**READING, "stop": 10}}, "stop <= 9"),
+        ({READ: {**READING, "start": 9}}, "stop <= 9"),
+        ({READ: {**READING, "start": -1}}, "stop <= 9"),
+        ({READ: {**READING, "layers": [30]}}, "from 0 to 29"),
+        ({READ: {**READING, "layers": []}}, "from 0 to 29"),
+        ({READ: {**READING, "layers": [1, 1]}}, "each once"),
+        ({READ: {**READING, "layers": "all"}}, "layers as a list"),
+        ({READ: {**READING, "weight": float("nan")}}, "a number as 'weight'"),
+        ({READ: READING, KEY: {"vector": "one"}}, "got both"),
+    ],
+)
+def test_what_else_cannot_be_served_is_refused_with_the_reason(extra, message) -> None:
+    with pytest.raises(BadRequest, match=message):
+        everything(extra)
+
+
+POSITION = st.one_of(
+    st.sampled_from(POSITIONS), st.builds("{}:{}".format, st.sampled_from(POSITIONS), st.integers(1, 12))
+)
+
+
+def steered(positions: str, prompt: int, position: int) -> bool:
+    """Whether a position is steered, said slowly."""
+    name, _, k = positions.partition(":")
+    first = {"generated": prompt, "from_last_prompt_token": prompt - 1, "prompt": 0, "all": 0}[name]
+    inside = first <= position and (name != "prompt" or position < prompt)
+    return inside and (not k or position < first + int(k))
+
+
+@given(POSITION, st.integers(1, 10), st.lists(st.integers(1, 5), min_size=1, max_size=8))
+def test_chunks_of_any_size_steer_the_positions_that_the_whole_steers(positions, prompt, chunks) -> None:
+    push = Push("c", (3,), 1.0, positions, "add")
+    found, computed = [], 0
+    for scheduled in chunks:
+        found += [computed + i for _, a, b in spans([push], prompt, computed, scheduled) for i in range(a, b)]
+        computed += scheduled
+    assert found == [position for position in range(computed) if steered(positions, prompt, position)]
+
+
+PUSH = st.builds(
+    Push,
+    st.sampled_from(["a", "b"]),
+    st.sampled_from([(1,), (3,), (1, 3)]),
+    st.sampled_from([1.0, 2.0]),
+    POSITION,
+    st.sampled_from(["add", "ablate"]),
+)
+
+
+@given(st.lists(PUSH, max_size=2), st.integers(1, 8), st.lists(PUSH, max_size=2), st.integers(1, 8), st.integers(1, 12))
+def test_equal_keys_mean_equal_pushes_on_every_position_before_the_end_of_a_block(ours, n, theirs, m, stop) -> None:
+    """Model of 4 layers: a push at layer 3, the last, changes no key or value."""
+
+    def acts(pushes: list[Push], prompt: int) -> list[list[tuple]]:
+        return [
+            [
+                (push.content, layer, push.coefficient, push.operation)
+                for push in pushes
+                for layer in push.layers
+                if layer < 3 and steered(push.positions, prompt, position)
+            ]
+            for position in range(stop)
+        ]
+
+    equal_keys = cache_keys(ours, n, stop, 4) == cache_keys(theirs, m, stop, 4)
+    if equal_keys:
+        assert acts(ours, n) == acts(theirs, m)
+    if len(ours) == len(theirs) == 1 and acts(ours, n) == acts(theirs, m):
+        assert equal_keys  # nothing that is equal is kept apart
+    assert cache_keys(ours, n, stop, 4) or not any(acts(ours, n))
