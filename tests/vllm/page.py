@@ -1,7 +1,8 @@
 """The commands and the code of docs/serving.md, run as they are written.
 
-Run by `python -m pytest tests/vllm/page.py` in the environment of vLLM. Three things differ from the page: `make serve-env`
-does nothing, since it has run; the server is started in the background; the task of lm-evaluation-harness is a local one.
+Run by `python -m pytest tests/vllm/page.py` in the environment of vLLM. Three things differ from the page:
+`make serve-env` does nothing, since it has run; the server is started in the background; the task of
+lm-evaluation-harness is a local one.
 """
 
 from __future__ import annotations
@@ -64,7 +65,12 @@ def started(tmp_path_factory) -> Iterator[tuple[Path, Live]]:
     log = folder / "server.log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            ["bash", "-c", f"exec {server}"], cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True
+            ["bash", "-c", f"exec {server}"],
+            cwd=folder,
+            env=environment,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
     live = Live(folder, folder / "runs" / "served", log, port=8000, process=process)  # type: ignore[arg-type]
     try:
