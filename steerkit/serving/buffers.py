@@ -36,6 +36,15 @@ class LayerBuffers(nn.Module):
         sums: largest number of sums that are read at a time; 0: nothing can be read.
     """
 
+    bank: Tensor
+    row: Tensor
+    add: Tensor
+    ablate: Tensor
+    sum: Tensor
+    norm: Tensor
+    weight: Tensor
+    into: Tensor
+
     def __init__(self, bank: Tensor, tokens: int, slots: int, sums: int) -> None:
         super().__init__()
         device, d_model = bank.device, bank.shape[1]

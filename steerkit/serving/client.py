@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ class Server(Remote):
                     return
                 data = json.dumps({"model": self._names[url], **body}).encode()
                 try:
-                    answer = self._patiently(lambda data=data: _read(connections, "POST", "/completions", data))
+                    answer = self._patiently(partial(_read, connections, "POST", "/completions", data))
                     results.put((number, answer))
                 except Exception as error:
                     results.put(error)

@@ -81,7 +81,12 @@ def probe(blocks: tuple[nn.Module, ...], run: Callable[[], Tensor]) -> Layout:
         UnknownLayout: the last block's output has another form, or neither reading of a pair fits.
     """
     seen: list[Any] = []
-    with _replaced(blocks[-1], lambda output: (seen.append(output), output)[1]):
+
+    def keep(output: Any) -> Any:
+        seen.append(output)
+        return output
+
+    with _replaced(blocks[-1], keep):
         run()
     output = seen[-1]
     if isinstance(output, Tensor):
