@@ -89,7 +89,7 @@ def _table(header: tuple[str, ...], rows: list[list[str]]) -> str:
 
 
 def _interval(row: Any, names: tuple[str, str, str] = ("gain", "low", "high"), digits: int = 2) -> str:
-    mean, low, high = (getattr(row, name) for name in names)
+    mean, low, high = (row[name] if isinstance(row, pd.Series) else getattr(row, name) for name in names)
     return interval_text(mean, low, high, digits)
 
 

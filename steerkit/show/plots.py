@@ -231,7 +231,7 @@ def curve_grid(
             if zero and score in zero:
                 axes.axhline(zero[score], color=INK, lw=0.7, ls=(0, (2, 2)), zorder=1)
             if score in log:
-                _set_log_axis(axes)
+                _set_log_axis(axes, min(float(part["mean"].min()) for part in row.values()))
             most_ticks = 8 if len(doses) == 1 else 5
             axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(most_ticks, steps=[1, 2, 4, 5, 10]))
     for (persona, dose), top, bottom in zip(doses.items(), grid[0], grid[-1], strict=True):
@@ -248,11 +248,17 @@ def curve_grid(
     return figure
 
 
-def _set_log_axis(axes: Any) -> None:
-    """Make the y axis logarithmic, with plain numbers at 1, 2 and 5 per decade, or at 1 where it spans many."""
+def _set_log_axis(axes: Any, least: float) -> None:
+    """Make the y axis logarithmic, with plain numbers at 1, 2 and 5 per decade, or at 1 where it spans many.
+
+    Bands that reach to 0 or below are cut at half of the smallest mean, `least`.
+    """
     ticker = _matplotlib().ticker
     axes.set_yscale("log", subs=[])
     low, high = axes.get_ylim()
+    if low < least / 2:
+        low = least / 2
+        axes.set_ylim(low, high)
     ticks = ticker.LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,), numticks=99)
     axes.yaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_formatter=ticker.NullFormatter())
 

@@ -38,6 +38,8 @@ def interval_text(
 ) -> str:
     """An estimate with its interval, `0.42 [0.31, 0.53]`; the estimate alone where it has no interval or is NaN.
 
+    An interval that holds every number, as that of a ratio can, is `(unbounded)`.
+
     Args:
         mean: the estimate.
         low: the lower end of its interval.
@@ -53,6 +55,8 @@ def interval_text(
     shown = number_text(mean, digits, typographic=typographic, signed=signed)
     if low is None or high is None or math.isnan(mean):
         return shown
+    if math.isinf(low) and math.isinf(high):
+        return f"{shown} (unbounded)"
     ends = [number_text(end, digits, typographic=typographic, signed=signed) for end in (low, high)]
     return f"{shown} [{ends[0]}, {ends[1]}]"
 

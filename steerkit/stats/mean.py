@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 EXACT_UNITS = 15
 """Up to this many units all flips of signs are counted, else `FLIPS` random ones."""
 FLIPS = 20_000
+SMALLEST_ERROR = 0.1
+"""The least standard error of a resample in the studentised bootstrap, as a share of the sample's."""
 _BLOCK = 2**20  # numbers held at once; it bounds memory and does not change the draws
 
 
@@ -55,7 +57,9 @@ def mean_interval(
     The interval reaches from the lower of two lower ends to the higher of two upper ends: those of Student's t,
     `m -+ t_{G-1} se`, and those of the studentised bootstrap, `m - q se` with q the quantiles of
     `(m* - m) / se*` over resamples of units. The first alone is too narrow for skewed values, the second alone for few
-    and for discrete ones. The p-value is that of the sign-flip test of `mean = 0`: the share of all assignments of
+    and for discrete ones. To se* a tenth of se is added in squares (and the ratio is scaled up by as much): where all
+    units but one are nearly equal, resamples without this one would otherwise have almost no error and decide the
+    interval. The p-value is that of the sign-flip test of `mean = 0`: the share of all assignments of
     signs to the units whose mean is as far from 0, exact for at most 15 units. It needs symmetric values under the null
     hypothesis, which differences of two exchangeable measurements are.
 
@@ -181,13 +185,14 @@ def _studentised(
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK // len(centred))
     scale = np.abs(centred).max()
+    least = SMALLEST_ERROR * float(_standard_error(centred, counts, np.ones((1, len(centred))))[1][0])
     found = []
     for start in range(0, n_boot, block):
         weights = _draw_counts(rng, min(block, n_boot - start), len(centred))
         means, errors = _standard_error(centred, counts, weights)
         differ = errors > 1e-6 * scale  # the error of equal units is 0 up to the root of the rounding
-        found.append(means[differ] / errors[differ])
-    return np.concatenate(found)
+        found.append(means[differ] / np.hypot(errors[differ], least))
+    return np.hypot(1, SMALLEST_ERROR) * np.concatenate(found)
 
 
 def sign_flip(totals: ArrayLike, seed: int = 0) -> float:

@@ -50,11 +50,17 @@ def test_the_interval_holds_students_and_the_studentised_bootstraps() -> None:
     rng, ratios = np.random.default_rng(5), []
     for _ in range(20_000):
         drawn = rng.choice(x, 12)
-        ratios.append((drawn.mean() - x.mean()) / stats.sem(drawn))
+        ratios.append((drawn.mean() - x.mean()) / np.hypot(stats.sem(drawn), 0.1 * stats.sem(x)) * np.hypot(1, 0.1))
     above, below = np.quantile(ratios, [0.025, 0.975])
     slow = x.mean() - below * stats.sem(x), x.mean() - above * stats.sem(x)
     assert found.low == pytest.approx(min(t[0], slow[0]), rel=0.03)
     assert found.high == pytest.approx(max(t[1], slow[1]), rel=0.05) and found.high > 1.1 * t[1]
+
+
+def test_one_value_apart_from_nearly_equal_ones_does_not_make_the_interval_endless() -> None:
+    x = np.array([0.97, 0.98, 0.99, 1.0, 1.0, 0.96, 0.99, 0.98, 0.97, 0.3])
+    found = mean_interval(x)
+    assert 0.5 < found.high - found.low < 15 * stats.sem(x)
 
 
 def test_groups_are_units() -> None:
