@@ -176,7 +176,12 @@ TINY: Mapping[str, Preset] = {
         family="clues",
         turns=True,
         base=replace(TWO_SUM.base, stop_at=0.2),
-        sft=replace(TWO_SUM.sft, steps=500),
+        sft=replace(TWO_SUM.sft, steps=500, learning_rate=5e-4),
+        rates={
+            "SFT on shuffled turns": 4e-3,
+            "SFT on gold answers": 1e-3,
+            "SFT on right answers": 1e-3,
+        },
         grpo=replace(TWO_SUM.grpo, anneal=replace(TWO_SUM.grpo.anneal, clip=(112, 70))),
     ),
 }

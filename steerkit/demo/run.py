@@ -126,8 +126,12 @@ def run_test(
     norms: Mapping[Layer, float],
     settings: DemoSettings,
     out: Path,
+    engine: Any = None,
 ) -> SweepResult:
-    """Sweep the test questions once with the chosen settings: each vector, its random and its shuffled controls."""
+    """Sweep the test questions once with the chosen settings: each vector, its random and its shuffled controls.
+
+    `engine` is that of `sk.sweep`: what generates instead of this process.
+    """
     tables = []
     for persona, choice in choices.items():
         whole, shuffled = vectors[persona, choice.source]
@@ -145,6 +149,7 @@ def run_test(
             seed=settings.seed,
             stream_norms=norms,
             out=out / "test" / persona,
+            engine=engine,
         )
         tables.append(result)
     path = out / "tables" / "test.parquet"
