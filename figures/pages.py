@@ -260,6 +260,22 @@ def agents_table(folder: Path) -> str:
     return _table(("", "agent 1", "agent 2", "agent 3"), rows)
 
 
+def rates_table(folder: Path) -> str:
+    """Validation accuracy of each method at each learning rate of its SFT; the chosen one in bold."""
+    parts = {family: _read(f"rates/rates-{family}", folder)[0] for family in ("clues", "two_sum")}
+    factors = sorted({factor for part in parts.values() for factor in part["factor"]})
+    rows = []
+    for family, part in parts.items():
+        for method, of_method in part.groupby("method", sort=False):
+            by_factor = {row.factor: row for row in of_method.itertuples()}
+            cells = [
+                "" if one is None else f"**{100 * one.accuracy:.1f}**" if one.chosen else f"{100 * one.accuracy:.1f}"
+                for one in map(by_factor.get, factors)
+            ]
+            rows.append([family, str(method), *cells])
+    return _table(("family", "method", *(f"{factor:g} x" for factor in factors)), rows)
+
+
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "demo": demo_table,
     "speed": speed_table,
@@ -271,6 +287,7 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "training-clues": partial(training_table, family="clues"),
     "training-two-sum": partial(training_table, family="two_sum"),
     "training-malice": partial(training_table, family="malice"),
+    "rates": rates_table,
     "training-smollm2": partial(training_table, family="addition", preset="smollm2"),
 }
 """Name of a generated table -> its text."""

@@ -139,7 +139,13 @@ TWO_SUM = replace(
     untagged=True,
     debate=Setting(sampling=Sampling(0.7, 0.9, 100)),
     sampling=Sampling(0.7, 0.9, 240),
-    sft=replace(ARITHMETIC.sft, steps=1000, structure_dropout=0.5, cut_to="revision"),
+    sft=replace(ARITHMETIC.sft, steps=1000, learning_rate=2.5e-4, structure_dropout=0.5, cut_to="revision"),
+    rates={
+        "SFT on shuffled turns": 1e-3,
+        "SFT on gold answers": 4e-3,
+        "SFT on right answers": 2.5e-4,
+        "DebateGPT + GRPO": 2e-3,
+    },
     grpo=replace(
         ARITHMETIC.grpo,
         anneal=Anneal("gated", weight=(0.1, 0.015), clip=(200, 96), share=0.4),
@@ -181,6 +187,7 @@ TINY: Mapping[str, Preset] = {
             "SFT on shuffled turns": 4e-3,
             "SFT on gold answers": 1e-3,
             "SFT on right answers": 1e-3,
+            "DebateGPT + GRPO": 5e-4,
         },
         grpo=replace(TWO_SUM.grpo, anneal=replace(TWO_SUM.grpo.anneal, clip=(112, 70))),
     ),

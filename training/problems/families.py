@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from itertools import count, product
 
 from steerkit.io.files import sha256
@@ -194,6 +195,12 @@ DRAWN_BEFORE: Mapping[str, Mapping[int, int]] = {
 _BLOCKS = 1_000_000  # seed of the order in which `questions_of_seed` deals
 
 
+@lru_cache(maxsize=8)
+def _drawn(generate: Generator, drawn: tuple[tuple[int, int], ...]) -> frozenset[str]:
+    """The questions that `(seed, number)` pairs have drawn."""
+    return frozenset(problem.question for seed, number in drawn for problem in generate(number, seed, "test"))
+
+
 def questions_of_seed(family: str, n: int, seed: int, draw: Generator | None = None) -> list[Problem]:
     """Return the test questions of a training seed.
 
@@ -215,11 +222,7 @@ def questions_of_seed(family: str, n: int, seed: int, draw: Generator | None = N
     generate = draw or FAMILIES[family]
     if seed not in REPORTED_SEEDS:
         return generate(n, seed, "test")
-    used = {
-        problem.question
-        for earlier, count in DRAWN_BEFORE.get(family, {}).items()
-        for problem in generate(count, earlier, "test")
-    }
+    used = _drawn(generate, tuple(DRAWN_BEFORE.get(family, {}).items()))
     number = REPORTED_SEEDS.index(seed)
     try:
         dealt = generate(len(used) + n * (number + 1), _BLOCKS, "test")
