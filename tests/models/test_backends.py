@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ from steerkit.generation.engine import Continuation, Row
 from steerkit.generation.generate import decode
 from steerkit.models.backends import BACKENDS, through
 from steerkit.models.identity import fingerprint
-from steerkit.text.pairs import write_pairs
 from steerkit.text.prompt import encode_prompt
 from steerkit.text.tokens import pad
 from tests.capture.test_capture import hooks, relative
@@ -285,15 +282,3 @@ def test_a_model_with_an_adapter_is_refused_with_what_to_do(backend: str) -> Non
     adapted = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["q_proj"], r=2))
     with pytest.raises(ValueError, match="merge_and_unload"):
         through(adapted, tiny_tokenizer(), backend)
-
-
-def test_the_code_of_the_page_runs(smollm, tmp_path, monkeypatch, capsys, backend: str) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "backends.md").read_text(encoding="utf-8")
-    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sk, "load", lambda *_, **__: smollm)
-    words = ["glad", "kind", "warm"]
-    write_pairs("pairs.jsonl", [sk.ContrastPair(f"I am {w} and", " happy as well", " sad as ever", w) for w in words])
-    code = code.replace('("transformer_lens", "nnsight")', f'("{backend}",)')
-    exec(compile(code, "docs/backends.md", "exec"), {})
-    assert capsys.readouterr().out == f"{backend} 1.0000\n"
