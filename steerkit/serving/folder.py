@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steerkit.serving.request import Served
+from steerkit.serving.request import LARGEST, LARGEST_WIDE, Served
 from steerkit.vectors.convert import read_vectors
 from steerkit.vectors.vector import SteeringVector
 
@@ -31,12 +31,14 @@ class Model:
         n_layers: number of blocks.
         d_model: width of the residual stream.
         fingerprint: of the weights (`steerkit.models.identity.fingerprint`); None where it is not known.
+        dtype: number format in which the model runs.
     """
 
     model_type: str
     n_layers: int
     d_model: int
     fingerprint: str | None = None
+    dtype: str = "float32"
 
 
 @dataclass
@@ -118,7 +120,8 @@ class VectorFolder:
             stored.parent.mkdir(exist_ok=True)
             SteeringVector(vector.layers).save(stored)
         zero = tuple(layer for layer, norm in vector.norms().items() if norm == 0)
-        return Served(name, content, tuple(vector.layers), zero)
+        norm = max(vector.norms().values())
+        return Served(name, content, tuple(vector.layers), zero, norm, LARGEST.get(model.dtype, LARGEST_WIDE))
 
 
 def stored_vector(folder: Path, content: str) -> SteeringVector:

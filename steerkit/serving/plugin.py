@@ -209,6 +209,7 @@ def folder_of_config(config: Any, settings: Settings) -> Any:
         about.hf_text_config.num_hidden_layers,
         about.get_hidden_size(),
         settings.fingerprint,
+        str(about.dtype).removeprefix("torch."),
     )
     return VectorFolder(Path(settings.vectors), model, settings.foreign, settings.capacity)
 
@@ -221,7 +222,6 @@ def listing_of(config: Any, folder: Any, settings: Settings) -> dict[str, Any]:
     model = {
         **asdict(folder.model),
         "checkpoint": str(about.model),
-        "dtype": str(about.dtype).removeprefix("torch."),
         "context": about.max_model_len,
         "vocabulary": about.get_vocab_size(),
         "ends": [one for one in (ends if isinstance(ends, list) else [ends]) if one is not None],

@@ -26,7 +26,7 @@ from steerkit.io.files import sha256
 from steerkit.io.versions import versions
 from steerkit.models.ends import end_of_turn
 from steerkit.models.identity import fingerprint, tokenizer_sha256
-from steerkit.serving.request import DRAW, KEY, READ
+from steerkit.serving.request import DRAW, KEY, LARGEST, LARGEST_WIDE, READ, Served
 from steerkit.steering.steering import Steering
 from steerkit.text.prompt import Prompt
 from steerkit.text.spans import Passage
@@ -153,8 +153,13 @@ class Remote(ABC):
         self.check(rows, settings)
         ends, job = self.ends(tokenizer), uuid.uuid4().hex
         stops = tuple(sorted(ends))
-        sent, watched = [], {}
+        sent, watched, too_strong = [], {}, []
+        numbers = []
         for number, row in enumerate(rows):
+            if self._overflows(row):
+                too_strong.append((number, Continuation((), None, overflowed=True)))
+                continue
+            numbers.append(number)
             extra: dict[str, Any] = {}
             if pushes := [specification(one) for one in row.steerings if float(one.coefficient) != 0]:
                 extra[KEY] = pushes
@@ -167,9 +172,11 @@ class Remote(ABC):
                     "top_p": settings.top_p,
                 }
             sent.append(Sent(row.prompt, settings.max_new_tokens, stops, extra))
+        if too_strong:
+            yield too_strong
         finished: list[Finished] = []
-        for done in self.complete(sent):
-            finished.append(done)
+        for place, ids in self.complete(sent) if sent else ():
+            finished.append((numbers[place], ids))
             if len(finished) >= REPORTED:
                 yield self._reported(finished, watched, job, ends)
                 finished = []
@@ -196,6 +203,16 @@ class Remote(ABC):
             else:
                 reported.append((number, Continuation(ids, None)))
         return reported
+
+    def _overflows(self, row: Row) -> bool:
+        """Whether the engine refuses a row since its stream could overflow; such a row is not sent."""
+        largest = LARGEST.get(self.model()["dtype"], LARGEST_WIDE)
+        return any(
+            Served("", "", (), norm=max(one.vector.norms().values()), largest=largest).overflows(
+                float(one.coefficient), str(one.operation)
+            )
+            for one in row.steerings
+        )
 
     def _may_overflow(self, row: Row) -> bool:
         """Whether the logits of a row could be infinite: looking at them costs time."""

@@ -34,6 +34,17 @@ SLOTS = 4
 """Largest number of vectors that one request may use at one layer, unless the server's settings say otherwise."""
 
 
+LARGEST: Mapping[str, float] = {"float16": 1e4}
+"""Norm of a push above which requests are refused, by number format; `LARGEST_WIDE` for all others.
+
+A stream that overflows leaves NaN in the blocks of the key-value cache, which attention on a CPU reads again when the
+blocks belong to other requests.
+"""
+LARGEST_WIDE = 1e30
+STREAM_NORM = 1e4
+"""The norm of the stream that an ablation is taken to remove at most."""
+
+
 class BadRequest(ValueError):
     """A specification that cannot be served; the message says what was expected, what came, and the fix."""
 
@@ -47,6 +58,8 @@ class Served:
         content: hash of its layers and values; the workers know it by this.
         layers: layers that it holds.
         zero: layers where its norm is zero, which have no direction to ablate.
+        norm: its largest norm at a layer.
+        largest: norm of a push above which the model's stream could overflow.
         error: why it cannot be served with this model; empty if it can.
     """
 
@@ -54,7 +67,13 @@ class Served:
     content: str
     layers: tuple[int, ...]
     zero: tuple[int, ...] = ()
+    norm: float = 0.0
+    largest: float = LARGEST_WIDE
     error: str = ""
+
+    def overflows(self, coefficient: float, operation: str) -> bool:
+        """Whether the stream could overflow under this vector."""
+        return abs(coefficient) * (self.norm if operation == "add" else STREAM_NORM) > self.largest
 
 
 @dataclass(frozen=True)
@@ -228,7 +247,8 @@ def parse(specification: Any, served: Mapping[str, Served], slots: int = SLOTS) 
 
     Raises:
         BadRequest: bad JSON, no or an unknown vector, an unknown field, a layer that the vector does not hold, a
-            coefficient that is not a finite number, unknown positions or operation, too many vectors at a layer.
+            coefficient that is not a finite number or so large that the stream could overflow, unknown positions or
+            operation, too many vectors at a layer.
 
     Example:
         >>> parse({"vector": "cheerful"}, {"cheerful": Served("cheerful", "1f", (16,))})[0].layers
@@ -286,7 +306,13 @@ def _push(one: Any, served: Mapping[str, Served]) -> Push:
         parse_positions(positions)
     except ValueError as error:
         raise BadRequest(str(error)) from None
-    return Push(vector.content, layers, _coefficient(one.get("coefficient", 1.0)), positions, operation)
+    coefficient = _coefficient(one.get("coefficient", 1.0))
+    if vector.overflows(coefficient, operation):
+        raise BadRequest(
+            f"expected a push of norm {vector.largest:g} at most; got coefficient {coefficient:g} for {name!r}, whose "
+            f"norm is {vector.norm:.3g}: the stream could overflow, and spoil other requests. Lower it."
+        )
+    return Push(vector.content, layers, coefficient, positions, operation)
 
 
 def _layers(layer: Any, vector: Served) -> tuple[int, ...]:

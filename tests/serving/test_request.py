@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steerkit.serving.folder import Model, VectorFolder
 from steerkit.serving.request import (
     DRAW,
     KEY,
@@ -26,6 +28,7 @@ from steerkit.serving.request import (
     to_wire,
 )
 from steerkit.steering.positions import POSITIONS
+from steerkit.vectors.vector import SteeringVector
 
 SERVED = {"one": Served("one", "c1", (16,)), "many": Served("many", "c2", (0, 8, 29), zero=(8,))}
 
@@ -176,3 +179,20 @@ def test_equal_keys_mean_equal_pushes_on_every_position_before_the_end_of_a_bloc
     if len(ours) == len(theirs) == 1 and acts(ours, n) == acts(theirs, m):
         assert equal_keys  # nothing that is equal is kept apart
     assert cache_keys(ours, n, stop, 4) or not any(acts(ours, n))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "coefficient", "refused"),
+    [("float32", 1e27, False), ("float32", 1e37, True), ("bfloat16", -1e37, True), ("float16", 3e4, True)],
+)
+def test_a_push_that_could_overflow_the_stream_is_refused(dtype, coefficient, refused, tmp_path) -> None:
+    """A stream that overflows leaves NaN in blocks of the cache that other requests read next."""
+    SteeringVector({1: torch.ones(8)}).save(tmp_path / "one.safetensors")
+    served = VectorFolder(tmp_path, Model("llama", 2, 8, dtype=dtype)).served()
+    for operation in ("add", "ablate"):
+        asked = {"vector": "one", "coefficient": coefficient, "operation": operation}
+        if refused:
+            with pytest.raises(BadRequest, match="could overflow"):
+                parse(asked, served)
+        elif operation == "add":
+            assert parse(asked, served)[0].coefficient == coefficient
