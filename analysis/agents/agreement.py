@@ -25,7 +25,7 @@ from steerkit.sweeps.result import SweepResult
 from steerkit.text.traces import DebateTrace
 
 GOLD, OTHER_QUESTION, OTHER_AGENT = "the agent's own text", "the agent, another question", "another agent"
-NOBODY = "0"
+NO_AGENT = "0"
 """The label of a text that is no agent's."""
 
 
@@ -83,14 +83,14 @@ def agreement(labels: pd.DataFrame, openings: Sequence[str]) -> pd.DataFrame:
     """How often the rule for the first speaker and the hand agree.
 
     Args:
-        labels: columns text and label: the number of the agent that speaks first, or `NOBODY`.
+        labels: columns text and label: the number of the agent that speaks first, "0" if no agent speaks.
         openings: for each agent what its texts begin with.
 
     Returns:
         One row: agree, low, high (Wilson's interval), kappa (Cohen's), n, and by_hand (how often each label was given).
     """
     hand = labels["label"].astype(str).to_numpy()
-    rule = np.array([str(first_turn(text, openings).agent or NOBODY) for text in labels["text"]])
+    rule = np.array([str(first_turn(text, openings).agent or NO_AGENT) for text in labels["text"]])
     equal = hand == rule
     interval = accuracy_interval(equal.astype(float))
     chance = sum(float((hand == name).mean() * (rule == name).mean()) for name in set(hand) | set(rule))
@@ -110,7 +110,9 @@ def main(arguments: list[str] | None = None) -> None:
     if not given.labels.exists():
         folders = {path.name: path for path in sorted((given.out / "stages").iterdir())}
         write_text(given.labels, texts_to_label(folders).to_csv(index=False))
-        print(f"Write the agent that speaks first, or {NOBODY}, into the column label of {given.labels}.")
+        print(
+            f"Write the agent that speaks first ({NO_AGENT}: none) into the column label of {given.labels}."
+        )
         return
     labels = pd.read_csv(given.labels, dtype={"label": str}, keep_default_na=False)
     if (missing := int((labels["label"] == "").sum())) > 0:

@@ -176,7 +176,7 @@ def of_protocol(family: str, protocol: pd.DataFrame, measure: str, rule: Rule) -
 
 
 def steered(family: str, gain: pd.DataFrame, stage: str, score: str, rule: Rule) -> Claim:
-    """The agents' gains at the frozen setting, nobody named, over coefficient 0 and over random directions."""
+    """The agents' gains over coefficient 0 and over random directions, in contexts that name no agent."""
     some = gain[(gain["stage"] == stage) & (gain["score"] == score) & ~gain["identity"].astype(bool)]
     over = {kind: part.set_index("agent") for kind, part in some.groupby("over")}
     zero, random = over["coefficient 0"], over.get("random")

@@ -214,8 +214,8 @@ def page(title: str, results: Published) -> str:
         ),
         *_section(
             "Steering without a name",
-            "Gained by each agent's direction at the setting frozen on validation, sampled, nobody named in the "
-            "context; over coefficient 0, and over the mean of the directions of each control.",
+            "Gained by each agent's direction at the setting frozen on validation; texts are sampled, and the context "
+            "names no agent; over coefficient 0, and over the mean of the directions of each control.",
             parts["steering"],
         ),
         *_section(
