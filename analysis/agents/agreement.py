@@ -110,9 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not given.labels.exists():
         folders = {path.name: path for path in sorted((given.out / "stages").iterdir())}
         write_text(given.labels, texts_to_label(folders).to_csv(index=False))
-        print(
-            f"Write the agent that speaks first ({NO_AGENT}: none) into the column label of {given.labels}."
-        )
+        print(f"Write the agent that speaks first ({NO_AGENT}: none) into the column label of {given.labels}.")
         return
     labels = pd.read_csv(given.labels, dtype={"label": str}, keep_default_na=False)
     if (missing := int((labels["label"] == "").sum())) > 0:
