@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,13 +111,27 @@ def declare_ends(model: Any, tokenizer: Any) -> frozenset[int]:
     return ends
 
 
-def check_batch(name: str, batch: int, micro_batch: int) -> None:
-    """`ValueError` unless `micro_batch` divides the batch: rounding would train on another batch."""
-    if micro_batch < 1 or batch % micro_batch:
-        nearest = [n for n in range(1, batch + 1) if batch % n == 0 and n <= max(micro_batch, 1)][-3:]
+def check_batch(name: str, batch: int, micro_batch: int, processes: int = 1) -> None:
+    """`ValueError` unless `processes` micro-batches divide the batch: rounding would train on another batch.
+
+    Args:
+        name: what the batch is called.
+        batch: examples per optimisation step of all processes together.
+        micro_batch: examples per backward pass of one process.
+        processes: that train together.
+    """
+    if batch % processes:
         raise ValueError(
-            f"expected a micro_batch that divides {name}, {batch}; got {micro_batch}. Pass micro_batch={nearest[-1]}, "
-            f"or a multiple of {micro_batch} as {name}."
+            f"expected {name} to be a multiple of the {processes} processes; got {batch}. Pass "
+            f"{math.ceil(batch / processes) * processes}, or start another number of processes."
+        )
+    share = batch // processes
+    if micro_batch < 1 or share % micro_batch:
+        nearest = max(n for n in range(1, share + 1) if share % n == 0 and n <= max(micro_batch, 1))
+        each = "" if processes == 1 else f" on each of {processes} processes"
+        raise ValueError(
+            f"expected a micro_batch that divides {name}, {share}{each}; got {micro_batch}. Pass "
+            f"micro_batch={nearest}, or a multiple of {max(micro_batch, 1) * processes} as {name}."
         )
 
 
@@ -199,6 +214,31 @@ def in_rounds(rows: Sequence[T], n: int, seed: int) -> list[T]:
     while len(order) < n:
         order += rng.sample(range(len(rows)), len(rows))
     return [rows[index] for index in order[:n]]
+
+
+def in_epochs(rows: Sequence[T], epochs: float, batch: int, seed: int, blank: T) -> list[T]:
+    """Return the rows of `epochs` passes, each in an order of its own and filled with `blank` to whole batches.
+
+    Each batch is one optimisation step, so that the last one of a pass has fewer rows. The orders are those of a
+    trainer that draws them itself in one process: `torch.randperm` with the seed `seed + pass`.
+
+    Args:
+        rows: at least one.
+        epochs: passes; of a broken pass, the first batches.
+        batch: rows of an optimisation step.
+        seed: of the orders.
+        blank: a row that adds nothing to the loss.
+
+    Example:
+        >>> in_epochs([3, 3, 3], epochs=2, batch=2, seed=0, blank=0)
+        [3, 3, 3, 0, 3, 3, 3, 0]
+    """
+    per_pass = math.ceil(len(rows) / batch)
+    found: list[T] = []
+    for number in range(math.ceil(epochs)):
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + number)).tolist()
+        found += [rows[index] for index in order] + [blank] * (per_pass * batch - len(rows))
+    return found[: math.ceil(epochs * per_pass) * batch]
 
 
 class NoFinalSave(TrainerCallback):

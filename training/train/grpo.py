@@ -72,9 +72,10 @@ class GRPO:
         agents: agents of the debate whose tags are rewarded.
         rounds: rounds of that debate.
         steps: optimisation steps; the schedule ends with them.
-        prompts: problems per generation step on each device.
+        prompts: problems per generation step of all processes together; a multiple of their number.
         generations: completions per problem, G.
-        micro_batch: completions per backward pass on each device; divides prompts x generations.
+        micro_batch: completions per backward pass of one process; divides that process's share of prompts x
+            generations.
         inner: optimisation steps on the same completions.
         learning_rate: learning rate after a warm-up.
         decay: decrease the learning rate linearly to 0 instead of keeping it constant. With small batches a constant
@@ -83,7 +84,8 @@ class GRPO:
         top_p: nucleus of the completions.
         beta: weight of the KL term.
         epsilon: clip of the probability ratio.
-        loss: TRL's name of the loss; `"bnpo"` averages over all tokens of the batch.
+        loss: TRL's name of the loss. `"dapo"` averages over all tokens of the generation step, however it is divided;
+            `"bnpo"` over those of each micro-batch and then over the micro-batches, so that several processes refuse it.
         scale: divide the advantages of a group by their standard deviation.
         mask_truncated: leave completions without an end out of the loss.
         max_grad_norm: gradient norm limit.
@@ -113,7 +115,7 @@ class GRPO:
     top_p: float = 0.9
     beta: float = 0.02
     epsilon: float = 0.1
-    loss: str = "bnpo"
+    loss: str = "dapo"
     scale: bool = True
     mask_truncated: bool = False
     max_grad_norm: float = 0.3
@@ -254,12 +256,13 @@ class AnnealedReward(TrainerCallback):
     def _log(self, step: int, w_fmt: float, clip: int, rows: Sequence[Mapping[str, float]]) -> None:
         """Append the means of a step to the log, and update the progress of a gated schedule."""
         rewards = np.array([row["reward"] for row in rows]).reshape(-1, self.setting.generations)
-        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        now, under_next = (mean_over_processes(means[name]) for name in ("clip", "clip_next"))
-        means["success"] = now
+        own = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         for count in range(1, self.setting.agents + 1):
-            means[f"agents_{count}"] = float(np.mean([row["agents"] == count for row in rows]))
-        means["groups_without_spread"] = float((rewards.std(1) == 0).mean())
+            own[f"agents_{count}"] = float(np.mean([row["agents"] == count for row in rows]))
+        own["groups_without_spread"] = float((rewards.std(1) == 0).mean())
+        means = {name: mean_over_processes(value) for name, value in own.items()}
+        means["success"] = now = means["clip"]
+        under_next = means["clip_next"]
         if is_first():
             row = {"step": step, "w_fmt": w_fmt, "clip_tokens": clip, **means, "progress": self.progress}
             append_rows(self.folder / LOG, [row])
@@ -314,6 +317,17 @@ def check_clip(short: Mapping[int, int], setting: GRPO) -> None:
         )
 
 
+def check_division(setting: GRPO, processes: int) -> None:
+    """`ValueError` unless this many processes compute what one process computes with these settings."""
+    check_batch("prompts", setting.prompts, 1, processes)
+    check_batch("prompts x generations", setting.prompts * setting.generations, setting.micro_batch, processes)
+    if processes > 1 and setting.loss == "bnpo":
+        raise ValueError(
+            f"expected a loss that does not depend on the {processes} processes; got 'bnpo', a mean of the micro-batches' "
+            "means. Pass --set grpo.loss=dapo, the mean over all tokens."
+        )
+
+
 def train_grpo(
     model: Any,
     tokenizer: Any,
@@ -337,7 +351,8 @@ def train_grpo(
         The folder `out/checkpoint`, which `steerkit.load` opens.
 
     Raises:
-        ValueError: no problems, an open question without a judge, or a batch that `micro_batch` does not divide.
+        ValueError: no problems, an open question without a judge, a batch that the processes' micro-batches do not
+            divide, or a loss that depends on the number of processes.
         ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
 
     Source: stage 2 of Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3.
@@ -357,7 +372,7 @@ def train_grpo(
             f"expected problems, and a judge where one is open; got {len(rows)} problems and judge={judge}. "
             "Pass judge=, see training/debates/judge.py."
         )
-    check_batch("prompts x generations", setting.prompts * setting.generations, setting.micro_batch)
+    check_division(setting, process_count())
     resume_kernels(model, out)
     about = describe(model, tokenizer)
     config = {**asdict(setting), "problems": sha256(canonical_json(rows)), "model": identity(about)}
@@ -366,7 +381,7 @@ def train_grpo(
         if done.exists():
             return done
         arguments = _trl_config(setting, folder)
-        asked = math.ceil(setting.steps / setting.inner) * setting.prompts * process_count()
+        asked = math.ceil(setting.steps / setting.inner) * setting.prompts
         ends = declare_ends(model, tokenizer)
         reward: Any = AnnealedReward(setting, tokenizer, folder, ends, judge=judge)
         with warnings.catch_warnings():
@@ -406,7 +421,7 @@ def _trl_config(setting: GRPO, folder: Path) -> Any:
         shuffle_dataset=False,  # the problems are already in their order, see `in_rounds`
         learning_rate=setting.learning_rate,
         per_device_train_batch_size=setting.micro_batch,
-        gradient_accumulation_steps=completions // setting.micro_batch,
+        gradient_accumulation_steps=completions // (setting.micro_batch * process_count()),
         num_generations=setting.generations,
         num_iterations=setting.inner,
         temperature=setting.temperature,

@@ -14,8 +14,9 @@ def rollouts(prompts: list[str], trainer: Any) -> dict[str, Any]:
     """Generate the completions of one batch, as TRL's `rollout_func`.
 
     The engine computes the prompt of a group once, removes finished completions from the batch, and samples the nucleus
-    without sorting the vocabulary. A completion depends only on the weights and on (seed, step, process, index in the
-    batch), so a resumed run generates the same completions. The model is in eval mode during generation.
+    without sorting the vocabulary. A completion depends only on the weights and on (seed, step, its number in the batch
+    of all processes), so a resumed run generates the same completions, and so does another number of processes. The
+    model is in eval mode during generation.
 
     Args:
         prompts: prompts of this process, each repeated once per completion; strings, continued verbatim.
@@ -28,14 +29,15 @@ def rollouts(prompts: list[str], trainer: Any) -> dict[str, Any]:
     Example:
         >>> GRPOTrainer(model, rollout_func=rollouts, ...)
     """
-    stream = (trainer.args.seed, "rollout", trainer.state.global_step, trainer.accelerator.process_index)
+    stream = (trainer.args.seed, "rollout", trainer.state.global_step, 0)
+    first = trainer.accelerator.process_index * len(prompts)
     rows = [Row(tuple(encode_prompt(trainer.processing_class, prompt))) for prompt in prompts]
     completions: dict[int, list[int]] = {}
     batches = decode(
         trainer.model,
         trainer.processing_class,
         rows,
-        [(*stream, index) for index in range(len(rows))],
+        [(*stream, first + index) for index in range(len(rows))],
         max_new_tokens=trainer.max_completion_length,
         temperature=trainer.temperature,
         top_p=trainer.top_p,

@@ -31,6 +31,7 @@ from training.train.checkpoints import (
     check_batch,
     declare_ends,
     device_options,
+    in_epochs,
     in_rounds,
     last_checkpoint,
     save,
@@ -59,8 +60,8 @@ class SFT:
         epochs: passes over the examples, if `steps` is None.
         steps: optimisation steps, each on `batch` examples; None trains for `epochs`.
         learning_rate: peak of a cosine schedule.
-        batch: examples per optimisation step on each device.
-        micro_batch: examples per backward pass on each device; divides `batch`.
+        batch: examples per optimisation step of all processes together.
+        micro_batch: examples per backward pass of one process; divides that process's share of `batch`.
         warmup: share of the steps with increasing learning rate.
         max_length: maximum length of an example in tokens, longer ones are refused; None is the model's context.
         max_grad_norm: gradient norm limit.
@@ -272,8 +273,8 @@ def train_sft(
         The folder `out/checkpoint`, which `steerkit.load` opens.
 
     Raises:
-        ValueError: no trace gives an example, examples that are too long, or a `batch` that `micro_batch` does not
-            divide; the model is then unchanged.
+        ValueError: no trace gives an example, examples that are too long, or a `batch` that the processes'
+            micro-batches do not divide; the model is then unchanged.
         ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
 
     Source: stage 1 of Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3.
@@ -285,7 +286,7 @@ def train_sft(
     from trl import SFTTrainer
 
     rows = examples(traces, setting, kind, cut_like)
-    check_batch("batch", setting.batch, setting.micro_batch)
+    check_batch("batch", setting.batch, setting.micro_batch, process_count())
     resume_kernels(model, out)
     about = describe(model, tokenizer)
     config = {**asdict(setting), "examples": sha256(canonical_json(rows)), "model": identity(about)}
@@ -298,8 +299,7 @@ def train_sft(
         tagged = with_tags(tokenizer, names) if needs_tags else tokenizer
         encoded = encode_examples(tagged, rows, ends_of(model, tagged))
         _check_lengths(encoded, setting.max_length, context_length(model))
-        if setting.steps is not None:
-            encoded = in_rounds(encoded, setting.steps * setting.batch * process_count(), setting.seed)
+        ordered = in_order(encoded, setting)
         if needs_tags:
             tagged = add_tags(model, tokenizer, names)
         declare_ends(model, tagged)
@@ -307,8 +307,8 @@ def train_sft(
             tagged = _with_pad_token(tagged)
         trainer = SFTTrainer(
             with_adapter(model, setting.lora, needs_tags, setting.seed),
-            args=_trl_config(setting, folder),
-            train_dataset=Dataset.from_list(encoded),
+            args=_trl_config(setting, folder, len(ordered) // setting.batch),
+            train_dataset=Dataset.from_list(ordered),
             processing_class=tagged,
             callbacks=[NoFinalSave()],
         )
@@ -317,6 +317,20 @@ def train_sft(
         with whole_weights(trainer):
             in_first_process(lambda: _write_checkpoint(folder, trainer, tagged))
         return checkpoint
+
+
+def in_order(encoded: Sequence[dict[str, list[int]]], setting: SFT) -> list[dict[str, list[int]]]:
+    """Return the examples of all optimisation steps, one step after the other, whatever the number of processes.
+
+    Args:
+        encoded: see `encode_examples`.
+        setting: `steps` or `epochs`, `batch`, and the seed of the orders.
+    """
+    if setting.steps is not None:
+        return in_rounds(encoded, setting.steps * setting.batch, setting.seed)
+    start = encoded[0]["input_ids"][:2]
+    blank = {"input_ids": start, "labels": [-100] * len(start)}
+    return in_epochs(encoded, setting.epochs, setting.batch, setting.seed, blank)
 
 
 def encode_examples(
@@ -364,18 +378,16 @@ def _check_lengths(encoded: Sequence[Mapping[str, Sequence[int]]], limit: int | 
         )
 
 
-def _trl_config(setting: SFT, folder: Path) -> Any:
+def _trl_config(setting: SFT, folder: Path, steps: int) -> Any:
     from trl import SFTConfig
 
-    length: dict[str, Any] = {"num_train_epochs": setting.epochs}
-    if setting.steps is not None:  # the rows are already in their order, see `in_rounds`
-        length = {"max_steps": setting.steps, "train_sampling_strategy": "sequential"}
     return SFTConfig(
         output_dir=str(folder / "trainer"),
         learning_rate=setting.learning_rate,
-        **length,
+        max_steps=steps,
+        train_sampling_strategy="sequential",  # the examples are already in their order, see `in_order`
         per_device_train_batch_size=setting.micro_batch,
-        gradient_accumulation_steps=setting.batch // setting.micro_batch,
+        gradient_accumulation_steps=setting.batch // (setting.micro_batch * process_count()),
         lr_scheduler_type="cosine",
         warmup_steps=setting.warmup,
         max_length=None,  # examples are complete; see _check_lengths
