@@ -20,7 +20,6 @@ from training.train.grpo import GRPO, check_division
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 ROOT = Path(__file__).parents[2]
 WORLDS = (1, 2, 4)
-EXAMPLES, BATCH, EPOCHS = 18, 8, 1.5  # the second step of an epoch has all its rows, the third two
 WORK = """
 import os, socket, sys
 from dataclasses import replace
@@ -139,8 +138,8 @@ def test_a_batch_that_does_not_divide_is_refused_with_what_would(batch, micro_ba
 
 def test_several_processes_refuse_split_groups_and_a_loss_that_depends_on_them() -> None:
     check_division(replace(GRPO(), micro_batch=4), 8)
-    with pytest.raises(ValueError, match="expected prompts to be a multiple of the 3 processes; got 8. Pass 9"):
+    with pytest.raises(ValueError, match=r"expected prompts to be a multiple of the 3 processes; got 8. Pass 9"):
         check_division(GRPO(), 3)
-    with pytest.raises(ValueError, match="grpo.loss=dapo"):
+    with pytest.raises(ValueError, match=r"grpo\.loss=dapo"):
         check_division(replace(GRPO(), loss="bnpo", micro_batch=4), 2)
     check_division(replace(GRPO(), loss="bnpo"), 1)

@@ -85,7 +85,7 @@ class GRPO:
         beta: weight of the KL term.
         epsilon: clip of the probability ratio.
         loss: TRL's name of the loss. `"dapo"` averages over all tokens of the generation step, however it is divided;
-            `"bnpo"` over those of each micro-batch and then over the micro-batches, so that several processes refuse it.
+            `"bnpo"` over those of each micro-batch and then over the micro-batches; several processes refuse it.
         scale: divide the advantages of a group by their standard deviation.
         mask_truncated: leave completions without an end out of the loss.
         max_grad_norm: gradient norm limit.
@@ -323,8 +323,8 @@ def check_division(setting: GRPO, processes: int) -> None:
     check_batch("prompts x generations", setting.prompts * setting.generations, setting.micro_batch, processes)
     if processes > 1 and setting.loss == "bnpo":
         raise ValueError(
-            f"expected a loss that does not depend on the {processes} processes; got 'bnpo', a mean of the micro-batches' "
-            "means. Pass --set grpo.loss=dapo, the mean over all tokens."
+            f"expected a loss that does not depend on the {processes} processes; got 'bnpo', a mean of the "
+            "micro-batches' means. Pass --set grpo.loss=dapo, the mean over all tokens."
         )
 
 
