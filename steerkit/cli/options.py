@@ -30,8 +30,10 @@ Positions = Annotated[
     ),
 ]
 Operation = Annotated[
-    Literal["add", "ablate"],
-    typer.Option(help="add the vector, or ablate: project the stream off the vector's direction."),
+    str,
+    typer.Option(
+        help="add, ablate, add_normed, clamp, clamp:value, clamp:low:high, or rotate (coefficient in radians)."
+    ),
 ]
 Foreign = Annotated[bool, typer.Option("--foreign", help="Allow vectors that were read from other weights.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Maximum number of new tokens per text.", min=1)]

@@ -84,7 +84,7 @@ def steer(
         print_json({**values, "layer": steered_layers[0] if len(steered_layers) == 1 else steered_layers})
         return
     label = "+".join(map(str, steered_layers))
-    strength = f"coefficient {coefficient:g}" + (f", dose {dose:.2f}" if operation == "add" else ", ablate")
+    strength = f"coefficient {coefficient:g}" + (f", dose {dose:.2f}" if operation == "add" else f", {operation}")
     side_by_side({"unsteered": unsteered, f"layer {label}, {strength}": steered})
     hint(DOSE, as_json)
 

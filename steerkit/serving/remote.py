@@ -26,7 +26,7 @@ from steerkit.io.files import sha256
 from steerkit.io.versions import versions
 from steerkit.models.ends import end_of_turn
 from steerkit.models.identity import fingerprint, tokenizer_sha256
-from steerkit.serving.request import DRAW, KEY, LARGEST, LARGEST_WIDE, READ, Served
+from steerkit.serving.request import DRAW, KEY, LARGEST, LARGEST_WIDE, OPERATIONS, READ, Served
 from steerkit.steering.steering import Steering
 from steerkit.text.prompt import Prompt
 from steerkit.text.spans import Passage
@@ -346,7 +346,12 @@ def name_of(steering: Steering) -> str:
 
 
 def specification(steering: Steering) -> dict[str, Any]:
-    """A steering as a request asks for it."""
+    """A steering as a request asks for it; `ValueError` for an operation that is not served."""
+    if steering.operation not in OPERATIONS:
+        raise ValueError(
+            f"expected an operation among {OPERATIONS} through vLLM; got {str(steering.operation)!r}. Use the "
+            "transformers engine."
+        )
     return {
         "vector": name_of(steering),
         "layer": list(steering.vector.layers),

@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,7 +59,7 @@ class GenerationRequest:
     chat: bool
     strengths: Mapping[str, tuple[int, float]]
     positions: str = "from_last_prompt_token"
-    operation: Literal["add", "ablate"] = "add"
+    operation: str = "add"
     max_new_tokens: int = 80
     temperature: float = 0.0
     seed: int = 0

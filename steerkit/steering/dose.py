@@ -16,10 +16,11 @@ def relative_dose(steering: Steering, norms: Mapping[Layer, float]) -> float:
         norms: mean norm of the stream per layer, e.g. from `steerkit.capture.norms.stream_norms`.
 
     Returns:
-        NaN for `ablate`, where the norm of the vector has no effect, and where `norms` lacks a steered layer.
+        NaN for operations that do not add the vector, whose effect has no fixed norm, and where `norms` lacks a
+        steered layer.
     """
     vector = steering.vector
-    if steering.operation == "ablate" or not all(layer in norms for layer in vector.layers):
+    if steering.operation not in ("add", "add_normed") or not all(layer in norms for layer in vector.layers):
         return float("nan")
     mean = sum(norm / norms[layer] for layer, norm in vector.norms().items()) / len(vector.layers)
     return abs(float(steering.coefficient)) * mean

@@ -1,29 +1,226 @@
-"""Operations: what a steering does to the stream, as plain functions of the stream."""
+"""Operations: what a steering does to the stream, as plain functions of (stream, direction, strength)."""
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-OPERATIONS = ("add", "ablate")
+OPERATIONS = ("add", "ablate", "add_normed", "clamp", "rotate")
+Change = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def direction_of(operation: str, vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
-    """What an operation reads of a vector: `add` the vector itself, `ablate` its unit direction (in float32)."""
-    if operation == "add":
+@dataclass(frozen=True)
+class Operation:
+    """A pure function of the stream: `h <- function(h, direction, strength)` at every steered position.
+
+    The coefficient of a `Steering` is the strength. Coefficient 0 never calls the function: it changes no bit. Making
+    an operation registers it, so that its name can be passed wherever an operation is named.
+
+    Args:
+        name: a word that is no operation of steerkit. The full name, `word@hash`, holds the SHA-256 of the function's
+            source: rows of a sweep with an edited function are other rows.
+        function: gets the stream `[row, pos, d_model]` in float32, the directions `[row, 1, d_model]` and the strengths
+            `[row, 1, 1]`; returns the new stream. Each position must depend on its own stream alone, and strength 0
+            must return the stream. It may read modules, and no other variables outside itself: its source must
+            determine it.
+        unit: whether the direction is `v / |v|`, or the vector as stored.
+
+    Raises:
+        ValueError: a name that is taken or no word; a function whose source cannot be read or does not determine it;
+            one that changes the shape, mixes rows or positions, or changes the stream at strength 0.
+
+    Example:
+        >>> def reflect(stream, direction, strength):
+        ...     return stream - 2 * strength * (stream * direction).sum(-1, keepdim=True) * direction
+        >>> steering = sk.Steering(vector, 1.0, operation=sk.Operation("reflect", reflect), layer=14)
+    """
+
+    name: str
+    function: Change
+    unit: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or self.name in OPERATIONS:
+            raise ValueError(f"expected a word other than {OPERATIONS} as name; got {self.name!r}. Choose another.")
+        digest = hashlib.sha256(f"{self.unit} {_source_of(self.name, self.function)}".encode()).hexdigest()[:12]
+        _check(self)
+        word = self.name
+        object.__setattr__(self, "name", f"{word}@{digest}")
+        _registered[word] = _registered[self.name] = self
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _source_of(name: str, function: Any) -> str:
+    """The source of a plain function; `ValueError` where it cannot be read or does not determine the function."""
+    advice = "Write a function in a file that reads its arguments and modules only."
+    if not isinstance(function, FunctionType) or function.__closure__ or function.__defaults__:
+        raise ValueError(
+            f"expected a plain function without closure or defaults as {name!r}; got {function!r}. {advice}"
+        )
+    outside = {used for code in _codes(function.__code__) for used in code.co_names} & set(function.__globals__)
+    if variables := sorted(one for one in outside if not isinstance(function.__globals__[one], ModuleType)):
+        raise ValueError(f"expected {name!r} to read no variables outside itself; it reads {variables}. {advice}")
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError) as error:
+        raise ValueError(f"expected the source of {name!r} to be readable; got {error}. {advice}") from error
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _codes(inner)
+
+
+def _check(operation: Operation) -> None:
+    """`ValueError` unless the function acts position by position and is the identity at strength 0."""
+    generator = torch.Generator().manual_seed(0)
+    stream = torch.randn(2, 3, 8, generator=generator)
+    vectors = torch.randn(2, 1, 8, generator=generator)
+    vectors = vectors / vectors.norm(dim=-1, keepdim=True)
+    strength = torch.tensor([0.5, -0.25])[:, None, None]
+    new = operation.function(stream.clone(), vectors, strength)
+    if not isinstance(new, Tensor) or new.shape != stream.shape:
+        raise ValueError(f"expected {operation.name!r} to return a stream of the same shape. Return one.")
+    for row in range(2):
+        for pos in range(3):
+            one = operation.function(
+                stream[row : row + 1, pos : pos + 1].clone(), vectors[row : row + 1], strength[row : row + 1]
+            )
+            if not torch.allclose(one[0, 0], new[row, pos], atol=1e-5):
+                raise ValueError(
+                    f"expected {operation.name!r} to change each position by itself; it mixes rows or positions, or is "
+                    "random. Use the last dimension only."
+                )
+    if not torch.allclose(operation.function(stream.clone(), vectors, 0 * strength), stream, atol=1e-5):
+        raise ValueError(f"expected {operation.name!r} to be the identity at strength 0. Multiply by the strength.")
+
+
+def _along(stream: Tensor, unit: Tensor) -> Tensor:
+    return (stream * unit).sum(-1, keepdim=True)
+
+
+def _ablate(stream: Tensor, unit: Tensor, strength: Tensor) -> Tensor:
+    """`h - c (h . u) u`."""
+    return stream - strength * _along(stream, unit) * unit
+
+
+def _add(stream: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """`h + c v`."""
+    return stream + strength * vector
+
+
+def _add_normed(stream: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """`(h + c v) |h| / |h + c v|`; `h` where `h + c v` is zero."""
+    new = stream + strength * vector
+    norm = new.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 0, new * (stream.norm(dim=-1, keepdim=True) / norm), stream)
+
+
+def _clamp(stream: Tensor, unit: Tensor, strength: Tensor, low: float, high: float) -> Tensor:
+    """`h + c (clip(h . u, low, high) - h . u) u`."""
+    along = _along(stream, unit)
+    return stream + strength * (along.clamp(low, high) - along) * unit
+
+
+def _clamp_to_norm(stream: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+    """`h + c (|v| - h . u) u` with `u = v / |v|`."""
+    norm = vector.norm(dim=-1, keepdim=True)
+    unit = vector / norm
+    return stream + strength * (norm - _along(stream, unit)) * unit
+
+
+def _rotate(stream: Tensor, unit: Tensor, strength: Tensor) -> Tensor:
+    """Turn h by c radians towards u, in the plane of both, not beyond u (or -u for c < 0); |h| stays."""
+    along = _along(stream, unit)
+    across = stream - along * unit
+    width, norm = across.norm(dim=-1, keepdim=True), stream.norm(dim=-1, keepdim=True)
+    angle = (torch.atan2(width, along) - strength).clamp(0, math.pi)
+    new = norm * (angle.cos() * unit + angle.sin() * across / width)
+    return torch.where(width > 1e-6 * norm, new, stream)  # parallel to u there is no plane
+
+
+def _builtin(name: str, function: Change, unit: bool) -> Operation:
+    operation = object.__new__(Operation)
+    for field, value in (("name", name), ("function", function), ("unit", unit)):
+        object.__setattr__(operation, field, value)
+    return operation
+
+
+_registered: dict[str, Operation] = {
+    "add": _builtin("add", _add, unit=False),
+    "ablate": _builtin("ablate", _ablate, unit=True),
+    "add_normed": _builtin("add_normed", _add_normed, unit=False),
+    "clamp": _builtin("clamp", _clamp_to_norm, unit=False),
+    "rotate": _builtin("rotate", _rotate, unit=True),
+}
+
+
+def named(operation: Any) -> Operation:
+    """The operation of this name, e.g. `"rotate"`, `"clamp:2"` or `"clamp:-1:1"`; an `Operation` is returned as is.
+
+    Raises:
+        ValueError: no operation has this name.
+    """
+    if isinstance(operation, Operation):
+        return operation
+    if isinstance(operation, str):
+        if operation in _registered:
+            return _registered[operation]
+        word, *numbers = operation.split(":")
+        if word == "clamp" and 1 <= len(numbers) <= 2:
+            return _clamp_at(operation, numbers)
+    known = (*OPERATIONS, *(name for name in _registered if name.isidentifier() and name not in OPERATIONS))
+    raise ValueError(f"expected an operation among {known}; got {operation!r}. Choose one.")
+
+
+def _clamp_at(operation: str, numbers: list[str]) -> Operation:
+    try:
+        low, high = float(numbers[0]), float(numbers[-1])
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not -math.inf < low <= high < math.inf:
+        raise ValueError(
+            f"expected 'clamp:value' or 'clamp:low:high' with low <= high; got {operation!r}. Pass numbers."
+        )
+    name = f"clamp:{low!r}" if len(numbers) == 1 else f"clamp:{low!r}:{high!r}"
+    return _builtin(name, partial(_clamp, low=low, high=high), unit=True)
+
+
+def needs_direction(operation: str | Operation) -> bool:
+    """Whether the operation has no meaning for a zero vector."""
+    return named(operation).name not in ("add", "add_normed")
+
+
+def direction_of(operation: str | Operation, vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+    """What an operation reads of a vector: the vector itself (`add`), or its unit direction in float32 (`ablate`)."""
+    if not named(operation).unit:
         return vector
     wide = vector.double()
     return (wide / wide.norm()).float()
 
 
 def operate(
-    operation: str,
+    operation: Operation,
     stream: Tensor,
     vectors: Tensor,
     strength: Tensor,
     push: Tensor,
 ) -> Tensor:
-    """`add`: `h + c v`. `ablate`: `h - c (h . u) u`, computed in float32, with u a unit vector.
+    """The changed stream: `add` in the stream's dtype, all else computed in float32.
 
     Args:
         stream: `[row, pos, d_model]`.
@@ -33,8 +230,6 @@ def operate(
 
     Shapes are not checked at run time, since compiled blocks call this.
     """
-    if operation == "add":
+    if operation.name == "add":
         return stream + push
-    wide = stream.float()
-    along = (wide * vectors).sum(-1, keepdim=True)
-    return (wide - strength * along * vectors).to(stream.dtype)
+    return operation.function(stream.float(), vectors.float(), strength).to(stream.dtype)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from steerkit.steering.operations import direction_of, operate
+from steerkit.steering.operations import Operation, direction_of, named, operate
 from steerkit.steering.positions import steered_columns
 from steerkit.vectors.vector import SteeringVector
 
@@ -24,7 +24,7 @@ class RowEdit(Protocol):
     @property
     def positions(self) -> str: ...
     @property
-    def operation(self) -> str: ...
+    def operation(self) -> str | Operation: ...
 
 
 @dataclass
@@ -52,11 +52,12 @@ class RowSteering:
                     continue
                 steering = row[order]
                 for layer, vector in steering.vector.layers.items():
-                    key = (id(steering.vector), layer, steering.operation)
+                    operation = named(steering.operation).name
+                    key = (id(steering.vector), layer, operation)
                     if key not in directions:
-                        directions[key] = direction_of(steering.operation, vector)
+                        directions[key] = direction_of(operation, vector)
                     edited = (number, steering, directions[key])
-                    grouped.setdefault((layer, steering.operation), []).append(edited)
+                    grouped.setdefault((layer, operation), []).append(edited)
             for (layer, operation), edits in grouped.items():
                 self._edits.setdefault(layer, []).append(_Edit(operation, edits, self.prompts))
 
@@ -88,7 +89,7 @@ class _Edit:
         edits: Sequence[tuple[int, RowEdit, Tensor]],
         prompts: Sequence[tuple[int, int]],
     ) -> None:
-        self.operation, self.count = operation, len(edits)
+        self.operation, self.count = named(operation), len(edits)
         columns = [steered_columns(steering.positions, *prompts[number]) for number, steering, _ in edits]
         lows, highs = [low for low, _ in columns], [high for _, high in columns]
         self.low, self.high = min(lows), max(highs)

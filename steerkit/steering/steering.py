@@ -17,7 +17,7 @@ from steerkit.models.cache_argument import counts_tokens
 from steerkit.models.identity import fingerprint
 from steerkit.models.kernels import use_kernels
 from steerkit.models.model import unwrap
-from steerkit.steering.operations import OPERATIONS
+from steerkit.steering.operations import Operation, named, needs_direction
 from steerkit.steering.positions import parse_positions
 from steerkit.steering.watch import Watch, watching
 from steerkit.vectors.vector import SteeringVector
@@ -31,6 +31,10 @@ class Steering:
 
     `add`: `h <- h + coefficient * v` after block l, for every layer l that is steered.
     `ablate`: `h <- h - coefficient * (h . u) u` with `u = v / |v|`; coefficient 1 leaves no component along u.
+    `add_normed`: `add`, then scaled to the norm of h.
+    `clamp:a:b`: `h <- h + coefficient * (clip(h . u, a, b) - h . u) u`; coefficient 1 brings the projection into
+    [a, b], `clamp:a` to a, and `clamp` to |v|.
+    `rotate`: turns h by `coefficient` radians towards u, not beyond it; the norm stays.
 
     Args:
         vector: as stored: the coefficient multiplies it with its norm. Call `vector.unit()` for a unit-norm vector.
@@ -42,7 +46,8 @@ class Steering:
             `"prompt"`: the positions of the prompt (padding excluded).
             `"all"`: prompt and new tokens.
             Each may end in `:k` for its first k positions, e.g. `"generated:5"`.
-        operation: `"add"` or `"ablate"`.
+        operation: `"add"`, `"ablate"`, `"add_normed"`, `"clamp"`, `"clamp:value"`, `"clamp:low:high"`, `"rotate"`, or
+            an `Operation` of your own. After construction its name.
         foreign: allow a vector that was read from other weights, e.g. a base model's for a fine-tuned one.
         layer: where it acts: one layer of the vector, several at once, or `"all"` layers of the vector at once. A
             vector that holds one layer needs no `layer`. After construction `vector` holds the steered layers only.
@@ -60,7 +65,7 @@ class Steering:
     vector: SteeringVector
     coefficient: float | Float[Tensor, " batch"] = 1.0
     positions: str = "from_last_prompt_token"
-    operation: Literal["add", "ablate"] = "add"
+    operation: str | Operation = "add"
     foreign: bool = False
     layer: int | Sequence[int] | Literal["all"] | None = field(default=None, kw_only=True)
 
@@ -71,14 +76,13 @@ class Steering:
         steered = tuple(self.vector.layers)
         object.__setattr__(self, "layer", steered[0] if len(steered) == 1 else steered)
         parse_positions(self.positions)
-        if self.operation not in OPERATIONS:
-            raise ValueError(f"expected an operation among {OPERATIONS}; got {self.operation!r}. Choose one.")
+        object.__setattr__(self, "operation", named(self.operation).name)
         object.__setattr__(self, "coefficient", _checked_coefficient(self.coefficient))
-        if self.operation == "ablate":
+        if needs_direction(self.operation):
             zero = [layer for layer, norm in self.vector.norms().items() if norm == 0]
             if zero:
                 raise ValueError(
-                    f"expected a direction to ablate; the vector is zero at layers {zero}. Use other layers."
+                    f"expected a direction to {self.operation}; the vector is zero at layers {zero}. Use other layers."
                 )
 
     def _key(self) -> tuple[Any, ...]:

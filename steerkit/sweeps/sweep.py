@@ -22,6 +22,8 @@ from steerkit.io.progress import progress
 from steerkit.io.ranks import barrier, is_first, rank_and_world
 from steerkit.models.identity import identity, provenance
 from steerkit.steering.dose import relative_dose
+from steerkit.steering.operations import Operation
+from steerkit.steering.operations import named as operation_named
 from steerkit.steering.steering import Steering, at_layers
 from steerkit.sweeps.layers import Label, LayerSet, label_of, layer_sets, natural_order
 from steerkit.sweeps.result import SweepResult
@@ -85,7 +87,7 @@ def sweep(
     coefficients: float | Sequence[float],
     layers: int | Literal["all"] | Sequence[LayerSet] | None = None,
     positions: str = "from_last_prompt_token",
-    operation: Literal["add", "ablate"] = "add",
+    operation: str | Operation = "add",
     samples: int = 1,
     temperature: float | None = None,
     top_p: float = 1.0,
@@ -130,7 +132,7 @@ def sweep(
     Returns:
         `SweepResult` with columns vector, role, control_of, layer, coefficient, prompt_id, group, sample, text, ids
         (new token ids, the end token included), n_tokens, finished, relative_dose (`|coefficient| * |v| / mean |h|` at
-        that layer; for several layers their mean; NaN for `"ablate"`, where the norm has no effect), prompt,
+        that layer; for several layers their mean; NaN for operations other than `add` and `add_normed`), prompt,
         prompt_ids, reference, the settings, and the weights' dtype or quantisation. A row whose logits overflowed has
         no text and no n_tokens.
 
@@ -166,7 +168,7 @@ def sweep(
     options = Settings(max_new_tokens, temperature, top_p, batch_rows)
     settings = {
         "positions": positions,
-        "operation": operation,
+        "operation": operation_named(operation).name,
         "samples": int(samples),
         "temperature": temperature,
         "top_p": top_p,
@@ -319,7 +321,7 @@ def steerings_at(
     named: Mapping[str, SteeringVector],
     layers: int | Literal["all"] | Sequence[LayerSet] | None,
     positions: str,
-    operation: Literal["add", "ablate"],
+    operation: str | Operation,
     foreign: bool,
 ) -> dict[Place, Steering]:
     """A steering with coefficient 1 for each vector and place.

@@ -36,7 +36,7 @@ STEERINGS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
         for value in ("response", "generated:0", "generated:x", "generated:-1", "generated:1.5", "", None)
     },
     **{
-        f"operation {value!r}": ({"operation": value}, "operation among ('add', 'ablate')", f"got {value!r}", "Choose")
+        f"operation {value!r}": ({"operation": value}, "operation among ('add', 'ablate'", f"got {value!r}", "Choose")
         for value in ("multiply", "ADD", None)
     },
     "a vector that is zero, to ablate": (

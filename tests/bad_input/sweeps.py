@@ -60,7 +60,7 @@ SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     "half a surrogate pair": ({"prompts": ["\udfff"]}, "that UTF-8 can hold", "'\\udfff'", "Take it out", ValueError),
     "a prompt beyond the context": ({"prompts": ["x" * 300]}, "context of 256", "got 300 + 2", "Shorten", ValueError),
     "positions of its own": ({"positions": "here"}, "expected positions among", "got 'here'", "Choose one", ValueError),
-    "an operation of its own": ({"operation": "mul"}, "('add', 'ablate')", "got 'mul'", "Choose one", ValueError),
+    "an operation of its own": ({"operation": "mul"}, "('add', 'ablate'", "got 'mul'", "Choose one", ValueError),
     "samples 0": ({"samples": 0}, "one vector and one sample", "samples=0", "Add some", ValueError),
     "samples 2.0": ({"samples": 2.0}, "one vector and one sample", "samples=2.0", "Add some", ValueError),
     "samples without a temperature": (

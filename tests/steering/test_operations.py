@@ -1,0 +1,191 @@
+"""Operations against slow references written for one position, in mixed batches, caches and sweeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import steerkit as sk
+from steerkit.generation.generate import generate
+from steerkit.models.blocks import find_blocks
+from steerkit.serving.remote import specification
+from steerkit.steering import operations
+from steerkit.steering.operations import named, operate
+from steerkit.steering.rows import RowSteering
+from steerkit.text.prompt import encode_prompt
+from tests.steering.test_steering import vector
+from tests.tiny import tiny_model, tiny_tokenizer
+
+PROMPTS = ["Hello", "A rather longer prompt than that", "x = 1; y = 2", "?"]
+NAMES = ["add", "ablate", "add_normed", "clamp", "clamp:2.0", "clamp:-0.5:0.5", "rotate"]
+
+
+def reflect(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    return stream - 2 * strength * (stream * direction).sum(-1, keepdim=True) * direction
+
+
+def slowly(operation: str, h: Tensor, v: Tensor, c: float) -> Tensor:
+    """The changed stream `[d_model]` of one position, in float64."""
+    h, v = h.double(), v.double()
+    u = v / v.norm()
+    a = float(h @ u)
+    if operation == "add":
+        return h + c * v
+    if operation == "ablate":
+        return h - c * a * u
+    if operation == "add_normed":
+        return (h + c * v) / (h + c * v).norm() * h.norm()
+    if operation == "rotate":
+        e = (h - a * u) / (h - a * u).norm()
+        angle = math.acos(max(-1.0, min(1.0, a / float(h.norm()))))
+        turned = min(max(angle - c, 0.0), math.pi)
+        return h.norm() * (math.cos(turned) * u + math.sin(turned) * e)
+    if operation.startswith("reflect"):
+        return h - 2 * c * a * u
+    low, high = {"clamp": (float(v.norm()),) * 2, "clamp:2.0": (2.0, 2.0), "clamp:-0.5:0.5": (-0.5, 0.5)}[operation]
+    return h + c * (min(max(a, low), high) - a) * u
+
+
+def greedy(model: Any, ids: Sequence[int], new: int, operation: str, v: Tensor, c: float) -> list[int]:
+    """One prompt, no cache, no batch: steered from the last position of the prompt on, position by position."""
+    ids, start = list(ids), len(ids) - 1
+
+    def hook(_: Any, __: Any, out: Any) -> Any:
+        stream = (out if isinstance(out, Tensor) else out[0]).clone()
+        for column in range(start, stream.shape[1]):
+            stream[0, column] = slowly(operation, stream[0, column], v, c).float()
+        return stream if isinstance(out, Tensor) else (stream, *out[1:])
+
+    handle = find_blocks(model).modules[1].register_forward_hook(hook)
+    try:
+        for _ in range(new):
+            with torch.no_grad():
+                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    finally:
+        handle.remove()
+    return ids[start + 1 :]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "reflect"])
+def test_an_operation_is_its_formula_per_row_and_position_and_coefficient_zero_changes_no_bit(name: str) -> None:
+    sk.Operation("reflect", reflect)
+    model = tiny_model()
+    v = vector(model, 1)
+    stream = torch.randn(4, 5, v.d_model, generator=torch.Generator().manual_seed(1))
+    coefficients = [0.7, -0.4, 0.0, 4.0]
+    rows = [[sk.Steering(v, c, "all", name)] for c in coefficients]
+    edited = RowSteering(rows, [(0, 5)] * 4).edit(1, stream)
+    assert edited is not None and torch.equal(edited[2], stream[2])
+    for row, c in enumerate(coefficients):
+        for pos in range(5):
+            expected = slowly(name, stream[row, pos], v.layers[1], c).float()
+            torch.testing.assert_close(edited[row, pos], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*NAMES[2:], "reflect"])
+def test_cached_batched_and_padded_generation_is_the_slow_one(name: str) -> None:
+    sk.Operation("reflect", reflect)
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    tokenizer.eos_token_id = None
+    model.generation_config.eos_token_id = None
+    v = vector(model, 1)
+    steering = sk.Steering(v, 0.8, operation=name)
+    batched = generate(model, tokenizer, PROMPTS, max_new_tokens=6, steering=steering)
+    one_by_one = [generate(model, tokenizer, [one], max_new_tokens=6, steering=steering)[0] for one in PROMPTS]
+    slow = [greedy(model, encode_prompt(tokenizer, one), 6, name, v.layers[1], 0.8) for one in PROMPTS]
+    assert batched == one_by_one == [tokenizer.decode(ids, skip_special_tokens=True) for ids in slow]
+
+
+def test_rows_of_a_batch_have_operations_of_their_own() -> None:
+    v = vector(tiny_model(), 1)
+    stream = torch.randn(len(NAMES), 3, v.d_model, generator=torch.Generator().manual_seed(2))
+    mixed = RowSteering([[sk.Steering(v, 0.6, "all", name)] for name in NAMES], [(0, 3)] * len(NAMES)).edit(1, stream)
+    assert mixed is not None
+    for row, name in enumerate(NAMES):
+        alone = RowSteering([[sk.Steering(v, 0.6, "all", name)]], [(0, 3)]).edit(1, stream[row : row + 1])
+        assert alone is not None and torch.equal(mixed[row], alone[0])
+
+
+def test_the_norm_stays_and_a_stream_along_the_direction_is_finite() -> None:
+    v = vector(tiny_model(), 1)
+    along = torch.stack([v.layers[1], -v.layers[1], 0 * v.layers[1]])[None]
+    for name in ("rotate", "add_normed"):
+        for c in (0.5, -1.0, 1.0):
+            new = RowSteering([[sk.Steering(v, c, "all", name)]], [(0, 3)]).edit(1, along)
+            assert new is not None and torch.isfinite(new).all()
+            torch.testing.assert_close(new.norm(dim=-1), along.norm(dim=-1))
+
+
+def test_a_wrong_rotation_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant adds and restores the norm, which also keeps the norm and is no rotation by the angle."""
+    mutant = operations._builtin("rotate", operations._add_normed, unit=True)
+    monkeypatch.setitem(operations._registered, "rotate", mutant)
+    with pytest.raises(AssertionError):
+        test_an_operation_is_its_formula_per_row_and_position_and_coefficient_zero_changes_no_bit("rotate")
+
+
+def test_half_precision_streams_are_changed_in_float32() -> None:
+    stream = torch.randn(1, 2, 8).bfloat16()
+    unit = torch.nn.functional.normalize(torch.randn(1, 1, 8), dim=-1)
+    new = operate(named("rotate"), stream, unit, torch.full((1, 1, 1), 0.3), unit)
+    expected = named("rotate").function(stream.float(), unit, torch.full((1, 1, 1), 0.3)).bfloat16()
+    assert torch.equal(new, expected)
+
+
+def test_a_sweep_names_the_operation_in_its_rows_and_resumes(tmp_path: Path) -> None:
+    own = sk.Operation("reflect", reflect)
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    for operation, name in ((own, own.name), ("clamp:2", "clamp:2.0")):
+        options: dict[str, Any] = {"coefficients": [0, 1], "operation": operation, "max_new_tokens": 3}
+        out = tmp_path / name.split(":")[0]
+        first = sk.sweep(model, tokenizer, vector(model, 1), PROMPTS[:2], out=out, **options)
+        again = sk.sweep(model, tokenizer, vector(model, 1), PROMPTS[:2], out=out, **options)
+        assert set(first.table["operation"]) == {name}
+        assert list(first.table["text"]) == list(again.table["text"])
+
+
+def leaky(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    return stream + strength * stream.mean(1, keepdim=True)
+
+
+def always(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    return stream + direction
+
+
+def global_reader(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    return stream + strength * len(NAMES) * direction
+
+
+def test_a_function_that_is_no_operation_is_refused() -> None:
+    scale = 2.0
+    refused: list[tuple[str, Callable[..., Any], str]] = [
+        ("leaky", leaky, "mixes rows or positions"),
+        ("always", always, "identity at strength 0"),
+        ("global_reader", global_reader, "NAMES"),
+        ("closed", lambda h, u, c: h + scale * c * u, "closure"),
+        ("made", eval("lambda h, u, c: h + c * u"), "source"),
+        ("add", reflect, "Choose another"),
+    ]
+    for name, function, message in refused:
+        with pytest.raises(ValueError, match=message):
+            sk.Operation(name, function)
+    for operation in ("clamp:x", "clamp:2:1", "clamp:nan", "turn"):
+        with pytest.raises(ValueError, match="expected"):
+            sk.Steering(vector(tiny_model(), 1), operation=operation)
+
+
+def test_an_edited_function_has_another_name() -> None:
+    one = sk.Operation("same", reflect)
+    assert one.name == sk.Operation("same", reflect).name != sk.Operation("same", reflect, unit=False).name
+    assert str(one).startswith("same@")
+
+
+def test_vllm_refuses_other_operations_by_name() -> None:
+    with pytest.raises(ValueError, match="'rotate'"):
+        specification(sk.Steering(vector(tiny_model(), 1), operation="rotate"))
