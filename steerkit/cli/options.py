@@ -26,7 +26,8 @@ Position = Annotated[str, typer.Option(help="Tokens to read: last, first, mean, 
 Positions = Annotated[
     str,
     typer.Option(
-        help="Steered positions: generated, from_last_prompt_token, prompt or all; with :k only the first k of them."
+        help="Steered positions: generated, from_last_prompt_token, prompt or all; with :k only the first k of them. "
+        "ablate leaves position 0 out, unless it is prompt+0 or all+0."
     ),
 ]
 Operation = Annotated[

@@ -96,7 +96,7 @@ class Push:
 
     def columns(self, prompt_length: int) -> tuple[int, int]:
         """The half-open range of absolute positions that it steers after a prompt of this length."""
-        return steered_columns(self.positions, 0, prompt_length)
+        return steered_columns(self.positions, 0, prompt_length, self.operation)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class _Edit:
         prompts: Sequence[tuple[int, int]],
     ) -> None:
         self.operation, self.count = named(operation), len(edits)
-        columns = [steered_columns(steering.positions, *prompts[number]) for number, steering, _ in edits]
+        columns = [steered_columns(steering.positions, *prompts[number], operation) for number, steering, _ in edits]
         lows, highs = [low for low, _ in columns], [high for _, high in columns]
         self.low, self.high = min(lows), max(highs)
         self.inside_from, self.inside_to = max(lows), min(highs)  # columns that are steered in every row

@@ -46,6 +46,8 @@ class Steering:
             `"prompt"`: the positions of the prompt (padding excluded).
             `"all"`: prompt and new tokens.
             Each may end in `:k` for its first k positions, e.g. `"generated:5"`.
+            `ablate` at `"prompt"` and `"all"` leaves out position 0, an attention sink whose ablation destroys texts;
+            `"prompt+0"` and `"all+0"` include it. For other operations `+0` changes nothing.
         operation: `"add"`, `"ablate"`, `"add_normed"`, `"clamp"`, `"clamp:value"`, `"clamp:low:high"`, `"rotate"`, or
             an `Operation` of your own. After construction its name.
         foreign: allow a vector that was read from other weights, e.g. a base model's for a fine-tuned one.
@@ -165,7 +167,7 @@ class Steering:
         """
         blocks = find_blocks(model)
         self.check(model, blocks, fingerprint(model))
-        if self.positions != "all" and not counts_tokens(model):
+        if self.positions not in ("all", "all+0") and not counts_tokens(model):
             raise ValueError(
                 f"expected positions 'all' for {type(unwrap(model)).__name__}, whose forward takes no KV cache: its "
                 f"new tokens cannot be told from a prompt; got {self.positions!r}."

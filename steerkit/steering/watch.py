@@ -15,6 +15,7 @@ from steerkit.models.blocks import Blocks
 from steerkit.models.cache_argument import cache_in
 from steerkit.models.hooks import check_called, edit_streams, observe_calls, wrapped_method
 from steerkit.models.model import unwrap
+from steerkit.steering.operations import Operation, named
 from steerkit.steering.positions import parse_positions, steered_columns
 from steerkit.steering.rows import RowEdit, RowSteering
 from steerkit.vectors.vector import SteeringVector
@@ -27,6 +28,8 @@ class Steers(Protocol):
     def vector(self) -> SteeringVector: ...
     @property
     def positions(self) -> str: ...
+    @property
+    def operation(self) -> str | Operation: ...
     def per_row(self, batch: int) -> Sequence[RowEdit]: ...
 
 
@@ -169,7 +172,8 @@ class Watch:
         if self.compiled is None or self.compiled.prompts != prompts:
             self.compiled = RowSteering([[one] for one in self.steering.per_row(batch)], prompts)
         self.compiled.start = start
-        columns = [steered_columns(self.steering.positions, *prompt) for prompt in prompts]
+        operation = named(self.steering.operation).name
+        columns = [steered_columns(self.steering.positions, *prompt, operation) for prompt in prompts]
         self.used |= any(low < start + width and start < high for low, high in columns)
         if self.generation is not None:
             self.generation.forwarded = max(self.generation.forwarded, start + width)

@@ -108,7 +108,7 @@ def reference(one: Fake, layer: int, position: int) -> torch.Tensor:
     """What the stream of a position should be, one push after the other."""
     stream = embedding(one.name, position, layer)
     for push in one.asked.pushes:
-        low, high = steered_columns(push.positions, 0, one.asked.prompt or one.prompt)
+        low, high = steered_columns(push.positions, 0, one.asked.prompt or one.prompt, push.operation)
         if layer in push.layers and low <= position < high:
             vector = VECTORS[push.content].layers[layer]
             if push.operation == "add":
@@ -126,7 +126,7 @@ def steerer(sums: int = 0, capacity: int = 9) -> Steerer:
 def pushes(rng: random.Random) -> tuple[Push, ...]:
     some = []
     for _ in range(rng.randint(0, 3)):
-        positions = rng.choice(POSITIONS) + rng.choice(["", "", f":{rng.randint(1, 4)}"])
+        positions = rng.choice([*POSITIONS, "all+0"]) + rng.choice(["", "", f":{rng.randint(1, 4)}"])
         layers = tuple(sorted(rng.sample(range(LAYERS), rng.randint(1, LAYERS))))
         some.append(Push(rng.choice("abc"), layers, rng.uniform(-2, 2), positions, rng.choice(["add", "ablate"])))
     return tuple(some)

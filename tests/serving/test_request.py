@@ -125,27 +125,31 @@ def test_what_else_cannot_be_served_is_refused_with_the_reason(extra, message) -
         everything(extra)
 
 
-POSITION = st.one_of(
-    st.sampled_from(POSITIONS), st.builds("{}:{}".format, st.sampled_from(POSITIONS), st.integers(1, 12))
-)
+NAMES = st.sampled_from([*POSITIONS, "prompt+0", "all+0"])
+POSITION = st.one_of(NAMES, st.builds("{}:{}".format, NAMES, st.integers(1, 12)))
 
 
-def steered(positions: str, prompt: int, position: int) -> bool:
+def steered(positions: str, prompt: int, position: int, operation: str) -> bool:
     """Whether a position is steered, said slowly."""
     name, _, k = positions.partition(":")
-    first = {"generated": prompt, "from_last_prompt_token": prompt - 1, "prompt": 0, "all": 0}[name]
+    spared = operation == "ablate" and not name.endswith("+0")
+    name = name.removesuffix("+0")
+    first = {"generated": prompt, "from_last_prompt_token": prompt - 1, "prompt": spared, "all": spared}[name]
     inside = first <= position and (name != "prompt" or position < prompt)
     return inside and (not k or position < first + int(k))
 
 
-@given(POSITION, st.integers(1, 10), st.lists(st.integers(1, 5), min_size=1, max_size=8))
-def test_chunks_of_any_size_steer_the_positions_that_the_whole_steers(positions, prompt, chunks) -> None:
-    push = Push("c", (3,), 1.0, positions, "add")
+OPERATION = st.sampled_from(["add", "ablate"])
+
+
+@given(POSITION, st.integers(1, 10), st.lists(st.integers(1, 5), min_size=1, max_size=8), OPERATION)
+def test_chunks_of_any_size_steer_the_positions_that_the_whole_steers(positions, prompt, chunks, operation) -> None:
+    push = Push("c", (3,), 1.0, positions, operation)
     found, computed = [], 0
     for scheduled in chunks:
         found += [computed + i for _, a, b in spans([push], prompt, computed, scheduled) for i in range(a, b)]
         computed += scheduled
-    assert found == [position for position in range(computed) if steered(positions, prompt, position)]
+    assert found == [position for position in range(computed) if steered(positions, prompt, position, operation)]
 
 
 PUSH = st.builds(
@@ -154,7 +158,7 @@ PUSH = st.builds(
     st.sampled_from([(1,), (3,), (1, 3)]),
     st.sampled_from([1.0, 2.0]),
     POSITION,
-    st.sampled_from(["add", "ablate"]),
+    OPERATION,
 )
 
 
@@ -168,7 +172,7 @@ def test_equal_keys_mean_equal_pushes_on_every_position_before_the_end_of_a_bloc
                 (push.content, layer, push.coefficient, push.operation)
                 for push in pushes
                 for layer in push.layers
-                if layer < 3 and steered(push.positions, prompt, position)
+                if layer < 3 and steered(push.positions, prompt, position, push.operation)
             ]
             for position in range(stop)
         ]

@@ -79,7 +79,7 @@ def test_an_operation_is_its_formula_per_row_and_position_and_coefficient_zero_c
     v = vector(model, 1)
     stream = torch.randn(4, 5, v.d_model, generator=torch.Generator().manual_seed(1))
     coefficients = [0.7, -0.4, 0.0, 4.0]
-    rows = [[sk.Steering(v, c, "all", name)] for c in coefficients]
+    rows = [[sk.Steering(v, c, "all+0", name)] for c in coefficients]
     edited = RowSteering(rows, [(0, 5)] * 4).edit(1, stream)
     assert edited is not None and torch.equal(edited[2], stream[2])
     for row, c in enumerate(coefficients):
@@ -105,10 +105,10 @@ def test_cached_batched_and_padded_generation_is_the_slow_one(name: str) -> None
 def test_rows_of_a_batch_have_operations_of_their_own() -> None:
     v = vector(tiny_model(), 1)
     stream = torch.randn(len(NAMES), 3, v.d_model, generator=torch.Generator().manual_seed(2))
-    mixed = RowSteering([[sk.Steering(v, 0.6, "all", name)] for name in NAMES], [(0, 3)] * len(NAMES)).edit(1, stream)
+    mixed = RowSteering([[sk.Steering(v, 0.6, "all+0", name)] for name in NAMES], [(0, 3)] * len(NAMES)).edit(1, stream)
     assert mixed is not None
     for row, name in enumerate(NAMES):
-        alone = RowSteering([[sk.Steering(v, 0.6, "all", name)]], [(0, 3)]).edit(1, stream[row : row + 1])
+        alone = RowSteering([[sk.Steering(v, 0.6, "all+0", name)]], [(0, 3)]).edit(1, stream[row : row + 1])
         assert alone is not None and torch.equal(mixed[row], alone[0])
 
 
@@ -117,7 +117,7 @@ def test_the_norm_stays_and_a_stream_along_the_direction_is_finite() -> None:
     along = torch.stack([v.layers[1], -v.layers[1], 0 * v.layers[1]])[None]
     for name in ("rotate", "add_normed"):
         for c in (0.5, -1.0, 1.0):
-            new = RowSteering([[sk.Steering(v, c, "all", name)]], [(0, 3)]).edit(1, along)
+            new = RowSteering([[sk.Steering(v, c, "all+0", name)]], [(0, 3)]).edit(1, along)
             assert new is not None and torch.isfinite(new).all()
             torch.testing.assert_close(new.norm(dim=-1), along.norm(dim=-1))
 

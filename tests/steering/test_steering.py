@@ -144,13 +144,57 @@ def test_ablation_leaves_no_component_along_the_direction(kind: str) -> None:
         model(input_ids=ids)
     with (
         torch.no_grad(),
-        Steering(ablated, 1.0, "all", "ablate", layer="all").on(model),
+        Steering(ablated, 1.0, "all+0", "ablate", layer="all").on(model),
         sk.capture_resid(model) as after,
     ):
         model(input_ids=ids)
     for layer, direction in ablated.unit().layers.items():
         assert float((before[layer] @ direction).abs().max()) > 0.05
         assert float((after[layer] @ direction).abs().max()) < 1e-5
+
+
+SPARED = {"all": (1, 10**9), "all+0": (0, 10**9), "all:3": (1, 4), "all+0:2": (0, 2), "prompt": (1, None)}
+
+
+@pytest.mark.parametrize("positions", SPARED)
+def test_an_ablation_spares_position_0_unless_asked_with_and_without_cache_and_padding(llama, positions: str) -> None:
+    model, tokenizer = llama
+    steering = Steering(vector(model, 0, 1, 2), 1.0, positions, "ablate", layer="all")
+    slow = []
+    for prompt in PROMPTS:
+        ids = encode_prompt(tokenizer, prompt)
+        first, stop = SPARED[positions]
+        stop = len(ids) if stop is None else stop
+        slow.append(greedy(model, ids, 8, (), dict(steering.vector.layers), 1.0, first, stop, ablate=True))
+    assert plain_generate(model, tokenizer, steering, 8, eos_token_id=None) == slow
+    assert plain_generate(model, tokenizer, steering, 8, eos_token_id=None, use_cache=False) == slow
+    ours = sk.generate(model, _without_end(tokenizer), PROMPTS, max_new_tokens=8, steering=steering)
+    assert ours == [tokenizer.decode(ids, skip_special_tokens=True) for ids in slow]
+
+
+def test_the_stream_of_position_0_stays_under_an_ablation_and_only_under_an_ablation(llama) -> None:
+    model, tokenizer = llama
+    rows = [encode_prompt(tokenizer, p) for p in PROMPTS[:2]]
+    ids, mask, places = pad(rows, "left")
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
+
+    def first_streams(positions: str, operation: str) -> list[torch.Tensor]:
+        steering = Steering(vector(model, 0, 1, 2), 1.0, positions, operation, layer="all")
+        with torch.no_grad(), steering.on(model), sk.capture_resid(model, 2) as streams:
+            model(**inputs)
+        return [streams[2][row, -len(tokens)] for row, tokens in enumerate(rows)]
+
+    with torch.no_grad(), sk.capture_resid(model, 2) as plain:
+        model(**inputs)
+    for row, tokens in enumerate(rows):
+        stream = plain[2][row, -len(tokens)]
+        for positions in ("all", "prompt"):
+            assert relative(stream, first_streams(positions, "ablate")[row]) < 1e-5
+            assert relative(stream, first_streams(positions, "add")[row]) > 1e-2
+        assert relative(stream, first_streams("all+0", "ablate")[row]) > 1e-2
+        assert torch.equal(first_streams("all+0", "add")[row], first_streams("all", "add")[row])
+    with pytest.raises(ValueError, match="'\\+0' after 'prompt' or 'all'"):
+        Steering(vector(model, 1), 1.0, "generated+0", "ablate")
 
 
 def test_steering_adds_exactly_the_vector_where_it_was_read(llama) -> None:
