@@ -58,6 +58,8 @@ def steerings(vector: SteeringVector) -> list[tuple[sk.Steering, ...]]:
         (sk.Steering(vector, -2.0, "all", layer=3),),
         (sk.Steering(vector, 1.0, "prompt", layer=(0, 1, 2, 3)),),
         (sk.Steering(vector, 1.0, "all", "ablate", layer=2),),
+        (sk.Steering(vector, 1.0, "all+0", "ablate", layer="all"),),
+        (sk.Steering(vector, 1.0, "all", "ablate", layer="all"),),
         (sk.Steering(vector, 1.0, "generated", "ablate", layer="all"),),
         (sk.Steering(vector, 2.0, "all", layer=1), sk.Steering(vector, 1.0, "all", "ablate", layer=1)),
     ]
