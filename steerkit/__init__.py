@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from steerkit.steering.steering import Steering as Steering
     from steerkit.sweeps.result import SweepResult as SweepResult
     from steerkit.sweeps.sweep import sweep as sweep
+    from steerkit.text.ab import read_ab as read_ab
     from steerkit.text.pairs import ContrastPair as ContrastPair
     from steerkit.text.pairs import read_pairs as read_pairs
     from steerkit.text.pairs import write_pairs as write_pairs
@@ -56,6 +57,7 @@ _PUBLIC = {  # module -> the public names in it
     "steering.steering": ("Steering",),
     "sweeps.result": ("SweepResult",),
     "sweeps.sweep": ("sweep",),
+    "text.ab": ("read_ab",),
     "text.pairs": ("ContrastPair", "read_pairs", "write_pairs"),
     "text.prompt": ("Prompt", "render"),
     "text.spans": ("SpannedText",),

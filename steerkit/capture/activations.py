@@ -80,6 +80,10 @@ class Activations:
         summary = {"items": str(len(self)), "layers": shown_layers(self.layers), "d_model": str(self.resid.shape[-1])}
         if "read_position" in self.meta:
             summary["position"] = repr(self.meta["read_position"])
+        if "token" in self.items and self.items["token"].notna().any():
+            tokens = self.items["token"].dropna().map(repr).value_counts()
+            if len(tokens) <= SHOWN_LABELS:
+                summary["tokens"] = shown_counts(dict(zip(tokens.index.tolist(), tokens.tolist(), strict=True)))
         if "label" in self.items:
             counts = self.items["label"].value_counts(sort=False)
             summary["labels"] = shown_counts(dict(zip(counts.index.tolist(), counts.tolist(), strict=True)))

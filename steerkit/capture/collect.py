@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from steerkit.capture.activations import ActivationMeans, Activations
 from steerkit.capture.batches import read_passages
 from steerkit.capture.layers import EMBED, Layer, Layers
-from steerkit.capture.pooling import Pool, Position, pool_at, token_index
+from steerkit.capture.pooling import Pool, Position, pool_at, token_index, with_letter_found
 from steerkit.capture.resid import resolve_layers
 from steerkit.capture.texts import LabelledText, Texts, labelled_texts, texts_sha256, tokenise
 from steerkit.models.blocks import find_blocks
@@ -52,8 +52,9 @@ def collect(
             a `ContrastPair` (two items, `positive` then `negative`, over the tokens of those continuations only).
         layers: `"all"` blocks, one layer, or several (list, range, numpy array, torch tensor), which may include
             `"embed"`.
-        position: the tokens of a span that are read: `"last"`, `"first"`, `"mean"`, or an integer index into the span
-            (-1 is the last).
+        position: the tokens of a span that are read: `"last"`, `"first"`, `"mean"`, `"letter"` (the first token with a
+            letter or digit: `A` of the answer ` (A)`), or an integer index into the span (-1 is the last). The tokens
+            that were read are shown by `print(activations)` and in `items["token"]`.
         labels: one per text, stored as text; for strings and chats.
         groups: one group id per text, stored as text; for strings and chats. Default: each text is its own group.
         chat_template_kwargs: arguments of the chat template, e.g. `{"add_generation_prompt": False}`.
@@ -164,7 +165,8 @@ def _collect(
     passages = tokenise(model, tokenizer, items, chat_template_kwargs)
     blocks = find_blocks(model)
     wanted = resolve_layers(blocks, layers)
-    pools = [pool_at(position, passages) for position in positions]
+    reads = [with_letter_found(tokenizer, passages, position) for position in positions]
+    pools = [pool_at(read, passages) for read in reads]
     spans = sum(len(passage.spans) for passage in passages)
     for position in positions:
         _warn_of_sink(position, wanted, _spans_at_zero(passages), spans, stacklevel=4)
@@ -178,7 +180,7 @@ def _collect(
     meta = _meta(model, tokenizer, items, wanted, chat_template_kwargs)
     return {
         position: Activations(
-            resid[i], wanted, _items(tokenizer, passages, position), {**meta, "read_position": position}
+            resid[i], wanted, _items(tokenizer, passages, reads[i]), {**meta, "read_position": position}
         )
         for i, position in enumerate(positions)
     }
@@ -195,7 +197,7 @@ def _windows(
 
     def window(start: int) -> tuple[list[Passage], Pool]:
         passages = tokenise(model, tokenizer, items[start : start + WINDOW], chat_template_kwargs, first=start)
-        return passages, pool_at(position, passages)
+        return passages, pool_at(with_letter_found(tokenizer, passages, position), passages)
 
     starts = range(0, len(items), WINDOW)
     if len(starts) > 1:
@@ -226,7 +228,7 @@ def _spans_at_zero(passages: Sequence[Passage]) -> int:
 
 def _warn_of_sink(position: Position, layers: Sequence[Layer], at_zero: int, spans: int, stacklevel: int) -> None:
     """Warn where means include position 0 of a block's output; at `"embed"` it is a token like any other."""
-    if token_index(position) is None and at_zero and set(layers) != {EMBED}:
+    if position == "mean" and at_zero and set(layers) != {EMBED}:
         warnings.warn(
             f"position='mean' includes position 0 in {at_zero} of {spans} spans. Position 0 is an attention sink: its "
             "norm exceeds that of other positions about 100 times, so the means of unrelated texts are nearly equal "

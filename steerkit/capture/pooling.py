@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,9 +13,42 @@ from torch import Tensor
 from steerkit.text.spans import Passage
 
 Position = str | int
-"""`"last"`, `"first"`, `"mean"`, or an integer index into the span (-1 is the last token)."""
+"""`"last"`, `"first"`, `"mean"`, `"letter"`, or an integer index into the span (-1 is the last token)."""
 Pool = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """`pool(stream [batch, pos, d], rows [span], starts [span], stops [span]) -> [span, d]`."""
+
+
+def with_letter_found(tokenizer: Any, passages: Sequence[Passage], position: Position) -> Position:
+    """Return the index from the end of the spans that `"letter"` means; other positions are returned as they are.
+
+    `"letter"` is the first token of a span with a letter or a digit: of ` (A)` the token `A`, not the bracket.
+
+    Raises:
+        ValueError: a span without such a token, or spans in which it has different distances from the end.
+    """
+    if not isinstance(position, str) or position != "letter":
+        return position
+    has_letter: dict[int, bool] = {}
+    indices: dict[int, str] = {}
+    for passage in passages:
+        for start, stop in passage.spans:
+            ids = passage.ids[start:stop]
+            for token in {*ids} - {*has_letter}:
+                has_letter[token] = any(map(str.isalnum, tokenizer.decode([token])))
+            found = next((i for i, token in enumerate(ids) if has_letter[token]), 0) - len(ids)
+            if not has_letter[ids[found]]:
+                raise ValueError(
+                    f"expected a letter in every span for position='letter'; {tokenizer.decode(ids)!r:.80} has none. "
+                    "Pass an index, such as -2."
+                )
+            indices.setdefault(found, tokenizer.decode(ids))
+    if len(indices) > 1:
+        shown = {text: index for index, text in indices.items()}
+        raise ValueError(
+            f"expected spans that end alike for position='letter', such as ' (A)' and ' (B)'; the letter is at "
+            f"{shown!r:.120}. Pass an index, or 'first'."
+        )
+    return next(iter(indices))
 
 
 def token_index(position: Position) -> int | None:
@@ -28,7 +62,7 @@ def token_index(position: Position) -> int | None:
     index = {"last": -1, "first": 0}.get(position) if isinstance(position, str) else position
     if isinstance(index, bool) or not isinstance(index, Integral):
         raise ValueError(
-            f"expected position 'last', 'first', 'mean' or an integer; got {position!r}. Pass one of these."
+            f"expected position 'last', 'first', 'mean', 'letter' or an integer; got {position!r}. Pass one of these."
         )
     return int(index)
 

@@ -74,12 +74,13 @@ def read_pairs_file(path: Path) -> list[Any]:
 
 
 def parse_position(text: str) -> str | int:
-    """A read position: `last`, `first`, `mean` or an integer; `ValueError` for anything else."""
+    """A read position: `last`, `first`, `mean`, `letter` or an integer; `ValueError` for anything else."""
     if text.removeprefix("-").isdecimal():
         return int(text)
-    if text not in ("last", "first", "mean"):
+    if text not in ("last", "first", "mean", "letter"):
         raise ValueError(
-            f"expected position 'last', 'first', 'mean' or an integer; got {text!r}. Pass one of these as --position."
+            f"expected position 'last', 'first', 'mean', 'letter' or an integer; got {text!r}. Pass one of these "
+            "as --position."
         )
     return text
 

@@ -22,7 +22,12 @@ Pairs = Annotated[
     typer.Argument(help='JSON lines of {"prompt", "positive", "negative"} and optionally "group".'),
 ]
 Run = Annotated[Path, typer.Argument(help="The folder of a finished sweep.")]
-Position = Annotated[str, typer.Option(help="Tokens to read: last, first, mean, or an index into the continuation.")]
+Position = Annotated[
+    str,
+    typer.Option(
+        help="Tokens to read: last, first, mean, letter (A of an answer (A)), or an index into the continuation."
+    ),
+]
 Positions = Annotated[
     str,
     typer.Option(

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from steerkit.capture.activations import ActivationMeans, Layer
-from steerkit.capture.pooling import Position, pool_at, token_index
+from steerkit.capture.pooling import Position, pool_at, token_index, with_letter_found
 from steerkit.capture.texts import Texts, labelled_texts, passages_of, texts_sha256
 from steerkit.generation.engine import Continuation, Row
 from steerkit.generation.generate import check_numbers, check_room
@@ -271,8 +271,9 @@ class Remote(ABC):
         wanted = list(range(served["n_layers"])) if layers is None else [int(layer) for layer in layers]
         passages = passages_of(tokenizer, items, chat_template_kwargs)
         check_room([Row(passage.ids) for passage in passages], 1, served["context"])
-        pool_at(position, passages)  # raises where a span is too short
-        index = token_index(position)
+        read_at = with_letter_found(tokenizer, passages, position)
+        pool_at(read_at, passages)  # raises where a span is too short
+        index = token_index(read_at)
 
         def weighed(start: int, stop: int) -> tuple[int, int, float]:
             if index is None:

@@ -197,7 +197,8 @@ def test_the_means_of_unrelated_texts_are_nearly_equal_at_position_0_and_not_aft
 def test_the_shown_forms_of_activations_are_short_and_escaped(llama) -> None:
     model, tokenizer = llama
     acts = sk.collect(model, tokenizer, {"<b>bad</b>": ["a<i>"], "good": ["b", "c"]})
-    expected = "Activations(items 3, layers 0-3, d_model 32, position 'last', labels <b>bad</b> 1, good 2)"
+    expected = "Activations(items 3, layers 0-3, d_model 32, position 'last', tokens '>' 1, 'b' 1, 'c' 1, "
+    expected += "labels <b>bad</b> 1, good 2)"
     assert repr(acts) == str(acts) == expected
     page = acts._repr_html_()
     assert "&lt;b&gt;bad&lt;/b&gt;" in page and "<b>bad" not in page and "<table" in page
