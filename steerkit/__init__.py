@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from steerkit.probes.probe import probe_layers as probe_layers
     from steerkit.steering.operations import Operation as Operation
     from steerkit.steering.steering import Steering as Steering
+    from steerkit.sweeps.direction import choose_direction as choose_direction
     from steerkit.sweeps.result import SweepResult as SweepResult
     from steerkit.sweeps.sweep import sweep as sweep
     from steerkit.text.ab import read_ab as read_ab
@@ -55,6 +56,7 @@ _PUBLIC = {  # module -> the public names in it
     "probes.probe": ("ProbeResult", "fit_probe", "probe_layers"),
     "steering.operations": ("Operation",),
     "steering.steering": ("Steering",),
+    "sweeps.direction": ("choose_direction",),
     "sweeps.result": ("SweepResult",),
     "sweeps.sweep": ("sweep",),
     "text.ab": ("read_ab",),
