@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from steerkit.stats.format import DASH, MINUS, digits_for, interval_text, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from steerkit.sweeps.result import SweepResult
+    from steerkit.vectors.vector import SteeringVector
 
 
 ONE_COLUMN = 3.3  # inches
@@ -279,6 +283,182 @@ class _Look:
     band: float
     linestyle: Any = "-"
     marker: str = ""
+
+
+@styled()
+def effect_by_layer(
+    result: SweepResult,
+    score: str,
+    at: float,
+    axis: str = "coefficient",
+    label_y: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw the mean of a score by steered layer at one coefficient, with the controls as a band; one column wide.
+
+    A vector is a line with the 95 % interval of its mean over prompts. The controls of a kind, such as random
+    directions, are a grey band: where the mean of a further control lies with a probability of 95 %. A horizontal line
+    is the unsteered mean.
+
+    Args:
+        result: a sweep over several single layers; sets of layers are left out.
+        score: a column of scores. Where rows are choices, select one per prompt first (`result.where`).
+        at: the coefficient to draw, or the value of `axis`.
+        axis: the column of the steering's strength: `coefficient`, or another such as `dose`.
+        label_y: name of the score in the figure; default `score`.
+        title: printed above the axes.
+
+    Raises:
+        ValueError: no such score, axis or value; no vector at a single layer; several choices per prompt.
+
+    Example:
+        >>> plots.effect_by_layer(result, "rouge_l", at=1.0)
+    """
+    table = result.table
+    if score not in table or axis not in table:
+        raise ValueError(f"expected the columns {score!r} and {axis!r}; got {list(table)[:20]}. Add the score first.")
+    result.check_one_choice()
+    single = pd.to_numeric(table["layer"], errors="coerce").notna()
+    here = np.isclose(table[axis].astype(float), at) & single
+    roles = result.roles()
+    names = [name for name, (role, _) in roles.items() if role == "vector"] or list(roles)
+    if not (here & table["vector"].isin(names)).any():
+        values = sorted(table[axis].dropna().unique().tolist())[:12]
+        raise ValueError(f"expected a vector at a single layer with {axis} {at:g}; got {axis} {values}. Choose one.")
+    drawn = replace(result, table=table[here].assign(coefficient=float(at)))
+    curve = drawn.curve(score)
+    figure, [[axes]] = new_figure(ONE_COLUMN, 2.6 + 0.15 * bool(title), title)
+    handles: dict[str, Any] = {}
+    if any(roles[name][0] != "vector" for name in curve["vector"].unique()):
+        band = drawn.control_curve(score)
+        for number, (name, part) in enumerate(band.groupby("vector", sort=False)):
+            look = _Look(GREYS[number % 4], 0.22, DASHES[number % 4])
+            handles[f"{name}, k = {_range_text(part['k'])}"] = _draw_by_layer(axes, part, look)
+    for number, name in enumerate(names):
+        if len(part := curve[curve["vector"] == name]):
+            look = _Look(PALETTE[number % 7], 0.18, marker=MARKERS[number % 7])
+            handles[str(name)] = _draw_by_layer(axes, part, look)
+    plain = table[single & (table[axis] == 0) & table["vector"].isin(names)]
+    if len(plain):
+        line = axes.axhline(float(plain[score].mean()), color=INK, lw=0.7, ls=(0, (2, 2)), zorder=1)
+        handles["unsteered"] = line
+    axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(8, integer=True))
+    axes.set(xlabel="steered layer", ylabel=label_y or score)
+    shown = curve[curve["vector"].isin(names)]
+    sample = f"n = {_range_text(shown['n'])} prompt groups, {axis} {at:g}"
+    _draw_legend(figure, handles, sample, 1)
+    return figure
+
+
+EMBED_AT = -1.5
+"""Where `layer_profiles` draws the embedding."""
+
+
+def _draw_by_layer(axes: Any, frame: pd.DataFrame, look: _Look) -> Any:
+    """Draw `mean`, `low` and `high` over single layers."""
+    points = frame.assign(x=pd.to_numeric(frame["layer"])).sort_values("x")
+    return _draw_line(axes, points[["x", "mean", "low", "high"]], look)
+
+
+@styled()
+def layer_profiles(tables: Mapping[str, pd.DataFrame], title: str | None = None) -> Figure:
+    """Draw the probes of several checkpoints in one figure: held-out accuracy by layer; one column wide.
+
+    Each checkpoint is a line with its 95 % band. Its shuffled labels are a thin grey line, dashed as the checkpoint's
+    number. Use the same items and folds for all checkpoints. The embedding is the tick at the left.
+
+    Args:
+        tables: checkpoint -> `ProbeResult.table`.
+        title: printed above the axes.
+
+    Raises:
+        ValueError: no tables, a missing column, or no row of a block.
+
+    Example:
+        >>> plots.layer_profiles({"base": base.table, "SFT": sft.table})
+    """
+    estimates = ["accuracy", "accuracy_low", "accuracy_high"]
+    if not tables:
+        raise ValueError("expected a table per checkpoint; got none. Pass {'base': probes.table}.")
+    figure, [[axes]] = new_figure(ONE_COLUMN, 2.4 + 0.14 * len(tables) + 0.15 * bool(title), title)
+    handles: dict[str, Any] = {}
+    has_embed, last = False, 0.0
+    for number, (name, table) in enumerate(tables.items()):
+        _check_columns(table, ["layer", "features", "labels", *estimates, "n", "n_groups"])
+        layers = pd.to_numeric(table["layer"], errors="coerce")
+        if layers.isna().all():
+            raise ValueError(f"expected rows of block layers for {name!r}; got none. Pass the table of probe_layers.")
+        is_embed = table["layer"] == "embed"
+        x, has_embed, last = layers.mask(is_embed, EMBED_AT), has_embed | is_embed.any(), max(last, layers.max())
+        rows = table.assign(x=x)[(table["features"] == "resid") & x.notna()].sort_values("x")
+        looks = {
+            "true": _Look(PALETTE[number % 7], 0.18, marker=MARKERS[number % 7]),
+            "shuffled": _Look(GREYS[number % 4], 0.0, DASHES[number % 4]),
+        }
+        for labels, look in looks.items():
+            part = rows[rows["labels"] == labels]
+            if len(part):
+                drawn = _draw_line(axes, part[["x", *estimates]], look)
+                handles[name if labels == "true" else f"{name}, shuffled labels"] = drawn
+    numbers = _matplotlib().ticker.MaxNLocator(6, integer=True).tick_values(0, last)
+    ticks = {at: f"{at:.0f}" for at in numbers if 0 <= at <= last} | ({EMBED_AT: "embed"} if has_embed else {})
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set(xlabel="layer", ylabel="held-out accuracy")
+    items = pd.concat([table["n"] for table in tables.values()])
+    groups = pd.concat([table["n_groups"] for table in tables.values()])
+    _draw_legend(figure, handles, f"n = {_range_text(items)} items in {_range_text(groups)} groups", 1)
+    return figure
+
+
+@styled()
+def cosine_profile(vectors: Mapping[str, SteeringVector], title: str | None = None) -> Figure:
+    """Draw the cosine of each two vectors by layer, such as one direction in several checkpoints; one column wide.
+
+    Vectors of different widths have no cosine; the note below the figure names these pairs. For two unrelated vectors
+    of width d the cosine has mean 0 and standard deviation 1 / sqrt(d): the grey band is twice that on both sides.
+
+    Args:
+        vectors: name -> vector.
+        title: printed above the axes.
+
+    Raises:
+        ValueError: fewer than two vectors, or no two of one width with a common layer.
+
+    Example:
+        >>> plots.cosine_profile({"base": base_vector, "SFT": sft_vector})
+    """
+    figure, [[axes]] = new_figure(ONE_COLUMN, 2.6 + 0.15 * bool(title), title)
+    handles: dict[str, Any] = {}
+    apart: list[str] = []
+    widths: set[int] = set()
+    for (first, one), (second, other) in itertools.combinations(vectors.items(), 2):
+        common = [layer for layer in one.layers if layer in other.layers]
+        if one.d_model != other.d_model or not common:
+            apart.append(f"{first} and {second}")
+            continue
+        cosines = one.at(common).cosine(other.at(common))
+        number = len(handles)
+        (line,) = axes.plot(
+            list(cosines), list(cosines.values()), color=PALETTE[number % 7], marker=MARKERS[number % 7], zorder=3
+        )
+        handles[f"{first} and {second}"] = line
+        widths.add(one.d_model)
+    if not handles:
+        given = {name: (vector.d_model, list(vector.layers)[:4]) for name, vector in vectors.items()}
+        raise ValueError(
+            f"expected two vectors of one width with a common layer; got widths and layers {given!r:.160}. Pass such."
+        )
+    reach = 2 / math.sqrt(min(widths))
+    axes.axhspan(-reach, reach, color=GREYS[1], alpha=0.18, lw=0)
+    axes.axhline(0, color=INK, lw=0.6, zorder=1)
+    axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(8, integer=True))
+    axes.set(xlabel="layer", ylabel="cosine")
+    note = f"Grey: 95 % of random directions, d = {min(widths)}."
+    if apart:
+        note += f" No cosine: {'; '.join(apart)}."
+    options: Any = {"title": note, "alignment": "left", "loc": "outside lower left"}
+    figure.legend(list(handles.values()), list(handles), **options)
+    return figure
 
 
 PROFILE = {

@@ -17,7 +17,8 @@ from steerkit.io.tables import read_table, write_table
 from steerkit.scores.text import distinct_n, repeated_ngrams, rouge_l
 from steerkit.stats.areas import curve_auc as area_under
 from steerkit.stats.controls import against_controls, control_band, controls_needed
-from steerkit.stats.mean import mean_interval
+from steerkit.stats.items import slopes
+from steerkit.stats.mean import accuracy_interval, mean_interval
 from steerkit.sweeps.layers import layers_of
 
 KEYS = ["vector", "layer", "coefficient", "prompt_id", "sample"]
@@ -107,6 +108,18 @@ class SweepResult:
             else:
                 meta[key] = values[0] if all(value == values[0] for value in values) else values
         return cls(pd.concat([one.table for one in results], ignore_index=True), meta)
+
+    def where(self, keep: Sequence[bool] | np.ndarray | pd.Series) -> SweepResult:
+        """The rows for which `keep`, one boolean per row, is true.
+
+        Example:
+            >>> matching = result.where(result.table["choice"] == result.table["matching"])
+        """
+        kept = np.asarray(keep)
+        if kept.dtype != bool or kept.shape != (len(self.table),):
+            got = f"{kept.dtype} of shape {kept.shape}"
+            raise ValueError(f"expected {len(self.table)} booleans, one per row; got {got}. Compare a column of table.")
+        return replace(self, table=self.table[kept].reset_index(drop=True))
 
     def with_scores_of(self, path: str | Path) -> SweepResult:
         """The same rows with the scores of another table; unchanged if that file is missing or has other rows."""
@@ -391,6 +404,77 @@ class SweepResult:
                 f"steerkit.controls.random(vectors, n={needed}), or --random {needed} on the command line."
             )
         return found
+
+    def per_item(self, score: str, axis: str = "coefficient") -> pd.DataFrame:
+        """The slope of each prompt's score over the coefficients, per vector and layer; see `steerkit.stats.items`.
+
+        Samples of a prompt are averaged first. Where rows are choices, select one choice per prompt with `where`.
+
+        Args:
+            score: a column of scores, such as `probability`.
+            axis: the column of the steering's strength: `coefficient`, or another such as `dose`.
+
+        Columns: vector, layer, prompt_id, group, slope (score per unit of the axis), unsteered (the score at 0), n
+        (strengths with a score).
+
+        Raises:
+            ValueError: no such column, fewer than two strengths, or several choices per prompt.
+        """
+        self._check(score, [axis])
+        self.check_one_choice()
+        parts = []
+        for key, part in self._parts(score, list(PLACE)):
+            wide = part.groupby(["prompt_id", "group", axis], sort=False, dropna=False)[score].mean().unstack(axis)
+            if len(wide.columns) < 2:
+                raise ValueError(
+                    f"expected two values of {axis} or more for a slope; got {list(wide.columns)} for {key}. Add some."
+                )
+            plain = wide[0.0] if 0.0 in wide else pd.Series(np.nan, index=wide.index)
+            frame = pd.DataFrame(
+                {
+                    "slope": slopes(wide.columns.to_numpy(float), wide.to_numpy(float)),
+                    "unsteered": plain.to_numpy(float),
+                    "n": wide.notna().sum(axis=1).to_numpy(),
+                },
+                index=wide.index,
+            ).reset_index()
+            parts.append(frame.assign(vector=key[0], layer=[key[1]] * len(frame)))
+        columns = [*PLACE, "prompt_id", "group", "slope", "unsteered", "n"]
+        return pd.concat(parts, ignore_index=True)[columns]
+
+    def check_one_choice(self) -> None:
+        """`ValueError` where rows are choices and a prompt has several: a mean over them says nothing."""
+        if "choice" in self.table and (self.table.groupby(KEYS, dropna=False)["choice"].nunique() > 1).any():
+            raise ValueError(
+                "expected one choice per prompt; got several. Select one, such as the matching answer: "
+                "result.where(result.table['choice'] == ...)."
+            )
+
+    def wrong_way(self, score: str, axis: str = "coefficient") -> pd.DataFrame:
+        """The share of prompts whose score falls as the steering grows, per vector and layer.
+
+        A mean effect can hide that many prompts move the wrong way. The share of prompts with a slope below 0 (see
+        `per_item`) is meant for scores that the vector should raise; about half is what a direction without an effect
+        has. Compare with the rows of the controls.
+
+        Columns: vector, layer, share, low, high (Wilson's 95 % interval over groups), unmoved (share of prompts with
+        slope 0), median_slope, n (groups), n_missing (prompts without a slope).
+
+        Source: Tan et al. 2024, arXiv 2407.12404, section 4 ("anti-steerable" examples).
+
+        Example:
+            >>> result.wrong_way("rouge_l")
+        """
+        rows = []
+        for key, part in self.per_item(score, axis).groupby(list(PLACE), sort=False):
+            slope = part["slope"].to_numpy(float)
+            wrong = np.where(np.isnan(slope), np.nan, slope < 0)
+            share = accuracy_interval(wrong, part["group"].to_numpy())
+            there = slope[~np.isnan(slope)]
+            unmoved, median = (float((there == 0).mean()), float(np.median(there))) if len(there) else (np.nan, np.nan)
+            rows.append((*key, share.mean, share.low, share.high, unmoved, median, share.n, int(np.isnan(slope).sum())))
+        columns = [*PLACE, "share", "low", "high", "unmoved", "median_slope", "n", "n_missing"]
+        return pd.DataFrame(rows, columns=columns)
 
     def _scores_by_prompt(self, score: str) -> tuple[dict[tuple[Any, ...], np.ndarray], list[Any]]:
         """For each vector, layer and coefficient the mean score of each prompt, and the prompts' groups.

@@ -73,7 +73,23 @@ def sweep_result() -> SweepResult:
     return SweepResult(pd.DataFrame(rows))
 
 
+def layered_result(axis: str = "coefficient") -> SweepResult:
+    """A sweep over layers 2, 10 and a set, with four random controls; `axis` holds the strengths."""
+    rng = np.random.default_rng(1)
+    names = {"calm": ("vector", None), **{f"calm/random-{i}": ("random", "calm") for i in range(4)}}
+    rows = [
+        {"vector": name, "role": role, "control_of": of, "layer": layer,
+         "coefficient": c * (1 + (axis != "coefficient")), axis: c,
+         "prompt_id": str(i), "sample": 0, "group": str(i), "text": "a", "relative_dose": abs(c) * 0.1,
+         "trait": rng.normal() + c * (name == "calm")}
+        for name, (role, of) in names.items() for layer in (10, 2, "2+10") for c in (0.0, 0.4) for i in range(40)
+    ]  # fmt: skip
+    return SweepResult(pd.DataFrame(rows))
+
+
 FIGURES = {
+    "by layer": lambda: plots.effect_by_layer(layered_result(), "trait", at=0.4, title="Calm"),
+    "profiles": lambda: plots.layer_profiles({"base": probe_table(), "SFT": probe_table(8)}, title="Formality"),
     "curves": lambda: plots.curves(curve_frame(), "coefficient", "trait", controls=CONTROLS, title="Layer", zero=2.0),
     "grid": lambda: plots.curve_grid(
         {score: {name: curve_frame(seed=i) for i, name in enumerate("abc")} for score in ("trait", "perplexity")},
@@ -96,6 +112,8 @@ def texts(figure: Figure) -> list[str]:
         ("curves", "curves"),
         ("grid", "curve_grid"),
         ("profile", "layer_profile"),
+        ("by layer", "effect_by_layer"),
+        ("profiles", "layer_profiles"),
         ("heat map", "heat_map"),
         ("intervals", "intervals"),
     ],
@@ -434,3 +452,68 @@ def test_a_logarithmic_axis_has_plain_numbers_over_two_decades_and_over_five(top
         assert set(wanted) <= set(shown)
         assert len(shown) < 12
         assert not any(label.get_text() for label in axes.get_yticklabels(minor=True))
+
+
+@pytest.mark.parametrize("axis", ["coefficient", "dose"])
+def test_the_effect_by_layer_is_the_curve_of_one_strength_and_the_controls_are_a_band(axis: str) -> None:
+    result = layered_result(axis)
+    figure = plots.effect_by_layer(result, "trait", at=0.4, axis=axis)
+    (axes,) = figure.axes
+    at = result.where((result.table[axis] == 0.4) & (result.table["layer"] != "2+10"))
+    curve = at.curve("trait").query("vector == 'calm'").sort_values("layer")
+    (line,) = [one for one in axes.lines if to_hex(one.get_color()).upper() == plots.PALETTE[0]]
+    assert line.get_xdata().tolist() == [2, 10] and line.get_ydata() == pytest.approx(curve["mean"])
+    band = at.control_curve("trait")
+    grey = [
+        x for x in axes.collections if len(x.get_facecolor()) and to_hex(x.get_facecolor()[0]).upper() == plots.GREYS[0]
+    ]
+    heights = {float(y) for one in grey for path in one.get_paths() for y in path.vertices[:, 1]}
+    assert {*band["low"], *band["high"]} <= heights
+    plain = result.table.query(f"vector == 'calm' and {axis} == 0 and layer != '2+10'")["trait"].mean()
+    assert any(list(one.get_ydata()) == [pytest.approx(plain)] * 2 for one in axes.lines)
+    shown = texts(figure)
+    assert f"Mean and 95 % interval, n = 40 prompt groups, {axis} 0.4." in shown and "calm/random, k = 4" in shown
+
+
+def test_an_effect_by_layer_refuses_other_strengths_and_several_choices() -> None:
+    result = layered_result()
+    with pytest.raises(ValueError, match=r"coefficient 3; got coefficient \[0.0, 0.4\]"):
+        plots.effect_by_layer(result, "trait", at=3)
+    with pytest.raises(ValueError, match="'other'"):
+        plots.effect_by_layer(result, "other", at=0.4)
+    twice = pd.concat([result.table.assign(choice=one) for one in ("A", "B")], ignore_index=True)
+    with pytest.raises(ValueError, match="expected one choice per prompt"):
+        plots.effect_by_layer(SweepResult(twice), "trait", at=0.4)
+    plots.effect_by_layer(SweepResult(twice).where(twice["choice"] == "A"), "trait", at=0.4)
+
+
+def test_profiles_of_checkpoints_are_their_tables() -> None:
+    tables = {"base": probe_table(), "SFT": probe_table(8)}
+    (axes,) = plots.layer_profiles(tables).axes
+    ticks = dict(zip((text.get_text() for text in axes.get_xticklabels()), axes.get_xticks(), strict=True))
+    assert ticks["embed"] == -1.5 and ticks["4"] == 4
+    drawn = lines(axes)
+    for number, table in enumerate(tables.values()):
+        rows = table[(table["features"] == "resid") & (table["labels"] == "true") & (table["layer"] != "nested")]
+        assert drawn[plots.PALETTE[number]].get_ydata() == pytest.approx(rows["accuracy"])
+        assert drawn[plots.PALETTE[number]].get_xdata().tolist() == [-1.5, *range(len(rows) - 1)]
+    with pytest.raises(ValueError, match="got none"):
+        plots.layer_profiles({})
+
+
+def test_cosines_are_drawn_where_widths_and_layers_agree_and_the_others_are_named() -> None:
+    import torch
+
+    from steerkit.vectors.vector import SteeringVector
+
+    torch.manual_seed(0)
+    one, two = (SteeringVector({layer: torch.randn(16) for layer in layers}) for layers in ((1, 2, 3), (2, 3, 4)))
+    wide = SteeringVector({2: torch.randn(20)})
+    figure = plots.cosine_profile({"base": one, "SFT": two, "other": wide})
+    (line,) = [one for one in figure.axes[0].lines if to_hex(one.get_color()).upper() == plots.PALETTE[0]]
+    assert line.get_xdata().tolist() == [2, 3]
+    assert line.get_ydata() == pytest.approx(list(one.at(2, 3).cosine(two.at(2, 3)).values()))
+    note = figure.legends[0].get_title().get_text()
+    assert "d = 16" in note and "No cosine: base and other; SFT and other." in note
+    with pytest.raises(ValueError, match="two vectors of one width"):
+        plots.cosine_profile({"base": one, "other": wide})
