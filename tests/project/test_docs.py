@@ -12,8 +12,8 @@ import steerkit as sk
 from steerkit.models.kernels import missing
 
 DOCS = Path(__file__).parents[2] / "docs"
-ELSEWHERE = {DOCS / "serving.md"}
-"""Pages whose code needs vLLM: run by `make test-vllm`."""
+ELSEWHERE = {DOCS / "serving.md", *(DOCS / "recipes").glob("*.md")}
+"""Pages whose code needs vLLM (run by `make test-vllm`), or a tiny model and files: run by `test_recipes.py`."""
 PAGES = sorted(
     page for page in DOCS.rglob("*.md") if "```python" in page.read_text(encoding="utf-8") and page not in ELSEWHERE
 )
