@@ -74,9 +74,10 @@ test-vllm: serve-env  ## steering through vLLM against our engine, 40 requests p
 	$(SERVE)/bin/python -m tests.vllm --requests 40
 	$(SERVE)/bin/python -m pytest tests/vllm/tiny_models.py tests/vllm/jobs.py tests/vllm/http.py tests/vllm/page.py
 
-test-vllm-full: serve-env  ## all requests in every mode, 1,000 random ones over HTTP, and the core tests; writes docs/serving-equality.md
-	$(SERVE)/bin/python -m tests.vllm --page docs/serving-equality.md
+test-vllm-full: serve-env demo  ## all requests in every mode, 1,000 random ones over HTTP, the demo and the core tests; writes docs/serving-equality.md
 	REQUESTS=1000 $(SERVE)/bin/python -m pytest tests/vllm/http.py
+	$(SERVE)/bin/python -m tests.vllm.demo runs/demo
+	$(SERVE)/bin/python -m tests.vllm --page docs/serving-equality.md
 	$(SERVE)/bin/python -m pytest $(CORE)
 
 bench-vllm: serve-env  ## speed of vLLM steered and not, and of our engine beside it; adds to benchmarks/RESULTS.md

@@ -33,8 +33,8 @@ class VLLM(Remote):
         RuntimeError, UnknownLayout: the model cannot be steered there; see `steerkit.serving.plugin`.
 
     Example:
-        >>> engine = sk.serving.VLLM("HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32")
-        >>> result = sk.sweep(None, tokenizer, vector, prompts, layers=14, coefficients=[-1, 0, 1], engine=engine)
+        >>> with sk.serving.VLLM("HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32") as engine:
+        ...     result = sk.sweep(None, tokenizer, vector, prompts, layers=14, coefficients=[-1, 0, 1], engine=engine)
     """
 
     def __init__(
@@ -65,6 +65,16 @@ class VLLM(Remote):
         )
         self.config = self.llm.llm_engine.vllm_config
         self.folder: VectorFolder = folder_of_config(self.config, self.settings)
+
+    def __enter__(self) -> VLLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the engine and its processes; its memory is free afterwards. The engine cannot be used again."""
+        self.llm.llm_engine.engine_core.shutdown()
 
     def listing(self) -> dict[str, Any]:
         """See `Remote`."""

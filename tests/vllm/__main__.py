@@ -17,6 +17,7 @@ from typing import Any
 
 from steerkit.io.files import file_name, write_text
 from steerkit.io.json import read_json, write_json
+from steerkit.stats.format import interval_text
 from tests.vllm.cases import cases, margin, mood, reference
 from tests.vllm.modes import MODES, counters, run, start
 
@@ -124,7 +125,46 @@ def page(results: list[dict[str, Any]]) -> str:
         lines += ["", "## Rows that differ", "", "| mode | case | round | token | margin, nats |"]
         lines += ["|---|---|---|---|---|"]
         lines += [f"| {m} | {r['case']} | {r['round']} | {r['token']} | {r['margin']:.1e} |" for m, r in rows]
+    lines += [*_requests(), *_demo()]
     return "\n".join([*lines, ""])
+
+
+def _requests() -> list[str]:
+    """What the largest run of random requests against a live server gave; nothing where there was none."""
+    runs = sorted((read_json(path) for path in OUT.glob("requests-*.json")), key=lambda run: run["requests"])
+    if not runs:
+        return []
+    one = runs[-1]
+    text = (
+        f"{one['requests']:,} requests with random valid and invalid specifications, 24 at a time, to one live server: "
+        f"{one['refused']:,} were refused with status 400, each invalid one among them. Of {one['greedy']:,} greedy "
+        f"answers {one['different']} differ from our engine's. The log-probabilities of {one['sampled']:,} sampled "
+        "answers are those that our engine gives the returned tokens. The server was alive at the end."
+    )
+    return ["", "## Random requests", "", text]
+
+
+def _demo() -> list[str]:
+    """The demo's verdicts in both engines; nothing where it was not run."""
+    if not (OUT / "demo.json").exists():
+        return []
+    found = read_json(OUT / "demo.json")
+    lines = ["", "## The demo through vLLM", ""]
+    lines += [
+        f"The demo's rows on its test questions, generated here and through vLLM: {found['equal_texts']:,} of "
+        f"{found['rows']:,} texts are equal.",
+        "",
+        "| persona | steered here | steered through vLLM | gain over coefficient 0, here | through vLLM |",
+        "|---|---|---|---|---|",
+    ]
+    word = {True: "yes", False: "no"}
+    (here, there), (gain, gain_there) = found["verdicts"], found["gains_over_zero"]
+    lines += [
+        f"| {name} | {word[here[name]]} | {word[there[name]]} | {interval_text(*gain[name])} | "
+        f"{interval_text(*gain_there[name])} |"
+        for name in here
+    ]
+    return lines
 
 
 def main() -> int:

@@ -34,10 +34,10 @@ def through_vllm(run: Path, out: Path) -> dict[str, Any]:
     choices, _, norms = choose(model, tokenizer, vectors, parts, settings, run)
     asked = read_json(run / "tables" / "asked.json")
     own = run_test(model, tokenizer, vectors, choices, parts["test"], norms, settings, run)
-    engine = sk.serving.VLLM(default_checkpoint(), dtype="float32", max_model_len=512, block_size=32)
-    began = time.monotonic()
-    served = run_test(model, tokenizer, vectors, choices, parts["test"], norms, settings, out, engine)
-    seconds = time.monotonic() - began
+    with sk.serving.VLLM(default_checkpoint(), dtype="float32", max_model_len=512, block_size=32) as engine:
+        began = time.monotonic()
+        served = run_test(model, tokenizer, vectors, choices, parts["test"], norms, settings, out, engine)
+        seconds = time.monotonic() - began
     both = own.table.merge(served.table, on=KEYS, suffixes=("", "_served"), validate="one_to_one")
     verdicts = [
         {name: verdict(name, gain_table(test, choices), test, choices[name], asked[name]) for name in PERSONAS}
