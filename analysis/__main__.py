@@ -76,6 +76,11 @@ ANALYSES = {
         "tables of a reproduction over its seeds, and a verdict on each claim",
         "runs/reproduce/tiny --page docs/results.md",
     ),
+    "archive": Analysis(
+        "analysis.paper.archive",
+        "keep the small files of a finished training seed, from which all tables can be made again",
+        "runs/reproduce/tiny --seed 20 --out results/seeds/tiny",
+    ),
     "documents": Analysis(
         "analysis.documents",
         "run the code of the tutorial and of the page on steering, and store its tables",

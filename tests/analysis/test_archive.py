@@ -1,0 +1,62 @@
+"""An archive holds what the pooled tables read, of one seed at a time, and nothing of unfinished seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.paper.archive import LARGEST, archive
+from analysis.paper.main_table import write as write_main_table
+from analysis.paper.pooling import collect_tables
+from steerkit.io.files import write_text
+from steerkit.io.json import read_json, write_json
+from steerkit.io.tables import write_table
+
+SEEDS = (20, 21)
+
+
+@pytest.fixture
+def reproduced(tmp_path) -> Path:
+    """Two finished seeds of a family, with probes, and a large table of texts beside them."""
+    folder = tmp_path / "reproduced"
+    write_json(folder / "started.json", [{"seed": seed, "time": "t", "commit": "c", "rules": "r"} for seed in SEEDS])
+    for seed in SEEDS:
+        run, analysed = folder / "clues" / f"seed-{seed}", folder / "analysis" / "clues" / f"seed-{seed}"
+        rows = [
+            {"family": "clues", "method": method, "decoding": "sampled", "seed": seed, "id": f"{seed}-{i}",
+             "correct": (i + seed) % 3 == 0, "tokens_in": 9, "tokens_out": 5, "parsed": True, "agents": 3.0}
+            for method in ("Single", "Debate", "IMAD")
+            for i in range(12)
+        ]  # fmt: skip
+        write_table(run / "questions.parquet", pd.DataFrame(rows), {})
+        write_json(run / "config.json", {"family": "clues", "seed": seed})
+        write_text(run / "checkpoint" / "weights.txt", "large")
+        keys = {"stage": "SFT", "debates": "personas", "source": "trace", "position": "last", "layer": "3",
+                "features": "stream", "labels": "true"}  # fmt: skip
+        values = {"accuracy": 0.8 + seed / 1e3, "accuracy_low": 0.7, "accuracy_high": 0.9, "majority": 0.3}
+        write_table(analysed / "separability.csv", pd.DataFrame([{**keys, **values, "n": 90, "n_groups": 30}]), {})
+        write_text(analysed / "rows.csv", "x" * (LARGEST + 1))
+    return folder
+
+
+def test_tables_of_the_archive_equal_those_of_the_runs(reproduced, tmp_path) -> None:
+    out = tmp_path / "archive"
+    for seed in reversed(SEEDS):
+        archive(reproduced, out, seed)
+    runs, kept = ([folder / "clues" / f"seed-{seed}" for seed in SEEDS] for folder in (reproduced, out))
+    pd.testing.assert_frame_equal(write_main_table(runs, tmp_path / "a"), write_main_table(kept, tmp_path / "b"))
+    ours, theirs = collect_tables(out)["clues"], collect_tables(reproduced)["clues"]
+    assert ours.keys() == theirs.keys() == {"separability"}
+    pd.testing.assert_frame_equal(ours["separability"], theirs["separability"])
+    assert [one["seed"] for one in read_json(out / "started.json")] == list(SEEDS)
+    assert not list(out.rglob("rows.csv")) and not list(out.rglob("checkpoint"))
+
+
+def test_an_unfinished_seed_is_refused_and_leaves_the_archive_as_it_is(reproduced, tmp_path) -> None:
+    (reproduced / "clues" / "seed-21" / "questions.parquet").unlink()
+    for seed, reason in ((21, "seed-21"), (22, "none was started")):
+        with pytest.raises(FileNotFoundError, match=reason):
+            archive(reproduced, tmp_path / "archive", seed)
+    assert not (tmp_path / "archive").exists()
