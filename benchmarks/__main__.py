@@ -31,7 +31,7 @@ from benchmarks import (
     startup,
     training,
 )
-from benchmarks.timing import Measured
+from benchmarks.timing import STORE, Measured
 from figures.growth import growth as growth_figure
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json, write_json
@@ -40,7 +40,6 @@ from steerkit.io.versions import versions
 from steerkit.show.plots import save_figure
 
 HERE = Path(__file__).parent
-STORE = HERE.parent / "results" / "speed"
 GPU_PAGE = HERE.parent / "runs" / "gpu" / "gpu.md"
 PEERS = ("nnsight", "transformer-lens", "steering-vectors", "rouge-score", "scikit-learn", "rapidfuzz")
 JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
@@ -67,7 +66,12 @@ JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
     "probes": scores.all_probes,
     "memory": capture.memory,
 }
-ELSEWHERE: dict[str, Callable[[], Iterator[Measured]]] = {"serving": serving.serving}
+ELSEWHERE: dict[str, Callable[[], Iterator[Measured]]] = {
+    "vllm-steered": serving.steered,
+    "vllm-sweep": serving.sweep,
+    "vllm-asleep": serving.asleep,
+    "vllm-own": serving.own,
+}
 """Jobs of another environment (`make bench-vllm`), which run only where they are named."""
 TABLES = ("profile", "growth")
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import MIN_PAIRS, Measured, measured
+from benchmarks.timing import MIN_PAIRS, STORE, Measured, measured
+from steerkit.io.json import read_json
 
 FOLDER = Path("runs/vllm-bench")
 ENVIRONMENT = {
@@ -84,30 +85,43 @@ def in_turn(ours: Callable[[], float], theirs: Callable[[], float], pairs: int) 
     return mine, other
 
 
-def serving() -> Iterator[Measured]:
-    """All lines."""
-    job, pairs = f"{ROWS} rows x 64 tokens through vLLM", MIN_PAIRS
-    speeds = {}
+JOB = f"{ROWS} rows x 64 tokens through vLLM"
+CACHED = "eager, prefix cache"
+
+
+def steered() -> Iterator[Measured]:
+    """Steered rows against unsteered ones, in every mode."""
     for mode, options in MODES.items():
         with Worker("steering", options) as worker:
-            mine, other = in_turn(lambda w=worker: w.run("steered"), lambda w=worker: w.run("plain"), pairs)
-            line = measured(f"{job}, {mode}, steered", "unsteered", mine, other, ">= 0.93", "")
-            speeds[mode] = line.ours
-            yield line
-            if mode == "eager, prefix cache":
-                mine, other = in_turn(lambda w=worker: w.run("sweep"), lambda w=worker: w.run("plain"), pairs)
-                note = "files, table and ROUGE-L included"
-                yield measured("sk.sweep through vLLM, the same rows", "unsteered", mine, other, ">= 0.9", note)
-    options = MODES["eager, prefix cache"]
-    with Worker("plain", options) as asleep, Worker("plain", options, plugins="") as without:
-        mine, other = in_turn(lambda: asleep.run("plain"), lambda: without.run("plain"), pairs)
-        yield measured(f"{job}, plugin installed and not asked for", "without it", mine, other, ">= 0.95")
-    fastest = min(speeds, key=lambda mode: speeds[mode])
+            mine, other = in_turn(lambda w=worker: w.run("steered"), lambda w=worker: w.run("plain"), MIN_PAIRS)
+            yield measured(f"{JOB}, {mode}, steered", "unsteered", mine, other, ">= 0.93", "")
+
+
+def sweep() -> Iterator[Measured]:
+    """A sweep through vLLM, its files and scores included, against its rows alone, unsteered."""
+    with Worker("steering", MODES[CACHED]) as worker:
+        mine, other = in_turn(lambda: worker.run("sweep"), lambda: worker.run("plain"), MIN_PAIRS)
+    note = "files, table and ROUGE-L included"
+    yield measured("sk.sweep through vLLM, the same rows", "unsteered", mine, other, ">= 0.9", note)
+
+
+def asleep() -> Iterator[Measured]:
+    """The plugin installed and not asked for, against no plugin."""
+    options = MODES[CACHED]
+    with Worker("plain", options) as installed, Worker("plain", options, plugins="") as without:
+        mine, other = in_turn(lambda: installed.run("plain"), lambda: without.run("plain"), MIN_PAIRS)
+    yield measured(f"{JOB}, plugin installed and not asked for", "without it", mine, other, ">= 0.95")
+
+
+def own() -> Iterator[Measured]:
+    """Our engine against vLLM's fastest mode, which the job `vllm-steered` has found."""
+    lines = read_json(STORE / "vllm-steered.json")["rows"]
+    fastest = min(zip(lines, MODES, strict=True), key=lambda pair: pair[0]["ours"])[1]
     with Worker("ours") as engine, Worker("steering", MODES[fastest]) as vllm:
-        mine, other = in_turn(lambda: engine.run("steered"), lambda: vllm.run("steered"), pairs)
+        mine, other = in_turn(lambda: engine.run("steered"), lambda: vllm.run("steered"), MIN_PAIRS)
         same = sum(a == b for a, b in zip(engine.found["texts"], vllm.found["texts"], strict=True))
-        note = f"{same} of {ROWS} texts equal"
-        yield measured(f"our engine, {ROWS} steered rows x 64 tokens", f"vLLM, {fastest}", mine, other, ">= 1.1", note)
+    note = f"{same} of {ROWS} texts equal"
+    yield measured(f"our engine, {ROWS} steered rows x 64 tokens", f"vLLM, {fastest}", mine, other, ">= 1.1", note)
 
 
 # ------------------------------------------------------------------------------------------------------------- workers
@@ -161,6 +175,7 @@ def vllm_jobs(options: Mapping[str, Any], steering: bool) -> dict[str, Callable[
         return [str(list(done[i])) for i in range(len(some))]
 
     def sweep() -> list[str]:
+        from steerkit.scores.text import rouge_l
         from steerkit.serving.remote import Remote
 
         unending = Remote.ends
@@ -183,7 +198,7 @@ def vllm_jobs(options: Mapping[str, Any], steering: bool) -> dict[str, Callable[
                     engine=engine,
                     out=Path(out) / "run",
                 )
-                sk.scores.rouge_l(result.table["text"].tolist(), result.table["reference"].tolist())
+                rouge_l(result.table["text"].tolist(), result.table["reference"].tolist())
         finally:
             Remote.ends = unending  # type: ignore[method-assign]
         return result.table["text"].tolist()

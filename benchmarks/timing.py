@@ -6,12 +6,15 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 MIN_PAIRS = 11
+STORE = Path(__file__).parents[1] / "results" / "speed"
+"""Folder of the stored rows of all jobs."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,19 @@ def speed_table(folder: Path) -> str:
     return _table(("job", "against", "ratio"), rows)
 
 
+def serving_table(folder: Path) -> str:
+    """All lines of the benchmark of vLLM."""
+    words = {True: "met", False: "missed", None: ""}
+    rows = []
+    names = ("vllm-steered", "vllm-sweep", "vllm-asleep", "vllm-own")
+    for line in chain.from_iterable(read_json(folder / "speed" / f"{name}.json")["rows"] for name in names):
+        seconds = f"{line['ours']:.2f} / {line['theirs']:.2f}"
+        target = f"{line['target']} {words[line['holds']]}".strip()
+        ratio = interval_text(line["ratio"], line["low"], line["high"])
+        rows.append([line["job"], line["against"], seconds, ratio, target, line["note"]])
+    return _table(("job", "against", "seconds", "ratio", "target for the interval", "note"), rows)
+
+
 def agents_table(folder: Path) -> str:
     """ROUGE-L gained by each agent's direction on clues, nobody named: base, SFT on single turns, IMAD."""
     gains, _ = _read("miniature/clues/gains", folder)
@@ -279,6 +293,7 @@ def rates_table(folder: Path) -> str:
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "demo": demo_table,
     "speed": speed_table,
+    "serving-speed": serving_table,
     "agents-readme": agents_table,
     "tutorial-gains": tutorial_gains,
     "reading": reading_table,
