@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from steerkit.capture.resid import capture_resid as capture_resid
     from steerkit.generation.generate import Generation as Generation
     from steerkit.generation.generate import generate as generate
+    from steerkit.generation.projections import project as project
     from steerkit.models.kernels import use_kernels as use_kernels
     from steerkit.models.load import load as load
     from steerkit.probes.probe import ProbeResult as ProbeResult
@@ -52,6 +53,7 @@ _PUBLIC = {  # module -> the public names in it
     "capture.collect": ("collect", "collect_each", "collect_means"),
     "capture.resid": ("capture_resid",),
     "generation.generate": ("Generation", "generate"),
+    "generation.projections": ("project",),
     "models.kernels": ("use_kernels",),
     "models.load": ("load",),
     "probes.probe": ("ProbeResult", "fit_probe", "probe_layers"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -98,12 +99,36 @@ def _forward_in_batches(
     reader: Callable[[Sequence[int]], Reader],
     batch_tokens: int | None,
 ) -> Iterator[list[int]]:
-    """Forward rows of similar length in right-padded batches with the reader of each; yields a batch when it is done.
+    """Forward rows in batches (see `forward_padded`) with the reader of each; yields a batch when it is done."""
+    hooked = hooked_blocks(blocks, layers)
 
-    A batch that does not fit into memory is halved.
+    def forward(batch: Sequence[int], inputs: Mapping[str, Any]) -> None:
+        read, ran = reader(batch), set[int]()
+
+        def noting(layer: int, entered: Tensor | None, left: Tensor | None) -> None:
+            if left is not None:
+                ran.add(layer)
+            read(layer, entered, left)
+
+        with observe_streams(hooked, noting), contextlib.suppress(StopForward):
+            model(**inputs)
+        check_called(ran, set(hooked))
+
+    return forward_padded(model, blocks, rows, forward, batch_tokens)
+
+
+def forward_padded(
+    model: nn.Module,
+    blocks: Blocks,
+    rows: Sequence[Sequence[int]],
+    forward: Callable[[Sequence[int], Mapping[str, Any]], None],
+    batch_tokens: int | None = None,
+) -> Iterator[list[int]]:
+    """Call `forward(row numbers, inputs of the model)` for rows of similar length; yields the numbers when it is done.
+
+    A batch is padded on the right, and halved if it does not fit into memory.
     """
     device = device_of(model)
-    hooked = hooked_blocks(blocks, layers)
     size = batch_tokens or BATCH_TOKENS.get(device.type, 512)
     queue = token_batches([len(row) for row in rows], size)[::-1]
     while queue:
@@ -112,30 +137,15 @@ def _forward_in_batches(
         inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
         if blocks.positions:
             inputs["position_ids"] = positions
-        read, ran = reader(batch), set[int]()
-
-        def noting(
-            layer: int, entered: Tensor | None, left: Tensor | None, read: Reader = read, ran: set[int] = ran
-        ) -> None:
-            if left is not None:
-                ran.add(layer)
-            read(layer, entered, left)
-
         try:
-            with (  # not while the caller works on a batch
-                running(model),
-                torch.inference_mode(),
-                observe_streams(hooked, noting),
-                contextlib.suppress(StopForward),
-            ):
-                model(**inputs)
+            with running(model), torch.inference_mode():  # not while the caller works on a batch
+                forward(batch, inputs)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
             half = len(batch) // 2
             queue += [batch[half:], batch[:half]]
             continue
-        check_called(ran, set(hooked))
         yield batch
 
 

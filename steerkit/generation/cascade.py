@@ -30,7 +30,7 @@ from transformers.cache_utils import DynamicLayer
 
 from steerkit.generation.cache import min_saved_tokens, shared_prefix_lengths
 from steerkit.generation.engine import Engine, Row, edits_prompt, prompt_edit
-from steerkit.models.hooks import check_called, edit_streams
+from steerkit.generation.projections import steered
 from steerkit.models.model import text_config
 from steerkit.steering.rows import RowSteering
 
@@ -502,8 +502,6 @@ class CascadeEngine(Engine):
         }
         if keep and self.takes_logits_to_keep:
             inputs["logits_to_keep"] = keep
-        modules = {layer: self.blocks.modules[layer] for layer in compiled.layers}
-        with _attending(self.model, self.cascade), edit_streams(modules, compiled.edit) as ran:
+        with _attending(self.model, self.cascade), steered(self.blocks, compiled, self.monitor):
             logits: Tensor = self.model(**inputs).logits
-        check_called(ran, set(compiled.layers))
         return logits

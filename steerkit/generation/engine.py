@@ -13,10 +13,10 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from steerkit.generation.cache import ReservedLayer, min_saved_tokens, shared_prefix_lengths
+from steerkit.generation.projections import Monitor, steered
 from steerkit.generation.sampling import OVERFLOWED
 from steerkit.models.blocks import find_blocks
 from steerkit.models.cache_argument import cache_argument
-from steerkit.models.hooks import check_called, edit_streams
 from steerkit.models.model import accepts, device_of, unwrap
 from steerkit.steering.positions import touches_prompt
 from steerkit.steering.rows import RowSteering
@@ -102,6 +102,7 @@ class Engine:
         self.lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
         self.takes_logits_to_keep = accepts(model, "logits_to_keep")
         self.cache_name = cache_argument(model) or "past_key_values"
+        self.monitor: Monitor | None = None
         self.cache = DynamicCache(config=unwrap(model).config)
         self.cache.layers = [
             ReservedLayer(self.width + room) if type(layer) is DynamicLayer else layer for layer in self.cache.layers
@@ -176,33 +177,47 @@ class Engine:
         """The last token of each prompt: the first chunk to forward, at column `width - 1`."""
         return torch.tensor([[row.prompt[-1]] for row in self.rows], device=self.device)
 
-    def decode(self, new: int, ends: frozenset[int], choose: Choose) -> list[Continuation]:
-        """Up to `new` tokens per row, by `choose(logits, row numbers, step)`; rows that have ended leave the batch."""
+    def decode(
+        self, new: int, ends: frozenset[int], choose: Choose, monitor: Monitor | None = None
+    ) -> list[Continuation]:
+        """Up to `new` tokens per row, by `choose(logits, row numbers, step)`; rows that have ended leave the batch.
+
+        Args:
+            monitor: reads the stream at each new token, for which the last one of a row is forwarded too.
+        """
+        self.monitor = monitor
         out: list[list[int]] = [[] for _ in self.rows]
         ended: list[int | None] = [None] * len(out)
         overflowed: set[int] = set()
         alive = list(range(len(out)))
         token = self.last_tokens()
-        for step in range(new):
+        for step in range(new + (monitor is not None)):
             logits = self.forward(token, self.width - 1 + step)[:, -1]
+            if monitor is not None and step:  # what was forwarded are the tokens of the step before
+                monitor.keep(alive)
+            if step == new:
+                break
             token = choose(logits, torch.tensor(alive, device=self.device), step)[:, None]
-            unfinished = []
+            needed = []
             for index, (number, chosen) in enumerate(zip(alive, token[:, 0].tolist(), strict=True)):
                 if ended[number] is not None or number in overflowed:
                     continue
                 if chosen == OVERFLOWED:
                     overflowed.add(number)
-                elif chosen in ends:
+                    continue
+                if chosen in ends:
                     ended[number] = chosen
                 else:
                     out[number].append(chosen)
-                    unfinished.append(index)
-            if not unfinished:
+                if chosen not in ends or monitor is not None:
+                    needed.append(index)
+            if not needed:
                 break
             token = token.clamp(min=0)  # rows that overflowed are forwarded until the batch is compacted
-            if len(unfinished) <= COMPACT_BELOW * len(alive) and step + 1 < new:
-                self.keep(unfinished)
-                token, alive = token[unfinished], [alive[index] for index in unfinished]
+            if len(needed) <= COMPACT_BELOW * len(alive) and step + 1 < new:
+                self.keep(needed)
+                token, alive = token[needed], [alive[index] for index in needed]
+        self.monitor = None
         return [
             Continuation(tuple(ids), ended[number], overflowed=number in overflowed) for number, ids in enumerate(out)
         ]
@@ -226,8 +241,6 @@ class Engine:
             inputs["position_ids"] = positions.clamp(min=0)
         if keep and self.takes_logits_to_keep:
             inputs["logits_to_keep"] = keep
-        modules = {layer: self.blocks.modules[layer] for layer in compiled.layers}
-        with edit_streams(modules, compiled.edit) as ran:
+        with steered(self.blocks, compiled, self.monitor):
             logits: Tensor = self.model(**inputs).logits
-        check_called(ran, set(compiled.layers))
         return logits

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, overload
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from steerkit.generation.batches import in_batches
 from steerkit.generation.engine import Choose, Continuation, Engine, Row
+from steerkit.generation.projections import Monitor
 from steerkit.generation.sampling import likeliest, random_stream, sample
 from steerkit.models.context import context_length
 from steerkit.models.ends import ends_of
 from steerkit.models.model import widest_float
-from steerkit.steering.steering import Steering
+from steerkit.steering.steering import Steering, steerings_per_row
 from steerkit.steering.watch import suspended
 from steerkit.text.prompt import PromptLike, render
 from steerkit.text.tokens import decode as decode_ids
+from steerkit.vectors.vector import SteeringVector
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,15 @@ class Generation:
         finish_reason: `"stop"` where an end-of-sequence token was generated, `"length"` at `max_new_tokens`.
         log_probs: natural logarithm of each token's probability under the steered model, at temperature 1 and without
             a nucleus; one per id.
+        projections: name of a watched vector -> a table with one row per id: token_id, token, before and after (see
+            `generate`).
     """
 
     text: str
     ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"]
     log_probs: tuple[float, ...]
+    projections: Mapping[str, pd.DataFrame] = field(default_factory=dict, compare=False, repr=False)
 
 
 @overload
@@ -56,6 +62,7 @@ def generate(
     batch_rows: int | None = ...,
     chat_template_kwargs: Mapping[str, Any] | None = ...,
     return_details: Literal[False] = ...,
+    watch: None = ...,
 ) -> list[str]: ...
 
 
@@ -73,6 +80,25 @@ def generate(
     batch_rows: int | None = ...,
     chat_template_kwargs: Mapping[str, Any] | None = ...,
     return_details: Literal[True],
+    watch: Mapping[str, SteeringVector] | None = ...,
+) -> list[Generation]: ...
+
+
+@overload
+def generate(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[PromptLike],
+    *,
+    max_new_tokens: int,
+    steering: Steering | Sequence[Steering | None] | None = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    batch_rows: int | None = ...,
+    chat_template_kwargs: Mapping[str, Any] | None = ...,
+    return_details: bool = ...,
+    watch: Mapping[str, SteeringVector],
 ) -> list[Generation]: ...
 
 
@@ -89,6 +115,7 @@ def generate(
     batch_rows: int | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     return_details: bool = False,
+    watch: Mapping[str, SteeringVector] | None = None,
 ) -> list[str] | list[Generation]:
     """Continue each prompt, steered or not; the texts in the order of the prompts.
 
@@ -106,24 +133,34 @@ def generate(
         batch_rows: rows decoded at once; default by device, halved when memory runs out.
         chat_template_kwargs: further arguments of the chat template, e.g. `{"enable_thinking": False}`.
         return_details: return a `Generation` per prompt: text, ids, finish reason, log-probabilities.
+        watch: name -> vector with one layer; implies `return_details`. `Generation.projections[name]` has, for each
+            generated token, the projection `h . v / |v|` on the unit direction, with h the stream after that layer's
+            block at the token itself: `before` and `after` the steering of that layer is applied. Pushes at lower
+            layers and at earlier tokens are in both. The stream at the last token of the prompt, where the first new
+            token is decided, belongs to no generated token; `sk.project` reads it. The last token is forwarded once
+            more, and no text changes. Vectors of other weights are allowed, as for `sk.project`.
 
     Returns:
-        One text per prompt, or one `Generation` with `return_details=True`.
+        One text per prompt, or one `Generation` with `return_details=True` or `watch`.
 
     Raises:
         TypeError: an entry of `steering` that is not a Steering.
-        ValueError: no prompts, an empty or too long prompt, a steering that does not fit, a setting out of range, or
-            logits that are not finite in one of the rows.
+        ValueError: no prompts, an empty or too long prompt, a steering or watched vector that does not fit, a setting
+            out of range, or logits that are not finite in one of the rows.
 
     Example:
         >>> steering = sk.Steering(vector, 1.5, layer=14)
         >>> sk.generate(model, tokenizer, ["The sea is"], max_new_tokens=20, steering=steering)
+        >>> found = sk.generate(model, tokenizer, ["The sea is"], max_new_tokens=20, watch={"mood": vector.at(16)})
+        >>> found[0].projections["mood"]["before"].mean()
     """
     if isinstance(prompts, str | Mapping) or not len(prompts):
         raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}. Put them in a list.")
     seed = checked_seed(seed)
+    if watch is not None:
+        Monitor(watch, 0).check(model)
     with suspended(model) as active:
-        each = _per_row(steering, active, len(prompts))
+        each = steerings_per_row(steering, active, len(prompts))
         seen: Counter[tuple[int, ...]] = Counter()
         streams, rows = [], []
         for one, row in zip(prompts, each, strict=True):
@@ -131,7 +168,8 @@ def generate(
             streams.append((seed, prompt.text, seen[prompt.ids]))
             seen[prompt.ids] += 1
             rows.append(Row(prompt.ids, row))
-        log_probs: list[list[float]] | None = [[] for _ in rows] if return_details else None
+        log_probs: list[list[float]] | None = [[] for _ in rows] if return_details or watch is not None else None
+        read: dict[int, list[list[list[float]]]] = {}
         found = decode(
             model,
             tokenizer,
@@ -142,6 +180,8 @@ def generate(
             top_p=top_p,
             batch_rows=batch_rows,
             log_probs=log_probs,
+            watch=watch,
+            read=read,
         )
         done = {number: continuation for batch in found for number, continuation in batch}
     if overflowed := sorted(number for number, continuation in done.items() if continuation.overflowed):
@@ -151,7 +191,8 @@ def generate(
         )
     if log_probs is None:
         return [text_of(tokenizer, done[number]) for number in range(len(rows))]
-    return [_details(tokenizer, done[number], log_probs[number]) for number in range(len(rows))]
+    names = list(watch or {})
+    return [_details(tokenizer, done[i], log_probs[i], names, read.get(i, [])) for i in range(len(rows))]
 
 
 def text_of(tokenizer: Any, continuation: Continuation) -> str:
@@ -159,31 +200,21 @@ def text_of(tokenizer: Any, continuation: Continuation) -> str:
     return decode_ids(tokenizer, continuation.ids)
 
 
-def _details(tokenizer: Any, continuation: Continuation, log_probs: Sequence[float]) -> Generation:
+def _details(
+    tokenizer: Any,
+    continuation: Continuation,
+    log_probs: Sequence[float],
+    names: Sequence[str],
+    read: Sequence[Sequence[Sequence[float]]],
+) -> Generation:
     ids = continuation.all_ids
     reason: Literal["stop", "length"] = "stop" if continuation.finished else "length"
-    return Generation(text_of(tokenizer, continuation), ids, reason, tuple(log_probs[: len(ids)]))
-
-
-def _per_row(
-    steering: Steering | Sequence[Steering | None] | None, active: Sequence[Steering], count: int
-) -> list[tuple[Steering, ...]]:
-    """The steerings of each row: those that are on for the model, then the row's own."""
-    shared = [one.per_row(count) for one in (*active, *([steering] if isinstance(steering, Steering) else []))]
-    rows = [tuple(column[i] for column in shared) for i in range(count)]
-    if steering is None or isinstance(steering, Steering):
-        return rows
-    several = list(steering) if isinstance(steering, Sequence) else [steering]
-    if stray := [one for one in several if not (one is None or isinstance(one, Steering))]:
-        raise TypeError(
-            f"expected a Steering, or a list with one (or None) per prompt; got {type(stray[0]).__name__}. Pass "
-            "Steering(vector, coefficient)."
-        )
-    if len(steering) != count:
-        raise ValueError(
-            f"expected one steering (or None) per prompt, {count}; got {len(steering)}. Pass one per prompt."
-        )
-    return [row if one is None else (*row, *one.per_row(1)) for row, one in zip(rows, steering, strict=True)]
+    tokens = pd.DataFrame({"token_id": ids, "token": [tokenizer.decode([token]) for token in ids]})
+    projections = {}
+    for number, name in enumerate(names):
+        before, after = zip(*(token[number] for token in read[: len(ids)]), strict=True)
+        projections[name] = tokens.assign(before=before, after=after)
+    return Generation(text_of(tokenizer, continuation), ids, reason, tuple(log_probs[: len(ids)]), projections)
 
 
 def decode(
@@ -197,6 +228,8 @@ def decode(
     top_p: float = 1.0,
     batch_rows: int | None = None,
     log_probs: Sequence[list[float]] | None = None,
+    watch: Mapping[str, SteeringVector] | None = None,
+    read: dict[int, list[list[list[float]]]] | None = None,
 ) -> Iterator[list[tuple[int, Continuation]]]:
     """Decode rows batch by batch; yields each batch's `(row number, continuation)` as it is finished.
 
@@ -205,6 +238,8 @@ def decode(
         streams: per row, what its random numbers are keyed by; unused when greedy.
         log_probs: per row, a list that the log-probabilities of its tokens are appended to (further entries may follow
             those of a row that has ended).
+        watch: name -> vector with one layer, see `generate`.
+        read: gets for each row `[token][vector][before, after]`, with further entries as in `log_probs`.
 
     Raises:
         ValueError: a prompt too long for the context, a steering that does not fit, or a setting out of range.
@@ -217,7 +252,11 @@ def decode(
         choose = _chooser(keys, max_new_tokens, temperature, top_p, engine.device)
         if log_probs is not None:
             choose = _recording(choose, [log_probs[i] for i in numbers])
-        return engine.decode(max_new_tokens, ends, choose)
+        monitor = None if watch is None else Monitor(watch, len(numbers))
+        done = engine.decode(max_new_tokens, ends, choose, monitor)
+        if monitor is not None and read is not None:
+            read.update(zip(numbers, monitor.rows, strict=True))
+        return done
 
     yield from in_batches(model, rows, max_new_tokens, work, batch_rows)
 

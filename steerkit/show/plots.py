@@ -631,6 +631,58 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
     return figure
 
 
+@styled()
+def token_projections(
+    table: pd.DataFrame | Mapping[str, pd.DataFrame], title: str | None = None, longest: int = 80
+) -> Figure:
+    """Draw the projection on each vector at each token of one text, two columns of a page wide; a panel per vector.
+
+    The solid line is the projection after the steering of the vector's layer; where it differs, a dashed line is the
+    one before. A vertical line marks the last token of the prompt. One text has no interval.
+
+    Args:
+        table: rows of one text of `sk.project`, or `Generation.projections`.
+        title: printed above the panels.
+        longest: tokens that are shown, the last ones of a longer text.
+
+    Raises:
+        ValueError: a missing column, no rows, or several texts.
+
+    Example:
+        >>> plots.token_projections(generation.projections)
+        >>> plots.token_projections(table[table["text"] == 0])
+    """
+    if isinstance(table, Mapping):
+        table = pd.concat([part.assign(vector=name) for name, part in table.items()]) if table else pd.DataFrame()
+    _check_columns(table, ["vector", "token", "before", "after"])
+    if "text" in table and table["text"].nunique() > 1:
+        raise ValueError(f"expected one text; got {table['text'].nunique()}. Select one: table[table['text'] == 0].")
+    keys = ["vector", "layer"] if "layer" in table else ["vector"]
+    panels = dict(list(table.groupby(keys, sort=False)))
+    figure, grid = new_figure(
+        TWO_COLUMNS, 0.75 + 1.05 * len(panels) + 0.2 * bool(title), title, len(panels), sharex=True
+    )
+    for (key, part), axes in zip(panels.items(), grid[:, 0], strict=True):
+        shown = part.tail(longest).reset_index(drop=True)
+        name = str(key[0]) + (f", layer {key[1]}" if len(key) > 1 else "")
+        if not shown["before"].equals(shown["after"]):
+            axes.plot(shown["before"], color=PALETTE[1], ls=DASHES[0], label="before the steering of the layer")
+            axes.plot(shown["after"], color=PALETTE[0], marker="o", label="after it")
+            axes.legend(ncols=2, loc="best")
+        else:
+            axes.plot(shown["after"], color=PALETTE[0], marker="o")
+        axes.axhline(0, color=GREY, lw=0.6, zorder=1)
+        if "prompt_end" in shown:
+            for end in shown.index[shown["prompt_end"].astype(bool)]:
+                axes.axvline(end + 0.5, color=INK, lw=0.7, ls=(0, (2, 2)), zorder=1)
+        axes.set_ylabel(f"projection on\n{name}")
+        axes.grid(False, axis="x")
+    tokens = [token.replace("\n", "\u21b5") for token in shown["token"].astype(str)]
+    grid[-1, 0].set_xticks(range(len(tokens)), tokens, rotation=90, size=5.5)
+    grid[-1, 0].set_xlim(-0.5, len(tokens) - 0.5)
+    return figure
+
+
 def _check_columns(frame: pd.DataFrame, wanted: Sequence[str]) -> None:
     missing = [column for column in wanted if column not in frame]
     if missing or frame.empty:

@@ -183,6 +183,36 @@ class Steering:
             active.remove(watch)
 
 
+def steerings_per_row(
+    steering: Steering | Sequence[Steering | None] | None, active: Sequence[Steering], count: int
+) -> list[tuple[Steering, ...]]:
+    """The steerings of each of `count` rows: those that are on for the model, then the row's own.
+
+    Args:
+        steering: one for all rows, or one (or None) per row.
+        active: those that are on, see `steerkit.steering.watch.suspended`.
+
+    Raises:
+        TypeError: an entry that is no Steering.
+        ValueError: another number of steerings than rows.
+    """
+    shared = [one.per_row(count) for one in (*active, *([steering] if isinstance(steering, Steering) else []))]
+    rows = [tuple(column[i] for column in shared) for i in range(count)]
+    if steering is None or isinstance(steering, Steering):
+        return rows
+    several = list(steering) if isinstance(steering, Sequence) else [steering]
+    if stray := [one for one in several if not (one is None or isinstance(one, Steering))]:
+        raise TypeError(
+            f"expected a Steering, or a list with one (or None) per prompt; got {type(stray[0]).__name__}. Pass "
+            "Steering(vector, coefficient)."
+        )
+    if len(steering) != count:
+        raise ValueError(
+            f"expected one steering (or None) per prompt, {count}; got {len(steering)}. Pass one per prompt."
+        )
+    return [row if one is None else (*row, *one.per_row(1)) for row, one in zip(rows, steering, strict=True)]
+
+
 def at_layers(vector: SteeringVector, layer: int | Sequence[int] | Literal["all"] | None) -> SteeringVector:
     """The vector at the layers that are to be steered.
 

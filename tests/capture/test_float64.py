@@ -12,7 +12,6 @@ from torch import Tensor
 import steerkit as sk
 from steerkit.capture.norms import stream_norms
 from steerkit.vectors.lens import tokens_of
-from steerkit.vectors.projections import projections
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -74,7 +73,7 @@ def test_reading_makes_no_float64_on_the_device(position: str, on_mps) -> None:
 
 def test_projections_and_the_logit_lens_make_no_float64_on_the_device(on_mps) -> None:
     v = sk.SteeringVector({2: torch.randn(32, generator=torch.Generator().manual_seed(0))})
-    assert len(projections(*on_mps, v, ["abc"], 2)) == 3
+    assert len(sk.project(*on_mps, ["abc"], v)) == 3
     assert len(tokens_of(*on_mps, v, ["abc"], k=2)) == 4
 
 

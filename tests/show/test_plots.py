@@ -517,3 +517,21 @@ def test_cosines_are_drawn_where_widths_and_layers_agree_and_the_others_are_name
     assert "d = 16" in note and "No cosine: base and other; SFT and other." in note
     with pytest.raises(ValueError, match="two vectors of one width"):
         plots.cosine_profile({"base": one, "other": wide})
+
+
+def test_token_projections_show_both_sides_of_the_push_the_tokens_and_the_end_of_the_prompt() -> None:
+    token = ["How", "?", "\n", "Fine"]
+    end = [False, True, False, False]
+    table = pd.DataFrame({"text": 0, "vector": "mood", "layer": 2, "token": token, "prompt_end": end})
+    plain = table.assign(before=[0.0, 1.0, 2.0, 3.0], after=[0.0, 1.0, 2.0, 3.0])
+    pushed = plain.assign(after=[0.0, 4.0, 5.0, 6.0], vector="calm")
+    axes, lower = plots.token_projections(pd.concat([plain, pushed])).axes
+    assert [list(line.get_ydata()) for line in axes.lines[:1]] == [[0, 1, 2, 3]]
+    assert [list(line.get_ydata()) for line in lower.lines[:2]] == [[0, 1, 2, 3], [0, 4, 5, 6]]
+    assert [text.get_text() for text in lower.get_xticklabels()] == ["How", "?", "\u21b5", "Fine"]
+    assert [list(line.get_xdata()) for line in lower.lines[3:]] == [[1.5, 1.5]]
+    assert len(plots.token_projections({"mood": plain[["token", "before", "after"]]}).axes) == 1
+    with pytest.raises(ValueError, match="expected one text; got 2"):
+        plots.token_projections(pd.concat([plain, plain.assign(text=1)]))
+    with pytest.raises(ValueError, match="expected rows with the columns"):
+        plots.token_projections({})

@@ -1,4 +1,4 @@
-"""What a direction says: its slope on the logits equals the derivative, its projections the stream's own."""
+"""What a direction says: its slope on the logits equals the derivative."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 
 import steerkit as sk
 from steerkit.vectors.lens import tokens_of
-from steerkit.vectors.projections import projections
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = ["one two", "three four five"]
@@ -42,26 +41,9 @@ def test_the_slope_is_the_derivative_of_final_norm_and_unembedding_along_the_dir
         assert lowered.iloc[0]["token_id"] == int(wanted.argmin())
 
 
-def test_projections_are_the_captured_streams_along_the_unit_direction() -> None:
-    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
-    v = vector(model, (1,))
-    table = projections(model, tokenizer, v * 5.0, PROMPTS, layer=1)
-    with sk.capture_resid(model, 1) as stream, torch.no_grad():
-        model(torch.tensor([tokenizer(PROMPTS[1])["input_ids"]]))
-    h = stream[1][0]
-    mine = table[table["text"] == 1]
-    unit = v.layers[1] / v.layers[1].norm()
-    torch.testing.assert_close(torch.tensor(mine["projection"].to_numpy()).float(), h @ unit, rtol=1e-4, atol=1e-5)
-    cosine = torch.nn.functional.cosine_similarity(h, unit[None], dim=1)
-    torch.testing.assert_close(torch.tensor(mine["cosine"].to_numpy()).float(), cosine, rtol=1e-4, atol=1e-5)
-    assert "".join(mine["token"]) == PROMPTS[1]
-
-
 def test_reading_without_prompts_or_tokens_is_refused() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     with pytest.raises(ValueError, match="one prompt and one token"):
         tokens_of(model, tokenizer, vector(model), [])
     with pytest.raises(ValueError, match="one prompt and one token"):
         tokens_of(model, tokenizer, vector(model), PROMPTS, k=0)
-    with pytest.raises(ValueError, match="layers among"):
-        projections(model, tokenizer, vector(model), PROMPTS, layer=0)
