@@ -167,6 +167,7 @@ def vllm_jobs(options: Mapping[str, Any], steering: bool) -> dict[str, Callable[
     for one in rows:
         engine.put(name_of(one.steerings[0]), sk.SteeringVector(one.steerings[0].vector.layers))
     _, tokenizer = inputs.model()
+    vector = inputs.vector().at(decoding.LAYER)
 
     def run(some: list[Row]) -> list[str]:
         sent = [Sent(r.prompt, decoding.NEW, (), {"steerkit": [specification(s) for s in r.steerings]}) for r in some]
@@ -189,7 +190,7 @@ def vllm_jobs(options: Mapping[str, Any], steering: bool) -> dict[str, Callable[
                 result = sk.sweep(
                     None,
                     tokenizer,
-                    inputs.vector().at(decoding.LAYER),
+                    vector,
                     questions,
                     coefficients=decoding.COEFFICIENTS,
                     max_new_tokens=decoding.NEW,
@@ -214,9 +215,13 @@ def own_jobs() -> dict[str, Callable[[], list[str]]]:
     """The jobs of our engine, in the same environment."""
     from benchmarks import decoding
 
-    model, tokenizer = decoding.endless().__enter__()
     rows = decoding.steered_rows(decoding.prompt_ids())
-    return {"steered": lambda: [str(list(ids)) for ids in decoding.run(model, tokenizer, rows)]}
+
+    def steered() -> list[str]:
+        with decoding.endless() as (model, tokenizer):
+            return [str(list(ids)) for ids in decoding.run(model, tokenizer, rows)]
+
+    return {"steered": steered}
 
 
 def work(kind: str, options: Mapping[str, Any]) -> None:
