@@ -125,7 +125,14 @@ class Step:
     always: bool = False
 
 
-def plan(preset: str, seeds: Sequence[int], out: Path, full: bool = False, fluency: str | None = None) -> list[Step]:
+def plan(
+    preset: str,
+    seeds: Sequence[int],
+    out: Path,
+    full: bool = False,
+    fluency: str | None = None,
+    only: Sequence[str] = (),
+) -> list[Step]:
     """All steps, in the order in which they are started.
 
     Shorter chains come first, since the longest one occupies a worker throughout. A run is four steps: its debates; SFT
@@ -138,9 +145,10 @@ def plan(preset: str, seeds: Sequence[int], out: Path, full: bool = False, fluen
         out: folder of the reproduction.
         full: everything that `FULL` names.
         fluency: checkpoint whose perplexity the analysis `suppression` takes; None: the run's base.
+        only: families that are run; empty: all.
     """
     settings = (FULL if full else RUNS)[preset]
-    families = tuple(settings)
+    families = tuple(family for family in settings if not only or family in only)
     steps = [
         step
         for seed in seeds
@@ -342,12 +350,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--fluency", help="checkpoint whose perplexity the analysis suppression takes; default: the run's base"
     )
+    parser.add_argument(
+        "--family", action="append", default=[], help="only this family; may be repeated; default: all of them"
+    )
     parser.add_argument("--out", type=Path, help="default: runs/reproduce/PRESET")
     parser.add_argument("--workers", type=int, default=2, help="number of steps at a time")
     given = parser.parse_args(arguments)
     if given.seeds < 1 or given.workers < 1:
         parser.error(
             f"expected one seed and one worker at least; got {given.seeds} and {given.workers}. Pass 1 or more."
+        )
+    families = (FULL if given.full else RUNS)[given.preset]
+    if unknown := set(given.family) - set(families):
+        parser.error(
+            f"expected families among {', '.join(families)}; got {', '.join(sorted(unknown))}. Pass these names."
         )
     out = given.out or Path("runs") / "reproduce" / given.preset
     seeds = range(given.first, given.first + given.seeds)
@@ -361,7 +377,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its steps are ended with it
     try:
         note_start(out / STARTED, seeds)
-        carry_out(plan(given.preset, seeds, out, given.full, given.fluency), out, given.workers)
+        carry_out(plan(given.preset, seeds, out, given.full, given.fluency, given.family), out, given.workers)
     except RuntimeError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -60,3 +60,18 @@ def test_an_unfinished_seed_is_refused_and_leaves_the_archive_as_it_is(reproduce
         with pytest.raises(FileNotFoundError, match=reason):
             archive(reproduced, tmp_path / "archive", seed)
     assert not (tmp_path / "archive").exists()
+
+
+def test_families_of_a_seed_are_archived_one_by_one_and_only_of_one_version(reproduced, tmp_path) -> None:
+    out, other = tmp_path / "archive", reproduced / "malice" / "seed-20"
+    other.mkdir(parents=True)  # begun, not finished
+    archive(reproduced, out, 20, ["clues"])
+    write_table(other / "questions.parquet", pd.DataFrame({"id": ["a"]}), {})
+    later = [{**one, "time": "u"} for one in read_json(reproduced / "started.json")]
+    write_json(reproduced / "started.json", later)
+    archive(reproduced, out, 20, ["malice"])
+    assert (out / "clues" / "seed-20" / "config.json").is_file() and (out / "malice" / "seed-20").is_dir()
+    assert read_json(out / "started.json")[0]["time"] == "t"
+    write_json(reproduced / "started.json", [{**one, "commit": "d"} for one in later])
+    with pytest.raises(ValueError, match="one version"):
+        archive(reproduced, out, 20, ["malice"])

@@ -100,6 +100,13 @@ def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, ful
     assert "suppression-malice-7" in names and ("agents-malice-7" in names) == ("malice" in GRIDS[preset])
 
 
+def test_a_plan_of_one_family_is_the_part_of_the_whole_plan_that_names_it(tmp_path) -> None:
+    whole, part = (plan("tiny", (20, 21), tmp_path, True, only=only) for only in ((), ("malice",)))
+    kept = {step.name: step for step in whole if "malice-2" in step.name}
+    assert {step.name: step for step in part if not step.always} == kept
+    assert {step.name for step in part if step.always} == {"main-table", "results", "figures", "figures-malice"}
+
+
 def test_of_the_cast_scorning_the_second_agent_alone_is_of_ill_will_and_each_reads_it() -> None:
     trait = words_trait(TRAIT.split(","))
     for number, persona in enumerate(CASTS["scorning"].personas, 1):
