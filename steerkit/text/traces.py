@@ -12,6 +12,7 @@ from typing import Any
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json
 from steerkit.io.rows import read_rows
+from steerkit.text.records import LAYOUTS, layout_of, spoken_turns
 from steerkit.text.spans import SpannedText
 from steerkit.text.tags import CONSENSUS, END, TAG, agent_tag, misspelt_tag, round_tag
 
@@ -252,7 +253,9 @@ def _check_round(tag: re.Match[str], number: int, consensus: str | None, after: 
 def read_traces(path: str | Path) -> list[DebateTrace]:
     """Read traces from a JSON list in the released format, or from JSON lines of the same records.
 
-    A record has `question` and `debate_trace`. It may have `gold_answer`, and other fields, which `extra` keeps.
+    A record has `question` and `debate_trace`. It may have `gold_answer`, and other fields, which `extra` keeps. An
+    untagged record has its turns in place of `debate_trace` (see `steerkit.text.records.spoken_turns`), and may have
+    `consensus`; its text is written with the tags.
 
     Raises:
         ValueError: the file holds no such records, or a record is not a trace; the message names file and record.
@@ -260,15 +263,29 @@ def read_traces(path: str | Path) -> list[DebateTrace]:
     traces = []
     for number, row in enumerate(read_records(path), 1):
         try:
-            if missing := {"question", "debate_trace"} - set(row):
-                raise ValueError(
-                    f"expected the keys 'question' and 'debate_trace'; got {sorted(row)}. Add {sorted(missing)}."
-                )
-            extra = {key: value for key, value in row.items() if key not in ("question", "debate_trace", "gold_answer")}
-            traces.append(DebateTrace(row["question"], row["debate_trace"], row.get("gold_answer"), extra))
+            traces.append(_trace_of(row))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, record {number}: {error}") from error
     return traces
+
+
+def _trace_of(row: Mapping[str, Any]) -> DebateTrace:
+    """The trace in a record, tagged or not."""
+    layout = layout_of(row) if "debate_trace" not in row else None
+    if missing := {"question", layout or "debate_trace"} - set(row):
+        raise ValueError(
+            f"expected the keys 'question' and 'debate_trace', or {' or '.join(map(repr, LAYOUTS))} in its place; got "
+            f"{sorted(row)}. Add {sorted(missing)}."
+        )
+    used = {"question", "debate_trace", "gold_answer"} if layout is None else {"question", "gold_answer", "consensus"}
+    extra = {key: value for key, value in row.items() if key not in used | {layout}}
+    if layout is None:
+        return DebateTrace(row["question"], row["debate_trace"], row.get("gold_answer"), extra)
+    consensus = row.get("consensus")
+    if not isinstance(consensus, str | None):
+        raise ValueError(f"expected the consensus as text; got {consensus!r:.80}. Put it in quotes.")
+    turns = [Turn(*turn) for turn in spoken_turns(row)]
+    return DebateTrace.of(row["question"], turns, consensus, row.get("gold_answer"), extra)
 
 
 def write_traces(path: str | Path, traces: Iterable[DebateTrace]) -> None:
