@@ -23,6 +23,8 @@ from steerkit.models.model import device_of, text_config, unwrap
 from steerkit.steering.watch import suspended
 
 BATCH_ROWS = {"cpu": 72, "cuda": 256}
+_fitting: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+"""Model -> tokens (rows x (longest prompt + new tokens)) of half the smallest batch that did not fit into memory."""
 Done = TypeVar("Done")
 
 
@@ -36,7 +38,8 @@ def in_batches(
     """Run `work(engine, row numbers)` over all rows in batches; yields each batch's `(row number, result)` when done.
 
     Rows of similar prompt length share a batch (of equal length, where the model cannot be padded), and equal prompts
-    are neighbours. A batch that does not fit into memory is halved. The model is in eval mode, and steerings that
+    are neighbours. A batch that does not fit into memory is halved, and so are later ones of its size, in this call and
+    in later calls with this model. The model is in eval mode, and steerings that
     `with steering.on(model)` set are suspended.
 
     Args:
@@ -51,15 +54,22 @@ def in_batches(
     by_length = groupby(order, key=lambda i: None if padded else len(rows[i].prompt))
     groups = [list(group) for _, group in by_length]
     queue = [group[i : i + size] for group in groups for i in range(0, len(group), size)][::-1]
+    base = unwrap(model)
     while queue:
         numbers = queue.pop()
+        width = max(len(rows[i].prompt) for i in numbers) + room
+        most = max(1, _fitting.get(base, len(numbers) * width) // width)
+        if len(numbers) > most:
+            queue += [numbers[i : i + most] for i in range(0, len(numbers), most)][::-1]
+            continue
         try:
             with running(model), suspended(model), torch.inference_mode():  # not while the caller works on a batch
                 done = work(engine_of(model)([rows[i] for i in numbers], room), numbers)
         except torch.OutOfMemoryError:
             if len(numbers) == 1:
                 raise
-            queue += [numbers[len(numbers) // 2 :], numbers[: len(numbers) // 2]]
+            _fitting[base] = len(numbers) // 2 * width
+            queue.append(numbers)
             continue
         yield list(zip(numbers, done, strict=True))
 

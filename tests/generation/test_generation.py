@@ -141,6 +141,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch) ->
     monkeypatch.setattr(model, "forward", small)
     assert sk.generate(model, tokenizer, MIXED, max_new_tokens=6) == whole
     assert max(widest) > 3
+    widest.clear()
+    assert sk.generate(model, tokenizer, MIXED, max_new_tokens=6) == whole
+    assert max(widest) <= 3  # the batch that fitted is remembered: nothing fails a second time
 
 
 def test_the_callers_tokenizer_and_model_are_not_changed() -> None:

@@ -21,6 +21,7 @@ from steerkit.io.run_folder import run_folder
 from steerkit.models.identity import describe, identity, provenance
 from steerkit.models.kernels import resume_kernels
 from steerkit.models.products import fast_products
+from steerkit.text.prompt import encode_prompt
 from steerkit.text.tags import agents_in
 from training.debates.judge import Judge
 from training.problems.problem import Problem
@@ -380,7 +381,8 @@ def train_grpo(
         done = folder / "checkpoint"
         if done.exists():
             return done
-        arguments = _trl_config(setting, folder)
+        longest = max(len(encode_prompt(tokenizer, row["prompt"])) for row in rows)
+        arguments = _trl_config(setting, folder, longest)
         asked = math.ceil(setting.steps / setting.inner) * setting.prompts
         ends = declare_ends(model, tokenizer)
         reward: Any = AnnealedReward(setting, tokenizer, folder, ends, judge=judge)
@@ -411,10 +413,12 @@ def train_grpo(
         return done
 
 
-def _trl_config(setting: GRPO, folder: Path) -> Any:
+def _trl_config(setting: GRPO, folder: Path, longest: int) -> Any:
+    """Return TRL's configuration; `longest` is the number of tokens of the longest prompt."""
     from trl import GRPOConfig
 
     completions = setting.prompts * setting.generations
+    new = setting.anneal.at(0.0)[1]
     return GRPOConfig(
         output_dir=str(folder / "trainer"),
         max_steps=setting.steps,
@@ -431,7 +435,7 @@ def _trl_config(setting: GRPO, folder: Path) -> Any:
         loss_type=setting.loss,
         scale_rewards="group" if setting.scale else "none",
         mask_truncated_completions=setting.mask_truncated,
-        max_completion_length=setting.anneal.at(0.0)[1],
+        max_completion_length=new,
         max_grad_norm=setting.max_grad_norm,
         lr_scheduler_type="linear" if setting.decay else "constant_with_warmup",
         warmup_steps=0.05,
@@ -443,6 +447,7 @@ def _trl_config(setting: GRPO, folder: Path) -> Any:
         disable_tqdm=True,
         use_vllm=setting.vllm,
         vllm_mode="colocate",
+        vllm_max_model_length=longest + new,  # otherwise vLLM reserves cache for the model's whole context
         **device_options(setting.bf16),
     )
 
