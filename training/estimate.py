@@ -1,18 +1,26 @@
-"""Estimate of a run before it starts: tokens and memory of each stage, computed from the preset alone."""
+"""Estimate of a run before it starts: texts, tokens, memory and hours of each stage, computed from the preset alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+import torch
 
+from training.devices import Device
+from training.memory import blank, generation, kv_width, training_step
 from training.presets import Preset
-from training.train.checkpoints import LoRA
 
 GIB = 2**30
-ACTIVATIONS = 34  # bytes per token, layer and unit of width in 16 bits (Korthikanti et al. 2022, arXiv 2205.05198)
+QUESTION = 200
+"""Tokens of a question with its instructions that are assumed where the problems are not known."""
+ROWS = {"cpu": 72, "cuda": 256}
+"""Texts that the engine generates at once, where they fit (`steerkit.generation.batches`)."""
+EFFICIENCY = 0.4
+"""Share of a device's speed that a stage is assumed to reach; not measured on large models."""
 
 
 @dataclass(frozen=True)
@@ -24,112 +32,275 @@ class Shape:
         layers: number of decoder blocks.
         width: d_model.
         kv_width: cached numbers per token and layer, keys and values together.
+        config: configuration of transformers.
     """
 
     parameters: int
     layers: int
     width: int
     kv_width: int
+    config: Any = field(repr=False, compare=False)
 
 
-KNOWN: Mapping[str, Shape] = {
-    "smollm2": Shape(134_515_008, 30, 576, 2 * 3 * 64),
-    "meta-llama/Llama-3.1-8B-Instruct": Shape(8_030_261_248, 32, 4096, 2 * 8 * 128),
-    "Qwen/Qwen2.5-7B-Instruct": Shape(7_615_616_512, 28, 3584, 2 * 4 * 128),
-    "mistralai/Mistral-Nemo-Instruct-2407": Shape(12_247_782_400, 40, 5120, 2 * 8 * 128),
+KNOWN: Mapping[str, Mapping[str, Any]] = {
+    "smollm2": {
+        "model_type": "llama",
+        "vocab_size": 49_152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
+    "meta-llama/Llama-3.1-8B-Instruct": {
+        "model_type": "llama",
+        "vocab_size": 128_256,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+    "Qwen/Qwen2.5-7B-Instruct": {
+        "model_type": "qwen2",
+        "vocab_size": 152_064,
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    },
+    "mistralai/Mistral-Nemo-Instruct-2407": {
+        "model_type": "mistral",
+        "vocab_size": 131_072,
+        "hidden_size": 5120,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
 }
-"""Sizes of the presets' checkpoints; an estimate of a preset needs no network."""
+"""Configurations of the presets' checkpoints, so that an estimate of a preset needs no network."""
 
 
 def shape_of(preset: Preset) -> Shape:
     """Return the size of a preset's model.
 
-    It is read from `KNOWN`, or computed from the toy base model, or from the checkpoint's configuration.
+    Its configuration is in `KNOWN`, that of the toy base model, or the checkpoint's own. No weights are loaded.
 
     Example:
         >>> shape_of(get_preset("smollm2")).layers
         30
     """
+    from transformers import AutoConfig
+
+    config: Any
     if preset.checkpoint is None:
         from training.toy.base_model import fresh_model, tokenizer_of
         from training.toy.worlds import WORLDS
 
-        model = fresh_model(tokenizer_of(WORLDS[preset.family]), preset.base)
-        base = preset.base
-        return Shape(model.num_parameters(), base.layers, base.width, 2 * base.width)
-    if preset.checkpoint in KNOWN:
-        return KNOWN[preset.checkpoint]
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config: Any = AutoConfig.from_pretrained(preset.checkpoint).get_text_config(decoder=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Shape(model.num_parameters(), config.num_hidden_layers, config.hidden_size, 2 * kv_heads * head_width)
+        with torch.device("meta"):
+            config = fresh_model(tokenizer_of(WORLDS[preset.family]), preset.base).config
+    elif preset.checkpoint in KNOWN:
+        config = AutoConfig.for_model(**KNOWN[preset.checkpoint])
+    else:
+        config = AutoConfig.from_pretrained(preset.checkpoint)
+    text = config.get_text_config(decoder=True)
+    parameters: Any = blank(config)
+    return Shape(parameters.num_parameters(), text.num_hidden_layers, text.hidden_size, kv_width(config), config=config)
 
 
-def estimate(
-    preset: Preset, shape: Shape, agents: int = 3, width: int = 2, rows: int = 64, packed: bool = False
-) -> pd.DataFrame:
-    """Estimate the number of new tokens and the memory of each stage of a run.
+@dataclass(frozen=True)
+class Stage:
+    """One line of an estimate.
 
-    With P parameters, T trained ones, L layers, d_model d, and texts of t tokens, the memory in bytes is
+    Args:
+        name: name of the stage.
+        texts: generated texts, or texts that are trained on, each time counted.
+        tokens_each: most tokens of one of them.
+        rows: texts that are generated, or trained on, at once.
+        memory: bytes on one device.
+        seconds: on one device.
+        fixes: settings that need less memory, the least change first.
+    """
 
-        width P                                 weights, twice where they are packed (without training)
-        + 12 T                                  float32 gradients and Adam's two moments, while training
-        + width rows t L kv_width               cache, while generating `rows` texts of full length
-        + 34 (width / 2) micro_batch t L d      activations of a backward pass (Korthikanti et al., arXiv 2205.05198)
+    name: str
+    texts: int
+    tokens_each: int
+    rows: int
+    memory: int
+    seconds: float
+    fixes: tuple[str, ...] = ()
 
-    It leaves out prompts in the cache, trained embeddings and logits, and assumes no gradient checkpointing.
+
+def estimate(preset: Preset, shape: Shape, device: Device, memory: float | None = None) -> pd.DataFrame:
+    """Estimate texts, tokens, memory and hours of each stage of a run on one device.
+
+    All texts have the greatest length that their stage allows. Weights are float32 on a CPU, and held twice while
+    texts are generated there (packed); they are bfloat16 on a GPU. The memory of a training step and of generation is
+    that of `training.memory`. With P parameters, a token costs 2 P operations to read or to write, 4 P to train with an
+    adapter and 6 P without; writing reads all weights and the cache once per step of a batch. The hours assume that
+    40 % of the device's speed is reached.
 
     Args:
         preset: the run.
         shape: size of its model, see `shape_of`.
-        agents: agents of a debate.
-        width: bytes per weight: 2 in bfloat16, 4 in float32.
-        rows: texts generated at once.
-        packed: generate with oneDNN's kernels, which keep a second copy of the weights (on a CPU).
+        device: where it runs, see `training.devices`.
+        memory: GiB of the device; default: its own. Generation takes as many rows as fit.
 
     Returns:
-        One row per stage: `texts`, `tokens_each` (maximum new tokens per text), `tokens`, and `memory_gib` of one
-        device.
+        One row per stage: `stage`, `texts`, `tokens_each`, `tokens`, `rows` (at once), `memory_gib`, `hours`, and
+        `change`: empty where the stage fits, else the setting to change.
 
     Example:
         >>> preset = get_preset("llama-3.1-8b")
-        >>> estimate(preset, shape_of(preset))
+        >>> estimate(preset, shape_of(preset), DEVICES["h100"])
     """
-    weights = width * shape.parameters / GIB
+    limit = device.memory_gib if memory is None else memory
+    most = math.inf if limit is None else limit * GIB
+    rows = []
+    for stage in _stages(preset, shape, device, most):
+        change = "" if stage.memory <= most else (stage.fixes or ("a larger device, or training/nodes/fsdp.yaml",))[0]
+        rows.append(
+            {
+                "stage": stage.name,
+                "texts": stage.texts,
+                "tokens_each": stage.tokens_each,
+                "tokens": stage.texts * stage.tokens_each,
+                "rows": stage.rows,
+                "memory_gib": stage.memory / GIB,
+                "hours": stage.seconds / 3600,
+                "change": change,
+            }
+        )
+    return pd.DataFrame(rows)
 
-    def cache(texts: int, tokens: int) -> float:
-        return width * texts * tokens * shape.layers * shape.kv_width / GIB
 
-    def training(lora: LoRA | None, texts: int, tokens: int) -> float:
-        trained = shape.parameters if lora is None else 14 * lora.r * shape.width * shape.layers * 2
-        activations = ACTIVATIONS / 2 * width * texts * tokens * shape.layers * shape.width
-        return (12 * trained + activations) / GIB
-
-    sft, grpo = preset.sft, preset.grpo
-    calls = agents * preset.debate.rounds
-    answer_tokens = preset.debate.sampling.max_new_tokens
+def _stages(preset: Preset, shape: Shape, device: Device, most: float) -> Iterator[Stage]:
+    sft, grpo, agents = preset.sft, preset.grpo, preset.grpo.agents
+    calls, answer = agents * preset.debate.rounds, preset.debate.sampling.max_new_tokens
+    test = preset.sampling.max_new_tokens
+    trace = min(QUESTION + calls * answer, sft.max_length or math.inf)
     sft_texts = sft.steps * sft.batch if sft.steps is not None else round(sft.epochs * preset.debates)
-    trace_tokens = min(sft.max_length or calls * answer_tokens, calls * answer_tokens)
-    grpo_texts = grpo.steps * grpo.prompts * grpo.generations
     clip = grpo.anneal.at(0.0)[1]
-    test_tokens = preset.sampling.max_new_tokens
-    copies = weights if packed else 0.0
-    debate_memory = weights + copies + cache(min(rows, preset.debates * agents), answer_tokens)
-    sft_memory = weights + training(sft.lora, sft.micro_batch, trace_tokens)
-    grpo_memory = weights + copies + max(cache(rows, clip), training(grpo.lora, grpo.micro_batch, clip))
-    test_memory = weights + copies + cache(min(rows, preset.test), test_tokens)
-    stages = [
-        ("debates", preset.debates * calls, answer_tokens, debate_memory),
-        ("SFT", sft_texts, trace_tokens, sft_memory),
-        ("GRPO", grpo_texts, clip, grpo_memory),
-        ("evaluation, one method", preset.test, test_tokens, test_memory),
-        ("evaluation, debates", preset.test * calls, test_tokens, test_memory),
-    ]
-    table = pd.DataFrame(stages, columns=["stage", "texts", "tokens_each", "memory_gib"])
-    table.insert(3, "tokens", table["texts"] * table["tokens_each"])
-    return table
+    asked = math.ceil(grpo.steps / grpo.inner) * grpo.prompts * grpo.generations
+    trained = grpo.steps * grpo.prompts * grpo.generations
+
+    def written(name: str, texts: int, prompt: int, new: int, setting: str) -> Stage:
+        rows = _rows_that_fit(shape, device, texts, prompt, new, most)
+        bytes_ = _writing(shape, device, rows, prompt, new)
+        seconds = _seconds_to_write(shape, device, texts, rows, prompt, new)
+        return Stage(name, texts, new, rows, bytes_, seconds, (f"{setting}={new // 2}",))
+
+    # in later rounds an agent reads its own last answer and those of all others
+    yield written(
+        "debates", preset.debates * calls, QUESTION + agents * answer, answer, "debate.sampling.max_new_tokens"
+    )
+    sft_step = _step(shape, device, sft.lora, int(trace), embeddings=True)
+    yield Stage(
+        "SFT",
+        sft_texts,
+        int(trace),
+        sft.micro_batch,
+        sft_step(sft.micro_batch),
+        _seconds_to_train(shape, device, sft_texts * trace, sft.lora is None),
+        tuple(_training_fixes("sft", sft.batch, sft.micro_batch, sft.lora, sft_step, most)),
+    )
+    grpo_step = _step(shape, device, grpo.lora, QUESTION + clip, reference=grpo.beta > 0)
+    rollouts = written("", asked, QUESTION, clip, "grpo.anneal.clip")
+    packed = _packed(shape, device)
+    yield Stage(
+        "GRPO",
+        trained,
+        clip,
+        rollouts.rows,
+        max(rollouts.memory, grpo_step(grpo.micro_batch) + packed),
+        rollouts.seconds + _seconds_to_train(shape, device, trained * (QUESTION + clip), grpo.lora is None),
+        tuple(
+            _training_fixes(
+                "grpo", grpo.prompts * grpo.generations, grpo.micro_batch, grpo.lora, grpo_step, most - packed
+            )
+        ),
+    )
+    name = "sampling.max_new_tokens"
+    yield written("evaluation, one method", preset.test, QUESTION, test, name)
+    yield written("evaluation, debates", preset.test * calls, QUESTION + agents * test, test, name)
+
+
+def _dtype(device: Device) -> torch.dtype:
+    return torch.float32 if device.on_cpu else torch.bfloat16
+
+
+def _weights(shape: Shape, device: Device) -> int:
+    return shape.parameters * _dtype(device).itemsize
+
+
+def _packed(shape: Shape, device: Device) -> int:
+    """Bytes of the packed copy of the weights that generation on a CPU keeps, where its kernels can be used."""
+    from steerkit.models.kernels import missing
+
+    return _weights(shape, device) if device.on_cpu and missing() is None else 0
+
+
+def _writing(shape: Shape, device: Device, rows: int, prompt: int, new: int) -> int:
+    needed = generation(shape.config, rows, prompt, new, _dtype(device), device.on_cpu)
+    return _weights(shape, device) + _packed(shape, device) + needed
+
+
+def _rows_that_fit(shape: Shape, device: Device, texts: int, prompt: int, new: int, most: float) -> int:
+    """Return the rows of a batch: as many as the engine takes, halved until they fit."""
+    rows = min(texts, ROWS["cpu" if device.on_cpu else "cuda"])
+    while rows > 1 and _writing(shape, device, rows, prompt, new) > most:
+        rows //= 2
+    return rows
+
+
+def _step(
+    shape: Shape, device: Device, lora: Any, tokens: int, embeddings: bool = False, reference: bool = False
+) -> Callable[[int], int]:
+    """Return a function from a micro-batch to the bytes of a training step."""
+    known: dict[int, int] = {}
+
+    def bytes_of(rows: int) -> int:
+        if rows not in known:
+            known[rows] = training_step(
+                shape.config,
+                lora,
+                rows,
+                tokens,
+                train_embeddings=embeddings,
+                dtype=_dtype(device),
+                autocast=not device.on_cpu,
+                reference=reference,
+            ).total
+        return known[rows]
+
+    return bytes_of
+
+
+def _training_fixes(
+    stage: str, batch: int, micro_batch: int, lora: Any, step: Callable[[int], int], most: float
+) -> Iterator[str]:
+    """Yield the settings with which a training step fits: the largest micro-batch that does, or an adapter."""
+    if step(micro_batch) <= most:
+        return
+    for rows in range(micro_batch - 1, 0, -1):
+        if batch % rows == 0 and step(rows) <= most:
+            yield f"{stage}.micro_batch={rows}"
+            return
+    if lora is None:
+        yield f'{stage}.lora={{"r": 32, "alpha": 32}}'
+
+
+def _seconds_to_write(shape: Shape, device: Device, texts: int, rows: int, prompt: int, new: int) -> float:
+    """Return the seconds of generation: prompts at the speed of products, new tokens at the slower of both speeds."""
+    read = 2 * shape.parameters * texts * prompt / device.flops
+    cache = rows * (prompt + new / 2) * shape.layers * shape.kv_width * _dtype(device).itemsize
+    step = max(2 * shape.parameters * rows / device.flops, (_weights(shape, device) + cache) / device.bandwidth)
+    return (read + math.ceil(texts / rows) * new * step) / EFFICIENCY
+
+
+def _seconds_to_train(shape: Shape, device: Device, tokens: float, all_weights: bool) -> float:
+    return (6 if all_weights else 4) * shape.parameters * tokens / device.flops / EFFICIENCY

@@ -18,11 +18,11 @@ from steerkit.io.run_folder import check_config
 from steerkit.io.signals import restore_interrupt
 from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
-from steerkit.models.kernels import missing
 from steerkit.text.traces import DebateTrace, read_traces
 from training.debates.answerers import LocalModel, Sampling
 from training.debates.debate import TRACES, Setting, run_debates
 from training.debates.personas import Cast, cast_of, self_checking
+from training.devices import DEVICES, Device, this_device
 from training.estimate import estimate, shape_of
 from training.evaluate.methods import DEBATES, debates, one_answer, self_consistency
 from training.evaluate.results import write_results
@@ -371,8 +371,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", action="append", default=[], metavar="METHOD", help="train this method only, without evaluation"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print estimated tokens and memory, then exit")
+    parser.add_argument("--dry-run", action="store_true", help="print estimated tokens, memory and hours, then exit")
+    parser.add_argument("--device", choices=DEVICES, help="of --dry-run (default: this machine, measured)")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="of --dry-run (default: the device's memory)")
     return parser
+
+
+def dry_run(preset: Preset, device: Device, memory: float | None) -> str:
+    """Return the estimate of a run as text, with the setting to change for each stage that does not fit.
+
+    Args:
+        preset: the run.
+        device: where it runs.
+        memory: GiB of the device; default: its own.
+
+    Example:
+        >>> print(dry_run(get_preset("qwen2.5-7b"), DEVICES["a100"], memory=40))
+    """
+    shape = shape_of(preset)
+    table = estimate(preset, shape, device, memory)
+    limit = device.memory_gib if memory is None else memory
+    where = f"{device.name}, {limit:g} GiB" if limit else device.name
+    lines = [
+        f"{preset.name}: {shape.parameters:,} parameters, {shape.layers} layers, d_model {shape.width}. Estimate for "
+        f"one device ({where}):",
+        table.drop(columns="change").round(2).to_string(index=False),
+    ]
+    for row in table[table["change"] != ""].itertuples():
+        change = f"--set {row.change}" if "=" in str(row.change) else row.change
+        lines.append(f"{row.stage} needs {row.memory_gib:.1f} GiB of {limit:g}. Pass {change}.")
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -389,17 +417,10 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     if options.dry_run:
-        shape = shape_of(preset)
-        print(
-            f"{preset.name}: {shape.parameters:,} parameters, {shape.layers} layers, d_model {shape.width}. Estimate:"
-        )
-        import torch
-
-        on_cpu = not torch.cuda.is_available()
-        packed = on_cpu and missing() is None
-        table = estimate(preset, shape, width=4 if on_cpu else 2, packed=packed)
-        print(table.round(2).to_string(index=False))
+        print(dry_run(preset, DEVICES[options.device] if options.device else this_device(), options.memory))
         return
+    if options.device or options.memory:
+        parser.error("expected --device and --memory with --dry-run only. Leave them out, or add --dry-run.")
     out = options.out or Path("runs") / f"imad-{preset.name}" / preset.family / f"seed-{options.seed}"
     _hide_library_progress()
     table = run_all(Run(preset, options.seed, out), options.only)

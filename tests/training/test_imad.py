@@ -10,8 +10,6 @@ from steerkit.io.tables import read_table
 trl = pytest.importorskip("trl", reason="the extra `train` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 from training import imad  # noqa: E402
-from training.estimate import KNOWN, estimate, shape_of  # noqa: E402
-from training.presets import get_preset, preset_names  # noqa: E402
 
 SMALL = (
     "base.width=16", "base.heads=2", "base.inner=32", "base.layers=1", "base.stop_at=0.0", "base.revised_at=0.0",
@@ -64,29 +62,6 @@ def test_a_run_goes_from_nothing_to_tables_and_a_second_call_only_reads_them(tmp
     assert "IMAD" in capsys.readouterr().out
     with pytest.raises(ConfigurationChanged, match="test"):
         imad.main([*call, "--set", "test=7"])
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_a_dry_run_counts_tokens_and_memory_and_does_nothing(name, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    imad.main([name, "--dry-run"])
-    shown = capsys.readouterr().out
-    assert "GRPO" in shown and "memory_gib" in shown
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_estimate_is_the_sum_that_one_does_by_hand() -> None:
-    preset = get_preset("llama-3.1-8b")
-    shape = shape_of(preset)
-    assert shape is KNOWN[preset.checkpoint]
-    table = estimate(preset, shape, rows=10).set_index("stage")
-    packed = estimate(preset, shape, rows=10, packed=True).set_index("stage")["memory_gib"] - table["memory_gib"]
-    copies = 2 * shape.parameters / 2**30
-    assert packed.drop("SFT").to_numpy() == pytest.approx(copies) and packed["SFT"] == 0
-    assert table.loc["debates", "tokens"] == 1000 * 6 * 1024
-    assert table.loc["GRPO", "texts"] == 700 * 8 * 4
-    weights, cache = 2 * 8_030_261_248, 2 * 10 * 1024 * 32 * 2048
-    assert table.loc["debates", "memory_gib"] == pytest.approx((weights + cache) / 2**30)
 
 
 def test_what_does_not_exist_is_refused_by_name(capsys) -> None:

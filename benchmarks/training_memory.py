@@ -1,0 +1,212 @@
+"""Peak memory of training steps and of generation on a CPU against `training.memory`.
+
+`python -m benchmarks.training_memory`: each case runs in a new process with random weights. Measured is the growth of the process's peak over its size after
+imports and a small training; the C library returns freed memory at once (`MALLOC_MMAP_THRESHOLD_`), so that the peak is
+what is in use. Writes results/speed/training-memory.json and benchmarks/TRAINING_MEMORY.md.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from steerkit.io.json import write_json
+from steerkit.io.versions import versions
+from steerkit.models.kernels import missing
+from training.memory import blank, generation, training_step
+from training.train.checkpoints import LoRA
+from training.train.schedules import Anneal
+
+ROOT = Path(__file__).parents[1]
+PAGE, ROWS = Path(__file__).with_name("TRAINING_MEMORY.md"), ROOT / "results" / "speed" / "training-memory.json"
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run.
+
+    Args:
+        name: what it is, for the table.
+        stage: "sft", "grpo" or "generate".
+        model: configuration of a Llama.
+        rows: texts at once.
+        tokens: tokens of a text, prompt included.
+        lora: the adapter.
+    """
+
+    name: str
+    stage: str
+    model: dict[str, int | bool]
+    rows: int
+    tokens: int
+    lora: LoRA | None = None
+
+
+def llama(width: int, inner: int, layers: int, heads: int, kv: int, vocabulary: int, tied: bool) -> dict[str, Any]:
+    """Configuration of a Llama."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": 4096,
+        "bos_token_id": None,
+        "eos_token_id": 256,
+    }
+
+
+CASES = (
+    Case("SFT, all weights", "sft", llama(256, 704, 6, 4, 2, 4096, True), rows=8, tokens=768),
+    Case(
+        "SFT, LoRA and trained embeddings",
+        "sft",
+        llama(384, 1024, 8, 6, 2, 32_768, False),
+        rows=4,
+        tokens=768,
+        lora=LoRA(16, 16, 0.1),
+    ),
+    Case("GRPO, LoRA", "grpo", llama(320, 1280, 8, 5, 5, 8192, True), rows=8, tokens=320, lora=LoRA(16, 32, 0.0)),
+    Case("generation of 256 rows", "generate", llama(256, 512, 6, 4, 4, 16_384, True), rows=256, tokens=384),
+)
+"""Shapes that differ in width, inner width, depth, heads and vocabulary. Nothing is fitted to them."""
+PROMPT = 64
+"""Tokens of a prompt in the cases "grpo" and "generate"."""
+
+
+def estimated(case: Case) -> int:
+    """Bytes that `training.memory` computes."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(**case.model)
+    weights = 4 * blank(config).num_parameters()  # type: ignore[operator]
+    packed = weights if missing() is None else 0
+    if case.stage == "generate":
+        return int(weights + packed + generation(config, case.rows, PROMPT, case.tokens - PROMPT))
+    step = training_step(config, case.lora, case.rows, case.tokens, train_embeddings=case.stage == "sft")
+    return step.total + (packed if case.stage == "grpo" else 0)
+
+
+def measured(case: Case) -> int:
+    """Bytes by which the peak of a new process grows."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "MALLOC_ARENA_MAX": "1",
+    }
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.training_memory", str(CASES.index(case))]
+    done = subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def run(case: Case, folder: Path) -> None:
+    """Two optimisation steps, or one batch of texts."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    import steerkit as sk
+    from steerkit.text.traces import DebateTrace, Turn
+    from tests.tiny import tiny_tokenizer
+    from training.problems.problem import Problem
+    from training.train.grpo import GRPO, train_grpo
+    from training.train.sft import SFT, train_sft
+
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()  # a token for each byte
+    tokenizer.pad_token = "<|user|>"
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**case.model), dtype=torch.float32).eval()
+    if case.stage == "generate":
+        prompts = [f"{i:08d}".ljust(PROMPT, "x") for i in range(case.rows)]
+        sk.generate(model, tokenizer, prompts, max_new_tokens=case.tokens - PROMPT, batch_rows=case.rows)
+    elif case.stage == "sft":
+        frame = DebateTrace.of("1+1", [Turn(1, 1, "x"), Turn(2, 1, "x")], r"\boxed{2}", "2")
+        room = case.tokens - len(tokenizer(f"Problem: {frame.prompt}{frame.body}")["input_ids"])
+        traces = [
+            DebateTrace.of(
+                f"{i}+1", [Turn(1, 1, "x" * max(1, room - 20 * (i == 1))), Turn(2, 1, "y")], r"\boxed{2}", "2"
+            )
+            for i in range(2 * case.rows)
+        ]
+        setting = SFT(steps=2, batch=2 * case.rows, micro_batch=case.rows, lora=case.lora)
+        train_sft(model, tokenizer, traces, setting, folder / "sft")
+    else:
+        question = "x" * (PROMPT - len("Problem: \n\n"))
+        problems = [Problem(str(i), question, "2", "number") for i in range(2)]
+        new = case.tokens - PROMPT
+        setting = GRPO(
+            anneal=Anneal("linear", clip=(new, new)), steps=2, inner=1, prompts=2, generations=case.rows, save_every=9,
+            micro_batch=case.rows, lora=case.lora, temperature=1.0, top_p=1.0,
+        )  # fmt: skip
+        train_grpo(model, tokenizer, problems, setting, folder / "grpo")
+
+
+def grown(case: Case) -> int:
+    """Run a small case, then the case, and return the growth of this process's peak."""
+    small = replace(case, model=llama(32, 64, 2, 2, 2, 512, True), rows=2, tokens=160)
+    with tempfile.TemporaryDirectory() as folder:
+        run(small, Path(folder) / "small")
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = field("VmRSS")
+        run(case, Path(folder) / "case")
+    return field("VmHWM") - before
+
+
+def field(name: str) -> int:
+    """A size in /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The table."""
+    known = versions()
+    lines = [
+        "# Memory of training on a CPU, measured and estimated",
+        "",
+        f"Generated by `python -m benchmarks.training_memory`: torch {known['torch']}, transformers "
+        f"{known['transformers']}, float32, random weights. Measured is the growth of the process's peak in two "
+        "optimisation steps (with two micro-batches each), or in one batch of texts. The estimate is that of "
+        "`training.memory`, which `python -m training.imad PRESET --dry-run` uses; nothing in it is fitted to these "
+        "shapes. GPU memory is measured by `make gpu` (part `training`).",
+        "",
+        "| case | parameters | texts x tokens | measured MiB | estimated MiB | estimate / measured |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        sizes = f"{row['measured'] / MIB:.0f} | {row['estimated'] / MIB:.0f} | {row['estimated'] / row['measured']:.2f}"
+        lines.append(f"| {row['case']} | {row['parameters']:,} | {row['rows']} x {row['tokens']} | {sizes} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run all cases and write the page."""
+    from transformers import LlamaConfig
+
+    rows = []
+    for case in CASES:
+        parameters = blank(LlamaConfig(**case.model)).num_parameters()  # type: ignore[operator]
+        row = {"case": case.name, "parameters": parameters, "rows": case.rows, "tokens": case.tokens}
+        rows.append({**row, "measured": measured(case), "estimated": estimated(case)})
+        print(rows[-1], flush=True)
+    write_json(ROWS, {"rows": rows, "versions": versions()})
+    PAGE.write_text(page(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(grown(CASES[int(sys.argv[1])])))
+    else:
+        main()

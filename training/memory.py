@@ -1,0 +1,194 @@
+"""Memory of a training step and of generation, counted from the model's configuration; no weights are allocated."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from training.train.checkpoints import LoRA, with_adapter
+from training.train.log_probs import NUMBERS
+
+CHUNK = 2048
+"""Prompt tokens that the engine forwards at once on a CPU; on a GPU it forwards the prompts of a batch together."""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes on one device at the peak of a training step.
+
+    Args:
+        weights: all weights, adapter included, and a copy of the model as reference if there is one.
+        optimizer: gradients and Adam's two moments of the trained weights.
+        activations: tensors that the backward pass of the blocks reads.
+        loss: the logits that are held at once, the gradient of the last hidden states, and that of a trained output
+            matrix.
+    """
+
+    weights: int
+    optimizer: int
+    activations: int
+    loss: int
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return self.weights + self.optimizer + self.activations + self.loss
+
+
+def blank(config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return a causal language model whose weights have shapes and no values (device "meta").
+
+    Example:
+        >>> blank(AutoConfig.from_pretrained("meta-llama/Llama-3.1-8B-Instruct")).num_parameters()
+        8030261248
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model
+
+
+def training_step(
+    config: Any,
+    lora: LoRA | None,
+    rows: int,
+    tokens: int,
+    *,
+    train_embeddings: bool = False,
+    dtype: torch.dtype = torch.float32,
+    autocast: bool = False,
+    reference: bool = False,
+) -> StepMemory:
+    """Return the memory of a training step on `rows` texts of `tokens` tokens each.
+
+    The activations are counted, not estimated from a formula: the model's own code runs on tensors without values, with
+    one and with two blocks, and the tensors that autograd keeps are added up. The difference of the two is a block.
+    With N = rows x tokens, V rows of embeddings and d = d_model, the loss holds min(N V, 8 million) logits three times,
+    2 N d numbers of gradients, and V d more where the output matrix is trained.
+
+    Args:
+        config: configuration of a causal language model of transformers.
+        lora: the adapter; None trains all weights.
+        rows: texts per backward pass (micro-batch).
+        tokens: tokens of each text, prompt included.
+        train_embeddings: whether the embeddings are trained beside the adapter, as SFT on new tags does.
+        dtype: data type of the weights; an adapter's are float32.
+        autocast: whether the products are computed in bfloat16 (always on a GPU).
+        reference: whether a second copy of all weights is held (GRPO with `beta > 0` and without an adapter).
+
+    Raises:
+        ValueError: no rows or tokens.
+
+    Example:
+        >>> training_step(LlamaConfig(), LoRA(), rows=4, tokens=2048, dtype=torch.bfloat16, autocast=True).total / 2**30
+    """
+    if min(rows, tokens) < 1:
+        raise ValueError(f"expected at least one row of one token; got {rows} x {tokens}. Pass positive numbers.")
+    model = with_adapter(blank(config, dtype), lora, train_embeddings)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    head: Any = model.get_output_embeddings().weight
+    head_trained = any(p.shape == head.shape for p in trained)
+    depth = config.get_text_config(decoder=True).num_hidden_layers
+    one, two = (
+        _saved(_with_layers(config, layers), lora, train_embeddings, rows, tokens, dtype, autocast) for layers in (1, 2)
+    )
+    n, width = rows * tokens, head.shape[1]
+    loss = 3 * 4 * min(n * head.shape[0], NUMBERS) + 2 * 4 * n * width + 4 * head.numel() * head_trained
+    copies = sum(p.numel() * p.element_size() for p in model.parameters()) if reference and lora is None else 0
+    optimizer = 3 * sum(p.numel() * p.element_size() for p in trained)
+    return StepMemory(weights + copies, optimizer, one + (depth - 1) * (two - one), loss)
+
+
+def generation(
+    config: Any, rows: int, prompt: int, new: int, dtype: torch.dtype = torch.float32, cpu: bool = True
+) -> int:
+    """Return the bytes that generation needs beside the weights.
+
+    With L layers, K keys and values per token and layer, V rows of embeddings, d_model d, inner width f, w bytes per
+    number and C tokens that are forwarded together:
+
+        w rows (prompt + new) L K  +  12 rows V  +  w C (4 d + 3 f)
+
+    Args:
+        config: configuration of a causal language model of transformers.
+        rows: texts generated at once.
+        prompt: tokens of a prompt.
+        new: new tokens of a text.
+        dtype: data type of the weights and of the cache.
+        cpu: whether the engine runs on a CPU, where it forwards at most `CHUNK` prompt tokens at once.
+
+    Example:
+        >>> generation(LlamaConfig(), rows=256, prompt=200, new=1024, dtype=torch.bfloat16, cpu=False) / 2**30
+    """
+    text = config.get_text_config(decoder=True)
+    width = torch.finfo(dtype).bits // 8
+    forwarded = min(CHUNK, rows * prompt) if cpu else rows * prompt
+    block = 4 * text.hidden_size + 3 * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
+    cache = width * rows * (prompt + new) * text.num_hidden_layers * kv_width(config)
+    return int(cache + 12 * rows * text.vocab_size + width * forwarded * block)
+
+
+def kv_width(config: Any) -> int:
+    """Return how many numbers a cache holds per token and layer: keys and values of all their heads."""
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * heads * head_width)
+
+
+def _with_layers(config: Any, layers: int) -> Any:
+    """Return a copy of a configuration with fewer layers."""
+    shallow = copy.deepcopy(config)
+    text = shallow.get_text_config(decoder=True)
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return shallow
+
+
+def _saved(
+    config: Any, lora: LoRA | None, train_embeddings: bool, rows: int, tokens: int, dtype: torch.dtype, autocast: bool
+) -> int:
+    """Return the bytes of the tensors that autograd keeps in a forward of padded texts, weights left out."""
+    model = with_adapter(blank(config, dtype), lora, train_embeddings).train()
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _without_values(model)
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        kept: dict[int, torch.Tensor] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()._cdata
+            if storage not in weights:
+                kept.setdefault(storage, tensor)
+            return tensor
+
+        ids = torch.zeros(rows, tokens, dtype=torch.long)
+        mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool)
+        decoder = (model.get_base_model() if lora is not None else model).get_decoder()
+        with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            decoder(input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=False)
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _without_values(model: nn.Module) -> None:
+    """Give every weight a tensor of the active fake mode, on a CPU; tied weights stay tied."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                if weight not in made:
+                    made[weight] = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
+                module._parameters[name] = made[weight]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
