@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -286,10 +287,11 @@ def _training_fixes(
     """Yield the settings with which a training step fits: the largest micro-batch that does, or an adapter."""
     if step(micro_batch) <= most:
         return
-    for rows in range(micro_batch - 1, 0, -1):
-        if batch % rows == 0 and step(rows) <= most:
-            yield f"{stage}.micro_batch={rows}"
-            return
+    smaller = [rows for rows in range(1, micro_batch) if batch % rows == 0]
+    fitting = bisect.bisect_right(smaller, most, key=step)
+    if fitting:
+        yield f"{stage}.micro_batch={smaller[fitting - 1]}"
+        return
     if lora is None:
         yield f'{stage}.lora={{"r": 32, "alpha": 32}}'
 

@@ -92,20 +92,18 @@ def training_step(
     """
     if min(rows, tokens) < 1:
         raise ValueError(f"expected at least one row of one token; got {rows} x {tokens}. Pass positive numbers.")
-    model = with_adapter(blank(config, dtype), lora, train_embeddings)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = [p for p in model.parameters() if p.requires_grad]
-    head: Any = model.get_output_embeddings().weight
-    head_trained = any(p.shape == head.shape for p in trained)
     depth = config.get_text_config(decoder=True).num_hidden_layers
     one, two = (
-        _saved(_with_layers(config, layers), lora, train_embeddings, rows, tokens, dtype, autocast) for layers in (1, 2)
+        _counted(_with_layers(config, layers), lora, train_embeddings, rows, tokens, dtype, autocast)
+        for layers in (1, 2)
     )
-    n, width = rows * tokens, head.shape[1]
-    loss = 3 * 4 * min(n * head.shape[0], NUMBERS) + 2 * 4 * n * width + 4 * head.numel() * head_trained
-    copies = sum(p.numel() * p.element_size() for p in model.parameters()) if reference and lora is None else 0
-    optimizer = 3 * sum(p.numel() * p.element_size() for p in trained)
-    return StepMemory(weights + copies, optimizer, one + (depth - 1) * (two - one), loss)
+    weights, trained, activations = (a + (depth - 1) * (b - a) for a, b in zip(one, two, strict=True))
+    text = config.get_text_config(decoder=True)
+    n, table = rows * tokens, text.vocab_size * text.hidden_size
+    loss = 12 * min(n * text.vocab_size, NUMBERS) + 8 * n * text.hidden_size
+    loss += 4 * table if lora is None or train_embeddings else 0
+    copies = 2 if reference and lora is None else 1
+    return StepMemory(copies * weights, 3 * trained, activations, loss)
 
 
 def generation(
@@ -155,20 +153,22 @@ def _with_layers(config: Any, layers: int) -> Any:
     return shallow
 
 
-def _saved(
+def _counted(
     config: Any, lora: LoRA | None, train_embeddings: bool, rows: int, tokens: int, dtype: torch.dtype, autocast: bool
-) -> int:
-    """Return the bytes of the tensors that autograd keeps in a forward of padded texts, weights left out."""
+) -> tuple[int, int, int]:
+    """Return the bytes of all weights, of the trained ones, and of what autograd keeps in a forward of padded texts."""
     model = with_adapter(blank(config, dtype), lora, train_embeddings).train()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _without_values(model)
-        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        storages = {p.untyped_storage()._cdata for p in model.parameters()}
         kept: dict[int, torch.Tensor] = {}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()._cdata
-            if storage not in weights:
+            if storage not in storages:
                 kept.setdefault(storage, tensor)
             return tensor
 
@@ -177,7 +177,7 @@ def _saved(
         decoder = (model.get_base_model() if lora is not None else model).get_decoder()
         with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             decoder(input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=False)
-        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        return weights, trained, sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def _without_values(model: nn.Module) -> None:

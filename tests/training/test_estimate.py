@@ -15,7 +15,7 @@ from training import imad  # noqa: E402
 from training.devices import DEVICES, this_device  # noqa: E402
 from training.estimate import GIB, QUESTION, estimate, shape_of  # noqa: E402
 from training.memory import generation, training_step  # noqa: E402
-from training.presets import get_preset, preset_names  # noqa: E402
+from training.presets import get_preset  # noqa: E402
 from training.train.checkpoints import LoRA, with_adapter  # noqa: E402
 
 SIZES = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 6}
@@ -72,7 +72,7 @@ def test_the_models_of_the_presets_have_their_published_sizes(name, parameters) 
     assert shape_of(get_preset(name)).parameters == parameters
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", ["tiny", "qwen2.5-7b"])
 def test_a_dry_run_prints_rows_memory_and_hours_and_does_nothing(name, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     imad.main([name, "--dry-run", "--device", "h200"])
