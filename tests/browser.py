@@ -20,9 +20,9 @@ FLAGS = (
 PATIENCE = 60.0
 CODES = {
     "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Escape": 27, "Enter": 13, "Tab": 9,
-    "/": 191, "?": 191,
+    "/": 191, "?": 191, "j": 74, "k": 75,
 }  # fmt: skip
-TEXTS = {"Enter": "\r", "/": "/", "?": "?"}
+TEXTS = {"Enter": "\r", "/": "/", "?": "?", "j": "j", "k": "k"}
 
 
 def find_browser() -> str | None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from steerkit.demo.contrasts import SOURCES
 from steerkit.demo.figures import dose_figure, gain_figure
-from steerkit.demo.summary import sentences
+from steerkit.demo.summary import results
 from steerkit.io.tables import read_table
 from steerkit.show.plots import layer_profile, save_figure
 from steerkit.show.report import write_report
@@ -56,7 +56,9 @@ def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, projection
     write_report(
         folder / "report.html",
         title="steerkit demo: three personas",
-        summary=sentences(summary),
+        summary=results(summary),
+        opens_on=shown_first(summary),
+        texts_of=f"{dose.table['prompt_id'].nunique()} validation questions",
         tables={
             f"Gains on test ({weights})": gains.drop(columns=["weights"]),
             f"Chosen on validation ({weights})": pd.DataFrame(list(summary["choices"].values())),
@@ -70,6 +72,14 @@ def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, projection
         projections=projections,
         notes=notes(summary),
     )
+
+
+def shown_first(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Vector, layer and coefficient of the first persona that was steered, as chosen; of the first one if none was."""
+    steered = [name for name, verdict in summary["verdicts"].items() if verdict["steered"]]
+    name = (steered or list(summary["verdicts"]))[0]
+    choice = summary["choices"][name]
+    return {"vector": name, "layer": choice["layer"], "coefficient": choice["coefficient"]}
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from steerkit.demo.traits import PERSONAS
 from steerkit.stats.format import interval_text
 
@@ -30,6 +32,30 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             f"{interval_text(*verdict['right_kept'])}."
         )
     return paragraphs
+
+
+def results(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per persona: verdict, trait, gains with intervals, cost, and the setting chosen on validation."""
+    rows = []
+    for persona, verdict in summary["verdicts"].items():
+        choice = summary["choices"][persona]
+        rows.append(
+            {
+                "persona": PERSONAS[persona],
+                "verdict": "steered" if verdict["steered"] else f"not steered{_reason(verdict)}",
+                "trait: unsteered -> steered": _change([verdict["trait_unsteered"], verdict["trait_steered"]]),
+                "trait when the prompt asks": f"{verdict['trait_when_asked']:.2f}",
+                "gain over coefficient 0": _gain(verdict, "zero"),
+                "over random directions": _gain(verdict, "random"),
+                "over shuffled labels": _gain(verdict, "shuffled"),
+                "right answers": _change(verdict["right"]),
+                "perplexity": _change(verdict["perplexity"]),
+                "repeated 4-grams": _change(verdict["repetition"]),
+                "setting": f"layer {choice['layer']}, coefficient {choice['coefficient']:g} "
+                f"(relative dose {verdict['relative_dose']:.2f}), {choice['positions']}",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _gain(verdict: Mapping[str, Any], over: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,27 @@ from steerkit.sweeps.result import KEYS, SweepResult
 SETTINGS = ("positions", "operation", "temperature", "top_p", "max_new_tokens", "seed")
 NO_SCORES = (*KEYS, *SETTINGS, "group", "prompt", "prompt_ids", "ids", "reference", "text", "finished", "relative_dose")
 LAST = ("projection", "n_tokens")
+FLUENCY = ("perplexity", "repeated_4grams")
+TITLES = {
+    "rouge_l": "ROUGE-L with the reference",
+    "rouge_l_symbols": "ROUGE-L with the reference, symbols kept",
+    "distance": "distance from the unsteered text",
+    "repeated_4grams": "share of repeated 4-grams",
+    "distinct_2": "share of distinct word pairs",
+    "perplexity": "perplexity under the unsteered model",
+    "n_tokens": "tokens per text",
+    "projection": "mean projection on the direction",
+    "trait": "trait score",
+    "right": "right answer",
+}
+"""Plain names of scores; any other score is called by its column."""
 TAG = re.compile(r"<[^<>\n]{1,40}>|\[/?INST\]")
 ROLE = re.compile(r"^\s*(?:system|user|assistant|model)\s*(?:\n|$)")
 
 
-def explorer_data(sweep: SweepResult, projections: pd.DataFrame | None = None) -> dict[str, Any]:
+def explorer_data(
+    sweep: SweepResult, projections: pd.DataFrame | None = None, opens_on: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return what the page's script reads, as plain data; equal results give equal data.
 
     Controls of one role share one line, the mean over them, with the prediction interval of a further control
@@ -32,6 +48,8 @@ def explorer_data(sweep: SweepResult, projections: pd.DataFrame | None = None) -
         sweep: its numeric columns, except settings, are scores; infinite values count as missing.
         projections: result of `steerkit.sweeps.projections.sweep_projections` for some or all of these rows. Their mean
             per text becomes one more score, `projection`.
+        opens_on: `vector`, `layer` and `coefficient` of the text that is shown first; default: the first vector that is
+            no control, at its smallest positive coefficient.
 
     Returns:
         A dict with these keys, among others:
@@ -42,9 +60,12 @@ def explorer_data(sweep: SweepResult, projections: pd.DataFrame | None = None) -
                 and `shade`, the `[centre, extent]` of its projections: the mean over the unsteered texts, and the
                 distance from it that 98 % of the tokens do not exceed.
             `pieces`: index of a text -> the lengths of its tokens in UTF-16 units.
+            `turns`: per prompt the `[role, text]` of its messages; empty for a prompt that is no chat.
+            `yes_no`: indices of the scores whose values are 0 and 1 only.
+            `start`: what is shown first.
 
     Raises:
-        ValueError: projections of other texts.
+        ValueError: projections of other texts, or `opens_on` is not in the sweep.
     """
     table = sweep.table.reset_index(drop=True)
     tokens = [None] * len(table) if projections is None else _tokens_by_row(table, projections)
@@ -66,13 +87,49 @@ def explorer_data(sweep: SweepResult, projections: pd.DataFrame | None = None) -
             pieces[index] = [len(text[start:stop].encode("utf-16-le", "surrogatepass")) // 2 for start, stop in ends]
     values = [None if part is None else [_rounded(x, 4) for x in part["projection"]] for part in tokens]
     data["rows"]["projections"] = values if projections is not None else None
-    return {**data, "series": series, "conditions": conditions, "pieces": pieces, "strings": list(strings)}
+    start = _start(sweep, data["names"], opens_on or {})
+    return {
+        **data,
+        "series": series,
+        "conditions": conditions,
+        "pieces": pieces,
+        "strings": list(strings),
+        "titles": [TITLES.get(name, name) for name in scores],
+        "yes_no": [k for k, name in enumerate(scores) if set(table[name].dropna()) <= {0, 1}],
+        "start": start,
+    }
+
+
+def _start(sweep: SweepResult, names: Mapping[str, Sequence[str]], opens_on: Mapping[str, Any]) -> dict[str, Any]:
+    """The selection that is shown first, as indices into `names`."""
+    roles = sweep.roles()
+    own = [vector for vector in names["vector"] if roles[vector][0] == "vector"]
+    wanted = {"vector": own[0] if own else names["vector"][0], **opens_on}
+    start: dict[str, Any] = {}
+    for name, value in wanted.items():
+        if name == "coefficient":
+            there = sweep.table["coefficient"].tolist()
+        elif name in ("vector", "layer"):
+            there = list(names[name])
+            value = str(value)
+        else:
+            raise ValueError(f"expected vector, layer and coefficient in opens_on; got {name!r}. Remove it.")
+        if value not in there:
+            raise ValueError(f"expected a {name} of the sweep in opens_on; got {value!r}. Pass one of its rows.")
+        start[name] = value if name == "coefficient" else there.index(value)
+    return start
 
 
 def score_columns(table: pd.DataFrame) -> list[str]:
-    """The numeric columns that are not settings, in the table's order, with `projection` and `n_tokens` last."""
+    """The numeric columns that are not settings.
+
+    First the table's first score and one of fluency, which the page shows unfolded; then the others in the table's
+    order; `projection` and `n_tokens` last.
+    """
     scores = [name for name in table if name not in NO_SCORES and pd.api.types.is_numeric_dtype(table[name])]
-    return [name for name in scores if name not in LAST] + [name for name in LAST if name in scores]
+    first = [name for name in scores if name not in (*LAST, *FLUENCY)][:1]
+    first += [name for name in FLUENCY if name in scores][:1]
+    return [*first, *(n for n in scores if n not in (*first, *LAST)), *(n for n in LAST if n in scores)]
 
 
 def prompt_labels(prompts: Sequence[str], width: int = 70) -> list[str]:
@@ -96,6 +153,28 @@ def _turns(prompt: str) -> list[str]:
     parts = TAG.split(prompt)
     messages = [text for part in parts if (text := ROLE.sub("", part, count=1).strip())]
     return messages if messages and any(map(ROLE.match, parts)) else [prompt]
+
+
+def chat_turns(prompt: str) -> list[tuple[str, str]]:
+    """The messages of a chat whose template writes role names between tags; empty for any other prompt.
+
+    Returns:
+        Role and text of each message that has a text.
+    """
+    found: list[tuple[str, str]] = []
+    role, end = None, 0
+    for tag in [*TAG.finditer(prompt), None]:
+        part = prompt[end : tag.start() if tag else len(prompt)]
+        name = ROLE.match(part)
+        if name and (end or not part[: name.start()].strip()):
+            role, part = name[0].strip(), part[name.end() :]
+        if role is not None and part.strip():
+            found.append((role, part.strip()))
+            role = None
+        end = tag.end() if tag else end
+        if tag and "INST" in tag[0]:
+            role = "assistant" if tag[0].startswith("[/") else "user"
+    return found
 
 
 def _rows(table: pd.DataFrame, scores: Sequence[str], strings: dict[str, int]) -> dict[str, Any]:
@@ -129,6 +208,7 @@ def _rows(table: pd.DataFrame, scores: Sequence[str], strings: dict[str, int]) -
         "scores": [str(name) for name in scores],
         "labels": [f"{name}: {label}" if label != name else name for name, label in labels],
         "prompts": [index_of(prompt) for prompt in prompts],
+        "turns": [chat_turns(prompt) for prompt in prompts],
     }
 
 

@@ -33,7 +33,9 @@ def write_report(
     *,
     title: str,
     sweep: SweepResult,
-    summary: Sequence[str] = (),
+    summary: Sequence[str] | pd.DataFrame = (),
+    opens_on: Mapping[str, Any] | None = None,
+    texts_of: str = "",
     tables: Mapping[str, pd.DataFrame] | None = None,
     figures: Mapping[str, str | Path] | None = None,
     notes: Sequence[str] = (),
@@ -49,7 +51,10 @@ def write_report(
         title: the heading.
         sweep: `meta` becomes the provenance. The texts can be browsed by vector, layer, prompt, sample and coefficient,
             next to the text at coefficient 0. The numeric columns are scores, drawn over the coefficient with controls.
-        summary: sentences at the top of the page.
+        summary: sentences, or a table, at the top of the page.
+        opens_on: `vector`, `layer` and `coefficient` of the text that is shown first; default: the first vector that is
+            no control, at its smallest positive coefficient.
+        texts_of: which prompts the texts are of, e.g. "10 validation questions".
         tables: caption -> table. A named index, or an index of texts, becomes the first column.
         figures: caption, also the alternative text -> path of a PNG.
         notes: sentences at the end of the page.
@@ -57,7 +62,8 @@ def write_report(
 
     Raises:
         TypeError: `summary` or `notes` is a single str.
-        ValueError: a figure is not a PNG, the sweep has no rows, or the projections are of other texts.
+        ValueError: a figure is not a PNG, the sweep has no rows, the projections are of other texts, or the sweep has
+            no row of `opens_on`.
 
     Example:
         >>> write_report("report.html", title="Calm", sweep=result, summary=["Trait rises at layer 14."])
@@ -69,14 +75,18 @@ def write_report(
         raise ValueError("expected a sweep with rows; got none. Sweep at least one coefficient.")
     templates = environment()
     templates.filters["csp_hash"] = _csp_hash
-    data = explorer_data(sweep, projections)
+    data = explorer_data(sweep, projections, opens_on)
+    results = _table("Results", summary) if isinstance(summary, pd.DataFrame) else None
     page = templates.get_template("report.html").render(
         title=title,
         style=_source("report.css"),
         script=_source(*SCRIPTS),
         lede=_lede(sweep),
         facts=_facts(sweep.meta),
-        summary=list(summary),
+        summary=results is not None or len(summary) > 0,
+        results=results,
+        sentences=[] if results else list(summary),
+        texts_of=texts_of,
         notes=list(notes),
         data=inert_json(data),
         shaded=projections is not None,

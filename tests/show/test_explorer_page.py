@@ -91,10 +91,10 @@ def test_words_that_differ_are_marked_and_no_others(tab: Tab, page: Path) -> Non
 def test_keys_move_coefficient_and_prompt_search_and_help(tab: Tab, page: Path) -> None:
     tab.open(page)
     tab.press("ArrowRight")
-    tab.press("ArrowDown")
+    tab.press("j")
     assert steered(tab) == "plain words 1 0 and formal 2 at the end"
-    tab.press("ArrowUp")
-    tab.press("ArrowUp")  # there is none above the first
+    tab.press("k")
+    tab.press("k")  # there is none above the first
     tab.press("ArrowLeft")
     assert steered(tab) == "plain words 0 0 and formal 0.5 at the end"
     tab.press("/")
@@ -134,8 +134,66 @@ def test_a_link_restores_the_state(tab: Tab, page: Path) -> None:
     tab.open(page, fragment)
     assert (chosen(tab), steered(tab)) == (wanted, text)
     assert tab.js("document.getElementById('find').value") == "no vector & more"
+    assert tab.js("document.getElementById('link-status').textContent") == ""
     tab.open(page, "#vector=gone&layer=12&coefficient=1.9&prompt=%ff")
     assert steered(tab) == "plain words 0 0 and formal 2 at the end"
+    said = tab.js("document.getElementById('link-status').textContent")
+    assert 'vector "gone"' in said and "coefficient +1.9" in said and "layer" not in said
+    tab.press("ArrowLeft")
+    assert tab.js("document.getElementById('link-status').textContent") == ""
+
+
+def test_a_link_opens_at_its_text_and_the_down_key_scrolls_the_page(tab: Tab, page: Path) -> None:
+    tab.window(900)
+    tab.open(page, "#prompt=q2")
+    top = tab.js("document.getElementById('explorer').getBoundingClientRect().top")
+    assert 0 <= top < 100 and tab.js("scrollY") > 0
+    tab.open(page)
+    before = steered(tab)
+    assert tab.js("scrollY") == 0
+    tab.press("ArrowDown")
+    tab.until("scrollY > 0")
+    assert steered(tab) == before
+
+
+def test_the_page_opens_on_what_the_writer_named_and_remembers_the_theme(tab: Tab, tmp_path: Path) -> None:
+    path = tmp_path / "opens.html"
+    write_report(
+        path,
+        title="Opens",
+        sweep=SweepResult(table()),
+        opens_on={"vector": "terse", "layer": 12, "coefficient": 2.0},
+        texts_of="3 test questions",
+        summary=pd.DataFrame({"persona": ["terse"], "verdict": ["steered"]}),
+    )
+    tab.open(path)
+    assert steered(tab) == "plain words 0 0 and terse 2 at the end"
+    assert tab.js("document.getElementById('explorer-title').textContent") == "Texts and curves: 3 test questions"
+    assert tab.js("document.querySelector('#summary td[data-name=verdict]').textContent") == "steered"
+    theme = tab.js("document.documentElement.dataset.theme ?? ''")
+    tab.js("document.getElementById('theme').click()")
+    chosen_theme = tab.js("document.documentElement.dataset.theme")
+    assert chosen_theme != theme
+    tab.open(path)
+    assert tab.js("document.documentElement.dataset.theme") == chosen_theme
+    tab.js("localStorage.removeItem('steerkit-theme')")
+
+
+def test_a_chat_shows_its_roles_and_scores_their_plain_names(tab: Tab, tmp_path: Path) -> None:
+    frame = table()
+    prompt = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    frame = frame.assign(prompt=prompt, rouge_l=0.5, right=(frame["coefficient"] > 0).astype(float), own_score=1.5)
+    path = tmp_path / "chat.html"
+    write_report(path, title="Chat", sweep=SweepResult(frame))
+    tab.open(path)
+    assert tab.js("[...document.querySelectorAll('#prompt .role')].map((x) => x.textContent)") == ["system", "user"]
+    assert tab.js("document.getElementById('prompt').textContent") == "systemBe kind.\nuserWhy?"
+    headings = tab.js("[...document.querySelectorAll('h4')].map((x) => x.textContent)")
+    assert "ROUGE-L with the reference rouge_l" in headings and "own_score" in headings
+    assert "right answer: yes" in tab.js("document.getElementById('steered-about').textContent")
+    assert "right answer: no" in tab.js("document.getElementById('plain-about').textContent")
+    assert tab.js("document.querySelectorAll('#scores h4').length") == 2
+    assert not tab.js("document.querySelector('.more').open")
 
 
 def test_search_lists_what_matches_marks_it_and_goes_there(tab: Tab, page: Path) -> None:
@@ -376,4 +434,22 @@ def test_a_narrow_page_does_not_scroll_sideways(tab: Tab, page: Path) -> None:
     tab.js("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     assert tab.js("document.documentElement.scrollWidth") <= 400
     top = "document.getElementById('{}').getBoundingClientRect().top"
-    assert tab.js(top.format("steered")) < tab.js(top.format("plain"))
+    assert tab.js(top.format("plain")) < tab.js(top.format("steered"))
+
+
+def test_every_column_of_a_table_is_inside_the_page_when_narrow_and_in_print(tab: Tab, tmp_path: Path) -> None:
+    wide = pd.DataFrame({f"a column {i}": [0.25, 0.5] for i in range(14)})
+    path = tmp_path / "wide.html"
+    write_report(path, title="Wide", sweep=SweepResult(table()), tables={"wide": wide})
+    cells = "[...document.querySelectorAll('#tables td')].map((x) => x.getBoundingClientRect().right)"
+    tab.window(400)
+    tab.open(path)
+    assert max(tab.js(cells)) <= 400
+    named = "getComputedStyle(document.querySelector('#tables td'), '::before').content"
+    assert tab.js(named) == '"a column 0"'
+    tab.window(1000)
+    tab.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert max(tab.js(cells)) <= 1000
+    finally:
+        tab.call("Emulation.setEmulatedMedia", media="")

@@ -28,7 +28,7 @@ function decades(low, high) {
   const within = (values) => values.filter((x) => x >= low && x <= high);
   const fine = within(powers.flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power)));
   const ticks = fine.length < 7 ? fine : within(powers.map((power) => 10 ** power));
-  return ticks.length < 2 ? [low, high] : ticks;
+  return ticks.length < 2 ? steps(low, high, 3) : ticks;
 }
 
 // The map from values to pixels, and the ticks.
@@ -70,9 +70,9 @@ function drawLine({ points, style }, x, y) {
 }
 
 // The lines, with the shown coefficient marked; `pick` is called with a coefficient that is clicked.
-function chart(score, lines, coefficients, now, pick) {
+function chart({ score, title }, lines, coefficients, now, pick) {
   const { width, height, left, right, top, bottom } = SIZE;
-  const about = `${score} over the coefficient; the table below has the values`;
+  const about = `${title} over the coefficient; the table below has the values`;
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": about });
   const values = lines.flatMap(({ points }) => points.flatMap((point) => point.slice(1, 4))).filter((v) => v !== null);
   if (!values.length) return svg;
@@ -119,7 +119,7 @@ function legend(lines, now) {
     entry.append(make("span", { class: "swatch", "aria-hidden": "true" }));
     entry.append(make("bdi", { class: "name" }, titleOf(line)));
     entry.append(make("span", {}, `${estimate(point[1], point[2] ?? null, point[3] ?? null)} at ${signed(now)}`));
-    entry.append(make("span", {}, `curve_auc ${estimate(...(line.area ?? [null, null, null]))}`));
+    entry.append(make("span", {}, `area under the curve ${estimate(...(line.area ?? [null, null, null]))}`));
     return entry;
   });
 }

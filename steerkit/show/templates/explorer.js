@@ -3,13 +3,16 @@
 const at = (id) => document.getElementById(id);
 const slider = at("coefficient"), find = at("find"), help = at("help"), root = document.documentElement;
 const dark = matchMedia("(prefers-color-scheme: dark)");
-let requested = fromLink(location.hash);
+const linked = location.hash.includes("=");  // otherwise a section's anchor
+let requested = linked ? fromLink(location.hash) : { ...start };
 let view = viewOf(requested);
+const OPEN = 2;  // scores that are not folded
 let lastHit, pendingLink;
 
 function go(change) {
-  requested = { ...requested, ...change };
+  requested = { ...requested, ...change, unknown: [] };
   show();
+  at("link-status").textContent = "";
   clearTimeout(pendingLink);
   pendingLink = setTimeout(() => history.replaceState(null, "", toLink(view)), 300);  // browsers refuse many in a row
 }
@@ -59,7 +62,11 @@ function showChoices() {
 
 function aboutRow(row, ...condition) {
   const ended = { true: "ended with an end token", false: "cut off at the limit" }[rows.finished[row]];
-  return [...condition, `coefficient ${signed(rows.coefficient[row])}`, ...(ended ? [ended] : [])].join(", ");
+  const found = yes_no.flatMap((k) => {
+    const value = rows.scores[k][row];
+    return value === null ? [] : [`${titles[k]}: ${value ? "yes" : "no"}`];
+  });
+  return [...condition, `coefficient ${signed(rows.coefficient[row])}`, ...found, ...(ended ? [ended] : [])].join(", ");
 }
 
 function showTexts() {
@@ -77,7 +84,8 @@ function showTexts() {
   }
   at("plain-about").textContent = zero === undefined ? "not in this sweep" : aboutRow(zero);
   at("steered-about").textContent = aboutRow(row, names.vector[view.vector], `layer ${names.layer[view.layer]}`);
-  at("prompt").textContent = strings[prompts[view.prompt_id]] ?? "";
+  const messages = turns[view.prompt_id].flatMap(([role, text]) => [make("b", { class: "role" }, role), text, "\n"]);
+  at("prompt").replaceChildren(...(messages.length ? messages.slice(0, -1) : [strings[prompts[view.prompt_id]] ?? ""]));
   const reference = rows.reference[row];
   at("reference").textContent = strings[reference] ?? "";
   at("reference").parentElement.hidden = reference === null;
@@ -96,15 +104,16 @@ function showScale() {
   });
 }
 
-function newCard(score) {
-  const card = { score };
+function newCard(score, k) {
+  const card = { score, title: titles[k] };
   card.this = make("p", { class: "this" });
   card.figure = make("div", { class: "chart" });
   card.legend = make("ul", { class: "legend" });
-  card.values = make("table", {}, make("caption", {}, `${score}: mean and 95 % interval`));
-  const about = { class: "scroll", tabindex: "0", role: "group", "aria-label": `Values of ${score}` };
+  card.values = make("table", {}, make("caption", {}, `${card.title}: mean and 95 % interval`));
+  const about = { class: "scroll", tabindex: "0", role: "group", "aria-label": `Values of ${card.title}` };
   card.table = make("details", {}, make("summary", {}, "Values as a table"), make("div", about, card.values));
-  const parts = [make("h4", {}, score), card.this, card.figure, card.legend, card.table];
+  const heading = make("h4", {}, card.title, ...(card.title === score ? [] : [" ", make("code", {}, score)]));
+  const parts = [heading, card.this, card.figure, card.legend, card.table];
   card.root = make("article", { class: "card score" }, ...parts);
   return card;
 }
@@ -124,7 +133,7 @@ function showScore(card, k) {
   card.legend.replaceChildren(...legend(lines, view.coefficient));
   if (!lines.length) return card.legend.replaceChildren(make("li", {}, "not measured here"));
   card.figure.replaceChildren(
-    chart(card.score, lines, coefficients, view.coefficient, (coefficient) => go({ coefficient })));
+    chart(card, lines, coefficients, view.coefficient, (coefficient) => go({ coefficient })));
   card.values.replaceChildren(card.values.caption, ...valuesOf(lines, coefficients, view.coefficient));
 }
 
@@ -160,25 +169,24 @@ function slide(by) {
 const ACTIONS = {
   ArrowLeft: () => slide(-1),
   ArrowRight: () => slide(1),
-  ArrowUp: () => step("prompt_id", -1),
-  ArrowDown: () => step("prompt_id", 1),
+  k: () => step("prompt_id", -1),
+  j: () => step("prompt_id", 1),
   "/": () => find.focus(),
   "?": () => help.showModal(),
 };
 
 // Whether the focused element uses this arrow key itself.
-function hasArrows(element, key) {
+function hasArrows(element) {
   if (element === slider) return true;
   const pane = element.closest(".text, .scroll");
-  const across = key === "ArrowLeft" || key === "ArrowRight";
-  return pane && (across ? pane.scrollWidth > pane.clientWidth : pane.scrollHeight > pane.clientHeight);
+  return pane && pane.scrollWidth > pane.clientWidth;
 }
 
 function onKey(event) {
   const { key, target } = event;
   if (event.ctrlKey || event.metaKey || event.altKey || help.open || !Object.hasOwn(ACTIONS, key)) return;
   if (target.closest("select, #find")) return;
-  if (key.startsWith("Arrow") ? hasArrows(target, key) : !at("single-keys").checked) return;
+  if (key.startsWith("Arrow") ? hasArrows(target) : !at("single-keys").checked) return;
   event.preventDefault();
   ACTIONS[key]();
 }
@@ -200,15 +208,34 @@ function showTheme() {
 }
 
 function restore() {
-  if (!location.hash.includes("=")) return;  // a section's anchor
+  if (!location.hash.includes("=")) return;
   requested = fromLink(location.hash);
   find.value = requested.query;
   show();
   showHits();
+  arrive();
+}
+
+// Bring the linked text into view, and say what of the link is not here.
+function arrive() {
+  at("link-status").textContent = missingOf(requested);
+  at("explorer").scrollIntoView({ behavior: "instant" });
+}
+
+// The chosen theme stays for the next visit where the browser keeps it.
+function remembered(theme) {
+  try {
+    if (theme) localStorage.setItem("steerkit-theme", theme);
+    return localStorage.getItem("steerkit-theme");
+  } catch {
+    return null;
+  }
 }
 
 const cards = scores.map(newCard);
-at("scores").append(...cards.map(({ root }) => root));
+at("scores").append(...cards.slice(0, OPEN).map(({ root }) => root));
+at("more").append(...cards.slice(OPEN).map(({ root }) => root));
+at("more").parentElement.hidden = cards.length <= OPEN;
 for (const choice of CHOICES) {
   at(choice).addEventListener("change", (event) => go({ [choice]: Number(event.target.value) }));
 }
@@ -218,8 +245,10 @@ find.addEventListener("keydown", onSearchKey);
 at("shade")?.addEventListener("change", showTexts);
 at("theme").addEventListener("click", () => {
   root.dataset.theme = isDark() ? "light" : "dark";
+  remembered(root.dataset.theme);
   showTheme();
 });
+if (["light", "dark"].includes(remembered())) root.dataset.theme = remembered();
 dark.addEventListener("change", showTheme);
 at("show-help").addEventListener("click", () => help.showModal());
 at("close-help").addEventListener("click", () => help.close());
@@ -230,3 +259,4 @@ find.value = requested.query;
 show();
 showHits();
 for (const id of ["stage", "buttons"]) at(id).hidden = false;
+if (linked) arrive();

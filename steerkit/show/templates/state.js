@@ -1,6 +1,6 @@
 // The data of the page, which of its rows is shown, and the link that encodes it.
 
-const { rows, names, labels, prompts, strings, scores, series, conditions, pieces } =
+const { rows, names, labels, prompts, turns, strings, scores, titles, yes_no, series, conditions, pieces, start } =
   JSON.parse(document.getElementById("data").textContent);
 
 const CHOICES = ["vector", "layer", "prompt_id", "sample"];
@@ -29,6 +29,14 @@ function viewOf(requested) {
   return view;
 }
 
+// What a link asks for and this page does not have, in words.
+function missingOf(requested) {
+  const lacks = requested.unknown ?? [];
+  const coefficient = requested.coefficient ?? view.coefficient;
+  const words = coefficient === view.coefficient ? lacks : [...lacks, `coefficient ${signed(coefficient)}`];
+  return words.length ? `The link asks for ${words.join(" and ")}, which this page does not have. Shown instead:` : "";
+}
+
 function nearest(values, wanted) {
   if (wanted === undefined) {
     const positive = values.findIndex((value) => value > 0);
@@ -47,8 +55,12 @@ function toLink(view) {
 
 function fromLink(fragment) {
   const link = new URLSearchParams(fragment.slice(1));
-  const requested = { query: link.get("find") ?? "" };
-  for (const choice of CHOICES) requested[choice] = names[choice].indexOf(link.get(IN_LINK[choice]));
+  const requested = { query: link.get("find") ?? "", unknown: [] };
+  for (const choice of CHOICES) {
+    const wanted = link.get(IN_LINK[choice]);
+    requested[choice] = names[choice].indexOf(wanted);
+    if (wanted !== null && requested[choice] < 0) requested.unknown.push(`${IN_LINK[choice]} "${wanted}"`);
+  }
   const coefficient = Number.parseFloat(link.get("coefficient"));
   if (Number.isFinite(coefficient)) requested.coefficient = coefficient;
   return requested;
