@@ -249,10 +249,10 @@ def test_tokens_are_shaded_by_their_projection_and_the_shades_can_be_put_away(ta
 def test_curves_follow_the_choice_and_say_their_values_as_a_table(tab: Tab, page: Path) -> None:
     tab.open(page)
     card = "document.querySelector('.score')"
-    assert tab.js(f"{card}.querySelector('h4').textContent") == "trait"
+    assert tab.js(f"{card}.querySelector('h4').textContent") == "trait score trait"
     legend = tab.js(f"[...{card}.querySelectorAll('.legend li')].map((e) => e.textContent)")
     assert [re.split(r"[\d\u2212\u2013]", entry)[0] for entry in legend[1:]] == ["random (mean of ", "shuffled"]
-    assert legend[0].startswith("formal") and all("curve_auc" in entry for entry in legend)
+    assert legend[0].startswith("formal") and all("area under the curve" in entry for entry in legend)
     data = data_of(page)
     points = data["series"][data["conditions"]["0,0"]["series"][0]]["lines"][0]["points"]
     cells = tab.js(f"[...{card}.querySelectorAll('tbody tr')].map((r) => r.cells[1].textContent)")

@@ -4,7 +4,7 @@ const at = (id) => document.getElementById(id);
 const slider = at("coefficient"), find = at("find"), help = at("help"), root = document.documentElement;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const linked = location.hash.includes("=");  // otherwise a section's anchor
-let requested = linked ? fromLink(location.hash) : { ...start };
+let requested = linked ? fromLink(location.hash) : { query: "", ...start };
 let view = viewOf(requested);
 const OPEN = 2;  // scores that are not folded
 let lastHit, pendingLink;
