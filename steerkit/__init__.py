@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from steerkit.capture.resid import capture_resid as capture_resid
     from steerkit.generation.generate import Generation as Generation
     from steerkit.generation.generate import generate as generate
+    from steerkit.generation.logit_lens import logit_lens as logit_lens
     from steerkit.generation.projections import project as project
     from steerkit.models.kernels import use_kernels as use_kernels
     from steerkit.models.load import load as load
@@ -53,6 +54,7 @@ _PUBLIC = {  # module -> the public names in it
     "capture.collect": ("collect", "collect_each", "collect_means"),
     "capture.resid": ("capture_resid",),
     "generation.generate": ("Generation", "generate"),
+    "generation.logit_lens": ("logit_lens",),
     "generation.projections": ("project",),
     "models.kernels": ("use_kernels",),
     "models.load": ("load",),

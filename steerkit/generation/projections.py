@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -24,6 +24,14 @@ from steerkit.text.tokens import Ids, continuation_ids
 from steerkit.vectors.vector import SteeringVector
 
 COLUMNS = ["text", "vector", "layer", "position", "token_id", "token", "in_prompt", "prompt_end", "before", "after"]
+
+
+class Reader(Protocol):
+    """Gets the stream of some layers in each forward, `[batch, pos, d_model]`, before and after its steering."""
+
+    @property
+    def layers(self) -> Sequence[int]: ...
+    def read(self, layer: int, before: Tensor, after: Tensor) -> None: ...
 
 
 class Projector:
@@ -108,7 +116,7 @@ class Monitor(Projector):
 
 @contextlib.contextmanager
 def steered(
-    blocks: Blocks, compiled: RowSteering, reader: Projector | None = None, last: int | None = None
+    blocks: Blocks, compiled: RowSteering, reader: Reader | None = None, last: int | None = None
 ) -> Iterator[None]:
     """Steer and read the forwards inside the `with`; each layer is read right before and after its steering.
 

@@ -15,6 +15,24 @@ from steerkit.text.pairs import ContrastPair
 from tests.bad_input.cases import LABELS, LAYER, POSITION, Case, acts, model, tokenizer
 from tests.tiny import tiny_model
 
+LENS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
+    "no texts": ({"texts": []}, "expected a non-empty list of texts", "got []", "Put them in a list"),
+    "one text for a list": ({"texts": "one"}, "expected a non-empty list of texts", "got 'one'", "Put them in a list"),
+    "a layer that is not there": ({"layers": 9}, "expected a layer from 0 to 3", "got 9", "Pass an integer"),
+    "the embedding": ({"layers": "embed"}, "expected a layer from 0 to 3", "got 'embed'", "Pass an integer"),
+    "no token": ({"tokens": []}, "expected a list of tokens", "got []", "Put them in a list"),
+    "one token for a list": ({"tokens": "a"}, "expected a list of tokens", "got 'a'", "Put them in a list"),
+    "a token of two pieces": ({"tokens": ["ab"]}, "expected one token each", "['a', 'b']", "Pass its first token"),
+    "an empty token": ({"tokens": [""]}, "expected one token each", "is 0", "Pass its first token"),
+    "a token that is no token": ({"tokens": [1.5]}, "expected one token each", "1.5 is 0", "Pass its first token"),
+    "a negative id": ({"tokens": [-1]}, "expected one token each", "-1 is 0", "Pass its first token"),
+    "an id outside": ({"tokens": [999]}, "expected tokens among the 260", "got token 999", "this model's own"),
+    "none of the best": ({"tokens": 0}, "expected 1 or more", "got 0", "Pass a larger number"),
+    "a position outside": ({"positions": 4}, "expected positions inside every text", "got 4", "Pass an index nearer"),
+    "a position by name": ({"positions": "first"}, "expected positions 'last', 'all'", "got 'first'", "Pass one"),
+    "no position": ({"positions": []}, "expected positions 'last', 'all'", "got []", "Pass one"),
+}
+
 SPAN = "expected a position inside every span"
 TEXTS = ("expected a non-empty list of texts", "Put them in a list")
 COLLECTED: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
@@ -58,7 +76,14 @@ def collect(**given: Any) -> object:
     return sk.collect(model(), tokenizer(), given.pop("texts"), **given)
 
 
+def lens(**given: Any) -> object:
+    given = {"texts": ["four"], "tokens": ["a"], **given}
+    return sk.logit_lens(model(), tokenizer(), given.pop("texts"), given.pop("tokens"), **given)
+
+
 def reading_cases() -> Iterator[Case]:
+    for name, (given, *says) in LENS.items():
+        yield Case(f"a logit lens with {name}", lambda _, given=given: lens(**given), *says)
     for name, (given, *says) in COLLECTED.items():
         yield Case(f"reading with {name}", lambda _, given=given: collect(**given), *says)
     for name, read in {"activations": sk.collect, "means": sk.collect_means}.items():

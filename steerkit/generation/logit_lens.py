@@ -1,0 +1,189 @@
+"""Logit lens of texts: what the model would write next, if the stream after each block were the last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from steerkit.capture.batches import forward_padded
+from steerkit.capture.layers import Layers
+from steerkit.capture.resid import resolve_layers
+from steerkit.generation.projections import steered
+from steerkit.models.blocks import find_blocks
+from steerkit.models.context import check_fits, check_vocabulary
+from steerkit.models.identity import fingerprint
+from steerkit.models.unembed import unembed
+from steerkit.steering.rows import RowSteering
+from steerkit.steering.steering import Steering, steerings_per_row
+from steerkit.steering.watch import suspended
+from steerkit.text.prompt import PromptLike, encode_prompt
+from steerkit.text.tokens import encode
+
+COLUMNS = ["text", "layer", "position", "token_id", "token", "target_id", "target", "rank", "log_prob", "prob"]
+ROWS = 256
+"""Streams whose logits are held at once."""
+
+
+class _Streams:
+    """Keeps the stream after each of some layers in one forward, steered where the layer is steered."""
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self.layers = layers
+        self.of: dict[int, Tensor] = {}
+
+    def read(self, layer: int, before: Tensor, after: Tensor) -> None:
+        self.of[layer] = after
+
+
+def logit_lens(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[PromptLike],
+    tokens: Sequence[str | int] | int = 5,
+    *,
+    layers: Layers = "all",
+    positions: Literal["last", "all"] | int | Sequence[int] = "last",
+    steering: Steering | Sequence[Steering | None] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Return the rank and probability of tokens as next token, read from the stream after each block.
+
+    Formula: `log_prob = log_softmax(u(h_l))[token]`, h_l the stream `[d_model]` after block l at one position, u the
+    model's own map from its last stream to logits: final norm, unembedding, scale and softcap. At the last layer these
+    are the model's own probabilities of the next token. At earlier layers they are a reading, not what the model does:
+    the basis of early layers differs from that of the last, so a low rank there does not show that the token is absent.
+
+    Args:
+        texts: strings, chats or `Prompt`s.
+        tokens: what is looked up: strings that are one token after other text (`" Paris"`, with its space), or token
+            ids. A number k: the k most probable tokens at each layer and position.
+        layers: `"all"`, one layer, or several.
+        positions: `"last"`, `"all"`, an index into the text (-1 is the last token), or several.
+        steering: as for `sk.generate`; steerings that `with steering.on(model)` set are applied too.
+        chat_template_kwargs: further arguments of the chat template.
+
+    Returns:
+        One row per text, layer, position and looked-up token: text (index), layer, position (from 0), token_id and
+        token (what the text holds at that position), target_id and target (looked up), rank (1 is the most probable;
+        equal logits have equal ranks), log_prob (natural logarithm) and prob.
+
+    Raises:
+        ValueError: no text, a text longer than the context; no token, a string that is several tokens or none, an id
+            outside the vocabulary; an unknown layer, a position outside a text; a steering that does not fit the model;
+            a model whose logits are not determined by its last stream.
+
+    Example:
+        >>> table = sk.logit_lens(model, tokenizer, ["The capital of France is"], [" Paris", " Rome"])
+        >>> table.pivot(index="layer", columns="target", values="rank")
+
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    """
+    if isinstance(texts, str | Mapping) or not len(texts):
+        raise ValueError(f"expected a non-empty list of texts; got {texts!r:.80}. Put them in a list.")
+    rows = [encode_prompt(tokenizer, text, chat_template_kwargs) for text in texts]
+    check_fits(model, rows)
+    places = [_places(positions, number, len(ids)) for number, ids in enumerate(rows)]
+    wanted = _targets(model, tokenizer, tokens)
+    blocks, weights = find_blocks(model), fingerprint(model)
+    reader = _Streams([blocks.check(layer) for layer in resolve_layers(blocks, layers)])
+    frames: dict[int, pd.DataFrame] = {}
+    with suspended(model) as active:
+        each = steerings_per_row(steering, active, len(rows))
+        for one in {id(one): one for row in each for one in row}.values():
+            one.check(model, blocks, weights)
+
+        def forward(batch: Sequence[int], inputs: Mapping[str, Any]) -> None:
+            compiled = RowSteering([each[i] for i in batch], [(0, len(rows[i])) for i in batch])
+            with steered(blocks, compiled, reader, max(reader.layers)):
+                model(**inputs)
+
+        for batch in forward_padded(model, blocks, rows, forward):
+            for row, number in enumerate(batch):
+                streams = torch.cat([reader.of[layer][row, places[number]] for layer in reader.layers])
+                keys = [(layer, place) for layer in reader.layers for place in places[number]]
+                frames[number] = _frame(number, rows[number], keys, _looked_up(model, streams, wanted))
+    table = pd.concat([frames[number] for number in range(len(rows))], ignore_index=True)
+    for column in ("token", "target"):
+        text_of = {one: tokenizer.decode([one]) for one in table[f"{column}_id"].unique().tolist()}
+        table[column] = table[f"{column}_id"].map(text_of)
+    return table[COLUMNS]
+
+
+def _places(positions: Any, number: int, length: int) -> list[int]:
+    """The positions of one text, from 0."""
+    if isinstance(positions, str) and positions in ("last", "all"):
+        return [length - 1] if positions == "last" else list(range(length))
+    several = [positions] if isinstance(positions, Integral) else positions
+    plain = isinstance(several, Sequence | np.ndarray) and not isinstance(several, str)
+    if not plain or not len(several) or not all(isinstance(p, Integral) and not isinstance(p, bool) for p in several):
+        raise ValueError(f"expected positions 'last', 'all', an index or several; got {positions!r:.80}. Pass one.")
+    places = [int(place) for place in several]
+    if outside := [place for place in places if not -length <= place < length]:
+        raise ValueError(
+            f"expected positions inside every text; text {number} has {length} tokens; got {outside[0]}. Pass an index "
+            "nearer to 0 or -1."
+        )
+    return [place % length for place in places]
+
+
+def _targets(model: nn.Module, tokenizer: Any, tokens: Any) -> list[int] | int:
+    """The ids to look up, or how many of the most probable."""
+    if isinstance(tokens, Integral) and not isinstance(tokens, bool):
+        count = int(tokens)
+        if count < 1:
+            raise ValueError(f"expected 1 or more of the most probable tokens; got {count}. Pass a larger number.")
+        return count
+    if isinstance(tokens, str | bool) or not isinstance(tokens, Sequence) or not len(tokens):
+        raise ValueError(f"expected a list of tokens, or a number; got {tokens!r:.80}. Put them in a list.")
+    ids = []
+    for token in tokens:
+        if isinstance(token, Integral) and not isinstance(token, bool) and int(token) >= 0:
+            ids.append(int(token))
+            continue
+        found = encode(tokenizer, token) if isinstance(token, str) else ()
+        if len(found) != 1:
+            pieces = [tokenizer.decode([one]) for one in found]
+            raise ValueError(
+                f"expected one token each; {token!r:.80} is {len(found)}: {pieces!r:.200}. Pass its first token, or "
+                "mind the space before a word."
+            )
+        ids.append(found[0])
+    check_vocabulary(model, [ids])
+    return ids
+
+
+def _looked_up(model: nn.Module, streams: Tensor, wanted: list[int] | int) -> list[tuple[int, int, float]]:
+    """For each stream and looked-up token, in order: id, rank and log-probability."""
+    found = []
+    for some in streams.split(ROWS):
+        logits = unembed(model, some)
+        if isinstance(wanted, int):
+            ids = logits.topk(min(wanted, logits.shape[1])).indices
+        else:
+            ids = torch.tensor(wanted, device=logits.device).expand(len(logits), -1)
+        own = logits.gather(1, ids)
+        ranks = torch.stack([(logits > one[:, None]).sum(1) + 1 for one in own.T], 1)
+        log_probs = own - logits.logsumexp(1, keepdim=True)
+        parts = (ids.flatten().tolist(), ranks.flatten().tolist(), log_probs.flatten().tolist())
+        found += list(zip(*parts, strict=True))
+    return found
+
+
+def _frame(
+    number: int, ids: Sequence[int], keys: Sequence[tuple[int, int]], found: Sequence[tuple[int, int, float]]
+) -> pd.DataFrame:
+    per_key = len(found) // len(keys)
+    rows = [
+        (number, layer, place, ids[place], *found[key * per_key + i])
+        for key, (layer, place) in enumerate(keys)
+        for i in range(per_key)
+    ]
+    table = pd.DataFrame(rows, columns=["text", "layer", "position", "token_id", "target_id", "rank", "log_prob"])
+    table["prob"] = np.exp(table["log_prob"])
+    return table
