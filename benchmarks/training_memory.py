@@ -119,33 +119,25 @@ def run(case: Case, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     import steerkit as sk
-    from steerkit.text.traces import DebateTrace, Turn
-    from tests.tiny import tiny_tokenizer
+    from benchmarks.gpu.texts import byte_tokenizer, debates
     from training.problems.problem import Problem
     from training.train.grpo import GRPO, train_grpo
     from training.train.sft import SFT, train_sft
 
     torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()  # a token for each byte
-    tokenizer.pad_token = "<|user|>"
+    tokenizer = byte_tokenizer()
     model = AutoModelForCausalLM.from_config(LlamaConfig(**case.model), dtype=torch.float32).eval()
     if case.stage == "generate":
         prompts = [f"{i:08d}".ljust(PROMPT, "x") for i in range(case.rows)]
         sk.generate(model, tokenizer, prompts, max_new_tokens=case.tokens - PROMPT, batch_rows=case.rows)
     elif case.stage == "sft":
-        frame = DebateTrace.of("1+1", [Turn(1, 1, "x"), Turn(2, 1, "x")], r"\boxed{2}", "2")
-        room = case.tokens - len(tokenizer(f"Problem: {frame.prompt}{frame.body}")["input_ids"])
-        traces = [
-            DebateTrace.of(
-                f"{i}+1", [Turn(1, 1, "x" * max(1, room - 20 * (i == 1))), Turn(2, 1, "y")], r"\boxed{2}", "2"
-            )
-            for i in range(2 * case.rows)
-        ]
+        lengths = [case.tokens - 20 * (i == 1) for i in range(2 * case.rows)]  # one text is padded
+        traces = debates(tokenizer, lengths)
         setting = SFT(steps=2, batch=2 * case.rows, micro_batch=case.rows, lora=case.lora)
         train_sft(model, tokenizer, traces, setting, folder / "sft")
     else:
         question = "x" * (PROMPT - len("Problem: \n\n"))
-        problems = [Problem(str(i), question, "2", "number") for i in range(2)]
+        problems = [Problem(str(i), question, "2", "number", "own") for i in range(2)]
         new = case.tokens - PROMPT
         setting = GRPO(
             anneal=Anneal("linear", clip=(new, new)), steps=2, inner=1, prompts=2, generations=case.rows, save_every=9,

@@ -66,6 +66,7 @@ def training_step(
     dtype: torch.dtype = torch.float32,
     autocast: bool = False,
     reference: bool = False,
+    checkpointing: bool = False,
 ) -> StepMemory:
     """Return the memory of a training step on `rows` texts of `tokens` tokens each.
 
@@ -82,6 +83,7 @@ def training_step(
         train_embeddings: whether the embeddings are trained beside the adapter, as SFT on new tags does.
         dtype: data type of the weights; an adapter's are float32.
         autocast: whether the products are computed in bfloat16 (always on a GPU).
+        checkpointing: whether only the inputs of the blocks are kept, and one block's tensors at a time.
         reference: whether a second copy of all weights is held (GRPO with `beta > 0` and without an adapter).
 
     Raises:
@@ -92,14 +94,17 @@ def training_step(
     """
     if min(rows, tokens) < 1:
         raise ValueError(f"expected at least one row of one token; got {rows} x {tokens}. Pass positive numbers.")
-    depth = config.get_text_config(decoder=True).num_hidden_layers
+    text = config.get_text_config(decoder=True)
+    depth = text.num_hidden_layers
     one, two = (
         _counted(_with_layers(config, layers), lora, train_embeddings, rows, tokens, dtype, autocast)
         for layers in (1, 2)
     )
     weights, trained, activations = (a + (depth - 1) * (b - a) for a, b in zip(one, two, strict=True))
-    text = config.get_text_config(decoder=True)
-    n, table = rows * tokens, text.vocab_size * text.hidden_size
+    n = rows * tokens
+    if checkpointing:
+        activations = one[2] + (depth - 1) * n * text.hidden_size * dtype.itemsize
+    table = text.vocab_size * text.hidden_size
     loss = 12 * min(n * text.vocab_size, NUMBERS) + 8 * n * text.hidden_size
     loss += 4 * table if lora is None or train_embeddings else 0
     copies = 2 if reference and lora is None else 1

@@ -21,6 +21,7 @@ import torch
 from benchmarks.gpu.equivalence import equivalences
 from benchmarks.gpu.sizes import Sizes, sizes_for
 from benchmarks.gpu.speed import capture, decoding, static_cache
+from benchmarks.gpu.training import training
 from steerkit.io.signals import restore_interrupt
 
 Part = Callable[[Sizes, torch.device], list[dict[str, Any]]]
@@ -29,6 +30,7 @@ PARTS: dict[str, Part] = {
     "decoding": decoding,
     "capture": capture,
     "static-cache": static_cache,
+    "training": training,
 }
 
 

@@ -41,6 +41,12 @@ class Sizes:
         new: new tokens of a row.
         texts: captured texts, each of `width` tokens at most.
         pairs: timed pairs of each comparison.
+        sft_rows: texts of an SFT step, one step for each number.
+        train_tokens: tokens of each of these texts.
+        completions: completions of a GRPO step.
+        completion: new tokens of each of them.
+        grpo_prompts: different prompts among them.
+        grpo_micro_batch: completions per backward pass.
         exact: configuration of the random model on which equivalences are tested.
     """
 
@@ -53,12 +59,32 @@ class Sizes:
     new: int
     texts: int
     pairs: int
+    sft_rows: tuple[int, ...] = (4, 1)
+    train_tokens: int = 2048
+    completions: int = 32
+    completion: int = 2000
+    grpo_prompts: int = 8
+    grpo_micro_batch: int = 2
     exact: dict[str, Any] = field(default_factory=lambda: dict(LLAMA_SMALL, hidden_size=512, num_hidden_layers=6))
 
 
 CUDA = Sizes(LLAMA_8B, torch.bfloat16, layer=15, rows=72, prompts=8, width=128, new=64, texts=512, pairs=11)
 CPU = Sizes(
-    LLAMA_SMALL, torch.float32, layer=1, rows=6, prompts=2, width=16, new=4, texts=8, pairs=3, exact=dict(LLAMA_SMALL)
+    LLAMA_SMALL,
+    torch.float32,
+    layer=1,
+    rows=6,
+    prompts=2,
+    width=16,
+    new=4,
+    texts=8,
+    pairs=3,
+    sft_rows=(2,),
+    train_tokens=128,
+    completions=4,
+    completion=8,
+    grpo_prompts=2,
+    exact=dict(LLAMA_SMALL),
 )
 
 

@@ -11,6 +11,7 @@ import torch
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.measure import ratio
 from benchmarks.gpu.sizes import CPU
+from benchmarks.gpu.texts import byte_tokenizer, debates
 
 
 def test_every_part_runs_on_a_cpu_or_says_why_not(tmp_path, capsys) -> None:
@@ -21,11 +22,15 @@ def test_every_part_runs_on_a_cpu_or_says_why_not(tmp_path, capsys) -> None:
         "decoding": "ran",
         "capture": "ran",
         "static-cache": "skipped",
+        "training": "ran",
     }
     assert parts["static-cache"]["reason"] == "CUDA graphs need a GPU"
     figures = [row for part in parts.values() for row in part.get("figures", [])]
     assert len(figures) >= 14 and all(math.isfinite(row["value"]) for row in figures)
-    assert {"engine steered / unsteered, seconds", "capture / bare forward, seconds"} <= {r["figure"] for r in figures}
+    names = {row["figure"]: row for row in figures}
+    assert {"engine steered / unsteered, seconds", "capture / bare forward, seconds"} <= set(names)
+    assert names["GRPO step, 4 x 8 new tokens: mean length"]["value"] == 8
+    assert {"SFT step, 2 x 128 tokens", "SFT step, 2 x 128 tokens: estimated peak"} <= set(names)
     page = (tmp_path / "gpu.md").read_text()
     assert all(f"## {name}:" in page for name in parts) and "no figures to publish" in page
 
@@ -55,6 +60,19 @@ def test_without_a_gpu_the_script_says_so(capsys) -> None:
     with pytest.raises(SystemExit):
         gpu.main([])
     assert "Pass --device cpu" in capsys.readouterr().err
+
+
+def test_debates_of_a_benchmark_have_exactly_the_tokens_that_were_asked_for() -> None:
+    from steerkit.text.tags import tags
+    from training.train.checkpoints import with_tags
+    from training.train.sft import SFT, encode_examples, examples
+
+    tokenizer = byte_tokenizer()
+    rows = examples(debates(tokenizer, [128, 200]), SFT())
+    encoded = encode_examples(with_tags(tokenizer, tags(2, 1)), rows, frozenset({tokenizer.eos_token_id}))
+    assert [len(row["input_ids"]) for row in encoded] == [128, 200]
+    with pytest.raises(ValueError, match="expected at least"):
+        debates(tokenizer, [5])
 
 
 def test_a_ratio_of_paired_times_has_the_interval_of_student_s_t() -> None:
