@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from steerkit.probes.probe import ProbeResult as ProbeResult
     from steerkit.probes.probe import fit_probe as fit_probe
     from steerkit.probes.probe import probe_layers as probe_layers
+    from steerkit.scores.judge import judge as judge
     from steerkit.stats.latex import latex_table as latex_table
     from steerkit.steering.operations import Operation as Operation
     from steerkit.steering.steering import Steering as Steering
@@ -59,6 +60,7 @@ _PUBLIC = {  # module -> the public names in it
     "models.kernels": ("use_kernels",),
     "models.load": ("load",),
     "probes.probe": ("ProbeResult", "fit_probe", "probe_layers"),
+    "scores.judge": ("judge",),
     "stats.latex": ("latex_table",),
     "steering.operations": ("Operation",),
     "steering.steering": ("Steering",),

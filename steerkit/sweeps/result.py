@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from steerkit.io.tables import read_table, write_table
+from steerkit.scores.judge import Judge
 from steerkit.scores.text import distinct_n, repeated_ngrams, rouge_l
 from steerkit.stats.areas import curve_auc as area_under
 from steerkit.stats.controls import against_controls, control_band, controls_needed
@@ -135,7 +136,7 @@ class SweepResult:
 
     def score(
         self,
-        name: str | Callable[[pd.Series], float],
+        name: str | Callable[[pd.Series], float] | Judge,
         *,
         column: str | None = None,
         model: Any = None,
@@ -150,14 +151,19 @@ class SweepResult:
                 `//`, `=` and `-`), `"distance"` (1 - rouge_l_symbols against the same prompt's text at coefficient 0),
                 `"distinct_2"`, `"repeated_4grams"`, `"perplexity"` (under the unsteered `model`, end token included;
                 lower is more fluent), `"kl"` (KL(steered || unsteered) per token on the unsteered text; needs the
-                sweep's `vectors`), or a function of a row. A row without a text (it overflowed) has the score NaN.
-            column: its name; default the score's.
+                sweep's `vectors`), a function of a row, or a judge (`sk.judge`). A row without a text (it overflowed)
+                has the score NaN.
+            column: its name; default the score's, and `judge` for a judge. `meta["judges"]` holds under this name what
+                the judge was, the number of distinct texts and how many answers were not a score.
             model: for `"perplexity"` any model; for `"kl"` the sweep's own. A model with the sweep's tokenizer reads
                 the generated token ids. One with another tokenizer reads the text, and a warning says so.
 
         Raises:
             ValueError: an unknown score, what it needs is not there, or for `"kl"` a model that is not the sweep's.
+            JudgeError: a judge's server gave no answer; the message names the row.
         """
+        if isinstance(name, Judge):
+            return self._judged(name, column or "judge")
         if callable(name):
             rows = (row for _, row in self.table.iterrows())
             values = np.array([float(name(row)) if isinstance(row["text"], str) else np.nan for row in rows], float)
@@ -213,6 +219,18 @@ class SweepResult:
         if column in (*KEYS, "group", "prompt", "prompt_ids", "ids", "text", "reference"):
             raise ValueError(f"expected a name for the score that no column of a sweep has; got {column!r}. Rename it.")
         return replace(self, table=self.table.assign(**{column: values}))
+
+    def _judged(self, judge: Judge, column: str) -> SweepResult:
+        table = self.table
+        texts = [text if isinstance(text, str) else None for text in table["text"]]
+        prompts = table["prompt"].tolist() if "prompt" in table else None
+        keys = table[KEYS].to_dict("records")
+        names = [f"row {n} ({', '.join(f'{k}={v!r}' for k, v in key.items())})" for n, key in enumerate(keys)]
+        scored = self._with(column, judge.scores(texts, prompts, names))
+        pairs = scored.table[["prompt", "text"] if judge.reads_prompts else ["text"]]
+        once = scored.table[~pairs.duplicated() & pairs["text"].notna()]
+        about = {**judge.about(), "n_texts": len(once), "n_unread": int(once[column].isna().sum())}
+        return replace(scored, meta={**self.meta, "judges": {**self.meta.get("judges", {}), column: about}})
 
     def _by_model(self, name: str, model: Any, tokenizer: Any, vectors: Any) -> np.ndarray:
         from steerkit.scores.fluency import kl, perplexity

@@ -1,13 +1,16 @@
-"""Three jobs that a killed process has to survive, each a function of its folder, and what they leave there."""
+"""Four jobs that a killed process has to survive, each a function of its folder, and what they leave there."""
 
 from __future__ import annotations
 
 import hashlib
+import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 import steerkit as sk
@@ -50,6 +53,30 @@ def _sweep(folder: Path) -> object:
 def _table(folder: Path) -> str:
     table = sk.SweepResult.load(folder).table.drop(columns="relative_dose")
     return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest() + f" {len(table)} rows"
+
+
+JUDGED = pd.DataFrame(
+    [
+        {"vector": "v", "layer": 1, "coefficient": c, "prompt_id": str(i), "sample": s, "group": str(i), "text": text}
+        for c in (0.0, 1.0) for i in range(40) for s in range(3)
+        for text in ["".join(random.Random(f"{c} {i} {s // 2}").choices("abcde ", k=60))]
+    ]
+)  # fmt: skip
+"""Texts that a judge rates; every third is the text of another row."""
+
+
+def _judge(folder: Path) -> object:
+    from tests.scripted_server import Call, Scripted, answer
+
+    def rate(call: Call, _: int) -> None:
+        time.sleep(0.02)  # a model takes time, so that a kill finds some texts rated and some not
+        call.json(answer(str(call.body["messages"][0]["content"].count("e"))))
+
+    with Scripted(rate) as server:
+        judge = sk.judge(server.url, "m", "Count the e's.", (0, 100), cache=folder / "answers.jsonl", api_key_env=None)
+        judged = sk.SweepResult(JUDGED).score(judge)
+    judged.save(folder / "judged.csv")
+    return judged
 
 
 def _debates(folder: Path) -> object:
@@ -106,5 +133,6 @@ def _debated(folder: Path) -> str:
 JOBS = (
     Job("sweep", _sweep, _table, _doubled("rows.jsonl", "key"), _flips("rows.jsonl")),
     Job("debates", _debates, _debated, _doubled("calls.jsonl", "key"), _flips("calls.jsonl")),
+    Job("judge", _judge, lambda folder: sha256(folder / "judged.csv"), _doubled("answers.jsonl", "key")),
     Job("GRPO", _grpo, _policy, _doubled("log.jsonl", "step")),
 )

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 import pytest
 from transformers.utils.import_utils import is_serve_available
 
+from steerkit.io.chat import LONGEST_WAIT_S
 from steerkit.io.http import LARGEST_ANSWER
 from tests.scripted_server import Call, Scripted, answer, asked, drop, half, in_turn, refuse, say
 from training.debates.answerers import LocalModel, Reply, Request, Sampling, seed_of
-from training.debates.server import LONGEST_WAIT_S, Server
+from training.debates.server import Server
 
 pytestmark = pytest.mark.usefixtures("no_key_but_the_tests")
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from steerkit.generation.engine import Row
 from steerkit.generation.generate import decode, text_of
+from steerkit.io.chat import Reply as Reply
 from steerkit.models.context import context_length
 from steerkit.models.identity import describe
 from steerkit.steering.watch import suspended
@@ -28,27 +29,6 @@ class Request:
 
     id: str
     prompt: PromptLike
-
-
-@dataclass(frozen=True)
-class Reply:
-    """Result of one request.
-
-    Args:
-        id: id of the request.
-        text: generated text; None if the request failed.
-        tokens_in: prompt tokens as the model read them; None if the answerer does not report them.
-        tokens_out: new tokens up to this reply's own end, end-of-sequence included; None if not reported.
-        finished: whether the model ended the reply; False if it was cut at `max_new_tokens`.
-        error: reason of the failure in one line; None on success.
-    """
-
-    id: str
-    text: str | None
-    tokens_in: int | None
-    tokens_out: int | None
-    finished: bool
-    error: str | None = None
 
 
 @dataclass(frozen=True)
