@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import pytest
 import torch
 
 import steerkit as sk
+from steerkit.sweeps.result import FewWarning
 from steerkit.text.prompt import encode_prompt
+from tests.hub_stub import hub
+from tests.scripted_server import Call, Scripted, answer
 from tests.tiny import tiny_model, tiny_tokenizer
 
 RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.md"))
@@ -27,6 +32,23 @@ def script(name: str) -> str:
 def test_a_script_has_at_most_15_lines_of_100_characters(page: Path) -> None:
     lines = [line for line in script(page.stem).splitlines() if line.strip()]
     assert len(lines) <= 15 and max(map(len, lines)) <= 100
+
+
+def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, str]) -> dict[str, Any]:
+    """Run a page's own code in a folder, with a model's names and sizes changed; return its variables."""
+    code = script(name)
+    for old, new in changes.items():
+        assert old in code, old
+        code = code.replace(old, new)
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(compile(code, f"{name}.md", "exec"), names)
+    return names
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def refusing_model() -> tuple[Any, Any]:
@@ -56,17 +78,12 @@ def refusing_model() -> tuple[Any, Any]:
 def test_the_refusal_recipe_turns_refusals_on_by_addition_and_off_by_ablation(tmp_path, monkeypatch) -> None:
     words = ["the sky", "a tree", "my book", "that river", "one door", "some rain", "her song", "no lamp", "a cat"]
     splits = ["train"] * 4 + ["validation"] * 3 + ["test"] * 2
-    (tmp_path / "DATA").mkdir()
     for kind, mark, order in (("harmful", "!", words), ("harmless", "?", words[::-1])):
         rows = [{"split": split, "instruction": f"{word}{mark}"} for split, word in zip(splits, order, strict=True)]
-        (tmp_path / "DATA" / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.chdir(tmp_path)
+        write_lines(tmp_path / "DATA" / f"{kind}.jsonl", rows)
     monkeypatch.setattr(sk, "load", lambda *_, **__: refusing_model())
-    code = script("refusal")
-    assert '"I\'m s", "Sorry")' in code and '["I", "Sorry"]' in code
-    code = code.replace('"I\'m s", "Sorry")', '"I\'m s", "S")').replace('["I", "Sorry"]', '["S"]')
-    names: dict[str, Any] = {}
-    exec(compile(code, "refusal.md", "exec"), names)  # the page's own code
+    changes = {'"I\'m s", "Sorry")': '"I\'m s", "S")', '["I", "Sorry"]': '["S"]'}
+    names = run("refusal", tmp_path, monkeypatch, changes)
     rates = {
         name: names[name].score(**names["score"]).table.groupby(["kind", "coefficient"])["refusal"].mean().to_dict()
         for name in ("added", "ablated")
@@ -74,3 +91,116 @@ def test_the_refusal_recipe_turns_refusals_on_by_addition_and_off_by_ablation(tm
     assert rates["added"][("harmful", 0.0)] == 1 and rates["added"][("harmless", 0.0)] == 0
     assert rates["added"][("harmless", 1.0)] == 1
     assert rates["ablated"][("harmful", 1.0)] == 0 and rates["ablated"][("harmless", 1.0)] == 0
+
+
+def test_the_persona_recipe_finds_a_planted_trait_and_steers_test_questions_with_it(tmp_path, monkeypatch) -> None:
+    words = ["the sky", "a tree", "my book", "that river", "one door", "some rain", "her song", "no lamp"]
+    asked = [[{"role": "user", "content": f"{word}?"}] for word in words]
+    marks = {"positive": "!", "negative": "?"}
+    rows = [
+        {"label": label, "prompt": [{"role": "system", "content": f"Be{mark}"}, *chat]}
+        for label, mark in marks.items()
+        for chat in asked[:3]
+    ]
+    write_lines(tmp_path / "DATA" / "read.jsonl", rows)
+    write_lines(tmp_path / "DATA" / "valid.jsonl", [{"prompt": chat} for chat in asked[3:5]])
+    write_lines(tmp_path / "DATA" / "test.jsonl", [{"prompt": chat} for chat in asked[5:]])
+    monkeypatch.setattr(sk, "load", lambda *_, **__: refusing_model())
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+    def rate(call: Call, _: int) -> None:
+        text = call.question.partition("<text>\n")[2].partition("\n</text>")[0]
+        call.json(answer(str(100 * text.count("S") // max(1, len(text)))))
+
+    with Scripted(rate) as server, pytest.warns(FewWarning):
+        changes = {"http://127.0.0.1:8000": server.url, "LAYERS": "[0, 1, 2]", "64": "6"}
+        changes['100: very.")'] = '100: very.", cache="answers.jsonl")'
+        names = run("persona-vectors", tmp_path, monkeypatch, changes)
+    assert names["kept"]["label"].tolist() == ["positive"] * 3 + ["negative"] * 3
+    gains = names["gains"]
+    assert (gains["gain"] > 60).all() and set(gains["over"]) == {"coefficient 0", "random"} and set(gains["n"]) == {3}
+
+
+def test_the_monitoring_recipe_shows_the_trait_at_the_end_of_the_prompt_and_in_the_text(tmp_path, monkeypatch) -> None:
+    model, tokenizer = refusing_model()
+    monkeypatch.setattr(sk, "load", lambda *_, **__: (model, tokenizer))
+    direction = model.lm_head.weight[encode_prompt(tokenizer, "S")[0]].detach() + 0.3
+    sk.SteeringVector({2: direction}).save(tmp_path / "VECTOR.safetensors")
+    changes = {
+        "LAYER": "2",
+        "you can.": "you can!",
+        "48": "5",
+        "sk.Steering(mood)": "sk.Steering(mood, foreign=True)",
+    }
+    names = run("monitoring", tmp_path, monkeypatch, changes)
+    table, written = names["table"], names["written"]
+    cheerful, plain = (part for _, part in table.groupby("text"))
+    assert float(cheerful["after"][cheerful["prompt_end"]].iloc[0]) > float(plain["after"][plain["prompt_end"]].iloc[0])
+    new = cheerful[~cheerful["in_prompt"]]
+    assert new["after"].tolist() == pytest.approx(written[0].projections["mood"]["after"].tolist(), rel=1e-4)
+    assert {path.name for path in tmp_path.glob("*.pdf")} == {"monitoring.pdf", "monitoring-steered.pdf"}
+
+
+def test_the_checkpoint_recipe_tells_a_slightly_changed_model_from_another_one(tmp_path, monkeypatch, capsys) -> None:
+    sft = tiny_model()
+    with torch.no_grad():
+        for parameter in sft.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    models = {"BASE": tiny_model(), "SFT": sft, "IMAD": tiny_model(seed=1)}
+    monkeypatch.setattr(sk, "load", lambda name: (models[name], tiny_tokenizer()))
+    sk.write_pairs(tmp_path / "PAIRS.jsonl", [sk.ContrastPair(f"word {i}", " yes", " no", str(i)) for i in range(12)])
+    names = run("checkpoints", tmp_path, monkeypatch, {})
+    vectors = names["vectors"]
+    assert vectors["BASE"].cosine(vectors["SFT"])[3] > 0.9 > abs(vectors["BASE"].cosine(vectors["IMAD"])[3])
+    assert {path.name for path in tmp_path.glob("*.pdf")} == {"profiles.pdf", "cosines.pdf"}
+    printed = capsys.readouterr().out
+    assert printed.count(r"\\") == 1 + len(models) and "BASE & " in printed
+
+
+def test_the_lm_eval_recipe_gives_the_cost_of_a_steering_per_item_and_against_random_directions(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    harness = pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+    from lm_eval.tasks import TaskManager
+
+    rows = [{"question": f"Question {i}: what {'is' * (1 + i % 3)} {i}?", "answer": i % 2} for i in range(12)]
+    write_lines(tmp_path / "tasks" / "questions.jsonl", rows)
+    task = (
+        "task: of_the_test\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        f"    test: {tmp_path}/tasks/questions.jsonl\n"
+        'test_split: test\noutput_type: multiple_choice\ndoc_to_text: "{{question}}"\ndoc_to_choice: ["A", "B"]\n'
+        'doc_to_target: "{{answer}}"\nmetric_list:\n  - metric: acc\nmetadata:\n  version: 1\n'
+    )
+    (tmp_path / "tasks" / "of_the_test.yaml").write_text(task)
+    manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
+    monkeypatch.setattr(harness, "simple_evaluate", partial(harness.simple_evaluate, task_manager=manager))
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    monkeypatch.setattr(sk, "load", lambda *_: (model, tokenizer))
+    letters = [encode_prompt(tokenizer, letter)[0] for letter in "AB"]
+    rows_of_letters = model.lm_head.weight[letters].detach()
+    sk.SteeringVector({3: rows_of_letters[0] - rows_of_letters[1]}).save(tmp_path / "VECTOR.safetensors")
+    changes = {"LAYER": "3", "COEFFICIENT": "40.0", "arc_easy": "of_the_test", "n=19": "n=2"}
+    names = run("lm-eval", tmp_path, monkeypatch, changes)
+    assert names["right"]["steered"].tolist() == [1.0, 0.0] * 6  # A everywhere
+    assert names["right"]["plain"].tolist() != names["right"]["steered"].tolist()
+    assert "Interval(" in capsys.readouterr().out
+
+
+def test_the_sharing_recipe_uploads_file_and_card_and_downloads_the_same_vector(tmp_path, monkeypatch, capsys) -> None:
+    import huggingface_hub
+
+    meta = {"checkpoint": "org/model", "d_model": 8, "n_layers": 4, "read_position": "last", "method": "mean"}
+    vector = sk.SteeringVector({2: torch.arange(8.0)}, meta)
+    vector.save(tmp_path / "VECTOR.safetensors")
+    with hub() as stub:
+        made = partial(huggingface_hub.HfApi, endpoint=stub.url, token="hf_of_the_test")
+        monkeypatch.setattr(huggingface_hub, "HfApi", made)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # the stub is on this machine
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        names = run("sharing", tmp_path, monkeypatch, {"USER/": "someone/"})
+        files = stub.files["someone/cheerful-vector"]
+    assert names["pulled"] == vector and names["pulled"].meta["checkpoint"] == "org/model"
+    assert files["vector.safetensors"] == (tmp_path / "VECTOR.safetensors").read_bytes()
+    card = huggingface_hub.ModelCard(files["README.md"].decode())
+    assert card.data.library_name == "steerkit" and "- checkpoint: `org/model`" in card.text
+    assert capsys.readouterr().out.startswith("True org/model")
