@@ -30,6 +30,8 @@ from tests.tiny import tiny_tokenizer
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 FORK = multiprocessing.get_context("fork")
 SECONDS = 180
+NEED_GENERATION = {"cache", "operations", "first new token"}
+"""Checks that fail where `generate` refuses a model."""
 REFUSALS = ("expected a model whose logits with a cache", "expected a model that takes a KV cache")
 ADVICE = " Steer its plain forwards with `steering.on(model)`."
 NEEDS = " Use a model whose only input is text."
@@ -115,7 +117,7 @@ def _verdict(name: str, made: str, path: str, findings: Sequence[Finding]) -> Ve
         if not said["hidden states"].endswith(ORDINARY):
             notes.append(said["hidden states"])
         return Verdict(name, made, "works", _line("; ".join(notes)))
-    if set(failed) == {"cache", "first new token"} and all(one.startswith(REFUSALS) for one in failed.values()):
+    if set(failed) == NEED_GENERATION and all(one.startswith(REFUSALS) for one in failed.values()):
         reason = failed["cache"].removesuffix(ADVICE)
         return Verdict(name, made, "refused", _line(f"read, and steered in plain forwards; not generated: {reason}"))
     return Verdict(name, made, "wrong", _line("; ".join(f"{check}: {why}" for check, why in failed.items())))

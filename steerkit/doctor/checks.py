@@ -24,6 +24,7 @@ from steerkit.models.ends import ends_of
 from steerkit.models.identity import describe, fingerprint, template_changes
 from steerkit.models.kernels import running
 from steerkit.models.model import device_of, unwrap
+from steerkit.steering.operations import OPERATIONS
 from steerkit.steering.steering import Steering
 from steerkit.text.prompt import encode_prompt, render
 from steerkit.text.spans import SpannedText, passage_of
@@ -248,6 +249,61 @@ def cache(model: nn.Module, tokenizer: Any) -> Result:
     if not ways.chunks:
         detail += "; scored token by token, as its layers need"
     return "ok", detail
+
+
+def operations(model: nn.Module, tokenizer: Any) -> Result:
+    """Check what each operation leaves in the stream, and that rows of a mixed batch keep their own operation."""
+    ((layer, vector),) = (_direction(model) * _coefficient_of_stream_norm(model, tokenizer)).layers.items()
+    one = SteeringVector({layer: vector})
+    strengths = {name: 0.3 if name == "rotate" else 1.0 for name in OPERATIONS}
+    ids = _ids(model, tokenizer, TEXTS[1])
+
+    def stream(name: str, strength: float) -> Tensor:
+        steering = Steering(one, strength, "all+0", name, foreign=True)
+        with steering.on(model), capture_resid(model, layer) as streams:
+            _logits(model, ids)
+        return streams[layer][0].double().cpu()
+
+    plain = stream("add", 0.0)
+    errors = {
+        name: _operation_error(name, plain, stream(name, strength), vector.double().cpu(), strength)
+        for name, strength in strengths.items()
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    if errors[worst] > _tolerance(model):
+        return "failed", f"{worst} misses its formula by {errors[worst]:.1e} of the stream's norm"
+    detail = f"{len(errors)} operations leave in the stream what their formulas say, to {errors[worst]:.1e} of its norm"
+    positions = "from_last_prompt_token" if counts_tokens(model) else "all"
+    rows = [Steering(one, strength, positions, name, foreign=True) for name, strength in strengths.items()]
+    with torch.inference_mode(), running(model):
+        slow = [_greedy(model, tokenizer, TEXTS[1], row) for row in rows]
+    fast = generate(model, tokenizer, [TEXTS[1]] * len(rows), max_new_tokens=NEW_TOKENS, steering=rows)
+    same = [name for name, a, b in zip(strengths, slow, fast, strict=True) if a == b]
+    detail += f"; {len(same)} of {len(rows)} texts are the same in one batch with a cache and alone without"
+    if len(same) == len(rows):
+        return "ok", detail
+    return "failed" if _tolerance(model) < 1e-3 else "note", detail
+
+
+def _operation_error(name: str, old: Tensor, new: Tensor, vector: Tensor, strength: float) -> float:
+    """Largest error of a steered stream `[pos, d_model]` over positions, in units of the old stream's norm.
+
+    The expected stream is built from its angle to the vector, its norm, and its part across the vector, where
+    `steerkit.steering.operations` computes it by other means.
+    """
+    unit = vector / vector.norm()
+    norm, along = old.norm(dim=-1, keepdim=True), (old @ unit)[:, None]
+    across = old - along * unit
+    side = across / across.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    if name == "rotate":
+        angle = (torch.arccos((along / norm.clamp_min(1e-30)).clamp(-1, 1)) - strength).clamp(0, torch.pi)
+        expected = norm * (angle.cos() * unit + angle.sin() * side)
+    elif name == "add_normed":
+        expected = norm * torch.nn.functional.normalize(old + strength * vector, dim=-1)
+    else:
+        target = {"add": along + strength * vector.norm(), "ablate": 0 * along, "clamp": 0 * along + vector.norm()}
+        expected = across + target[name] * unit
+    return float(((new - expected).norm(dim=-1) / norm[:, 0].clamp_min(1e-30)).max())
 
 
 def compiled_caches(model: nn.Module, tokenizer: Any) -> Result:

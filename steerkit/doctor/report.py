@@ -22,6 +22,7 @@ CHECKS: dict[str, Callable[[nn.Module, Any], Result]] = {
     "padding": checks.padding,
     "coefficient 0": checks.coefficient_zero,
     "cache": checks.cache,
+    "operations": checks.operations,
     "compiled caches": checks.compiled_caches,
     "first new token": checks.first_new_token,
     "adapter": checks.adapter,

@@ -34,7 +34,7 @@ def test_a_sound_model_has_no_failed_check(kind) -> None:
     assert states(found) == {
         "residual stream": "ok", "weights": "ok", "tokenizer": "ok", "boundaries": "ok", "template": "ok",
         "generation settings": "ok", "causality": "ok", "hidden states": "note", "padding": "ok", "coefficient 0": "ok",
-        "cache": "ok", "compiled caches": "ok", "first new token": "note", "adapter": "ok",
+        "cache": "ok", "operations": "ok", "compiled caches": "ok", "first new token": "note", "adapter": "ok",
     }  # fmt: skip
 
 
@@ -269,3 +269,12 @@ def test_an_adapter_that_its_fingerprint_does_not_name_is_found(monkeypatch) -> 
     monkeypatch.setattr(identity, "active_adapter_parts", lambda model: [])
     state, detail = result_of("adapter", adapted("LORA"), tiny_tokenizer())
     assert state == "failed" and "do not say so" in detail
+
+
+def test_an_operation_that_misses_its_formula_is_found(monkeypatch) -> None:
+    from steerkit.steering import operations
+
+    normed = operations._builtin("rotate", operations._add_normed, unit=True)
+    monkeypatch.setitem(operations._registered, "rotate", normed)
+    state, detail = result_of("operations", tiny_model(), tiny_tokenizer())
+    assert state == "failed" and "rotate misses its formula" in detail
