@@ -91,7 +91,7 @@ def check_rows(model: nn.Module, rows: Sequence[Row]) -> Exact:
     with suspended(model):
         ways = exact(model)
     weights = fingerprint(model)
-    for steering in {(id(one.vector), one.foreign): one for row in rows for one in row.steerings}.values():
+    for steering in {(id(one.vector), one.foreign, one.when): one for row in rows for one in row.steerings}.values():
         steering.check(model, blocks, weights)
     check_vocabulary(model, [row.prompt for row in rows])
     return ways

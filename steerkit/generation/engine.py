@@ -49,11 +49,14 @@ class Continuation:
         ids: new token ids without the end-of-sequence token.
         end: the end-of-sequence token, None where `max_new_tokens` was reached first.
         overflowed: whether logits after these ids were not finite, so that no token could be chosen.
+        steered: at how many of the positions that decided these tokens (the last one of the prompt, and all tokens but
+            the last) a steering acted; None where no row of the batch has a condition.
     """
 
     ids: tuple[int, ...]
     end: int | None
     overflowed: bool = False
+    steered: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -78,7 +81,8 @@ def edits_prompt(steering: Steering) -> bool:
 
 def prompt_edit(steering: Steering) -> tuple[Any, ...]:
     """What a steering's effect on the prompt depends on: rows with equal ones share their prefill."""
-    return id(steering.vector), steering.layer, steering.coefficient, steering.positions, steering.operation
+    settings = steering.layer, steering.coefficient, steering.positions, steering.operation, steering.when
+    return id(steering.vector), *settings
 
 
 class Engine:
@@ -157,13 +161,15 @@ class Engine:
 
     def keep(self, numbers: Sequence[int]) -> None:
         """Continue with these rows of the batch only."""
+        decided = None
         if len(numbers) < len(self.rows):
             self._copy_rows(numbers)
+            decided = self.compiled.decisions()[list(numbers)]
             self.rows, self.lengths = [self.rows[i] for i in numbers], self.lengths[list(numbers)]
         self.mask = (
             torch.arange(self.width + self.room, device=self.device) >= (self.width - self.lengths)[:, None]
         ).long()
-        self.compiled = self._compile(range(len(self.rows)))
+        self.compiled = self._compile(range(len(self.rows)), decided)
 
     def forward(self, ids: Int[Tensor, "batch pos"], start: int) -> Float[Tensor, "batch pos vocabulary"]:
         """Logits of a chunk whose first column is `start`; the last prompt token of a row is in column `width - 1`."""
@@ -189,6 +195,7 @@ class Engine:
         out: list[list[int]] = [[] for _ in self.rows]
         ended: list[int | None] = [None] * len(out)
         overflowed: set[int] = set()
+        steered: list[int | None] = [None] * len(out)
         alive = list(range(len(out)))
         token = self.last_tokens()
         for step in range(new + (monitor is not None)):
@@ -197,11 +204,14 @@ class Engine:
                 monitor.keep(alive)
             if step == new:
                 break
+            acted = self.compiled.steered()
             token = choose(logits, torch.tensor(alive, device=self.device), step)[:, None]
             needed = []
             for index, (number, chosen) in enumerate(zip(alive, token[:, 0].tolist(), strict=True)):
                 if ended[number] is not None or number in overflowed:
                     continue
+                if acted is not None:
+                    steered[number] = (steered[number] or 0) + acted[index]
                 if chosen == OVERFLOWED:
                     overflowed.add(number)
                     continue
@@ -219,12 +229,13 @@ class Engine:
                 token, alive = token[needed], [alive[index] for index in needed]
         self.monitor = None
         return [
-            Continuation(tuple(ids), ended[number], overflowed=number in overflowed) for number, ids in enumerate(out)
+            Continuation(tuple(ids), ended[number], number in overflowed, steered[number])
+            for number, ids in enumerate(out)
         ]
 
-    def _compile(self, numbers: Sequence[int]) -> RowSteering:
+    def _compile(self, numbers: Sequence[int], decided: Tensor | None = None) -> RowSteering:
         prompts = [(self.width - len(self.rows[i].prompt), self.width) for i in numbers]
-        return RowSteering([self.rows[i].steerings for i in numbers], prompts)
+        return RowSteering([self.rows[i].steerings for i in numbers], prompts, decided=decided)
 
     def _forward(
         self, compiled: RowSteering, start: int, ids: Tensor, mask: Tensor, positions: Tensor, keep: int

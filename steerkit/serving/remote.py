@@ -348,6 +348,11 @@ def name_of(steering: Steering) -> str:
 
 def specification(steering: Steering) -> dict[str, Any]:
     """A steering as a request asks for it; `ValueError` for an operation that is not served."""
+    if steering.when is not None:
+        raise ValueError(
+            f"expected a steering without a condition through vLLM; got when={str(steering.when)!r}. Use the model in "
+            "this process."
+        )
     if steering.operation not in OPERATIONS:
         raise ValueError(
             f"expected an operation among {OPERATIONS} through vLLM; got {str(steering.operation)!r}. Use the "

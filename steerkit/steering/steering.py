@@ -17,6 +17,7 @@ from steerkit.models.cache_argument import counts_tokens
 from steerkit.models.identity import fingerprint
 from steerkit.models.kernels import use_kernels
 from steerkit.models.model import unwrap
+from steerkit.steering.conditions import Condition
 from steerkit.steering.operations import Operation, named, needs_direction
 from steerkit.steering.positions import parse_positions
 from steerkit.steering.watch import Watch, watching
@@ -53,11 +54,12 @@ class Steering:
         foreign: allow a vector that was read from other weights, e.g. a base model's for a fine-tuned one.
         layer: where it acts: one layer of the vector, several at once, or `"all"` layers of the vector at once. A
             vector that holds one layer needs no `layer`. After construction `vector` holds the steered layers only.
+        when: a `Condition`: the steering acts only in rows, or at positions, where it holds. None: everywhere.
 
     Raises:
-        TypeError: `vector` is not a SteeringVector.
+        TypeError: `vector` is not a SteeringVector, or `when` not a Condition.
         ValueError: an unknown position, operation or layer; a coefficient that is not finite; no `layer` for a vector
-            that holds several.
+            that holds several; a condition that is decided after the steering would act.
 
     Example:
         >>> steering = sk.Steering(vector, 1.5, layer=14)
@@ -70,6 +72,7 @@ class Steering:
     operation: str | Operation = "add"
     foreign: bool = False
     layer: int | Sequence[int] | Literal["all"] | None = field(default=None, kw_only=True)
+    when: Condition | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.vector, SteeringVector):
@@ -80,6 +83,10 @@ class Steering:
         parse_positions(self.positions)
         object.__setattr__(self, "operation", named(self.operation).name)
         object.__setattr__(self, "coefficient", _checked_coefficient(self.coefficient))
+        if self.when is not None:
+            if not isinstance(self.when, Condition):
+                raise TypeError(f"expected a Condition as when=; got {type(self.when).__name__}. Make one.")
+            self.when.check(steered, self.positions)
         if needs_direction(self.operation):
             zero = [layer for layer, norm in self.vector.norms().items() if norm == 0]
             if zero:
@@ -91,7 +98,7 @@ class Steering:
         """What equality and hash compare: every field, a coefficient per row as a tuple."""
         coefficient = self.coefficient
         per_row = tuple(coefficient.tolist()) if isinstance(coefficient, Tensor) else coefficient
-        return self.vector, per_row, self.positions, self.operation, self.foreign
+        return self.vector, per_row, self.positions, self.operation, self.foreign, self.when
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Steering) else NotImplemented
@@ -120,7 +127,8 @@ class Steering:
     def check(self, model: nn.Module, blocks: Blocks, weights: tuple[str, str | None]) -> None:
         """`ValueError` unless the vector fits the model.
 
-        Its layers, its width, the model's type and number of layers must fit; its weights too, unless `foreign`.
+        Its layers, its width, the model's type and number of layers must fit; its weights too, unless `foreign`. The
+        same for the vector of a condition.
         """
         for layer in self.vector.layers:
             blocks.check(layer)
@@ -129,6 +137,14 @@ class Steering:
                 f"expected a vector of width {blocks.d_model}, the model's; got {self.vector.d_model}. Extract it from "
                 "this model."
             )
+        if self.when is not None:
+            if len(self.when.weights) != blocks.d_model:
+                raise ValueError(
+                    f"expected a condition of width {blocks.d_model}, the model's; got {len(self.when.weights)}. Read "
+                    "it from this model."
+                )
+            if isinstance(self.when.direction, SteeringVector):
+                Steering(self.when.direction, foreign=self.foreign, layer=self.when.layer).check(model, blocks, weights)
         meta = self.vector.meta
         actual = {"model_type": getattr(unwrap(model).config, "model_type", None), "n_layers": len(blocks)}
         if other := {name: meta[name] for name in actual if meta.get(name) not in (None, actual[name])}:

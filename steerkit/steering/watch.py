@@ -15,6 +15,7 @@ from steerkit.models.blocks import Blocks
 from steerkit.models.cache_argument import cache_in
 from steerkit.models.hooks import check_called, edit_streams, observe_calls, wrapped_method
 from steerkit.models.model import unwrap
+from steerkit.steering.conditions import Condition
 from steerkit.steering.operations import Operation, named
 from steerkit.steering.positions import parse_positions, steered_columns
 from steerkit.steering.rows import RowEdit, RowSteering
@@ -30,6 +31,8 @@ class Steers(Protocol):
     def positions(self) -> str: ...
     @property
     def operation(self) -> str | Operation: ...
+    @property
+    def when(self) -> Condition | None: ...
     def per_row(self, batch: int) -> Sequence[RowEdit]: ...
 
 
@@ -48,6 +51,27 @@ class _Generation:
     given: int
     mask: Tensor | None
     forwarded: int = 0
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The columns of one batch that forwards inside the `with` have held.
+
+    Args:
+        start, stop: half-open range of columns.
+        cache: that holds their keys; None where no forward was given one.
+    """
+
+    start: int = 0
+    stop: int = 0
+    cache: weakref.ref[Any] | None = None
+
+    def after(self, cache: Any, start: int, stop: int) -> _Seen:
+        """The columns after a forward; those of before count where it continues the same cache."""
+        held = None if cache is None else weakref.ref(cache)
+        same = self.cache is None or held is None or self.cache() is cache  # the first forward may make its cache
+        continues = 0 < start <= self.stop and same
+        return _Seen(self.start if continues else start, stop, held or self.cache)
 
 
 class Watch:
@@ -71,6 +95,9 @@ class Watch:
         self.generation: _Generation | None = None
         self.model_arguments: Mapping[str, Any] = {}
         self.compiled: RowSteering | None = None
+        read = [] if steering.when is None or steering.when.layer is None else [steering.when.layer]
+        self.layers = sorted({*steering.vector.layers, *read})
+        self.seen = _Seen()
 
     @contextlib.contextmanager
     def following(self, base: nn.Module) -> Iterator[None]:
@@ -78,7 +105,7 @@ class Watch:
 
         transformers compiles the model for some caches and then runs no hooks: this is off inside the `with`.
         """
-        modules = {layer: self.blocks.modules[layer] for layer in self.steering.vector.layers}
+        modules = {layer: self.blocks.modules[layer] for layer in self.layers}
         with (
             wrapped_method(base, "_valid_auto_compile_criteria", lambda _: lambda *args, **kwargs: False),
             wrapped_method(base, "generate_batch", self._refusing_packed),
@@ -104,7 +131,7 @@ class Watch:
             self.ran.clear()
             output = forward(*args, **kwargs)
             if not self.suspended:
-                check_called(self.ran, set(self.steering.vector.layers))
+                check_called(self.ran, set(self.layers))
             return output
 
         return checked
@@ -172,6 +199,14 @@ class Watch:
         if self.compiled is None or self.compiled.prompts != prompts:
             self.compiled = RowSteering([[one] for one in self.steering.per_row(batch)], prompts)
         self.compiled.start = start
+        self.seen = self.seen.after(cache, start, start + width)
+        when = self.steering.when
+        if when is not None and when.decide == "prompt" and any(stop <= self.seen.start for _, stop in prompts):
+            raise RuntimeError(
+                f"expected a forward that holds the end of the prompt, where the condition is decided; this one "
+                f"continues a cache whose first {self.seen.start} tokens were read elsewhere. Read the prompt inside "
+                "the `with`, or pass decide='token'."
+            )
         operation = named(self.steering.operation).name
         columns = [steered_columns(self.steering.positions, *prompt, operation) for prompt in prompts]
         self.used |= any(low < start + width and start < high for low, high in columns)
@@ -180,7 +215,7 @@ class Watch:
 
     def _leave_blocks(self, _: Any) -> None:
         if not self.suspended:
-            check_called(self.ran, set(self.steering.vector.layers))
+            check_called(self.ran, set(self.layers))
 
     def _prompts(self, batch: int, start: int, width: int, mask: Tensor | None) -> list[tuple[int, int]]:
         """The columns `(start, stop)` of each row's prompt, for a forward of `width` columns from `start` on.
