@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from steerkit.probes.probe import probe_layers as probe_layers
     from steerkit.scores.judge import judge as judge
     from steerkit.stats.latex import latex_table as latex_table
+    from steerkit.steering.calibration import Calibration as Calibration
+    from steerkit.steering.calibration import calibrate_condition as calibrate_condition
+    from steerkit.steering.calibration import firing_rates as firing_rates
+    from steerkit.steering.conditions import Condition as Condition
     from steerkit.steering.operations import Operation as Operation
     from steerkit.steering.steering import Steering as Steering
     from steerkit.sweeps.direction import choose_direction as choose_direction
@@ -62,6 +66,8 @@ _PUBLIC = {  # module -> the public names in it
     "probes.probe": ("ProbeResult", "fit_probe", "probe_layers"),
     "scores.judge": ("judge",),
     "stats.latex": ("latex_table",),
+    "steering.calibration": ("Calibration", "calibrate_condition", "firing_rates"),
+    "steering.conditions": ("Condition",),
     "steering.operations": ("Operation",),
     "steering.steering": ("Steering",),
     "sweeps.direction": ("choose_direction",),
