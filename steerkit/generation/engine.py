@@ -107,6 +107,7 @@ class Engine:
         self.takes_logits_to_keep = accepts(model, "logits_to_keep")
         self.cache_name = cache_argument(model) or "past_key_values"
         self.monitor: Monitor | None = None
+        self.compiled = RowSteering([], [])
         self.cache = DynamicCache(config=unwrap(model).config)
         self.cache.layers = [
             ReservedLayer(self.width + room) if type(layer) is DynamicLayer else layer for layer in self.cache.layers
@@ -161,7 +162,7 @@ class Engine:
 
     def keep(self, numbers: Sequence[int]) -> None:
         """Continue with these rows of the batch only."""
-        decided = None
+        decided: Tensor | None = None
         if len(numbers) < len(self.rows):
             self._copy_rows(numbers)
             decided = self.compiled.decisions()[list(numbers)]
