@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from steerkit.capture.collect import collect_each as collect_each
     from steerkit.capture.collect import collect_means as collect_means
     from steerkit.capture.resid import capture_resid as capture_resid
+    from steerkit.generation.choices import score_choices as score_choices
     from steerkit.generation.generate import Generation as Generation
     from steerkit.generation.generate import generate as generate
     from steerkit.generation.logit_lens import logit_lens as logit_lens
@@ -58,6 +59,7 @@ _PUBLIC = {  # module -> the public names in it
     "capture.activations": ("Activations", "ActivationMeans"),
     "capture.collect": ("collect", "collect_each", "collect_means"),
     "capture.resid": ("capture_resid",),
+    "generation.choices": ("score_choices",),
     "generation.generate": ("Generation", "generate"),
     "generation.logit_lens": ("logit_lens",),
     "generation.projections": ("project",),

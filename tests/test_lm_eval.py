@@ -120,6 +120,22 @@ def test_log_likelihoods_are_our_own_teacher_forced_ones(tasks, positions: str) 
         assert same == (steerings is not None)
 
 
+def test_scores_of_choices_are_the_harness_log_likelihoods(tasks) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    from steerkit.lm_eval import SteeredLM
+
+    model, tokenizer = tiny_model(), readable()
+    steering = sk.Steering(vector(model, 1), 1.5)
+    prompts, choices = [[row[key] for row in QUESTIONS] for key in ("question", "choices")]
+    choices = [[" " + choice for choice in several] for several in choices]
+    plain = HFLM(pretrained=model, tokenizer=readable(), batch_size=4)
+    for evaluated, steered in ((plain, None), (SteeredLM(model, tokenizer, steering, batch_size=4), steering)):
+        found = numbers(evaluate(evaluated, tasks, EACH["multiple_choice"]))
+        ours = sk.score_choices(model, tokenizer, prompts, choices, steering=steered)
+        assert ours["log_prob"].tolist() == pytest.approx(found, rel=1e-5)
+
+
 def test_generated_texts_are_our_own(tasks) -> None:
     from steerkit.lm_eval import SteeredLM
 

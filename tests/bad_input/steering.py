@@ -44,6 +44,26 @@ STEERINGS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     ),
 }  # fmt: skip
 BEYOND = Steering(push(), 3e38, "from_last_prompt_token")  # finite in float32, and times the vector it is not
+CHOICES = "expected a list of choices that differ", "Pass e.g."
+CHOSEN: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
+    "no prompts": ({"prompts": []}, LIST[0], "got []", LIST[1], ValueError),
+    "no choices": ({"choices": []}, "expected a list of texts that continue", "got []", "Pass e.g.", ValueError),
+    "one text for choices": ({"choices": " Yes"}, "expected a list of texts", "got ' Yes'", "Pass e.g.", ValueError),
+    "a choice given twice": ({"choices": ["a", "a"]}, CHOICES[0], "got ['a', 'a']", CHOICES[1], ValueError),
+    "an empty choice": ({"choices": ["a", ""]}, CHOICES[0], "got ['a', '']", CHOICES[1], ValueError),
+    "no choices of a prompt": ({"choices": [[]]}, CHOICES[0], "got []", CHOICES[1], ValueError),
+    "a number as a choice": ({"choices": [["a", 3]]}, "expected choices as texts", "got 3 (int)", "Pass", TypeError),
+    "choices of other prompts": (
+        {"choices": [["a"], ["b"]]}, "one list of choices per prompt, 1", "got 2", "Pair them", ValueError
+    ),
+    "a choice beyond the context": (
+        {"choices": ["x" * 300]}, "at most 256 tokens", "got 305", "Cut it", ValueError
+    ),
+    "a vector of another width": (
+        {"steering": Steering(push(width=5))}, "a vector of width 32, the model's", "got 5", "Extract it", ValueError
+    ),
+    "logits that overflow": ({"steering": BEYOND}, "expected finite logits", "got NaN", "Lower the", ValueError),
+}  # fmt: skip
 GENERATED: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     "no prompts": ({"prompts": []}, LIST[0], "got []", LIST[1], ValueError),
     "one text for a list": ({"prompts": "Hello"}, LIST[0], "got 'Hello'", LIST[1], ValueError),
@@ -121,6 +141,11 @@ def generate(**given: Any) -> object:
     return sk.generate(model(), given.pop("tokenizer"), given.pop("prompts"), **given)
 
 
+def score_choices(**given: Any) -> object:
+    given = {"prompts": ["Hello"], "choices": [" Yes", " No"], **given}
+    return sk.score_choices(model(), tokenizer(), given.pop("prompts"), given.pop("choices"), **given)
+
+
 def steering_cases() -> Iterator[Case]:
     for name, (given, *says) in STEERINGS.items():
         yield Case(f"a steering with {name}", lambda _, given=given: Steering(**{"vector": push(), **given}), *says)
@@ -130,6 +155,8 @@ def steering_cases() -> Iterator[Case]:
         yield Case(f"a steering with {name} for a vector", lambda _, what=what: Steering(what), *says)
     for name, (given, *says) in GENERATED.items():
         yield Case(f"generation with {name}", lambda _, given=given: generate(**given), *says)
+    for name, (given, *says) in CHOSEN.items():
+        yield Case(f"choices with {name}", lambda _, given=given: score_choices(**given), *says)
     chat = [[{"role": "user", "content": "hi"}]]
     yield Case(
         "messages for a tokenizer without a template",
