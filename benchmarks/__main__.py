@@ -19,6 +19,7 @@ import torch
 from benchmarks import (
     before,
     capture,
+    choices,
     decoding,
     demo,
     footprint,
@@ -59,6 +60,7 @@ JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
     "grpo": training.grpo,
     "plain-capture": capture.against_plain,
     "prefill": decoding.shared_prefill,
+    "choices": choices.choices,
     "beginnings": decoding.common_beginning,
     "compaction": decoding.compaction,
     "rollouts": rollouts.written,

@@ -168,7 +168,7 @@ def swept(
         kept = table if not finite else table[table["coefficient"] == 1.0]
         replaced = kept.assign(coefficient=kept["coefficient"].replace(1.0, -np.inf))
         parts.append(SweepResult(replaced, ablated.meta))
-    return SweepResult.join(parts)
+    return SweepResult.merge(parts)
 
 
 def at_stage(name: str, inputs: Inputs, measure: Measure, setting: Suppression, out: Path) -> dict[str, pd.DataFrame]:

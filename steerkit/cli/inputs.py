@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steerkit.io.files import read_bytes
-from steerkit.io.json import read_json
+from steerkit.io.json import parse_json, read_json
 from steerkit.io.rows import read_rows
 from steerkit.models.gguf_path import split_gguf
 from steerkit.sweeps.layers import LayerSet, layer_sets
@@ -136,6 +136,21 @@ def check_coefficient(value: float) -> None:
     """`ValueError` unless the coefficient is finite."""
     if not math.isfinite(value):
         raise ValueError(f"expected a finite coefficient; got {value}. Pass another number.")
+
+
+def parse_choices(text: str) -> list[str]:
+    """Continuations to score: texts with commas between them, or a JSON list of texts.
+
+    Raises:
+        ValueError: an empty text, one given twice, or a list that is no JSON.
+    """
+    given = parse_json(text) if text.startswith("[") else text.split(",")
+    if not all(isinstance(one, str) and one for one in given) or len(set(given)) < len(given) or not given:
+        raise ValueError(
+            f"expected texts that differ, with commas between them, or a JSON list of texts; got {text!r}. Write "
+            '" (A), (B)": the space before each is its own.'
+        )
+    return list(given)
 
 
 def check_output(path: Path) -> None:

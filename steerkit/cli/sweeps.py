@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from steerkit.cli.inputs import check_vectors, parse_coefficients, parse_layer_sets, read_prompts
+from steerkit.cli.inputs import check_vectors, parse_choices, parse_coefficients, parse_layer_sets, read_prompts
 from steerkit.cli.options import (
     Checkpoint,
     Foreign,
@@ -34,7 +34,7 @@ def sweep(
     vectors: Annotated[list[Path], typer.Argument(help="Vector files; each vector is named after its file.")],
     loading: LoadOptions,
     prompts: Annotated[
-        Path, typer.Option(help='JSON lines of {"prompt": text or messages, "id", "reference", "group"}.')
+        Path, typer.Option(help='JSON lines of {"prompt": text or messages, "id", "reference", "group", "choices"}.')
     ],
     layers: Annotated[
         str | None,
@@ -57,12 +57,20 @@ def sweep(
     top_p: TopP = 1.0,
     max_new_tokens: MaxNewTokens = 64,
     seed: Seed = 0,
+    choices: Annotated[
+        str | None,
+        typer.Option(
+            help='Score continuations instead of generating: " (A), (B)", or a JSON list. A prompt may have its own.'
+        ),
+    ] = None,
     foreign: Foreign = False,
     as_json: Json = False,
 ) -> None:
     """Generate with each vector, layer and coefficient.
 
-    Random control directions are swept too. The same command resumes an interrupted sweep.
+    Random control directions are swept too. The same command resumes an interrupted sweep; with more coefficients,
+    layers, vectors, prompts or samples it computes the rows that are missing. With --choices (or "choices" in the
+    prompts) nothing is generated: each row is the probability of a given continuation.
 
     Example: steerkit sweep CHECKPOINT persona.safetensors --prompts prompts.jsonl --layers 10,14 --out runs/persona
     """
@@ -72,11 +80,12 @@ def sweep(
     loading.check(checkpoint)
     check_vectors(vectors)
     rows = read_prompts(prompts)
+    given = None if choices is None else parse_choices(choices)
     import steerkit as sk
-    from steerkit.sweeps.sweep import cells_of, prompt_rows, steerings_at
+    from steerkit.sweeps.plan import cells_of, prompt_rows, steerings_at
 
     named = {path.stem: sk.SteeringVector.load(path) for path in vectors}
-    prompt_rows(rows)
+    prompt_rows(rows, given)
     cells_of(steerings_at(named, sets, positions, operation, foreign), values)
     named |= sk.controls.random(named, n=random)
     result = sk.sweep(
@@ -93,6 +102,7 @@ def sweep(
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        choices=given,
         foreign=foreign,
     )
     dose = float(result.table["relative_dose"].max())

@@ -155,7 +155,7 @@ def run_test(
     path = out / "tables" / "test.parquet"
     if path.exists():
         return SweepResult.load(path)
-    test = scored(SweepResult.join(tables), model, tokenizer)
+    test = scored(SweepResult.merge(tables), model, tokenizer)
     test.save(path)
     return test
 

@@ -137,7 +137,7 @@ def choose(
             out=out / "validation" / f"dose-{number}",
         )
         tables.append(result)
-    dose = SweepResult.join(tables)
+    dose = SweepResult.merge(tables)
     path = out / "tables" / "validation.parquet"
     dose = SweepResult.load(path) if path.exists() else scored(dose, model, tokenizer)
     dose.save(path)

@@ -12,6 +12,7 @@ from torch import nn
 from steerkit.capture.activations import Layer
 from steerkit.capture.norms import stream_norms
 from steerkit.generation.batches import check_rows
+from steerkit.generation.choices import log_probs_of
 from steerkit.generation.engine import Continuation, Row
 from steerkit.generation.generate import check_settings, decode
 from steerkit.models.ends import ends_of
@@ -54,6 +55,11 @@ class Generator(Protocol):
         self, tokenizer: Any, rows: Sequence[Row], streams: Sequence[Any], settings: Settings
     ) -> Iterator[list[tuple[int, Continuation]]]:
         """Yield `(row number, continuation)` of rows that are finished, several at a time."""
+
+    def score(
+        self, tokenizer: Any, rows: Sequence[Row], texts: Sequence[tuple[int, ...]], settings: Settings
+    ) -> Iterator[list[tuple[int, float]]]:
+        """Yield `(row number, log P(text | prompt))` of rows that are finished; NaN where the logits overflowed."""
 
     def norms(
         self, tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[Sequence[int]], layers: Sequence[int]
@@ -104,6 +110,11 @@ class InProcess:
             top_p=settings.top_p,
             batch_rows=settings.batch_rows,
         )
+
+    def score(
+        self, tokenizer: Any, rows: Sequence[Row], texts: Sequence[tuple[int, ...]], settings: Settings
+    ) -> Iterator[list[tuple[int, float]]]:
+        return log_probs_of(self.model, rows, texts, settings.batch_rows)
 
     def norms(
         self, tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[Sequence[int]], layers: Sequence[int]

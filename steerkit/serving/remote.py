@@ -229,6 +229,14 @@ class Remote(ABC):
             if name not in served or served[name]["error"]:
                 self.put(name, SteeringVector(one.vector.layers) if foreign else one.vector)
 
+    def score(
+        self, tokenizer: Any, rows: Sequence[Row], texts: Sequence[tuple[int, ...]], settings: Settings
+    ) -> Iterator[list[tuple[int, float]]]:
+        """See `steerkit.generation.generator.Generator`."""
+        raise ValueError(
+            "expected no choices for an engine of vLLM; got some. Pass a model and no engine, or generate texts."
+        )
+
     def norms(
         self, tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[Sequence[int]], layers: Sequence[int]
     ) -> dict[Layer, float]:

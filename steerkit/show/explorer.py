@@ -16,6 +16,7 @@ from steerkit.sweeps.result import KEYS, SweepResult
 
 SETTINGS = ("positions", "operation", "temperature", "top_p", "max_new_tokens", "seed")
 NO_SCORES = (*KEYS, *SETTINGS, "group", "prompt", "prompt_ids", "ids", "reference", "text", "finished", "relative_dose")
+OF_CHOICES = ("probability", "log_prob")
 LAST = ("projection", "n_tokens")
 FLUENCY = ("perplexity", "repeated_4grams")
 TITLES = {
@@ -68,6 +69,8 @@ def explorer_data(
         ValueError: projections of other texts, or `opens_on` is not in the sweep.
     """
     table = sweep.table.reset_index(drop=True)
+    choices = _choices(table)
+    table = _by_choice(table, choices)
     tokens = [None] * len(table) if projections is None else _tokens_by_row(table, projections)
     if projections is not None:
         means = [np.nan if part is None else part["projection"].mean() for part in tokens]
@@ -77,6 +80,8 @@ def explorer_data(
     table = table.assign(**finite)
     strings: dict[str, int] = {}
     data = _rows(table, scores, strings)
+    if choices:
+        data["names"]["sample"] = [choices[int(number)] for number in data["names"]["sample"]]
     series, conditions = _series(SweepResult(table), scores, data["names"])
     for key, shade in _shades(tokens, data["rows"]).items():
         conditions[key]["shade"] = shade
@@ -118,6 +123,22 @@ def _start(sweep: SweepResult, names: Mapping[str, Sequence[str]], opens_on: Map
             raise ValueError(f"expected a {name} of the sweep in opens_on; got {value!r}. Pass one of its rows.")
         start[name] = value if name == "coefficient" else there.index(value)
     return start
+
+
+def _choices(table: pd.DataFrame) -> list[str]:
+    """The choices of a sweep by their index, named by their number where prompts have different ones; none of texts."""
+    if "choice" not in table:
+        return []
+    several = table.groupby("sample")["choice"].unique()
+    return [str(own[0]) if len(own) == 1 else f"choice {number}" for number, own in several.items()]
+
+
+def _by_choice(table: pd.DataFrame, choices: Sequence[str]) -> pd.DataFrame:
+    """The table with a column per choice and score, which is NaN in rows of other choices: their mean says nothing."""
+    for score in [name for name in OF_CHOICES if name in table and choices]:
+        own = {f"{score} of {name!r}": table[score].where(table["sample"] == i) for i, name in enumerate(choices)}
+        table = table.drop(columns=score).assign(**own)
+    return table.drop(columns="choice") if choices else table
 
 
 def score_columns(table: pd.DataFrame) -> list[str]:

@@ -152,13 +152,14 @@ def _lede(sweep: SweepResult) -> str:
     table = sweep.table
     words = {"vector": "vector", "layer": "layer", "coefficient": "coefficient", "prompt_id": "prompt"}
     parts = []
-    for column, word in {**words, "sample": "sample"}.items():
+    scored = "choice" in table
+    for column, word in {**words, "sample": "choice" if scored else "sample"}.items():
         count = table[column].nunique()
         if count > 1 or column in ("vector", "prompt_id"):
             parts.append(f"{count} {word}" + "s" * (count > 1))
     checkpoint = sweep.meta.get("checkpoint")
     of = f" of {Path(str(checkpoint)).name}" if checkpoint else ""
-    return f"{len(table)} texts{of}: {', '.join(parts)}."
+    return f"{len(table)} {'scored choices' if scored else 'texts'}{of}: {', '.join(parts)}."
 
 
 def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:

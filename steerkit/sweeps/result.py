@@ -64,10 +64,13 @@ class SweepResult:
         return f"<p>{html.escape(repr(self))}</p>{self.table.head().to_html(max_cols=12)}"
 
     def counts(self) -> dict[str, int]:
-        """Texts that were generated, and rows: a text at coefficient 0 stands under each vector and layer."""
+        """Texts that were generated (or choices scored), and rows: one at coefficient 0 is listed under each vector."""
         plain = self.table["coefficient"] == 0
         own = self.table[plain].drop_duplicates(["prompt_id", "sample"])
-        return {"texts_generated": int((~plain).sum()) + len(own), "unsteered_texts": len(own), "rows": len(plain)}
+        computed, rows = int((~plain).sum()) + len(own), len(plain)
+        if "choice" in self.table:
+            return {"choices_scored": computed, "unsteered_choices": len(own), "rows": rows}
+        return {"texts_generated": computed, "unsteered_texts": len(own), "rows": rows}
 
     @classmethod
     def load(cls, path: str | Path) -> SweepResult:
@@ -82,22 +85,32 @@ class SweepResult:
         return cls(*read_table(file))
 
     @classmethod
-    def join(cls, results: Sequence[SweepResult]) -> SweepResult:
-        """Several sweeps of one model as one result.
+    def merge(cls, results: Sequence[SweepResult]) -> SweepResult:
+        """Several sweeps of one model, with different rows, as one result.
+
+        To add coefficients, vectors or prompts to a sweep, sweep into its folder instead (`sk.sweep(..., out=)`).
 
         Args:
-            results: at least one sweep. In the joined provenance a setting in which they differ is a list, one value
+            results: at least one sweep. In the merged provenance a setting in which they differ is a list, one value
                 per sweep; vectors and norms of the stream are those of all.
 
         Raises:
-            ValueError: no sweep, or sweeps of different models.
+            ValueError: no sweep, sweeps of different models, or a row (vector, layer, coefficient, prompt, sample) that
+                occurs twice: it would count twice in every mean.
 
         Example:
-            >>> both = SweepResult.join([SweepResult.load("runs/layer-14"), SweepResult.load("runs/layer-16")])
+            >>> both = SweepResult.merge([SweepResult.load("runs/layer-14"), SweepResult.load("runs/layer-16")])
         """
         models = {(one.meta.get("model_fingerprint"), one.meta.get("adapter_fingerprint")) for one in results}
         if len(models) != 1:
-            raise ValueError(f"expected sweeps of one model; got {len(models)} models. Join the sweeps of each model.")
+            raise ValueError(f"expected sweeps of one model; got {len(models)} models. Merge the sweeps of each model.")
+        table = pd.concat([one.table for one in results], ignore_index=True)
+        if (twice := table.duplicated(KEYS)).any():
+            rows = table.loc[twice, KEYS].head(3).to_dict("records")
+            raise ValueError(
+                f"expected sweeps without common rows; got {int(twice.sum())} rows twice, e.g. {rows}. Drop them with "
+                "where(), or sweep everything into one folder."
+            )
         meta: dict[str, Any] = {}
         for key in dict.fromkeys(key for one in results for key in one.meta):
             values = [one.meta.get(key) for one in results]
@@ -108,7 +121,7 @@ class SweepResult:
                 meta[key] = merged if agree else values
             else:
                 meta[key] = values[0] if all(value == values[0] for value in values) else values
-        return cls(pd.concat([one.table for one in results], ignore_index=True), meta)
+        return cls(table, meta)
 
     def where(self, keep: Sequence[bool] | np.ndarray | pd.Series) -> SweepResult:
         """The rows for which `keep`, one boolean per row, is true.
@@ -439,7 +452,6 @@ class SweepResult:
             ValueError: no such column, fewer than two strengths, or several choices per prompt.
         """
         self._check(score, [axis])
-        self.check_one_choice()
         parts = []
         for key, part in self._parts(score, list(PLACE)):
             wide = part.groupby(["prompt_id", "group", axis], sort=False, dropna=False)[score].mean().unstack(axis)
@@ -462,7 +474,8 @@ class SweepResult:
 
     def check_one_choice(self) -> None:
         """`ValueError` where rows are choices and a prompt has several: a mean over them says nothing."""
-        if "choice" in self.table and (self.table.groupby(KEYS, dropna=False)["choice"].nunique() > 1).any():
+        keys = [*PLACE, "coefficient", "prompt_id"]
+        if "choice" in self.table and (self.table.groupby(keys, dropna=False)["choice"].nunique() > 1).any():
             raise ValueError(
                 "expected one choice per prompt; got several. Select one, such as the matching answer: "
                 "result.where(result.table['choice'] == ...)."
@@ -514,6 +527,7 @@ class SweepResult:
         return [(key, part) for key, part in self.table.groupby(by, sort=False, dropna=False)]
 
     def _check(self, score: str, by: Sequence[str] = ()) -> None:
+        self.check_one_choice()
         if score not in self.table:
             raise ValueError(f"expected a score among the columns; got {score!r}. Add it with .score({score!r}) first.")
         if missing := [column for column in by if column not in self.table]:

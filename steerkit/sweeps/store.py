@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from steerkit.capture.activations import Layer
-from steerkit.io.files import write_text
+from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.ranks import is_first, rank_and_world
 from steerkit.io.rows import append_rows, read_rows
-from steerkit.io.run_folder import run_folder
+from steerkit.io.run_folder import CONFIG, ConfigurationChanged, run_folder
 from steerkit.sweeps.result import SweepResult
-from steerkit.text.prompt import Prompt
+from steerkit.text.prompt import Prompt, prompt_source
 from steerkit.vectors.vector import SteeringVector
 
 ROWS = "rows.jsonl"
@@ -68,7 +69,7 @@ class RowStore:
                 )
         return {tuple(row["key"]): row for row in rows}
 
-    def append(self, rows: Iterator[dict[str, Any]]) -> None:
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add finished rows; on disk they are synced before this returns."""
         if self.folder is None:
             self.rows.extend(rows)
@@ -83,11 +84,51 @@ class RowStore:
             if not path.exists():
                 vector.save(path)
 
-    def keep_prompts(self, prompts: Mapping[str, Prompt]) -> None:
-        """Write the prompts as the model reads them, by id, so that a resumed sweep reads the same ids."""
-        if self.folder is not None and is_first() and not (self.folder / PROMPTS).exists():
-            rows = [canonical_json({"id": name, **asdict(prompt)}) + "\n" for name, prompt in prompts.items()]
-            write_text(self.folder / PROMPTS, "".join(rows))
+    def settled(self, rows: Sequence[Mapping[str, Any]], rendered: Mapping[str, Prompt]) -> dict[str, Prompt]:
+        """The prompts by id as the model reads them: as they were stored first, else as they are rendered now.
+
+        New prompts are stored. A stored one may be rendered otherwise now, where its template writes the date; its
+        messages are the same.
+
+        Args:
+            rows: prompts as rows, see `steerkit.sweeps.plan.prompt_rows`.
+            rendered: the same prompts, rendered now.
+
+        Raises:
+            ConfigurationChanged: a known id with another prompt.
+        """
+        if self.folder is None:
+            return dict(rendered)
+        stored = self._stored_prompts()
+        hashes = {}
+        for row in rows:
+            prompt = stored.get(row["id"], (rendered[row["id"]], ""))[0]
+            hashes[row["id"]] = sha256(canonical_json([prompt_source(row["prompt"]), prompt.ids]))
+        if changed := [name for name, made in hashes.items() if name in stored and stored[name][1] != made]:
+            raise ConfigurationChanged(
+                f"expected the prompts that {self.folder} holds under these ids; got other prompts for {len(changed)}: "
+                f"{changed[:8]}. Give new prompts ids of their own, or use another folder."
+            )
+        if otherwise := [name for name in hashes if name in stored and stored[name][0].ids != rendered[name].ids]:
+            warnings.warn(
+                f"{len(otherwise)} prompts are rendered otherwise now than when the sweep began, e.g. {otherwise[0]!r} "
+                "(a chat template may write the date). The sweep goes on with the stored ones.",
+                UserWarning,
+                stacklevel=3,
+            )
+        new = [name for name in hashes if name not in stored]
+        if new and is_first():
+            lines = [{"id": name, **asdict(rendered[name]), "sha256": hashes[name]} for name in new]
+            append_rows(self.folder / PROMPTS, lines)
+        return {name: stored[name][0] if name in stored else rendered[name] for name in hashes}
+
+    def _stored_prompts(self) -> dict[str, tuple[Prompt, str]]:
+        """The stored prompts by id, each with the hash of its source and ids."""
+        file = None if self.folder is None else self.folder / PROMPTS
+        rows = read_rows(file) if file is not None and file.is_file() else []
+        return {
+            row["id"]: (Prompt(row["ids"], row["text"], row["source"], row["n_added"]), row["sha256"]) for row in rows
+        }
 
     def norms(self, measure: Callable[[], dict[Layer, float]]) -> dict[Layer, float]:
         """Mean norms of the stream, measured once: a finished sweep that is repeated runs no forward."""
@@ -102,15 +143,6 @@ class RowStore:
         """Write the finished table."""
         if self.folder is not None:
             result.save(self.folder / TABLE)
-
-
-def stored_prompts(out: str | Path | None) -> dict[str, Prompt]:
-    """The prompts by id that a sweep in this folder was started with; none for a new folder."""
-    file = None if out is None else Path(out) / PROMPTS
-    if file is None or not file.is_file():
-        return {}
-    rows = read_rows(file, complete=True)
-    return {row["id"]: Prompt(row["ids"], row["text"], row["source"], row["n_added"]) for row in rows}
 
 
 @contextlib.contextmanager
@@ -128,9 +160,21 @@ def open_store(
     if out is None:
         yield RowStore(None)
         return
+    _check_version(Path(out), config)
     with run_folder(out, config, provenance) as folder:
         try:
             yield RowStore(folder)
         except KeyboardInterrupt:
             print(f"interrupted: finished rows are in {folder / ROWS}; the same call resumes.", file=sys.stderr)
             raise
+
+
+def _check_version(folder: Path, config: Mapping[str, Any]) -> None:
+    """`ConfigurationChanged` for a sweep's folder whose configuration lacks an entry: an earlier version wrote it."""
+    stored = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    if isinstance(stored, dict) and "vectors" in stored and "rows" not in stored:
+        raise ConfigurationChanged(
+            f"expected a sweep of this version in {folder}; got one of an earlier version, in which rows were known by "
+            "the names of their vectors, and `ablate` at positions `prompt` and `all` included position 0. Use another "
+            "folder."
+        )

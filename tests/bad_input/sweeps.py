@@ -57,12 +57,20 @@ SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     "a column of the sweep's own": (
         {"prompts": [{"prompt": "a", "seed": 1}]}, "expected column names", "got ['seed']", "Rename it", ValueError
     ),
+    "an empty choice": ({"choices": [""]}, "a list of choices that differ", "got ['']", "Pass e.g.", ValueError),
+    "one text for choices": ({"choices": " Yes"}, "a list of choices that differ", "got ' Yes'", "Pass", ValueError),
+    "a number as a choice": ({"choices": [1]}, "expected choices as texts", "got 1 (int)", "Pass texts", TypeError),
+    "choices of one prompt only": (
+        {"prompts": [{"prompt": "a", "choices": ["b"]}, "c"]}, "choices for every prompt or for none",
+        "1 have none, the first is '1'", "Add their", ValueError,
+    ),
+    "a choice beyond the context": ({"choices": ["x" * 300]}, "context of 256", "got 5 + 300", "Shorten", ValueError),
     "half a surrogate pair": ({"prompts": ["\udfff"]}, "that UTF-8 can hold", "'\\udfff'", "Take it out", ValueError),
     "a prompt beyond the context": ({"prompts": ["x" * 300]}, "context of 256", "got 300 + 2", "Shorten", ValueError),
     "positions of its own": ({"positions": "here"}, "expected positions among", "got 'here'", "Choose one", ValueError),
     "an operation of its own": ({"operation": "mul"}, "('add', 'ablate'", "got 'mul'", "Choose one", ValueError),
-    "samples 0": ({"samples": 0}, "one vector and one sample", "samples=0", "Add some", ValueError),
-    "samples 2.0": ({"samples": 2.0}, "one vector and one sample", "samples=2.0", "Add some", ValueError),
+    "samples 0": ({"samples": 0}, "at least one sample", "samples=0", "Add some", ValueError),
+    "samples 2.0": ({"samples": 2.0}, "at least one sample", "samples=2.0", "Add some", ValueError),
     "samples without a temperature": (
         {"samples": 2, "temperature": 0.0}, "a temperature above 0 for 2 samples", "got 0", "Raise it", ValueError
     ),

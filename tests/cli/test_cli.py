@@ -220,6 +220,18 @@ def test_operation_temperature_and_adapter_are_options_where_python_has_them(wor
         assert "--adapter" in CliRunner().invoke(app, [command_.__name__, "-h"]).stdout
 
 
+def test_sweep_scores_choices_and_grows_in_its_folder(work: Work, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    work.sweep(str(out), "--layers", "1", "--coefficients", "1", "--choices", " (A), (B)")
+    rows = (out / "rows.jsonl").read_bytes()
+    work.sweep(str(out), "--layers", "1", "--coefficients", "1,2", "--choices", '[" (A)", " (B)"]')
+    assert (out / "rows.jsonl").read_bytes().startswith(rows)
+    table = SweepResult.load(out).table
+    assert set(table["choice"]) == {" (A)", " (B)"} and set(table["coefficient"]) == {0.0, 1.0, 2.0}
+    sums = table.groupby(["vector", "layer", "coefficient", "prompt_id"])["probability"].sum()
+    assert sums.sub(1).abs().max() < 1e-12
+
+
 def test_score_uses_the_adapter_for_perplexity_and_kl(work: Work, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")

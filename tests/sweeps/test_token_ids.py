@@ -169,9 +169,8 @@ def test_changed_messages_or_a_changed_template_are_refused(change: str, dated, 
         prompts[0] = {"id": "0", "prompt": [{"role": "user", "content": "another"}]}
     else:
         dated.chat_template = DATED.replace("Today is", "Today:")
-    with (
-        pytest.warns(UserWarning, match="rendered otherwise now"),
-        pytest.raises(ConfigurationChanged, match="prompts" if change == "message" else "template_sha256"),
+    with pytest.raises(
+        ConfigurationChanged, match=r"other prompts for 1: \['0'\]" if change == "message" else "template_sha256"
     ):
         sk.sweep(
             model,
@@ -191,7 +190,7 @@ def test_stored_prompts_that_were_changed_are_refused(dated, tmp_path: Path, mon
     begin(model, dated, prompts, tmp_path / "run", monkeypatch)
     file = tmp_path / "run" / store.PROMPTS
     file.write_text(file.read_text().replace("[257", "[258", 1).replace("[258", "[65", 1))
-    with pytest.warns(UserWarning, match="otherwise"), pytest.raises(ConfigurationChanged, match="prompt_ids"):
+    with pytest.raises(ConfigurationChanged, match=r"other prompts for 1: \['0'\]"):
         sk.sweep(
             model,
             dated,

@@ -1,0 +1,188 @@
+"""The plan of a sweep: its vectors, prompts, ways of steering, and the rows that these make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Real
+from typing import Any, Literal
+
+from steerkit.generation.choices import checked_choices
+from steerkit.steering.operations import Operation
+from steerkit.steering.steering import Steering, at_layers
+from steerkit.sweeps.layers import Label, LayerSet, label_of, layer_sets
+from steerkit.text.prompt import PromptLike
+from steerkit.vectors.vector import SteeringVector
+
+RESERVED = {
+    "vector",
+    "role",
+    "control_of",
+    "layer",
+    "coefficient",
+    "prompt_id",
+    "sample",
+    "prompt_ids",
+    "ids",
+    "text",
+    "n_tokens",
+    "finished",
+    "choice",
+    "log_prob",
+    "probability",
+    "relative_dose",
+    "positions",
+    "operation",
+    "samples",
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "seed",
+    "weights",
+}
+Place = tuple[str, Label]
+"""A vector's name and the label of the layers where it is steered."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way of steering in a sweep: a vector at its layers with one coefficient; place None is coefficient 0."""
+
+    place: Place | None
+    steering: Steering | None
+
+    @property
+    def coefficient(self) -> float:
+        """The steering's; 0 without one."""
+        return 0.0 if self.steering is None else float(self.steering.coefficient)
+
+    @cached_property
+    def content(self) -> str | None:
+        """The content of the steered vector, at the steered layers; None without one."""
+        return None if self.steering is None else self.steering.vector.content()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One text of a sweep, or one choice whose probability is computed.
+
+    Args:
+        cell: how it is steered.
+        prompt: its prompt as a row, see `prompt_rows`.
+        sample: index of the sample; of a choice, its index among those of the prompt.
+        choice: the continuation that is scored; None where a text is generated.
+    """
+
+    cell: Cell
+    prompt: Mapping[str, Any]
+    sample: int
+    choice: str | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What identifies the row on disk: the content of the steered vector, not its name."""
+        part = self.sample if self.choice is None else self.choice
+        return self.cell.content, self.cell.coefficient, self.prompt["id"], part
+
+
+def planned(cells: Sequence[Cell], rows: Sequence[Mapping[str, Any]], samples: int) -> list[Planned]:
+    """The rows of a sweep: all cells of a prompt are neighbours, so that they share its prefill."""
+    return [
+        Planned(cell, row, number, choice)
+        for row in rows
+        for cell in cells
+        for number, choice in enumerate(row["choices"] or [None] * samples)
+    ]
+
+
+def named_vectors(vectors: SteeringVector | Mapping[str, SteeringVector]) -> dict[str, SteeringVector]:
+    """Several vectors by name, or one as "vector"; `TypeError` for anything else."""
+    named = {"vector": vectors} if isinstance(vectors, SteeringVector) else vectors
+    if not isinstance(named, Mapping) or not all(isinstance(vector, SteeringVector) for vector in named.values()):
+        raise TypeError(f"expected a SteeringVector, or several by name; got {vectors!r:.80}. Pass {{'name': vector}}.")
+    return dict(named)
+
+
+def prompt_rows(
+    prompts: Sequence[PromptLike | Mapping[str, Any]], choices: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Each prompt as a row with `id`, `group`, `reference` and `choices` (None where texts are generated).
+
+    Args:
+        choices: those of prompts that have none of their own.
+
+    Raises:
+        TypeError: a choice that is no text.
+        ValueError: no prompts, one without `prompt`, repeated ids, a column name that the sweep's table uses, a list of
+            choices that is empty or has duplicates, or choices for some prompts only.
+    """
+    if isinstance(prompts, str | Mapping) or not len(prompts):
+        raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}. Put them in a list.")
+    rows = []
+    for number, prompt in enumerate(prompts):
+        row: dict[str, Any] = dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}
+        if "prompt" not in row:
+            raise ValueError(f"expected a 'prompt' in row {number}; got keys {sorted(row)}. Add or rename one.")
+        row["id"] = str(row.get("id", number))
+        row["group"] = str(row["id"] if row.get("group") is None else row["group"])
+        row.setdefault("reference", None)
+        own = row.get("choices")
+        row["choices"] = checked_choices(choices if own is None else own) if (own, choices) != (None, None) else None
+        if taken := RESERVED & set(row):
+            raise ValueError(
+                f"expected column names that a sweep's table does not use, row {number}; got {sorted(taken)}. "
+                "Rename it."
+            )
+        rows.append(row)
+    if 0 < (count := sum(row["choices"] is None for row in rows)) < len(rows):
+        first = next(row["id"] for row in rows if row["choices"] is None)
+        raise ValueError(
+            f"expected choices for every prompt or for none; {count} have none, the first is {first!r}. Add their "
+            "choices, or pass choices= for all."
+        )
+    ids = [row["id"] for row in rows]
+    if len(set(ids)) < len(ids):
+        twice = sorted({name for name in ids if ids.count(name) > 1})[:5]
+        raise ValueError(f"expected prompt ids that differ; got {twice} more than once. Number them.")
+    return rows
+
+
+def steerings_at(
+    named: Mapping[str, SteeringVector],
+    layers: int | Literal["all"] | Sequence[LayerSet] | None,
+    positions: str,
+    operation: str | Operation,
+    foreign: bool,
+) -> dict[Place, Steering]:
+    """A steering with coefficient 1 for each vector and place.
+
+    Raises:
+        ValueError: a layer that a vector does not hold, or given twice; no `layers` where a vector holds several.
+    """
+    found: dict[Place, Steering] = {}
+    places = None if layers is None else layer_sets(layers)
+    for name, vector in named.items():
+        if places is None:
+            at_layers(vector, None)  # raises where the vector holds several layers
+        for place in [next(iter(vector.layers))] if places is None else places:
+            layer: Any = place
+            found[name, label_of(place)] = Steering(vector, 1.0, positions, operation, foreign, layer=layer)
+    return found
+
+
+def cells_of(steerings: Mapping[Place, Steering], coefficients: float | Sequence[float]) -> list[Cell]:
+    """Coefficient 0 once, then each steering with each other coefficient.
+
+    Raises:
+        ValueError: no numbers, one given twice, or one that is not finite.
+    """
+    given: Any = coefficients.tolist() if hasattr(coefficients, "tolist") else coefficients
+    listed = [] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    values = [float(c) for c in listed if isinstance(c, Real) and not isinstance(c, bool)]
+    if not listed or len(set(values)) < len(listed):
+        raise ValueError(
+            f"expected at least one coefficient, each a number and given once; got {coefficients!r}. List them."
+        )
+    steered = [Cell(place, steering.scaled(c)) for place, steering in steerings.items() for c in values if c != 0]
+    return [Cell(None, None), *steered]
