@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.capture.layers import EMBED, Layer, layer_index
+from steerkit.models.sites import DEFAULT
 
 SHOWN_LAYERS = 6
 SHOWN_LABELS = 6
@@ -28,7 +29,8 @@ class Activations:
 
     Args:
         resid: `[item, layer, d_model]` in float32 on the CPU. `resid[i, j]` is the stream after block `layers[j]`
-            (`resid_post`, before the final norm), pooled over the item's span. `"embed"` is the input of block 0.
+            (`resid_post`, before the final norm), or another site of that block, pooled over the item's span.
+            `"embed"` is the input of block 0.
         layers: the layers, in the order of the second axis; 0-based block indices or `"embed"`.
         items: one row per item, in the order of the first axis. Columns:
             `text`: index of the text that the item was read from.
@@ -38,6 +40,7 @@ class Activations:
             `n_tokens`: length of the span in tokens.
             `token`: the text of the token that was read; None for `position="mean"`, which reads several.
         meta: provenance: model, read position, versions.
+        site: what was read of each block, see `collect`.
 
     Raises:
         ValueError: the shapes disagree, or an activation is NaN or infinite.
@@ -51,6 +54,7 @@ class Activations:
     layers: tuple[Layer, ...]
     items: pd.DataFrame
     meta: Mapping[str, Any] = field(default_factory=dict)
+    site: str = DEFAULT
 
     def __post_init__(self) -> None:
         if self.resid.ndim != 3 or self.resid.shape[:2] != (len(self.items), len(self.layers)):
@@ -78,6 +82,8 @@ class Activations:
 
     def _summary(self) -> dict[str, str]:
         summary = {"items": str(len(self)), "layers": shown_layers(self.layers), "d_model": str(self.resid.shape[-1])}
+        if self.site != DEFAULT:
+            summary["site"] = self.site
         if "read_position" in self.meta:
             summary["position"] = repr(self.meta["read_position"])
         if "token" in self.items and self.items["token"].notna().any():
@@ -122,6 +128,7 @@ class ActivationMeans:
         labels: the labels, in the order of the first axis.
         layers: the layers, in the order of the second axis.
         meta: provenance.
+        site: what was read of each block.
     """
 
     mean: Float[Tensor, "label layer d_model"]
@@ -129,6 +136,7 @@ class ActivationMeans:
     labels: tuple[str, ...]
     layers: tuple[Layer, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    site: str = DEFAULT
 
     def __repr__(self) -> str:
         counts = shown_counts(dict(zip(self.labels, self.counts, strict=True)))

@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steerkit.capture.layers import EMBED, Layer
+from steerkit.capture.layers import Layer
 from steerkit.capture.pooling import Pool
-from steerkit.capture.resid import hooked_blocks
+from steerkit.capture.resid import block_numbers, deepest, reading
 from steerkit.models.blocks import Blocks, find_blocks
-from steerkit.models.hooks import StopForward, check_called, observe_streams
+from steerkit.models.hooks import StopForward, check_called
 from steerkit.models.kernels import running
 from steerkit.models.model import device_of
+from steerkit.models.sites import DEFAULT
 from steerkit.text.spans import Passage
 from steerkit.text.tokens import pad
 
@@ -36,8 +37,8 @@ def token_batches(lengths: Sequence[int], batch_tokens: int, max_rows: int | Non
     return batches
 
 
-Reader = Callable[[int, Tensor | None, Tensor | None], None]
-"""Gets a layer and the streams before and after it, `[batch, pos, d_model]`."""
+Reader = Callable[[Layer, Tensor], None]
+"""Gets a layer and the value of a site there, `[batch, pos, width]`."""
 
 
 def read_passages(
@@ -47,19 +48,20 @@ def read_passages(
     passages: Sequence[Passage],
     pool: Pool,
     batch_tokens: int | None,
+    site: str = DEFAULT,
 ) -> Iterator[tuple[Tensor, Float[Tensor, "span layer d"]]]:
     """Yield `(span indices, pooled streams)` batch by batch; spans are numbered through all passages in order."""
     device = device_of(model)
     first_span = torch.tensor([0, *(len(passage.spans) for passage in passages)]).cumsum(0)
-    deepest = max(hooked_blocks(blocks, layers))
     pooled: dict[Layer, Tensor] = {}
 
     def reader(batch: Sequence[int]) -> Reader:
         pooled.clear()
         spans = [(row, *span) for row, i in enumerate(batch) for span in passages[i].spans]
-        return _pooling_reader(pooled, layers, deepest, pool, torch.tensor(spans, device=device).T)
+        return _pooling_reader(pooled, deepest(layers), pool, torch.tensor(spans, device=device).T)
 
-    for batch in _forward_in_batches(model, blocks, layers, [p.ids for p in passages], reader, batch_tokens):
+    rows = [passage.ids for passage in passages]
+    for batch in _forward_in_batches(model, blocks, layers, rows, reader, batch_tokens, site):
         numbers = torch.cat([torch.arange(int(first_span[i]), int(first_span[i + 1])) for i in batch])
         yield numbers, torch.stack([pooled[layer].to(device) for layer in layers], dim=1)
 
@@ -72,21 +74,19 @@ def read_tokens(
     Rows share batches, and a forward ends after the deepest layer.
     """
     blocks = find_blocks(model)
-    deepest = max(layers)
     streams: dict[int, Tensor] = {}
 
     def reader(_: Sequence[int]) -> Reader:
         streams.clear()
 
-        def read(layer: int, entered: Tensor | None, left: Tensor | None) -> None:
-            if layer in layers and left is not None:
-                streams[layer] = left
-            if layer == deepest:
+        def read(layer: Layer, value: Tensor) -> None:
+            streams[int(layer)] = value
+            if layer == max(layers):
                 raise StopForward
 
         return read
 
-    for batch in _forward_in_batches(model, blocks, layers, rows, reader, batch_tokens):
+    for batch in _forward_in_batches(model, blocks, layers, rows, reader, batch_tokens, DEFAULT):
         for place, number in enumerate(batch):
             yield number, {layer: stream[place, : len(rows[number])] for layer, stream in streams.items()}
 
@@ -98,21 +98,14 @@ def _forward_in_batches(
     rows: Sequence[Sequence[int]],
     reader: Callable[[Sequence[int]], Reader],
     batch_tokens: int | None,
+    site: str,
 ) -> Iterator[list[int]]:
     """Forward rows in batches (see `forward_padded`) with the reader of each; yields a batch when it is done."""
-    hooked = hooked_blocks(blocks, layers)
 
     def forward(batch: Sequence[int], inputs: Mapping[str, Any]) -> None:
-        read, ran = reader(batch), set[int]()
-
-        def noting(layer: int, entered: Tensor | None, left: Tensor | None) -> None:
-            if left is not None:
-                ran.add(layer)
-            read(layer, entered, left)
-
-        with observe_streams(hooked, noting), contextlib.suppress(StopForward):
+        with reading(model, blocks, site, layers, reader(batch)) as ran, contextlib.suppress(StopForward):
             model(**inputs)
-        check_called(ran, set(hooked))
+        check_called(ran, block_numbers(layers))
 
     return forward_padded(model, blocks, rows, forward, batch_tokens)
 
@@ -149,17 +142,13 @@ def forward_padded(
         yield batch
 
 
-def _pooling_reader(
-    pooled: dict[Layer, Tensor], layers: Sequence[Layer], deepest: int, pool: Pool, spans: Tensor
-) -> Reader:
-    """Return a reader that fills `pooled` with the streams of `layers` and stops the forward after the deepest."""
+def _pooling_reader(pooled: dict[Layer, Tensor], last: Layer, pool: Pool, spans: Tensor) -> Reader:
+    """Return a reader that fills `pooled`, and stops the forward after the layer `last`."""
 
-    def read(layer: int, entered: Tensor | None, left: Tensor | None) -> None:
-        for key, stream in ((EMBED, entered if layer == 0 else None), (layer, left)):
-            if key in layers and stream is not None:
-                rows, starts, stops = spans.to(stream.device)
-                pooled[key] = pool(stream, rows, starts, stops)
-        if layer == deepest:
+    def read(layer: Layer, value: Tensor) -> None:
+        rows, starts, stops = spans.to(value.device)
+        pooled[layer] = pool(value, rows, starts, stops)
+        if layer == last:
             raise StopForward
 
     return read

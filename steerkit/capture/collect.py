@@ -15,10 +15,11 @@ from steerkit.capture.activations import ActivationMeans, Activations
 from steerkit.capture.batches import read_passages
 from steerkit.capture.layers import EMBED, Layer, Layers
 from steerkit.capture.pooling import Pool, Position, pool_at, token_index, with_letter_found
-from steerkit.capture.resid import resolve_layers
+from steerkit.capture.resid import block_numbers, resolve_layers
 from steerkit.capture.texts import LabelledText, Texts, labelled_texts, texts_sha256, tokenise
 from steerkit.models.blocks import find_blocks
 from steerkit.models.identity import describe
+from steerkit.models.sites import DEFAULT, width_of
 from steerkit.text.pairs import ContrastPair
 from steerkit.text.spans import Passage
 
@@ -32,6 +33,7 @@ def collect(
     texts: Texts,
     *,
     layers: Layers = "all",
+    site: str = DEFAULT,
     position: Position = "last",
     labels: Iterable[object] | None = None,
     groups: Iterable[object] | None = None,
@@ -52,6 +54,11 @@ def collect(
             a `ContrastPair` (two items, `positive` then `negative`, over the tokens of those continuations only).
         layers: `"all"` blocks, one layer, or several (list, range, numpy array, torch tensor), which may include
             `"embed"`.
+        site: what is read of a block: `"resid_post"`, the stream after it; `"resid_pre"`, the stream before it;
+            `"attn_out"` and `"mlp_out"`, what attention and MLP add to the stream; `"resid_mid"`, the stream between
+            the two; `"z"`, the outputs of the attention heads side by side, `[n_heads * head width]`, before the output
+            projection. `"all"` layers are those at which the site was verified. Not all models have every site, see
+            docs/architectures.md.
         position: the tokens of a span that are read: `"last"`, `"first"`, `"mean"`, `"letter"` (the first token with a
             letter or digit: `A` of the answer ` (A)`), or an integer index into the span (-1 is the last). The tokens
             that were read are shown by `print(activations)` and in `items["token"]`.
@@ -65,8 +72,8 @@ def collect(
 
     Raises:
         TypeError: a text of another type.
-        ValueError: no texts, an empty one, one longer than the model's context; an unknown layer or position; another
-            number of labels or groups than of texts; labels given twice.
+        ValueError: no texts, an empty one, one longer than the model's context; an unknown layer or position; a site
+            that the model does not have; another number of labels or groups than of texts; labels given twice.
 
     Warns:
         UserWarning: `position="mean"` over spans that include position 0, an attention sink.
@@ -76,7 +83,7 @@ def collect(
         >>> vector = sk.difference_in_means(acts, "harmful", "harmless")
     """
     items = labelled_texts(texts, labels, groups)
-    read = _collect(model, tokenizer, items, [position], layers, chat_template_kwargs, batch_tokens)
+    read = _collect(model, tokenizer, items, [position], layers, site, chat_template_kwargs, batch_tokens)
     return read[position]
 
 
@@ -87,6 +94,7 @@ def collect_each(
     *,
     positions: Sequence[Position],
     layers: Layers = "all",
+    site: str = DEFAULT,
     labels: Iterable[object] | None = None,
     groups: Iterable[object] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -105,7 +113,7 @@ def collect_each(
         >>> read["mean"].at(14)
     """
     items = labelled_texts(texts, labels, groups)
-    return _collect(model, tokenizer, items, positions, layers, chat_template_kwargs, batch_tokens)
+    return _collect(model, tokenizer, items, positions, layers, site, chat_template_kwargs, batch_tokens)
 
 
 def collect_means(
@@ -114,6 +122,7 @@ def collect_means(
     texts: Texts,
     *,
     layers: Layers = "all",
+    site: str = DEFAULT,
     position: Position = "last",
     labels: Iterable[object] | None = None,
     groups: Iterable[object] | None = None,
@@ -131,7 +140,8 @@ def collect_means(
     """
     items = labelled_texts(texts, labels, groups)
     blocks = find_blocks(model)
-    wanted = resolve_layers(blocks, layers)
+    wanted = resolve_layers(model, blocks, layers, site)
+    width = width_of(model, blocks, site, block_numbers(wanted))
     total: dict[str, Tensor] = {}
     counts: Counter[str] = Counter()
     at_zero = 0
@@ -140,8 +150,8 @@ def collect_means(
         at_zero += _spans_at_zero(passages)
         counts.update(names)
         for label in {*names} - {*total}:
-            total[label] = torch.zeros(len(wanted), blocks.d_model, dtype=torch.float64)
-        for numbers, pooled in read_passages(model, blocks, wanted, passages, pool, batch_tokens):
+            total[label] = torch.zeros(len(wanted), width, dtype=torch.float64)
+        for numbers, pooled in read_passages(model, blocks, wanted, passages, pool, batch_tokens, site):
             for span, streams in zip(numbers.tolist(), pooled.cpu().double(), strict=True):
                 total[names[span]] += streams
     _warn_of_sink(position, wanted, at_zero, counts.total(), stacklevel=3)
@@ -150,7 +160,7 @@ def collect_means(
     if not torch.isfinite(mean).all():
         raise ValueError("expected finite activations; got NaN or infinity. Load the model in float32 or bfloat16.")
     meta = {**_meta(model, tokenizer, items, wanted, chat_template_kwargs), "read_position": position}
-    return ActivationMeans(mean, tuple(counts[label] for label in sorted_labels), sorted_labels, wanted, meta)
+    return ActivationMeans(mean, tuple(counts[label] for label in sorted_labels), sorted_labels, wanted, meta, site)
 
 
 def _collect(
@@ -159,28 +169,29 @@ def _collect(
     items: Sequence[LabelledText],
     positions: Sequence[Position],
     layers: Layers,
+    site: str,
     chat_template_kwargs: Mapping[str, Any] | None,
     batch_tokens: int | None,
 ) -> dict[Position, Activations]:
     passages = tokenise(model, tokenizer, items, chat_template_kwargs)
     blocks = find_blocks(model)
-    wanted = resolve_layers(blocks, layers)
+    wanted = resolve_layers(model, blocks, layers, site)
     reads = [with_letter_found(tokenizer, passages, position) for position in positions]
     pools = [pool_at(read, passages) for read in reads]
     spans = sum(len(passage.spans) for passage in passages)
     for position in positions:
         _warn_of_sink(position, wanted, _spans_at_zero(passages), spans, stacklevel=4)
-    resid = torch.empty(len(pools), spans, len(wanted), blocks.d_model)
+    resid = torch.empty(len(pools), spans, len(wanted), width_of(model, blocks, site, block_numbers(wanted)))
 
     def pool_all(stream: Tensor, rows: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
         return torch.cat([pool(stream, rows, starts, stops).float() for pool in pools], dim=-1)
 
-    for numbers, pooled in read_passages(model, blocks, wanted, passages, pool_all, batch_tokens):
+    for numbers, pooled in read_passages(model, blocks, wanted, passages, pool_all, batch_tokens, site):
         resid[:, numbers] = pooled.cpu().unflatten(-1, (len(pools), -1)).permute(2, 0, 1, 3)
     meta = _meta(model, tokenizer, items, wanted, chat_template_kwargs)
     return {
         position: Activations(
-            resid[i], wanted, _items(tokenizer, passages, reads[i]), {**meta, "read_position": position}
+            resid[i], wanted, _items(tokenizer, passages, reads[i]), {**meta, "read_position": position}, site
         )
         for i, position in enumerate(positions)
     }

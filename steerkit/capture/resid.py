@@ -1,33 +1,37 @@
-"""The residual stream of one forward, by layer."""
+"""The residual stream, or another site, of one forward by layer."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from steerkit.capture.layers import EMBED, Layer, Layers, layer_list
 from steerkit.models.blocks import Blocks, find_blocks
-from steerkit.models.hooks import check_called, counted_forwards, observe_streams
+from steerkit.models.hooks import check_called, counted_forwards, observe_points, observe_streams
 from steerkit.models.model import unwrap
+from steerkit.models.sites import DEFAULT, layers_with, points_at
 
 
 @contextlib.contextmanager
 def capture_resid(
-    model: nn.Module, layers: Layers = "all"
+    model: nn.Module, layers: Layers = "all", *, site: str = DEFAULT
 ) -> Iterator[dict[Layer, Float[Tensor, "batch pos d_model"]]]:
-    """Read the residual stream of the one forward that runs inside the `with`.
+    """Read the residual stream, or another site, of the one forward that runs inside the `with`.
 
     Yields a dictionary, filled by that forward: layer -> stream after that block (`resid_post`), before the final norm
-    also at the last layer; `"embed"` -> the input of block 0. The tensors are the model's own, not copies.
+    also at the last layer; `"embed"` -> the input of block 0. These tensors are the model's own, not copies; those of
+    other sites are copies.
 
     Args:
-        layers: `"all"`, one layer, or several (list, range, numpy array, torch tensor).
+        layers: `"all"` (where the site was verified), one layer, or several (list, range, numpy array, torch tensor).
+        site: `"resid_post"`, `"resid_pre"`, `"resid_mid"`, `"attn_out"`, `"mlp_out"` or `"z"`, see
+            `steerkit.models.sites`.
 
     Raises:
-        ValueError: a layer that the model does not have.
+        ValueError: a layer or a site that the model does not have.
         RuntimeError: a second forward inside the same `with`; a forward that ran no hooks of the blocks.
 
     Example:
@@ -36,42 +40,83 @@ def capture_resid(
         >>> streams[8].shape  # [batch, pos, d_model]
     """
     blocks = find_blocks(model)
-    wanted = resolve_layers(blocks, layers)
+    wanted = resolve_layers(model, blocks, layers, site)
     streams: dict[Layer, Tensor] = {}
 
-    def read(layer: int, entered: Tensor | None, left: Tensor | None) -> None:
-        for key, stream in ((EMBED, entered if layer == 0 else None), (layer, left)):
-            if key in wanted and stream is not None:
-                if key in streams:
-                    raise RuntimeError(
-                        "expected one forward inside capture_resid; got a second. Use `collect` for many texts."
-                    )
-                streams[key] = stream
+    def read(layer: Layer, value: Tensor) -> None:
+        if layer in streams:
+            raise RuntimeError("expected one forward inside capture_resid; got a second. Use `collect` for many texts.")
+        streams[layer] = value if site == DEFAULT else value.clone()
 
-    hooked = hooked_blocks(blocks, wanted)
-    with observe_streams(hooked, read), counted_forwards(unwrap(model)) as forwards:
+    with reading(model, blocks, site, wanted, read) as ran, counted_forwards(unwrap(model)) as forwards:
         yield streams
         if forwards[0]:
-            check_called({0 if key == EMBED else int(key) for key in streams}, set(hooked))
+            check_called(ran, block_numbers(wanted))
 
 
-def resolve_layers(blocks: Blocks, layers: Layers) -> tuple[Layer, ...]:
+@contextlib.contextmanager
+def reading(
+    model: nn.Module, blocks: Blocks, site: str, layers: Sequence[Layer], read: Callable[[Layer, Tensor], None]
+) -> Iterator[set[int]]:
+    """Call `read(layer, value)` for these layers in each forward inside the `with`, after all steering.
+
+    Args:
+        layers: what `resolve_layers` returned for this site.
+        read: gets the value `[batch, pos, width]`, the model's own tensor.
+
+    Yields:
+        The blocks whose hooks have run, for `check_called`.
+    """
+    ran: set[int] = set()
+
+    def observe(layer: int, entered: Tensor | None, left: Tensor | None) -> None:
+        for key, stream in ((EMBED, entered if layer == 0 else None), (layer, left)):
+            if stream is not None:
+                ran.add(layer)
+                if key in layers:
+                    read(key, stream)
+
+    def observe_site(place: tuple[str, int], value: Tensor) -> None:
+        ran.add(place[1])
+        read(place[1], value)
+
+    if site == DEFAULT:
+        with observe_streams({layer: blocks.modules[layer] for layer in sorted(block_numbers(layers))}, observe):
+            yield ran
+    else:
+        with observe_points(points_at(model, blocks, [(site, int(layer)) for layer in layers]), observe_site):
+            yield ran
+
+
+def resolve_layers(model: nn.Module, blocks: Blocks, layers: Layers, site: str = DEFAULT) -> tuple[Layer, ...]:
     """Return `"all"`, one layer or several as a tuple of block indices (and `"embed"`).
 
+    Args:
+        layers: `"all"` are the layers at which the site was verified.
+
     Raises:
-        ValueError: a layer that the model does not have, no layer, or a layer given twice.
+        ValueError: a layer or a site that the model does not have, no layer, or a layer given twice; `"embed"` at
+            another site than `resid_post`.
     """
     if isinstance(layers, str) and layers == "all":
-        return tuple(blocks.modules)
+        return tuple(layers_with(model, blocks, site))
     several = layer_list(layers)
     resolved = tuple(EMBED if isinstance(layer, str) and layer == EMBED else blocks.check(layer) for layer in several)
     if not resolved or len(set(resolved)) != len(resolved):
         raise ValueError(
             f"expected one layer at least, and each once; got {several}. Pass layers='all', or list each layer once."
         )
+    if EMBED in resolved and site != DEFAULT:
+        raise ValueError(f"expected block indices for the site {site}; got 'embed'. Pass site='resid_pre' at layer 0.")
+    points_at(model, blocks, [(site, int(layer)) for layer in resolved if layer != EMBED])
     return resolved
 
 
-def hooked_blocks(blocks: Blocks, layers: Sequence[Layer]) -> dict[int, nn.Module]:
+def block_numbers(layers: Sequence[Layer]) -> set[int]:
     """Return the blocks whose hooks read these layers; `"embed"` is read at the input of block 0."""
-    return {layer: blocks.modules[layer] for layer in sorted({0 if k == EMBED else int(k) for k in layers})}
+    return {0 if layer == EMBED else int(layer) for layer in layers}
+
+
+def deepest(layers: Sequence[Layer]) -> Layer:
+    """Return the layer that a forward reaches last."""
+    return max(layers, key=lambda layer: -1 if layer == EMBED else int(layer))

@@ -1,0 +1,504 @@
+"""Sites: the tensors of a block that can be read and written, located by a rule and verified on the model.
+
+`resid_pre` is the stream that enters a block, `attn_out` what attention adds to it, `mlp_out` what the MLP adds,
+`resid_mid` = `resid_pre + attn_out`, `resid_post` the stream that leaves the block, `z` the outputs of the attention
+heads, side by side, before the output projection. In a block with a recurrent layer or a convolution in the place of
+attention, `attn_out` is what that layer adds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from steerkit.models.blocks import Blocks, find_blocks
+from steerkit.models.hooks import (
+    HookPoint,
+    edit_points,
+    observe_modules,
+    observe_points,
+    stream_of,
+)
+from steerkit.models.model import device_of, evaluating, text_config, unwrap
+
+SITES = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+"""In the order in which a block computes them."""
+DEFAULT = "resid_post"
+Place = tuple[str, int]
+"""A site and a layer."""
+
+
+class NoSite(ValueError):
+    """The model does not have a site, or it could not be verified."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sites:
+    """The sites of a model.
+
+    Args:
+        points: (site, layer) -> where it is read and written, for every place that passed verification.
+        reasons: (site, layer) -> why it did not pass.
+        paths: (site, layer) -> path of the hooked module in its block, `""` for the block.
+        heads: layer -> number of heads in `z`, and the width of each.
+    """
+
+    points: Mapping[Place, HookPoint]
+    reasons: Mapping[Place, str]
+    paths: Mapping[Place, str]
+    heads: Mapping[int, tuple[int, int]]
+
+    def layers(self, site: str) -> list[int]:
+        """The layers at which a site was verified."""
+        return sorted(layer for name, layer in self.points if name == site)
+
+
+_found: weakref.WeakKeyDictionary[nn.Module, Sites] = weakref.WeakKeyDictionary()
+
+
+def check_name(site: Any) -> str:
+    """The name of a site; `ValueError` for any other value."""
+    if not isinstance(site, str) or site not in SITES:
+        raise ValueError(f"expected a site among {SITES}; got {site!r}. Pass one of them.")
+    return site
+
+
+def points_at(model: nn.Module, blocks: Blocks, places: Iterable[Place]) -> dict[Place, HookPoint]:
+    """Where these places are read and written.
+
+    Raises:
+        NoSite: the model does not have one of them, or it could not be verified; the message gives the reason.
+        ValueError: an unknown site or layer.
+    """
+    points: dict[Place, HookPoint] = {}
+    for site, layer in places:
+        blocks.check(layer)
+        if check_name(site) == DEFAULT:
+            points[site, layer] = HookPoint(blocks.modules[layer], "output", blocks.modules[layer])
+            continue
+        sites = find_sites(model)
+        if (site, layer) not in sites.points:
+            known = ", ".join(name for name in SITES if (name, layer) in sites.points or name == DEFAULT)
+            raise NoSite(
+                f"expected a verified site at layer {layer}; {site} is refused: {sites.reasons[site, layer]}. "
+                f"Use one that was verified there: {known}."
+            )
+        points[site, layer] = sites.points[site, layer]
+    return points
+
+
+def layers_with(model: nn.Module, blocks: Blocks, site: str) -> list[int]:
+    """The layers at which a site was verified, one at least.
+
+    Raises:
+        NoSite: there is none; the message gives the reason at layer 0.
+    """
+    if check_name(site) == DEFAULT:
+        return list(blocks.modules)
+    layers = find_sites(model).layers(site)
+    if not layers:
+        points_at(model, blocks, [(site, layer) for layer in blocks.modules])  # raises, with the reason
+    return layers
+
+
+def width_of(model: nn.Module, blocks: Blocks, site: str, layers: Iterable[int]) -> int:
+    """The width of the vectors at a site: `d_model`, for `z` the number of heads times their width.
+
+    Raises:
+        NoSite: see `points_at`.
+        ValueError: these layers have heads of different widths.
+    """
+    layers = list(layers)
+    points_at(model, blocks, [(site, layer) for layer in layers])
+    if site != "z":
+        return blocks.d_model
+    heads = find_sites(model).heads
+    widths = {layer: heads[layer][0] * heads[layer][1] for layer in layers}
+    if len(set(widths.values())) > 1:
+        raise ValueError(f"expected layers with equal widths of z; got {widths}. Pass layers of one width.")
+    return next(iter(widths.values()))
+
+
+def find_sites(model: nn.Module) -> Sites:
+    """The model's sites, each verified once per model, on a probe of five tokens.
+
+    A rule proposes the modules, and identities decide. Of all pairs of modules whose outputs a and m satisfy
+    `resid_pre + s a + t m = resid_post` with constants s and t, the outermost pair with s = t = 1 if there is one:
+    where a norm follows a sublayer, its output is the one that adds up. The output projection is the last linear layer
+    that a comes from and whose input holds `heads * head width` numbers. A place is verified if in the block, run
+    again,
+
+    - zeros written to `attn_out` give `resid_post = resid_pre + mlp_out`, and then no position depends on earlier ones;
+    - zeros written to `mlp_out` give `resid_post = resid_pre + attn_out`;
+    - another `resid_mid` gives `resid_post = resid_mid + mlp_out` and another `mlp_out`; in parallel blocks, whose MLP
+      does not read `attn_out`, there is no `resid_mid`;
+    - another `resid_pre` arrives as the stream that is added to;
+    - another `z` in the slice of each head changes `attn_out`, and zeros in all slices leave a constant.
+
+    Returns:
+        `Sites`.
+    """
+    base = unwrap(model)
+    blocks = find_blocks(model)
+    known = _found.get(base)
+    if known is not None and all(
+        blocks.modules[layer].get_submodule(path) is known.points[site, layer].module
+        for (site, layer), path in known.paths.items()
+    ):
+        return known
+    _found[base] = _searched(base, blocks)
+    return _found[base]
+
+
+@dataclass(eq=False)
+class _Call:
+    """One call of a module inside a block."""
+
+    path: str
+    module: nn.Module
+    entered: Tensor | None
+    left: Tensor | None = None
+
+
+@dataclass(eq=False)
+class _Run:
+    """A block's forward: its arguments, the streams before and after it, the calls of its modules in their order."""
+
+    block: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    entered: Tensor
+    left: Tensor | None = None
+    calls: list[_Call] = field(default_factory=list)
+
+    def again(
+        self, points: Mapping[str, HookPoint], edits: Mapping[str, Callable[[Tensor], Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The output of the block, run again with edits of these points, and the values of all points after them."""
+        read: dict[str, Tensor] = {}
+        edited = {name: points[name] for name in edits}
+        with (
+            edit_points(edited, lambda name, value: edits[name](value)),
+            observe_points(points, lambda name, value: read.__setitem__(name, value.clone())),
+        ):
+            out = stream_of(self.block(*self.args, **self.kwargs))
+        assert out is not None
+        return out.clone(), read
+
+
+def _searched(model: nn.Module, blocks: Blocks) -> Sites:
+    points: dict[Place, HookPoint] = {}
+    reasons: dict[Place, str] = {}
+    paths: dict[Place, str] = {}
+    heads: dict[int, tuple[int, int]] = {}
+    shared = _shared_modules(blocks)
+    with evaluating(model), torch.no_grad():
+        for layer, run in _recorded(model, blocks).items():
+            found, why, of_z = _sites_of(run, shared, _head_counts(model, layer))
+            for site in SITES[:-1]:
+                if site in found:
+                    path, point = found[site]
+                    points[site, layer], paths[site, layer] = point, path
+                else:
+                    reasons[site, layer] = why.get(site, "no module of the block holds it")
+            if of_z:
+                heads[layer] = of_z
+    return Sites(points, reasons, paths, heads)
+
+
+def _recorded(model: nn.Module, blocks: Blocks) -> dict[int, _Run]:
+    """The forward of each block on the probe."""
+    device = device_of(model)
+    ids = (torch.arange(1, 6, device=device) % text_config(model).vocab_size).unsqueeze(0)
+    modules = {
+        (layer, path): module for layer, block in blocks.modules.items() for path, module in block.named_modules()
+    }
+    runs: dict[int, _Run] = {}
+
+    def before(key: tuple[int, str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        layer, path = key
+        entered = stream_of(args) if args else stream_of(kwargs.get("hidden_states"))
+        entered = None if entered is None else entered.clone()
+        if path:
+            runs[layer].calls.append(_Call(path, modules[key], entered))
+            return
+        assert entered is not None  # as in the verification of the blocks
+        args = (entered, *args[1:]) if args else args
+        kwargs = kwargs if args else {**kwargs, "hidden_states": entered}
+        runs[layer] = _Run(modules[key], args, kwargs, entered)
+
+    def after(key: tuple[int, str], out: Any) -> None:
+        layer, path = key
+        left = stream_of(out)
+        left = None if left is None else left.clone()
+        if path:
+            call = next(one for one in reversed(runs[layer].calls) if one.path == path)
+            call.left = left
+        else:
+            runs[layer].left = left
+
+    with observe_modules(modules, before, after):
+        model(input_ids=ids, use_cache=False)
+    return runs
+
+
+def _head_counts(model: nn.Module, layer: int) -> tuple[int, set[int]]:
+    """The configured number of attention heads of a layer and the widths that one may have."""
+    config = text_config(model)
+    config = config.per_layer_config[layer] if getattr(config, "is_heterogeneous", False) else config
+    names = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
+    count = next((value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0), 0)
+    width = next((getattr(config, name, None) for name in ("hidden_size", "d_model", "n_embd")), None)
+    widths = {getattr(config, name, None) for name in ("head_dim", "v_head_dim", "kv_channels", "d_kv")}
+    if count and isinstance(width, int):
+        widths.add(width // count)
+    return count, {one for one in widths if isinstance(one, int) and one > 0}
+
+
+def _shared_modules(blocks: Blocks) -> set[nn.Module]:
+    """Modules that several blocks hold."""
+    seen: set[nn.Module] = set()
+    shared: set[nn.Module] = set()
+    for block in blocks.modules.values():
+        modules = set(block.modules())
+        shared |= seen & modules
+        seen |= modules
+    return shared
+
+
+Found = dict[str, tuple[str, HookPoint]]
+
+
+def _sites_of(
+    run: _Run, shared: set[nn.Module], heads: tuple[int, set[int]]
+) -> tuple[Found, dict[str, str], tuple[int, int] | None]:
+    """The verified sites of one block, the reasons for the others, and the number of heads and the width of `z`."""
+    block, close = run.block, _closeness(run.entered.dtype)
+    assert run.left is not None
+    found: Found = {"resid_pre": ("", HookPoint(block, "input", block))}
+    reasons: dict[str, str] = {}
+    if getattr(block, "_compiled_call_impl", None) is not None:
+        return {}, dict.fromkeys(SITES[:-1], "the block is compiled, and its modules run no hooks"), None
+    try:
+        same, _ = run.again({}, {})
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"the block cannot be run by itself ({type(error).__name__}: {error!s:.80})"
+        return {}, dict.fromkeys(SITES[:-1], reason), None
+    if not close(same, run.left):
+        return {}, dict.fromkeys(SITES[:-1], "the block run again returns another stream"), None
+    reason = "no two modules of the block have outputs that add up to what it adds to the stream"
+    for parts in _summands(run, shared, close):
+        verified = _verified(run, parts, close)
+        if not isinstance(verified, str):
+            found |= verified
+            break
+        reason = verified
+    if "attn_out" not in found:
+        return _pre_alone(run, close), dict.fromkeys(SITES[1:-1], reason), None
+    if "mlp_out" not in found:
+        reasons |= dict.fromkeys(("resid_mid", "mlp_out"), "the block adds one output to the stream, not two")
+    elif "resid_mid" not in found:
+        reasons["resid_mid"] = "the MLP does not read it: attention and MLP of the block read the same stream"
+    z, why = _heads(run, found["attn_out"], shared, heads, close)
+    if z is None:
+        reasons["z"] = why
+        return found, reasons, None
+    path, point, width = z
+    found["z"] = path, point
+    return found, reasons, (heads[0], width // heads[0])
+
+
+def _pre_alone(run: _Run, close: Callable[[Tensor, Tensor], bool]) -> Found:
+    """`resid_pre`, of a block whose other sites are unknown: what is written there is what the block reads."""
+    point = HookPoint(run.block, "input", run.block)
+    moved = _moved(run.entered)
+    written, _ = run.again({"resid_pre": point}, {"resid_pre": lambda _: moved})
+    args = (moved, *run.args[1:]) if run.args else run.args
+    kwargs = run.kwargs if run.args else {**run.kwargs, "hidden_states": moved}
+    given = stream_of(run.block(*args, **kwargs))
+    assert given is not None and run.left is not None
+    return {"resid_pre": ("", point)} if close(written, given) and not close(written, run.left) else {}
+
+
+def _closeness(dtype: torch.dtype) -> Callable[[Tensor, Tensor], bool]:
+    limit = 1e-4 if dtype in (torch.float32, torch.float64) else 0.03
+
+    def close(first: Tensor, second: Tensor) -> bool:
+        first, second = first.double().cpu(), second.double().cpu()
+        return float((first - second).norm()) <= limit * max(float(first.norm()), float(second.norm()), 1e-30)
+
+    return close
+
+
+def _moved(stream: Tensor) -> Tensor:
+    """Another stream: at each position a different multiple of a ramp is added."""
+    ramp = torch.linspace(-1, 1, stream.shape[-1], device=stream.device).roll(1)
+    steps = torch.linspace(0.5, 1.5, stream.shape[-2], device=stream.device)[:, None]
+    return (stream.float() + stream.float().std() * steps * ramp).to(stream.dtype)
+
+
+def _summands(run: _Run, shared: set[nn.Module], close: Callable[[Tensor, Tensor], bool]) -> Iterable[Found]:
+    """The modules whose outputs could be `attn_out` and `mlp_out`, the most likely first."""
+    assert run.left is not None
+    change = (run.left.double() - run.entered.double()).cpu()
+    flat_shape = (run.entered.shape[0] * run.entered.shape[1], run.entered.shape[-1])
+    counts = {call.path: sum(other.path == call.path for other in run.calls) for call in run.calls}
+    candidates: list[tuple[_Call, Tensor]] = []
+    for call in sorted(run.calls, key=lambda one: one.path.count(".")):
+        out = call.left
+        if out is None or counts[call.path] > 1 or call.module in shared or not out.is_floating_point():
+            continue
+        if out.shape not in (run.entered.shape, flat_shape):
+            continue
+        value = out.double().cpu().reshape(change.shape)
+        if float(value.norm()) > 0 and not any(torch.equal(value, other) for _, other in candidates):
+            candidates.append((call, value))
+    place = {call.path: number for number, call in enumerate(run.calls)}
+
+    def point(call: _Call, scale: float, adds: bool = False) -> tuple[str, HookPoint]:
+        assert call.left is not None
+        return call.path, HookPoint(call.module, "output", run.block, scale, adds, call.left.ndim == 2)
+
+    options: list[tuple[tuple[Any, ...], Found]] = []
+    for first, second in itertools.combinations(candidates, 2):
+        (a, m) = sorted((first, second), key=lambda one: place[one[0].path])
+        scales = _scales(change, (a[1], m[1]), close)
+        if scales is None:
+            continue
+        depth = a[0].path.count(".") + m[0].path.count(".")
+        for earlier, later, (s, t) in ((a[0], m[0], scales), (m[0], a[0], scales[::-1])):
+            parts = {
+                "attn_out": point(earlier, s),
+                "mlp_out": point(later, t),
+                "resid_mid": point(earlier, s, adds=True),
+            }
+            swapped = earlier is m[0]
+            options.append(((scales != (1.0, 1.0), swapped, depth), parts))
+    for call, value in candidates:
+        single = _scales(change, (value,), close)
+        if single is not None:
+            options.append(((True, True, call.path.count(".")), {"attn_out": point(call, single[0])}))
+    return [parts for _, parts in sorted(options, key=lambda one: one[0])]
+
+
+def _scales(
+    change: Tensor, parts: Sequence[Tensor], close: Callable[[Tensor, Tensor], bool]
+) -> tuple[float, ...] | None:
+    """The factors with which the parts add up to the change; None where there are none."""
+    if close(sum(parts, torch.zeros_like(change)), change):
+        return (1.0,) * len(parts)
+    columns = torch.stack([part.flatten() for part in parts], 1)
+    solved = torch.linalg.lstsq(columns, change.flatten()[:, None]).solution[:, 0]
+    if not close((columns @ solved).reshape(change.shape), change):
+        return None
+    if any(
+        float((part * factor).norm()) < 1e-3 * float(change.norm()) for part, factor in zip(parts, solved, strict=True)
+    ):
+        return None
+    return tuple(float(factor) for factor in solved)
+
+
+def _verified(run: _Run, parts: Found, close: Callable[[Tensor, Tensor], bool]) -> Found | str:
+    """These parts, if every identity holds (without `resid_mid` in a parallel block), or the one that does not."""
+    points = {"resid_pre": HookPoint(run.block, "input", run.block), **{name: one for name, (_, one) in parts.items()}}
+    has_mlp = "mlp_out" in parts
+
+    def again(**edits: Callable[[Tensor], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return run.again(points, edits)
+
+    def adds_up(out: Tensor, read: Mapping[str, Tensor]) -> bool:
+        parts = read["resid_pre"] + read["attn_out"]
+        return close(out, parts + read["mlp_out"] if has_mlp else parts)
+
+    moved = _moved(run.entered)
+    out, read = again(resid_pre=lambda _: moved)
+    if not adds_up(out, read) or not torch.equal(read["resid_pre"], moved):
+        return "another resid_pre does not arrive in the sum"
+    out, read = again(attn_out=torch.zeros_like)
+    if not adds_up(out, read) or float(read["attn_out"].norm()) > 0:
+        return "zeros written to attn_out do not arrive"
+    other_start = torch.cat([moved[:, :1], run.entered[:, 1:]], 1)
+    changed, _ = again(resid_pre=lambda _: other_start, attn_out=torch.zeros_like)
+    if not close(changed[:, 1:], out[:, 1:]):
+        return "positions read earlier ones also where attn_out is zero"
+    if not has_mlp:
+        return parts
+    mlp_of_pre = read["mlp_out"]
+    out, read = again(mlp_out=torch.zeros_like)
+    if not adds_up(out, read) or float(read["mlp_out"].norm()) > 0:
+        return "zeros written to mlp_out do not arrive"
+    plain = again()[1]["mlp_out"]
+    if torch.equal(mlp_of_pre, plain):
+        return {name: part for name, part in parts.items() if name != "resid_mid"}
+    out, read = again(resid_mid=lambda _: moved)
+    if not close(read["resid_mid"], moved) or not close(out, moved + read["mlp_out"]):
+        return "another resid_mid does not arrive in the sum"
+    of_other_pre = again(resid_pre=lambda value: value + _moved(value), resid_mid=lambda _: moved)[1]["mlp_out"]
+    if not close(of_other_pre, read["mlp_out"]) or close(read["mlp_out"], plain):
+        return "mlp_out is no function of resid_mid"
+    return parts
+
+
+def _heads(
+    run: _Run,
+    attn_out: tuple[str, HookPoint],
+    shared: set[nn.Module],
+    heads: tuple[int, set[int]],
+    close: Callable[[Tensor, Tensor], bool],
+) -> tuple[tuple[str, HookPoint, int] | None, str]:
+    """The path, point and width of `z`, or the reason why there is none."""
+    count, head_widths = heads
+    widths = {count * one for one in head_widths}
+    last = max(number for number, call in enumerate(run.calls) if call.path == attn_out[0])
+    reason = f"no linear layer before attn_out reads {count} heads of a configured width"
+    inside = attn_out[0] + "." if any(c.path.startswith(attn_out[0] + ".") for c in run.calls) else ""
+    for call in reversed(run.calls):
+        number = run.calls.index(call)
+        if number > last and not call.path.startswith(inside or "\0"):
+            continue
+        if not (isinstance(call.module, nn.Linear | Conv1D) or hasattr(call.module, "base_layer")):
+            continue
+        z, out = call.entered, call.left
+        if z is None or out is None or z.shape[-1] not in widths or out.shape[-1] != run.entered.shape[-1]:
+            continue
+        if call.module in shared or any(isinstance(one, nn.Conv1d) for one in _around(run.block, call.path).modules()):
+            continue
+        point = HookPoint(call.module, "input", run.block, flat=z.ndim == 2)
+        if why := _broken_heads(run, point, attn_out[1], count, close):
+            reason = why
+            continue
+        return (call.path, point, int(z.shape[-1])), ""
+    return None, reason
+
+
+def _around(block: nn.Module, path: str) -> nn.Module:
+    """The module that holds the one at this path."""
+    return block.get_submodule(path.rpartition(".")[0])
+
+
+def _broken_heads(
+    run: _Run, point: HookPoint, attn_out: HookPoint, count: int, close: Callable[[Tensor, Tensor], bool]
+) -> str | None:
+    """The identity that does not hold for `z`; None if all do."""
+    points = {"z": point, "attn_out": attn_out}
+    plain = run.again(points, {})[1]["attn_out"]
+    constant = run.again(points, {"z": torch.zeros_like})[1]["attn_out"]
+    if not close(constant, constant[:, :1].expand_as(constant)) or close(constant, plain):
+        return "zeros written before the output projection leave attn_out different between positions"
+    for head in range(count):
+
+        def without(z: Tensor, head: int = head) -> Tensor:
+            z = z.clone().unflatten(-1, (count, -1))
+            z[..., head, :] = 0
+            return z.flatten(-2)
+
+        if torch.equal(run.again(points, {"z": without})[1]["attn_out"], plain):
+            return f"attn_out does not depend on head {head}"
+    return None

@@ -1,0 +1,82 @@
+"""Sites that are read where nothing of the kind is added to the stream, or written where it does not arrive."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerkit.capture.resid import capture_resid
+from steerkit.models.blocks import find_blocks
+from steerkit.models.hooks import HookPoint, edit_points, observe_points
+from steerkit.models.sites import points_at
+from tests.tiny import tiny_model
+
+IDS = torch.tensor([[5, 17, 200, 33, 8]])
+Read = Callable[[Any, int], Tensor]
+Write = Callable[[Any, int, Tensor], Any]
+
+
+def check_the_parts_add_up(read: Read) -> None:
+    model = tiny_model("gemma2")
+    streams = {}
+    for site in ("resid_pre", "mlp_out", "resid_post"):
+        with torch.no_grad(), capture_resid(model, 1, site=site) as found:
+            model(input_ids=IDS)
+        streams[site] = found[1]
+    total = streams["resid_pre"] + read(model, 1) + streams["mlp_out"]
+    torch.testing.assert_close(total, streams["resid_post"])
+
+
+def what_is_added(model: Any, layer: int) -> Tensor:
+    with torch.no_grad(), capture_resid(model, layer, site="attn_out") as found:
+        model(input_ids=IDS)
+    return found[layer]
+
+
+def what_attention_returns(model: Any, layer: int) -> Tensor:
+    """The output of `self_attn`, which Gemma normalises before it is added."""
+    block = model.model.layers[layer]
+    found: dict[int, Tensor] = {}
+    with torch.no_grad(), observe_points({0: HookPoint(block.self_attn, "output", block)}, found.__setitem__):
+        model(input_ids=IDS)
+    return found[0]
+
+
+def check_a_written_middle_arrives(write: Write) -> None:
+    """With `resid_mid` of the last block set to m, its output is m plus the MLP of m."""
+    model = tiny_model("llama")
+    block = model.model.layers[3]
+    middle = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), write(model, 3, middle), capture_resid(model, 3) as found:
+        model(input_ids=IDS)
+    expected = middle + block.mlp(block.post_attention_layernorm(middle))
+    torch.testing.assert_close(found[3], expected.detach())
+
+
+@contextlib.contextmanager
+def through_the_sum(model: Any, layer: int, middle: Tensor) -> Iterator[None]:
+    with edit_points(points_at(model, find_blocks(model), [("resid_mid", layer)]), lambda _, __: middle):
+        yield
+
+
+@contextlib.contextmanager
+def at_the_second_norm(model: Any, layer: int, middle: Tensor) -> Iterator[None]:
+    """At the input of the norm before the MLP, where the residual connection has branched off already."""
+    block = model.model.layers[layer]
+    with edit_points({0: HookPoint(block.post_attention_layernorm, "input", block)}, lambda _, __: middle):
+        yield
+
+
+def plain(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
+    return lambda implementation, _: check(implementation)
+
+
+SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
+    "the parts of a block add up": (plain(check_the_parts_add_up), what_is_added, what_attention_returns),
+    "a written middle arrives": (plain(check_a_written_middle_arrives), through_the_sum, at_the_second_norm),
+}  # fmt: skip
