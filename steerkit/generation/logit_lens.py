@@ -91,7 +91,7 @@ def logit_lens(
     places = [_places(positions, number, len(ids)) for number, ids in enumerate(rows)]
     wanted = _targets(model, tokenizer, tokens)
     blocks, weights = find_blocks(model), fingerprint(model)
-    reader = _Streams([blocks.check(layer) for layer in resolve_layers(blocks, layers)])
+    reader = _Streams([blocks.check(layer) for layer in resolve_layers(model, blocks, layers)])
     frames: dict[int, pd.DataFrame] = {}
     with suspended(model) as active:
         each = steerings_per_row(steering, active, len(rows))
