@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
 from steerkit.capture.activations import Layer
@@ -183,7 +183,7 @@ def sweep(
 
 def _settings(samples: Any, temperature: Any, top_p: float, max_new_tokens: int, seed: Any) -> dict[str, Any]:
     """The settings of generated texts, with their defaults."""
-    if isinstance(samples, bool) or not isinstance(samples, Integral) or int(samples) < 1:
+    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 1:
         raise ValueError(f"expected at least one sample; got samples={samples!r}. Add some.")
     temperature = (0.0 if samples == 1 else 0.7) if temperature is None else float(temperature)
     if samples > 1 and temperature == 0:
