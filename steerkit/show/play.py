@@ -9,15 +9,17 @@ import json
 import queue
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from steerkit.generation.batches import in_batches
 from steerkit.generation.engine import Continuation, Engine, Row
+from steerkit.generation.projections import Monitor
 from steerkit.generation.sampling import OVERFLOWED, likeliest, random_stream, sample
 from steerkit.models.blocks import find_blocks
 from steerkit.models.context import context_length
@@ -53,6 +55,7 @@ class GenerationRequest:
         max_new_tokens: at most `MAX_NEW_TOKENS`.
         temperature: 0 is greedy; both texts draw the same random numbers.
         seed: sampling seed.
+        watch: vector name and layer whose projections shade the tokens; None for no shading.
     """
 
     prompt: str
@@ -63,6 +66,7 @@ class GenerationRequest:
     max_new_tokens: int = 80
     temperature: float = 0.0
     seed: int = 0
+    watch: tuple[str, int] | None = None
 
     @classmethod
     def from_json(cls, data: Any) -> GenerationRequest:
@@ -85,8 +89,9 @@ class GenerationRequest:
                 max_new_tokens=int(data["max_new_tokens"]),
                 temperature=float(data["temperature"]),
                 seed=int(data["seed"]),
+                watch=(str(data["watch"][0]), int(data["watch"][1])) if data.get("watch") else None,
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"expected prompt, chat, strengths and settings; got {data!s:.120} ({error!r}). Reload the page."
             ) from error
@@ -104,12 +109,54 @@ class GenerationRequest:
 
         `play` has checked that the vectors fit the model.
         """
-        if unknown := [name for name in self.strengths if name not in vectors]:
-            raise ValueError(f"expected a vector among {sorted(vectors)}; got {unknown[0]!r}. Reload the page.")
+        self._check(vectors, self.strengths)
         return tuple(
             Steering(vectors[name], coefficient, self.positions, self.operation, foreign=True, layer=layer)
             for name, (layer, coefficient) in self.strengths.items()
         )
+
+    def watched(self, vectors: Mapping[str, SteeringVector]) -> dict[str, SteeringVector]:
+        """The watched vector with its layer, by name; none without `watch`. `ValueError` as `steerings`."""
+        if self.watch is None:
+            return {}
+        name, layer = self.watch
+        self._check(vectors, [name])
+        return {name: vectors[name].at(layer)}
+
+    def _check(self, vectors: Mapping[str, SteeringVector], names: Iterable[str]) -> None:
+        if unknown := [name for name in names if name not in vectors]:
+            raise ValueError(f"expected a vector among {sorted(vectors)}; got {unknown[0]!r}. Reload the page.")
+
+
+class Texts(NamedTuple):
+    """Both texts so far.
+
+    Args:
+        unsteered: the text without steering.
+        steered: the text with it.
+        tokens: per text, `(end, projection)` of each token that was read: where it ends in the text, and the projection
+            of its stream on the watched direction, after the steering of that layer. The last token is read one step
+            later. Empty without `watch`.
+    """
+
+    unsteered: str
+    steered: str
+    tokens: tuple[list[tuple[int, float]], list[tuple[int, float]]]
+
+
+class _Written:
+    """The text of a row so far, and where each of its tokens ends in it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.text, self.ends = tokenizer, "", list[int]()
+
+    def extend(self, ids: Sequence[int]) -> None:
+        """Decode the tokens that are new. A character that several tokens share belongs to the last of them."""
+        for count in range(len(self.ends) + 1, len(ids) + 1):
+            text = decode_ids(self.tokenizer, ids[:count])
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.text, text, strict=False)))
+            self.ends = [*(min(end, same) for end in self.ends), len(text)]
+            self.text = text
 
 
 def stream(
@@ -118,8 +165,8 @@ def stream(
     vectors: Mapping[str, SteeringVector],
     request: GenerationRequest,
     stopped: threading.Event,
-) -> Generator[tuple[str, str]]:
-    """Yield the `(unsteered, steered)` texts so far after each token; both rows share a batch.
+) -> Generator[Texts]:
+    """Yield both texts so far after each token, with the projections of the tokens; both rows share a batch.
 
     Args:
         stopped: set it to end the decoding at the next token.
@@ -136,11 +183,22 @@ def stream(
             f"expected prompt and new tokens within the context of {limit}; got {len(ids)} + {request.max_new_tokens}. "
             "Shorten either."
         )
-    progress: queue.Queue[Any] = queue.Queue()  # token ids of both rows so far, an exception, or None at the end
-    choose = _choose(request, ends_of(model, tokenizer), progress, stopped)
+    watched = request.watched(vectors)
+    monitor = Monitor(watched, len(rows)) if watched else None
+    tokens: tuple[list[int], list[int]] = ([], [])
+    progress: queue.Queue[Any] = queue.Queue()  # ids and projections of both rows so far, an exception, or None
+
+    def report() -> None:
+        values = [[after for ((_, after),) in row] for row in monitor.rows] if monitor else [[], []]
+        progress.put([([id for id in row if id != ENDED], read) for row, read in zip(tokens, values, strict=True)])
+
+    choose = _choose(request, ends_of(model, tokenizer), tokens, report, stopped)
 
     def decode(engine: Engine, numbers: Any) -> list[Continuation]:
-        return engine.decode(request.max_new_tokens, ends_of(model, tokenizer), choose)
+        done = engine.decode(request.max_new_tokens, ends_of(model, tokenizer), choose, monitor)
+        if monitor:
+            report()  # with the last token, which was forwarded after its choice
+        return done
 
     def run() -> None:
         try:
@@ -151,6 +209,7 @@ def stream(
             progress.put(error)
 
     worker = threading.Thread(target=run, daemon=True)
+    written = _Written(tokenizer), _Written(tokenizer)
     worker.start()
     try:
         while (item := progress.get()) is not None:
@@ -158,19 +217,24 @@ def stream(
                 return
             if isinstance(item, Exception):
                 raise item
-            unsteered, steered = (decode_ids(tokenizer, row) for row in item)
-            yield unsteered, steered
+            for row, (ids_so_far, _) in zip(written, item, strict=True):
+                row.extend(ids_so_far)
+            read = [list(zip(row.ends, values, strict=False)) for row, (_, values) in zip(written, item, strict=True)]
+            yield Texts(written[0].text, written[1].text, (read[0], read[1]))
     finally:  # wait until no forward runs through the model's hooks
         stopped.set()
         worker.join()
 
 
 def _choose(
-    request: GenerationRequest, ends: frozenset[int], progress: queue.Queue[Any], stopped: threading.Event
+    request: GenerationRequest,
+    ends: frozenset[int],
+    tokens: Sequence[list[int]],
+    report: Callable[[], None],
+    stopped: threading.Event,
 ) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
-    """The choice of each next token, which also reports the token ids of both rows to `progress`."""
+    """The choice of each next token, which is appended to `tokens` of its row and reported."""
     uniform = torch.from_numpy(random_stream((request.seed, request.prompt, 0), request.max_new_tokens)).float()
-    tokens: Sequence[list[int]] = ([], [])
 
     def choose(logits: torch.Tensor, alive: torch.Tensor, step: int) -> torch.Tensor:
         if stopped.is_set():
@@ -185,7 +249,7 @@ def _choose(
         for row, token in zip(alive.tolist(), chosen.tolist(), strict=True):
             has_ended = token in ends or tokens[row][-1:] == [ENDED]
             tokens[row].append(ENDED if has_ended else token)
-        progress.put([[token for token in row if token != ENDED] for row in tokens])
+        report()
         return chosen
 
     return choose
@@ -236,8 +300,8 @@ def app(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector],
             async with one_at_a_time:
                 texts = stream(model, tokenizer, vectors, request, threading.Event())
                 try:
-                    async for unsteered, steered in iterate_in_threadpool(texts):
-                        yield json.dumps({"unsteered": unsteered, "steered": steered}) + "\n"
+                    async for shown in iterate_in_threadpool(texts):
+                        yield json.dumps(shown._asdict()) + "\n"
                 except ValueError as error:
                     yield json.dumps({"error": str(error)}) + "\n"
                 finally:

@@ -21,7 +21,8 @@ pytest.importorskip("uvicorn", reason="the extra `play` is not installed")
 import uvicorn
 from starlette.testclient import TestClient
 
-from steerkit.show.play import GenerationRequest, app, play, stream
+from steerkit.show.play import GenerationRequest, _Written, app, play, stream
+from steerkit.sweeps.projections import _token_ends
 from tests.browser import Tab
 
 REQUEST = {
@@ -51,17 +52,53 @@ def test_the_last_texts_are_those_of_generate_and_the_steering_changes_one(parts
     request = GenerationRequest.from_json({**REQUEST, "temperature": temperature})
     texts = list(stream(model, tokenizer, vectors, request, threading.Event()))
     assert len(texts) <= 8 and texts[-1][0] != texts[-1][1]
-    assert all(after.startswith(before[:-1]) for (before, _), (after, _) in pairwise(texts))
+    assert all(after.unsteered.startswith(before.unsteered[:-1]) for before, after in pairwise(texts))
     if not temperature:
         asked = [[{"role": "user", "content": "tell me"}]] * 2
         steering = sk.Steering(vectors["up"].at(1), 1.0, "from_last_prompt_token")
         whole = sk.generate(model, tokenizer, asked, max_new_tokens=8, steering=[None, steering])
-        assert list(texts[-1]) == whole
+        assert list(texts[-1][:2]) == whole
 
 
 def test_without_steering_both_texts_are_the_same(parts) -> None:
     request = GenerationRequest.from_json({**REQUEST, "strengths": {"up": [1, 0]}, "temperature": 1.0})
-    assert all(a == b for a, b in stream(*parts, request, threading.Event()))
+    assert all(one.unsteered == one.steered for one in stream(*parts, request, threading.Event()))
+
+
+def test_tokens_are_shaded_live_by_the_projections_of_generate(parts) -> None:
+    model, tokenizer, vectors = parts
+    request = GenerationRequest.from_json({**REQUEST, "watch": ["up", 2]})
+    texts = list(stream(model, tokenizer, vectors, request, threading.Event()))
+    asked = [[{"role": "user", "content": "tell me"}]] * 2
+    steering = [None, sk.Steering(vectors["up"].at(1), 1.0)]
+    watch = {"up": vectors["up"].at(2)}
+    wanted = sk.generate(model, tokenizer, asked, max_new_tokens=8, steering=steering, watch=watch)
+    for text, tokens, one in zip(texts[-1][:2], texts[-1].tokens, wanted, strict=True):
+        ends = [end for end, _ in tokens]
+        assert text == one.text and ends == sorted(ends) and ends[-1] == len(text)
+        values = one.projections["up"]["after"].tolist()
+        assert [value for _, value in tokens] == pytest.approx(values[: len(tokens)]) and len(tokens) >= len(values) - 1
+    counts = [len(one.tokens[0]) for one in texts]
+    assert counts == [*range(len(counts))]  # a token is read one step after its choice
+    without = stream(model, tokenizer, vectors, GenerationRequest.from_json(REQUEST), threading.Event())
+    assert [one[:2] for one in without] == [one[:2] for one in texts[:-1]]
+
+
+@pytest.mark.parametrize("watch", [["down", 1], ["up", 3]])
+def test_a_watched_vector_or_layer_that_is_not_there_comes_as_a_line(client, watch) -> None:
+    reply = client.post("/stream", json={**REQUEST, "watch": watch}, headers=token(client))
+    assert "expected" in reply.json()["error"]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2])
+@pytest.mark.parametrize("text", ["Hi", "caf\u00e9!", "a \U0001f602!", "\U0001f602"])
+def test_tokens_of_a_text_that_grows_end_where_those_of_the_whole_text_do(text: str, cut: int) -> None:
+    tokenizer = tiny_tokenizer()  # each byte is a token
+    ids = tokenizer(text)["input_ids"][: -cut or None]
+    written = _Written(tokenizer)
+    for count in range(1, len(ids) + 1):
+        written.extend(ids[:count])
+    assert written.ends == (_token_ends(tokenizer, ids) if ids else [])
 
 
 def test_a_client_that_disconnects_stops_the_model(parts) -> None:
@@ -99,7 +136,7 @@ def test_bad_requests_are_refused_by_name(client, change, message) -> None:
 def test_a_vector_can_be_ablated(parts) -> None:
     model, tokenizer, vectors = parts
     request = GenerationRequest.from_json({**REQUEST, "operation": "ablate"})
-    steered = list(stream(model, tokenizer, vectors, request, threading.Event()))[-1][1]
+    steered = list(stream(model, tokenizer, vectors, request, threading.Event()))[-1].steered
     steering = sk.Steering(vectors["up"], 1.0, operation="ablate", layer=1)
     asked = [[{"role": "user", "content": "tell me"}]]
     assert [steered] == sk.generate(model, tokenizer, asked, max_new_tokens=8, steering=steering)
@@ -189,6 +226,8 @@ def test_in_a_browser_the_slider_steers_the_real_model_and_both_texts_stream(
     assert expected[0] != expected[1]
     assert len(tab.js("seen")) > 3, "the text came at once, not token by token"
     assert tab.js("document.querySelector('#steered mark').textContent") != ""
+    assert tab.js("document.querySelectorAll('#steered .token, #unsteered .token').length") >= 12
+    assert "Projection on warm" in tab.js("at('scale').textContent")
 
 
 def test_in_a_browser_hostile_names_and_texts_are_only_text(tab: Tab, parts: Any) -> None:
