@@ -46,6 +46,11 @@ ANALYSES = {
         "suppress a malicious agent's trait, and measure what it costs",
         "--run runs/imad-tiny/malice/seed-0 --words fools,ha --out runs/analysis",
     ),
+    "judge": Analysis(
+        "analysis.recipes.judge",
+        "agreement of a judge with 50 texts labelled by hand",
+        "--url http://127.0.0.1:8000 --model MODEL --out results/recipes/judge",
+    ),
     "protocol": Analysis(
         "analysis.paper.protocol",
         "the paper's steering protocol, with random, shuffled and planted directions",

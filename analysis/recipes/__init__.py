@@ -1,0 +1,1 @@
+"""Tables of the recipes on real checkpoints."""
