@@ -13,7 +13,7 @@ import pandas as pd
 
 import steerkit as sk
 from steerkit.io.files import sha256
-from steerkit.io.ranks import in_first_process
+from steerkit.io.ranks import barrier, in_first_process
 from steerkit.io.run_folder import check_config
 from steerkit.io.signals import restore_interrupt
 from steerkit.io.tables import read_table, write_table
@@ -22,6 +22,7 @@ from steerkit.text.traces import DebateTrace, read_traces
 from training.debates.answerers import LocalModel, Sampling
 from training.debates.debate import TRACES, Setting, run_debates
 from training.debates.personas import Cast, cast_of, self_checking
+from training.debates.shared import Shared
 from training.devices import DEVICES, Device, this_device
 from training.estimate import estimate, shape_of
 from training.evaluate.methods import DEBATES, debates, one_answer, self_consistency
@@ -244,6 +245,8 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
 def evaluate(run: Run, base: str | Path, checkpoints: Mapping[str, Path]) -> pd.DataFrame:
     """Evaluate every method on the same test questions, sampled and greedy; finished methods are read from disk.
 
+    Processes started by torchrun share the questions; each makes this call.
+
     Args:
         run: the run.
         base: checkpoint of the untrained methods.
@@ -262,7 +265,8 @@ def evaluate(run: Run, base: str | Path, checkpoints: Mapping[str, Path]) -> pd.
 
 def _debate_test_questions(run: Run, base: str | Path) -> None:
     folder = run.folder / "evaluation" / "sampled" / "debates"
-    debates(run.test_problems, run.load_answerer(base), run.cast, run.debate_setting(run.sampling()), folder)
+    setting = run.debate_setting(run.sampling())
+    debates(run.test_problems, run.load_answerer(base), run.cast, setting, folder, shared=True)
 
 
 def _evaluations(
@@ -276,19 +280,26 @@ def _evaluations(
     def stored(methods: Sequence[str], work: Callable[[], list[pd.DataFrame]]) -> dict[str, pd.DataFrame]:
         """The tables of methods that are evaluated together, from disk if they are there."""
         paths = {method: folder / f"{sha256(method)[:8]}.parquet" for method in methods}
-        if not all(path.exists() for path in paths.values()):
-            for (method, path), table in zip(paths.items(), work(), strict=True):
-                write_table(path, table, {"method": method, "sampling": asdict(sampling)})
+        finished = all(path.exists() for path in paths.values())
+        barrier()  # all processes have looked before the first one writes
+        if not finished:
+            named = list(zip(paths.items(), work(), strict=True))
+
+            def write() -> None:
+                for (method, path), table in named:
+                    write_table(path, table, {"method": method, "sampling": asdict(sampling)})
+
+            in_first_process(write)
         return {method: read_table(path)[0] for method, path in paths.items()}
 
     def debate(cast: Cast, name: str, methods: Sequence[str]) -> list[pd.DataFrame]:
-        tables = debates(problems, answerer, cast, run.debate_setting(sampling), folder / name)
+        tables = debates(problems, answerer, cast, run.debate_setting(sampling), folder / name, shared=True)
         return [tables[method] for method in methods]
 
     def answer(checkpoint: Path) -> list[pd.DataFrame]:
-        return [one_answer(problems, run.load_answerer(checkpoint), bare, sampling)]
+        return [one_answer(problems, Shared(run.load_answerer(checkpoint)), bare, sampling)]
 
-    tables = stored(("Single",), lambda: [one_answer(problems, answerer, ask, sampling)])
+    tables = stored(("Single",), lambda: [one_answer(problems, Shared(answerer), ask, sampling)])
     tables |= stored(DEBATES, lambda: debate(run.cast, "debates", DEBATES))
     if run.preset.self_check:
         tables |= stored((SELF_CHECKING,), lambda: debate(self_checking(run.cast), "self-checks", DEBATES[:1]))
@@ -300,7 +311,7 @@ def _evaluations(
             ratio = _mean_tokens(tables[method]) / _mean_tokens(tables["Single"])
             samples[f"Self-consistency at {method}'s tokens"] = max(1, round(ratio))
         counts = list(samples.values())
-        tables |= stored(tuple(samples), lambda: self_consistency(problems, answerer, ask, sampling, counts))
+        tables |= stored(tuple(samples), lambda: self_consistency(problems, Shared(answerer), ask, sampling, counts))
     yield from tables.items()
 
 
@@ -311,7 +322,7 @@ def _mean_tokens(rows: pd.DataFrame) -> float:
 def run_all(run: Run, only: Sequence[str] = ()) -> pd.DataFrame | None:
     """Run all stages; a stage whose output exists is skipped.
 
-    Processes started by torchrun train together. The first process does the other stages.
+    Processes started by torchrun train together, and share debates and test questions. The first process writes.
 
     Args:
         run: the run.
@@ -334,20 +345,21 @@ def run_all(run: Run, only: Sequence[str] = ()) -> pd.DataFrame | None:
     base = base_checkpoint(run)
     trained = recipes(run, base)
     if only:
-        work = {DEBATES[0]: lambda: in_first_process(lambda: _debate_test_questions(run, base)), **trained}
+        work = {DEBATES[0]: lambda: _debate_test_questions(run, base), **trained}
         if unknown := [method for method in only if method not in work]:
             raise ValueError(f"expected methods among {list(work)}; got {unknown}. Pass one of these.")
         for method in only:
             work[method]()
         return None
     checkpoints = {method: recipe() for method, recipe in trained.items()}
+    rows = evaluate(run, base, checkpoints)
 
-    def evaluate_all() -> pd.DataFrame:
+    def write() -> pd.DataFrame:
         kept = len(read_traces(run.folder / "debates" / TRACES))
         meta = {"preset": preset, "kept_traces": kept, "versions": versions()}
-        return write_results(run.folder, evaluate(run, base, checkpoints), "IMAD", meta)
+        return write_results(run.folder, rows, "IMAD", meta)
 
-    return in_first_process(evaluate_all)
+    return in_first_process(write)
 
 
 def _hide_library_progress() -> None:

@@ -89,7 +89,12 @@ def _row(problem: Problem, replies: Sequence[Reply]) -> dict[str, Any]:
 
 
 def debates(
-    problems: Sequence[Problem], answerer: Answerer, cast: Cast, setting: Setting, out: str | Path | None = None
+    problems: Sequence[Problem],
+    answerer: Answerer,
+    cast: Cast,
+    setting: Setting,
+    out: str | Path | None = None,
+    shared: bool = False,
 ) -> dict[str, pd.DataFrame]:
     """Debate each problem.
 
@@ -99,6 +104,7 @@ def debates(
         cast: the agents.
         setting: rounds, early stop and sampling.
         out: run folder of `training.debates.debate.run_debates`.
+        shared: see `run_debates`.
 
     Returns:
         Two tables with the columns of `one_answer`. `Debate`: strict majority of the last round, tokens of all calls.
@@ -109,7 +115,7 @@ def debates(
         >>> tables = debates(problems, answerer, cast_of("diverse"), Setting())
         >>> tables["Debate"]["correct"].mean()
     """
-    whole = run_debates(problems, answerer, cast, setting, out)
+    whole = run_debates(problems, answerer, cast, setting, out, shared)
     first_rounds = [Debate(debate.problem, debate.calls[: debate.agents], debate.agents) for debate in whole]
     return dict(zip(DEBATES, (_debate_rows(whole), _debate_rows(first_rounds)), strict=True))
 
