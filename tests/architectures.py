@@ -11,8 +11,8 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
 
@@ -24,6 +24,8 @@ from steerkit.io.files import write_text
 from steerkit.io.signals import restore_interrupt
 from steerkit.io.versions import versions
 from steerkit.models.blocks import NoResidualStream, find_blocks
+from steerkit.models.site_names import DEFAULT, SITES
+from steerkit.models.sites import find_sites
 from tests.small_models import build
 from tests.tiny import tiny_tokenizer
 
@@ -66,6 +68,15 @@ ABOUT = (
     "ones, are the same in a cached batch and one prompt at a time without a cache. **Refused** models raise an "
     "error that names the reason; none is read silently wrong."
 )
+COLUMNS = [site for site in SITES if site != DEFAULT]
+PARTS = ("attn_out", "mlp_out")
+ABOUT_SITES = (
+    "A column per site besides `resid_post`: **yes** where it was verified in all four blocks, the blocks where it was "
+    "verified in some, and - where it was refused by name. Blocks with attention and MLP in parallel have no "
+    "`resid_mid`; recurrent blocks have no heads `z`; blocks that normalise the sum of stream and sublayer (BERT, "
+    "BART), or add more than two outputs, have no part that is added as it is. **Complete** are types whose every "
+    "block has each part that it adds verified: {complete} of {works}."
+)
 NOTES = (
     "Models that cannot be padded on the left (positions counted by the column, recurrent layers that read pads) "
     "are batched by prompt length. Those whose layers forget between chunks of several tokens are scored token by "
@@ -85,12 +96,27 @@ class Verdict:
         made: the class that was built, or the one in the mapping.
         state: `works`; `refused`, by name and with the reason; `wrong`, a check failed; `not built`.
         note: the path of its blocks and what differs from other models, or the reason why it does not work.
+        sites: site -> the layers at which it was verified.
+        layers: number of its blocks.
     """
 
     name: str
     made: str
     state: str
     note: str
+    sites: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    layers: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether in every block a part that it adds was verified; where it adds two, both are or none is."""
+        parts = {layer for part in PARTS for layer in self.sites.get(part, ())}
+        return self.layers > 0 and len(parts) == self.layers
+
+    def cell(self, site: str) -> str:
+        """The layers of a site, as the page shows them."""
+        found = self.sites.get(site, ())
+        return "yes" if len(found) == self.layers else ", ".join(map(str, found)) or "-"
 
 
 def judge(name: str) -> Verdict:
@@ -104,7 +130,9 @@ def judge(name: str) -> Verdict:
         path = find_blocks(model).path
     except NoResidualStream as error:
         return Verdict(name, made, "refused", _reason(error))
-    return _verdict(name, made, path, examine(model, tiny_tokenizer()))
+    verdict = _verdict(name, made, path, examine(model, tiny_tokenizer()))
+    found = {site: find_sites(model).layers(site) for site in COLUMNS}
+    return dataclasses.replace(verdict, sites=found, layers=len(find_blocks(model)))
 
 
 def _verdict(name: str, made: str, path: str, findings: Sequence[Finding]) -> Verdict:
@@ -154,6 +182,7 @@ def apart(name: str) -> Verdict:
 def page(verdicts: Sequence[Verdict]) -> str:
     """The text of docs/architectures.md."""
     count = Counter(verdict.state for verdict in verdicts)
+    works = [verdict for verdict in verdicts if verdict.state == "works"]
     about = versions()
     lines = [
         "# Architectures",
@@ -162,13 +191,19 @@ def page(verdicts: Sequence[Verdict]) -> str:
         "",
         *wrap(NOTES, 120),
         "",
+        *wrap(ABOUT_SITES.format(complete=sum(one.complete for one in works), works=len(works)), 120),
+        "",
         ", ".join(f"{count[state]} {state}" for state in ("works", "refused", "wrong", "not built")) + ".",
     ]
     for state in ("wrong", "not built", "refused", "works"):
         rows = [verdict for verdict in verdicts if verdict.state == state]
         if rows:
-            lines += ["", f"## {state.capitalize()} ({len(rows)})", "", "| model type | class | |", "|---|---|---|"]
-            lines += [f"| {row.name} | {row.made} | {_explained(row)} |" for row in rows]
+            columns = COLUMNS if state == "works" else []
+            heads = ["model type", "class", *columns, ""]
+            lines += ["", f"## {state.capitalize()} ({len(rows)})", "", f"| {' | '.join(heads)} |"]
+            lines.append("|---" * len(heads) + "|")
+            cells = [[row.name, row.made, *map(row.cell, columns), _explained(row)] for row in rows]
+            lines += [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join(lines) + "\n"
 
 
@@ -185,7 +220,8 @@ def main(names: Sequence[str]) -> None:
     verdicts = []
     for name in names or sorted(CLASSES):
         verdicts.append(apart(name))
-        print(" | ".join(dataclasses.astuple(verdicts[-1])), flush=True)
+        one = verdicts[-1]
+        print(" | ".join([one.name, one.made, one.state, *map(one.cell, COLUMNS), one.note]), flush=True)
     if not names:
         write_text(PAGE, page(verdicts))
 

@@ -175,7 +175,7 @@ HOSTILE_VECTORS: dict[str, Any] = {
     "a header of ours that is no JSON": lambda p: with_header(p, "{"),
     "a header of ours nested without end": lambda p: with_header(p, "[" * 10**5),
     "a key twice": lambda p: with_header(p, json.dumps(header())[:-1] + ', "hook_point": "resid_post"}'),
-    "another hook point": lambda p: with_header(p, json.dumps(header(hook_point="resid_pre"))),
+    "another hook point": lambda p: with_header(p, json.dumps(header(hook_point="ln_final"))),
     "another way to count layers": lambda p: with_header(p, json.dumps(header(layer_convention="1-based"))),
     "another format": lambda p: with_header(p, json.dumps(header(format="steerkit.vector/2"))),
     "a path for a layer": lambda p: with_header(p, json.dumps(header()), **{"../../layer.1": torch.ones(4)}),

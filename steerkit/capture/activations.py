@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.capture.layers import EMBED, Layer, layer_index
-from steerkit.models.sites import DEFAULT
+from steerkit.models.site_names import DEFAULT
 
 SHOWN_LAYERS = 6
 SHOWN_LABELS = 6

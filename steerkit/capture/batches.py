@@ -17,7 +17,7 @@ from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.hooks import StopForward, check_called
 from steerkit.models.kernels import running
 from steerkit.models.model import device_of
-from steerkit.models.sites import DEFAULT
+from steerkit.models.site_names import DEFAULT
 from steerkit.text.spans import Passage
 from steerkit.text.tokens import pad
 

@@ -19,7 +19,8 @@ from steerkit.capture.resid import block_numbers, resolve_layers
 from steerkit.capture.texts import LabelledText, Texts, labelled_texts, texts_sha256, tokenise
 from steerkit.models.blocks import find_blocks
 from steerkit.models.identity import describe
-from steerkit.models.sites import DEFAULT, width_of
+from steerkit.models.site_names import DEFAULT
+from steerkit.models.sites import width_of
 from steerkit.text.pairs import ContrastPair
 from steerkit.text.spans import Passage
 

@@ -14,7 +14,7 @@ from steerkit.capture.pooling import mean_pool
 from steerkit.capture.resid import resolve_layers
 from steerkit.models.blocks import find_blocks
 from steerkit.models.context import check_fits
-from steerkit.models.sites import DEFAULT
+from steerkit.models.site_names import DEFAULT
 from steerkit.text.prompt import PromptLike, encode_prompt
 from steerkit.text.spans import Passage
 from steerkit.text.tokens import Ids, continuation_ids

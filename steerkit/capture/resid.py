@@ -12,7 +12,8 @@ from steerkit.capture.layers import EMBED, Layer, Layers, layer_list
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.hooks import check_called, counted_forwards, observe_points, observe_streams
 from steerkit.models.model import unwrap
-from steerkit.models.sites import DEFAULT, layers_with, points_at
+from steerkit.models.site_names import DEFAULT
+from steerkit.models.sites import layers_with, points_at
 
 
 @contextlib.contextmanager

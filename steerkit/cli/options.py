@@ -28,6 +28,9 @@ Position = Annotated[
         help="Tokens to read: last, first, mean, letter (A of an answer (A)), or an index into the continuation."
     ),
 ]
+Site = Annotated[
+    str, typer.Option(help="What is read of a block: resid_post, resid_pre, resid_mid, attn_out, mlp_out or z (heads).")
+]
 Positions = Annotated[
     str,
     typer.Option(

@@ -14,9 +14,11 @@ from steerkit.cli.options import (
     LoadOptions,
     Pairs,
     Position,
+    Site,
     load_model,
     with_load_options,
 )
+from steerkit.models.site_names import DEFAULT, check_name
 from steerkit.show.terminal import facts, table
 
 
@@ -28,6 +30,7 @@ def extract(
     out: Annotated[Path, typer.Option(help="The safetensors file to write.")] = Path("vector.safetensors"),
     position: Position = "last",
     layers: Annotated[str, typer.Option(help="all, or block indices with commas: 8,12,16.")] = "all",
+    site: Site = "resid_post",
     as_json: Json = False,
 ) -> None:
     """Extract a vector: the difference in means of pairs.
@@ -35,13 +38,14 @@ def extract(
     Example: steerkit extract CHECKPOINT pairs.jsonl --out persona.safetensors
     """
     read_position, read_layers = parse_position(position), parse_layers(layers)
+    check_name(site)
     loading.check(checkpoint)
     check_output(out)
     contrast = read_pairs_file(pairs)
     import steerkit as sk
 
     model, tokenizer = load_model(checkpoint, loading)
-    means = sk.collect_means(model, tokenizer, contrast, layers=read_layers, position=read_position)
+    means = sk.collect_means(model, tokenizer, contrast, layers=read_layers, site=site, position=read_position)
     vector = sk.difference_in_means(means)
     vector.save(out)
     norms = vector.norms()
@@ -56,6 +60,7 @@ def probe(
     pairs: Pairs,
     loading: LoadOptions,
     position: Position = "last",
+    site: Site = "resid_post",
     seed: Annotated[int, typer.Option(help="Seed of the folds and of the shuffled labels.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -66,14 +71,15 @@ def probe(
     Example: steerkit probe CHECKPOINT pairs.jsonl --position mean
     """
     read_position = parse_position(position)
+    check_name(site)
     loading.check(checkpoint)
     contrast = read_pairs_file(pairs)
     import steerkit as sk
     from steerkit.models.blocks import find_blocks
 
     model, tokenizer = load_model(checkpoint, loading)
-    layers = ["embed", *range(len(find_blocks(model)))]
-    activations = sk.collect(model, tokenizer, contrast, layers=layers, position=read_position)
+    layers = ["embed", *range(len(find_blocks(model)))] if site == DEFAULT else "all"
+    activations = sk.collect(model, tokenizer, contrast, layers=layers, site=site, position=read_position)
     table("held-out accuracy of linear probes, by layer", sk.probe_layers(activations, seed=seed).table, as_json)
 
 

@@ -24,6 +24,8 @@ from steerkit.models.ends import ends_of
 from steerkit.models.identity import describe, fingerprint, template_changes
 from steerkit.models.kernels import running
 from steerkit.models.model import device_of, unwrap
+from steerkit.models.site_names import DEFAULT, SITES
+from steerkit.models.sites import find_sites, layers_with, width_of
 from steerkit.steering.operations import OPERATIONS
 from steerkit.steering.steering import Steering
 from steerkit.text.prompt import encode_prompt, render
@@ -62,6 +64,35 @@ def residual_stream(model: nn.Module, tokenizer: Any) -> Result:
     return "ok", (
         f"{len(blocks)} blocks at {blocks.path}, d_model {blocks.d_model}; each receives what the one before returned"
     )
+
+
+def sites(model: nn.Module, tokenizer: Any) -> Result:
+    """Find the verified sites, and check at each that coefficient 0 changes no bit and that a push arrives."""
+    blocks = find_blocks(model)
+    found = find_sites(model)
+    ids = _ids(model, tokenizer, TEXTS[0])
+    plain = _logits(model, ids)
+    shown, notes = [], []
+    for site in SITES:
+        layers = layers_with(model, blocks, site) if site == DEFAULT or found.layers(site) else []
+        if len(layers) < len(blocks):
+            layer = next(layer for layer in blocks.modules if layer not in layers)
+            notes.append(f"{site} at {layers or 'no layer'}: {found.reasons[site, layer]}")
+        else:
+            shown.append(site)
+        for layer in layers[:1]:
+            generator = torch.Generator().manual_seed(0)
+            width = width_of(model, blocks, site, [layer])
+            push = SteeringVector({layer: torch.randn(width, generator=generator)}, site=site)
+            with Steering(push, 0.0, "all", foreign=True).on(model):
+                zero = _logits(model, ids)
+            with Steering(push, 1.0, "all", foreign=True).on(model):
+                moved = _logits(model, ids)
+            if not torch.equal(zero, plain):
+                return "failed", f"coefficient 0 at {site} of block {layer} changes the logits"
+            if torch.equal(moved, plain):
+                return "failed", f"a push at {site} of block {layer} does not change the logits"
+    return "note" if notes else "ok", "; ".join([f"{', '.join(shown)} verified in all blocks", *notes])
 
 
 def weights(model: nn.Module, tokenizer: Any) -> Result:

@@ -21,6 +21,7 @@ CHECKS: dict[str, Callable[[nn.Module, Any], Result]] = {
     "hidden states": checks.hidden_states,
     "padding": checks.padding,
     "coefficient 0": checks.coefficient_zero,
+    "sites": checks.sites,
     "cache": checks.cache,
     "operations": checks.operations,
     "compiled caches": checks.compiled_caches,

@@ -502,6 +502,6 @@ class CascadeEngine(Engine):
         }
         if keep and self.takes_logits_to_keep:
             inputs["logits_to_keep"] = keep
-        with _attending(self.model, self.cascade), steered(self.blocks, compiled, self.monitor):
+        with _attending(self.model, self.cascade), steered(self.model, self.blocks, compiled, self.monitor):
             logits: Tensor = self.model(**inputs).logits
         return logits

@@ -81,7 +81,14 @@ def edits_prompt(steering: Steering) -> bool:
 
 def prompt_edit(steering: Steering) -> tuple[Any, ...]:
     """What a steering's effect on the prompt depends on: rows with equal ones share their prefill."""
-    settings = steering.layer, steering.coefficient, steering.positions, steering.operation, steering.when
+    settings = (
+        steering.site,
+        steering.layer,
+        steering.coefficient,
+        steering.positions,
+        steering.operation,
+        steering.when,
+    )
     return id(steering.vector), *settings
 
 
@@ -253,6 +260,6 @@ class Engine:
             inputs["position_ids"] = positions.clamp(min=0)
         if keep and self.takes_logits_to_keep:
             inputs["logits_to_keep"] = keep
-        with steered(self.blocks, compiled, self.monitor):
+        with steered(self.model, self.blocks, compiled, self.monitor):
             logits: Tensor = self.model(**inputs).logits
         return logits

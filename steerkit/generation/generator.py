@@ -18,6 +18,7 @@ from steerkit.generation.generate import check_settings, decode
 from steerkit.models.ends import ends_of
 from steerkit.models.identity import describe
 from steerkit.models.kernels import resume_kernels
+from steerkit.models.site_names import DEFAULT
 from steerkit.steering.watch import suspended
 from steerkit.text.prompt import Prompt
 
@@ -62,7 +63,12 @@ class Generator(Protocol):
         """Yield `(row number, log P(text | prompt))` of rows that are finished; NaN where the logits overflowed."""
 
     def norms(
-        self, tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[Sequence[int]], layers: Sequence[int]
+        self,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+        texts: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        site: str = DEFAULT,
     ) -> dict[Layer, float]:
         """Mean norms of the stream over texts, see `steerkit.capture.norms.stream_norms`."""
 
@@ -117,6 +123,11 @@ class InProcess:
         return log_probs_of(self.model, rows, texts, settings.batch_rows)
 
     def norms(
-        self, tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[Sequence[int]], layers: Sequence[int]
+        self,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+        texts: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        site: str = DEFAULT,
     ) -> dict[Layer, float]:
-        return stream_norms(self.model, tokenizer, prompts, [tuple(ids) for ids in texts], layers)
+        return stream_norms(self.model, tokenizer, prompts, [tuple(ids) for ids in texts], layers, site=site)

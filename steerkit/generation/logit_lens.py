@@ -18,6 +18,7 @@ from steerkit.generation.projections import steered
 from steerkit.models.blocks import find_blocks
 from steerkit.models.context import check_fits, check_vocabulary
 from steerkit.models.identity import fingerprint
+from steerkit.models.site_names import DEFAULT, Place
 from steerkit.models.unembed import unembed
 from steerkit.steering.rows import RowSteering
 from steerkit.steering.steering import Steering, steerings_per_row
@@ -35,10 +36,11 @@ class _Streams:
 
     def __init__(self, layers: Sequence[int]) -> None:
         self.layers = layers
+        self.places = [(DEFAULT, layer) for layer in layers]
         self.of: dict[int, Tensor] = {}
 
-    def read(self, layer: int, before: Tensor, after: Tensor) -> None:
-        self.of[layer] = after
+    def read(self, place: Place, before: Tensor, after: Tensor) -> None:
+        self.of[place[1]] = after
 
 
 def logit_lens(
@@ -100,7 +102,7 @@ def logit_lens(
 
         def forward(batch: Sequence[int], inputs: Mapping[str, Any]) -> None:
             compiled = RowSteering([each[i] for i in batch], [(0, len(rows[i])) for i in batch])
-            with steered(blocks, compiled, reader, max(reader.layers)):
+            with steered(model, blocks, compiled, reader, read_only=True):
                 model(**inputs)
 
         for batch in forward_padded(model, blocks, rows, forward):

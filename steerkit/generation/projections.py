@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from steerkit.capture.batches import forward_padded
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.context import check_fits, check_vocabulary
-from steerkit.models.hooks import StopForward, check_called, edit_streams
+from steerkit.models.hooks import StopForward, check_called
 from steerkit.models.identity import fingerprint
+from steerkit.models.site_names import Place, place_order
+from steerkit.models.sites import edit_places
 from steerkit.steering.rows import RowSteering
 from steerkit.steering.steering import Steering, steerings_per_row
 from steerkit.steering.watch import suspended
@@ -27,11 +29,11 @@ COLUMNS = ["text", "vector", "layer", "position", "token_id", "token", "in_promp
 
 
 class Reader(Protocol):
-    """Gets the stream of some layers in each forward, `[batch, pos, d_model]`, before and after its steering."""
+    """Gets the value of some places in each forward, `[batch, pos, width]`, before and after its steering."""
 
     @property
-    def layers(self) -> Sequence[int]: ...
-    def read(self, layer: int, before: Tensor, after: Tensor) -> None: ...
+    def places(self) -> Sequence[Place]: ...
+    def read(self, place: Place, before: Tensor, after: Tensor) -> None: ...
 
 
 class Projector:
@@ -56,10 +58,11 @@ class Projector:
         self.vectors = dict(vectors)
         self.keys = [(name, layer) for name, vector in vectors.items() for layer in vector.layers]
         units = {name: vector.unit().layers for name, vector in vectors.items()}
-        self.layers = sorted({layer for _, layer in self.keys})
-        self._names = {at: [name for name, layer in self.keys if layer == at] for at in self.layers}
-        self._units = {at: torch.stack([units[name][at] for name in self._names[at]], 1) for at in self.layers}
-        self._read: dict[int, Tensor] = {}
+        at_place = {key: (vectors[key[0]].site, key[1]) for key in self.keys}
+        self.places = sorted(set(at_place.values()))
+        self._names = {place: [key[0] for key in self.keys if at_place[key] == place] for place in self.places}
+        self._units = {at: torch.stack([units[name][at[1]] for name in self._names[at]], 1) for at in self.places}
+        self._read: dict[Place, Tensor] = {}
 
     def check(self, model: nn.Module) -> None:
         """`ValueError` unless the vectors fit the model; its weights may be others than those they were read from."""
@@ -67,20 +70,22 @@ class Projector:
         for vector in self.vectors.values():
             Steering(vector, foreign=True, layer="all").check(model, blocks, weights)
 
-    def read(self, layer: int, before: Tensor, after: Tensor) -> None:
-        """Project the stream of a layer, `[batch, pos, d_model]`, before and after its steering.
+    def read(self, place: Place, before: Tensor, after: Tensor) -> None:
+        """Project the value of a place, `[batch, pos, width]`, before and after its steering.
 
         Shapes are not checked at run time, since compiled blocks call this.
         """
-        units = self._units[layer] = self._units[layer].to(before.device)
+        units = self._units[place] = self._units[place].to(before.device)
         plain = before.float() @ units
         steered = plain if after is before else after.float() @ units
-        self._read[layer] = torch.stack([plain, steered], -1)
+        self._read[place] = torch.stack([plain, steered], -1)
 
     def take(self) -> Float[Tensor, "batch pos direction 2"]:
         """The projections of the last forward, on the CPU, in the order of `keys`: before and after the steering."""
         of = {
-            (name, at): self._read[at][..., i, :].cpu() for at in self.layers for i, name in enumerate(self._names[at])
+            (name, at[1]): self._read[at][..., i, :].cpu()
+            for at in self.places
+            for i, name in enumerate(self._names[at])
         }
         self._read.clear()
         return torch.stack([of[key] for key in self.keys], 2)
@@ -116,30 +121,28 @@ class Monitor(Projector):
 
 @contextlib.contextmanager
 def steered(
-    blocks: Blocks, compiled: RowSteering, reader: Reader | None = None, last: int | None = None
+    model: nn.Module, blocks: Blocks, compiled: RowSteering, reader: Reader | None = None, read_only: bool = False
 ) -> Iterator[None]:
-    """Steer and read the forwards inside the `with`; each layer is read right before and after its steering.
+    """Steer and read the forwards inside the `with`; each place is read right before and after its steering.
 
     Args:
-        last: the layer after which a forward ends; None for a whole forward.
+        read_only: whether a forward ends when the reader has read its last place.
     """
-    read = set() if reader is None else set(reader.layers)
-    layers = sorted(layer for layer in {*compiled.layers, *read} if last is None or layer <= last)
+    read = set() if reader is None else set(reader.places)
+    last = max(read, key=place_order) if read_only else None
+    places = {one for one in {*compiled.places, *read} if last is None or place_order(one) <= place_order(last)}
 
-    def edit(layer: int, stream: Tensor) -> Tensor | None:
-        edited = compiled.edit(layer, stream)
-        if reader is not None and layer in read:
-            reader.read(layer, stream, stream if edited is None else edited)
-        if layer == last:
+    def edit(place: Place, stream: Tensor) -> Tensor | None:
+        edited = compiled.edit(place, stream)
+        if reader is not None and place in read:
+            reader.read(place, stream, stream if edited is None else edited)
+        if place == last:
             raise StopForward
         return edited
 
-    with (
-        edit_streams({layer: blocks.modules[layer] for layer in layers}, edit) as ran,
-        contextlib.suppress(StopForward),
-    ):
+    with edit_places(model, blocks, sorted(places), edit) as ran, contextlib.suppress(StopForward):
         yield
-    check_called(ran, set(layers))
+    check_called(ran, places)
 
 
 def project(
@@ -197,7 +200,7 @@ def project(
 
         def forward(batch: Sequence[int], inputs: Mapping[str, Any]) -> None:
             compiled = RowSteering([each[i] for i in batch], [(0, rows[i][1]) for i in batch])
-            with steered(blocks, compiled, reader, max(reader.layers)):
+            with steered(model, blocks, compiled, reader, read_only=True):
                 model(**inputs)
 
         for batch in forward_padded(model, blocks, [ids for ids, _ in rows], forward):

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal, TypeVar
@@ -351,8 +351,8 @@ def observe_modules(
         yield
 
 
-def check_called(called: set[int], hooked: set[int]) -> None:
-    """`RuntimeError` unless the hooks of all these blocks ran in a forward."""
+def check_called(called: Set[Any], hooked: Set[Any]) -> None:
+    """`RuntimeError` unless the hooks of all these blocks, or (site, block), ran in a forward."""
     if missed := sorted(hooked - called):
         raise RuntimeError(
             f"expected the hooks of the blocks {sorted(hooked)} to run in this forward; those of {missed} did not. The "

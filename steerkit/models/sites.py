@@ -8,9 +8,10 @@ attention, `attn_out` is what that layer adds.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,17 +23,13 @@ from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.hooks import (
     HookPoint,
     edit_points,
+    edit_streams,
     observe_modules,
     observe_points,
     stream_of,
 )
 from steerkit.models.model import device_of, evaluating, text_config, unwrap
-
-SITES = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
-"""In the order in which a block computes them."""
-DEFAULT = "resid_post"
-Place = tuple[str, int]
-"""A site and a layer."""
+from steerkit.models.site_names import DEFAULT, SITES, Place, check_name
 
 
 class NoSite(ValueError):
@@ -63,13 +60,6 @@ class Sites:
 _found: weakref.WeakKeyDictionary[nn.Module, Sites] = weakref.WeakKeyDictionary()
 
 
-def check_name(site: Any) -> str:
-    """The name of a site; `ValueError` for any other value."""
-    if not isinstance(site, str) or site not in SITES:
-        raise ValueError(f"expected a site among {SITES}; got {site!r}. Pass one of them.")
-    return site
-
-
 def points_at(model: nn.Module, blocks: Blocks, places: Iterable[Place]) -> dict[Place, HookPoint]:
     """Where these places are read and written.
 
@@ -83,7 +73,7 @@ def points_at(model: nn.Module, blocks: Blocks, places: Iterable[Place]) -> dict
         if check_name(site) == DEFAULT:
             points[site, layer] = HookPoint(blocks.modules[layer], "output", blocks.modules[layer])
             continue
-        sites = find_sites(model)
+        sites = find_sites(model, (site, layer))
         if (site, layer) not in sites.points:
             known = ", ".join(name for name in SITES if (name, layer) in sites.points or name == DEFAULT)
             raise NoSite(
@@ -126,7 +116,39 @@ def width_of(model: nn.Module, blocks: Blocks, site: str, layers: Iterable[int])
     return next(iter(widths.values()))
 
 
-def find_sites(model: nn.Module) -> Sites:
+@contextlib.contextmanager
+def edit_places(
+    model: nn.Module, blocks: Blocks, places: Iterable[Place], edit: Callable[[Place, Tensor], Tensor | None]
+) -> Iterator[set[Place]]:
+    """Replace the value at each place by `edit((site, layer), value)`.
+
+    Args:
+        edit: gets the value `[batch, pos, width]`; returns a new tensor of this shape, or None for no change.
+
+    Yields:
+        The set of places whose hooks have run, for `check_called`.
+
+    Raises:
+        NoSite, ValueError: see `points_at`.
+    """
+    points = points_at(model, blocks, places)
+    streams = {layer: blocks.modules[layer] for site, layer in points if site == DEFAULT}
+    inner = {place: point for place, point in points.items() if place[0] != DEFAULT}
+    called: set[Place] = set()
+
+    def edit_place(place: Place, value: Tensor) -> Tensor | None:
+        called.add(place)
+        return edit(place, value)
+
+    with edit_streams(streams, lambda layer, stream: edit_place((DEFAULT, layer), stream)):
+        if not inner:
+            yield called
+            return
+        with edit_points(inner, edit_place):
+            yield called
+
+
+def find_sites(model: nn.Module, place: Place | None = None) -> Sites:
     """The model's sites, each verified once per model, on a probe of five tokens.
 
     A rule proposes the modules, and identities decide. Of all pairs of modules whose outputs a and m satisfy
@@ -142,19 +164,22 @@ def find_sites(model: nn.Module) -> Sites:
     - another `resid_pre` arrives as the stream that is added to;
     - another `z` in the slice of each head changes `attn_out`, and zeros in all slices leave a constant.
 
+    Args:
+        place: what is asked for; modules are searched again if the one of this place (default: of any) was replaced.
+
     Returns:
         `Sites`.
     """
     base = unwrap(model)
     blocks = find_blocks(model)
     known = _found.get(base)
-    if known is not None and all(
-        blocks.modules[layer].get_submodule(path) is known.points[site, layer].module
-        for (site, layer), path in known.paths.items()
+    places: Iterable[Place] = [] if known is None else known.paths if place is None else {place} & known.paths.keys()
+    if known is None or any(
+        blocks.modules[layer].get_submodule(known.paths[site, layer]) is not known.points[site, layer].module
+        for site, layer in places
     ):
-        return known
-    _found[base] = _searched(base, blocks)
-    return _found[base]
+        known = _found[base] = _searched(base, blocks)
+    return known
 
 
 @dataclass(eq=False)
@@ -300,8 +325,10 @@ def _sites_of(
             found |= verified
             break
         reason = verified
-    if "attn_out" not in found:
+    if len(found) == 1:
         return _pre_alone(run, close), dict.fromkeys(SITES[1:-1], reason), None
+    if "attn_out" not in found:
+        return found, dict.fromkeys(("z", "attn_out", "resid_mid"), "the block has no attention"), None
     if "mlp_out" not in found:
         reasons |= dict.fromkeys(("resid_mid", "mlp_out"), "the block adds one output to the stream, not two")
     elif "resid_mid" not in found:
@@ -418,13 +445,17 @@ def _verified(run: _Run, parts: Found, close: Callable[[Tensor, Tensor], bool]) 
         return close(out, parts + read["mlp_out"] if has_mlp else parts)
 
     moved = _moved(run.entered)
+    other_start = torch.cat([moved[:, :1], run.entered[:, 1:]], 1)
+    plain_out, plain = again()
+    if close(again(resid_pre=lambda _: other_start)[0][:, 1:], plain_out[:, 1:]):
+        single = next(iter(parts.values()))
+        return "no position reads an earlier one" if has_mlp else {"mlp_out": single}
     out, read = again(resid_pre=lambda _: moved)
     if not adds_up(out, read) or not torch.equal(read["resid_pre"], moved):
         return "another resid_pre does not arrive in the sum"
     out, read = again(attn_out=torch.zeros_like)
-    if not adds_up(out, read) or float(read["attn_out"].norm()) > 0:
+    if not adds_up(out, read) or float(read["attn_out"].norm()) > 1e-4 * float(plain["attn_out"].norm()):
         return "zeros written to attn_out do not arrive"
-    other_start = torch.cat([moved[:, :1], run.entered[:, 1:]], 1)
     changed, _ = again(resid_pre=lambda _: other_start, attn_out=torch.zeros_like)
     if not close(changed[:, 1:], out[:, 1:]):
         return "positions read earlier ones also where attn_out is zero"
@@ -432,16 +463,15 @@ def _verified(run: _Run, parts: Found, close: Callable[[Tensor, Tensor], bool]) 
         return parts
     mlp_of_pre = read["mlp_out"]
     out, read = again(mlp_out=torch.zeros_like)
-    if not adds_up(out, read) or float(read["mlp_out"].norm()) > 0:
+    if not adds_up(out, read) or float(read["mlp_out"].norm()) > 1e-4 * float(plain["mlp_out"].norm()):
         return "zeros written to mlp_out do not arrive"
-    plain = again()[1]["mlp_out"]
-    if torch.equal(mlp_of_pre, plain):
+    if torch.equal(mlp_of_pre, plain["mlp_out"]):
         return {name: part for name, part in parts.items() if name != "resid_mid"}
     out, read = again(resid_mid=lambda _: moved)
     if not close(read["resid_mid"], moved) or not close(out, moved + read["mlp_out"]):
         return "another resid_mid does not arrive in the sum"
     of_other_pre = again(resid_pre=lambda value: value + _moved(value), resid_mid=lambda _: moved)[1]["mlp_out"]
-    if not close(of_other_pre, read["mlp_out"]) or close(read["mlp_out"], plain):
+    if not close(of_other_pre, read["mlp_out"]) or close(read["mlp_out"], plain["mlp_out"]):
         return "mlp_out is no function of resid_mid"
     return parts
 

@@ -255,6 +255,7 @@ def probe_layers(
     rows.append(design.row(None, "length_position", "true", design.labels.numpy()[None], by_length[None]))
     meta = {
         **acts.meta,
+        "site": acts.site,
         "label": label,
         "group": group,
         "folds": folds,

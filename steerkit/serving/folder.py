@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steerkit.models.site_names import DEFAULT
 from steerkit.serving.request import LARGEST, LARGEST_WIDE, Served
 from steerkit.vectors.convert import read_vectors
 from steerkit.vectors.vector import SteeringVector
@@ -102,6 +103,8 @@ class VectorFolder:
         meta, model = vector.meta, self.model
         if NAME.fullmatch(name) is None:
             return refused("its name has other characters than letters, digits, '.', '_' and '-'")
+        if vector.site != DEFAULT:
+            return refused(f"it was read at {vector.site}, and only resid_post is served")
         if vector.d_model != model.d_model:
             return refused(f"it has width {vector.d_model}, and the served model {model.d_model}")
         if max(vector.layers) >= model.n_layers:

@@ -26,6 +26,7 @@ from steerkit.io.files import sha256
 from steerkit.io.versions import versions
 from steerkit.models.ends import end_of_turn
 from steerkit.models.identity import fingerprint, tokenizer_sha256
+from steerkit.models.site_names import DEFAULT
 from steerkit.serving.request import DRAW, KEY, LARGEST, LARGEST_WIDE, OPERATIONS, READ, Served
 from steerkit.steering.steering import Steering
 from steerkit.text.prompt import Prompt
@@ -238,7 +239,12 @@ class Remote(ABC):
         )
 
     def norms(
-        self, tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[Sequence[int]], layers: Sequence[int]
+        self,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+        texts: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        site: str = DEFAULT,
     ) -> dict[Layer, float]:
         """See `steerkit.capture.norms.stream_norms`; empty where the engine was started without sums."""
         if not self.listing()["sums"]:
@@ -355,11 +361,15 @@ def name_of(steering: Steering) -> str:
 
 
 def specification(steering: Steering) -> dict[str, Any]:
-    """A steering as a request asks for it; `ValueError` for an operation that is not served."""
+    """A steering as a request asks for it; `ValueError` for an operation or a site that is not served."""
     if steering.when is not None:
         raise ValueError(
             f"expected a steering without a condition through vLLM; got when={str(steering.when)!r}. Use the model in "
             "this process."
+        )
+    if steering.site != DEFAULT:
+        raise ValueError(
+            f"expected the site {DEFAULT} through vLLM; got {steering.site}. Use the model in this process."
         )
     if steering.operation not in OPERATIONS:
         raise ValueError(

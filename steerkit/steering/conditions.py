@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from steerkit.models.site_names import DEFAULT
 from steerkit.probes.probe import Probe
 from steerkit.vectors.vector import SteeringVector
 
@@ -79,6 +80,8 @@ class Condition:
     def _weights(self) -> tuple[Tensor, float]:
         """The score as `h . weights + offset`; checks direction and layer."""
         if isinstance(self.direction, SteeringVector):
+            if self.direction.site != DEFAULT:
+                raise ValueError(f"expected a direction at {DEFAULT}; got {self.direction.site}. Read one there.")
             held = list(self.direction.layers)
             layer = held[0] if self.layer is None and len(held) == 1 else self.layer
             if layer not in held:
@@ -136,17 +139,19 @@ class Condition:
         high = "" if self.below is None else f" < {float(self.below)!r}"
         return f"{low}{self.content()}@{self.layer}{high}, {self.decide}"
 
-    def check(self, layers: Sequence[int], positions: str) -> None:
+    def check(self, layers: Sequence[int], positions: str, site: str = DEFAULT) -> None:
         """`ValueError` unless the condition is decided before the steering acts.
 
         Args:
             layers: that are steered.
             positions: of the steering.
+            site: where it acts.
         """
         assert self.layer is not None
-        if self.layer > min(layers):
+        last = min(layers) if site == DEFAULT else min(layers) - 1
+        if self.layer > last:
             raise ValueError(
-                f"expected a condition at layer {min(layers)} or below, where the steering begins; got {self.layer}. "
+                f"expected a condition at layer {last} or below, where the steering begins; got {self.layer}. "
                 "Read an earlier layer, or steer a later one."
             )
         if self.decide == "prompt" and positions.partition(":")[0] not in ("generated", "from_last_prompt_token"):

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from steerkit.models.site_names import DEFAULT, Place
 from steerkit.steering.conditions import Condition
 from steerkit.steering.operations import Operation, direction_of, named, operate
 from steerkit.steering.positions import steered_columns
@@ -30,12 +31,14 @@ class RowEdit(Protocol):
     @property
     def operation(self) -> str | Operation: ...
     @property
+    def site(self) -> str | None: ...
+    @property
     def when(self) -> Condition | None: ...
 
 
 @dataclass
 class RowSteering:
-    """The steerings of each row of one batch, compiled to edits of the stream per layer.
+    """The steerings of each row of one batch, compiled to edits per place, a site and a layer.
 
     Args:
         rows: for each row its steerings, in the order in which they act.
@@ -48,13 +51,13 @@ class RowSteering:
     prompts: Sequence[tuple[int, int]]
     start: int = 0
     decided: Bool[Tensor, "row steering"] | None = None
-    _edits: dict[int, list[_Gate | _Edit]] = field(default_factory=dict)
+    _edits: dict[Place, list[_Gate | _Edit]] = field(default_factory=dict)
     _end: int = 0
 
     def __post_init__(self) -> None:
         directions: dict[tuple[int, int, str], Tensor] = {}
         for order in range(self._depth):  # a row's second steering acts after its first: an edit holds a row once
-            grouped: dict[tuple[int, str, int | None], list[tuple[int, RowEdit, Tensor]]] = {}
+            grouped: dict[tuple[Place, str, int | None], list[tuple[int, RowEdit, Tensor]]] = {}
             gated: dict[int, list[tuple[int, RowEdit]]] = {}
             for number, row in enumerate(self.rows):
                 if order >= len(row) or row[order].coefficient == 0:
@@ -69,30 +72,30 @@ class RowSteering:
                     if key not in directions:
                         directions[key] = direction_of(operation, vector)
                     edited = (number, steering, directions[key])
-                    grouped.setdefault((layer, operation, read_at), []).append(edited)
+                    grouped.setdefault(((steering.site or DEFAULT, layer), operation, read_at), []).append(edited)
             gates = {}
             for layer, some in gated.items():
                 before = None if self.decided is None else self.decided[[number for number, _ in some], order]
                 gates[layer] = _Gate(order, some, self.prompts, before)
-                self._edits.setdefault(layer, []).append(gates[layer])
-            for (layer, operation, read_at), edits in grouped.items():
+                self._edits.setdefault((DEFAULT, layer), []).append(gates[layer])
+            for (place, operation, read_at), edits in grouped.items():
                 gate = None if read_at is None else gates[read_at]
-                self._edits.setdefault(layer, []).append(_Edit(operation, edits, self.prompts, gate))
+                self._edits.setdefault(place, []).append(_Edit(operation, edits, self.prompts, gate))
 
     @property
     def _depth(self) -> int:
         return max((len(row) for row in self.rows), default=0)
 
     @property
-    def layers(self) -> list[int]:
-        """The layers at which any row changes, or is read by a condition."""
+    def places(self) -> list[Place]:
+        """The places, (site, layer), at which any row changes, or is read by a condition."""
         return sorted(self._edits)
 
-    def edit(self, layer: int, stream: Tensor) -> Tensor | None:
-        """The steered stream `[batch, pos, d_model]` of the columns from `start` on; None where nothing changes."""
+    def edit(self, place: Place, stream: Tensor) -> Tensor | None:
+        """The steered value `[batch, pos, width]` of the columns from `start` on; None where nothing changes."""
         edited = None
         self._end = self.start + stream.shape[1]
-        for one in self._edits.get(layer, ()):
+        for one in self._edits.get(place, ()):
             if one.low < self._end and self.start < one.high:
                 now = stream if edited is None else edited
                 if isinstance(one, _Gate):

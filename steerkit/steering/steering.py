@@ -17,6 +17,8 @@ from steerkit.models.cache_argument import counts_tokens
 from steerkit.models.identity import fingerprint
 from steerkit.models.kernels import use_kernels
 from steerkit.models.model import unwrap
+from steerkit.models.site_names import DEFAULT, check_name
+from steerkit.models.sites import width_of
 from steerkit.steering.conditions import Condition
 from steerkit.steering.operations import Operation, named, needs_direction
 from steerkit.steering.positions import parse_positions
@@ -28,7 +30,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True, eq=False)
 class Steering:
-    """A vector, how strongly it acts, at which layers and positions, and how.
+    """A vector, how strongly it acts, at which layers, site and positions, and how.
 
     `add`: `h <- h + coefficient * v` after block l, for every layer l that is steered.
     `ablate`: `h <- h - coefficient * (h . u) u` with `u = v / |v|`; coefficient 1 leaves no component along u.
@@ -54,12 +56,15 @@ class Steering:
         foreign: allow a vector that was read from other weights, e.g. a base model's for a fine-tuned one.
         layer: where it acts: one layer of the vector, several at once, or `"all"` layers of the vector at once. A
             vector that holds one layer needs no `layer`. After construction `vector` holds the steered layers only.
+        site: where in the block it acts, h being the value there: `"resid_post"`, `"resid_pre"`, `"resid_mid"`,
+            `"attn_out"`, `"mlp_out"` or `"z"` (the attention heads side by side; zeros in the vector leave a head as it
+            is). Default: where the vector was read. The model must have the site, see docs/architectures.md.
         when: a `Condition`: the steering acts only in rows, or at positions, where it holds. None: everywhere.
 
     Raises:
         TypeError: `vector` is not a SteeringVector, or `when` not a Condition.
-        ValueError: an unknown position, operation or layer; a coefficient that is not finite; no `layer` for a vector
-            that holds several; a condition that is decided after the steering would act.
+        ValueError: an unknown position, operation, site or layer; a coefficient that is not finite; no `layer` for a
+            vector that holds several; a condition that is decided after the steering would act.
 
     Example:
         >>> steering = sk.Steering(vector, 1.5, layer=14)
@@ -72,6 +77,7 @@ class Steering:
     operation: str | Operation = "add"
     foreign: bool = False
     layer: int | Sequence[int] | Literal["all"] | None = field(default=None, kw_only=True)
+    site: str | None = field(default=None, kw_only=True)
     when: Condition | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -80,13 +86,14 @@ class Steering:
         object.__setattr__(self, "vector", at_layers(self.vector, self.layer))
         steered = tuple(self.vector.layers)
         object.__setattr__(self, "layer", steered[0] if len(steered) == 1 else steered)
+        object.__setattr__(self, "site", check_name(self.vector.site if self.site is None else self.site))
         parse_positions(self.positions)
         object.__setattr__(self, "operation", named(self.operation).name)
         object.__setattr__(self, "coefficient", _checked_coefficient(self.coefficient))
         if self.when is not None:
             if not isinstance(self.when, Condition):
                 raise TypeError(f"expected a Condition as when=; got {type(self.when).__name__}. Make one.")
-            self.when.check(steered, self.positions)
+            self.when.check(steered, self.positions, str(self.site))
         if needs_direction(self.operation):
             zero = [layer for layer, norm in self.vector.norms().items() if norm == 0]
             if zero:
@@ -98,7 +105,7 @@ class Steering:
         """What equality and hash compare: every field, a coefficient per row as a tuple."""
         coefficient = self.coefficient
         per_row = tuple(coefficient.tolist()) if isinstance(coefficient, Tensor) else coefficient
-        return self.vector, per_row, self.positions, self.operation, self.foreign, self.when
+        return self.vector, per_row, self.positions, self.operation, self.foreign, self.when, self.site
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Steering) else NotImplemented
@@ -127,14 +134,14 @@ class Steering:
     def check(self, model: nn.Module, blocks: Blocks, weights: tuple[str, str | None]) -> None:
         """`ValueError` unless the vector fits the model.
 
-        Its layers, its width, the model's type and number of layers must fit; its weights too, unless `foreign`. The
-        same for the vector of a condition.
+        Its layers, site and width, the model's type and number of layers must fit; its weights too, unless `foreign`.
+        The same for the vector of a condition.
         """
-        for layer in self.vector.layers:
-            blocks.check(layer)
-        if self.vector.d_model != blocks.d_model:
+        width = width_of(model, blocks, str(self.site), self.vector.layers)
+        if self.vector.d_model != width:
+            at = "" if self.site == DEFAULT else f" at {self.site}"
             raise ValueError(
-                f"expected a vector of width {blocks.d_model}, the model's; got {self.vector.d_model}. Extract it from "
+                f"expected a vector of width {width}, the model's{at}; got {self.vector.d_model}. Extract it from "
                 "this model."
             )
         if self.when is not None:
@@ -188,7 +195,7 @@ class Steering:
                 f"expected positions 'all' for {type(unwrap(model)).__name__}, whose forward takes no KV cache: its "
                 f"new tokens cannot be told from a prompt; got {self.positions!r}."
             )
-        watch = Watch(self, blocks, prompt_length)
+        watch = Watch(self, model, blocks, prompt_length)
         base = unwrap(model)
         active = watching.setdefault(base, [])
         active.append(watch)

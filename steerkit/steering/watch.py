@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from steerkit.models.blocks import Blocks
 from steerkit.models.cache_argument import cache_in
-from steerkit.models.hooks import check_called, edit_streams, observe_calls, wrapped_method
+from steerkit.models.hooks import check_called, observe_calls, wrapped_method
 from steerkit.models.model import unwrap
+from steerkit.models.site_names import DEFAULT, Place
+from steerkit.models.sites import edit_places
 from steerkit.steering.conditions import Condition
 from steerkit.steering.operations import Operation, named
 from steerkit.steering.positions import parse_positions, steered_columns
@@ -31,6 +33,8 @@ class Steers(Protocol):
     def positions(self) -> str: ...
     @property
     def operation(self) -> str | Operation: ...
+    @property
+    def site(self) -> str | None: ...
     @property
     def when(self) -> Condition | None: ...
     def per_row(self, batch: int) -> Sequence[RowEdit]: ...
@@ -82,21 +86,24 @@ class Watch:
 
     Args:
         steering: what is applied.
-        blocks: the model's blocks.
+        model: the model.
+        blocks: its blocks.
         prompt_length: tokens of the prompt, one number or one per row.
     """
 
-    def __init__(self, steering: Steers, blocks: Blocks, prompt_length: int | Sequence[int] | None) -> None:
-        self.steering, self.blocks, self.prompt_length = steering, blocks, prompt_length
+    def __init__(
+        self, steering: Steers, model: nn.Module, blocks: Blocks, prompt_length: int | Sequence[int] | None
+    ) -> None:
+        self.steering, self.model, self.blocks, self.prompt_length = steering, model, blocks, prompt_length
         self.needs_prompt = parse_positions(steering.positions)[0] != "all"
         self.suspended = False
         self.used = False  # whether a position was steered, or `steerkit.generate` applied the steering
-        self.ran: set[int] = set()
+        self.ran: set[Place] = set()
         self.generation: _Generation | None = None
         self.model_arguments: Mapping[str, Any] = {}
         self.compiled: RowSteering | None = None
-        read = [] if steering.when is None or steering.when.layer is None else [steering.when.layer]
-        self.layers = sorted({*steering.vector.layers, *read})
+        read = [] if steering.when is None or steering.when.layer is None else [(DEFAULT, steering.when.layer)]
+        self.places: set[Place] = {*((steering.site or DEFAULT, layer) for layer in steering.vector.layers), *read}
         self.seen = _Seen()
 
     @contextlib.contextmanager
@@ -105,7 +112,6 @@ class Watch:
 
         transformers compiles the model for some caches and then runs no hooks: this is off inside the `with`.
         """
-        modules = {layer: self.blocks.modules[layer] for layer in self.layers}
         with (
             wrapped_method(base, "_valid_auto_compile_criteria", lambda _: lambda *args, **kwargs: False),
             wrapped_method(base, "generate_batch", self._refusing_packed),
@@ -113,7 +119,7 @@ class Watch:
             wrapped_method(base, "forward", self._checking),
             observe_calls(base, self._enter_model),
             observe_calls(self.blocks.owner, self._enter_blocks, self._leave_blocks),
-            edit_streams(modules, self._edit) as self.ran,
+            edit_places(self.model, self.blocks, self.places, self._edit) as self.ran,
         ):
             yield
         if not self.used:
@@ -131,7 +137,7 @@ class Watch:
             self.ran.clear()
             output = forward(*args, **kwargs)
             if not self.suspended:
-                check_called(self.ran, set(self.layers))
+                check_called(self.ran, self.places)
             return output
 
         return checked
@@ -215,7 +221,7 @@ class Watch:
 
     def _leave_blocks(self, _: Any) -> None:
         if not self.suspended:
-            check_called(self.ran, set(self.layers))
+            check_called(self.ran, self.places)
 
     def _prompts(self, batch: int, start: int, width: int, mask: Tensor | None) -> list[tuple[int, int]]:
         """The columns `(start, stop)` of each row's prompt, for a forward of `width` columns from `start` on.
@@ -245,12 +251,12 @@ class Watch:
             )
         return list(zip(starts, ends, strict=True))
 
-    def _edit(self, layer: int, stream: Tensor) -> Tensor | None:
-        """The steered stream after a block; None where nothing changes."""
+    def _edit(self, place: Place, stream: Tensor) -> Tensor | None:
+        """The steered value at a place; None where nothing changes."""
         if self.suspended:
             return None
         assert self.compiled is not None
-        return self.compiled.edit(layer, stream)
+        return self.compiled.edit(place, stream)
 
 
 def _padding_of(mask: Tensor | None, batch: int, stop: int) -> tuple[list[int], list[int]]:

@@ -34,6 +34,7 @@ RESERVED = {
     "relative_dose",
     "positions",
     "operation",
+    "site",
     "samples",
     "temperature",
     "top_p",
@@ -154,12 +155,16 @@ def steerings_at(
     positions: str,
     operation: str | Operation,
     foreign: bool,
+    site: str | None = None,
 ) -> dict[Place, Steering]:
-    """A steering with coefficient 1 for each vector and place.
+    """A steering with coefficient 1 for each vector and place, all at one site.
 
     Raises:
-        ValueError: a layer that a vector does not hold, or given twice; no `layers` where a vector holds several.
+        ValueError: a layer that a vector does not hold, or given twice; no `layers` where a vector holds several;
+            vectors of several sites and no `site`.
     """
+    if len(several := {vector.site for vector in named.values()}) > 1 and site is None:
+        raise ValueError(f"expected vectors of one site; got {sorted(several)}. Sweep each by itself, or pass site=.")
     found: dict[Place, Steering] = {}
     places = None if layers is None else layer_sets(layers)
     for name, vector in named.items():
@@ -167,7 +172,7 @@ def steerings_at(
             at_layers(vector, None)  # raises where the vector holds several layers
         for place in [next(iter(vector.layers))] if places is None else places:
             layer: Any = place
-            found[name, label_of(place)] = Steering(vector, 1.0, positions, operation, foreign, layer=layer)
+            found[name, label_of(place)] = Steering(vector, 1.0, positions, operation, foreign, layer=layer, site=site)
     return found
 
 

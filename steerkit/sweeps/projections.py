@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from steerkit.capture.batches import read_tokens
 from steerkit.io.progress import progress
+from steerkit.models.site_names import DEFAULT
 from steerkit.steering.watch import suspended
 from steerkit.sweeps.layers import layers_of
 from steerkit.sweeps.result import ids_of
@@ -48,6 +49,10 @@ def sweep_projections(
             )
         layers = layers_of(label)
         last = max(vectors[name].layers) if layers == "all" else int(layers[-1])
+        if vectors[name].site != DEFAULT:
+            raise ValueError(
+                f"expected vectors at {DEFAULT}; {name!r} was read at {vectors[name].site}. Use sk.project."
+            )
         directions[name, label] = (last, vectors[name].at(last).unit().layers[last].double())
     read_layers = sorted({layer for layer, _ in directions.values()})
     rows_of: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[Any, ...]]] = {}

@@ -16,6 +16,7 @@ from steerkit.generation.generator import Generator, InProcess, Settings
 from steerkit.io.progress import progress
 from steerkit.io.ranks import barrier, is_first, rank_and_world
 from steerkit.models.identity import identity, provenance
+from steerkit.models.site_names import DEFAULT
 from steerkit.steering.operations import Operation
 from steerkit.steering.operations import named as operation_named
 from steerkit.steering.positions import steered_columns
@@ -39,6 +40,7 @@ def sweep(
     layers: int | Literal["all"] | Sequence[LayerSet] | None = None,
     positions: str = "from_last_prompt_token",
     operation: str | Operation = "add",
+    site: str | None = None,
     samples: int = 1,
     temperature: float | None = None,
     top_p: float = 1.0,
@@ -72,8 +74,9 @@ def sweep(
         samples: 1 is greedy unless a temperature is given; more use temperature 0.7 unless given.
         choices: continuations whose probabilities are computed instead of texts, see `sk.score_choices`; a prompt row
             may have its own under the key `choices`. All settings of generated texts are then without effect.
-        stream_norms: mean norm of the stream per layer, for `relative_dose`; default: measured on this sweep's own
-            unsteered texts.
+        site: where in a block the vectors act, see `Steering`; default: where they were read, the same for all.
+        stream_norms: mean norm of the stream (of the site) per layer, for `relative_dose`; default: measured on this
+            sweep's own unsteered texts.
         foreign: allow vectors that were read from other weights.
         chat_template_kwargs: further arguments of the chat template, e.g. `{"enable_thinking": False}`.
         out: a folder that rows are appended to as they are finished; vectors and table are kept there too. Rows are
@@ -121,7 +124,8 @@ def sweep(
     settings = _settings(samples, temperature, top_p, max_new_tokens, seed) if not texts else {}
     if not named:
         raise ValueError("expected at least one vector; got 0 vectors. Add some.")
-    steerings = steerings_at(named, layers, positions, operation, foreign)
+    steerings = steerings_at(named, layers, positions, operation, foreign, site)
+    site = next(str(steering.site) for steering in steerings.values())
     cells = cells_of(steerings, coefficients)
     options = Settings(
         max(map(len, texts.values()), default=max_new_tokens), settings.get("temperature", 0.0), top_p, batch_rows
@@ -129,6 +133,7 @@ def sweep(
     about = generator.about(tokenizer)
     rendered = {row["id"]: render(tokenizer, row["prompt"], chat_template_kwargs) for row in rows}
     where = {"positions": positions, "operation": operation_named(operation).name}
+    where |= {} if site == DEFAULT else {"site": site}
     config = {
         **where,
         **{name: value for name, value in settings.items() if name != "samples"},
@@ -160,7 +165,7 @@ def sweep(
         if stream_norms is None:
             layers_read = sorted({layer for steering in steerings.values() for layer in steering.vector.layers})
             plain = [written[one.key] for one in plan if one.cell.steering is None]
-            stream_norms = store.norms(lambda: _own_norms(generator, tokenizer, plain, layers_read))
+            stream_norms = store.norms(lambda: _own_norms(generator, tokenizer, plain, layers_read, site))
         norms = dict(stream_norms)
         shown = {**where, **settings, "weights": about["weights"]}
         table = sweep_table(plan, written, named, steerings, norms, shown, rendered)
@@ -253,9 +258,10 @@ def _own_norms(
     tokenizer: Any,
     plain: Sequence[Mapping[str, Any]],
     layers: Sequence[int],
+    site: str,
 ) -> dict[Layer, float]:
     """Mean norms of the stream over the sweep's unsteered continuations; empty where none has a token."""
     if not any(row["ids"] for row in plain):
         return {}
     prompts = [Prompt(row["prompt_ids"], "") for row in plain]
-    return generator.norms(tokenizer, prompts, [row["ids"] for row in plain], layers)
+    return generator.norms(tokenizer, prompts, [row["ids"] for row in plain], layers, site)

@@ -72,11 +72,13 @@ def matched(vectors: Vectors, activations: Activations, n: int = 19, seed: int =
     def draw(vector: SteeringVector, number: int) -> SteeringVector:
         generator = torch.Generator().manual_seed(int(seed) + number)
         drawn = {}
+        if activations.site != vector.site:
+            raise ValueError(f"expected activations at {vector.site}; got {activations.site}. Pass site= to collect.")
         for layer in vector.layers:
             rows = activations.at(layer).double()
             weights = torch.randn(len(rows), generator=generator, dtype=torch.float64)
             drawn[layer] = (rows - rows.mean(0)).T @ weights
-        return SteeringVector(drawn, {**vector.meta, "seed": int(seed) + number}).scaled_to(vector)
+        return replace(vector, layers=drawn, meta={**vector.meta, "seed": int(seed) + number}).scaled_to(vector)
 
     return _controls("matched", vectors, n, draw)
 
@@ -180,7 +182,7 @@ def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
     axes, _ = _frame(drawn.double())
     _, mixed = _frame(torch.stack([row.double() for row in vector.layers.values()]))
     noise = dict(zip(vector.layers, (axes @ mixed).T, strict=True))
-    rotated = SteeringVector(noise, {**vector.meta, "seed": int(seed)}).scaled_to(vector)
+    rotated = replace(vector, layers=noise, meta={**vector.meta, "seed": int(seed)}).scaled_to(vector)
     return with_role(rotated, "random")
 
 

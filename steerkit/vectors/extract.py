@@ -28,7 +28,7 @@ def difference_in_means(
         negative: label of the items without it.
 
     Returns:
-        One vector `[d_model]` per block that was read, in units of the stream.
+        One vector `[d_model]` per block that was read, in units of the stream, at the site that was read.
 
     Raises:
         ValueError: a label has no items, or both labels are equal.
@@ -174,7 +174,7 @@ def means_of(activations: Activations) -> ActivationMeans:
     names = tuple(sorted(labels.unique()))
     rows = [activations.resid[torch.tensor((labels == name).tolist())] for name in names]
     mean = torch.stack([row.double().mean(0) for row in rows])
-    return ActivationMeans(mean, tuple(map(len, rows)), names, activations.layers, activations.meta)
+    return ActivationMeans(mean, tuple(map(len, rows)), names, activations.layers, activations.meta, activations.site)
 
 
 def _sides(activations: Activations, positive: str, negative: str) -> tuple[Tensor, Tensor]:
@@ -191,4 +191,4 @@ def _vector(
     blocks: Sequence[tuple[int, Tensor]] = [
         (int(layer), row) for layer, row in zip(source.layers, rows, strict=True) if layer != EMBED
     ]
-    return SteeringVector(dict(blocks), {**source.meta, "method": method, "n": n, **meta})
+    return SteeringVector(dict(blocks), {**source.meta, "method": method, "n": n, **meta}, source.site)

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from steerkit.io.files import sha256, utf8
 from steerkit.io.json import canonical_json, parse_json
+from steerkit.models.site_names import DEFAULT, SITES
 
 FORMAT = "steerkit.vector/1"
 FIXED = {
     "format": FORMAT,
     "operation": "add",
-    "hook_point": "resid_post",
     "layer_convention": "0-based block index",
 }
 DERIVED = ("units", "content")
+HOOK_POINT = "hook_point"
 PROVENANCE: dict[str, tuple[type, ...]] = {  # field of `meta` -> its allowed types
     "checkpoint": (str,),
     "model_type": (str, NoneType),
@@ -41,30 +42,31 @@ MAX_CHARACTERS = 2**20
 Layers = Mapping[int, Float[Tensor, " d_model"]]
 
 
-def compose(meta: Mapping[str, Any], layers: Layers) -> str:
-    """Return the header of these vectors as JSON: `meta`, the fixed fields, and the computed fields.
+def compose(meta: Mapping[str, Any], layers: Layers, site: str = DEFAULT) -> str:
+    """Return the header of these vectors as JSON: `meta`, the fixed fields, the hook point, and the computed fields.
 
     Raises:
         ValueError: `meta` contradicts a fixed field, or `parse` would refuse the header.
     """
-    clash = {key: meta[key] for key, value in FIXED.items() if meta.get(key, value) != value}
+    fixed = {**FIXED, HOOK_POINT: site}
+    clash = {key: meta[key] for key, value in fixed.items() if meta.get(key, value) != value}
     if clash:
-        raise ValueError(f"expected meta that agrees with {FIXED}; got {clash}. Remove these keys from meta.")
-    text = canonical_json({**meta, **FIXED, "units": units(layers), "content": content(layers)})
+        raise ValueError(f"expected meta that agrees with {fixed}; got {clash}. Remove these keys from meta.")
+    text = canonical_json({**meta, **fixed, "units": units(layers), "content": content(layers, site)})
     utf8(text)
     parse(text, layers)
     return text
 
 
-def parse(text: str, layers: Layers) -> dict[str, Any]:
-    """Return the `meta` in a header, after checking that it has this format and belongs to these vectors.
+def parse(text: str, layers: Layers) -> tuple[dict[str, Any], str]:
+    """Return the `meta` and the site in a header, after checking that it has this format and belongs to these vectors.
 
     Old files may lack `operation`, `units` and `content`; the other fixed fields are required.
 
     Raises:
-        ValueError: larger than 1 MiB, not a JSON object, a duplicate key, NaN; another format, operation, hook point or
-            layer convention; a field of a wrong type; a layer or width that its own model does not have; `units` or
-            `content` that do not match the vectors.
+        ValueError: larger than 1 MiB, not a JSON object, a duplicate key, NaN; another format, operation or layer
+            convention; an unknown hook point; a field of a wrong type; a layer or width that its own model does not
+            have; `units` or `content` that do not match the vectors.
     """
     header = _parsed_object(text)
     for key, expected in FIXED.items():
@@ -74,6 +76,12 @@ def parse(text: str, layers: Layers) -> dict[str, Any]:
                 f"expected {key} {expected!r} in the header; got {_shortened(value)}. "
                 "Convert it with the program that wrote it."
             )
+    site = header.get(HOOK_POINT)
+    if site not in SITES:
+        raise ValueError(
+            f"expected hook_point among {SITES} in the header; got {_shortened(site)}. Convert it with the program "
+            "that wrote it."
+        )
     for key, kinds in PROVENANCE.items():
         if key in header and (isinstance(header[key], bool) or not isinstance(header[key], kinds)):
             names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
@@ -83,18 +91,18 @@ def parse(text: str, layers: Layers) -> dict[str, Any]:
             )
     last, width = max(layers), next(iter(layers.values())).shape[0]
     depth, d_model = header.get("n_layers", last + 1), header.get("d_model", width)
-    if last >= depth or width != d_model:
+    if last >= depth or (width != d_model and site != "z"):
         raise ValueError(
             f"expected layers below {depth} of width {d_model}, the model's in the header; got layer {last} of "
             f"width {width}. Header and tensors belong to different files: save the vector again."
         )
-    for key, computed in (("units", units(layers)), ("content", content(layers))):
+    for key, computed in (("units", units(layers)), ("content", content(layers, site))):
         if header.get(key, computed) != computed:
             raise ValueError(
                 f"expected the values that the header was written with, {key} {_shortened(header[key])}; got "
                 f"{computed!r}. The file was damaged or changed: download or save it again."
             )
-    return {key: value for key, value in header.items() if key not in (*FIXED, *DERIVED)}
+    return {key: value for key, value in header.items() if key not in (*FIXED, HOOK_POINT, *DERIVED)}, site
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -148,9 +156,10 @@ def units(layers: Layers) -> str:
     return "unit" if all(abs(float(value.norm()) - 1) < 1e-4 for value in layers.values()) else "raw"
 
 
-def content(layers: Layers) -> str:
-    """Return 16 hexadecimal digits that depend on the layers and values alone (SHA-256)."""
-    values = b"".join(f"{layer}:".encode() + value.numpy().tobytes() for layer, value in layers.items())
+def content(layers: Layers, site: str = DEFAULT) -> str:
+    """Return 16 hexadecimal digits that depend on the site, layers and values alone (SHA-256)."""
+    values = b"" if site == DEFAULT else f"{site}:".encode()
+    values += b"".join(f"{layer}:".encode() + value.numpy().tobytes() for layer, value in layers.items())
     return sha256(values)[:16]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steerkit.capture.layers import Layers, layer_list, plain_layer
 from steerkit.io.files import atomic_path
+from steerkit.models.site_names import DEFAULT, check_name
 from steerkit.vectors.file import FORMAT, compose, layers_of, parse, read_tensors
 from steerkit.vectors.file import content as content_of
 
@@ -25,15 +26,17 @@ class SteeringVector:
     """One vector per layer, to be added to (or projected out of) the residual stream after that block.
 
     `v + w`, `v - w`, `-v`, `v * 2.0`, `v / 2.0`, `v.unit()` and `v.at(14)` return new vectors; sums need equal layers.
-    `v == w` and `hash(v)` compare layers and values bit by bit, not `meta`, so vectors can be in sets and be keys.
+    `v == w` and `hash(v)` compare site, layers and values bit by bit, not `meta`; vectors can be in sets and be keys.
 
     Args:
         layers: layer -> `[d_model]`, stored in float32 on the CPU, in the order of the layers. `layer` l is
             `resid_post` of block l, 0-based: the vector is added at the hook point where it was read.
         meta: provenance: model fingerprint, read position, method, number of pairs, hashes.
+        site: where in a block it was read and is added: `"resid_post"` or another name of `steerkit.models.sites`.
 
     Raises:
-        ValueError: no layer, unequal widths, a layer that is no block index, NaN or infinity (in float32).
+        ValueError: an unknown site, no layer, unequal widths, a layer that is no block index, NaN or infinity (in
+            float32).
 
     Example:
         >>> v = SteeringVector({14: torch.randn(576)})
@@ -43,8 +46,10 @@ class SteeringVector:
 
     layers: Mapping[int, Float[Tensor, " d_model"]]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    site: str = DEFAULT
 
     def __post_init__(self) -> None:
+        check_name(self.site)
         if not isinstance(self.layers, Mapping) or not self.layers:
             got = "none" if isinstance(self.layers, Mapping) else type(self.layers).__name__
             raise ValueError(f"expected a vector at one layer at least; got {got}. Pass {{layer: tensor}}.")
@@ -64,7 +69,7 @@ class SteeringVector:
 
     @property
     def d_model(self) -> int:
-        """Width of the residual stream."""
+        """Width of the residual stream, or of the site."""
         return int(next(iter(self.layers.values())).shape[0])
 
     def norms(self) -> dict[int, float]:
@@ -74,7 +79,8 @@ class SteeringVector:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SteeringVector):
             return NotImplemented
-        return list(self.layers) == list(other.layers) and self.content() == other.content()
+        same_place = self.site == other.site and list(self.layers) == list(other.layers)
+        return same_place and self.content() == other.content()
 
     def __hash__(self) -> int:
         return hash(self.content())
@@ -83,7 +89,8 @@ class SteeringVector:
         norms = list(self.norms().values())
         count = f", {self.meta['n']} pairs" if "n" in self.meta else ""
         sizes = f"norms {min(norms):.3g}-{max(norms):.3g}"
-        return f"SteeringVector({len(norms)} layers, d_model {self.d_model}{count}, {sizes})"
+        site = "" if self.site == DEFAULT else f"{self.site}, "
+        return f"SteeringVector({site}{len(norms)} layers, d_model {self.d_model}{count}, {sizes})"
 
     def at(self, *layers: Layers) -> SteeringVector:
         """Return the same vector at these layers only: `v.at(14)`, `v.at(8, 10)` or `v.at([8, 10])`.
@@ -184,8 +191,8 @@ class SteeringVector:
         return self._combined(other, -1.0, "difference")
 
     def content(self) -> str:
-        """Return 16 hexadecimal digits that depend on the layers and values alone, for provenance."""
-        return content_of(self.layers)
+        """Return 16 hexadecimal digits that depend on the site, layers and values alone, for provenance."""
+        return content_of(self.layers, self.site)
 
     def _combined(self, other: SteeringVector, sign: float, method: str) -> SteeringVector:
         """Return `self + sign * other`; its `meta` keeps what both share, and how each was made in `operands`."""
@@ -204,12 +211,14 @@ class SteeringVector:
         shared = {key: value for key, value in self.meta.items() if key in other.meta and other.meta[key] == value}
         meta = {**shared, "method": method, "operands": [self.content(), other.content()]}
         values = {layer: value + sign * other.layers[layer] for layer, value in self.layers.items()}
-        return SteeringVector(values, meta)
+        return replace(self, layers=values, meta=meta)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> SteeringVector:
         return replace(self, layers={layer: change(value) for layer, value in self.layers.items()})
 
     def _check_same_layers(self, other: SteeringVector) -> None:
+        if self.site != other.site:
+            raise ValueError(f"expected vectors of one site; got {self.site} and {other.site}. Extract both at one.")
         if list(self.layers) != list(other.layers) or self.d_model != other.d_model:
             raise ValueError(
                 f"expected equal layers and widths; got {list(self.layers)} of {self.d_model} and "
@@ -224,7 +233,7 @@ class SteeringVector:
         """
         from safetensors.torch import save_file
 
-        header = compose(self.meta, self.layers)
+        header = compose(self.meta, self.layers, self.site)
         tensors = {f"layer.{layer}": value.contiguous() for layer, value in self.layers.items()}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={HEADER: header})
@@ -235,7 +244,7 @@ class SteeringVector:
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: not a safetensors file of this format, damaged, or of another hook point or layer convention.
+            ValueError: not a safetensors file of this format, damaged, or of an unknown hook point or layer convention.
         """
         metadata, tensors = read_tensors(path)
         if HEADER not in metadata:
@@ -245,7 +254,7 @@ class SteeringVector:
             )
         try:
             layers = layers_of(tensors, "layer")
-            return cls(layers, parse(metadata[HEADER], layers))
+            return cls(layers, *parse(metadata[HEADER], layers))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

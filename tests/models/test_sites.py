@@ -13,7 +13,8 @@ import steerkit as sk
 from steerkit.capture.resid import capture_resid
 from steerkit.models.blocks import find_blocks
 from steerkit.models.hooks import HookPoint, edit_points, observe_points
-from steerkit.models.sites import SITES, NoSite, find_sites, points_at
+from steerkit.models.site_names import SITES
+from steerkit.models.sites import NoSite, find_sites, points_at
 from tests.small_models import build
 from tests.tiny import tiny_model, tiny_tokenizer
 

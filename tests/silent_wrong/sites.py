@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import steerkit as sk
 from steerkit.capture.resid import capture_resid
 from steerkit.models.blocks import find_blocks
 from steerkit.models.hooks import HookPoint, edit_points, observe_points
 from steerkit.models.sites import points_at
-from tests.tiny import tiny_model
+from steerkit.steering.steering import Steering
+from steerkit.vectors.vector import SteeringVector
+from tests.tiny import tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[5, 17, 200, 33, 8]])
 Read = Callable[[Any, int], Tensor]
@@ -72,11 +75,31 @@ def at_the_second_norm(model: Any, layer: int, middle: Tensor) -> Iterator[None]
         yield
 
 
+def check_a_vector_acts_where_it_was_read(steer: Callable[[SteeringVector], Steering]) -> None:
+    model = tiny_model("llama")
+    acts = sk.collect(model, tiny_tokenizer(), {"a": ["one", "two"], "b": ["six", "ten"]}, site="mlp_out", layers=1)
+    v = sk.difference_in_means(acts, "a", "b")
+    with torch.no_grad(), capture_resid(model, 1, site="mlp_out") as before:
+        model(input_ids=IDS)
+    with torch.no_grad(), steer(v).on(model), capture_resid(model, 1, site="mlp_out") as after:
+        model(input_ids=IDS)
+    torch.testing.assert_close(after[1], before[1] + v.layers[1])
+
+
+def at_its_site(v: SteeringVector) -> Steering:
+    return Steering(v, 1.0, "all")
+
+
+def after_the_block(v: SteeringVector) -> Steering:
+    return Steering(SteeringVector(v.layers, v.meta), 1.0, "all")
+
+
 def plain(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
     return lambda implementation, _: check(implementation)
 
 
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
     "the parts of a block add up": (plain(check_the_parts_add_up), what_is_added, what_attention_returns),
+    "a vector acts where it was read": (plain(check_a_vector_acts_where_it_was_read), at_its_site, after_the_block),
     "a written middle arrives": (plain(check_a_written_middle_arrives), through_the_sum, at_the_second_norm),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 import steerkit as sk
 from steerkit.vectors.convert import missing_fields
-from steerkit.vectors.file import DERIVED, FIXED, PROVENANCE
+from steerkit.vectors.file import DERIVED, FIXED, PROVENANCE, compose, parse
 from steerkit.vectors.vector import SteeringVector
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.vector_files import made, raw_safetensors, values
@@ -91,10 +91,10 @@ GOOD = {"format": "steerkit.vector/1", "hook_point": "resid_post", "layer_conven
     [
         ({**GOOD, "format": "steerkit.vector/2"}, "format 'steerkit.vector/1' in the header; got 'steerkit.vector/2'"),
         ({**GOOD, "operation": "ablate"}, "operation 'add' in the header; got 'ablate'"),
-        ({**GOOD, "hook_point": "resid_pre"}, "hook_point 'resid_post' in the header; got 'resid_pre'"),
+        ({**GOOD, "hook_point": "ln_final"}, "hook_point among .* in the header; got 'ln_final'"),
         ({**GOOD, "hook_point": ["resid_post"]}, "hook_point"),
         ({**GOOD, "layer_convention": "1-based"}, "layer_convention"),
-        ({k: v for k, v in GOOD.items() if k != "hook_point"}, "hook_point 'resid_post' in the header; got None"),
+        ({k: v for k, v in GOOD.items() if k != "hook_point"}, "hook_point among .* in the header; got None"),
         ({**GOOD, "n": 1.5}, "n in the header to be int; got 1.5"),
         ({**GOOD, "n": True}, "n in the header to be int; got True"),
         ({**GOOD, "model_fingerprint": ["a"]}, "model_fingerprint in the header to be str or null"),
@@ -152,3 +152,11 @@ def test_the_header_of_one_vector_is_refused_on_the_tensors_of_another(tmp_path)
     raw_safetensors(tmp_path / "w.safetensors", header, {"layer.2": values(1)[1]})
     with pytest.raises(ValueError, match="values that the header was written with"):
         SteeringVector.load(tmp_path / "w.safetensors")
+
+
+def test_a_header_whose_hook_point_was_changed_is_refused(tmp_path) -> None:
+    """The hash of the content covers the site."""
+    header = compose({}, {0: torch.ones(4)}, "mlp_out")
+    assert parse(header, {0: torch.ones(4)}) == ({}, "mlp_out")
+    with pytest.raises(ValueError, match="The file was damaged or changed"):
+        parse(header.replace("mlp_out", "attn_out"), {0: torch.ones(4)})

@@ -12,6 +12,7 @@ import torch
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 from steerkit.io.files import atomic_path
+from steerkit.models.site_names import DEFAULT
 from steerkit.vectors.file import PROVENANCE, compose, layers_of, parse
 from steerkit.vectors.vector import SteeringVector
 
@@ -55,7 +56,7 @@ def read_gguf(path: str | Path) -> SteeringVector:
     tensors = {tensor.name: _native(tensor.data).float() for tensor in reader.tensors}
     layers = layers_of(tensors, "direction")
     if HEADER in fields:
-        return SteeringVector(layers, parse(str(fields[HEADER]), layers))
+        return SteeringVector(layers, *parse(str(fields[HEADER]), layers))
     _check_hook_point(fields, list(layers))
     meta = {"source": {"format": "GGUF control vector", **fields}}
     for key, field in (("model_type", MODEL_HINT), ("checkpoint", "model.id"), ("method", "steerkit.method")):
@@ -71,18 +72,22 @@ def write_gguf(vector: SteeringVector, path: str | Path) -> None:
     writes them.
 
     Raises:
-        ValueError: a vector at layer 0, after which llama.cpp adds nothing.
+        ValueError: a vector at layer 0, after which llama.cpp adds nothing, or at another site than `resid_post`.
 
     Warns:
         UserWarning: names the fields that other readers ignore.
     """
+    if vector.site != DEFAULT:
+        raise ValueError(
+            f"expected a vector at resid_post, where llama.cpp adds; got {vector.site}. Write a .safetensors file."
+        )
     if 0 in vector.layers:
         rest = [layer for layer in vector.layers if layer]
         raise ValueError(
             "expected layers from 1, since llama.cpp adds nothing after block 0 and refuses 'direction.0'; got "
             f"{list(vector.layers)}. " + (f"Leave layer 0 out: .at(*{rest})." if rest else "Write a .safetensors file.")
         )
-    header = compose(vector.meta, vector.layers)
+    header = compose(vector.meta, vector.layers, vector.site)
     with (
         atomic_path(path) as temporary,
         contextlib.closing(GGUFWriter(temporary, ARCHITECTURE)) as writer,  # closed before the file is renamed
