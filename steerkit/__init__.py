@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from steerkit.generation.projections import project as project
     from steerkit.models.kernels import use_kernels as use_kernels
     from steerkit.models.load import load as load
+    from steerkit.probes.erasure import Eraser as Eraser
+    from steerkit.probes.erasure import leace as leace
+    from steerkit.probes.erasure import probe_erased as probe_erased
     from steerkit.probes.probe import ProbeResult as ProbeResult
     from steerkit.probes.probe import fit_probe as fit_probe
     from steerkit.probes.probe import probe_layers as probe_layers
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from steerkit.steering.calibration import calibrate_condition as calibrate_condition
     from steerkit.steering.calibration import firing_rates as firing_rates
     from steerkit.steering.conditions import Condition as Condition
+    from steerkit.steering.erase import erase as erase
     from steerkit.steering.operations import Operation as Operation
     from steerkit.steering.steering import Steering as Steering
     from steerkit.sweeps.direction import choose_direction as choose_direction
@@ -65,11 +69,13 @@ _PUBLIC = {  # module -> the public names in it
     "generation.projections": ("project",),
     "models.kernels": ("use_kernels",),
     "models.load": ("load",),
+    "probes.erasure": ("Eraser", "leace", "probe_erased"),
     "probes.probe": ("ProbeResult", "fit_probe", "probe_layers"),
     "scores.judge": ("judge",),
     "stats.latex": ("latex_table",),
     "steering.calibration": ("Calibration", "calibrate_condition", "firing_rates"),
     "steering.conditions": ("Condition",),
+    "steering.erase": ("erase",),
     "steering.operations": ("Operation",),
     "steering.steering": ("Steering",),
     "sweeps.direction": ("choose_direction",),

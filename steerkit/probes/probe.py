@@ -169,7 +169,7 @@ def fit_probe(
 
     Source: Hastie, Tibshirani and Friedman, "The Elements of Statistical Learning", 2009, section 4.4.
     """
-    y, classes = _encoded(labels)
+    y, classes = encoded(labels)
     if x.ndim != 2 or len(x) != len(y):
         raise ValueError(f"expected x of shape [{len(y)} labels, d_model]; got {list(x.shape)}. Pass a row per label.")
     if not torch.isfinite(x).all():
@@ -334,7 +334,7 @@ class _Design:
 
 
 def _design(acts: Activations, label: str, group: str, folds: int, seed: int) -> _Design:
-    labels, classes = _encoded(acts.items[label])
+    labels, classes = encoded(acts.items[label])
     group_of, fold = deal_folds(acts.items[group], labels.numpy(), classes, folds, seed)
     first, second = np.triu_indices(folds)  # equal for a fit that leaves out one fold
     fit_without = np.zeros((folds, folds), dtype=int)
@@ -369,7 +369,7 @@ def _fit_outer(fit: Fit, design: _Design, c: float) -> np.ndarray:
     return p[design.fold, :, design.items].numpy()
 
 
-def _encoded(labels: Sequence[Hashable] | np.ndarray | pd.Series) -> tuple[Int[Tensor, " item"], tuple[Hashable, ...]]:
+def encoded(labels: Sequence[Hashable] | np.ndarray | pd.Series) -> tuple[Int[Tensor, " item"], tuple[Hashable, ...]]:
     """Return the index of each label in the sorted classes, and the classes."""
     codes, classes = pd.factorize(pd.Series(labels).reset_index(drop=True), sort=True)
     if (codes < 0).any():

@@ -169,6 +169,11 @@ _registered: dict[str, Operation] = {
 }
 
 
+def registered(name: str, function: Change) -> Operation:
+    """Register a parametrised operation, whose full name determines the function, and return it."""
+    return _registered.setdefault(name, _builtin(name, function, unit=True))
+
+
 def named(operation: Any) -> Operation:
     """The operation of this name, e.g. `"rotate"`, `"clamp:2"` or `"clamp:-1:1"`; an `Operation` is returned as is.
 

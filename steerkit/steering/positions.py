@@ -5,6 +5,8 @@ from __future__ import annotations
 POSITIONS = ("generated", "from_last_prompt_token", "prompt", "all")
 SINK = "+0"
 """Ending of `prompt` and `all` under which an ablation includes position 0, the attention sink."""
+SPARING = ("ablate", "leace")
+"""Operations that leave position 0 out, unless the positions end in `+0`."""
 END = 2**62
 
 
@@ -34,7 +36,7 @@ def steered_columns(positions: str, start: int, stop: int, operation: str) -> tu
     the name includes it.
     """
     name, limit = parse_positions(positions)
-    first = start + (operation == "ablate" and SINK not in positions)
+    first = start + (operation.partition(":")[0] in SPARING and SINK not in positions)
     low = {"generated": stop, "from_last_prompt_token": stop - 1, "prompt": first, "all": first}[name]
     high = stop if name == "prompt" else END
     return low, min(high, low + limit)
