@@ -27,9 +27,9 @@ class Analysis:
 
 ANALYSES = {
     "agents": Analysis(
-        "analysis.agents.steer",
-        "steer each agent by its own direction, with controls",
-        "--run runs/imad-tiny/arithmetic/seed-0 --out runs/analysis",
+        "analysis.own_debates",
+        "steer each agent of your debates by its own direction, with controls: tables, figures, a page",
+        "--traces my.jsonl --checkpoint MODEL --out runs/mine",
     ),
     "agreement": Analysis(
         "analysis.agents.agreement",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from training.problems.families import FAMILIES
 from training.toy.worlds import WORLDS
 
 BASE, SFT, IMAD = "base", "SFT", "IMAD"
+CHECKPOINT = "checkpoint"
+"""Name of a checkpoint of no run of `training.imad`."""
 WEIGHTS = (".safetensors", ".gguf", ".json", ".jinja")
 """Suffixes of the files that a checkpoint's hash covers."""
 UNTAGGED, TURNS = "SFT without tags", "SFT on single turns"
@@ -35,6 +37,7 @@ class Inputs:
         base_context: the context that names an agent for checkpoints that were not trained on tags.
         dtype: of the checkpoints' weights when they are loaded; None is steerkit's default.
         openings: for each agent a regular expression that its texts begin with, see `analysis.agents.speaker`.
+        adapters: name -> PEFT adapter of that checkpoint.
 
     Raises:
         ValueError: no checkpoint, an empty split, two names that give one file name, or a question in two splits.
@@ -47,6 +50,7 @@ class Inputs:
     base_context: Context = by_tag
     dtype: str | None = None
     openings: tuple[str, ...] = ()
+    adapters: Mapping[str, str | Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         questions = [{trace.question for trace in split} for split in (self.train, self.validation, self.test)]
@@ -63,34 +67,53 @@ class Inputs:
 
     def load(self, stage: str) -> tuple[Any, Any]:
         """The model and tokenizer of a checkpoint."""
+        if stage in self.adapters:
+            return steerkit.load(self.stages[stage], adapter=self.adapters[stage], dtype=self.dtype)
         return steerkit.load(self.stages[stage], dtype=self.dtype)
 
-    def about(self, stage: str) -> dict[str, str | None]:
-        """Path and content hash of a checkpoint, for the configuration of a run folder.
+    def about(self, stage: str) -> dict[str, Any]:
+        """Path and content hash of a checkpoint, and of its adapter, for the configuration of a run folder.
 
         The hash identifies the checkpoint: a moved one is the same, a retrained one is another. A name on a hub has no
         hash.
         """
-        path = Path(self.stages[stage])
-        kept = [file for file in path.glob("*") if file.suffix in WEIGHTS and file.name != "trainer_state.json"]
-        hashes = [sha256(path)] if path.is_file() else [[file.name, sha256(file)] for file in sorted(kept)]
-        content = sha256(canonical_json(hashes)) if hashes else None
-        return {"checkpoint": str(path), "files_sha256": content}
+        about: dict[str, Any] = _files_of(self.stages[stage])
+        return about | ({"adapter": _files_of(self.adapters[stage])} if stage in self.adapters else {})
+
+    @property
+    def vectors_at(self) -> str:
+        """The checkpoint whose vectors the paper's protocol adds to all: SFT, else the last one."""
+        return SFT if SFT in self.stages else list(self.stages)[-1]
 
     def context(self, stage: str) -> Context:
         """The context that names an agent for a checkpoint."""
         return self.base_context if stage in (BASE, UNTAGGED) else by_tag
 
 
-def inputs_of_files(stages: Mapping[str, str | Path], path: str | Path) -> Inputs:
-    """Any checkpoints and any traces file: 60 % of its questions for vectors, 15 % for validation, 25 % for test."""
+def _files_of(checkpoint: str | Path) -> dict[str, str | None]:
+    """Path and hash of the files of a checkpoint or an adapter."""
+    path = Path(checkpoint)
+    kept = [file for file in path.glob("*") if file.suffix in WEIGHTS and file.name != "trainer_state.json"]
+    hashes = [sha256(path)] if path.is_file() else [[file.name, sha256(file)] for file in sorted(kept)]
+    content = sha256(canonical_json(hashes)) if hashes else None
+    return {"checkpoint": str(path), "files_sha256": content}
+
+
+def inputs_of_files(stages: Mapping[str, str | Path], path: str | Path, **others: Any) -> Inputs:
+    """Any checkpoints and any traces file: 60 % of its questions for vectors, 15 % for validation, 25 % for test.
+
+    Args:
+        stages: name -> checkpoint.
+        path: file of `steerkit.read_traces`.
+        others: further fields of `Inputs`.
+    """
     traces = read_traces(path)
     percentile = {trace.question: _percentile(trace.question) for trace in traces}
     train, validation, test = (
         tuple(trace for trace in traces if low <= percentile[trace.question] < high)
         for low, high in ((0, 60), (60, 75), (75, 100))
     )
-    return Inputs(stages, train, validation, test)
+    return Inputs(stages, train, validation, test, **others)
 
 
 def inputs_of_run(folder: str | Path, steps: Sequence[int] = (), only: Sequence[str] = ()) -> Inputs:

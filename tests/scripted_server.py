@@ -26,9 +26,13 @@ def asked(*names: str) -> list[Request]:
 
 @dataclass
 class Scripted:
-    """A loopback server. `script(call, number)` answers the call that came as the `number`-th, counted from 0."""
+    """A loopback server. `script(call, number)` answers the call that came as the `number`-th, counted from 0.
+
+    `models` is the list that it reports to `GET /models`; None has no such list.
+    """
 
     script: Callable[[Call, int], None]
+    models: list[dict[str, Any]] | None = None
     calls: list[Call] = field(default_factory=list)
     lock: Any = field(default_factory=threading.Lock)
 
@@ -43,6 +47,10 @@ class Scripted:
                     outer.calls.append(Call(self, self.path, dict(self.headers), body))
                 with contextlib.suppress(ConnectionError):  # the client may have gone, as it should in some tests
                     outer.script(outer.calls[number], number)
+
+            def do_GET(self) -> None:
+                listed = outer.models is not None and self.path.endswith("/models")
+                Call(self, self.path, {}, {}).json({"data": outer.models}, 200 if listed else 404)
 
             def log_message(self, *_: Any) -> None:
                 pass

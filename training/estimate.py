@@ -14,6 +14,8 @@ import torch
 from training.devices import Device
 from training.memory import blank, generation, kv_width, training_step
 from training.presets import Preset
+from training.train.grpo import GRPO
+from training.train.sft import SFT
 
 GIB = 2**30
 QUESTION = 200
@@ -186,8 +188,9 @@ def _stages(preset: Preset, shape: Shape, device: Device, most: float) -> Iterat
     trace = min(QUESTION + calls * answer, sft.max_length or math.inf)
     sft_texts = sft.steps * sft.batch if sft.steps is not None else round(sft.epochs * preset.debates)
     clip = grpo.anneal.at(0.0)[1]
-    asked = math.ceil(grpo.steps / grpo.inner) * grpo.prompts * grpo.generations
-    trained = grpo.steps * grpo.prompts * grpo.generations
+    steps = grpo.steps_for(preset.fresh or preset.debates)
+    asked = math.ceil(steps / grpo.inner) * grpo.prompts * grpo.generations
+    trained = steps * grpo.prompts * grpo.generations
 
     def written(name: str, texts: int, prompt: int, new: int, setting: str) -> Stage:
         rows = _rows_that_fit(shape, device, texts, prompt, new, most)
@@ -199,17 +202,24 @@ def _stages(preset: Preset, shape: Shape, device: Device, most: float) -> Iterat
     yield written(
         "debates", preset.debates * calls, QUESTION + agents * answer, answer, "debate.sampling.max_new_tokens"
     )
-    sft_step = _step(shape, device, sft.lora, int(trace), embeddings=True)
+    sft_step = _step(shape, device, sft.lora, int(trace), embeddings=True, checkpointing=bool(sft.checkpointing))
     yield Stage(
         "SFT",
         sft_texts,
         int(trace),
         sft.micro_batch,
         sft_step(sft.micro_batch),
-        _seconds_to_train(shape, device, sft_texts * trace, sft.lora is None),
-        tuple(_training_fixes("sft", sft.batch, sft.micro_batch, sft.lora, sft_step, most)),
+        _seconds_to_train(shape, device, sft_texts * trace, sft),
+        tuple(_training_fixes("sft", sft.batch, sft, sft_step, most)),
     )
-    grpo_step = _step(shape, device, grpo.lora, QUESTION + clip, reference=grpo.beta > 0)
+    grpo_step = _step(
+        shape,
+        device,
+        grpo.lora,
+        QUESTION + clip,
+        reference=grpo.beta > 0,
+        checkpointing=bool(grpo.checkpointing),
+    )
     rollouts = written("", asked, QUESTION, clip, "grpo.anneal.clip")
     packed = _packed(shape, device)
     yield Stage(
@@ -218,12 +228,8 @@ def _stages(preset: Preset, shape: Shape, device: Device, most: float) -> Iterat
         clip,
         rollouts.rows,
         max(rollouts.memory, grpo_step(grpo.micro_batch) + packed),
-        rollouts.seconds + _seconds_to_train(shape, device, trained * (QUESTION + clip), grpo.lora is None),
-        tuple(
-            _training_fixes(
-                "grpo", grpo.prompts * grpo.generations, grpo.micro_batch, grpo.lora, grpo_step, most - packed
-            )
-        ),
+        rollouts.seconds + _seconds_to_train(shape, device, trained * (QUESTION + clip), grpo),
+        tuple(_training_fixes("grpo", grpo.prompts * grpo.generations, grpo, grpo_step, most - packed)),
     )
     name = "sampling.max_new_tokens"
     yield written("evaluation, one method", preset.test, QUESTION, test, name)
@@ -259,7 +265,13 @@ def _rows_that_fit(shape: Shape, device: Device, texts: int, prompt: int, new: i
 
 
 def _step(
-    shape: Shape, device: Device, lora: Any, tokens: int, embeddings: bool = False, reference: bool = False
+    shape: Shape,
+    device: Device,
+    lora: Any,
+    tokens: int,
+    embeddings: bool = False,
+    reference: bool = False,
+    checkpointing: bool = False,
 ) -> Callable[[int], int]:
     """Return a function from a micro-batch to the bytes of a training step."""
     known: dict[int, int] = {}
@@ -275,6 +287,7 @@ def _step(
                 dtype=_dtype(device),
                 autocast=not device.on_cpu,
                 reference=reference,
+                checkpointing=checkpointing,
             ).total
         return known[rows]
 
@@ -282,17 +295,19 @@ def _step(
 
 
 def _training_fixes(
-    stage: str, batch: int, micro_batch: int, lora: Any, step: Callable[[int], int], most: float
+    stage: str, batch: int, setting: SFT | GRPO, step: Callable[[int], int], most: float
 ) -> Iterator[str]:
-    """Yield the settings with which a training step fits: the largest micro-batch that does, or an adapter."""
-    if step(micro_batch) <= most:
+    """Yield a setting with which a training step takes less: the largest micro-batch that fits, checkpointing, LoRA."""
+    if step(setting.micro_batch) <= most:
         return
-    smaller = [rows for rows in range(1, micro_batch) if batch % rows == 0]
+    smaller = [rows for rows in range(1, setting.micro_batch) if batch % rows == 0]
     fitting = bisect.bisect_right(smaller, most, key=step)
     if fitting:
         yield f"{stage}.micro_batch={smaller[fitting - 1]}"
         return
-    if lora is None:
+    if not setting.checkpointing:
+        yield f"{stage}.checkpointing=true"
+    if setting.lora is None:
         yield f'{stage}.lora={{"r": 32, "alpha": 32}}'
 
 
@@ -304,5 +319,11 @@ def _seconds_to_write(shape: Shape, device: Device, texts: int, rows: int, promp
     return (read + math.ceil(texts / rows) * new * step) / EFFICIENCY
 
 
-def _seconds_to_train(shape: Shape, device: Device, tokens: float, all_weights: bool) -> float:
-    return (6 if all_weights else 4) * shape.parameters * tokens / device.flops / EFFICIENCY
+def _seconds_to_train(shape: Shape, device: Device, tokens: float, setting: SFT | GRPO) -> float:
+    """Return the seconds of training.
+
+    Operations per weight and token: 2 in a forward, which checkpointing repeats; 2 in the backward pass of an adapter,
+    4 in that of all weights.
+    """
+    operations = (6 if setting.lora is None else 4) + (2 if setting.checkpointing else 0)
+    return operations * shape.parameters * tokens / device.flops / EFFICIENCY

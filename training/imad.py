@@ -253,13 +253,17 @@ def evaluate(run: Run, base: str | Path, checkpoints: Mapping[str, Path]) -> pd.
         checkpoints: trained method -> checkpoint.
 
     Returns:
-        One row per method, decoding and question, with the columns of `training.evaluate.methods.one_answer` and
-        `method`, `decoding`, `seed`, `family`.
+        One row per method, decoding, decoding seed and question, with the columns of
+        `training.evaluate.methods.one_answer` and `method`, `decoding`, `seed`, `family`.
     """
     parts = []
-    for decoding, sampling in (("sampled", run.sampling()), ("greedy", run.sampling(temperature=0.0))):
-        for method, rows in _evaluations(run, base, checkpoints, sampling, run.folder / "evaluation" / decoding):
-            parts.append(rows.assign(method=method, decoding=decoding, seed=run.seed, family=run.preset.family))
+    seeds = run.preset.decoding_seeds(run.seed)
+    decodings = [("sampled", replace(run.sampling(), seed=seed), number) for number, seed in enumerate(seeds)]
+    for decoding, sampling, number in (*decodings, ("greedy", run.sampling(temperature=0.0), 0)):
+        folder = run.folder / "evaluation" / (f"{decoding}-{number}" if number else decoding)
+        for method, rows in _evaluations(run, base, checkpoints, sampling, folder):
+            about = {"method": method, "decoding": decoding, "seed": run.seed, "family": run.preset.family}
+            parts.append(rows.assign(**about))
     return pd.concat(parts, ignore_index=True)
 
 

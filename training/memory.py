@@ -73,7 +73,8 @@ def training_step(
     The activations are counted, not estimated from a formula: the model's own code runs on tensors without values, with
     one and with two blocks, and the tensors that autograd keeps are added up. The difference of the two is a block.
     With N = rows x tokens, V rows of embeddings and d = d_model, the loss holds min(N V, 8 million) logits three times,
-    2 N d numbers of gradients, and V d more where the output matrix is trained.
+    2 N d numbers of gradients, and V d more where the output matrix is trained. With gradient checkpointing, each block
+    keeps its input of N d numbers, and one block at a time all of its tensors.
 
     Args:
         config: configuration of a causal language model of transformers.

@@ -49,6 +49,7 @@ class Preset:
         self_check: also run the controls in which each agent checks its own answer and reads no other.
         untagged: also fine-tune on the traces without tags.
         turns: also fine-tune on one turn of each trace, the first turn of a random agent.
+        decodings: number of decoding seeds of the evaluation, whose mean is reported; None is 1.
         dtype: data type of the weights during debates and evaluation; None uses the checkpoint's.
         base: settings of the toy base model.
     """
@@ -70,6 +71,7 @@ class Preset:
     self_check: bool = False
     untagged: bool = False
     turns: bool = False
+    decodings: int | None = None
     dtype: str | None = None
     base: Base = field(default_factory=Base)
 
@@ -79,6 +81,15 @@ class Preset:
                 f"expected methods among {MATCHED} in rates and what_helps; got {unknown}. For the rate of others set "
                 "sft.learning_rate."
             )
+
+    def decoding_seeds(self, seed: int) -> list[int]:
+        """Return the seeds with which test questions are answered: the run's own, and `decodings - 1` further ones.
+
+        Example:
+            >>> get_preset("llama-3.1-8b").decoding_seeds(0)
+            [0, 1000, 2000]
+        """
+        return [seed + 1000 * number for number in range(self.decodings or 1)]
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -206,9 +217,20 @@ def _paper(name: str, checkpoint: str, epochs: float = 3.0, sft_rate: float = 5e
         debates=1000,
         test=1000,
         debate=Setting(sampling=PAPER_SAMPLING),
-        sft=SFT(epochs=epochs, learning_rate=sft_rate),
-        grpo=GRPO(anneal=Anneal("linear"), learning_rate=grpo_rate, steps=700),
+        sft=SFT(epochs=epochs, learning_rate=sft_rate, checkpointing=True),
+        grpo=GRPO(
+            anneal=Anneal("linear"),
+            epochs=6.0,
+            prompts=1,
+            micro_batch=4,
+            learning_rate=grpo_rate,
+            decay="cosine",
+            warmup=0.1,
+            checkpointing=True,
+        ),
         sampling=PAPER_SAMPLING,
+        untagged=True,
+        decodings=3,
     )
 
 

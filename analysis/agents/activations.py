@@ -47,9 +47,14 @@ def activations_of(
 
 
 def turn_activations(
-    model: Any, tokenizer: Any, traces: Sequence[DebateTrace], source: Source = "trace", embed: bool = False
+    model: Any,
+    tokenizer: Any,
+    traces: Sequence[DebateTrace],
+    source: Source = "trace",
+    embed: bool = False,
+    layers: Sequence[int] | None = None,
 ) -> dict[str, Activations]:
-    """The stream of every turn at all layers, by read position; labels are the agents, groups the questions.
+    """The stream of every turn, by read position; labels are the agents, groups the questions.
 
     Read positions: the `last` token of the response (as in the paper), the `mean` over it, its `first` token, and the
     agent's `tag` (its last token, which follows the agent's name and precedes its text).
@@ -61,22 +66,23 @@ def turn_activations(
         source: `"trace"`: whole traces with their tags, one forward each; `"untagged"`: the same without tags;
             `"plain"`: each turn alone, right after its question. Only `"trace"` has the position `tag`.
         embed: read the input of block 0, too.
+        layers: that are read; None for all.
 
     Raises:
         ValueError: another source.
     """
-    layers: Any = [EMBED, *find_blocks(model).modules] if embed else "all"
+    read_at: Any = [*([EMBED] if embed else []), *(find_blocks(model).modules if layers is None else layers)]
     if source not in ("trace", "untagged", "plain"):
         raise ValueError(f"expected a source 'trace', 'untagged' or 'plain'; got {source!r}. Pass one of the three.")
     if source == "plain":
         texts = [text for trace in traces for text in trace.alone()]
     else:
         texts = [trace.spans() if source == "trace" else trace.untagged() for trace in traces]
-    read = sk.collect_each(model, tokenizer, texts, layers=layers, positions=["last", "mean", "first"])
+    read = sk.collect_each(model, tokenizer, texts, layers=read_at, positions=["last", "mean", "first"])
     activations: dict[str, Activations] = {str(position): acts for position, acts in read.items()}
     if source == "trace":
         tags = [_tag_spans(trace) for trace in traces]
-        activations["tag"] = sk.collect(model, tokenizer, tags, layers=layers, position="last")
+        activations["tag"] = sk.collect(model, tokenizer, tags, layers=read_at, position="last")
     return activations
 
 

@@ -12,6 +12,9 @@ from steerkit.text.traces import DebateTrace
 from training.debates.personas import Cast
 from training.problems.problem import Problem
 
+SOME_ANSWER = {"number": "0", "option": "A", "word": "yes", "pair": "0 1", "open": None}
+"""An answer of each kind: a prompt depends on the question and on the kind of its answer, not on the answer."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -59,6 +62,6 @@ def by_cast(cast: Cast, kind: str) -> Context:
     """The prompt that the agent had in the debate's first round, for a model that was not trained on tags."""
 
     def ask(trace: DebateTrace, agent: str) -> PromptLike:
-        return cast.ask(Problem(trace.question, trace.question, trace.gold, kind, ""), int(agent), 1, ())
+        return cast.ask(Problem(trace.question, trace.question, SOME_ANSWER[kind], kind, ""), int(agent), 1, ())
 
     return Context(ask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,11 @@ from steerkit.sweeps.result import SweepResult
 from steerkit.text.traces import DebateTrace
 
 TEMPERATURE, TOP_P = 0.7, 0.9
+
+
+def length_of_texts(tokenizer: Any, texts: Iterable[str]) -> int:
+    """One and a half times the number of tokens of the longest text: the length of continuations compared with them."""
+    return round(1.5 * max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts))
 
 
 def continuations(

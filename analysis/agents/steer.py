@@ -26,7 +26,7 @@ from analysis.agents.fidelity import fidelity
 from analysis.agents.geometry import agent_cosines, checkpoint_cosines, plane
 from analysis.agents.reliability import reliability
 from analysis.agents.vectors import agent_controls, agent_vectors, published_vectors
-from analysis.inputs import Inputs, add_inputs, inputs_of
+from analysis.inputs import Inputs, inputs_of
 from steerkit.io.files import file_name, sha256
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
@@ -171,16 +171,18 @@ def analyse(inputs: Inputs, grid: Grid, out: str | Path, only: Sequence[str] = (
     return tables
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m analysis agents", description=__doc__)
-    add_inputs(parser)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the analysis, besides its inputs."""
     parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of Grid, e.g. layers=[8,14]"
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="a setting, e.g. layers=[8,14]"
     )
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="analyse this checkpoint; write no common tables"
     )
-    given = parser.parse_args(arguments)
+
+
+def run_options(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Analyse the checkpoints of a run, or those of --stage, as the command line says."""
     try:
         grid = override(Grid(), given.set)
     except ValueError as error:

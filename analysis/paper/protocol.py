@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ import pandas as pd
 import steerkit as sk
 from analysis.agents.activations import turn_activations
 from analysis.agents.contexts import Context, by_tag, first_texts
-from analysis.agents.continuations import TEMPERATURE, TOP_P
+from analysis.agents.continuations import TEMPERATURE, TOP_P, length_of_texts
 from analysis.agents.speaker import first_turn
 from analysis.agents.vectors import agent_vectors
-from analysis.inputs import BASE, IMAD, SFT, Inputs, inputs_of_run
+from analysis.inputs import BASE, CHECKPOINT, IMAD, SFT, Inputs, inputs_of_run
 from analysis.paper.plant import PLANTED, Plant, plant, planted_directions
 from steerkit.capture.norms import stream_norms
 from steerkit.io.files import file_name, sha256
@@ -62,7 +63,7 @@ class Protocol:
         validation: largest number of debates for the choice of the layer.
         test: largest number of debates for the results.
         max_new_tokens: of each text; None is one and a half times the longest reference.
-        plant: training of the base with planted directions.
+        plant: training of the base with planted directions, all weights of it; None leaves that check out.
         seed: of the sampling, of the controls and of the planting.
     """
 
@@ -75,7 +76,7 @@ class Protocol:
     validation: int = 24
     test: int = 48
     max_new_tokens: int | None = None
-    plant: Plant = Plant()  # noqa: RUF009  frozen
+    plant: Plant | None = Plant()  # noqa: RUF009  frozen
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,11 +87,11 @@ class Protocol:
 
 
 def sft_vectors(inputs: Inputs, setting: Protocol) -> tuple[Vectors, list[Vectors]]:
-    """The agents' unit vectors at SFT, and `setting.controls` triples with shuffled names of the agents.
+    """The agents' unit vectors at SFT (`Inputs.vectors_at`), and `setting.controls` triples with shuffled names.
 
     Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 4.
     """
-    acts = turn_activations(*inputs.load(SFT), inputs.train[: setting.train])["last"]
+    acts = turn_activations(*inputs.load(inputs.vectors_at), inputs.train[: setting.train])["last"]
     own = {agent: vector.unit() for agent, vector in agent_vectors(acts).items()}
     shuffled: list[Vectors] = [
         {a: v.unit() for a, v in agent_vectors(shuffle_labels(acts, setting.seed + k)).items()}
@@ -144,10 +145,7 @@ def steered(
     strengths = {(COEFFICIENT, c): c for c in setting.coefficients} | {(DOSE, d): d * norm for d in setting.doses}
     few = setting.control_coefficients
     references = {(trace.question, agent): text for trace in debates for agent, text in first_texts(trace).items()}
-    longest = setting.max_new_tokens
-    if longest is None:
-        lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in references.values()]
-        longest = round(1.5 * max(lengths))
+    longest = setting.max_new_tokens or length_of_texts(tokenizer, references.values())
     parts = []
     for agent in sorted({agent for _, agent in references}):
         named = {
@@ -274,8 +272,8 @@ def compared(area: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose_layer(inputs: Inputs, own: Vectors, setting: Protocol, out: Path) -> int:
-    """The layer where the agents' own vectors have the largest area on SFT's validation debates."""
-    model, tokenizer = inputs.load(SFT)
+    """The layer where the agents' own vectors have the largest area on validation debates, at SFT."""
+    model, tokenizer = inputs.load(inputs.vectors_at)
     layers = setting.layers or tuple(int(layer) for layer in next(iter(own.values())).layers)[:-1]
     debates = inputs.validation[: setting.validation]
     found = {}
@@ -288,7 +286,7 @@ def choose_layer(inputs: Inputs, own: Vectors, setting: Protocol, out: Path) -> 
 
 
 def run_protocol(inputs: Inputs, setting: Protocol, out: str | Path) -> pd.DataFrame:
-    """The protocol on base, SFT and IMAD; a finished part is not run again.
+    """The protocol on base, SFT and IMAD, or on other checkpoints; a finished part is not run again.
 
     Args:
         inputs: a run's checkpoints and debates.
@@ -299,7 +297,7 @@ def run_protocol(inputs: Inputs, setting: Protocol, out: str | Path) -> pd.DataF
         The rows of `compared` per stage and context (`tagged`: the trace up to the agent's tag; `cast`, for the base
         only: its own prompt for that agent).
     """
-    stages = [stage for stage in (BASE, SFT, IMAD) if stage in inputs.stages]
+    stages = [stage for stage in (BASE, SFT, IMAD, CHECKPOINT) if stage in inputs.stages]
     debates = (*inputs.train, *inputs.validation, *inputs.test)
     config = {
         "setting": asdict(setting),
@@ -307,30 +305,35 @@ def run_protocol(inputs: Inputs, setting: Protocol, out: str | Path) -> pd.DataF
         "traces": sha256("".join(trace.text for trace in debates)),
     }
     with run_folder(out, config) as folder:
-        own, shuffled = sft_vectors(inputs, setting)
-        sets = {OWN: [own], RANDOM: random_triples(own, setting.controls, setting.seed), SHUFFLED: shuffled}
+
+        @cache
+        def sets() -> dict[str, list[Vectors]]:
+            own, shuffled = sft_vectors(inputs, setting)
+            return {OWN: [own], RANDOM: random_triples(own, setting.controls, setting.seed), SHUFFLED: shuffled}
+
         path = folder / "layers.csv"
         if not path.exists():
-            choose_layer(inputs, own, setting, folder)
+            choose_layer(inputs, sets()[OWN][0], setting, folder)
         layers = read_table(path)[0].set_index("layer")["area"]
         layer = int(layers.idxmax())
         each = []
         for stage in stages:
-            contexts = {TAGGED: by_tag} | ({CAST: inputs.base_context} if stage == BASE else {})
+            asked = stage == BASE and inputs.base_context is not by_tag
+            contexts = {TAGGED: by_tag} | ({CAST: inputs.base_context} if asked else {})
             for name, context in contexts.items():
                 path = folder / f"{file_name(stage)}-{name}.parquet"
                 if not path.exists():
                     test = inputs.test[: setting.test]
                     written = folder / "texts" / f"{file_name(stage)}-{name}"
                     loaded = inputs.load(stage)
-                    table = steered(*loaded, test, context, sets, layer, setting, inputs.openings, written)
+                    table = steered(*loaded, test, context, sets(), layer, setting, inputs.openings, written)
                     write_table(path, table, config)
                 table = read_table(path)[0]
                 each.append(_all_areas(table, inputs).assign(stage=stage, context=name))
-        if BASE in stages:
+        if BASE in stages and setting.plant is not None:
             path = folder / "planted.parquet"
             if not path.exists():
-                write_table(path, _on_planted(inputs, sets, layer, setting, folder), config)
+                write_table(path, _on_planted(inputs, sets(), layer, setting, folder), config)
             each.append(_all_areas(read_table(path)[0], inputs).assign(stage=PLANTED_BASE, context=TAGGED))
         write_table(folder / "areas.parquet", pd.concat(each, ignore_index=True), config)
         parts = [
@@ -354,6 +357,7 @@ def _on_planted(
 ) -> pd.DataFrame:
     """The texts of a base with planted directions, under these and under the controls."""
     model, tokenizer = inputs.load(BASE)
+    assert setting.plant is not None
     own = sets[OWN][0]
     directions = planted_directions(next(iter(own.values())), sorted(own), setting.seed)
     losses = plant(model, tokenizer, inputs.train, directions, layer, replace(setting.plant, seed=setting.seed))

@@ -11,7 +11,7 @@ import pandas as pd
 
 import steerkit as sk
 from analysis.agents.activations import Source, turn_activations
-from analysis.inputs import add_inputs, inputs_of
+from analysis.inputs import Inputs, add_inputs, inputs_of
 from analysis.probes.same_persona import same_persona
 from steerkit.io.files import file_name, sha256
 from steerkit.io.run_folder import run_folder
@@ -23,7 +23,12 @@ SOURCES: tuple[Source, ...] = ("trace", "untagged", "plain")
 
 
 def separability(
-    model: Any, tokenizer: Any, traces: Mapping[str, Sequence[DebateTrace]], folds: int = 5, seed: int = 0
+    model: Any,
+    tokenizer: Any,
+    traces: Mapping[str, Sequence[DebateTrace]],
+    folds: int = 5,
+    seed: int = 0,
+    layers: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """`steerkit.probe_layers` of the agents' names on the streams of round 1; a question stays in one fold.
 
@@ -34,6 +39,7 @@ def separability(
             information about the agent.
         folds: of the cross-validation.
         seed: of the folds and of the shuffled labels.
+        layers: that are read, besides the input of block 0; None for all.
 
     Returns:
         The rows of `ProbeResult.table` (accuracy with its interval over questions, shuffled labels, and the control by
@@ -43,7 +49,7 @@ def separability(
     parts = []
     for name, debates in traces.items():
         for source in SOURCES:
-            for position, acts in turn_activations(model, tokenizer, debates, source, embed=True).items():
+            for position, acts in turn_activations(model, tokenizer, debates, source, True, layers).items():
                 if position not in POSITIONS:
                     continue
                 # only round 1: in later rounds an agent has read the others
@@ -71,16 +77,35 @@ def main(arguments: list[str] | None = None) -> None:
         traces["same persona"] = sk.read_traces(given.same_persona)[: given.n]
     elif given.run:
         traces["same persona"] = same_persona(given.run, given.n, given.out / "same-persona")
+    table = probe_checkpoints(inputs, traces, given.out)
+    nested = table[table["layer"].astype(str) == "nested"]
+    print(nested.round(3).to_string(index=False))
+
+
+def probe_checkpoints(
+    inputs: Inputs,
+    traces: Mapping[str, Sequence[DebateTrace]],
+    out: Path,
+    layers: Sequence[int] | None = None,
+) -> pd.DataFrame:
+    """The rows of `separability` of every checkpoint, written as `out/separability.csv`; resumable.
+
+    Args:
+        inputs: the checkpoints.
+        traces: debates by name, see `separability`.
+        out: folder of the tables; `out/separability` is a run folder.
+        layers: see `separability`.
+    """
     text = "".join(trace.text for debates in traces.values() for trace in debates)
-    config = {"stages": {name: inputs.about(name) for name in inputs.stages}, "traces": sha256(text)}
+    config: dict[str, Any] = {name: inputs.about(name) for name in inputs.stages}
+    config = {"stages": config, "traces": sha256(text)} | ({} if layers is None else {"layers": list(layers)})
     parts = []
-    with run_folder(given.out / "separability", config) as folder:
+    with run_folder(out / "separability", config) as folder:
         for stage in inputs.stages:
             path = folder / f"{file_name(stage)}.csv"
             if not path.exists():
-                write_table(path, separability(*inputs.load(stage), traces), config)
+                write_table(path, separability(*inputs.load(stage), traces, layers=layers), config)
             parts.append(read_table(path)[0].assign(stage=stage))
     table = pd.concat(parts, ignore_index=True)
-    write_table(given.out / "separability.csv", table, config)
-    nested = table[table["layer"].astype(str) == "nested"]
-    print(nested.round(3).to_string(index=False))
+    write_table(out / "separability.csv", table, config)
+    return table

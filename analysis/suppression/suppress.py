@@ -28,6 +28,7 @@ from analysis.suppression.trait import Trait, words_trait
 from steerkit.capture.activations import Layer
 from steerkit.capture.norms import stream_norms
 from steerkit.io.files import file_name, sha256
+from steerkit.io.json import canonical_json
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
 from steerkit.scores.fluency import perplexity
@@ -36,8 +37,11 @@ from steerkit.sweeps.result import SweepResult
 from steerkit.text.prompt import PromptLike
 from steerkit.text.tags import without_tags
 from steerkit.text.traces import DebateTrace
+from training.debates.personas import PLAIN, Cast, Persona
 from training.presets import override
 from training.problems.answers import read_answer, same
+from training.problems.problem import Problem
+from training.problems.sources import load_source
 
 SCORES = ("trait", "accuracy", "perplexity")
 
@@ -171,8 +175,18 @@ def swept(
     return SweepResult.merge(parts)
 
 
-def at_stage(name: str, inputs: Inputs, measure: Measure, setting: Suppression, out: Path) -> dict[str, pd.DataFrame]:
-    """Curves, and what the frozen setting does, of a checkpoint: on plain prompts and with the agent named."""
+def at_stage(
+    name: str,
+    inputs: Inputs,
+    measure: Measure,
+    setting: Suppression,
+    out: Path,
+    problems: Sequence[Problem] = (),
+) -> dict[str, pd.DataFrame]:
+    """Curves, and what the frozen setting does, of a checkpoint: on plain prompts and with the agent named.
+
+    With `problems`, also on these: what the setting costs on a benchmark, as in section 4 of arXiv 2604.24881.
+    """
     model, tokenizer = inputs.load(name)
     train = inputs.train[: setting.train]
     own = agent_vectors(turn_activations(model, tokenizer, train)["mean"])[setting.agent]
@@ -190,8 +204,15 @@ def at_stage(name: str, inputs: Inputs, measure: Measure, setting: Suppression, 
     tried = swept(model, tokenizer, vectors, validation, layers, negative, setting, out / "validation")
     choice = choose(measure.of(tried, validation, named=True))
     tables: dict[str, list[pd.DataFrame]] = {"curves": [], "kept": []}
-    for short, context in (("plain", unnamed), ("forced", named)):
-        prompts = asked(tokenizer, inputs.test[: setting.test], context, setting.agent)
+    test = inputs.test[: setting.test]
+    prompts_of = {
+        "plain": asked(tokenizer, test, unnamed, setting.agent),
+        "forced": asked(tokenizer, test, named, setting.agent),
+        **({"problems": asked_problems(problems, name == BASE)} if problems else {}),
+    }
+    of_debates, of_problems = measure, replace(measure, kind=problems[0].kind if problems else measure.kind)
+    for short, prompts in prompts_of.items():
+        measure = of_problems if short == "problems" else of_debates
         bands = sk.controls.random({"agent": vectors["agent"]}, n=setting.bands, seed=setting.seed)
         of_curve = {**vectors, **bands}
         result = swept(
@@ -238,6 +259,16 @@ def asked(tokenizer: Any, traces: Sequence[DebateTrace], context: Context, agent
     ]
 
 
+def asked_problems(problems: Sequence[Problem], chat: bool) -> list[dict[str, Any]]:
+    """Problems as prompts: bare, as training asks them; with `chat` as messages that ask for a box."""
+    cast = Cast("plain", (Persona(PLAIN),))
+    bare = [f"Problem: {problem.question}\n\n" for problem in problems]
+    return [
+        {"prompt": cast.plain(one) if chat else text, "id": one.id, "gold": one.gold, "bare": text}
+        for one, text in zip(problems, bare, strict=True)
+    ]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis suppression", description=__doc__)
     add_inputs(parser)
@@ -249,11 +280,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--fluency", help="checkpoint whose perplexity is taken; default: the base, else the first checkpoint"
     )
+    parser.add_argument(
+        "--problems",
+        metavar="SOURCE",
+        help="also measure the accuracy on `test` of these problems: gsm8k=PLACE, ... or a .jsonl file",
+    )
     given = parser.parse_args(arguments)
     inputs = inputs_of(given, parser)
     try:
         setting = override(Suppression(agent=given.agent), given.set)
-    except ValueError as error:
+        problems = load_source(given.problems)[: setting.test] if given.problems else []
+        if any(problem.kind != problems[0].kind or problem.gold is None for problem in problems):
+            raise ValueError("expected --problems with answers of one kind; got others. Pass one benchmark or task.")
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     trait = words_trait([word for word in given.words.split(",") if word])
     reader = BASE if BASE in inputs.stages else next(iter(inputs.stages))
@@ -266,12 +305,14 @@ def main(arguments: list[str] | None = None) -> None:
         "stages": {name: inputs.about(name) for name in inputs.stages},
         "traces": sha256("".join(trace.text for trace in traces)),
     }
+    if problems:
+        meta["problems"] = sha256(canonical_json([asdict(problem) for problem in problems]))
     tables: dict[str, list[pd.DataFrame]] = {"curves": [], "kept": []}
     with run_folder(given.out / "suppression", meta) as out:
         for name in inputs.stages:
             folder = out / file_name(name)
             if not (folder / "kept.csv").exists():
-                for kind, table in at_stage(name, inputs, measure, setting, folder).items():
+                for kind, table in at_stage(name, inputs, measure, setting, folder, problems).items():
                     write_table(folder / f"{kind}.csv", table, meta)
             for kind, parts in tables.items():
                 parts.append(read_table(folder / f"{kind}.csv")[0])

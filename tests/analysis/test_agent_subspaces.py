@@ -16,8 +16,8 @@ from analysis.agents.choose import Grid, choose
 from analysis.agents.contexts import by_tag, unnamed
 from analysis.agents.continuations import continuations
 from analysis.agents.speaker import FirstTurn, by_format, first_turn
-from analysis.agents.steer import main
 from analysis.agents.vectors import agent_vectors
+from analysis.own_debates import main
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.io.tables import read_table
 from steerkit.sweeps.result import SweepResult

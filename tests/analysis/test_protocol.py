@@ -11,7 +11,7 @@ import torch
 
 import steerkit as sk
 from analysis.agents.activations import turn_activations
-from analysis.agents.contexts import by_tag, first_texts
+from analysis.agents.contexts import by_tag, first_texts, unnamed
 from analysis.agents.vectors import agent_vectors
 from analysis.inputs import BASE, IMAD, SFT, Inputs
 from analysis.paper import protocol
@@ -114,7 +114,7 @@ def test_controls_with_fewer_coefficients_are_compared_with_the_own_directions_a
 def inputs(monkeypatch: pytest.MonkeyPatch) -> Inputs:
     monkeypatch.setattr(sk, "load", lambda *_, **__: model())
     held = traces(12)
-    return Inputs({BASE: "x", SFT: "y", IMAD: "z"}, tuple(held[:5]), tuple(held[5:8]), tuple(held[8:]))
+    return Inputs({BASE: "x", SFT: "y", IMAD: "z"}, tuple(held[:5]), tuple(held[5:8]), tuple(held[8:]), unnamed)
 
 
 def test_vectors_are_made_once_at_sft_of_unit_length_and_shuffled_ones_have_other_names(monkeypatch) -> None:

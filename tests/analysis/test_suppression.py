@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -122,19 +124,21 @@ def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(
     monkeypatch.setattr(suppress, "Suppression", lambda agent: small)
     call = [
         "--traces", str(tmp_path / "traces.jsonl"), "--stage", "base=x", "--stage", "IMAD=y", "--agent", "2",
-        "--words", "fools,ha", "--out", str(tmp_path / "out"),
+        "--words", "fools,ha", "--out", str(tmp_path / "out"), "--problems", f"gsm8k={tmp_path / 'gsm8k.jsonl'}",
     ]  # fmt: skip
+    rows = [{"question": f"How many is {n}?", "answer": f"#### {n}"} for n in range(4)]
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     main(call)
     curves, _ = read_table(tmp_path / "out" / "suppression_curves.csv")
     assert set(curves["score"]) == {"trait", "accuracy", "perplexity"}
-    assert set(curves["context"]) == {"plain", "forced"}
+    assert set(curves["context"]) == {"plain", "forced", "problems"}
     assert set(curves["stage"]) == {"base", "IMAD"}
     assert set(curves["coefficient"]) == {-np.inf, -1.0, 0.0, 1.0}
     assert set(zip(curves["vector"], curves["role"], strict=True)) == {
         ("agent", "vector"), ("prompts", "vector"), ("random", "random")
     }  # fmt: skip
     kept, _ = read_table(tmp_path / "out" / "suppression_kept.csv")
-    assert set(kept["n"]) == {3} and set(kept["k"]) == {3} and len(kept) == 2 * 2
+    assert set(kept["n"]) == {3} and set(kept["k"]) == {3} and len(kept) == 2 * 3
     assert set(kept["vector"]) <= {"agent", "prompts"} and set(kept["layer"]) <= {1, 2}
     assert "kept" in capsys.readouterr().out
     monkeypatch.setattr(suppress, "at_stage", pytest.fail)

@@ -22,6 +22,10 @@ SIZES = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_att
 CONFIG = LlamaConfig(**SIZES, num_hidden_layers=5, num_key_value_heads=2, tie_word_embeddings=False)
 
 
+def replace_layers(count: int) -> LlamaConfig:
+    return LlamaConfig(**SIZES, num_hidden_layers=count, num_key_value_heads=2, tie_word_embeddings=False)
+
+
 @pytest.mark.parametrize(("lora", "embeddings"), [(None, False), (LoRA(4, 8, 0.1), True)])
 def test_activations_are_those_that_a_real_forward_keeps(lora, embeddings) -> None:
     model = with_adapter(AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32), lora, embeddings).train()
@@ -48,6 +52,9 @@ def test_activations_are_those_that_a_real_forward_keeps(lora, embeddings) -> No
 def test_a_step_grows_with_a_reference_model_and_with_texts_and_refuses_none() -> None:
     small, large = training_step(CONFIG, None, 1, 30), training_step(CONFIG, None, 2, 30, reference=True)
     assert large.activations > 1.9 * small.activations and large.weights == 2 * small.weights
+    whole, again = (training_step(CONFIG, None, 2, 30, checkpointing=on).activations for on in (False, True))
+    of_block = (whole - training_step(replace_layers(1), None, 2, 30).activations) / 4
+    assert of_block < again < whole / 3
     with pytest.raises(ValueError, match="expected at least one row"):
         training_step(CONFIG, None, 0, 30)
 
@@ -82,7 +89,7 @@ def test_a_dry_run_prints_rows_memory_and_hours_and_does_nothing(name, tmp_path,
 
 
 def test_a_dry_run_names_the_setting_to_change_and_the_stage_fits_with_it(capsys) -> None:
-    call = ["llama-3.1-8b", "--dry-run", "--device", "h100", "--memory", "100"]
+    call = ["llama-3.1-8b", "--dry-run", "--device", "h100", "--memory", "100", "--set", "sft.checkpointing=false"]
     imad.main(call)
     change = re.search(r"SFT needs .* GiB of 100. Pass (--set) (sft.micro_batch=\d)", capsys.readouterr().out)
     assert change is not None
@@ -97,7 +104,7 @@ def test_generation_takes_as_many_rows_as_fit() -> None:
     narrow = estimate(preset, shape, DEVICES["h200"], memory=30).set_index("stage")
     assert wide.loc["debates", "rows"] > narrow.loc["debates", "rows"] >= 1
     assert narrow.loc["debates", "memory_gib"] <= 30
-    assert wide.loc["debates", "tokens"] == 1000 * 6 * 1024 and wide.loc["GRPO", "texts"] == 700 * 8 * 4
+    assert wide.loc["debates", "tokens"] == 1000 * 6 * 1024 and wide.loc["GRPO", "texts"] == 6 * 1000 * 3 * 4
     rows = int(narrow.loc["debates", "rows"])
     needed = generation(shape.config, rows, QUESTION + 3 * 1024, 1024, torch.bfloat16, cpu=False)
     assert narrow.loc["debates", "memory_gib"] == pytest.approx((2 * shape.parameters + needed) / GIB)

@@ -61,11 +61,13 @@ def test_problems_written_as_lines_are_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"id": "1", "question": "q", "gold": "2", "kind": "number"}, "row 2: expected an object with id: str"),
-        ({**ONE.__dict__, "extra": 1}, "row 2: expected the keys"),
-        ({**ONE.__dict__, "gold": "2.0"}, "row 2: expected the gold answer in canonical form"),
-        ({**ONE.__dict__, "gold": 2}, "row 2: expected"),
+        ({"id": "1", "gold": "2", "kind": "number"}, "row 2: expected an object with question: str"),
+        ({**ONE.__dict__, "extra": 1}, "row 2: expected keys among"),
+        ({**ONE.__dict__, "id": "2", "gold": "two"}, "row 2: expected an answer of kind 'number'"),
+        ({**ONE.__dict__, "id": "2", "kind": "open"}, "row 2: expected None as gold answer"),
         ({**ONE.__dict__, "question": 2}, "row 2: expected an object with"),
+        ({**ONE.__dict__}, "row 2: expected an id of its own"),
+        ({**ONE.__dict__, "id": 2}, "row 2: expected id and family as text"),
     ],
 )
 def test_a_line_that_is_no_problem_is_refused_with_file_and_row(tmp_path: Path, row: Any, message: str) -> None:
@@ -77,6 +79,16 @@ def test_a_line_that_is_no_problem_is_refused_with_file_and_row(tmp_path: Path, 
     (tmp_path / "bad.jsonl").write_text("")
     with pytest.raises(ValueError, match="at least one problem"):
         read_problems(tmp_path / "bad.jsonl")
+
+
+def test_a_question_with_an_answer_is_enough_and_without_one_it_is_open(tmp_path: Path) -> None:
+    rows = [{"question": "a?", "gold": 1000}, {"question": "b?", "gold": "1,000"}, {"question": "Why?"}]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert read_problems(tmp_path / "my.jsonl") == [
+        Problem("my/1", "a?", "1000", "number", "my"),
+        Problem("my/2", "b?", "1000", "number", "my"),
+        Problem("my/3", "Why?", None, "open", "my"),
+    ]
 
 
 GSM8K = {"question": "How many?", "answer": "10*100 = <<10*100=1000>>1,000\n#### 1,000"}

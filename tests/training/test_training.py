@@ -134,6 +134,38 @@ def test_training_in_bfloat16_computes_in_it_and_keeps_weights_in_float32(tmp_pa
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
+@pytest.mark.parametrize("lora", [None, LoRA(4, 8)], ids=["full", "lora"])
+def test_gradient_checkpointing_trains_the_same_weights(tmp_path, lora) -> None:
+    weights = []
+    for on in (None, True):
+        setting = SFT(steps=2, batch=4, micro_batch=4, lora=lora, learning_rate=1e-3, checkpointing=on)
+        folder = train_sft(*model_and_tokenizer(), traces(), setting, tmp_path / str(on))
+        weights.append(sk.load(folder)[0].state_dict())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_epochs_of_grpo_count_problems_and_inner_steps() -> None:
+    from training.presets import get_preset
+
+    assert grpo(epochs=2.0).steps_for(12) == 12  # 24 problems asked, two a step, one step on each
+    assert replace(grpo(), epochs=1.5, prompts=4, inner=2).steps_for(10) == 2 * 4
+    assert grpo().steps_for(1000) == 4
+    paper = get_preset("llama-3.1-8b").grpo
+    assert paper.steps_for(944) == 6 * 944 * 3 and paper.checkpointing
+
+
+def test_a_cosine_schedule_of_grpo_warms_up_and_falls_to_zero(tmp_path) -> None:
+    from training.train.grpo import _trl_config, train_grpo
+
+    arguments = _trl_config(grpo(decay="cosine", warmup=0.25), tmp_path)
+    assert (arguments.lr_scheduler_type, arguments.warmup_steps) == ("cosine", 0.25)
+    model, tokenizer = model_and_tokenizer()
+    setting = replace(grpo(decay="cosine", warmup=0.25, checkpointing=True), epochs=0.5)
+    train_grpo(model, add_tags(model, tokenizer, tags()), addition(8, 0, "train"), setting, tmp_path / "grpo")
+    assert len(read_rows(tmp_path / "grpo" / "log.jsonl")) == 2
+
+
 def grpo(**more):
     from training.train.grpo import GRPO
 

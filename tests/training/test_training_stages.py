@@ -1,17 +1,17 @@
-"""`python -m training` lists the stages; the examples in the list use existing functions and valid options."""
+"""`python -m training` lists the stages; every example is accepted by the stage's options, and errors are one line."""
 
 from __future__ import annotations
 
-import ast
-import importlib
+import inspect
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from training import __main__ as stages
+from training import __main__ as commands
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,45 +22,60 @@ def test_the_list_is_printed_without_loading_torch() -> None:
     code += "    assert stop.code == 0, stop.code\nassert 'torch' not in sys.modules\n"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.strip() == stages.listing()
-    for stage in stages.STAGES:
-        assert f"{stage.name}: {stage.does}" in shown.stdout
+    assert shown.stdout.strip() == commands.listing()
+    for name, stage in commands.STAGES.items():
+        assert f"{name}: {stage.does}" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("stage", [one for one in stages.STAGES if one.python], ids=lambda one: one.name)
-def test_the_names_in_a_python_example_exist(stage) -> None:
-    tree = ast.parse(stage.python)
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    assert imports
-    for node in imports:
-        module = importlib.import_module(str(node.module))
-        assert all(hasattr(module, alias.name) for alias in node.names)
-
-
-@pytest.mark.parametrize("stage", [one for one in stages.STAGES if one.command], ids=lambda one: one.name)
-def test_a_command_of_the_list_reaches_imad_with_options_that_it_accepts(stage, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize(
+    ("name", "example"), [(name, one) for name, stage in commands.STAGES.items() for one in stage.examples]
+)
+def test_an_example_of_the_list_passes_the_options_of_its_stage(name, example, monkeypatch) -> None:
     pytest.importorskip("trl", reason="the extra `train` is not installed")
-    from training import imad
+    module = import_module(commands.STAGES[name].module)
+    assert list(inspect.signature(module.main).parameters) == ["arguments"]
 
-    python, dash, module, *arguments = shlex.split(stage.command)
-    assert (python, dash, module) == ("python", "-m", "training")
-    calls = []
-    monkeypatch.setattr(imad, "run_all", lambda run, only: calls.append((run, only)))
-    monkeypatch.setattr(imad, "_hide_library_progress", lambda: None)
-    assert stages.main(arguments) == 0
-    if "--dry-run" in arguments:
-        assert "memory_gib" in capsys.readouterr().out and not calls
-    else:
-        [(run, only)] = calls
-        assert set(only) <= {"Debate", *run.preset.trained}
+    class Parsed(Exception):
+        pass
 
+    import argparse
 
-def test_each_code_path_of_the_list_exists() -> None:
-    for stage in stages.STAGES:
-        for path in stage.code.split(", "):
-            assert (ROOT / path).exists(), path
+    original = argparse.ArgumentParser.parse_args
+
+    def parse(parser, arguments=None, namespace=None):
+        original(parser, arguments, namespace)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    with pytest.raises(Parsed):
+        commands.main([name, *shlex.split(example)])
 
 
-def test_an_unknown_command_exits_with_2_and_names_the_list(capsys) -> None:
-    assert stages.main(["grpo"]) == 2
-    assert "expected the command imad; got 'grpo'" in capsys.readouterr().err
+def test_an_unknown_stage_exits_with_2_and_names_the_list(capsys) -> None:
+    assert commands.main(["sftt"]) == 2
+    assert "expected a stage among problems, debates, sft, grpo, evaluate, imad; got 'sftt'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (["problems", "--problems", "chess"], "expected a family among"),
+        (["problems", "--problems", "missing.jsonl"], "missing.jsonl"),
+        (["problems", "--problems", "arithmetic"], "expected a number of problems of the family arithmetic"),
+        (["debates"], "expected problems at"),
+        (["debates", "--set", "debates=many"], "expected a value of type int"),
+        (["sft"], "expected debates at"),
+        (["grpo"], "expected problems at"),
+        (["evaluate", "--trained", "x"], "expected problems at"),
+    ],
+)
+def test_bad_input_of_a_stage_ends_in_one_line_and_writes_nothing(call, message, tmp_path, monkeypatch, capsys) -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        commands.main([call[0], "--run", "run", *call[1:]])
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err.strip()
+    assert shown.startswith(f"python -m training {call[0]}: ") and message in shown and "\n" not in shown
+    assert list(tmp_path.iterdir()) == []

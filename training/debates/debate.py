@@ -169,7 +169,7 @@ class Debate:
         turns = [Turn(call.agent, call.round, call.text or "") for call in self.calls]
         extra = {}
         if verdict is None:
-            consensus = (UNANIMOUS if self.unanimous else MAJORITY).format(answer)
+            consensus = consensus_text(str(answer), self.unanimous)
         else:
             consensus = verdict.explanation
             extra = {"consensus_type": verdict.type, "consensus_explanation": verdict.explanation}
@@ -203,6 +203,11 @@ class Debate:
         }
 
 
+def consensus_text(answer: str, unanimous: bool) -> str:
+    """Return the sentence of a trace's consensus (arXiv 2604.24881, section 3)."""
+    return (UNANIMOUS if unanimous else MAJORITY).format(answer)
+
+
 @dataclass(frozen=True)
 class Setting:
     """Settings of a debate; the defaults are the paper's (arXiv 2604.24881, section 3).
@@ -229,6 +234,7 @@ def run_debates(
     setting: Setting | None = None,
     out: str | Path | None = None,
     shared: bool = False,
+    moderator: Answerer | None = None,
 ) -> list[Debate]:
     """Run one debate per problem; the calls of a round form one batch.
 
@@ -250,6 +256,7 @@ def run_debates(
         out: run folder.
         shared: processes started by torchrun share the problems and the folder. Each process makes this call and
             receives all debates.
+        moderator: model that moderates open questions; default: the answerer.
 
     Returns:
         The debates in the order of the problems.
@@ -277,8 +284,10 @@ def run_debates(
         "problems": sha256(canonical_json([asdict(problem) for problem in problems])),
         "cast": {"name": cast.name, "personas": [asdict(persona) for persona in cast.personas]},
         "setting": asdict(setting),
-        "answerer": {name: value for name, value in about.items() if name not in ("device", "versions")},
+        "answerer": answerer_identity(about),
     }
+    if moderator is not None:
+        config["moderator"] = answerer_identity(moderator.about())
     rank, processes = rank_and_world() if shared else (0, 1)
     template = _template_of(answerer, cast.ask(problems[0], 1, 1, []))
     if template.drops_system and rank == 0:
@@ -293,15 +302,21 @@ def run_debates(
     started = provenance(about) if "versions" in about else None
     with contextlib.ExitStack() as stack:
         folder = None if out is None else stack.enter_context(run_folder(out, config, started))
-        debates = _run(problems[rank::processes], answerer, cast, setting, folder, rank, template)
+        asked = answerer, moderator or answerer
+        debates = _run(problems[rank::processes], *asked, cast, setting, folder, rank, template)
         if processes > 1:
             barrier()
-            debates = _run(problems, _fail_all, cast, setting, folder, rank, template)
+            debates = _run(problems, _fail_all, _fail_all, cast, setting, folder, rank, template)
         if folder is not None and rank == 0:
             write_debates(folder, debates)
         if processes > 1:
             barrier()
     return debates
+
+
+def answerer_identity(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of an answerer's `about` determines its replies: not its address, device or versions."""
+    return {name: value for name, value in about.items() if name not in ("base_url", "device", "versions")}
 
 
 def _fail_all(requests: Sequence[Request], sampling: Sampling) -> Iterator[Reply]:
@@ -313,6 +328,7 @@ def _fail_all(requests: Sequence[Request], sampling: Sampling) -> Iterator[Reply
 def _run(
     problems: Sequence[Problem],
     answerer: Callable[[Sequence[Request], Sampling], Iterable[Reply]],
+    moderator: Callable[[Sequence[Request], Sampling], Iterable[Reply]],
     cast: Cast,
     setting: Setting,
     folder: Path | None,
@@ -340,7 +356,7 @@ def _run(
         for problem in problems
         if problem.kind == "open"
     }
-    verdicts = _answer(moderated, "moderator", answerer, setting.sampling, log) if moderated else {}
+    verdicts = _answer(moderated, "moderator", moderator, setting.sampling, log) if moderated else {}
     return [
         Debate(problem, calls[problem.id], len(agents), verdicts.get(f"{problem.id}/moderator"), template)
         for problem in problems

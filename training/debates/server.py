@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steerkit.io.chat import ChatServer
+from steerkit.io.chat import LONGEST_WAIT_S, ChatServer
+from steerkit.io.http import Connections, Failure, read_key
 from steerkit.text.prompt import Prompt, messages_of
 from training.debates.answerers import Reply, Request, Sampling, check_unique_ids, seed_of
 
@@ -34,8 +36,40 @@ class Server(ChatServer):
         return self.complete([(request.id, _body(request, sampling)) for request in requests])
 
     def about(self) -> dict[str, Any]:
-        """Return address and model."""
-        return {"answerer": "server", "base_url": self.base_url, "model": self.model}
+        """Return address, model, and the model that the server reports.
+
+        The address is not part of a run's identity: a server that comes back on another port resumes the run.
+        `reported` has `id` and `root` of this model in the answer to `GET /models`; it is None if the server has no
+        such list, or lists several models but not this one.
+
+        Raises:
+            ConnectionError: the server does not answer.
+        """
+        return {
+            "answerer": "server",
+            "base_url": self.base_url,
+            "model": self.model,
+            "reported": self._reported(),
+        }
+
+    def _reported(self) -> dict[str, Any] | None:
+        key = read_key(self.api_key_env, self.base_url, self.key_over_plain_http)
+        connections = Connections(self.base_url, key, min(self.timeout_s, LONGEST_WAIT_S))
+        try:
+            answer = connections.send("GET", "/models")
+        except Failure as failure:
+            raise ConnectionError(
+                f"expected a server at {self.base_url}; got {connections.error_line(str(failure))}. Start it, or "
+                "correct the address."
+            ) from None
+        finally:
+            connections.close()
+        try:
+            listed = json.loads(answer.data)["data"] if answer.status == 200 else []
+            own = [model for model in listed if model["id"] == self.model] or listed
+            return {name: own[0].get(name) for name in ("id", "root")} if len(own) == 1 else None
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            return None
 
 
 def _body(request: Request, sampling: Sampling) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from steerkit.text.prompt import PromptLike
 from steerkit.text.tags import agents_in
 from training.debates.answerers import Answerer, Reply, Request, Sampling
 from training.debates.debate import Debate, Setting, run_debates
+from training.debates.judge import Judge
 from training.debates.personas import Cast
 from training.problems.answers import read_answer, same
 from training.problems.problem import Problem
@@ -22,7 +23,9 @@ Ask = Callable[[Problem], PromptLike]
 DEBATES = ("Debate", "Round-1 majority")
 
 
-def one_answer(problems: Sequence[Problem], answerer: Answerer, ask: Ask, sampling: Sampling) -> pd.DataFrame:
+def one_answer(
+    problems: Sequence[Problem], answerer: Answerer, ask: Ask, sampling: Sampling, judge: Judge | None = None
+) -> pd.DataFrame:
     """Ask each problem once.
 
     Args:
@@ -30,6 +33,7 @@ def one_answer(problems: Sequence[Problem], answerer: Answerer, ask: Ask, sampli
         answerer: model that answers, see `training.debates.answerers`.
         ask: problem -> prompt.
         sampling: sampling settings.
+        judge: decides which answers to open questions are right; a missing verdict counts as not parsed.
 
     Returns:
         One row per problem: `id`, `answer` (canonical or None), `correct`, `parsed`, `failed` (failed calls),
@@ -41,7 +45,13 @@ def one_answer(problems: Sequence[Problem], answerer: Answerer, ask: Ask, sampli
     """
     requests = [Request(f"{problem.id}/0", ask(problem)) for problem in problems]
     replies = {reply.id: reply for reply in answerer(requests, sampling)}
-    return pd.DataFrame([_row(problem, [replies[f"{problem.id}/0"]]) for problem in problems])
+    rows = [_row(problem, [replies[f"{problem.id}/0"]]) for problem in problems]
+    opened = [index for index, problem in enumerate(problems) if problem.kind == "open"]
+    if judge is not None and opened:
+        pairs = [(problems[i].question, replies[f"{problems[i].id}/0"].text or "") for i in opened]
+        for index, verdict in zip(opened, judge(pairs), strict=True):
+            rows[index] |= {"correct": verdict is True, "parsed": verdict is not None}
+    return pd.DataFrame(rows)
 
 
 def self_consistency(
@@ -73,7 +83,10 @@ def self_consistency(
 
 
 def _row(problem: Problem, replies: Sequence[Reply]) -> dict[str, Any]:
-    answers = [None if reply.text is None else read_answer(reply.text, problem.kind) for reply in replies]
+    answers = [
+        None if reply.text is None or problem.kind == "open" else read_answer(reply.text, problem.kind)
+        for reply in replies
+    ]
     votes = Counter(answer for answer in answers if answer is not None)
     answer = votes.most_common(1)[0][0] if votes else None
     return {

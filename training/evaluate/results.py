@@ -44,7 +44,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         rows: one row per family, method, decoding, seed and question, with the columns of
-            `training.evaluate.methods.one_answer`.
+            `training.evaluate.methods.one_answer`; or several, of several decoding seeds.
 
     Returns:
         One row per family, method, decoding and seed: number of questions `n`, `accuracy` in [0, 1] with its 95 %
@@ -61,7 +61,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         lines.append(
             {
                 **dict(zip(keys, key, strict=True)),
-                "n": len(part),
+                "n": part["id"].nunique(),
                 "accuracy": interval.mean,
                 "accuracy_low": interval.low,
                 "accuracy_high": interval.high,
@@ -75,8 +75,11 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_method(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return a column of the rows by seed and question, with one column per method; some may be missing."""
-    return rows.pivot_table(index=["seed", "id"], columns="method", values=column, aggfunc="first").astype(float)
+    """Return a column of the rows by seed and question, with one column per method; some may be missing.
+
+    Several decodings of a question count as their mean.
+    """
+    return rows.pivot_table(index=["seed", "id"], columns="method", values=column, aggfunc="mean").astype(float)
 
 
 def difference_of(wide: pd.DataFrame, first: str, second: str) -> OverSeeds:

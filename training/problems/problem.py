@@ -61,8 +61,12 @@ class Problem:
 def read_problems(path: str | Path) -> list[Problem]:
     """Read problems from JSON lines with the fields of `Problem` as keys.
 
+    Only `question` is required. Without `gold` the question is open. `kind` is `number` by default, or `open` without a
+    gold answer. `id` is by default the file's name and the row's number, `family` the file's name. A gold answer is
+    brought into canonical form, so `1,000` and 1000 are `1000`.
+
     Raises:
-        ValueError: an empty file, or a row that is not a problem; the message names file and row.
+        ValueError: an empty file, a row that is not a problem, or two with the same id; the message names file and row.
 
     Example:
         >>> write_problems("problems.jsonl", problems)
@@ -70,14 +74,29 @@ def read_problems(path: str | Path) -> list[Problem]:
         True
     """
     names = {field.name for field in fields(Problem)}
+    stem = Path(path).stem
 
     def problem(number: int, row: Mapping[str, Any]) -> Problem:
-        if set(row) != names:
-            raise ValueError(f"expected the keys {sorted(names)}; got {sorted(row)}. Rename, add or remove keys.")
-        return Problem(**row)
+        if unknown := sorted(set(row) - names):
+            raise ValueError(f"expected keys among {sorted(names)}; got {unknown}. Rename or remove them.")
+        gold = row.get("gold")
+        kind = row.get("kind", "open" if gold is None else "number")
+        if gold is not None and kind in ANSWER_KINDS:
+            gold = canonical(str(gold), kind)
+        return Problem(row.get("id", f"{stem}/{number}"), row["question"], gold, kind, row.get("family", stem))
 
-    columns = {"id": str, "question": str, "kind": str, "family": str}
-    return problems_from_rows(path, read_rows(path, complete=True), columns, problem)
+    problems = problems_from_rows(path, read_rows(path, complete=True), {"question": str}, problem)
+    seen: dict[str, int] = {}
+    for number, one in enumerate(problems, 1):
+        if not all(isinstance(text, str) for text in (one.id, one.family)):
+            raise ValueError(f"{path}, row {number}: expected id and family as text; got {one.id!r}, {one.family!r}.")
+        if one.id in seen:
+            raise ValueError(
+                f"{path}, row {number}: expected an id of its own; got {one.id!r}, that of row {seen[one.id]}. "
+                "Rename it."
+            )
+        seen[one.id] = number
+    return problems
 
 
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:

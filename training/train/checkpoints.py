@@ -268,6 +268,14 @@ def last_checkpoint(folder: Path, needed: Sequence[str] = (TRAINER_STATE_NAME,))
     return str(max(found)[1]) if found else None
 
 
+def checkpointing_options(on: bool | None) -> dict[str, Any]:
+    """Return the settings of gradient checkpointing of a TRL configuration; None is off."""
+    return {
+        "gradient_checkpointing": bool(on),
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if on else None,
+    }
+
+
 def device_options(bf16: bool) -> dict[str, Any]:
     """Return the device settings of a TRL configuration; TRL's own default is bfloat16 even on a CPU.
 

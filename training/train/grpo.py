@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from transformers import TrainerCallback
@@ -29,6 +29,7 @@ from training.train.checkpoints import (
     LoRA,
     NoFinalSave,
     check_batch,
+    checkpointing_options,
     declare_ends,
     device_options,
     in_rounds,
@@ -43,6 +44,8 @@ from training.train.rollouts import rollouts, sharded
 from training.train.schedules import Anneal, pass_gate
 
 GATE, LOG = "gate.json", "log.jsonl"
+SCHEDULERS = {False: "constant_with_warmup", True: "linear", "cosine": "cosine"}
+"""`GRPO.decay` -> TRL's name of the schedule of the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class GRPO:
     with rho_t the probability ratio of token t between the policy and the policy that generated it. The reward is that
     of `training.train.rewards`.
 
-    The defaults are the paper's (arXiv 2604.24881, section 3), with these exceptions: the length of training is set by
-    `steps` and `prompts` instead of epochs per stage, and the learning rate is constant.
+    docs/training.md compares the settings with the paper's (arXiv 2604.24881, section 3) and its released script's; the
+    presets of its checkpoints have them.
 
     Args:
         anneal: schedule of `w_fmt` and `l`.
@@ -72,15 +75,17 @@ class GRPO:
         kept: tags whose reward never fades.
         agents: agents of the debate whose tags are rewarded.
         rounds: rounds of that debate.
-        steps: optimisation steps; the schedule ends with them.
+        epochs: passes over the problems, each with `generations` completions per problem; None trains for `steps`.
+        steps: optimisation steps if `epochs` is None; the schedule ends with them.
         prompts: problems per generation step of all processes together; a multiple of their number.
         generations: completions per problem, G.
         micro_batch: completions per backward pass of one process; divides that process's share of prompts x
             generations.
         inner: optimisation steps on the same completions.
         learning_rate: learning rate after a warm-up.
-        decay: decrease the learning rate linearly to 0 instead of keeping it constant. With small batches a constant
-            rate leaves noise in the final weights.
+        decay: decrease the learning rate to 0, linearly (True) or as a half cosine (`"cosine"`), instead of keeping it
+            constant. With small batches a constant rate leaves noise in the final weights.
+        warmup: share of the steps with increasing learning rate; None is 0.05.
         temperature: sampling temperature of the completions.
         top_p: nucleus of the completions.
         beta: weight of the KL term.
@@ -93,6 +98,7 @@ class GRPO:
         lora: the adapter; None trains all weights.
         save_every: steps between checkpoints, a multiple of `inner`.
         bf16: compute in bfloat16 on a CPU too, see `training.train.sft.SFT`; a GPU always does.
+        checkpointing: see `training.train.sft.SFT`.
         vllm: generate completions by vLLM in the same process; this requires vLLM and a GPU.
         seed: seed of the trainer and of the completions.
     """
@@ -105,13 +111,15 @@ class GRPO:
     kept: tuple[str, ...] = ()
     agents: int = 3
     rounds: int = 2
+    epochs: float | None = None
     steps: int = 300
     prompts: int = 8
     generations: int = 4
     micro_batch: int = 8
     inner: int = 3
     learning_rate: float = 5e-6
-    decay: bool = False
+    decay: bool | Literal["cosine"] = False
+    warmup: float | None = None
     temperature: float = 0.7
     top_p: float = 0.9
     beta: float = 0.02
@@ -123,6 +131,7 @@ class GRPO:
     lora: LoRA | None = LoRA(32, 64, 0.1)  # noqa: RUF009  frozen
     save_every: int = 60
     bf16: bool = False
+    checkpointing: bool | None = None
     vllm: bool = False
     seed: int = 0
 
@@ -132,6 +141,17 @@ class GRPO:
                 f"expected save_every as a multiple of inner={self.inner}, so that a run resumes between generations; "
                 f"got {self.save_every}. Pass {self.inner * max(1, round(self.save_every / self.inner))}."
             )
+
+    def steps_for(self, problems: int) -> int:
+        """Return the optimisation steps: with `epochs`, `inner * ceil(epochs * problems / prompts)`, else `steps`.
+
+        Example:
+            >>> GRPO(epochs=6, prompts=1, inner=3).steps_for(944)
+            16992
+        """
+        if self.epochs is None:
+            return self.steps
+        return self.inner * math.ceil(self.epochs * problems / self.prompts)
 
 
 class AnnealedReward(TrainerCallback):
@@ -374,6 +394,7 @@ def train_grpo(
             "Pass judge=, see training/debates/judge.py."
         )
     check_division(setting, process_count())
+    setting = replace(setting, steps=setting.steps_for(len(rows)))
     resume_kernels(model, out)
     about = describe(model, tokenizer)
     config = {**asdict(setting), "problems": sha256(canonical_json(rows)), "model": identity(about)}
@@ -437,13 +458,13 @@ def _trl_config(setting: GRPO, folder: Path, longest: int) -> Any:
         mask_truncated_completions=setting.mask_truncated,
         max_completion_length=new,
         max_grad_norm=setting.max_grad_norm,
-        lr_scheduler_type="linear" if setting.decay else "constant_with_warmup",
-        warmup_steps=0.05,
+        lr_scheduler_type=SCHEDULERS[setting.decay],
+        warmup_steps=0.05 if setting.warmup is None else setting.warmup,
         save_strategy="steps",
         save_steps=setting.save_every,
         logging_steps=10,
         seed=setting.seed,
-        gradient_checkpointing=False,
+        **checkpointing_options(setting.checkpointing),
         disable_tqdm=True,
         use_vllm=setting.vllm,
         vllm_mode="colocate",

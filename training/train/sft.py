@@ -29,6 +29,7 @@ from training.train.checkpoints import (
     NoFinalSave,
     add_tags,
     check_batch,
+    checkpointing_options,
     declare_ends,
     device_options,
     in_epochs,
@@ -47,7 +48,7 @@ Cut = Literal["answers", "revision", "turn"]
 
 @dataclass(frozen=True)
 class SFT:
-    """Settings of supervised fine-tuning; the defaults are the paper's (arXiv 2604.24881, section 3).
+    """Settings of supervised fine-tuning; docs/training.md compares them with the paper's (arXiv 2604.24881).
 
     Args:
         target: text to learn after the prompt `Problem: ...`:
@@ -75,6 +76,8 @@ class SFT:
             `"turn"`, one agent's first turn, right or wrong, so that the first choice is who speaks.
         bf16: compute in bfloat16 on a CPU too; a GPU always does. Without AMX instructions a step takes about as long
             as in float32 (`python -m benchmarks sft-bfloat16`).
+        checkpointing: keep only the input of each block for the backward pass and compute the rest again: less memory,
+            about a third more time, the same gradients. None is False.
         seed: seed of the examples and of the trainer.
 
     With prompt x and target y, the loss is the mean of `-log p(y_t | x, y_1 ... y_(t-1))` over all target tokens of a
@@ -94,6 +97,7 @@ class SFT:
     structure_dropout: float = 0.0
     cut_to: Cut = "answers"
     bf16: bool = False
+    checkpointing: bool | None = None
     seed: int = 0
 
 
@@ -397,7 +401,7 @@ def _trl_config(setting: SFT, folder: Path, steps: int) -> Any:
         save_total_limit=2,
         logging_steps=10,
         seed=setting.seed,
-        gradient_checkpointing=False,
+        **checkpointing_options(setting.checkpointing),
         disable_tqdm=True,
         **device_options(setting.bf16),
     )

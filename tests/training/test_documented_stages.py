@@ -1,0 +1,155 @@
+"""Every command of docs/training.md runs: tiny models, a scripted server, small sizes; each stage reads the last."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.io.tables import read_table
+from tests.scripted_server import Call, Scripted, answer
+from tests.tiny import tiny_model, tiny_tokenizer
+
+pytest.importorskip("trl", reason="the extra `train` is not installed")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("no_key_but_the_tests")]
+from training import __main__ as commands  # noqa: E402
+from training.debates.answerers import LocalModel, Reply  # noqa: E402
+
+PAGE = Path(__file__).parents[2] / "docs" / "training.md"
+URL = "http://127.0.0.1:8000"
+SMALL = {
+    "debates": ("debates=8", "debate.sampling.max_new_tokens=8"),
+    "sft": ("sft.steps=1", "sft.batch=2", "sft.micro_batch=2", "sft.lora.r=2"),
+    "grpo": (
+        "grpo.epochs=null", "grpo.steps=1", "grpo.inner=1", "grpo.prompts=1", "grpo.generations=2",
+        "grpo.micro_batch=2", "grpo.anneal.clip=[8,6]", "grpo.lora.r=2", "debates=8",
+    ),
+    "evaluate": ("decodings=2", "sampling.max_new_tokens=6", "debate.sampling.max_new_tokens=6"),
+}  # fmt: skip
+
+
+def documented() -> list[list[str]]:
+    """The arguments of every `python -m training STAGE` in the page's blocks, in order."""
+    blocks = re.findall(r"```\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [shlex.split(line)[3:] for line in lines if re.match(r"(?:\.venv/bin/)?python -m training ", line)]
+
+
+def by_role(call: Call, number: int) -> None:
+    """A server that moderates, judges, and gives the right sum."""
+    content = call.body["messages"][-1]["content"]
+    if "Reply with YES or NO" in content:
+        text = "YES" if number % 2 else "NO"
+    elif "Do the answers agree" in content:
+        text = "UNANIMOUS: nobody knows."
+    else:
+        sums = re.findall(r"What is (\d+) \+ (\d+)", content)
+        text = f"\\boxed{{{int(sums[-1][0]) + int(sums[-1][1])}}}" if sums else "I do not know."
+    call.json(answer(text))
+
+
+@pytest.fixture
+def at_hand(tmp_path, monkeypatch) -> Path:
+    """A folder with the files that the page names: a model, problems, debates, a benchmark, open questions."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model("llama", context=4096).save_pretrained("MODEL")
+    tiny_tokenizer().save_pretrained("MODEL")
+    rows = [{"question": f"What is {n} + {n}?", "gold": 2 * n} for n in range(24)]
+    Path("my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("data").mkdir()
+    gsm8k = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(24)]
+    Path("data/gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in gsm8k))
+    Path("questions.json").write_text(json.dumps([f"Who led expedition {n}?" for n in range(12)]))
+    turns = [[rf"It is \boxed{{{n}}}", rf"I say \boxed{{{n}}}"] for n in range(6)]
+    debates = [{"question": f"{n}+0", "rounds": [said, said]} for n, said in enumerate(turns)]
+    Path("my-debates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in debates))
+    return tmp_path
+
+
+def local_answers(self, requests, sampling):
+    for number, request in enumerate(requests):
+        yield Reply(request.id, r"\boxed{4}", 5, 3 + number % 2, True)
+
+
+def small(arguments: list[str], url: str) -> list[str]:
+    """A documented command with small sizes, and the address of the scripted server."""
+    settings = [part for setting in SMALL.get(arguments[0], ()) for part in ("--set", setting)]
+    return [part.replace(URL, url) for part in arguments] + settings
+
+
+def test_every_documented_stage_runs_and_the_next_one_reads_its_files(at_hand, monkeypatch, capsys) -> None:
+    calls = [call for call in documented() if call[0] in commands.STAGES and "openai/gsm8k" not in str(call)]
+    assert {call[0] for call in calls} >= {"problems", "debates", "sft", "grpo", "evaluate"} and len(calls) >= 15
+    monkeypatch.setattr(LocalModel, "__call__", local_answers)
+    with Scripted(by_role, models=[{"id": "MODEL", "root": "MODEL"}]) as server:
+        for call in calls:
+            assert commands.main(small(call, server.url)) == 0, call
+    assert {path.parent.name for path in at_hand.glob("runs/own/*/checkpoint")} == {"sft", "sft-untagged", "sft-answer"}
+    table = read_table("runs/mine/evaluation/results.csv")[0]
+    assert list(table["method"]) == ["Single", "Self-consistency of 5", "Debate", "Round-1 majority", "SFT", "IMAD"]
+    held = len(Path("runs/mine/problems/test.jsonl").read_text().splitlines())
+    assert set(table["n"]) == {held}
+    questions = read_table("runs/mine/evaluation/questions.parquet")[0]
+    assert len(questions) == 6 * 2 * held and set(questions["sample"]) == {0, 1}
+    judged = read_table("runs/evil/evaluation/questions.parquet")[0]
+    assert set(judged["method"]) == {"Single", "SFT", "IMAD"} and set(judged["correct"]) == {True, False}
+    log = [json.loads(line) for line in Path("runs/evil/grpo/log.jsonl").read_text().splitlines()]
+    assert 0 < log[0]["clip"] < 1  # the judge passes every other response
+    debates = [json.loads(line) for line in Path("runs/teacher/debates/debates.jsonl").read_text().splitlines()]
+    assert all(debate["correct"] for debate in debates)
+    assert "have the right majority" in capsys.readouterr().out
+
+
+def test_the_papers_problems_are_written_in_disjoint_parts(at_hand, monkeypatch) -> None:
+    (call,) = [call for call in documented() if "gsm8k=openai/gsm8k" in call]
+    data = Path(__file__).parents[3] / "shared" / "data"
+    if not data.is_dir():
+        pytest.skip("the benchmarks' files are not at hand")
+    places = {
+        "openai/gsm8k": f"{data}/gsm8k/test.jsonl",
+        "TIGER-Lab/MMLU-Pro": f"{data}/mmlu_pro/test_sample.jsonl",
+        "lukaemon/bbh": f"{data}/bbh",
+        "1000": "50",
+    }
+    for hub, place in places.items():
+        call = [part.replace(hub, place) for part in call]
+    assert commands.main(call) == 0
+    rows = [json.loads(line) for line in Path("runs/paper/problems/test.jsonl").read_text().splitlines()]
+    assert {row["family"].partition("/")[0] for row in rows} == {"arithmetic", "gsm8k", "mmlu_pro", "bbh"}
+    assert len(rows) == 200
+
+
+def test_a_server_at_another_address_resumes_and_another_model_is_refused(at_hand) -> None:
+    assert commands.main(["problems", "--run", "run", "--problems", "my.jsonl"]) == 0
+    call = small(["debates", "--run", "run", "--answerer", URL + "/v1", "MODEL"], URL)
+
+    def at(url: str) -> list[str]:
+        return [part.replace(URL, url) for part in call]
+
+    with Scripted(by_role, models=[{"id": "MODEL", "root": "weights-a"}]) as server:
+        assert commands.main(at(server.url)) == 0
+        first = len(server.calls)
+    with Scripted(by_role, models=[{"id": "MODEL", "root": "weights-a"}]) as server:
+        assert commands.main(at(server.url)) == 0
+        assert first > 0 and not server.calls
+    with (
+        Scripted(by_role, models=[{"id": "MODEL", "root": "weights-b"}]) as server,
+        pytest.raises(SystemExit) as stopped,
+    ):
+        commands.main(at(server.url))
+    assert stopped.value.code == 2 and isinstance(stopped.value.__context__, ConfigurationChanged)
+    with pytest.raises(SystemExit):
+        commands.main(at("http://127.0.0.1:9"))  # nothing listens
+
+
+@pytest.mark.parametrize("cast", ["standard", "diverse", "evil", "hallucination"])
+def test_every_cast_debates(cast, at_hand) -> None:
+    assert commands.main(["problems", "--run", "run", "--problems", "open=questions.json"]) == 0
+    with Scripted(by_role) as server:
+        call = ["debates", "--run", "run", "--answerer", URL, "MODEL", "--cast", cast]
+        assert commands.main(small(call, server.url)) == 0
+    assert Path("run/debates/traces.jsonl").read_text().count("<|Consensus|>") > 0

@@ -1,0 +1,1 @@
+"""Commands of `python -m training`, one file per stage; each reads files of the stages before it."""

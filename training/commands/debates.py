@@ -1,0 +1,55 @@
+"""Run debates on the training problems, and keep the traces with a consensus: `debates/traces.jsonl`.
+
+The agents are a model in this process (--checkpoint) or a server's (--answerer URL MODEL): vLLM, llama.cpp,
+transformers serve, or a hosted API; the key is read from the environment variable OPENAI_API_KEY. The same command
+resumes, also with the same model at another address. An open question needs a moderator, by default the agents' model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from training.commands.options import (
+    Stages,
+    add_server,
+    add_settings,
+    answerer_of,
+    one_line_errors,
+    problems_of,
+    server_of,
+    settings_of,
+    stage_parser,
+)
+from training.debates.debate import run_debates
+from training.debates.personas import CASTS, cast_of
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = stage_parser("debates", __doc__)
+    add_settings(parser)
+    parser.add_argument("--problems", metavar="FILE", help="problems (default: those of the stage problems)")
+    parser.add_argument("--checkpoint", help="hub id, folder or GGUF file of the agents' model (default: the preset's)")
+    add_server(parser, "answerer", "plays all agents, a teacher")
+    add_server(parser, "moderator", "says whether the answers to an open question agree")
+    parser.add_argument("--cast", choices=sorted(CASTS), help="the agents' personas (default: the preset's)")
+    parser.add_argument("--agents", type=int, default=3, help="number of agents (default: 3)")
+    given = parser.parse_args(arguments)
+    stages = Stages(given.run)
+    with one_line_errors("debates"):
+        preset = settings_of(given)
+        problems = problems_of(given, "train")[: preset.debates]
+        cast = cast_of(given.cast or ("diverse" if preset.cast == "world" else preset.cast), given.agents)
+        setting = replace(preset.debate, sampling=replace(preset.debate.sampling, seed=given.seed))
+        answerer = answerer_of(given, preset)
+        debates = run_debates(
+            problems, answerer, cast, setting, stages.debates, moderator=server_of(given, "moderator")
+        )
+    reasons = Counter(debate.no_trace for debate in debates if debate.no_trace)
+    kept = len(debates) - reasons.total()
+    right = sum(debate.correct for debate in debates)
+    print(f"{kept} of {len(debates)} debates kept in {stages.traces}; {right} have the right majority.")
+    for reason, count in reasons.most_common(3):
+        print(f"  left out, {count}: {reason}")
+    if not kept:
+        raise SystemExit(1)

@@ -1,0 +1,193 @@
+"""Answer the test problems by every method, and compare the methods: tables in `evaluation/`.
+
+Methods: Single, Self-consistency (--samples K) and Debate of the untrained model, which is --checkpoint or a server
+(--answerer URL MODEL); and every trained checkpoint: the run's SFT and IMAD, or those of --trained NAME=CHECKPOINT. A
+finished method is read from disk. Accuracies are means over the preset's decoding seeds. A right answer to an open
+question is one that a judge passes (--judge URL MODEL); debates of open questions are not evaluated.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import steerkit as sk
+from steerkit.io.files import file_name, sha256
+from steerkit.io.json import canonical_json
+from steerkit.io.run_folder import run_folder
+from steerkit.io.tables import read_table, write_table
+from training.commands.options import (
+    Stages,
+    add_server,
+    add_settings,
+    answerer_of,
+    one_line_errors,
+    problems_of,
+    server_of,
+    settings_of,
+    stage_parser,
+)
+from training.debates.answerers import Answerer, LocalModel, Sampling
+from training.debates.debate import answerer_identity
+from training.debates.judge import CRITERIA, Judge, YesNo
+from training.debates.personas import CASTS, Cast, cast_of
+from training.evaluate.methods import DEBATES, debates, one_answer, self_consistency
+from training.evaluate.results import write_results
+from training.presets import Preset
+from training.problems.problem import Problem
+from training.toy.worlds import bare
+
+SINGLE, DEBATE = "Single", "Debate"
+TRAINED = {"SFT": "sft", "IMAD": "grpo"}
+"""Methods whose checkpoints are found in the run -> folder of their stage."""
+Work = Callable[[Answerer, Sampling, Path], list[pd.DataFrame]]
+"""Answerer, sampling and a folder -> a table for each method that is evaluated together."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is answered, and where its tables are.
+
+    Args:
+        problems: the test problems.
+        preset: settings of sampling and debates.
+        seed: seed of the run; the decoding seeds follow from it.
+        folder: folder of the evaluation.
+        judge: judge of open questions.
+        about: what determines the judge's verdicts.
+    """
+
+    problems: Sequence[Problem]
+    preset: Preset
+    seed: int
+    folder: Path
+    judge: Judge | None
+    about: Mapping[str, Any] | None
+
+    def rows(self, methods: Sequence[str], load: Callable[[], Answerer], work: Work) -> list[pd.DataFrame]:
+        """Return the rows of methods that are evaluated together, with their names and decoding seeds."""
+        answerer = load()
+        config = {
+            "problems": sha256(canonical_json([asdict(problem) for problem in self.problems])),
+            "answerer": answerer_identity(answerer.about()),
+            "preset": {name: asdict(getattr(self.preset, name)) for name in ("sampling", "debate")},
+            "seed": self.seed,
+            "methods": list(methods),
+            "judge": self.about,
+        }
+        family = {problem.id: problem.family.partition("/")[0] for problem in self.problems}
+        found = []
+        with run_folder(self.folder / file_name(methods[0]), config) as folder:
+            for number, seed in enumerate(self.preset.decoding_seeds(self.seed)):
+                paths = [folder / f"{file_name(method)}-{number}.parquet" for method in methods]
+                if not all(path.is_file() for path in paths):
+                    sampling = replace(self.preset.sampling, seed=seed)
+                    for path, table in zip(paths, work(answerer, sampling, folder / f"calls-{number}"), strict=True):
+                        write_table(path, table, config)
+                for method, path in zip(methods, paths, strict=True):
+                    table = read_table(path)[0]
+                    found.append(table.assign(method=method, sample=number, family=table["id"].map(family)))
+        return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = stage_parser("evaluate", __doc__)
+    add_settings(parser)
+    parser.add_argument("--problems", metavar="FILE", help="problems (default: the test problems of the run)")
+    parser.add_argument("--checkpoint", help="untrained model: hub id, folder or GGUF file (default: the preset's)")
+    add_server(parser, "answerer", "is the untrained model")
+    parser.add_argument(
+        "--trained", action="append", default=[], metavar="NAME=CHECKPOINT", help="a trained checkpoint, instead"
+    )
+    parser.add_argument("--method", action="append", default=[], metavar="NAME", help="evaluate this method only")
+    parser.add_argument("--samples", type=int, action="append", default=[], help="also self-consistency of K answers")
+    parser.add_argument("--cast", choices=sorted(CASTS), help="the agents' personas (default: the preset's)")
+    add_server(parser, "judge", "judges answers to open questions")
+    parser.add_argument("--criterion", default="ethical", help=f"{', '.join(CRITERIA)}, or a question of your own")
+    given = parser.parse_args(arguments)
+    with one_line_errors("evaluate"):
+        preset = settings_of(given)
+        problems = problems_of(given, "test")
+        server = server_of(given, "judge")
+        if server is None and any(problem.kind == "open" for problem in problems):
+            raise ValueError("expected --judge URL MODEL for open questions; got none. Pass a judge.")
+        judge = None if server is None else YesNo(server, CRITERIA.get(given.criterion, given.criterion))
+        about = None if server is None else {**answerer_identity(server.about()), "criterion": given.criterion}
+        folder = Stages(given.run).folder / "evaluation"
+        evaluation = Evaluation(problems, preset, given.seed, folder, judge, about)
+        cast = cast_of(given.cast or ("diverse" if preset.cast == "world" else preset.cast))
+        rows = evaluate(evaluation, given, cast)
+        methods = list(dict.fromkeys(rows["method"]))
+        of_interest = "IMAD" if "IMAD" in methods else methods[-1]
+        table = write_results(folder, rows, of_interest, {"seed": given.seed, "judge": about})
+    print(table.round(3).to_string(index=False))
+    print(f"Tables in {folder}: results.csv, results.md, results.tex, differences.csv, questions.parquet.")
+
+
+def evaluate(evaluation: Evaluation, given: argparse.Namespace, cast: Cast) -> pd.DataFrame:
+    """Return one row per method, decoding seed and problem.
+
+    Raises:
+        ValueError: an unknown method, or no method.
+    """
+    problems, preset, judge = evaluation.problems, evaluation.preset, evaluation.judge
+    checkpoints = trained_checkpoints(given)
+    untrained = cache(partial(answerer_of, given, preset))
+    jobs: dict[str, tuple[tuple[str, ...], Callable[[], Answerer], Work]] = {}
+
+    def single(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
+        return [one_answer(problems, answerer, cast.plain, sampling, judge)]
+
+    def several(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
+        return self_consistency(problems, answerer, cast.plain, sampling, given.samples)
+
+    def debate(answerer: Answerer, sampling: Sampling, calls: Path) -> list[pd.DataFrame]:
+        tables = debates(problems, answerer, cast, replace(preset.debate, sampling=sampling), calls)
+        return [tables[method] for method in DEBATES]
+
+    def trained(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
+        return [one_answer(problems, answerer, bare, sampling, judge)]
+
+    jobs[SINGLE] = (SINGLE,), untrained, single
+    if not any(problem.kind == "open" for problem in problems):
+        if given.samples:
+            names = tuple(f"Self-consistency of {k}" for k in given.samples)
+            jobs["Self-consistency"] = names, untrained, several
+        jobs[DEBATE] = DEBATES, untrained, debate
+    for name, path in checkpoints.items():
+        jobs[name] = (name,), partial(_local, path, preset.dtype), trained
+    if unknown := [method for method in given.method if method not in jobs]:
+        raise ValueError(f"expected methods among {list(jobs)}; got {unknown}. Pass one of these.")
+    parts = []
+    for name in given.method or jobs:
+        parts += evaluation.rows(*jobs[name])
+    decoding = "greedy" if preset.sampling.temperature == 0 else "sampled"
+    return pd.concat(parts, ignore_index=True).assign(decoding=decoding, seed=given.seed)
+
+
+def trained_checkpoints(given: argparse.Namespace) -> dict[str, str]:
+    """Return the trained checkpoints: those of the options, else those that the stages of the run have written.
+
+    Raises:
+        ValueError: an option that is not NAME=CHECKPOINT.
+    """
+    named = {}
+    for text in given.trained:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ValueError(
+                f"expected --trained NAME=CHECKPOINT; got {text!r}. Pass e.g. IMAD=runs/mine/grpo/checkpoint."
+            )
+        named[name] = path
+    stages = Stages(given.run)
+    return named or {name: str(stages.checkpoint(f)) for name, f in TRAINED.items() if stages.checkpoint(f).exists()}
+
+
+def _local(path: str, dtype: str | None) -> LocalModel:
+    return LocalModel(*sk.load(path, dtype=dtype))

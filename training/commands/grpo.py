@@ -1,0 +1,68 @@
+"""Train a fine-tuned checkpoint by GRPO with a fading format reward and a shrinking length limit: `grpo/checkpoint`.
+
+It starts from `sft/checkpoint` and uses the problems of the run. Open questions are rewarded by a judge: a server
+(--judge URL MODEL) that answers the --criterion about each response with YES or NO.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import steerkit as sk
+from steerkit.text.traces import read_traces
+from training.commands.options import (
+    Stages,
+    add_server,
+    add_settings,
+    kind_of,
+    one_line_errors,
+    problems_of,
+    server_of,
+    settings_of,
+    stage_parser,
+)
+from training.debates.judge import CRITERIA, YesNo
+from training.presets import Preset
+from training.problems.problem import Problem
+
+
+def main(arguments: list[str] | None = None) -> None:
+    from training.train.grpo import check_clip, train_grpo
+    from training.train.sft import short_finished
+
+    parser = stage_parser("grpo", __doc__)
+    add_settings(parser)
+    parser.add_argument("--problems", metavar="FILE", help="problems (default: those of the stage problems)")
+    parser.add_argument("--checkpoint", help="policy to train (default: the run's sft/checkpoint)")
+    add_server(parser, "judge", "rewards open questions")
+    parser.add_argument(
+        "--criterion", default="ethical", help=f"question of the judge: {', '.join(CRITERIA)}, or a text of your own"
+    )
+    parser.add_argument("--name", default="grpo", help="folder of this stage in the run (default: grpo)")
+    given = parser.parse_args(arguments)
+    stages = Stages(given.run)
+    with one_line_errors("grpo"):
+        preset = settings_of(given)
+        problems = rewarded(problems_of(given, "train"), preset)
+        if not given.checkpoint and not stages.checkpoint("sft").exists():
+            raise FileNotFoundError(
+                f"expected a fine-tuned checkpoint at {stages.checkpoint('sft')}; there is none. Run `python -m "
+                f"training sft --run {given.run}` first, or pass --checkpoint."
+            )
+        server = server_of(given, "judge")
+        if server is None and any(problem.kind == "open" for problem in problems):
+            raise ValueError("expected --judge URL MODEL for open questions; got none. Pass a judge.")
+        judge = None if server is None else YesNo(server, CRITERIA.get(given.criterion, given.criterion))
+        model, tokenizer = sk.load(given.checkpoint or stages.checkpoint("sft"))
+        setting = replace(preset.grpo, seed=given.seed)
+        kind = kind_of(problems)
+        if stages.traces.is_file() and kind != "open":
+            check_clip(short_finished(tokenizer, read_traces(stages.traces), preset.sft, kind), setting)
+        done = train_grpo(model, tokenizer, problems, setting, stages.folder / given.name, judge)
+    print(f"Checkpoint: {done}")
+
+
+def rewarded(problems: list[Problem], preset: Preset) -> list[Problem]:
+    """Return the problems of GRPO: those after the debated ones if the preset has some, else the debated ones."""
+    fresh = problems[preset.debates : preset.debates + preset.fresh]
+    return fresh or problems[: preset.debates]

@@ -1,0 +1,161 @@
+"""Options that the stages share: the run's folder, a preset's settings, checkpoints and servers."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import steerkit as sk
+from steerkit.io.run_folder import ConfigurationChanged, RunFolderBusy
+from training.debates.answerers import Answerer, LocalModel
+from training.debates.debate import TRACES
+from training.debates.server import Server
+from training.presets import Preset, get_preset, preset_names
+from training.problems.problem import Problem, read_problems
+
+DEFAULT = "llama-3.1-8b"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The files of a run, by stage.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    folder: Path
+
+    def problems(self, part: str) -> Path:
+        """File of the problems of a part, `train` or `test`."""
+        return self.folder / "problems" / f"{part}.jsonl"
+
+    @property
+    def debates(self) -> Path:
+        """Run folder of the debates."""
+        return self.folder / "debates"
+
+    @property
+    def traces(self) -> Path:
+        """File of the debates with a consensus."""
+        return self.debates / TRACES
+
+    def checkpoint(self, name: str) -> Path:
+        """Checkpoint that a training stage of this name writes."""
+        return self.folder / name / "checkpoint"
+
+
+def stage_parser(stage: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of every stage."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m training {stage}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run; each stage has files in it")
+    parser.add_argument("--seed", type=int, default=0, help="seed of draws, sampling and training (default: 0)")
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a preset and its fields."""
+    parser.add_argument(
+        "--preset",
+        choices=preset_names(),
+        default=DEFAULT,
+        help=f"whose settings are used, see training/presets.py (default: {DEFAULT}, the paper's settings)",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a setting, e.g. sft.micro_batch=2"
+    )
+
+
+def add_server(parser: argparse.ArgumentParser, role: str, does: str) -> None:
+    """Add an option that names an OpenAI-compatible server, e.g. `--answerer URL MODEL`."""
+    parser.add_argument(
+        f"--{role}", nargs=2, metavar=("URL", "MODEL"), help=f"OpenAI-compatible server and its model that {does}"
+    )
+    if not any(action.dest == "concurrency" for action in parser._actions):
+        parser.add_argument("--concurrency", type=int, default=8, help="simultaneous requests to a server (default: 8)")
+
+
+def settings_of(given: argparse.Namespace) -> Preset:
+    """Return the preset with the changed fields.
+
+    Raises:
+        ValueError: an unknown field, or a value of the wrong type.
+    """
+    return get_preset(given.preset, None, given.set)
+
+
+def checkpoint_of(given: argparse.Namespace, preset: Preset) -> str | Path:
+    """Return the checkpoint that the options name, or the preset's own.
+
+    Raises:
+        ValueError: neither names one.
+    """
+    checkpoint = given.checkpoint or preset.checkpoint
+    if checkpoint is None:
+        raise ValueError(f"expected --checkpoint with the preset {preset.name}, which has none; got none. Pass one.")
+    if checkpoint == "smollm2":
+        from steerkit.demo.checkpoint import default_checkpoint
+
+        return default_checkpoint()
+    if str(checkpoint).startswith((".", "/", "~")) and not Path(checkpoint).expanduser().exists():
+        raise FileNotFoundError(f"expected a checkpoint at {checkpoint}; there is none. Check the path.")
+    return checkpoint
+
+
+def server_of(given: argparse.Namespace, role: str) -> Server | None:
+    """Return the server of a role, e.g. `answerer`, if the options name one."""
+    named = getattr(given, role)
+    if named is None:
+        return None
+    url, model = named
+    return Server(url, model, concurrency=given.concurrency)
+
+
+def answerer_of(given: argparse.Namespace, preset: Preset) -> Answerer:
+    """Return the server that the options name, else the checkpoint in this process."""
+    server = server_of(given, "answerer")
+    if server is not None:
+        server.about()  # a server that does not answer is an error here, before anything is written
+        return server
+    return LocalModel(*sk.load(checkpoint_of(given, preset), dtype=preset.dtype))
+
+
+def problems_of(given: argparse.Namespace, part: str) -> list[Problem]:
+    """Return the problems of `--problems`, or those that the stage `problems` has written for a part."""
+    path = given.problems or Stages(given.run).problems(part)
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"expected problems at {path}; there are none. Run `python -m training problems --run {given.run} "
+            "--problems SOURCE` first, or pass --problems FILE.jsonl."
+        )
+    return read_problems(path)
+
+
+def kind_of(problems: Sequence[Problem]) -> str:
+    """Return the kind of the problems' answers, or the most frequent one."""
+    kinds = [problem.kind for problem in problems]
+    return max(dict.fromkeys(kinds), key=kinds.count)
+
+
+@contextlib.contextmanager
+def one_line_errors(stage: str) -> Iterator[None]:
+    """End with exit code 2 and one line where input is refused or a file is missing."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, RunFolderBusy, ConfigurationChanged) as error:
+        refuse(stage, error)
+
+
+def refuse(stage: str, error: Any) -> NoReturn:
+    """End with exit code 2 and an error."""
+    print(f"python -m training {stage}: {error}", file=sys.stderr)
+    sys.exit(2)

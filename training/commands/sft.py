@@ -1,0 +1,87 @@
+"""Fine-tune a checkpoint on debates, yours (--traces FILE) or those of the stage debates: `sft/checkpoint`.
+
+A record of --traces has `question` and `debate_trace`, the tagged text, or turns without tags (docs/own-debates.md).
+A debate without a consensus gets that of its last round's majority, or is left out. Targets other than the whole trace
+are baselines (`--set sft.target=answer`: DebateGPT) and the tag ablation (`--set sft.target=untagged`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import steerkit as sk
+from steerkit.text.traces import DebateTrace, read_traces
+from training.commands.options import (
+    Stages,
+    add_settings,
+    checkpoint_of,
+    kind_of,
+    one_line_errors,
+    settings_of,
+    stage_parser,
+)
+from training.debates.debate import consensus_text
+from training.problems.answers import KINDS, majority, read_answer
+from training.problems.problem import read_problems
+
+
+def main(arguments: list[str] | None = None) -> None:
+    from training.train.sft import train_sft
+
+    parser = stage_parser("sft", __doc__)
+    add_settings(parser)
+    parser.add_argument("--traces", type=Path, metavar="FILE", help="debates (default: those of the stage debates)")
+    parser.add_argument("--checkpoint", help="model to fine-tune: hub id, folder or GGUF file (default: the preset's)")
+    parser.add_argument("--kind", choices=(*KINDS, "open"), help="kind of the answers (default: that of the problems)")
+    parser.add_argument("--name", default="sft", help="folder of this stage in the run (default: sft)")
+    given = parser.parse_args(arguments)
+    stages = Stages(given.run)
+    with one_line_errors("sft"):
+        preset = settings_of(given)
+        path = given.traces or stages.traces
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"expected debates at {path}; there are none. Run `python -m training debates --run {given.run}` "
+                "first, or pass --traces FILE."
+            )
+        problems = stages.problems("train")
+        kind = given.kind or (kind_of(read_problems(problems)) if problems.is_file() else "number")
+        read = read_traces(path)
+        traces = with_consensus(read, kind)
+        checkpoint = checkpoint_of(given, preset)
+        print(f"{len(traces)} of {len(read)} debates have a consensus. Fine-tuning {checkpoint}.")
+        setting = replace(preset.sft, seed=given.seed)
+        done = train_sft(*sk.load(checkpoint), traces, setting, stages.folder / given.name, kind)
+    print(f"Checkpoint: {done}")
+
+
+def with_consensus(traces: list[DebateTrace], kind: str) -> list[DebateTrace]:
+    """Return the debates with a consensus, written after the last round's majority where it is missing.
+
+    Raises:
+        ValueError: no debate has one.
+
+    Example:
+        >>> traces = with_consensus(read_traces("my.jsonl"), "number")
+    """
+    kept = []
+    for trace in traces:
+        consensus = trace.consensus
+        if consensus is None and kind in KINDS:
+            last = max(turn.round for turn in trace.turns)
+            votes = [read_answer(turn.text, kind) for turn in trace.turns if turn.round == last]
+            answer = majority(votes)
+            consensus = None if answer is None else consensus_text(answer, len(set(votes)) == 1)
+        if consensus is not None:
+            kept.append(
+                trace
+                if trace.consensus is not None
+                else DebateTrace.of(trace.question, trace.turns, consensus, trace.gold, trace.extra)
+            )
+    if not kept:
+        raise ValueError(
+            f"expected debates with a consensus, or answers in \\boxed{{}} of which most agree; got none among "
+            f"{len(traces)}. Add `consensus` to the records, or pass the --kind of their answers."
+        )
+    return kept
