@@ -27,18 +27,21 @@ from training.devices import DEVICES, Device, this_device
 from training.estimate import estimate, shape_of
 from training.evaluate.methods import DEBATES, debates, one_answer, self_consistency
 from training.evaluate.results import write_results
-from training.presets import Preset, get_preset, preset_names
+from training.presets import EVOLVED, Preset, get_preset, preset_names
 from training.problems.families import FAMILIES, questions_of_seed
 from training.problems.problem import Problem
 from training.toy.base_model import train_base
 from training.toy.worlds import WORLDS, bare
 from training.train.checkpoints import with_tags
 from training.train.controls import gold_answers, right_answers, with_equal_tokens, with_foreign_turns
+from training.train.evolve import Evolve, evolve
 from training.train.grpo import GRPO, check_clip, train_grpo
 from training.train.sft import SFT, short_finished, tags_of, train_sft
 
 SELF_CHECKING = "Self-checking agents"
 RIGHT_ANSWERS = "right-answers.jsonl"
+VALIDATION = 100
+"""Validation problems on which each round of Debate, Train, Evolve is measured."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,19 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         check_clip(short_finished(tagged, traces, sft, kind), grpo)
         return train_sft(model, tokenizer, traces, sft, run.folder / "sft", kind)
 
+    def evolved() -> Path:
+        """Rounds share the steps of one GRPO training, so that all methods with GRPO have as many."""
+        rounds = Evolve().rounds
+        steps = max(1, round(grpo.steps / rounds))
+        setting = Evolve(rounds, grpo=replace(grpo, steps=steps))
+        debate = run.debate_setting(replace(run.preset.debate.sampling, seed=run.seed))
+        held, first = run.problems(VALIDATION, "validation"), run.folder / "debates"
+        start = grpo_start()
+        own = first if start == base else None
+        return evolve(
+            start, run.debate_problems, held, run.cast, debate, setting, run.folder / "evolve", own, run.load_answerer
+        )
+
     on_self_checks = fine_tuned("sft-self-check", self_checks)
     on_first_answers = fine_tuned("sft-first", target="first")
     # A chat checkpoint has to learn to box its answers first. The toy base model already does.
@@ -236,6 +252,7 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
             matched("debategpt-matched", "DebateGPT + GRPO", lambda: traces, target="answer"),
             format=False,
         ),
+        EVOLVED: evolved,
         "SFT of one self-check": on_self_checks,
         "IMAD of one self-check": reinforced("grpo-self-check", on_self_checks, agents=1),
     }

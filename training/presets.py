@@ -20,6 +20,8 @@ from training.train.sft import SFT
 T = TypeVar("T")
 MATCHED = ("SFT on shuffled turns", "SFT on gold answers", "SFT on right answers", "DebateGPT + GRPO")
 """Controls whose SFT has as many steps and target tokens as SFT on the traces, and a learning rate of its own."""
+EVOLVED = "Debate, Train, Evolve"
+"""Baseline without right answers and without SFT, see `training.train.evolve`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Preset:
             first answers, right or wrong: a plain prompt would give few boxes, and so few rewards.
         what_helps: controls among `MATCHED` that are trained too, to show what the debate adds: SFT on traces with
             other questions' turns, on gold answers and on right single answers, and GRPO on DebateGPT, each with as
-            many steps and target tokens as SFT on the traces.
+            many steps and target tokens as SFT on the traces. `EVOLVED` may be among them.
         rates: method among `MATCHED` -> learning rate of its SFT, where it is not that of `sft`.
         self_check: also run the controls in which each agent checks its own answer and reads no other.
         untagged: also fine-tune on the traces without tags.
@@ -76,9 +78,10 @@ class Preset:
     base: Base = field(default_factory=Base)
 
     def __post_init__(self) -> None:
-        if unknown := sorted((set(self.rates) | set(self.what_helps)) - set(MATCHED)):
+        if unknown := sorted((set(self.rates) - set(MATCHED)) | (set(self.what_helps) - {*MATCHED, EVOLVED})):
             raise ValueError(
-                f"expected methods among {MATCHED} in rates and what_helps; got {unknown}. For the rate of others set "
+                f"expected methods among {MATCHED} in rates and what_helps ({EVOLVED!r} in what_helps too); got "
+                f"{unknown}. For the rate of others set "
                 "sft.learning_rate."
             )
 
@@ -101,7 +104,7 @@ class Preset:
             "DebateGPT (response)": self.controls,
             "SFT on first answers": self.controls and self.checkpoint is not None,
             "GRPO without debate": self.controls,
-            **{method: method in self.what_helps for method in MATCHED},
+            **{method: method in self.what_helps for method in (*MATCHED, EVOLVED)},
             "SFT of one self-check": self.self_check,
             "IMAD of one self-check": self.self_check,
         }

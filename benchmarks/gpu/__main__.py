@@ -13,12 +13,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.equivalence import equivalences
+from benchmarks.gpu.recipe import recipe
 from benchmarks.gpu.sizes import Sizes, sizes_for
 from benchmarks.gpu.speed import capture, decoding, static_cache
 from benchmarks.gpu.training import training
@@ -31,6 +33,7 @@ PARTS: dict[str, Part] = {
     "capture": capture,
     "static-cache": static_cache,
     "training": training,
+    "recipe": recipe,
 }
 
 
@@ -42,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="Parts to run, with commas.")
     parser.add_argument("--budget", type=float, default=330.0, help="Seconds after which no further part starts.")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="Folder of gpu.json and gpu.md.")
+    parser.add_argument("--checkpoint", type=Path, help="Folder or GGUF file of SmolLM2 for the part recipe.")
+    parser.add_argument("--debates", type=Path, help="traces.jsonl for the part recipe (default: debate first).")
     given = parser.parse_args(arguments)
     chosen = given.parts.split(",")
     if unknown := [name for name in chosen if name not in PARTS]:
@@ -49,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("expected a GPU; torch sees none. Pass --device cpu to run small sizes on the CPU.")
+    known = {"checkpoint": given.checkpoint, "debates": given.debates, "folder": given.out / "recipe"}
+    sizes = replace(sizes_for(device), **known)
     start = time.monotonic()
     results = {"machine": machine(device), "parts": {}}
     for name, part in PARTS.items():
@@ -58,18 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif elapsed > given.budget:
             results["parts"][name] = {"state": "skipped", "reason": f"no time left after {elapsed:.0f} s"}
         else:
-            results["parts"][name] = run(part, device)
+            results["parts"][name] = run(part, device, sizes)
         write(results, given.out)
         print(name, json.dumps({k: v for k, v in results["parts"][name].items() if k != "figures"}), flush=True)
     print(markdown(results))
     return int(any(part["state"] == "failed" for part in results["parts"].values()))
 
 
-def run(part: Part, device: torch.device) -> dict[str, Any]:
+def run(part: Part, device: torch.device, sizes: Sizes) -> dict[str, Any]:
     """One part's figures and seconds; a failure with its reason."""
     start = time.monotonic()
     try:
-        figures = part(sizes_for(device), device)
+        figures = part(sizes, device)
         outcome: dict[str, Any] = {"state": "ran", "figures": figures}
     except NotImplementedError as error:
         outcome = {"state": "skipped", "reason": str(error)}

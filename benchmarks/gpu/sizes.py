@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +48,12 @@ class Sizes:
         completion: new tokens of each of them.
         grpo_prompts: different prompts among them.
         grpo_micro_batch: completions per backward pass.
+        recipe: preset, family and changed settings of the trainings of a real model.
+        recipe_seeds: training seeds that are started.
+        recipe_seconds: seconds after which trainings that have not ended are stopped.
+        checkpoint: folder or GGUF file from which these trainings start; None is the preset's own.
+        debates: file of their traces; None runs the debates first.
+        folder: folder of their runs.
         exact: configuration of the random model on which equivalences are tested.
     """
 
@@ -65,9 +72,22 @@ class Sizes:
     completion: int = 2000
     grpo_prompts: int = 8
     grpo_micro_batch: int = 2
+    recipe: tuple[str, str, tuple[str, ...]] = ("smollm2", "addition", ())
+    recipe_seeds: int = 4
+    recipe_seconds: float = 240.0
+    checkpoint: Path | None = None
+    debates: Path | None = None
+    folder: Path = Path("runs/gpu/recipe")
     exact: dict[str, Any] = field(default_factory=lambda: dict(LLAMA_SMALL, hidden_size=512, num_hidden_layers=6))
 
 
+FEW = (
+    "base.width=16", "base.heads=2", "base.inner=32", "base.layers=1", "base.stop_at=0.0", "base.revised_at=0.0",
+    "base.check_from=2", "base.check_every=2", "base.steps=4", "base.batch=8", "base.held=4", "debates=24", "fresh=24",
+    "test=6", "debate.sampling.max_new_tokens=12", "sft.steps=2", "sft.batch=4", "sft.micro_batch=4", "grpo.steps=2",
+    "grpo.prompts=2", "grpo.generations=2", "grpo.micro_batch=4", "grpo.must_end=false", "sampling.max_new_tokens=12",
+)  # fmt: skip
+"""Settings with which the preset `tiny` runs in seconds and learns nothing."""
 CUDA = Sizes(LLAMA_8B, torch.bfloat16, layer=15, rows=72, prompts=8, width=128, new=64, texts=512, pairs=11)
 CPU = Sizes(
     LLAMA_SMALL,
@@ -84,6 +104,9 @@ CPU = Sizes(
     completions=4,
     completion=8,
     grpo_prompts=2,
+    recipe=("tiny", "arithmetic", FEW),
+    recipe_seeds=1,
+    recipe_seconds=900.0,
     exact=dict(LLAMA_SMALL),
 )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from steerkit.text.tags import tags
 from steerkit.text.traces import DebateTrace, Turn
+from training.problems.problem import Problem
 from training.train.checkpoints import with_tags
 
 FIRST = "Problem: 1+1\n\n"
@@ -40,3 +42,13 @@ def debates(tokenizer: Any, lengths: list[int]) -> list[DebateTrace]:
     if short := [length for length in lengths if length < used]:
         raise ValueError(f"expected at least {used} tokens; got {short}. Pass longer texts.")
     return [debate(1 + length - used) for length in lengths]
+
+
+def scripted(problems: Sequence[Problem]) -> list[DebateTrace]:
+    """Debates of three agents and two rounds in which all answers are right, for runs that are no measurement."""
+    traces = []
+    for problem in problems:
+        turns = [Turn(a, r, rf"\boxed{{{problem.gold}}}") for r in (1, 2) for a in (1, 2, 3)]
+        consensus = rf"All agents reached a consensus of \boxed{{{problem.gold}}}"
+        traces.append(DebateTrace.of(problem.question, turns, consensus, problem.gold))
+    return traces

@@ -10,12 +10,14 @@ import torch
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.measure import ratio
+from benchmarks.gpu.recipe import METHODS
 from benchmarks.gpu.sizes import CPU
 from benchmarks.gpu.texts import byte_tokenizer, debates
 
 
 def test_every_part_runs_on_a_cpu_or_says_why_not(tmp_path, capsys) -> None:
-    assert gpu.main(["--device", "cpu", "--out", str(tmp_path)]) == 0
+    small = [name for name in gpu.PARTS if name != "recipe"]  # the next test
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--parts", ",".join(small)]) == 0
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert {name: part["state"] for name, part in parts.items()} == {
         "equivalence": "ran",
@@ -23,6 +25,7 @@ def test_every_part_runs_on_a_cpu_or_says_why_not(tmp_path, capsys) -> None:
         "capture": "ran",
         "static-cache": "skipped",
         "training": "ran",
+        "recipe": "skipped",
     }
     assert parts["static-cache"]["reason"] == "CUDA graphs need a GPU"
     figures = [row for part in parts.values() for row in part.get("figures", [])]
@@ -33,6 +36,21 @@ def test_every_part_runs_on_a_cpu_or_says_why_not(tmp_path, capsys) -> None:
     assert {"SFT step, 2 x 128 tokens", "SFT step, 2 x 128 tokens: estimated peak"} <= set(names)
     page = (tmp_path / "gpu.md").read_text()
     assert all(f"## {name}:" in page for name in parts) and "no figures to publish" in page
+
+
+def test_the_recipe_trains_every_method_in_a_process_of_its_own_and_does_not_repeat_what_ended(
+    tmp_path, capsys
+) -> None:
+    call = ["--device", "cpu", "--out", str(tmp_path), "--parts", "recipe"]
+    assert gpu.main(call) == 0
+    part = json.loads((tmp_path / "gpu.json").read_text())["parts"]["recipe"]
+    names = {row["figure"]: row["value"] for row in part["figures"]}
+    assert {f"accuracy of {method}, training seed 0" for method in METHODS} <= set(names)
+    assert names["share of the trainings that ended in time"] == 1.0
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "recipe").rglob("checkpoint")}
+    assert len(written) >= 5  # base, SFT, IMAD, GRPO alone, DebateGPT and its GRPO
+    assert gpu.main(call) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "recipe").rglob("checkpoint")} == written
 
 
 def test_a_part_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch, capsys) -> None:

@@ -1,0 +1,140 @@
+"""Debate, Train, Evolve (arXiv 2505.15734): GRPO on the debates' majority answers, by the model that debated; repeated.
+
+No right answer is used in training, and no debate is learned: the text of the policy is a single answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import steerkit as sk
+from steerkit.io.json import write_json
+from steerkit.io.ranks import in_first_process
+from steerkit.io.rows import read_rows
+from training.debates.answerers import LocalModel
+from training.debates.debate import DEBATES, Setting, run_debates
+from training.debates.personas import Cast
+from training.debates.shared import Shared
+from training.evaluate.methods import one_answer
+from training.problems.problem import Problem
+from training.toy.worlds import bare
+from training.train.grpo import GRPO, train_grpo
+
+
+@dataclass(frozen=True)
+class Evolve:
+    """Settings of Debate, Train, Evolve.
+
+    Args:
+        rounds: rounds of debate and training at most, as published 3.
+        least: a round that raises the accuracy on the validation problems by less ends the training; published 0.01.
+        grpo: settings of each round's GRPO. Tags are not rewarded, whatever `format` is.
+    """
+
+    rounds: int = 3
+    least: float = 0.01
+    grpo: GRPO = GRPO()  # noqa: RUF009  frozen
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"expected at least one round; got {self.rounds}. Pass rounds=1 or more.")
+
+
+def majority_labels(problems: Sequence[Problem], debates: str | Path) -> list[Problem]:
+    """Return the problems with the debates' strict majority in place of the right answer; those without are left out.
+
+    Args:
+        problems: problems with different ids.
+        debates: run folder of `training.debates.debate.run_debates`, finished.
+
+    Raises:
+        ValueError: no debate of these problems has a majority.
+
+    Example:
+        >>> labelled = majority_labels(problems, "runs/debates")
+    """
+    answers = {row["id"]: row["answer"] for row in read_rows(Path(debates) / DEBATES)}
+    labelled = [replace(one, gold=answers[one.id]) for one in problems if answers.get(one.id) is not None]
+    if not labelled:
+        raise ValueError(
+            f"expected debates with a majority; none of {len(problems)} problems has one in {debates}. Pass more "
+            "problems."
+        )
+    return labelled
+
+
+def evolve(
+    start: str | Path,
+    problems: Sequence[Problem],
+    validation: Sequence[Problem],
+    cast: Cast,
+    debate: Setting,
+    setting: Evolve,
+    out: str | Path,
+    first: str | Path | None = None,
+    load: Callable[[str | Path], LocalModel] = lambda checkpoint: LocalModel(*sk.load(checkpoint)),
+) -> Path:
+    """Train a checkpoint by Debate, Train, Evolve; an interrupted run resumes.
+
+    Round r debates the problems by the checkpoint of round r - 1 and trains that by GRPO, with the reward
+
+        1 if the answer in the box is the majority answer of the debate, within the length limit; else 0.
+
+    Args:
+        start: checkpoint that debates first. It must answer in a box.
+        problems: problems without use of their right answers.
+        validation: problems on which each round is measured, greedy.
+        cast: the agents.
+        debate: settings of the debates.
+        setting: see `Evolve`.
+        out: folder; `round-1`, `round-2`, ... hold the debates and the training, `evolve.json` the accuracies.
+        first: run folder of finished debates of `start`; they are the first round's.
+        load: loads a checkpoint that debates or is measured.
+
+    Returns:
+        The checkpoint with the highest validation accuracy among the trained ones.
+
+    Raises:
+        ValueError: no debate has a majority. See also `train_grpo`.
+
+    Source: Srivastava et al. 2025, "Debate, Train, Evolve", arXiv 2505.15734. It differs from the published training in
+    the prompts of later rounds (those of `cast`), in the reward of the format (a box is required, its XML tags are not)
+    and in learning rate and batch, which are those of `setting.grpo`.
+
+    Example:
+        >>> evolve("runs/base", problems, held_out, cast_of("diverse"), Setting(), Evolve(), "runs/dte")
+    """
+    greedy = replace(debate.sampling, temperature=0.0)
+
+    def accuracy(checkpoint: str | Path) -> float:
+        return float(one_answer(validation, Shared(load(checkpoint)), bare, greedy)["correct"].mean())
+
+    checkpoint, best, log = start, accuracy(start), []
+    trained: list[tuple[float, int, Path]] = []
+    for number in range(1, setting.rounds + 1):
+        folder = Path(out) / f"round-{number}"
+        debates = Path(first) if number == 1 and first is not None else folder / "debates"
+        if not (debates / DEBATES).exists():
+            run_debates(problems, load(checkpoint), cast, debate, debates, shared=True)
+        labelled = majority_labels(problems, debates)
+        grpo = replace(setting.grpo, format=False, seed=setting.grpo.seed + 1000 * (number - 1))
+        checkpoint = train_grpo(*sk.load(checkpoint), labelled, grpo, folder / "grpo")
+        now = accuracy(checkpoint)
+        log.append(
+            {"round": number, "labels": len(labelled), "right_labels": _right(problems, labelled), "accuracy": now}
+        )
+        trained.append((now, -number, checkpoint))
+        if now - best < setting.least:
+            break
+        best = now
+    in_first_process(lambda: write_json(Path(out) / "evolve.json", log))
+    return max(trained)[2]
+
+
+def _right(problems: Sequence[Problem], labelled: Sequence[Problem]) -> float:
+    """Return the share of labels that are the right answer; a report, not used in training."""
+    gold: dict[str, Any] = {problem.id: problem.gold for problem in problems}
+    return sum(problem.gold == gold[problem.id] for problem in labelled) / len(labelled)
