@@ -38,9 +38,7 @@ def test_every_part_runs_on_a_cpu_or_says_why_not(tmp_path, capsys) -> None:
     assert all(f"## {name}:" in page for name in parts) and "no figures to publish" in page
 
 
-def test_the_recipe_trains_every_method_in_a_process_of_its_own_and_does_not_repeat_what_ended(
-    tmp_path, capsys
-) -> None:
+def test_the_recipe_trains_every_method_in_its_own_process_and_does_not_repeat_what_ended(tmp_path, capsys) -> None:
     call = ["--device", "cpu", "--out", str(tmp_path), "--parts", "recipe"]
     assert gpu.main(call) == 0
     part = json.loads((tmp_path / "gpu.json").read_text())["parts"]["recipe"]
