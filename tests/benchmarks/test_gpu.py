@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import pack as packing
 from benchmarks.gpu.measure import ratio
+from benchmarks.gpu.pack import in_pieces
 from benchmarks.gpu.recipe import METHODS
 from benchmarks.gpu.sizes import CPU
 from benchmarks.gpu.texts import byte_tokenizer, debates
+from benchmarks.gpu.unpack import CUT, joined, unpack
 
 
 def test_every_part_runs_on_a_cpu_or_says_why_not(tmp_path, capsys) -> None:
@@ -98,3 +101,37 @@ def test_a_ratio_of_paired_times_has_the_interval_of_student_s_t() -> None:
     half = 4.303 * math.log(2) / math.sqrt(3)
     assert math.log(spread["high"] / spread["ratio"]) == pytest.approx(half, rel=1e-3)
     assert CPU.pairs == 3
+
+
+def test_pieces_are_below_the_limit_and_join_to_what_was_packed() -> None:
+    files = {"small": b"ab", "large": bytes(range(25)), "empty": b"", "last": b"xyz"}
+    pieces = in_pieces(files, 10)
+    assert max(sum(map(len, piece.values())) for piece in pieces) == 10 and len(pieces) == 3
+    found: dict[str, bytes] = {}
+    for piece in pieces:
+        for name, data in piece.items():
+            whole = name.partition(CUT)[0]
+            found[whole] = found.get(whole, b"") + data
+    assert found == files
+
+
+def test_a_packed_kit_holds_source_wheels_and_weights_and_a_missing_piece_is_an_error(tmp_path, monkeypatch) -> None:
+    weights = tmp_path / "model.gguf"
+    weights.write_bytes(bytes(range(256)) * 4000)
+
+    def download(packages, folder, python) -> None:
+        assert python == "3.12" and "trl" in packages
+        (folder / "trl-1-py3-none-any.zip").write_bytes(b"no wheel")
+
+    monkeypatch.setattr(packing, "LIMIT", 500_000)
+    pieces = packing.pack(tmp_path / "kit", weights, None, "3.12", download)
+    assert len(pieces) > 2 and (pieces[0] / "unpack.py").exists()
+    kit = unpack(tmp_path / "kit")
+    assert (kit / "weights" / "model.gguf").read_bytes() == weights.read_bytes()
+    assert (kit / "wheels" / "trl-1-py3-none-any.zip").read_bytes() == b"no wheel"
+    assert (kit / "benchmarks" / "gpu" / "speed.py").exists() and (kit / "steerkit" / "__init__.py").exists()
+    with pytest.raises(FileExistsError):
+        packing.pack(tmp_path / "kit", weights, None, "3.12", download)
+    (tmp_path / "kit" / "piece-2").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="Carry the missing ones"):
+        joined(tmp_path / "kit")

@@ -1,0 +1,134 @@
+"""Pack what a GPU machine without a network needs, in pieces of at most 60 MiB: source, wheels and weights.
+
+`python -m benchmarks.gpu.pack OUT` needs a network, for the wheels. OUT gets folders `piece-1`, `piece-2`, ...; carry
+each to the machine, into one folder KIT, and run there
+
+    python3 KIT/piece-1/unpack.py KIT
+
+It writes `KIT/kit` with the source, installs the wheels into `KIT/kit/site`, and prints the commands to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.gpu.unpack import CUT, SOURCE, UNPACK, WEIGHTS, WHEELS
+
+ROOT = Path(__file__).parents[2]
+MIB = 2**20
+LIMIT = 60 * MIB
+FOLDERS = ("steerkit", "training", "benchmarks")
+PACKAGES = ("trl", "datasets", "dill", "multiprocess", "gguf", "rouge-score")
+"""What the machine lacks: torch, transformers, accelerate, peft, pandas and pyarrow are there."""
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+
+
+def pack(
+    out: Path, weights: Path | None, debates: Path | None, python: str, download: Callable[..., None]
+) -> list[Path]:
+    """Write the pieces and return their folders.
+
+    Args:
+        out: a folder that does not exist.
+        weights: GGUF file of SmolLM2.
+        debates: traces.jsonl of the recipe.
+        python: version of Python on the machine, e.g. "3.12".
+        download: `download(packages, folder, python)` writes wheels into a folder.
+
+    Raises:
+        FileExistsError: the folder exists.
+    """
+    if out.exists():
+        raise FileExistsError(f"expected no folder at {out}; one exists. Pass another.")
+    staging = out.with_name(f".{out.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    (staging / WHEELS).mkdir(parents=True)
+    download(PACKAGES, staging / WHEELS, python)
+    files: dict[str, bytes] = {SOURCE: source()}
+    files |= {f"{WHEELS}/{path.name}": path.read_bytes() for path in sorted((staging / WHEELS).iterdir())}
+    files |= {} if weights is None else {f"{WEIGHTS}/{weights.name}": weights.read_bytes()}
+    files |= {} if debates is None else {f"{WEIGHTS}/traces.jsonl": debates.read_bytes()}
+    shutil.rmtree(staging)
+    pieces = in_pieces(files, LIMIT)
+    for number, piece in enumerate(pieces, 1):
+        for name, data in piece.items():
+            path = staging / f"piece-{number}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    shutil.copyfile(Path(__file__).with_name(UNPACK), staging / "piece-1" / UNPACK)
+    staging.rename(out)
+    return sorted(out.iterdir())
+
+
+def in_pieces(files: Mapping[str, bytes], limit: int) -> list[dict[str, bytes]]:
+    """Return the files in pieces of at most `limit` bytes; a file that does not fit whole is cut, see `unpack.joined`.
+
+    Example:
+        >>> [list(piece) for piece in in_pieces({"a": b"123", "b": b"45"}, limit=4)]
+        [['a', 'b.cut-000'], ['b.cut-001']]
+    """
+    pieces: list[dict[str, bytes]] = [{}]
+    room = limit
+    for name, data in files.items():
+        parts: list[bytes] = []
+        while data or not parts:
+            if room == 0:
+                pieces.append({})
+                room = limit
+            parts.append(data[:room])
+            cut = len(data) > room or len(parts) > 1
+            pieces[-1][f"{name}{CUT}{len(parts) - 1:03d}" if cut else name] = parts[-1]
+            room, data = room - len(parts[-1]), data[room:]
+    return pieces
+
+
+def source() -> bytes:
+    """The committed source as a compressed archive."""
+    done = subprocess.run(
+        ["git", "archive", "--format=tar", "HEAD", *FOLDERS], cwd=ROOT, check=True, stdout=subprocess.PIPE
+    )
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as given, tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for member in given:
+            archive.addfile(member, given.extractfile(member) if member.isfile() else None)
+    return packed.getvalue()
+
+
+def wheels(packages: Sequence[str], folder: Path, python: str) -> None:
+    """Download wheels by pip, in the versions of this environment."""
+    from importlib.metadata import version
+
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    command += ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
+    command += [part for platform in PLATFORMS for part in ("--platform", platform)]
+    subprocess.run([*command, *(f"{name}=={version(name)}" for name in packages)], check=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: pack, and print the size of each piece."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.pack", description=__doc__)
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--weights", type=Path, help="GGUF file of SmolLM2 (default: the installed one)")
+    parser.add_argument("--debates", type=Path, help="traces.jsonl for the part recipe")
+    parser.add_argument("--python", default="3.12", help="version of Python on the machine (default: 3.12)")
+    given = parser.parse_args(arguments)
+    from steerkit.demo.checkpoint import default_checkpoint
+
+    try:
+        pieces = pack(given.out, given.weights or default_checkpoint(), given.debates, given.python, wheels)
+    except (OSError, subprocess.CalledProcessError) as error:
+        parser.error(str(error))
+    for piece in pieces:
+        size = sum(path.stat().st_size for path in piece.rglob("*") if path.is_file())
+        print(f"{piece}: {size / MIB:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
