@@ -158,7 +158,7 @@ def test_epochs_of_grpo_count_problems_and_inner_steps() -> None:
 def test_a_cosine_schedule_of_grpo_warms_up_and_falls_to_zero(tmp_path) -> None:
     from training.train.grpo import _trl_config, train_grpo
 
-    arguments = _trl_config(grpo(decay="cosine", warmup=0.25), tmp_path)
+    arguments = _trl_config(grpo(decay="cosine", warmup=0.25), tmp_path, longest=8)
     assert (arguments.lr_scheduler_type, arguments.warmup_steps) == ("cosine", 0.25)
     model, tokenizer = model_and_tokenizer()
     setting = replace(grpo(decay="cosine", warmup=0.25, checkpointing=True), epochs=0.5)
