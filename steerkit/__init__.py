@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from steerkit.probes.probe import probe_layers as probe_layers
     from steerkit.scores.judge import judge as judge
     from steerkit.stats.latex import latex_table as latex_table
+    from steerkit.steering.bake import bake as bake
     from steerkit.steering.calibration import Calibration as Calibration
     from steerkit.steering.calibration import calibrate_condition as calibrate_condition
     from steerkit.steering.calibration import firing_rates as firing_rates
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from steerkit.vectors.controls import random_like as random_like
     from steerkit.vectors.convert import read_vectors as read_vectors
     from steerkit.vectors.convert import write_vector as write_vector
+    from steerkit.vectors.convert.sae_file import SaeRow as SaeRow
+    from steerkit.vectors.convert.sae_file import read_sae as read_sae
     from steerkit.vectors.extract import difference_in_means as difference_in_means
     from steerkit.vectors.extract import logistic as logistic
     from steerkit.vectors.extract import one_against_others as one_against_others
@@ -75,6 +78,7 @@ _PUBLIC = {  # module -> the public names in it
     "stats.latex": ("latex_table",),
     "steering.calibration": ("Calibration", "calibrate_condition", "firing_rates"),
     "steering.conditions": ("Condition",),
+    "steering.bake": ("bake",),
     "steering.erase": ("erase",),
     "steering.operations": ("Operation",),
     "steering.steering": ("Steering",),
@@ -88,6 +92,7 @@ _PUBLIC = {  # module -> the public names in it
     "text.traces": ("DebateTrace", "read_traces", "write_traces"),
     "vectors.controls": ("random_like",),
     "vectors.convert": ("read_vectors", "write_vector"),
+    "vectors.convert.sae_file": ("SaeRow", "read_sae"),
     "vectors.extract": ("difference_in_means", "logistic", "one_against_others", "pca"),
     "vectors.vector": ("SteeringVector",),
 }

@@ -159,6 +159,12 @@ def check_output(path: Path) -> None:
         raise IsADirectoryError(f"expected a file to write at {path}; got a folder. Name a file in it.")
 
 
+def check_new_folder(path: Path) -> None:
+    """`FileExistsError` where the folder to write is a file, or holds something."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FileExistsError(f"expected a new or empty folder at {path}; it holds something. Name another.")
+
+
 def read_prompts(path: Path) -> list[dict[str, Any]]:
     """The prompts of a sweep: JSON lines of objects with `prompt`.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from steerkit.cli.demo import demo
-from steerkit.cli.models import doctor, inspect
+from steerkit.cli.models import bake, doctor, inspect, lens
 from steerkit.cli.serve import serve
 from steerkit.cli.steer import play, steer
 from steerkit.cli.sweeps import report, score, sweep
@@ -29,7 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, doctor, play, serve, extract, steer, sweep, score, report, probe, convert):
+for command in (
+    demo, inspect, doctor, lens, play, serve, extract, steer, sweep, score, report, probe, convert, bake
+):  # fmt: skip
     app.command()(command)
 
 

@@ -1,10 +1,15 @@
-"""Commands about a checkpoint: `inspect` and `doctor`."""
+"""Commands about a checkpoint: `inspect`, `doctor`, `lens` and `bake`."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Annotated, Literal
 
-from steerkit.cli.options import Checkpoint, Json, LoadOptions, load_model, with_load_options
+import typer
+
+from steerkit.cli.inputs import check_coefficient, check_new_folder, check_vectors, parse_layer, parse_layers
+from steerkit.cli.options import Checkpoint, Foreign, Json, LoadOptions, load_model, with_load_options
 from steerkit.show.terminal import facts, table
 
 
@@ -50,3 +55,71 @@ def doctor(checkpoint: Checkpoint, loading: LoadOptions, as_json: Json = False) 
         print(f"Failed checks: {', '.join(failed)}." if failed else "All checks passed.")
     if failed:
         sys.exit(1)
+
+
+@with_load_options
+def lens(
+    checkpoint: Checkpoint,
+    text: Annotated[str, typer.Argument(help="The text, verbatim; its last token is read.")],
+    loading: LoadOptions,
+    token: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A token to look up, with its space: ' Paris'. Repeat it for several. Default: the best one."
+        ),
+    ] = None,
+    layers: Annotated[str, typer.Option(help="all, or block indices with commas: 8,12,16.")] = "all",
+    as_json: Json = False,
+) -> None:
+    """Print by layer the next token (logit lens).
+
+    Its rank and probability, if that layer were the last.
+
+    Example: steerkit lens CHECKPOINT "The capital of France is" --token " Paris" --token " Rome"
+    """
+    read_layers = parse_layers(layers)
+    loading.check(checkpoint)
+    import steerkit as sk
+
+    model, tokenizer = load_model(checkpoint, loading)
+    found = sk.logit_lens(model, tokenizer, [text], token or 1, layers=read_layers)
+    table("logit lens", found[["layer", "target", "target_id", "rank", "log_prob", "prob"]], as_json)
+
+
+@with_load_options
+def bake(
+    checkpoint: Checkpoint,
+    vector: Annotated[Path, typer.Argument(help="A vector file.")],
+    loading: LoadOptions,
+    out: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")],
+    layer: Annotated[
+        str | None,
+        typer.Option(help="Block after which the vector acts; 12+14 or all for several; omit if it holds one layer."),
+    ] = None,
+    coefficient: Annotated[float, typer.Option(help="Multiplies the vector with its norm (add).")] = 1,
+    operation: Annotated[
+        Literal["add", "ablate"],
+        typer.Option(help="add at the layer; ablate the direction of one layer everywhere, position 0 included."),
+    ] = "add",
+    foreign: Foreign = False,
+    as_json: Json = False,
+) -> None:
+    """Write a steering into the weights.
+
+    The checkpoint loads without steerkit. Where this is not exact it is refused with the reason.
+
+    Example: steerkit bake CHECKPOINT persona.safetensors --layer 14 --out calm-model
+    """
+    layers = None if layer is None else parse_layer(layer)
+    check_coefficient(coefficient)
+    check_new_folder(out)
+    loading.check(checkpoint)
+    check_vectors([vector])
+    import steerkit as sk
+    from steerkit.steering.bake import ablated_everywhere
+
+    steering = sk.Steering(sk.SteeringVector.load(vector), coefficient, "all", foreign=foreign, layer=layers)
+    model, tokenizer = load_model(checkpoint, loading)
+    several = [steering] if operation == "add" else ablated_everywhere(model, steering.vector, coefficient, foreign)
+    sk.bake(model, tokenizer, several, out)
+    facts({"written": out, "operation": operation, "layers": list(steering.vector.layers)}, as_json)

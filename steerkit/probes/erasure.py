@@ -16,6 +16,7 @@ from torch import Tensor
 
 from steerkit.capture.activations import Activations
 from steerkit.capture.layers import Layer, Layers, layer_index, layer_list
+from steerkit.models.site_names import DEFAULT
 from steerkit.probes.folds import deal_folds
 from steerkit.probes.probe import MAX_ITER, TOLERANCE, encoded
 from steerkit.probes.solver import solver_for
@@ -55,6 +56,7 @@ class Eraser:
         layers: layer -> `Erasure`.
         classes: the labels that are erased, sorted.
         meta: provenance of the activations, the label column, number of items, shrinkage.
+        site: what was read of each block.
 
     Example:
         >>> eraser = sk.leace(acts, label="agent")
@@ -64,6 +66,7 @@ class Eraser:
     layers: Mapping[Layer, Erasure]
     classes: tuple[Hashable, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    site: str = DEFAULT
 
     def __repr__(self) -> str:
         rank = max(erasure.left.shape[0] for erasure in self.layers.values())
@@ -77,9 +80,11 @@ class Eraser:
         """Return activations with the concept erased, at each of their layers.
 
         Raises:
-            ValueError: a layer without an erasure, or another width.
+            ValueError: a layer without an erasure, another site or width.
         """
         width = next(iter(self.layers.values())).mean.shape[0]
+        if acts.site != self.site:
+            raise ValueError(f"expected activations of {self.site}; got {acts.site}. Read the same site.")
         if acts.resid.shape[-1] != width:
             raise ValueError(f"expected activations of width {width}; got {acts.resid.shape[-1]}. Read the same model.")
         erased = [self.at(layer)(acts.at(layer)).float() for layer in acts.layers]
@@ -138,7 +143,7 @@ def leace(acts: Activations, label: str = "label", shrinkage: float = 0.0) -> Er
         )
     layers = {layer: fit_erasure(acts.at(layer), codes, len(classes), shrinkage) for layer in acts.layers}
     meta = {**acts.meta, "label": label, "n": items, "shrinkage": shrinkage}
-    return Eraser(layers, classes, meta)
+    return Eraser(layers, classes, meta, acts.site)
 
 
 def fit_erasure(x: Float[Tensor, "item d_model"], codes: Tensor, n_classes: int, shrinkage: float = 0.0) -> Erasure:

@@ -24,7 +24,7 @@ def erase(
     positions: str = "from_last_prompt_token",
     foreign: bool = False,
 ) -> Steering:
-    """Return a steering that erases a concept from the stream of one layer: `h <- h - c (h - mean) right left`.
+    """Return a steering that erases a concept at one layer, `h <- h - c (h - mean) right left`.
 
     Its operation is named `leace:` and a hash of the map, so rows of a sweep with another erasure are other rows. Like
     `ablate`, positions `"prompt"` and `"all"` leave out position 0. vLLM refuses it by name.
@@ -55,7 +55,7 @@ def erase(
     if not len(erasure.left):
         raise ValueError(f"expected classes with different means at layer {layer}; all are equal. Nothing to erase.")
     meta = {name: eraser.meta[name] for name in PROVENANCE if name in eraser.meta}
-    vector = SteeringVector({int(plain_layer(layer)): erasure.left[0]}, {**meta, "method": "leace"})
+    vector = SteeringVector({int(plain_layer(layer)): erasure.left[0]}, {**meta, "method": "leace"}, eraser.site)
     operation = registered(f"leace:{erasure.content()}", _Erase(erasure))
     return Steering(vector, coefficient, positions, operation, foreign)
 

@@ -21,7 +21,7 @@ import steerkit as sk
 from steerkit.cli.demo import demo
 from steerkit.cli.inputs import parse_layer_sets, parse_layers
 from steerkit.cli.main import app, main
-from steerkit.cli.models import doctor
+from steerkit.cli.models import bake, doctor, lens
 from steerkit.cli.models import inspect as inspect_command
 from steerkit.cli.steer import play, steer
 from steerkit.cli.sweeps import report, score, sweep
@@ -36,8 +36,22 @@ from tests import sweep_tables
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("demo", "inspect", "doctor", "extract", "steer", "sweep", "score", "report", "probe", "play", "convert")
-LOADING = (demo, inspect_command, doctor, extract, steer, sweep, score, report, probe, play)
+COMMANDS = (
+    "lens",
+    "bake",
+    "demo",
+    "inspect",
+    "doctor",
+    "extract",
+    "steer",
+    "sweep",
+    "score",
+    "report",
+    "probe",
+    "play",
+    "convert",
+)
+LOADING = (demo, inspect_command, doctor, lens, bake, extract, steer, sweep, score, report, probe, play)
 IDENTIFIER = re.compile(r"[a-z0-9_]+")
 
 
@@ -178,6 +192,8 @@ def test_the_load_options_reach_load_from_every_command(work: Work, tmp_path: Pa
         ("demo", "--model", work.model),
         ("inspect", work.model),
         ("doctor", work.model),
+        ("lens", work.model, "hi"),
+        ("bake", work.model, work.one_layer, "--out", str(tmp_path / "baked"), "--foreign"),
         ("extract", work.model, work.pairs, "--out", str(tmp_path / "v.safetensors")),
         ("steer", work.model, work.one_layer, "hi", "--max-new-tokens", "2"),
         (*sweeping, "--max-new-tokens", "2"),
@@ -230,6 +246,33 @@ def test_sweep_scores_choices_and_grows_in_its_folder(work: Work, tmp_path: Path
     assert set(table["choice"]) == {" (A)", " (B)"} and set(table["coefficient"]) == {0.0, 1.0, 2.0}
     sums = table.groupby(["vector", "layer", "coefficient", "prompt_id"])["probability"].sum()
     assert sums.sub(1).abs().max() < 1e-12
+
+
+def test_lens_prints_the_tokens_asked_for_or_the_best_one(work: Work) -> None:
+    loaded = sk.load(work.model)
+    rows = work.json("lens", work.model, "one two", "--token", "a", "--token", "b", "--layers", "1,3")
+    table = sk.logit_lens(*loaded, ["one two"], ["a", "b"], layers=[1, 3])
+    assert [row["rank"] for row in rows] == table["rank"].tolist()
+    assert {row["rank"] for row in work.json("lens", work.model, "one two")} == {1}
+
+
+def test_bake_writes_a_checkpoint_whose_texts_are_the_steered_ones(work: Work, tmp_path: Path) -> None:
+    vector = sk.SteeringVector.load(work.one_layer)
+    out = tmp_path / "baked"
+    assert work.json("bake", work.model, work.one_layer, "--coefficient", "20", "--out", str(out))["written"] == str(
+        out
+    )
+    steering = sk.Steering(vector, 20.0, "all")
+    wanted = sk.generate(*sk.load(work.model), ["hi"], max_new_tokens=6, steering=steering)
+    assert sk.generate(*sk.load(str(out)), ["hi"], max_new_tokens=6) == wanted
+    refused = CliRunner().invoke(app, ["bake", work.model, work.one_layer, "--out", str(out)])
+    assert "expected a new or empty folder" in str(refused.exception)
+    ablated = tmp_path / "ablated"
+    work.ok("bake", work.model, work.one_layer, "--operation", "ablate", "--out", str(ablated))
+    model = sk.load(str(ablated))[0]
+    with sk.capture_resid(model, 2) as streams, torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]))
+    assert float((streams[2] @ vector.unit().layers[1]).abs().max()) < 1e-4
 
 
 def test_score_uses_the_adapter_for_perplexity_and_kl(work: Work, tmp_path: Path) -> None:

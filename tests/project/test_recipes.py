@@ -18,6 +18,8 @@ from steerkit.text.prompt import encode_prompt
 from tests.hub_stub import hub
 from tests.scripted_server import Call, Scripted, answer
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.vectors.test_sae import OLD as SAE_CONFIG
+from tests.vectors.test_sae import write as write_autoencoder
 
 RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.md"))
 
@@ -204,3 +206,23 @@ def test_the_sharing_recipe_uploads_file_and_card_and_downloads_the_same_vector(
     card = huggingface_hub.ModelCard(files["README.md"].decode())
     assert card.data.library_name == "steerkit" and "- checkpoint: `org/model`" in card.text
     assert capsys.readouterr().out.startswith("True org/model")
+
+
+def test_the_baking_recipe_writes_checkpoints_that_write_the_steered_texts(tmp_path, monkeypatch, capsys) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    monkeypatch.setattr(sk, "load", lambda *_, **__: (model, tokenizer))
+    vector = sk.SteeringVector({2: torch.randn(32, generator=torch.Generator().manual_seed(3))})
+    vector.save(tmp_path / "VECTOR.safetensors")
+    names = run("baking", tmp_path, monkeypatch, {"LAYER": "2"})
+    printed = capsys.readouterr().out.splitlines()
+    (text,) = sk.generate(model, tokenizer, ["The sea is"], max_new_tokens=8, steering=sk.Steering(vector, 1.0, "all"))
+    assert printed[0].startswith("added") and repr(text) in printed[0] and printed[1].startswith("ablated")
+    assert not names["baked"].config.tie_word_embeddings
+
+
+def test_the_sae_recipe_reads_a_feature_and_steers_with_its_row(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sk, "load", lambda *_, **__: (tiny_model(), tiny_tokenizer()))
+    write_autoencoder(tmp_path / "SAE", SAE_CONFIG)  # of resid_pre of layer 2
+    names = run("sae", tmp_path, monkeypatch, {"ROW": "3", "COEFFICIENT": "8.0"})
+    assert names["row"].index == 3 and (names["table"]["before"] > names["row"].above).sum() > 0
+    assert "SteeringVector(resid_pre" in capsys.readouterr().out

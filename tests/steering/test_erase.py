@@ -67,6 +67,21 @@ def test_the_vector_of_two_classes_is_the_difference_of_their_means() -> None:
     assert erasing.vector.meta["model_fingerprint"] == difference.meta["model_fingerprint"]
 
 
+def test_an_eraser_of_another_site_erases_there() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    acts = sk.collect(model, tokenizer, TEXTS, labels=[text[:4] for text in TEXTS], layers=[1], site="mlp_out")
+    eraser = sk.leace(acts)
+    ids = torch.tensor([sk.render(tokenizer, PROMPTS[0]).ids])
+    with torch.no_grad(), sk.capture_resid(model, 1, site="mlp_out") as plain:
+        model(ids)
+    erasing = sk.erase(eraser, 1, positions="all+0")
+    with torch.no_grad(), erasing.on(model), sk.capture_resid(model, 1, site="mlp_out") as read:
+        model(ids)
+    torch.testing.assert_close(read[1][0].double(), eraser.at(1)(plain[1][0]), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="expected activations of mlp_out"):
+        eraser.apply(sk.collect(model, tokenizer, TEXTS, layers=[1]))
+
+
 def test_what_cannot_be_erased_is_refused() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     labels = [text[:4] for text in TEXTS]
