@@ -51,6 +51,11 @@ ANALYSES = {
         "agreement of a judge with 50 texts labelled by hand",
         "--url http://127.0.0.1:8000 --model MODEL --out results/recipes/judge",
     ),
+    "conditional": Analysis(
+        "analysis.recipes.conditional",
+        "steer a real model only where a condition holds",
+        "--out runs/conditional --results results/recipes/conditional",
+    ),
     "protocol": Analysis(
         "analysis.paper.protocol",
         "the paper's steering protocol, with random, shuffled and planted directions",

@@ -32,7 +32,7 @@ from tests.tiny import tiny_tokenizer
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 FORK = multiprocessing.get_context("fork")
 SECONDS = 180
-NEED_GENERATION = {"cache", "operations", "first new token"}
+NEED_GENERATION = {"cache", "operations", "conditions", "first new token"}
 """Checks that fail where `generate` refuses a model."""
 REFUSALS = ("expected a model whose logits with a cache", "expected a model that takes a KV cache")
 ADVICE = " Steer its plain forwards with `steering.on(model)`."

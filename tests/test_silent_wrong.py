@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from steerkit.steering.operations import OPERATIONS
 from tests import silent_wrong
+from tests.verified import verifies
 
 Entry = tuple[Callable[[Any, Path], None], Any, Any]
 
@@ -22,6 +24,7 @@ SILENT: dict[str, Entry] = {
 }
 
 
+@verifies("mutant", operations=[*OPERATIONS, "sk.Operation", "condition"])
 @pytest.mark.filterwarnings("ignore:position='mean' includes position 0")
 @pytest.mark.parametrize("name", SILENT)
 def test_ours_passes_and_the_wrong_way_is_caught(name: str, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from steerkit.models.kernels import running
 from steerkit.models.model import device_of, unwrap
 from steerkit.models.site_names import DEFAULT, SITES
 from steerkit.models.sites import find_sites, layers_with, width_of
+from steerkit.steering.conditions import Condition, Decide
 from steerkit.steering.operations import OPERATIONS
 from steerkit.steering.steering import Steering
 from steerkit.text.prompt import encode_prompt, render
@@ -316,6 +317,53 @@ def operations(model: nn.Module, tokenizer: Any) -> Result:
     return "failed" if _tolerance(model) < 1e-3 else "note", detail
 
 
+def conditions(model: nn.Module, tokenizer: Any) -> Result:
+    """Check that conditional steering acts where plain forwards say, also in a mixed batch with a cache."""
+    ((layer, _),) = _direction(model).layers.items()
+    coefficient = _coefficient_of_stream_norm(model, tokenizer)
+    read = _direction(model, seed=1)
+    streams = []
+    for text in TEXTS:
+        with capture_resid(model, layer) as found:
+            _logits(model, _ids(model, tokenizer, text))
+        streams.append(found[layer][0].float().cpu())
+    positions = "from_last_prompt_token" if counts_tokens(model) else "all"
+    always = Steering(_direction(model), coefficient, positions, foreign=True)
+    texts, n_same, n_fired = list(TEXTS), 0, 0
+    modes: tuple[Decide, ...] = ("prompt", "token") if counts_tokens(model) else ("token",)
+    for decide in modes:
+        above = _middle(Condition(read, above=0.0).scores(torch.stack([one[-1] for one in streams])))
+        when = Condition(read, above=above, decide=decide)
+        steering = Steering(_direction(model), coefficient, positions, foreign=True, when=when)
+        with torch.inference_mode(), running(model):
+            slow = [_greedy(model, tokenizer, text, steering) for text in texts]
+        rows = [one for _ in texts for one in (steering, None, always)]
+        fast = generate(
+            model, tokenizer, [text for text in texts for _ in range(3)], max_new_tokens=NEW_TOKENS, steering=rows
+        )
+        fires = when.holds(torch.stack([one[-1] for one in streams])).tolist()
+        n_fired += sum(fires)
+        for number, acts in enumerate(fires):
+            own, plain, steered = fast[3 * number : 3 * number + 3]
+            expected = slow[number] if decide == "token" else steered if acts else plain
+            n_same += own == slow[number] == expected
+    count = len(modes) * len(texts)
+    detail = (
+        f"{n_same} of {count} texts with a condition are the same in a mixed batch with a cache and alone without; it "
+        f"held at the end of {n_fired // len(modes)} of {len(texts)} prompts"
+    )
+    if n_same == count:
+        return "ok", detail
+    return "failed" if _tolerance(model) < 1e-3 else "note", detail
+
+
+def _middle(scores: Tensor) -> float:
+    """The middle of the widest gap between scores."""
+    ordered = scores.sort().values
+    widest = int(ordered.diff().argmax())
+    return float(ordered[widest : widest + 2].mean())
+
+
 def _operation_error(name: str, old: Tensor, new: Tensor, vector: Tensor, strength: float) -> float:
     """Largest error of a steered stream `[pos, d_model]` over positions, in units of the old stream's norm.
 
@@ -433,10 +481,10 @@ def _logits(model: nn.Module, ids: Tensor) -> Tensor:
         return model(input_ids=ids, use_cache=False).logits
 
 
-def _direction(model: nn.Module) -> SteeringVector:
+def _direction(model: nn.Module, seed: int = 0) -> SteeringVector:
     """A fixed standard normal vector at the middle layer."""
     blocks = find_blocks(model)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     return SteeringVector({len(blocks) // 2: torch.randn(blocks.d_model, generator=generator)})
 
 

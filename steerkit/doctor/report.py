@@ -24,6 +24,7 @@ CHECKS: dict[str, Callable[[nn.Module, Any], Result]] = {
     "sites": checks.sites,
     "cache": checks.cache,
     "operations": checks.operations,
+    "conditions": checks.conditions,
     "compiled caches": checks.compiled_caches,
     "first new token": checks.first_new_token,
     "adapter": checks.adapter,

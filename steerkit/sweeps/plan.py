@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any, Literal
 
 from steerkit.generation.choices import checked_choices
+from steerkit.steering.conditions import Condition
 from steerkit.steering.operations import Operation
 from steerkit.steering.steering import Steering, at_layers
 from steerkit.sweeps.layers import Label, LayerSet, label_of, layer_sets
@@ -35,6 +36,8 @@ RESERVED = {
     "positions",
     "operation",
     "site",
+    "when",
+    "share_steered",
     "samples",
     "temperature",
     "top_p",
@@ -156,6 +159,7 @@ def steerings_at(
     operation: str | Operation,
     foreign: bool,
     site: str | None = None,
+    when: Condition | None = None,
 ) -> dict[Place, Steering]:
     """A steering with coefficient 1 for each vector and place, all at one site.
 
@@ -172,7 +176,9 @@ def steerings_at(
             at_layers(vector, None)  # raises where the vector holds several layers
         for place in [next(iter(vector.layers))] if places is None else places:
             layer: Any = place
-            found[name, label_of(place)] = Steering(vector, 1.0, positions, operation, foreign, layer=layer, site=site)
+            found[name, label_of(place)] = Steering(
+                vector, 1.0, positions, operation, foreign, layer=layer, site=site, when=when
+            )
     return found
 
 

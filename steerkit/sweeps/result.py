@@ -155,6 +155,7 @@ class SweepResult:
         model: Any = None,
         tokenizer: Any = None,
         vectors: Any = None,
+        when: Any = None,
     ) -> SweepResult:
         """The same result with one more score, as a column of its table.
 
@@ -168,6 +169,7 @@ class SweepResult:
                 has the score NaN.
             column: its name; default the score's, and `judge` for a judge. `meta["judges"]` holds under this name what
                 the judge was, the number of distinct texts and how many answers were not a score.
+            when: for `"kl"` of a sweep with a condition, that condition.
             model: for `"perplexity"` any model; for `"kl"` the sweep's own. A model with the sweep's tokenizer reads
                 the generated token ids. One with another tokenizer reads the text, and a warning says so.
 
@@ -188,7 +190,7 @@ class SweepResult:
                     f"expected {needed} for the score {name!r}; one is None. Pass them (on the command line: "
                     "--checkpoint)."
                 )
-            return self._with(column or name, self._by_model(name, model, tokenizer, vectors))
+            return self._with(column or name, self._by_model(name, model, tokenizer, vectors, when))
         if name not in PURE:
             known = [*PURE, "perplexity", "kl"]
             raise ValueError(f"expected a score among {known}, or a function of a row; got {name!r}. Choose one.")
@@ -245,7 +247,7 @@ class SweepResult:
         about = {**judge.about(), "n_texts": len(once), "n_unread": int(once[column].isna().sum())}
         return replace(scored, meta={**self.meta, "judges": {**self.meta.get("judges", {}), column: about}})
 
-    def _by_model(self, name: str, model: Any, tokenizer: Any, vectors: Any) -> np.ndarray:
+    def _by_model(self, name: str, model: Any, tokenizer: Any, vectors: Any, when: Any) -> np.ndarray:
         from steerkit.scores.fluency import kl, perplexity
         from steerkit.steering.steering import Steering
 
@@ -266,12 +268,15 @@ class SweepResult:
             raise ValueError(
                 f"expected the vectors that the sweep was run with; got others as {other[:5]}. Load those files."
             )
+        swept = sorted(set(table["when"])) if "when" in table else []
+        if swept != ([] if when is None else [str(when)]):
+            raise ValueError(f"expected the condition of the sweep, {swept or None}; got {when}. Pass it as when=.")
         steerings: dict[tuple[Any, ...], Steering] = {}
         columns = ("vector", "layer", "coefficient", "positions", "operation")
         settings: list[tuple[Any, ...]] = list(zip(*(table[column] for column in columns), strict=True))
         for vector, layer, coefficient, positions, operation in dict.fromkeys(settings):
             steerings[vector, layer, coefficient, positions, operation] = Steering(
-                named[vector], float(coefficient), positions, operation, foreign=True, layer=layers_of(layer)
+                named[vector], float(coefficient), positions, operation, foreign=True, layer=layers_of(layer), when=when
             )
         unsteered = _unsteered(table, texts)
         return kl(model, tokenizer, prompts, unsteered, [steerings[key] for key in settings])

@@ -17,6 +17,7 @@ from steerkit.io.progress import progress
 from steerkit.io.ranks import barrier, is_first, rank_and_world
 from steerkit.models.identity import identity, provenance
 from steerkit.models.site_names import DEFAULT
+from steerkit.steering.conditions import Condition, described
 from steerkit.steering.operations import Operation
 from steerkit.steering.operations import named as operation_named
 from steerkit.steering.positions import steered_columns
@@ -41,6 +42,7 @@ def sweep(
     positions: str = "from_last_prompt_token",
     operation: str | Operation = "add",
     site: str | None = None,
+    when: Condition | None = None,
     samples: int = 1,
     temperature: float | None = None,
     top_p: float = 1.0,
@@ -71,6 +73,8 @@ def sweep(
         layers: where the vectors are steered: a layer, `"all"` (all layers of a vector at once), or a list of these, in
             which a tuple is a set of layers steered at once: `[8, 10, (8, 10)]`. Default: each vector at the one layer
             that it holds.
+        when: a `Condition` on which every vector acts, controls too; the table then has the columns `when` and
+            `share_steered`.
         samples: 1 is greedy unless a temperature is given; more use temperature 0.7 unless given.
         choices: continuations whose probabilities are computed instead of texts, see `sk.score_choices`; a prompt row
             may have its own under the key `choices`. All settings of generated texts are then without effect.
@@ -96,7 +100,9 @@ def sweep(
         (new token ids, the end token included), n_tokens, finished, relative_dose (`|coefficient| * |v| / mean |h|` at
         that layer; for several layers their mean; NaN for operations other than `add` and `add_normed`), prompt,
         prompt_ids, reference, the settings, and the weights' dtype or quantisation. A row whose logits overflowed has
-        no text and no n_tokens. With `choices` also choice, log_prob and probability (among the choices of a prompt);
+        no text and no n_tokens. With `when` also share_steered of a generated row: the share of the positions that
+        decided its tokens (the last one of the prompt, and all new tokens but the last) where the steering acted; 0 at
+        coefficient 0. With `choices` also choice, log_prob and probability (among the choices of a prompt);
         `text` is the choice, `sample` its index. Select one choice per prompt for curves and gains:
         `result.where(result.table["choice"] == ...)`.
 
@@ -124,7 +130,7 @@ def sweep(
     settings = _settings(samples, temperature, top_p, max_new_tokens, seed) if not texts else {}
     if not named:
         raise ValueError("expected at least one vector; got 0 vectors. Add some.")
-    steerings = steerings_at(named, layers, positions, operation, foreign, site)
+    steerings = steerings_at(named, layers, positions, operation, foreign, site, when)
     site = next(str(steering.site) for steering in steerings.values())
     cells = cells_of(steerings, coefficients)
     options = Settings(
@@ -134,6 +140,7 @@ def sweep(
     rendered = {row["id"]: render(tokenizer, row["prompt"], chat_template_kwargs) for row in rows}
     where = {"positions": positions, "operation": operation_named(operation).name}
     where |= {} if site == DEFAULT else {"site": site}
+    where |= {} if when is None else {"when": str(when)}
     config = {
         **where,
         **{name: value for name, value in settings.items() if name != "samples"},
@@ -150,6 +157,8 @@ def sweep(
     with open_store(out, config, provenance(about)) as store:
         rendered = store.settled(rows, rendered)
         store.keep(named)
+        if when is not None and when.layer is not None:
+            store.keep({"when": SteeringVector({when.layer: when.weights}, described(when) or {})})
         done = store.read()
         mine = _share(rows, out)
         todo = {one.key: one for one in plan if one.prompt["id"] in mine and one.key not in done}
@@ -179,6 +188,7 @@ def sweep(
             "n_prompts": len(rows),
         }
         meta |= {"rows": config["rows"], "chat_template_kwargs": config["chat_template_kwargs"]}
+        meta |= {} if when is None else {"when": described(when)}
         meta |= {"vectors": {name: vector.content() for name, vector in named.items()}}
         result = SweepResult(table, meta)
         store.seal(result)

@@ -24,6 +24,7 @@ from steerkit.vectors.vector import SteeringVector
 def written_row(one: Planned, prompt: Sequence[int], continuation: Continuation, tokenizer: Any) -> dict[str, Any]:
     """A generated row as it is stored; one whose logits overflowed has neither text nor n_tokens."""
     lost = continuation.overflowed
+    steered = {} if continuation.steered is None else {"steered": continuation.steered}
     return {
         "key": list(one.key),
         "prompt_ids": list(prompt),
@@ -31,6 +32,7 @@ def written_row(one: Planned, prompt: Sequence[int], continuation: Continuation,
         "text": None if lost else text_of(tokenizer, continuation),
         "n_tokens": None if lost else continuation.n_tokens,
         "finished": continuation.finished,
+        **steered,
     }
 
 
@@ -92,6 +94,7 @@ def sweep_table(
                     "ids": tuple(found["ids"]),
                     "n_tokens": found["n_tokens"],
                     **({} if scored else {"finished": found["finished"]}),
+                    **({"share_steered": _share_steered(found)} if "when" in settings and not scored else {}),
                     "relative_dose": relative_dose(cell.steering or unsteered[place], norms),
                     **{k: v for k, v in settings.items() if k != "samples"},
                 }
@@ -106,6 +109,11 @@ def sweep_table(
         table = table.assign(log_prob=log_probs)
         table.insert(table.columns.get_loc("log_prob") + 1, "probability", shares.astype(float))
     return table
+
+
+def _share_steered(written: Mapping[str, Any]) -> float:
+    """The share of the positions that decided a row's tokens where it was steered; NaN for a row without tokens."""
+    return written.get("steered", 0) / written["n_tokens"] if written["n_tokens"] else float("nan")
 
 
 def warn_of_overflows(table: pd.DataFrame) -> None:

@@ -14,9 +14,11 @@ from steerkit.cli import models as cli
 from steerkit.cli.models import doctor
 from steerkit.doctor.report import CHECKS, Finding, examine
 from steerkit.models.cache_argument import cache_argument
+from steerkit.steering.operations import OPERATIONS
 from tests.models.test_identity import adapted
 from tests.small_models import build
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.verified import verifies
 
 
 def states(findings: list[Finding]) -> dict[str, str]:
@@ -35,7 +37,8 @@ def test_a_sound_model_has_no_failed_check(kind) -> None:
         "residual stream": "ok", "weights": "ok", "tokenizer": "ok", "boundaries": "ok", "template": "ok",
         "generation settings": "ok", "causality": "ok", "hidden states": "note", "padding": "ok", "coefficient 0": "ok",
         "sites": "note" if kind == "gpt_neox" else "ok",
-        "cache": "ok", "operations": "ok", "compiled caches": "ok", "first new token": "note", "adapter": "ok",
+        "cache": "ok", "operations": "ok", "conditions": "ok", "compiled caches": "ok", "first new token": "note",
+        "adapter": "ok",
     }  # fmt: skip
 
 
@@ -272,6 +275,7 @@ def test_an_adapter_that_its_fingerprint_does_not_name_is_found(monkeypatch) -> 
     assert state == "failed" and "do not say so" in detail
 
 
+@verifies("doctor", operations=OPERATIONS)
 def test_an_operation_that_misses_its_formula_is_found(monkeypatch) -> None:
     from steerkit.steering import operations
 
@@ -279,3 +283,15 @@ def test_an_operation_that_misses_its_formula_is_found(monkeypatch) -> None:
     monkeypatch.setitem(operations._registered, "rotate", normed)
     state, detail = result_of("operations", tiny_model(), tiny_tokenizer())
     assert state == "failed" and "rotate misses its formula" in detail
+
+
+@verifies("doctor", operations=["condition"])
+def test_a_condition_that_is_decided_anew_for_each_token_is_found(monkeypatch) -> None:
+    from steerkit.steering.rows import _Gate
+
+    def forgets(self: Any, stream: torch.Tensor, start: int) -> None:
+        self.holds = self._holds(stream[self.rows])
+
+    monkeypatch.setattr(_Gate, "read", forgets)
+    state, detail = result_of("conditions", tiny_model(), tiny_tokenizer())
+    assert state == "failed" and "texts with a condition" in detail

@@ -67,6 +67,16 @@ def clamped_by_setting(stream: Tensor, v: Tensor, c: float) -> Tensor:
     return stream + c * (v.norm() - (stream @ unit).clamp(max=float(v.norm())))[:, None] * unit
 
 
+def without_the_norm(stream: Tensor, v: Tensor, c: float) -> Tensor:
+    """Ablates with the stored vector, which removes `|v|^2` times the component."""
+    return stream - c * (stream @ v)[:, None] * v
+
+
+def with_the_norm_left_out(stream: Tensor, v: Tensor, c: float) -> Tensor:
+    """Adds the unit direction, where the coefficient multiplies the stored vector."""
+    return stream + c * v / v.norm()
+
+
 Batch = Callable[[Tensor, Sequence[sk.Steering]], Tensor]
 
 
@@ -125,6 +135,8 @@ def by_name_only(function: Callable[..., Tensor]) -> sk.Operation:
 
 
 SILENT: dict[str, tuple[Callable[..., None], object, object]] = {
+    "add multiplies the vector as stored": (check_formula("add"), ours("add"), with_the_norm_left_out),
+    "ablate is along the unit direction": (check_formula("ablate"), ours("ablate"), without_the_norm),
     "rotate turns by an angle": (check_formula("rotate"), ours("rotate"), turned_by_a_share_of_the_angle),
     "add_normed keeps the norm of each position": (
         check_formula("add_normed"), ours("add_normed"), scaled_to_the_mean_norm

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -12,15 +14,18 @@ from torch import Tensor
 import steerkit as sk
 from steerkit.generation.engine import Engine, Row
 from steerkit.generation.generate import decode
+from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.models.blocks import find_blocks
 from steerkit.models.model import evaluating
 from steerkit.probes.probe import Probe
 from steerkit.scores.fluency import kl
 from steerkit.serving.remote import specification
 from steerkit.steering.conditions import Condition
+from steerkit.steering.rows import RowSteering
 from steerkit.text.prompt import encode_prompt
 from tests.steering.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.verified import verifies
 
 PROMPTS = ["Hello", "A rather longer prompt than that", "x = 1; y = 2", "?"]
 NEW = 8
@@ -108,6 +113,7 @@ def ids_of(model: Any, tokenizer: Any, prompts: Sequence[str], steerings: Sequen
     return [(list(found[i].all_ids), found[i].steered) for i in range(len(rows))]
 
 
+@verifies("formula", "batch", "mixed", operations=["condition"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("decide", ["prompt", "token"])
 @pytest.mark.parametrize("layer", [0, 2])
@@ -192,6 +198,20 @@ def test_a_batch_that_loses_rows_keeps_the_decisions_of_the_others() -> None:
             torch.testing.assert_close(alone.forward(token[row : row + 1], alone.width)[0, -1], after[row])
     assert set(before) == {True, False}
     assert engine.compiled.decisions()[:, 0].tolist() == [before[i] for i in (3, 1, 0)]
+
+
+@verifies("zero", operations=["condition"])
+def test_coefficient_zero_and_positions_where_the_condition_does_not_hold_change_no_bit() -> None:
+    push, read = vector(tiny_model(), 1), vector(tiny_model(), 1, seed=7)
+    stream = torch.randn(2, 5, push.d_model, generator=torch.Generator().manual_seed(3))
+    when = Condition(read, above=0.0, decide="token")
+    zero, some = sk.Steering(push, 0.0, "all", when=when), sk.Steering(push, 2.0, "all", when=when)
+    assert RowSteering([[zero], [zero]], [(0, 5)] * 2).edit(1, stream) is None
+    edited = RowSteering([[some], [zero]], [(0, 5)] * 2).edit(1, stream)
+    holds = stream[0] @ read.layers[1] > 0
+    assert edited is not None and 0 < holds.sum() < 5
+    assert torch.equal(edited[0, ~holds], stream[0, ~holds]) and torch.equal(edited[1], stream[1])
+    assert not (edited[0, holds] == stream[0, holds]).all(-1).any()
 
 
 def test_a_second_steering_reads_the_stream_that_the_first_one_changed() -> None:
@@ -286,3 +306,32 @@ def test_vllm_refuses_conditions_by_name() -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match="without a condition through vLLM"):
         specification(sk.Steering(vector(model, 1), when=Condition(vector(model, 0), above=0.0)))
+
+
+@verifies("resume", operations=["condition"])
+def test_a_sweep_reports_the_share_of_positions_that_were_steered_and_resumes(tmp_path: Path) -> None:
+    model, tokenizer = without_end()
+    push, read = vector(model, 2), vector(model, 1, seed=7)
+    for decide in ("prompt", "token"):
+        above = threshold(model, tokenizer, read, 1, decide)
+        when = Condition(read, above=above, decide=decide, meta={"true_rate": 0.9})  # type: ignore[arg-type]
+        options: dict[str, Any] = {"coefficients": [0, 2], "when": when, "max_new_tokens": NEW}
+        out = tmp_path / decide
+        first = sk.sweep(model, tokenizer, push, PROMPTS[:2], out=out, **options)
+        rows = (out / "rows.jsonl").read_text().splitlines(keepends=True)
+        (out / "rows.jsonl").write_text("".join(rows[:2]))  # as if it had been interrupted
+        (out / "table.parquet").unlink()
+        resumed = sk.sweep(model, tokenizer, push, PROMPTS[:2], out=out, **options)
+        pd.testing.assert_frame_equal(resumed.table, first.table)
+        assert set(first.table["when"]) == {str(when)}
+        assert first.meta["when"]["meta"] == {"true_rate": 0.9} and first.meta["when"]["above"] == above
+        steered = first.table[first.table["coefficient"] == 2]
+        truth = [slow(model, ids, NEW, sk.Steering(push, 2.0, when=when)) for ids in steered["prompt_ids"]]
+        assert steered["share_steered"].tolist() == [count / NEW for _, count in truth]
+        assert [list(ids) for ids in steered["ids"]] == [ids for ids, _ in truth]
+        scored = first.score("kl", model=model, tokenizer=tokenizer, vectors=push, when=when).table
+        assert ((scored["kl"] > 1e-6) >= (scored["share_steered"] == 1)).all()
+        with pytest.raises(ValueError, match="Pass it as when="):
+            first.score("kl", model=model, tokenizer=tokenizer, vectors=push)
+        with pytest.raises(ConfigurationChanged):
+            sk.sweep(model, tokenizer, push, PROMPTS[:2], out=out, **{**options, "when": None})

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -16,13 +17,15 @@ from steerkit.generation.generate import generate
 from steerkit.models.blocks import find_blocks
 from steerkit.serving.remote import specification
 from steerkit.steering import operations
-from steerkit.steering.operations import named, operate
+from steerkit.steering.operations import OPERATIONS, named, operate
 from steerkit.steering.rows import RowSteering
 from steerkit.text.prompt import encode_prompt
 from tests.steering.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.verified import verifies
 
 PROMPTS = ["Hello", "A rather longer prompt than that", "x = 1; y = 2", "?"]
+EVERY = (*OPERATIONS, "sk.Operation")
 NAMES = ["add", "ablate", "add_normed", "clamp", "clamp:2.0", "clamp:-0.5:0.5", "rotate"]
 
 
@@ -72,6 +75,7 @@ def greedy(model: Any, ids: Sequence[int], new: int, operation: str, v: Tensor, 
     return ids[start + 1 :]
 
 
+@verifies("formula", "zero", operations=EVERY)
 @pytest.mark.parametrize("name", [*NAMES, "reflect"])
 def test_an_operation_is_its_formula_per_row_and_position_and_coefficient_zero_changes_no_bit(name: str) -> None:
     sk.Operation("reflect", reflect)
@@ -88,7 +92,8 @@ def test_an_operation_is_its_formula_per_row_and_position_and_coefficient_zero_c
             torch.testing.assert_close(edited[row, pos], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [*NAMES[2:], "reflect"])
+@verifies("batch", operations=EVERY)
+@pytest.mark.parametrize("name", [*NAMES, "reflect"])
 def test_cached_batched_and_padded_generation_is_the_slow_one(name: str) -> None:
     sk.Operation("reflect", reflect)
     model, tokenizer = tiny_model(), tiny_tokenizer()
@@ -102,12 +107,14 @@ def test_cached_batched_and_padded_generation_is_the_slow_one(name: str) -> None
     assert batched == one_by_one == [tokenizer.decode(ids, skip_special_tokens=True) for ids in slow]
 
 
+@verifies("mixed", operations=EVERY)
 def test_rows_of_a_batch_have_operations_of_their_own() -> None:
-    v = vector(tiny_model(), 1)
-    stream = torch.randn(len(NAMES), 3, v.d_model, generator=torch.Generator().manual_seed(2))
-    mixed = RowSteering([[sk.Steering(v, 0.6, "all+0", name)] for name in NAMES], [(0, 3)] * len(NAMES)).edit(1, stream)
+    sk.Operation("reflect", reflect)
+    names, v = [*NAMES, "reflect"], vector(tiny_model(), 1)
+    stream = torch.randn(len(names), 3, v.d_model, generator=torch.Generator().manual_seed(2))
+    mixed = RowSteering([[sk.Steering(v, 0.6, "all+0", name)] for name in names], [(0, 3)] * len(names)).edit(1, stream)
     assert mixed is not None
-    for row, name in enumerate(NAMES):
+    for row, name in enumerate(names):
         alone = RowSteering([[sk.Steering(v, 0.6, "all+0", name)]], [(0, 3)]).edit(1, stream[row : row + 1])
         assert alone is not None and torch.equal(mixed[row], alone[0])
 
@@ -138,16 +145,21 @@ def test_half_precision_streams_are_changed_in_float32() -> None:
     assert torch.equal(new, expected)
 
 
+@verifies("resume", operations=EVERY)
 def test_a_sweep_names_the_operation_in_its_rows_and_resumes(tmp_path: Path) -> None:
     own = sk.Operation("reflect", reflect)
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    for operation, name in ((own, own.name), ("clamp:2", "clamp:2.0")):
+    for operation, name in ((own, own.name), ("clamp:2", "clamp:2.0"), *((one, one) for one in OPERATIONS)):
         options: dict[str, Any] = {"coefficients": [0, 1], "operation": operation, "max_new_tokens": 3}
-        out = tmp_path / name.split(":")[0]
+        out = tmp_path / name.replace(":", "-").replace("@", "-")
         first = sk.sweep(model, tokenizer, vector(model, 1), PROMPTS[:2], out=out, **options)
+        rows = (out / "rows.jsonl").read_text().splitlines(keepends=True)
+        (out / "rows.jsonl").write_text("".join(rows[:-2]))  # as if it had been interrupted
+        (out / "table.parquet").unlink()
         again = sk.sweep(model, tokenizer, vector(model, 1), PROMPTS[:2], out=out, **options)
         assert set(first.table["operation"]) == {name}
-        assert list(first.table["text"]) == list(again.table["text"])
+        pd.testing.assert_frame_equal(again.table, first.table)
+        assert len((out / "rows.jsonl").read_text().splitlines()) == len(rows)
 
 
 def leaky(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:

@@ -1,0 +1,52 @@
+"""Speed of each operation and of conditions against `add` at the same layer, in one batch of the sweep's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import steerkit as sk
+from benchmarks import inputs
+from benchmarks.decoding import COEFFICIENTS, LAYER, NEW, endless, prompt_ids, run
+from benchmarks.timing import MIN_PAIRS, Measured, compare
+from steerkit.generation.engine import Row
+from steerkit.steering.operations import OPERATIONS
+
+OPERATION, CONDITION = "<= 1.1", "<= 1.25"
+READ = 10
+"""The layer that a condition reads."""
+
+
+def operations(pairs: int = MIN_PAIRS) -> Iterator[Measured]:
+    """Seconds of each other operation, and of `add` under each kind of condition, over those of `add`."""
+    with endless() as (model, tokenizer):
+        vector = inputs.vector()
+        always = sk.Condition(vector, READ, above=-1e9)
+        each_token = sk.Condition(vector, READ, above=-1e9, decide="token")
+        ways: list[tuple[str, str, dict[str, Any]]] = [
+            *((f"operation {name}", OPERATION, {"operation": name}) for name in OPERATIONS if name != "add"),
+            ("add, condition on the prompt", CONDITION, {"when": always}),
+            ("add, condition at each token", CONDITION, {"when": each_token}),
+        ]
+
+        def rows(**options: Any) -> list[Row]:
+            steering = sk.Steering(vector.at(LAYER), positions="from_last_prompt_token", **options)
+            strengths = [0.1 * c for c in COEFFICIENTS if c]  # no text may end or overflow
+            return [Row(prompt, (steering.scaled(c),)) for prompt in prompt_ids() for c in strengths]
+
+        plain = rows()
+        for job, target, options in ways:
+            own = rows(**options)
+            same = run(model, tokenizer, own) == run(model, tokenizer, plain)
+            if "when" in options and not same:
+                raise RuntimeError(f"expected a condition that always holds to change no token; {job} did.")
+            yield compare(
+                f"{job}, {len(own)} rows x {NEW} tokens",
+                "operation add",
+                lambda own=own: run(model, tokenizer, own),
+                lambda: run(model, tokenizer, plain),
+                pairs,
+                target,
+                "conditions always hold; the tokens are those of add" if same else "",
+                inverse=True,
+            )

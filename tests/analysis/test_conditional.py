@@ -1,0 +1,68 @@
+"""Conditional steering: how its tables follow from the scores of texts."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from analysis.recipes.conditional import LABELS, OTHER, TARGET, effects, prompts, rates
+from steerkit.demo.questions import read_questions
+
+
+def table(scores: dict[tuple[str, float, str], list[float]], fired: dict[str, list[float]]) -> pd.DataFrame:
+    """A sweep's table: `(vector, coefficient, task) -> score per question`, and the shares of steered positions."""
+    return pd.DataFrame(
+        [
+            {
+                "vector": vector, "role": "vector" if vector == "steps" else "random", "coefficient": coefficient,
+                "task": task, "group": f"q{number}", "score": score,
+                "share_steered": fired[task][number] if coefficient else 0.0,
+            }
+            for (vector, coefficient, task), values in scores.items()
+            for number, score in enumerate(values)
+        ]
+    )  # fmt: skip
+
+
+ALWAYS = table(
+    {
+        ("steps", 0.0, TARGET): [0.0, 0.0, 0.2], ("steps", 2.5, TARGET): [1.0, 0.8, 1.0],
+        ("steps", 0.0, OTHER): [0.9, 0.8, 1.0], ("steps", 2.5, OTHER): [0.1, 0.2, 0.1],
+    },
+    {TARGET: [1.0] * 3, OTHER: [1.0] * 3},
+)  # fmt: skip
+CONDITIONAL = table(
+    {
+        ("steps", 2.5, TARGET): [1.0, 0.0, 1.0], ("steps", 2.5, OTHER): [0.9, 0.8, 1.0],
+        ("steps", 0.0, TARGET): [0.0, 0.0, 0.2], ("steps", 0.0, OTHER): [0.9, 0.8, 1.0],
+        **{(f"steps/random-{i}", 2.5, task): [0.1 * i] * 3 for i in range(3) for task in LABELS},
+    },
+    {TARGET: [0.25, 0.0, 0.5], OTHER: [0.0, 0.0, 0.0]},
+)  # fmt: skip
+
+
+def test_gains_are_paired_by_question_and_the_kept_share_is_their_ratio() -> None:
+    found = effects(ALWAYS, CONDITIONAL).set_index(["task", "quantity"])["mean"]
+    assert found[TARGET, "unconditional gain"] == pytest.approx((1.0 + 0.8 + 0.8) / 3)
+    assert found[TARGET, "conditional gain"] == pytest.approx((1.0 + 0.0 + 0.8) / 3)
+    assert found[TARGET, "kept"] == pytest.approx(1.8 / 2.6)
+    assert found[OTHER, "conditional gain"] == 0 and found[OTHER, "unconditional gain"] < -0.7
+
+
+def test_the_vector_stands_beside_random_directions_under_the_same_condition() -> None:
+    row = effects(ALWAYS, CONDITIONAL).set_index(["task", "quantity"]).loc[(TARGET, "conditional over random")]
+    assert row["mean"] == pytest.approx(2.0 / 3 - 0.1) and row["k"] == 3 and row["p_rank"] == 0.25
+
+
+def test_a_prompt_counts_as_fired_where_any_position_was_steered() -> None:
+    found = rates(CONDITIONAL).set_index("task")
+    assert found["rate"].to_dict() == {TARGET: pytest.approx(2 / 3), OTHER: 0.0}
+    assert found["share_steered"].to_dict() == {TARGET: pytest.approx(0.25), OTHER: 0.0}
+
+
+def test_both_tasks_have_a_prompt_per_question_with_the_same_content() -> None:
+    some = read_questions()[:3]
+    made = prompts(some)
+    assert [len(made[label]) for label in LABELS] == [3, 3]
+    for question, ask, repeat in zip(some, made[TARGET], made[OTHER], strict=True):
+        assert ask[-1]["content"] == question.question and repeat[-1]["content"].endswith(question.answers["plain"])

@@ -1,0 +1,19 @@
+"""docs/concepts/steering.md lists for each operation and site the tests that verify it, as the tests are marked."""
+
+from __future__ import annotations
+
+from steerkit.steering.operations import OPERATIONS
+from tests.verified import CLAIMS, PAGE, collected, written
+
+
+def test_the_table_of_the_page_is_that_of_the_marked_tests() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert "<!-- verified by tests -->" in page
+    assert written(page) == page, "run `python -m tests.verified`"
+
+
+def test_every_operation_and_conditions_are_verified_by_every_claim_at_resid_post() -> None:
+    shown = {(one.operation, one.claim) for one in collected() if one.site == "resid_post"}
+    for operation in (*OPERATIONS, "sk.Operation", "condition"):
+        missing = {claim for claim in CLAIMS if (operation, claim) not in shown}
+        assert missing <= ({"doctor"} if operation == "sk.Operation" else set()), (operation, missing)
