@@ -11,7 +11,7 @@ from torch import Tensor
 import steerkit as sk
 from steerkit.steering.operations import named
 from steerkit.steering.rows import RowSteering
-from tests.steering.test_operations import NAMES, reflect, slowly
+from tests.steering.test_operations import NAMES, PLACE, reflect, slowly
 from tests.steering.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -36,7 +36,7 @@ def check_formula(operation: str) -> Callable[[Change, Path], None]:
 def ours(operation: str) -> Change:
     def change(stream: Tensor, v: Tensor, c: float) -> Tensor:
         steering = sk.Steering(sk.SteeringVector({1: v}), c, "all+0", operation)
-        edited = RowSteering([[steering]], [(0, len(stream))]).edit(1, stream[None])
+        edited = RowSteering([[steering]], [(0, len(stream))]).edit(PLACE, stream[None])
         assert edited is not None
         return edited[0]
 
@@ -90,7 +90,7 @@ def check_rows_keep_their_operation(edit: Batch, _: Path) -> None:
 
 
 def each_its_own(stream: Tensor, rows: Sequence[sk.Steering]) -> Tensor:
-    edited = RowSteering([[one] for one in rows], [(0, stream.shape[1])] * len(rows)).edit(1, stream)
+    edited = RowSteering([[one] for one in rows], [(0, stream.shape[1])] * len(rows)).edit(PLACE, stream)
     assert edited is not None
     return edited
 

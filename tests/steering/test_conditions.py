@@ -28,6 +28,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.verified import verifies
 
 PROMPTS = ["Hello", "A rather longer prompt than that", "x = 1; y = 2", "?"]
+PLACE = ("resid_post", 1)
 NEW = 8
 
 
@@ -206,8 +207,8 @@ def test_coefficient_zero_and_positions_where_the_condition_does_not_hold_change
     stream = torch.randn(2, 5, push.d_model, generator=torch.Generator().manual_seed(3))
     when = Condition(read, above=0.0, decide="token")
     zero, some = sk.Steering(push, 0.0, "all", when=when), sk.Steering(push, 2.0, "all", when=when)
-    assert RowSteering([[zero], [zero]], [(0, 5)] * 2).edit(1, stream) is None
-    edited = RowSteering([[some], [zero]], [(0, 5)] * 2).edit(1, stream)
+    assert RowSteering([[zero], [zero]], [(0, 5)] * 2).edit(PLACE, stream) is None
+    edited = RowSteering([[some], [zero]], [(0, 5)] * 2).edit(PLACE, stream)
     holds = stream[0] @ read.layers[1] > 0
     assert edited is not None and 0 < holds.sum() < 5
     assert torch.equal(edited[0, ~holds], stream[0, ~holds]) and torch.equal(edited[1], stream[1])

@@ -25,6 +25,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.verified import verifies
 
 PROMPTS = ["Hello", "A rather longer prompt than that", "x = 1; y = 2", "?"]
+PLACE = ("resid_post", 1)
 EVERY = (*OPERATIONS, "sk.Operation")
 NAMES = ["add", "ablate", "add_normed", "clamp", "clamp:2.0", "clamp:-0.5:0.5", "rotate"]
 
@@ -84,7 +85,7 @@ def test_an_operation_is_its_formula_per_row_and_position_and_coefficient_zero_c
     stream = torch.randn(4, 5, v.d_model, generator=torch.Generator().manual_seed(1))
     coefficients = [0.7, -0.4, 0.0, 4.0]
     rows = [[sk.Steering(v, c, "all+0", name)] for c in coefficients]
-    edited = RowSteering(rows, [(0, 5)] * 4).edit(1, stream)
+    edited = RowSteering(rows, [(0, 5)] * 4).edit(PLACE, stream)
     assert edited is not None and torch.equal(edited[2], stream[2])
     for row, c in enumerate(coefficients):
         for pos in range(5):
@@ -112,10 +113,12 @@ def test_rows_of_a_batch_have_operations_of_their_own() -> None:
     sk.Operation("reflect", reflect)
     names, v = [*NAMES, "reflect"], vector(tiny_model(), 1)
     stream = torch.randn(len(names), 3, v.d_model, generator=torch.Generator().manual_seed(2))
-    mixed = RowSteering([[sk.Steering(v, 0.6, "all+0", name)] for name in names], [(0, 3)] * len(names)).edit(1, stream)
+    mixed = RowSteering([[sk.Steering(v, 0.6, "all+0", name)] for name in names], [(0, 3)] * len(names)).edit(
+        PLACE, stream
+    )
     assert mixed is not None
     for row, name in enumerate(names):
-        alone = RowSteering([[sk.Steering(v, 0.6, "all+0", name)]], [(0, 3)]).edit(1, stream[row : row + 1])
+        alone = RowSteering([[sk.Steering(v, 0.6, "all+0", name)]], [(0, 3)]).edit(PLACE, stream[row : row + 1])
         assert alone is not None and torch.equal(mixed[row], alone[0])
 
 
@@ -124,7 +127,7 @@ def test_the_norm_stays_and_a_stream_along_the_direction_is_finite() -> None:
     along = torch.stack([v.layers[1], -v.layers[1], 0 * v.layers[1]])[None]
     for name in ("rotate", "add_normed"):
         for c in (0.5, -1.0, 1.0):
-            new = RowSteering([[sk.Steering(v, c, "all+0", name)]], [(0, 3)]).edit(1, along)
+            new = RowSteering([[sk.Steering(v, c, "all+0", name)]], [(0, 3)]).edit(PLACE, along)
             assert new is not None and torch.isfinite(new).all()
             torch.testing.assert_close(new.norm(dim=-1), along.norm(dim=-1))
 
