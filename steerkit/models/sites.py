@@ -225,8 +225,8 @@ def _searched(model: nn.Module, blocks: Blocks) -> Sites:
     heads: dict[int, tuple[int, int]] = {}
     shared = _shared_modules(blocks)
     with evaluating(model), torch.no_grad():
-        for layer, run in _recorded(model, blocks).items():
-            found, why, of_z = _sites_of(run, shared, _head_counts(model, layer))
+        for layer, run in _recorded(model, blocks, shared).items():
+            found, why, of_z = _sites_of(run, _head_counts(model, layer))
             for site in SITES[:-1]:
                 if site in found:
                     path, point = found[site]
@@ -238,12 +238,15 @@ def _searched(model: nn.Module, blocks: Blocks) -> Sites:
     return Sites(points, reasons, paths, heads)
 
 
-def _recorded(model: nn.Module, blocks: Blocks) -> dict[int, _Run]:
-    """The forward of each block on the probe."""
+def _recorded(model: nn.Module, blocks: Blocks, shared: set[nn.Module]) -> dict[int, _Run]:
+    """The forward of each block on the probe, without the calls of modules that several blocks share."""
     device = device_of(model)
     ids = (torch.arange(1, 6, device=device) % text_config(model).vocab_size).unsqueeze(0)
     modules = {
-        (layer, path): module for layer, block in blocks.modules.items() for path, module in block.named_modules()
+        (layer, path): module
+        for layer, block in blocks.modules.items()
+        for path, module in block.named_modules()
+        if not path or module not in shared
     }
     runs: dict[int, _Run] = {}
 
@@ -301,9 +304,7 @@ def _shared_modules(blocks: Blocks) -> set[nn.Module]:
 Found = dict[str, tuple[str, HookPoint]]
 
 
-def _sites_of(
-    run: _Run, shared: set[nn.Module], heads: tuple[int, set[int]]
-) -> tuple[Found, dict[str, str], tuple[int, int] | None]:
+def _sites_of(run: _Run, heads: tuple[int, set[int]]) -> tuple[Found, dict[str, str], tuple[int, int] | None]:
     """The verified sites of one block, the reasons for the others, and the number of heads and the width of `z`."""
     block, close = run.block, _closeness(run.entered.dtype)
     assert run.left is not None
@@ -319,7 +320,7 @@ def _sites_of(
     if not close(same, run.left):
         return {}, dict.fromkeys(SITES[:-1], "the block run again returns another stream"), None
     reason = "no two modules of the block have outputs that add up to what it adds to the stream"
-    for parts in _summands(run, shared, close):
+    for parts in _summands(run, close):
         verified = _verified(run, parts, close)
         if not isinstance(verified, str):
             found |= verified
@@ -333,7 +334,7 @@ def _sites_of(
         reasons |= dict.fromkeys(("resid_mid", "mlp_out"), "the block adds one output to the stream, not two")
     elif "resid_mid" not in found:
         reasons["resid_mid"] = "the MLP does not read it: attention and MLP of the block read the same stream"
-    z, why = _heads(run, found["attn_out"], shared, heads, close)
+    z, why = _heads(run, found["attn_out"], heads, close)
     if z is None:
         reasons["z"] = why
         return found, reasons, None
@@ -371,7 +372,7 @@ def _moved(stream: Tensor) -> Tensor:
     return (stream.float() + stream.float().std() * steps * ramp).to(stream.dtype)
 
 
-def _summands(run: _Run, shared: set[nn.Module], close: Callable[[Tensor, Tensor], bool]) -> Iterable[Found]:
+def _summands(run: _Run, close: Callable[[Tensor, Tensor], bool]) -> Iterable[Found]:
     """The modules whose outputs could be `attn_out` and `mlp_out`, the most likely first."""
     assert run.left is not None
     change = (run.left.double() - run.entered.double()).cpu()
@@ -380,7 +381,7 @@ def _summands(run: _Run, shared: set[nn.Module], close: Callable[[Tensor, Tensor
     candidates: list[tuple[_Call, Tensor]] = []
     for call in sorted(run.calls, key=lambda one: one.path.count(".")):
         out = call.left
-        if out is None or counts[call.path] > 1 or call.module in shared or not out.is_floating_point():
+        if out is None or counts[call.path] > 1 or not out.is_floating_point():
             continue
         if out.shape not in (run.entered.shape, flat_shape):
             continue
@@ -479,7 +480,6 @@ def _verified(run: _Run, parts: Found, close: Callable[[Tensor, Tensor], bool]) 
 def _heads(
     run: _Run,
     attn_out: tuple[str, HookPoint],
-    shared: set[nn.Module],
     heads: tuple[int, set[int]],
     close: Callable[[Tensor, Tensor], bool],
 ) -> tuple[tuple[str, HookPoint, int] | None, str]:
@@ -498,7 +498,7 @@ def _heads(
         z, out = call.entered, call.left
         if z is None or out is None or z.shape[-1] not in widths or out.shape[-1] != run.entered.shape[-1]:
             continue
-        if call.module in shared or any(isinstance(one, nn.Conv1d) for one in _around(run.block, call.path).modules()):
+        if any(isinstance(one, nn.Conv1d) for one in _around(run.block, call.path).modules()):
             continue
         point = HookPoint(call.module, "input", run.block, flat=z.ndim == 2)
         if why := _broken_heads(run, point, attn_out[1], count, close):
