@@ -21,7 +21,7 @@ ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MA
 PRESET ?= tiny
 SEEDS ?= 1
 
-.PHONY: setup demo test test-newest test-oldest test-real test-llamacpp bench-gguf serve-env test-vllm test-vllm-full bench-vllm calibration lint bench gpu imad-tiny reproduce reproduce-full documents figures random-directions architectures architecture docs torture clean
+.PHONY: setup demo test test-newest test-oldest test-real test-llamacpp bench-gguf serve-env test-vllm test-vllm-full bench-vllm calibration lint bench gpu gpu-pack imad-tiny reproduce reproduce-full documents figures random-directions architectures architecture docs torture clean
 
 demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a report page
 	$(BIN)/steerkit demo --out runs/demo
@@ -98,6 +98,9 @@ bench: $(VENV)/.peers  ## speed against plain loops and against other packages; 
 DEVICE ?= cuda
 gpu:  ## speed, memory and equivalences on a GPU machine, by its own python3 and without a network; DEVICE=cpu: small sizes
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --device $(DEVICE)
+
+gpu-pack: $(DEV)  ## source, wheels and weights for a GPU machine without a network, in pieces of 60 MiB, in runs/gpu-kit
+	$(BIN)/python -m benchmarks.gpu.pack runs/gpu-kit
 
 imad-tiny: $(DEV)  ## IMAD training of a small model from scratch: make imad-tiny SEED=7 FAMILY=arithmetic
 	$(ARENAS) $(BIN)/python -m training.imad tiny --seed $(SEED) --family $(FAMILY)
