@@ -22,7 +22,7 @@ from steerkit.io.json import write_json
 from steerkit.io.versions import versions
 from steerkit.models import products
 from steerkit.models.kernels import missing
-from training.memory import blank, generation, training_step
+from training.memory import MARGIN, blank, generation, training_step
 from training.train.checkpoints import LoRA
 from training.train.schedules import Anneal
 
@@ -176,9 +176,9 @@ def page(rows: list[dict[str, Any]]) -> str:
         f"{known['transformers']}, float32, random weights. `in use` is the growth of the process's peak in two "
         "optimisation steps (of two micro-batches each), or in one batch of texts, where freed memory returns to the "
         "system at once. Training keeps freed memory for the next step, which is faster; `process` is the growth of "
-        "the peak then. The estimate is that of "
-        "`training.memory`, which `python -m training.imad PRESET --dry-run` uses; nothing in it is fitted to these "
-        "shapes. GPU memory is measured by `make gpu` (part `training`).",
+        "the peak then. The estimate is that of `training.memory` and 5 % for the allocator, as in `python -m "
+        "training.imad PRESET --dry-run`; nothing in it is fitted to these shapes. `make gpu` measures GPU memory "
+        "(part `training`).",
         "",
         "| case | parameters | texts x tokens | in use, MiB | estimated MiB | estimate / in use | process, MiB |",
         "|---|---|---|---|---|---|---|",
@@ -201,7 +201,12 @@ def main() -> None:
         parameters = blank(LlamaConfig(**case.model)).num_parameters()  # type: ignore[operator]
         row = {"case": case.name, "parameters": parameters, "rows": case.rows, "tokens": case.tokens}
         rows.append(
-            {**row, "measured": measured(case, False), "process": measured(case, True), "estimated": estimated(case)}
+            {
+                **row,
+                "measured": measured(case, False),
+                "process": measured(case, True),
+                "estimated": round(MARGIN * estimated(case)),
+            }
         )
         print(rows[-1], flush=True)
     write_json(ROWS, {"rows": rows, "versions": versions()})

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from training.devices import Device
-from training.memory import blank, generation, kv_width, training_step
+from training.memory import MARGIN, blank, generation, kv_width, training_step
 from training.presets import Preset
 from training.train.grpo import GRPO
 from training.train.sft import SFT
@@ -143,9 +143,9 @@ def estimate(preset: Preset, shape: Shape, device: Device, memory: float | None 
 
     All texts have the greatest length that their stage allows. Weights are float32 on a CPU, and held twice while
     texts are generated there (packed); they are bfloat16 on a GPU. The memory of a training step and of generation is
-    that of `training.memory`. With P parameters, a token costs 2 P operations to read or to write, 4 P to train with an
-    adapter and 6 P without; writing reads all weights and the cache once per step of a batch. The hours assume that
-    40 % of the device's speed is reached.
+    that of `training.memory`, and 5 % for the allocator. With P parameters, a token costs 2 P operations to read or to
+    write, 4 P to train with an adapter and 6 P without. Writing reads all weights and the cache once per step of a
+    batch. The hours assume that 40 % of the device's speed is reached.
 
     Args:
         preset: the run.
@@ -162,7 +162,7 @@ def estimate(preset: Preset, shape: Shape, device: Device, memory: float | None 
         >>> estimate(preset, shape_of(preset), DEVICES["h100"])
     """
     limit = device.memory_gib if memory is None else memory
-    most = math.inf if limit is None else limit * GIB
+    most = math.inf if limit is None else limit * GIB / MARGIN
     rows = []
     for stage in _stages(preset, shape, device, most):
         change = "" if stage.memory <= most else (stage.fixes or ("a larger device, or training/nodes/fsdp.yaml",))[0]
@@ -173,7 +173,7 @@ def estimate(preset: Preset, shape: Shape, device: Device, memory: float | None 
                 "tokens_each": stage.tokens_each,
                 "tokens": stage.texts * stage.tokens_each,
                 "rows": stage.rows,
-                "memory_gib": stage.memory / GIB,
+                "memory_gib": MARGIN * stage.memory / GIB,
                 "hours": stage.seconds / 3600,
                 "change": change,
             }

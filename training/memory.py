@@ -15,6 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from training.train.checkpoints import LoRA, with_adapter
 from training.train.log_probs import NUMBERS
 
+MARGIN = 1.05
+"""Factor of an estimate, for the allocator and small tensors."""
 CHUNK = 2048
 """Prompt tokens that the engine forwards at once on a CPU; on a GPU it forwards the prompts of a batch together."""
 

@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu.measure import PeakMemory, seconds
 from benchmarks.gpu.sizes import Sizes, random_llama
 from benchmarks.gpu.texts import byte_tokenizer, debates
-from training.memory import generation, training_step
+from training.memory import MARGIN, generation, training_step
 from training.problems.problem import Problem
 from training.train.checkpoints import LoRA
 from training.train.grpo import GRPO, train_grpo
@@ -61,7 +61,7 @@ def _sft(sizes: Sizes, device: torch.device, rows: int) -> Iterator[Figure]:
     yield {"figure": name, "value": took, "unit": "s", "n": 1}
     autocast = device.type == "cuda"
     step = training_step(config, lora, rows, tokens, train_embeddings=True, dtype=sizes.dtype, autocast=autocast)
-    yield from _memory(name, peak.gib, step.total / 2**30)
+    yield from _memory(name, peak.gib, MARGIN * step.total / 2**30)
 
 
 def _grpo(sizes: Sizes, device: torch.device) -> Iterator[Figure]:
@@ -92,7 +92,7 @@ def _grpo(sizes: Sizes, device: torch.device) -> Iterator[Figure]:
     rows, tokens = sizes.grpo_micro_batch, PROMPT + new
     step = training_step(config, lora, rows, tokens, dtype=sizes.dtype, autocast=cuda)
     written = step.weights + generation(config, sizes.completions, PROMPT, new, sizes.dtype, cpu=not cuda)
-    yield from _memory(name, peak.gib, max(step.total, written) / 2**30)
+    yield from _memory(name, peak.gib, MARGIN * max(step.total, written) / 2**30)
 
 
 def _memory(name: str, measured: float, estimated: float) -> Iterator[Figure]:
