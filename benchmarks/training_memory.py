@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from steerkit.io.json import write_json
+from steerkit.io.json import read_json, write_json
 from steerkit.io.versions import versions
 from steerkit.models import products
 from steerkit.models.kernels import missing
@@ -193,23 +193,20 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run all cases and write the page."""
+    """Run the cases that are not in the file of rows, and write the page."""
     from transformers import LlamaConfig
 
-    rows = []
+    done = {row["case"]: row for row in read_json(ROWS)["rows"]} if ROWS.exists() else {}
     for case in CASES:
         parameters = blank(LlamaConfig(**case.model)).num_parameters()  # type: ignore[operator]
         row = {"case": case.name, "parameters": parameters, "rows": case.rows, "tokens": case.tokens}
-        rows.append(
-            {
-                **row,
-                "measured": measured(case, False),
-                "process": measured(case, True),
-                "estimated": round(MARGIN * estimated(case)),
-            }
-        )
-        print(rows[-1], flush=True)
-    write_json(ROWS, {"rows": rows, "versions": versions()})
+        old = done.get(case.name, {})
+        if any(old.get(name) != value for name, value in row.items()):
+            old = {"measured": measured(case, False), "process": measured(case, True)}
+        done[case.name] = {**old, **row, "estimated": round(MARGIN * estimated(case))}
+        print(done[case.name], flush=True)
+        rows = [done[one.name] for one in CASES if one.name in done]
+        write_json(ROWS, {"rows": rows, "versions": versions()})
     PAGE.write_text(page(rows), encoding="utf-8")
 
 
