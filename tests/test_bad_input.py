@@ -18,11 +18,13 @@ from tests.bad_input.steering import steering_cases
 from tests.bad_input.sweeps import sweep_cases
 from tests.bad_input.texts import pairs_cases, record, trace_cases
 from tests.bad_input.vectors import vector_cases
+from tests.bad_input.weights import weights_cases
 
 CASES = [
     *pairs_cases(),
     *trace_cases(),
     *vector_cases(),
+    *weights_cases(),
     *steering_cases(),
     *reading_cases(),
     *sweep_cases(),

@@ -85,7 +85,7 @@ def bake(model: nn.Module, tokenizer: Any, steering: Steering | Sequence[Steerin
     Source: Arditi et al. 2024, arXiv 2406.11717, section 4.1 (weight orthogonalization).
     """
     folder = Path(out)
-    several = [steering] if isinstance(steering, Steering) else list(steering)
+    several = list(steering) if isinstance(steering, Sequence) else [steering]
     if not several or not all(isinstance(one, Steering) for one in several):
         raise TypeError(f"expected a Steering, or several; got {steering!r:.80}. Pass Steering(vector, 1.0, 'all').")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):  # before anything is computed
