@@ -53,11 +53,11 @@ class Setting:
     coefficient: float = 2.5
     positions: str = "from_last_prompt_token:4"
     condition_layers: tuple[int, ...] = (2, 5, 8, 11, 14, 17, 20)
-    train: int = 64
+    train: int = 32
     validation: int = 16
-    test: int = 32
+    test: int = 24
     controls: int = 19
-    max_new_tokens: int = 64
+    max_new_tokens: int = 48
     seed: int = 0
 
 
@@ -94,12 +94,14 @@ def swept(
     when: sk.Condition | None,
     setting: Setting,
     out: Path,
+    tasks: Sequence[str] = LABELS,
 ) -> pd.DataFrame:
-    """Texts of both tasks with their score: numbered steps of an answer, ROUGE-L of a repetition to its text."""
+    """Texts of the tasks with their score: numbered steps of an answer, ROUGE-L of a repetition to its text."""
     rows = [
         {"prompt": prompt, "id": f"{label}-{one.id}", "group": one.id, "task": label, "reference": one.answers["plain"]}
         for label, some in prompts(questions).items()
         for one, prompt in zip(questions, some, strict=True)
+        if label in tasks
     ]
     table = sk.sweep(
         model, tokenizer, vectors, rows, coefficients=[setting.coefficient], layers=[setting.layer], when=when,
@@ -117,11 +119,12 @@ def effects(always: pd.DataFrame, conditional: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per task and quantity: task, quantity, mean, low, high, n (questions), k (random directions), p_rank.
         Quantities: `unsteered`, `unconditional`, `conditional` (mean scores); `unconditional gain`, `conditional gain`
-        (over unsteered, paired); `kept` (gain with the condition over the gain without it; see
-        `steerkit.stats.paired.ratio`); `conditional over random` (over random directions of equal norm under the same
-        condition; see `steerkit.stats.controls.against_controls`).
+        (over unsteered, paired); on target prompts also `kept` (gain with the condition over the gain without it; see
+        `steerkit.stats.paired.ratio`) and `conditional over random` (over random directions of equal norm under the
+        same condition; see `steerkit.stats.controls.against_controls`).
     """
     rows: list[tuple[Any, ...]] = []
+    gains: dict[str, pd.Series] = {}
     for task in LABELS:
         own = {
             "unsteered": _scores(always, task, 0.0),
@@ -129,16 +132,16 @@ def effects(always: pd.DataFrame, conditional: pd.DataFrame) -> pd.DataFrame:
             "conditional": _scores(conditional, task),
         }
         gain = {name: own[name] - own["unsteered"] for name in ("unconditional", "conditional")}
+        gains = gain if task == TARGET else gains
         for name, values in (*own.items(), *((f"{name} gain", one) for name, one in gain.items())):
             found = mean_interval(values.to_numpy())
             rows.append((task, name, found.mean, found.low, found.high, found.n, 0, None))
-        if task == TARGET:
-            kept = ratio(gain["conditional"].to_numpy(), gain["unconditional"].to_numpy())
-            rows.append((task, "kept", kept.value, kept.low, kept.high, len(own["conditional"]), 0, None))
-        steered = conditional[(conditional["role"] == "random") & (conditional["coefficient"] != 0)]
-        wide = steered[steered["task"] == task].pivot_table(index="group", columns="vector", values="score")
-        over = against_controls(own["conditional"].loc[wide.index].to_numpy(), wide.to_numpy())
-        rows.append((task, "conditional over random", over.gain, over.low, over.high, over.n, over.k, over.p_rank))
+    kept = ratio(gains["conditional"].to_numpy(), gains["unconditional"].to_numpy())
+    rows.append((TARGET, "kept", kept.value, kept.low, kept.high, len(gains["conditional"]), 0, None))
+    steered = conditional[(conditional["role"] == "random") & (conditional["coefficient"] != 0)]
+    wide = steered.pivot_table(index="group", columns="vector", values="score")
+    over = against_controls(_scores(conditional, TARGET).loc[wide.index].to_numpy(), wide.to_numpy())
+    rows.append((TARGET, "conditional over random", over.gain, over.low, over.high, over.n, over.k, over.p_rank))
     return pd.DataFrame(rows, columns=["task", "quantity", "mean", "low", "high", "n", "k", "p_rank"])
 
 
@@ -162,10 +165,8 @@ def _scores(table: pd.DataFrame, task: str, coefficient: float | None = None) ->
 def run(checkpoint: str | Path, out: Path, results: Path | None, setting: Setting) -> None:
     """Make vector and condition, sweep the test prompts, and write the tables to `out` (and `results`)."""
     model, tokenizer = sk.load(checkpoint)
-    sizes = {"train": setting.train, "dose": setting.validation, "test": setting.test}
-    questions = read_questions()
-    parts = split(questions, sizes)
-    parts["validation"] = [*parts["dose"], *questions[sum(sizes.values()) :]]
+    demo = split(read_questions(), {"train": 64, "validation": 16, "test": 32})  # as the demo splits them
+    parts = {name: demo[name][: getattr(setting, name)] for name in demo}
     found = calibrated(model, tokenizer, parts, setting)
     instructions = instruction_texts(tokenizer, parts["train"])
     acts = sk.collect(model, tokenizer, instructions, layers=[setting.layer], position="last")
@@ -173,8 +174,11 @@ def run(checkpoint: str | Path, out: Path, results: Path | None, setting: Settin
     controls = sk.controls.random({VECTOR: vector}, n=setting.controls, seed=setting.seed)
     test = parts["test"]
     always = swept(model, tokenizer, {VECTOR: vector}, test, None, setting, out / "always")
-    conditional = swept(model, tokenizer, {VECTOR: vector, **controls}, test, found.condition, setting, out / "when")
-    about = {**describe(model, tokenizer), "setting": asdict(setting), "condition": described(found.condition)}
+    when = found.condition
+    own = swept(model, tokenizer, {VECTOR: vector}, test, when, setting, out / "when")
+    random = swept(model, tokenizer, controls, test, when, setting, out / "random", [TARGET])
+    conditional = pd.concat([own, random], ignore_index=True)
+    about = {**describe(model, tokenizer), "setting": asdict(setting), "condition": described(when)}
     tables = {"effects": effects(always, conditional), "rates": rates(conditional), "roc": found.roc}
     for folder in (out, *([] if results is None else [results])):
         for name, table in tables.items():

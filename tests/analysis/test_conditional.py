@@ -35,7 +35,7 @@ CONDITIONAL = table(
     {
         ("steps", 2.5, TARGET): [1.0, 0.0, 1.0], ("steps", 2.5, OTHER): [0.9, 0.8, 1.0],
         ("steps", 0.0, TARGET): [0.0, 0.0, 0.2], ("steps", 0.0, OTHER): [0.9, 0.8, 1.0],
-        **{(f"steps/random-{i}", 2.5, task): [0.1 * i] * 3 for i in range(3) for task in LABELS},
+        **{(f"steps/random-{i}", 2.5, TARGET): [0.1 * i] * 3 for i in range(3)},
     },
     {TARGET: [0.25, 0.0, 0.5], OTHER: [0.0, 0.0, 0.0]},
 )  # fmt: skip
