@@ -30,6 +30,7 @@ from steerkit.stats.controls import against_controls
 from steerkit.stats.mean import accuracy_interval, mean_interval
 from steerkit.stats.paired import ratio
 from steerkit.steering.conditions import described
+from training.presets import override
 
 VECTOR = "steps"
 TARGET, OTHER = "question", "repeat"
@@ -53,11 +54,11 @@ class Setting:
     coefficient: float = 2.5
     positions: str = "from_last_prompt_token:4"
     condition_layers: tuple[int, ...] = (2, 5, 8, 11, 14, 17, 20)
-    train: int = 32
+    train: int = 64
     validation: int = 16
-    test: int = 24
+    test: int = 32
     controls: int = 19
-    max_new_tokens: int = 48
+    max_new_tokens: int = 64
     seed: int = 0
 
 
@@ -192,5 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; the same call resumes it")
     parser.add_argument("--model", default=None, help="checkpoint; default: the demo's SmolLM2-135M-Instruct")
     parser.add_argument("--results", type=Path, default=None, help="folder that the tables are also written to")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of Setting, e.g. test=12"
+    )
     parsed = parser.parse_args(arguments)
-    run(parsed.model or default_checkpoint(), parsed.out, parsed.results, Setting())
+    try:
+        setting = override(Setting(), parsed.set)
+    except ValueError as error:
+        parser.error(str(error))
+    run(parsed.model or default_checkpoint(), parsed.out, parsed.results, setting)
