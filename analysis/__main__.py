@@ -71,6 +71,11 @@ ANALYSES = {
         "does an answer depend on what the silent first round says?",
         "runs/imad-tiny/clues/seed-0 --out runs/analysis/transplant",
     ),
+    "fact-recall": Analysis(
+        "analysis.patching.fact_recall",
+        "activation patching of capitals: which layers and positions hold the country and the capital",
+        "--out results/patching",
+    ),
     "rates": Analysis(
         "analysis.paper.rates",
         "search the learning rate of every method on the tuning seed",

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from steerkit.generation.projections import project as project
     from steerkit.models.kernels import use_kernels as use_kernels
     from steerkit.models.load import load as load
+    from steerkit.patching.patch import patch as patch
+    from steerkit.patching.result import PatchResult as PatchResult
     from steerkit.probes.erasure import Eraser as Eraser
     from steerkit.probes.erasure import leace as leace
     from steerkit.probes.erasure import probe_erased as probe_erased
@@ -72,6 +74,8 @@ _PUBLIC = {  # module -> the public names in it
     "generation.projections": ("project",),
     "models.kernels": ("use_kernels",),
     "models.load": ("load",),
+    "patching.patch": ("patch",),
+    "patching.result": ("PatchResult",),
     "probes.erasure": ("Eraser", "leace", "probe_erased"),
     "probes.probe": ("ProbeResult", "fit_probe", "probe_layers"),
     "scores.judge": ("judge",),

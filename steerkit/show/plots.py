@@ -589,6 +589,34 @@ def heat_map(
     return figure
 
 
+def patching(table: pd.DataFrame, site: str, title: str | None = None) -> Figure:
+    """Draw the effects of patching one site as a heat map, layers x positions; white is 0, the unpatched run.
+
+    Args:
+        table: `PatchResult.table`.
+        site: one of its sites; of `"z"` each row is a head.
+        title: printed above the axes.
+
+    Raises:
+        ValueError: the table has no row of the site.
+
+    Example:
+        >>> plots.patching(sk.patch(model, tokenizer, clean, corrupted, answers).table, "resid_post")
+    """
+    _check_columns(table, ["site", "layer", "head", "position", "token", "effect", "n"])
+    rows = table[table["site"] == site]
+    if rows.empty:
+        raise ValueError(f"expected a site among {sorted(set(table['site']))}; got {site!r}. Patch it first.")
+    heads = rows["head"].notna().any()
+    place = rows["layer"].astype(str) + "." + rows["head"].astype(str) if heads else rows["layer"]
+    named = rows["token"].notna() & rows["position"].map(lambda one: not isinstance(one, str))
+    shown = rows["position"].astype(str).where(~named, rows["position"].astype(str) + " " + rows["token"].astype(str))
+    frame = rows.assign(place=place, shown=shown).pivot(index="place", columns="shown", values="effect")
+    frame = frame.loc[list(dict.fromkeys(place)), list(dict.fromkeys(shown))]
+    frame.index.name, frame.columns.name = "layer.head" if heads else "layer", "position"
+    return heat_map(frame, f"effect of {site}", centre=0.0, n=rows["n"], title=title)
+
+
 @styled()
 def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Figure:
     """Draw a forest plot, two columns of a page wide: a mean with its 95 % interval per comparison, and a line at 0.

@@ -1,0 +1,1 @@
+"""Activation patching of real checkpoints and of trained debaters."""

@@ -1,0 +1,76 @@
+"""The result of patching: effects by site, layer and position, with intervals over pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from steerkit.capture.activations import facts_html
+from steerkit.stats.mean import mean_interval
+
+PLACE = ["site", "layer", "head", "position", "token"]
+COLUMNS = [*PLACE, "effect", "effect_low", "effect_high", "n"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PatchResult:
+    """The effects of patching.
+
+    Args:
+        table: one row per place that was patched:
+            `site`, `layer`, `head` (of `z`, else missing), `position` (token index from 0, or the name given), `token`
+            (the token of the unpatched runs there; None where pairs or the tokens of a span differ),
+            `effect`: mean over pairs of `(m - m_base) / (m_other - m_base)` with m the metric: 0 is the unpatched run,
+            1 the other run,
+            `effect_low`, `effect_high`: 95 % interval over pairs (`mean_interval`); NaN for one pair,
+            `n`: number of pairs.
+        pairs: one row per place and pair, with the metrics: `pair`, `base` (unpatched run), `other` (the run that
+            activations are taken from), `patched`, and `effect`.
+        meta: provenance: model, mode, metric, method, answers.
+    """
+
+    table: pd.DataFrame
+    pairs: pd.DataFrame
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"PatchResult({', '.join(f'{name} {value}' for name, value in self._summary().items())})"
+
+    def _repr_html_(self) -> str:
+        """Return the summary and the largest effects as HTML, for notebooks; all texts are escaped."""
+        largest = self.table.reindex(self.table["effect"].abs().sort_values(ascending=False).index).head(10)
+        shown = largest.to_html(escape=True, index=False, float_format="{:.3f}".format, na_rep="")
+        return facts_html("PatchResult", self._summary()) + shown
+
+    def _summary(self) -> dict[str, str]:
+        top = self.table.loc[self.table["effect"].abs().idxmax()]
+        head = "" if pd.isna(top["head"]) else f" head {top['head']}"
+        return {
+            "pairs": str(self.pairs["pair"].nunique()),
+            "places": str(len(self.table)),
+            "mode": str(self.meta.get("mode")),
+            "largest effect": f"{top['effect']:.3f} ({top['site']} {top['layer']}{head}, position {top['position']})",
+        }
+
+
+def over_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the table of effects per place, from one row per place and pair."""
+    rows = []
+    for _, group in pairs.groupby(["site", "layer", "head", "position"], sort=False, dropna=False):
+        first = group.iloc[0]
+        same = group["token"].nunique(dropna=False) == 1
+        interval = mean_interval(group["effect"])
+        rows.append(
+            {
+                **{name: first[name] for name in PLACE},
+                "token": first["token"] if same else None,
+                "effect": interval.mean,
+                "effect_low": interval.low,
+                "effect_high": interval.high,
+                "n": len(group),
+            }
+        )
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"head": "Int64"})
