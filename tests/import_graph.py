@@ -16,6 +16,7 @@ PACKAGES = (
     "vectors",
     "steering",
     "generation",
+    "patching",
     "serving",
     "scores",
     "sweeps",
