@@ -274,9 +274,12 @@ def test_a_key_is_in_no_file_log_or_provenance_even_if_the_server_tells_it(
     with Scripted(echo) as there:
         server = Server(there.url, "m", "STEERKIT_TEST_KEY", attempts=2, wait=lambda *_: None)
         debates = run_debates(problems, server, cast, Setting(2, False, Sampling(0, 1, 8)), tmp_path / "run")
-        table = pd.DataFrame([debate.row() for debate in debates])
-        write_table(tmp_path / "run" / "t.csv", table, server.about())
         heard = [call.headers["Authorization"] for call in there.calls]
+        there.models = [{"id": "m", "root": f"/weights/{KEY}"}]
+        about = server.about()
+    assert about["reported"] == {"id": "m", "root": "/weights/[key]"}
+    table = pd.DataFrame([debate.row() for debate in debates])
+    write_table(tmp_path / "run" / "t.csv", table, about)
     assert heard and set(heard) == {f"Bearer {KEY}"}  # it was sent, so that it could have been written
     assert debates[0].calls[0].text == "I heard Bearer [key] \\boxed{4}"
     written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

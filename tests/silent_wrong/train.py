@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from steerkit.text.prompt import encode_prompt
 from steerkit.text.tags import tags
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_boundaries import smollm2_tokenizer, trace, two_ends
+from training.problems.sources import PARTS, part_of
 from training.train.checkpoints import add_tags, check_batch
+from training.train.grpo import GRPO
 from training.train.sft import SFT, _check_lengths, encode_examples, examples
 
 Encode = Callable[[Any, Sequence[Mapping[str, str]]], list[dict[str, list[int]]]]
@@ -113,6 +116,36 @@ def by_the_tokenizers_end(model: Any, tokenizer: Any, ids: Sequence[int]) -> boo
     return ids[-1] == tokenizer.eos_token_id
 
 
+def check_every_epoch_asks_each_problem_once(steps: Callable[[GRPO, int], int]) -> None:
+    for inner, prompts in ((1, 1), (3, 1), (3, 4)):
+        setting = GRPO(epochs=6.0, inner=inner, prompts=prompts)
+        asked = steps(setting, 20) / inner * prompts
+        assert asked == 6 * 20
+
+
+def in_passes(setting: GRPO, problems: int) -> int:
+    return setting.steps_for(problems)
+
+
+def in_optimiser_steps(setting: GRPO, problems: int) -> int:
+    """As many optimisation steps as generations are needed: with several steps on each, too few problems are asked."""
+    return math.ceil((setting.epochs or 0) * problems / setting.prompts)
+
+
+def check_a_question_stays_in_its_part(part: Callable[[str, int], str]) -> None:
+    questions = [f"What is {n} + {n}?" for n in range(20)]
+    held = {question: part(question, row) for row, question in enumerate(questions)}
+    assert held == {question: part(question, row) for row, question in enumerate(["new", *questions]) if row}
+
+
+def by_question(question: str, row: int) -> str:
+    return part_of(question)
+
+
+def by_row(question: str, row: int) -> str:
+    return PARTS[row % 2]
+
+
 def plain(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
     return lambda implementation, _: check(implementation)
 
@@ -127,4 +160,6 @@ SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
     ),
     "new tags begin near the mean": (plain(check_new_tags_begin_near_the_mean), add_tags, resized_where_needed),
     "every declared end ends a text": (plain(check_every_end_ends), by_any_end, by_the_tokenizers_end),
+    "an epoch asks each problem once": (plain(check_every_epoch_asks_each_problem_once), in_passes, in_optimiser_steps),
+    "a question stays in its part": (plain(check_a_question_stays_in_its_part), by_question, by_row),
 }  # fmt: skip

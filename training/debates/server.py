@@ -67,7 +67,10 @@ class Server(ChatServer):
         try:
             listed = json.loads(answer.data)["data"] if answer.status == 200 else []
             own = [model for model in listed if model["id"] == self.model] or listed
-            return {name: own[0].get(name) for name in ("id", "root")} if len(own) == 1 else None
+            if len(own) != 1:
+                return None
+            texts = {name: own[0].get(name) for name in ("id", "root")}
+            return {name: text and connections.redact(str(text))[:200] for name, text in texts.items()}
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             return None
 
