@@ -143,7 +143,7 @@ def estimate(preset: Preset, shape: Shape, device: Device, memory: float | None 
 
     All texts have the greatest length that their stage allows. Weights are float32 on a CPU, and held twice while
     texts are generated there (packed); they are bfloat16 on a GPU. The memory of a training step and of generation is
-    that of `training.memory`, and 5 % for the allocator. With P parameters, a token costs 2 P operations to read or to
+    that of `training.memory`, and 10 % for the allocator. With P parameters, a token costs 2 P operations to read or to
     write, 4 P to train with an adapter and 6 P without. Writing reads all weights and the cache once per step of a
     batch. The hours assume that 40 % of the device's speed is reached.
 

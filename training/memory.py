@@ -15,8 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from training.train.checkpoints import LoRA, with_adapter
 from training.train.log_probs import NUMBERS
 
-MARGIN = 1.05
-"""Factor of an estimate, for the allocator and small tensors."""
+MARGIN = 1.1
+"""Factor of an estimate, for the allocator and small tensors; benchmarks/TRAINING_MEMORY.md shows what it leaves."""
 CHUNK = 2048
 """Prompt tokens that the engine forwards at once on a CPU; on a GPU it forwards the prompts of a batch together."""
 
@@ -29,19 +29,19 @@ class StepMemory:
         weights: all weights, adapter included, and a copy of the model as reference if there is one.
         optimizer: gradients and Adam's two moments of the trained weights.
         activations: tensors that the backward pass of the blocks reads.
-        loss: the logits that are held at once, the gradient of the last hidden states, and that of a trained output
-            matrix.
+        backward: tensors of the backward pass: the logits that are held at once, the gradients of the last hidden
+            states and of a trained output matrix, and those in one block.
     """
 
     weights: int
     optimizer: int
     activations: int
-    loss: int
+    backward: int
 
     @property
     def total(self) -> int:
         """The sum."""
-        return self.weights + self.optimizer + self.activations + self.loss
+        return self.weights + self.optimizer + self.activations + self.backward
 
 
 def blank(config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -74,9 +74,10 @@ def training_step(
 
     The activations are counted, not estimated from a formula: the model's own code runs on tensors without values, with
     one and with two blocks, and the tensors that autograd keeps are added up. The difference of the two is a block.
-    With N = rows x tokens, V rows of embeddings and d = d_model, the loss holds min(N V, 8 million) logits three times,
-    2 N d numbers of gradients, and V d more where the output matrix is trained. With gradient checkpointing, each block
-    keeps its input of N d numbers, and one block at a time all of its tensors.
+    With N = rows x tokens, V rows of embeddings, d = d_model and inner width f, the backward pass holds min(N V, 8
+    million) logits three times, 2 N d numbers of gradients of the last hidden states, V d more where the output matrix
+    is trained, and N (4 d + 3 f) in one block. With gradient checkpointing, each block keeps its input of N d numbers, and
+    one block at a time all of its tensors.
 
     Args:
         config: configuration of a causal language model of transformers.
@@ -108,10 +109,11 @@ def training_step(
     if checkpointing:
         activations = one[2] + (depth - 1) * n * text.hidden_size * dtype.itemsize
     table = text.vocab_size * text.hidden_size
-    loss = 12 * min(n * text.vocab_size, NUMBERS) + 8 * n * text.hidden_size
-    loss += 4 * table if lora is None or train_embeddings else 0
+    backward = 12 * min(n * text.vocab_size, NUMBERS) + 8 * n * text.hidden_size
+    backward += 4 * table if lora is None or train_embeddings else 0
+    backward += dtype.itemsize * n * _block_numbers(text)
     copies = 2 if reference and lora is None else 1
-    return StepMemory(copies * weights, 3 * trained, activations, loss)
+    return StepMemory(copies * weights, 3 * trained, activations, backward)
 
 
 def generation(
@@ -138,9 +140,8 @@ def generation(
     text = config.get_text_config(decoder=True)
     width = torch.finfo(dtype).bits // 8
     forwarded = min(CHUNK, rows * prompt) if cpu else rows * prompt
-    block = 4 * text.hidden_size + 3 * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
     cache = width * rows * (prompt + new) * text.num_hidden_layers * kv_width(config)
-    return int(cache + 12 * rows * text.vocab_size + width * forwarded * block)
+    return int(cache + 12 * rows * text.vocab_size + width * forwarded * _block_numbers(text))
 
 
 def kv_width(config: Any) -> int:
@@ -149,6 +150,11 @@ def kv_width(config: Any) -> int:
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return int(2 * heads * head_width)
+
+
+def _block_numbers(text: Any) -> int:
+    """Return the numbers per token that one block computes with at once, about: 4 d + 3 f."""
+    return int(4 * text.hidden_size + 3 * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size))
 
 
 def _with_layers(config: Any, layers: int) -> Any:
