@@ -221,8 +221,8 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
     def evolved() -> Path:
         """Rounds share the steps of one GRPO training, so that all methods with GRPO have as many."""
         rounds = Evolve().rounds
-        steps = max(1, round(grpo.steps / rounds))
-        setting = Evolve(rounds, grpo=replace(grpo, steps=steps))
+        steps = max(1, round(grpo.steps_for(len(problems)) / rounds))
+        setting = Evolve(rounds, grpo=replace(grpo, epochs=None, steps=steps))
         debate = run.debate_setting(replace(run.preset.debate.sampling, seed=run.seed))
         held, first = run.problems(VALIDATION, "validation"), run.folder / "debates"
         start = grpo_start()

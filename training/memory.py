@@ -76,8 +76,8 @@ def training_step(
     one and with two blocks, and the tensors that autograd keeps are added up. The difference of the two is a block.
     With N = rows x tokens, V rows of embeddings, d = d_model and inner width f, the backward pass holds min(N V, 8
     million) logits three times, 2 N d numbers of gradients of the last hidden states, V d more where the output matrix
-    is trained, and N (4 d + 3 f) in one block. With gradient checkpointing, each block keeps its input of N d numbers, and
-    one block at a time all of its tensors.
+    is trained, and N (4 d + 3 f) in one block. With gradient checkpointing, each block keeps its input of N d numbers,
+    and one block at a time all of its tensors.
 
     Args:
         config: configuration of a causal language model of transformers.
