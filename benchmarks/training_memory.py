@@ -173,6 +173,8 @@ def field(name: str) -> int:
 def page(rows: list[dict[str, Any]]) -> str:
     """The table."""
     known = versions()
+    others = len(rows) > sum(row["case"] in [case.name for case in CHOSEN_ON] for row in rows)
+    checks = "the others check them" if others else "no other case has been measured yet"
     lines = [
         "# Memory of training on a CPU, measured and estimated",
         "",
@@ -182,7 +184,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "system at once. Training keeps freed memory for the next step, which is faster; `process` is the growth of "
         "the peak then. The estimate is that of `training.memory` and 10 % for the allocator, as in `python -m "
         "training.imad PRESET --dry-run`. `make gpu` measures GPU memory "
-        "(part `training`). The 10 % were chosen when the cases marked * had been measured; the others check them.",
+        f"(part `training`). The 10 % were chosen when the cases marked * had been measured; {checks}.",
         "",
         "| case | parameters | texts x tokens | in use, MiB | estimated MiB | estimate / in use | process, MiB |",
         "|---|---|---|---|---|---|---|",
