@@ -144,7 +144,10 @@ def parse_choices(text: str) -> list[str]:
     Raises:
         ValueError: an empty text, one given twice, or a list that is no JSON.
     """
-    given = parse_json(text) if text.startswith("[") else text.split(",")
+    try:
+        given = parse_json(text) if text.startswith("[") else text.split(",")
+    except ValueError:
+        given = []
     if not all(isinstance(one, str) and one for one in given) or len(set(given)) < len(given) or not given:
         raise ValueError(
             f"expected texts that differ, with commas between them, or a JSON list of texts; got {text!r}. Write "

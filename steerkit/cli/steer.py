@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,6 +36,9 @@ def steer(
         typer.Option(help="Block after which the vector acts; 12+14 or all for several; omit if it holds one layer."),
     ] = None,
     coefficient: Annotated[float, typer.Option(help="Multiplies the vector with its norm; see the relative dose.")] = 1,
+    dose: Annotated[
+        float | None, typer.Option(help="Instead of a coefficient: norm of the push over that of the stream, signed.")
+    ] = None,
     positions: Positions = "from_last_prompt_token",
     operation: Operation = "add",
     max_new_tokens: MaxNewTokens = 80,
@@ -58,34 +61,35 @@ def steer(
     loading.check(checkpoint)
     check_vectors([vector])
     import steerkit as sk
-    from steerkit.capture.norms import stream_norms
-    from steerkit.steering.dose import relative_dose
+    from steerkit.steering.dose import median_norms, relative_dose
 
     held = sk.SteeringVector.load(vector)
-    steering = sk.Steering(held, coefficient, positions, operation, foreign, layer=layers)
+    steering = sk.Steering(held, coefficient, positions, operation, foreign, layer=layers, dose=dose)
     model, tokenizer = load_model(checkpoint, loading)
     chat = not verbatim and bool(getattr(tokenizer, "chat_template", None))
-    asked = [{"role": "user", "content": prompt}] if chat else prompt
-    unsteered, steered = sk.generate(
-        model,
-        tokenizer,
-        [asked, asked],
-        max_new_tokens=max_new_tokens,
-        steering=[None, steering],
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
+    asked = sk.render(tokenizer, [{"role": "user", "content": prompt}] if chat else prompt)
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "return_details": True,
+    }
+    plain = sk.generate(model, tokenizer, [asked], **options)[0]
+    norms = median_norms(model, [(asked.ids, plain.ids)], None, positions, str(steering.operation), str(steering.site))
+    steering = steering.resolved(norms)
+    unsteered, steered = (
+        one.text for one in sk.generate(model, tokenizer, [asked, asked], steering=[None, steering], **options)
     )
     steered_layers = list(steering.vector.layers)
-    norms = stream_norms(model, tokenizer, [asked], [unsteered], steered_layers) if unsteered else {}
-    dose = relative_dose(steering, norms)
+    coefficient, dose = float(steering.coefficient), relative_dose(steering, norms)
     if as_json:
         values = {"unsteered": unsteered, "steered": steered, "coefficient": coefficient, "relative_dose": dose}
         print_json({**values, "layer": steered_layers[0] if len(steered_layers) == 1 else steered_layers})
         return
     label = "+".join(map(str, steered_layers))
-    strength = f"coefficient {coefficient:g}" + (f", dose {dose:.2f}" if operation == "add" else f", {operation}")
-    side_by_side({"unsteered": unsteered, f"layer {label}, {strength}": steered})
+    shown = f"coefficient {coefficient:g}" + (f", dose {dose:.2f}" if operation == "add" else f", {operation}")
+    side_by_side({"unsteered": unsteered, f"layer {label}, {shown}": steered})
     hint(DOSE, as_json)
 
 

@@ -43,7 +43,13 @@ def sweep(
             "Omit for vectors that hold one layer."
         ),
     ] = None,
-    coefficients: Annotated[str, typer.Option(help="Numbers with commas; 0 is always added.")] = "-2,-1,0,1,2",
+    coefficients: Annotated[
+        str | None, typer.Option(help="Numbers with commas; 0 is always added. Default -2,-1,0,1,2 without doses.")
+    ] = None,
+    doses: Annotated[
+        str | None,
+        typer.Option(help="Instead of coefficients: norms of the push over that of the stream, signed, with commas."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished sweep is resumed.")] = Path("runs/sweep"),
     random: Annotated[int, typer.Option(help="Random control directions; a rank of 5 % needs 19.", min=0)] = 19,
     positions: Positions = "from_last_prompt_token",
@@ -75,18 +81,25 @@ def sweep(
     Example: steerkit sweep CHECKPOINT persona.safetensors --prompts prompts.jsonl --layers 10,14 --out runs/persona
     """
     sets = None if layers is None else parse_layer_sets(layers)
-    values = parse_coefficients(coefficients)
+    if coefficients is not None and doses is not None:
+        raise ValueError("expected --coefficients or --doses; got both. Pass one of them.")
+    strengths: dict[str, Any] = {}
+    if doses is None:
+        strengths["coefficients"] = parse_coefficients("-2,-1,0,1,2" if coefficients is None else coefficients)
+    else:
+        strengths["doses"] = parse_coefficients(doses)
     parse_positions(positions)
     loading.check(checkpoint)
     check_vectors(vectors)
     rows = read_prompts(prompts)
     given = None if choices is None else parse_choices(choices)
     import steerkit as sk
-    from steerkit.sweeps.plan import cells_of, prompt_rows, steerings_at
+    from steerkit.sweeps.plan import Cell, prompt_rows, steerings_at
 
     named = {path.stem: sk.SteeringVector.load(path) for path in vectors}
     prompt_rows(rows, given)
-    cells_of(steerings_at(named, sets, positions, operation, foreign), values)
+    steerings = steerings_at(named, sets, positions, operation, foreign)
+    Cell.each(steerings, strengths.get("coefficients"), strengths.get("doses"))
     named |= sk.controls.random(named, n=random)
     result = sk.sweep(
         *load_model(checkpoint, loading),
@@ -96,7 +109,7 @@ def sweep(
         out=out,
         positions=positions,
         operation=operation,
-        coefficients=values,
+        **strengths,
         samples=samples,
         temperature=temperature,
         top_p=top_p,

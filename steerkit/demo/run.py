@@ -123,7 +123,7 @@ def run_test(
     vectors: Vectors,
     choices: Mapping[str, Choice],
     questions: Sequence[Question],
-    norms: Mapping[Layer, float],
+    norms: Mapping[str, Mapping[Layer, float]],
     settings: DemoSettings,
     out: Path,
     engine: Any = None,
@@ -147,7 +147,7 @@ def run_test(
             positions=choice.positions,
             max_new_tokens=settings.max_new_tokens,
             seed=settings.seed,
-            stream_norms=norms,
+            stream_norms=norms[choice.positions],
             out=out / "test" / persona,
             engine=engine,
         )

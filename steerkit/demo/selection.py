@@ -114,7 +114,7 @@ def near_unsteered(table: pd.DataFrame) -> pd.Series:
 
 def choose(
     model: Any, tokenizer: Any, vectors: Vectors, parts: Mapping[str, Sequence[Question]], settings: Any, out: Path
-) -> tuple[dict[str, Choice], SweepResult, dict[Layer, float]]:
+) -> tuple[dict[str, Choice], SweepResult, dict[str, dict[Layer, float]]]:
     """Choose all settings on validation; returns the choices, the scored dose sweep and the norms of the stream."""
     settings_of, norms = _choose_sources(model, tokenizer, vectors, parts["choose"], settings, out)
     vectors_at: dict[str, dict[str, SteeringVector]] = {}
@@ -133,7 +133,7 @@ def choose(
             positions=positions,
             max_new_tokens=settings.max_new_tokens,
             seed=settings.seed,
-            stream_norms=norms,
+            stream_norms=norms[positions],
             out=out / "validation" / f"dose-{number}",
         )
         tables.append(result)
@@ -148,14 +148,15 @@ def choose(
 
 def _choose_sources(
     model: Any, tokenizer: Any, vectors: Vectors, questions: Sequence[Question], settings: Any, out: Path
-) -> tuple[dict[str, tuple[str, int, str, int]], dict[Layer, float]]:
+) -> tuple[dict[str, tuple[str, int, str, int]], dict[str, dict[Layer, float]]]:
     """Choose source, layer and positions per persona: the highest mean trait among settings without repetition.
 
     Returns:
-        `persona -> (source, layer, positions, number of settings compared)`, and the norms of the stream by layer.
+        `persona -> (source, layer, positions, number of settings compared)`, and `positions -> layer -> norm` of the
+        stream.
     """
     depth = len(next(iter(vectors.values()))[0].layers)
-    tables, norms = [], dict[Layer, float]()
+    tables, norms = [], dict[str, dict[Layer, float]]()
     for positions in (EVERY, FIRST_FOUR):
         named = {
             f"{persona}/{source}/{layer}": vector.at(layer)
@@ -174,7 +175,7 @@ def _choose_sources(
             seed=settings.seed,
             out=out / "validation" / f"place-{'all' if positions == EVERY else 'first'}",
         )
-        norms |= {int(layer): norm for layer, norm in result.meta["stream_norms"].items()}
+        norms[positions] = {int(layer): norm for layer, norm in result.meta["stream_norms"].items()}
         tables.append(scored(result, model, tokenizer, perplexity=False).table)
     table = pd.concat(tables, ignore_index=True)
     write_table(out / "tables" / "places.parquet", table, {"kind": "validation, places"})

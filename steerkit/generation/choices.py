@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from steerkit.capture.activations import Layer
 from steerkit.generation.batches import in_batches
 from steerkit.generation.engine import Engine, Row, prompt_edit
 from steerkit.models.context import check_fits
+from steerkit.steering.dose import median_norms, with_coefficients
 from steerkit.steering.steering import Steering, steerings_per_row
 from steerkit.steering.watch import suspended
 from steerkit.text.prompt import PromptLike, encode_prompt
@@ -32,6 +34,7 @@ def score_choices(
     choices: Sequence[str] | Sequence[Sequence[str]],
     *,
     steering: Steering | Sequence[Steering | None] | None = None,
+    norms: Mapping[Layer, float] | None = None,
     batch_rows: int | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
@@ -51,6 +54,8 @@ def score_choices(
         choices: texts that continue every prompt, with their first space; or one list of texts per prompt.
         steering: one for all prompts, or one (or None) per prompt; steerings that `with steering.on(model)` set are
             applied too. The prompt is the prompt, and the tokens of a choice count as new tokens.
+        norms: norm of the stream per layer, for steerings with a `dose`; default: the median over the steered positions
+            of these prompts and choices, see `steerkit.steering.dose.median_norms`.
         batch_rows: rows forwarded at once; default by the size of the vocabulary.
         chat_template_kwargs: further arguments of the chat template.
 
@@ -74,11 +79,16 @@ def score_choices(
     each = choices_per_prompt(choices, len(prompts))
     encoded = [encode_prompt(tokenizer, prompt, chat_template_kwargs) for prompt in prompts]
     with suspended(model) as active:
-        steered = steerings_per_row(steering, active, len(prompts))
         places = [(number, choice) for number, several in enumerate(each) for choice in several]
+        texts = [choice_ids(tokenizer, choice) for _, choice in places]
+
+        def measured(positions: str, operation: str, site: str) -> Mapping[Layer, float]:
+            read = [(encoded[number], ids) for (number, _), ids in zip(places, texts, strict=True)]
+            return median_norms(model, read, None, positions, operation, site) if norms is None else norms
+
+        steered = with_coefficients(steerings_per_row(steering, active, len(prompts)), measured)
         rows = [Row(encoded[number], steered[number]) for number, _ in places]
-        texts = [encode(tokenizer, choice) for _, choice in places]
-        check_choices(model, rows, texts)
+        check_fits(model, [(*row.prompt, *ids) for row, ids in zip(rows, texts, strict=True)])
         found = {i: value for batch in log_probs_of(model, rows, texts, batch_rows) for i, value in batch}
     log_probs = [found[i] for i in range(len(rows))]
     if overflowed := sorted({number for (number, _), x in zip(places, log_probs, strict=True) if not np.isfinite(x)}):
@@ -127,18 +137,19 @@ def checked_choices(choices: Any) -> list[str]:
     return several
 
 
+def choice_ids(tokenizer: Any, choice: str) -> tuple[int, ...]:
+    """The token ids of a choice, see `steerkit.text.tokens.encode`; `ValueError` for one that has none."""
+    ids = encode(tokenizer, choice)
+    if not ids:
+        raise ValueError(f"expected choices with at least one token; {choice!r:.80} has none. Pass other texts.")
+    return ids
+
+
 def probabilities(log_probs: Any) -> Float[np.ndarray, " choice"]:
     """`exp(log_prob)` over their sum, for the choices of one prompt; NaN for all if one is NaN."""
     values = np.asarray(log_probs, float)
     weights = np.exp(values - values.max())
     return weights / weights.sum()
-
-
-def check_choices(model: nn.Module, rows: Sequence[Row], texts: Sequence[tuple[int, ...]]) -> None:
-    """`ValueError` for a choice without tokens, one that the model does not know, or one too long for the context."""
-    if any(not ids for ids in texts):
-        raise ValueError("expected choices with at least one token; got one without. Pass other texts.")
-    check_fits(model, [(*row.prompt, *ids) for row, ids in zip(rows, texts, strict=True)])
 
 
 def log_probs_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from steerkit.capture.activations import Layer
 from steerkit.generation.batches import in_batches
 from steerkit.generation.engine import Choose, Continuation, Engine, Row
 from steerkit.generation.projections import Monitor
@@ -20,6 +22,7 @@ from steerkit.generation.sampling import likeliest, random_stream, sample
 from steerkit.models.context import context_length
 from steerkit.models.ends import ends_of
 from steerkit.models.model import widest_float
+from steerkit.steering.dose import median_norms, with_coefficients
 from steerkit.steering.steering import Steering, steerings_per_row
 from steerkit.steering.watch import suspended
 from steerkit.text.prompt import PromptLike, render
@@ -63,6 +66,7 @@ def generate(
     chat_template_kwargs: Mapping[str, Any] | None = ...,
     return_details: Literal[False] = ...,
     watch: None = ...,
+    norms: Mapping[Layer, float] | None = ...,
 ) -> list[str]: ...
 
 
@@ -81,6 +85,7 @@ def generate(
     chat_template_kwargs: Mapping[str, Any] | None = ...,
     return_details: Literal[True],
     watch: Mapping[str, SteeringVector] | None = ...,
+    norms: Mapping[Layer, float] | None = ...,
 ) -> list[Generation]: ...
 
 
@@ -99,6 +104,7 @@ def generate(
     chat_template_kwargs: Mapping[str, Any] | None = ...,
     return_details: bool = ...,
     watch: Mapping[str, SteeringVector],
+    norms: Mapping[Layer, float] | None = ...,
 ) -> list[Generation]: ...
 
 
@@ -116,6 +122,7 @@ def generate(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     return_details: bool = False,
     watch: Mapping[str, SteeringVector] | None = None,
+    norms: Mapping[Layer, float] | None = None,
 ) -> list[str] | list[Generation]:
     """Continue each prompt, steered or not; the texts in the order of the prompts.
 
@@ -139,6 +146,9 @@ def generate(
             layers and at earlier tokens are in both. The stream at the last token of the prompt, where the first new
             token is decided, belongs to no generated token; `sk.project` reads it. The last token is forwarded once
             more, and no text changes. Vectors of other weights are allowed, as for `sk.project`.
+        norms: norm of the stream per layer, for steerings with a `dose`, e.g. `result.meta["stream_norms"]` of a sweep.
+            Default: the prompts are first continued without steering by the same settings, and the norm is the median
+            over the steered positions, see `steerkit.steering.dose.median_norms`.
 
     Returns:
         One text per prompt, or one `Generation` with `return_details=True` or `watch`.
@@ -157,6 +167,12 @@ def generate(
     if isinstance(prompts, str | Mapping) or not len(prompts):
         raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}. Put them in a list.")
     seed = checked_seed(seed)
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "batch_rows": batch_rows,
+    }
     if watch is not None:
         Monitor(watch, 0).check(model)
     with suspended(model) as active:
@@ -168,6 +184,19 @@ def generate(
             streams.append((seed, prompt.text, seen[prompt.ids]))
             seen[prompt.ids] += 1
             rows.append(Row(prompt.ids, row))
+
+        @functools.cache
+        def unsteered() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+            plain = [Row(row.prompt) for row in rows]
+            batches = decode(model, tokenizer, plain, streams, **settings)
+            written = {number: continuation.all_ids for batch in batches for number, continuation in batch}
+            return [(row.prompt, written[number]) for number, row in enumerate(plain)]
+
+        def measured(positions: str, operation: str, site: str) -> Mapping[Layer, float]:
+            return median_norms(model, unsteered(), None, positions, operation, site) if norms is None else norms
+
+        each = with_coefficients(each, measured)
+        rows = [Row(row.prompt, several) for row, several in zip(rows, each, strict=True)]
         log_probs: list[list[float]] | None = [[] for _ in rows] if return_details or watch is not None else None
         read: dict[int, list[list[list[float]]]] = {}
         found = decode(
@@ -175,10 +204,7 @@ def generate(
             tokenizer,
             rows,
             streams,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            batch_rows=batch_rows,
+            **settings,
             log_probs=log_probs,
             watch=watch,
             read=read,

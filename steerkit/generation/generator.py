@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from torch import nn
 
 from steerkit.capture.activations import Layer
-from steerkit.capture.norms import stream_norms
 from steerkit.generation.batches import check_rows
 from steerkit.generation.choices import log_probs_of
 from steerkit.generation.engine import Continuation, Row
@@ -19,8 +18,8 @@ from steerkit.models.ends import ends_of
 from steerkit.models.identity import describe
 from steerkit.models.kernels import resume_kernels
 from steerkit.models.site_names import DEFAULT
+from steerkit.steering.dose import Texts, median_norms
 from steerkit.steering.watch import suspended
-from steerkit.text.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,8 @@ class Generator(Protocol):
     ) -> Iterator[list[tuple[int, float]]]:
         """Yield `(row number, log P(text | prompt))` of rows that are finished; NaN where the logits overflowed."""
 
-    def norms(
-        self,
-        tokenizer: Any,
-        prompts: Sequence[Prompt],
-        texts: Sequence[Sequence[int]],
-        layers: Sequence[int],
-        site: str = DEFAULT,
-    ) -> dict[Layer, float]:
-        """Mean norms of the stream over texts, see `steerkit.capture.norms.stream_norms`."""
+    def norms(self, texts: Texts, positions: str, operation: str, site: str = DEFAULT) -> dict[Layer, float]:
+        """Median norms of the stream over the steered positions of texts, see `steerkit.steering.dose.median_norms`."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +114,5 @@ class InProcess:
     ) -> Iterator[list[tuple[int, float]]]:
         return log_probs_of(self.model, rows, texts, settings.batch_rows)
 
-    def norms(
-        self,
-        tokenizer: Any,
-        prompts: Sequence[Prompt],
-        texts: Sequence[Sequence[int]],
-        layers: Sequence[int],
-        site: str = DEFAULT,
-    ) -> dict[Layer, float]:
-        return stream_norms(self.model, tokenizer, prompts, [tuple(ids) for ids in texts], layers, site=site)
+    def norms(self, texts: Texts, positions: str, operation: str, site: str = DEFAULT) -> dict[Layer, float]:
+        return median_norms(self.model, texts, None, positions, operation, site)

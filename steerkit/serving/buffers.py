@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steerkit.serving.request import Asked, Push, Read, spans
+from steerkit.serving.request import NORMS, Asked, Push, Read, spans
 from steerkit.serving.sampling import Draws, Turn
 from steerkit.steering.operations import direction_of
 from steerkit.vectors.vector import SteeringVector
@@ -44,6 +44,8 @@ class LayerBuffers(nn.Module):
     norm: Tensor
     weight: Tensor
     into: Tensor
+    norms: Tensor
+    norm_into: Tensor
 
     def __init__(self, bank: Tensor, tokens: int, slots: int, sums: int) -> None:
         super().__init__()
@@ -55,10 +57,11 @@ class LayerBuffers(nn.Module):
         self.slots, self.sums = slots, sums
         if sums:
             wide = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
-            sizes = {"sum": (sums + 1, d_model), "norm": (sums + 1,), "weight": (tokens,)}
+            sizes = {"sum": (sums + 1, d_model), "norm": (sums + 1,), "weight": (tokens,), "norms": (NORMS + 1,)}
             for name, size in sizes.items():
                 self.register_buffer(name, torch.zeros(size, dtype=wide, device=device), persistent=False)
-            self.register_buffer("into", torch.zeros(tokens, dtype=torch.long, device=device), persistent=False)
+            for name in ("into", "norm_into"):
+                self.register_buffer(name, torch.zeros(tokens, dtype=torch.long, device=device), persistent=False)
         self.active = self.reading = False
         self.called = False
 
@@ -82,7 +85,9 @@ class LayerBuffers(nn.Module):
             stream = stream_of(hidden, residual).reshape(-1, hidden.shape[-1])[:tokens].to(self.sum.dtype)
             weight, into = self.weight[:tokens], self.into[:tokens]
             self.sum.index_add_(0, into, weight[:, None] * stream)
-            self.norm.index_add_(0, into, weight * stream.norm(dim=-1))
+            norms = stream.norm(dim=-1)
+            self.norm.index_add_(0, into, weight * norms)
+            self.norms.index_copy_(0, self.norm_into[:tokens], norms)
         return hidden
 
 
@@ -118,6 +123,7 @@ class Steerer:
         self.turns: list[Turn] = []
         self.sum_of: dict[str, int] = {}
         self.tokens_of: dict[str, int] = {}
+        self.norms_of: dict[str, list[int]] = {}
         self.n_sums = sums
         self.seen: dict[str, int] = {}
         self.rows: dict[tuple[str, int, str], int] = {}
@@ -189,6 +195,7 @@ class Steerer:
                 buffers.active = False
             if buffers.reading:
                 buffers.into.zero_()
+                buffers.norm_into.zero_()
                 buffers.weight.zero_()
                 buffers.reading = False
 
@@ -199,9 +206,15 @@ class Steerer:
         self.seen[name] = max(seen, begun + scheduled)
         if low >= high:
             return
+        here = slice(start + low - begun, start + high - begun)
+        if read.each:
+            rows = torch.tensor(self._norm_rows(read)[low - read.start : high - read.start])
+            for layer in read.layers:
+                self.layers[layer].reading = True
+                self.layers[layer].norm_into[here] = rows.to(self.bank.device)
+            return
         into = self._sum_row(read.key)
         self.tokens_of[read.key] += high - low
-        here = slice(start + low - begun, start + high - begun)
         for layer in read.layers:
             buffers = self.layers[layer]
             buffers.reading = True
@@ -221,6 +234,16 @@ class Steerer:
             self.tokens_of[key] = 0
         return self.sum_of[key]
 
+    def _norm_rows(self, read: Read) -> list[int]:
+        """The rows of a key's norms, one per position; where too few are free, those of the oldest keys are lost."""
+        if read.key not in self.norms_of:
+            while len(free := set(range(1, NORMS + 1)).difference(*self.norms_of.values())) < read.stop - read.start:
+                del self.norms_of[next(iter(self.norms_of))]
+            self.norms_of[read.key] = rows = sorted(free)[: read.stop - read.start]
+            for layer in read.layers:
+                self.layers[layer].norms[rows] = torch.nan
+        return self.norms_of[read.key]
+
     def _zero_sums(self, row: int) -> None:
         for buffers in self.layers:
             buffers.sum[row] = 0
@@ -229,10 +252,14 @@ class Steerer:
     def take_sums(self, keys: Sequence[str]) -> dict[str, Any]:
         """The sums of these keys, `{key: {"sum": [layer][d_model], "norm": [layer], "tokens": n}}`, and forget them.
 
-        A key that was pushed out by newer ones, or that nothing was read for, is left out.
+        Of a key that each position was read for, `{"norms": [layer][position]}`, NaN where none was read. A key that
+        was pushed out by newer ones, or that nothing was read for, is left out.
         """
-        taken = {}
+        taken: dict[str, Any] = {}
         for key in keys:
+            if rows := self.norms_of.pop(key, None):
+                taken[key] = {"norms": [buffers.norms[rows].tolist() for buffers in self.layers]}
+                continue
             row = self.sum_of.pop(key, None)
             if row is None:
                 continue

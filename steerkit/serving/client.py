@@ -107,6 +107,18 @@ class Server(Remote):
                 raise ServerError(f"expected token ids from {self.urls}; got none. Use a newer vLLM.")
             yield number, tuple(ids)
 
+    def log_probs(self, requests: Sequence[Sent]) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """See `Remote`."""
+        bodies = [{**_body(one), "prompt_logprobs": 0} for one in requests]
+        for number, answer in self.completions(bodies):
+            one = requests[number]
+            given = answer["choices"][0].get("prompt_logprobs")
+            if given is None:
+                raise ServerError(f"expected log-probabilities from {self.urls}; got none. Use a newer vLLM.")
+            ids = one.prompt[len(one.prompt) - one.scored :]
+            entries = zip(given[len(given) - one.scored :], ids, strict=True)
+            yield number, tuple(float(entry[str(token)]["logprob"]) for entry, token in entries)
+
     def completions(self, bodies: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Post bodies to `/completions`, several at a time; yields `(number, answer)` as they are finished.
 

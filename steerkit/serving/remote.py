@@ -7,12 +7,15 @@ have generated.
 
 from __future__ import annotations
 
+import itertools
+import math
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,9 +30,10 @@ from steerkit.io.versions import versions
 from steerkit.models.ends import end_of_turn
 from steerkit.models.identity import fingerprint, tokenizer_sha256
 from steerkit.models.site_names import DEFAULT
-from steerkit.serving.request import DRAW, KEY, LARGEST, LARGEST_WIDE, OPERATIONS, READ, Served
+from steerkit.serving.request import DRAW, KEY, LARGEST, LARGEST_WIDE, NORMS, OPERATIONS, PROMPT, READ, Served
+from steerkit.steering.dose import Texts as Continued
+from steerkit.steering.positions import steered_columns
 from steerkit.steering.steering import Steering
-from steerkit.text.prompt import Prompt
 from steerkit.text.spans import Passage
 from steerkit.vectors.vector import SteeringVector
 
@@ -52,6 +56,7 @@ class Sent:
         count: largest number of new tokens.
         stops: tokens that end the text, beside no others.
         extra: see `steerkit.serving.request`.
+        scored: number of the last tokens of the prompt whose log-probabilities are wanted.
         salt: requests share blocks of the prefix cache only with those of the same salt.
     """
 
@@ -60,6 +65,7 @@ class Sent:
     stops: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     salt: str | None = None
+    scored: int = 0
 
 
 class Remote(ABC):
@@ -84,6 +90,10 @@ class Remote(ABC):
     @abstractmethod
     def complete(self, requests: Sequence[Sent]) -> Iterator[Finished]:
         """Yield `(number, new token ids)` of requests as they are finished; ids end with the stop token, if any."""
+
+    @abstractmethod
+    def log_probs(self, requests: Sequence[Sent]) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """Yield `(number, log-probabilities of the last `scored` tokens of the prompt)` as requests are finished."""
 
     @abstractmethod
     def call(self, name: str, argument: Any) -> list[Any]:
@@ -234,26 +244,66 @@ class Remote(ABC):
         self, tokenizer: Any, rows: Sequence[Row], texts: Sequence[tuple[int, ...]], settings: Settings
     ) -> Iterator[list[tuple[int, float]]]:
         """See `steerkit.generation.generator.Generator`."""
-        raise ValueError(
-            "expected no choices for an engine of vLLM; got some. Pass a model and no engine, or generate texts."
-        )
+        served = self.model()["context"]
+        if (longest := max(len(row.prompt) + len(text) for row, text in zip(rows, texts, strict=True))) >= served:
+            raise ValueError(
+                f"expected prompt and choice within {served - 1} tokens, the served context without one new token; got "
+                f"{longest}. Shorten either."
+            )
+        self._offer(row.steerings for row in rows)
+        too_strong = [number for number, row in enumerate(rows) if self._overflows(row)]
+        if too_strong:
+            yield [(number, math.nan) for number in too_strong]
+        numbers = [number for number in range(len(rows)) if number not in set(too_strong)]
+        sent = []
+        for number in numbers:
+            row, text = rows[number], texts[number]
+            pushes = [specification(one) for one in row.steerings if float(one.coefficient) != 0]
+            extra = {KEY: pushes, PROMPT: len(row.prompt)} if pushes else {}
+            sent.append(Sent((*row.prompt, *text), 1, (), extra, scored=len(text)))
+        finished: list[tuple[int, float]] = []
+        for place, values in self.log_probs(sent) if sent else ():
+            total = sum(values)
+            finished.append((numbers[place], total if math.isfinite(total) else math.nan))
+            if len(finished) >= REPORTED:
+                yield finished
+                finished = []
+        if finished:
+            yield finished
 
-    def norms(
-        self,
-        tokenizer: Any,
-        prompts: Sequence[Prompt],
-        texts: Sequence[Sequence[int]],
-        layers: Sequence[int],
-        site: str = DEFAULT,
-    ) -> dict[Layer, float]:
-        """See `steerkit.capture.norms.stream_norms`; empty where the engine was started without sums."""
+    def norms(self, texts: Continued, positions: str, operation: str, site: str = DEFAULT) -> dict[Layer, float]:
+        """See `steerkit.steering.dose.median_norms`; empty where the engine was started without sums."""
         if not self.listing()["sums"]:
             return {}
-        room = self.model()["context"] - 1
-        whole = [((*prompt.ids, *ids)[:room], len(prompt.ids)) for prompt, ids in zip(prompts, texts, strict=True)]
-        passages = [Passage(ids, ((start, len(ids)),), ("text",), "") for ids, start in whole if len(ids) > start]
-        read = self._read(passages, layers, lambda start, stop: (start, stop, 1.0))["text"]
-        return {layer: read["norm"][layer] / read["tokens"] for layer in layers}
+        room, layers = self.model()["context"] - 1, list(range(self.model()["n_layers"]))
+        asked: list[tuple[Sent, str, int]] = []
+        job = uuid.uuid4().hex
+        for number, (prompt, ids) in enumerate(texts):
+            whole = (*prompt, *ids)[:room]
+            low, high = steered_columns(positions, 0, len(prompt), operation)
+            high = min(high, len(whole))
+            for start in range(max(low, 1), high, NORMS // 2):
+                key, stop = f"{job}/{number}-{start}", min(high, start + NORMS // 2)
+                read = {"key": key, "layers": layers, "weight": 0.0, "start": start, "stop": stop, "each": True}
+                asked.append((Sent(whole[:stop], 1, (), {READ: read}), key, stop - start))
+        found: list[np.ndarray] = []
+        while asked:
+            many = max(1, sum(total <= NORMS for total in itertools.accumulate(count for *_, count in asked)))
+            part, asked = asked[:many], asked[many:]
+            for _ in self.complete([sent for sent, *_ in part]):
+                pass
+            answers = self.call("sums", [key for _, key, _ in part])
+            got = [np.array(one[key]["norms"], float) for _, key, _ in part for one in answers if key in one]
+            if len(got) != len(part) or any(np.isnan(norms).any() for norms in got):
+                raise RuntimeError(
+                    f"expected the engine to read the norms of {len(part)} texts; it read fewer. Another job may have "
+                    "read at the same time; repeat the call."
+                )
+            found += got
+        if not found:
+            return {}
+        medians = np.median(np.concatenate(found, axis=1), axis=1)
+        return dict(zip(layers, medians.tolist(), strict=True))
 
     # -------------------------------------------------------------------------------------------------------- capture
 
@@ -329,6 +379,7 @@ class Remote(ABC):
                 start, stop, weight = weighed(*span)
                 tokens[label] += stop - start
                 read = {"key": f"{job}/{label}", "layers": list(layers), "weight": weight, "start": start, "stop": stop}
+                read["each"] = False
                 sent.append(Sent(passage.ids[:stop], 1, (), {READ: read}))
         for _ in self.complete(sent):
             pass

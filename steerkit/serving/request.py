@@ -28,6 +28,8 @@ from steerkit.steering.positions import END, parse_positions, steered_columns
 KEY = "steerkit"
 PROMPT, DRAW, READ = "steerkit_prompt", "steerkit_draw", "steerkit_read"
 KEYS = (KEY, PROMPT, DRAW, READ)
+NORMS = 4096
+"""Largest number of positions whose norms are read at a time."""
 FIELDS = ("vector", "layer", "coefficient", "positions", "operation")
 OPERATIONS = ("add", "ablate")
 SLOTS = 4
@@ -127,6 +129,7 @@ class Read:
         layers: whose output is read.
         start, stop: half-open range of absolute positions.
         weight: factor of every position.
+        each: read the norm of the stream at each position instead of a sum.
     """
 
     key: str
@@ -134,6 +137,7 @@ class Read:
     start: int
     stop: int
     weight: float
+    each: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,9 +229,15 @@ def _read(given: dict[str, Any], n_prompt: int, n_layers: int) -> Read:
         )
     if not layers or min(layers) < 0 or max(layers) >= n_layers or len(set(layers)) < len(layers):
         raise BadRequest(f"expected layers from 0 to {n_layers - 1}, each once; got {layers!r:.80}. Correct them.")
-    if not isinstance(given["key"], str) or not _is_number(given["weight"]):
-        raise BadRequest(f"expected a text as 'key' and a number as 'weight' in {READ!r}; got others. Correct them.")
-    return Read(given["key"], tuple(layers), start, stop, float(given["weight"]))
+    kinds = isinstance(given["key"], str), _is_number(given["weight"]), isinstance(given["each"], bool)
+    if not all(kinds):
+        raise BadRequest(
+            f"expected a text as 'key', a number as 'weight' and a boolean as 'each' in {READ!r}; got others. Correct "
+            "them."
+        )
+    if given["each"] and stop - start > NORMS:
+        raise BadRequest(f"expected the norms of at most {NORMS} positions; got {stop - start}. Read them in parts.")
+    return Read(given["key"], tuple(layers), start, stop, float(given["weight"]), given["each"])
 
 
 def _is_number(value: Any) -> bool:
@@ -401,6 +411,7 @@ __all__ = [
     "END",
     "KEY",
     "KEYS",
+    "NORMS",
     "PROMPT",
     "READ",
     "SLOTS",

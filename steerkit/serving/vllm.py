@@ -96,6 +96,19 @@ class VLLM(Remote):
 
     def complete(self, requests: Sequence[Sent]) -> Iterator[Finished]:
         """See `Remote`."""
+        for number, output in self._outputs(requests):
+            yield number, tuple(output.outputs[0].token_ids)
+
+    def log_probs(self, requests: Sequence[Sent]) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """See `Remote`."""
+        for number, output in self._outputs(requests, prompt_logprobs=0):
+            one = requests[number]
+            first = len(one.prompt) - one.scored
+            entries = zip(output.prompt_logprobs[first:], one.prompt[first:], strict=True)
+            yield number, tuple(float(entry[token].logprob) for entry, token in entries)
+
+    def _outputs(self, requests: Sequence[Sent], **options: Any) -> Iterator[tuple[int, Any]]:
+        """Yield `(number, vLLM's output)` of requests as they are finished."""
         from vllm import SamplingParams
 
         engine = self.llm.llm_engine
@@ -109,6 +122,7 @@ class VLLM(Remote):
                     stop_token_ids=list(one.stops),
                     extra_args=dict(one.extra) or None,
                     detokenize=False,
+                    **options,
                 )
                 name = f"steerkit-{id(requests)}-{number}"
                 prompt: dict[str, Any] = {"prompt_token_ids": list(one.prompt)}
@@ -119,7 +133,7 @@ class VLLM(Remote):
             while waiting:
                 for output in engine.step():
                     if output.finished:
-                        yield waiting.pop(output.request_id), tuple(output.outputs[0].token_ids)
+                        yield waiting.pop(output.request_id), output
         finally:
             if waiting:
                 engine.abort_request(list(waiting))

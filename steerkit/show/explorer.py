@@ -56,6 +56,7 @@ def explorer_data(
         A dict with these keys, among others:
             `rows`: columns of numbers, one entry per row of the table. Texts are indices into `strings`; vector, layer,
                 prompt_id and sample are indices into `names`.
+            `axis`: what the column coefficient holds: the coefficient, or the dose of a sweep over doses.
             `series`: the drawn lines, each with a line or None per score.
             `conditions`: vector and layer ("0,1") -> `series`, the indices of its own line and of its controls' lines,
                 and `shade`, the `[centre, extent]` of its projections: the mean over the unsteered texts, and the
@@ -69,6 +70,8 @@ def explorer_data(
         ValueError: projections of other texts, or `opens_on` is not in the sweep.
     """
     table = sweep.table.reset_index(drop=True)
+    if sweep.axis == "dose":  # one dose is another coefficient for each vector
+        table = table.assign(coefficient=table["dose"]).drop(columns="dose")
     choices = _choices(table)
     table = _by_choice(table, choices)
     tokens = [None] * len(table) if projections is None else _tokens_by_row(table, projections)
@@ -95,6 +98,7 @@ def explorer_data(
     start = _start(sweep, data["names"], opens_on or {})
     return {
         **data,
+        "axis": sweep.axis,
         "series": series,
         "conditions": conditions,
         "pieces": pieces,
@@ -113,7 +117,7 @@ def _start(sweep: SweepResult, names: Mapping[str, Sequence[str]], opens_on: Map
     start: dict[str, Any] = {}
     for name, value in wanted.items():
         if name == "coefficient":
-            there = sweep.table["coefficient"].tolist()
+            there = sweep.table[sweep.axis].tolist()
         elif name in ("vector", "layer"):
             there = list(names[name])
             value = str(value)

@@ -25,11 +25,13 @@ def pivots(result: SweepResult, scores: Sequence[str]) -> dict[str, Columns]:
         label = f"{score} (lower is better)" if score in LESS_IS_BETTER else score
         gains = result.gains(score)
         for vector in shown:
-            tables[f"{label} of {vector}: mean over prompts, by layer and coefficient"] = _means(result, score, vector)
+            tables[f"{label} of {vector}: mean over prompts, by layer and {result.axis}"] = _means(
+                result, score, vector
+            )
             mine = gains[gains["vector"] == vector]
             if len(mine):
                 title = f"{label} of {vector}: gain with its 95 % interval (over controls: that of a further one)"
-                tables[title] = _gains(mine)
+                tables[title] = _gains(mine, result.axis)
     return tables
 
 
@@ -43,12 +45,12 @@ def _means(result: SweepResult, score: str, vector: str) -> Columns:
         if controls:
             kinds[f"{len(controls)} {role}"] = controls
     parts = {
-        (layer, name): part.groupby("coefficient")[score].mean()
+        (layer, name): part.groupby(result.axis)[score].mean()
         for name, vectors in kinds.items()
         for layer, part in table[table["vector"].isin(vectors)].groupby("layer", sort=False)
     }
     keys = sorted(parts, key=lambda key: (natural_order(key[0]), list(kinds).index(key[1])))
-    coefficients = sorted(table["coefficient"].unique())
+    coefficients = sorted(table[result.axis].unique())
     columns = {"layer": [str(layer) for layer, _ in keys], "vector": [name for _, name in keys]}
     for coefficient in coefficients:
         values = [parts[key].get(coefficient, float("nan")) for key in keys]
@@ -56,14 +58,13 @@ def _means(result: SweepResult, score: str, vector: str) -> Columns:
     return columns
 
 
-def _gains(gains: pd.DataFrame) -> Columns:
-    """Rows: each layer over coefficient 0 and over each role of controls; columns: coefficients, in two-line cells."""
+def _gains(gains: pd.DataFrame, axis: str) -> Columns:
+    """Rows: each layer over coefficient 0 and over each role of controls; columns: strengths, in two-line cells."""
     digits = min(3, digits_for(gains["gain"]))
     orders = list(dict.fromkeys(gains["over"]))
-    coefficients = sorted(gains["coefficient"].unique())
+    coefficients = sorted(gains[axis].unique())
     groups = {
-        key: part.set_index("coefficient").reindex(coefficients)
-        for key, part in gains.groupby(["layer", "over"], sort=False)
+        key: part.set_index(axis).reindex(coefficients) for key, part in gains.groupby(["layer", "over"], sort=False)
     }
     keys = sorted(groups, key=lambda key: (natural_order(key[0]), orders.index(key[1])))
     columns = {

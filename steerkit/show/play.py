@@ -26,6 +26,7 @@ from steerkit.models.context import context_length
 from steerkit.models.ends import ends_of
 from steerkit.models.identity import fingerprint
 from steerkit.show.pages import environment, inert_json
+from steerkit.steering.dose import median_norms, with_coefficients
 from steerkit.steering.operations import OPERATIONS
 from steerkit.steering.positions import POSITIONS
 from steerkit.steering.steering import Steering
@@ -34,6 +35,7 @@ from steerkit.text.tokens import decode as decode_ids
 from steerkit.vectors.vector import SteeringVector
 
 MAX_NEW_TOKENS = 512
+UNITS = ("coefficient", "dose")
 MAX_TEMPERATURE = 5.0
 ENDED = -1  # takes the position of a token after the end of a text
 
@@ -49,9 +51,10 @@ class GenerationRequest:
     Args:
         prompt: the user's message.
         chat: apply the chat template.
-        strengths: vector name -> (layer, coefficient); vectors with coefficient 0 are left out.
+        strengths: vector name -> (layer, strength); vectors with strength 0 are left out.
         positions: as for `Steering`.
         operation: as for `Steering`.
+        unit: what the strengths are, `"coefficient"` or `"dose"` (of the median norm of the stream over the prompt).
         max_new_tokens: at most `MAX_NEW_TOKENS`.
         temperature: 0 is greedy; both texts draw the same random numbers.
         seed: sampling seed.
@@ -63,6 +66,7 @@ class GenerationRequest:
     strengths: Mapping[str, tuple[int, float]]
     positions: str = "from_last_prompt_token"
     operation: str = "add"
+    unit: str = "coefficient"
     max_new_tokens: int = 80
     temperature: float = 0.0
     seed: int = 0
@@ -86,6 +90,7 @@ class GenerationRequest:
                 },
                 positions=str(data["positions"]),
                 operation=data["operation"],
+                unit=str(data.get("unit", "coefficient")),
                 max_new_tokens=int(data["max_new_tokens"]),
                 temperature=float(data["temperature"]),
                 seed=int(data["seed"]),
@@ -95,6 +100,8 @@ class GenerationRequest:
             raise ValueError(
                 f"expected prompt, chat, strengths and settings; got {data!s:.120} ({error!r}). Reload the page."
             ) from error
+        if request.unit not in UNITS:
+            raise ValueError(f"expected a unit among {UNITS}; got {request.unit!r:.40}. Reload the page.")
         in_range = 1 <= request.max_new_tokens <= MAX_NEW_TOKENS and 0 <= request.temperature <= MAX_TEMPERATURE
         if not request.prompt or not in_range:
             raise ValueError(
@@ -110,9 +117,18 @@ class GenerationRequest:
         `play` has checked that the vectors fit the model.
         """
         self._check(vectors, self.strengths)
+        is_dose = self.unit == "dose"
         return tuple(
-            Steering(vectors[name], coefficient, self.positions, self.operation, foreign=True, layer=layer)
-            for name, (layer, coefficient) in self.strengths.items()
+            Steering(
+                vectors[name],
+                1.0 if is_dose else strength,
+                self.positions,
+                self.operation,
+                foreign=True,
+                layer=layer,
+                dose=strength if is_dose else None,
+            )
+            for name, (layer, strength) in self.strengths.items()
         )
 
     def watched(self, vectors: Mapping[str, SteeringVector]) -> dict[str, SteeringVector]:
@@ -176,7 +192,11 @@ def stream(
     """
     messages: PromptLike = [{"role": "user", "content": request.prompt}] if request.chat else request.prompt
     ids = encode_prompt(tokenizer, messages)
-    rows = [Row(ids), Row(ids, request.steerings(vectors))]
+    # a dose is of the norm at the prompt: nothing is generated before the first text
+    (steerings,) = with_coefficients(
+        [request.steerings(vectors)], lambda *_: median_norms(model, [(ids, ())], None, "prompt")
+    )
+    rows = [Row(ids), Row(ids, steerings)]
     limit = context_length(model)
     if limit is not None and len(ids) + request.max_new_tokens > limit:
         raise ValueError(
@@ -276,6 +296,7 @@ def app(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector],
         "vectors": {name: list(vector.layers) for name, vector in vectors.items()},
         "positions": list(POSITIONS),
         "operations": list(OPERATIONS),
+        "units": list(UNITS),
         "chat": bool(getattr(tokenizer, "chat_template", None)),
         "max_new_tokens": MAX_NEW_TOKENS,
         "token": token,

@@ -141,7 +141,8 @@ def curves(
 ) -> Figure:
     """Draw the mean of a score over the coefficient, one line with its 95 % band per series; one column wide.
 
-    An axis on top shows the relative dose, if it is the same multiple of |coefficient| in all series.
+    Where the curve has a column dose, it is drawn over the dose. An axis on top shows the relative dose, if it is the
+    same multiple of |coefficient| in all series.
 
     Args:
         curve: result of `SweepResult.curve`: `series`, coefficient, mean, low, high, n (groups), and optionally
@@ -211,6 +212,7 @@ def curve_grid(
     Raises:
         ValueError: as for `curves`; a score without a panel for each persona.
     """
+    panels = {score: {key: _over_doses(one) for key, one in row.items()} for score, row in panels.items()}
     names = [list(row) for row in panels.values()]
     frames = [frame for row in panels.values() for frame in row.values()]
     if not frames or names != names[:1] * len(names):
@@ -290,7 +292,7 @@ def effect_by_layer(
     result: SweepResult,
     score: str,
     at: float,
-    axis: str = "coefficient",
+    axis: str | None = None,
     label_y: str | None = None,
     title: str | None = None,
 ) -> Figure:
@@ -304,7 +306,7 @@ def effect_by_layer(
         result: a sweep over several single layers; sets of layers are left out.
         score: a column of scores. Where rows are choices, select one per prompt first (`result.where`).
         at: the coefficient to draw, or the value of `axis`.
-        axis: the column of the steering's strength: `coefficient`, or another such as `dose`.
+        axis: the column of the steering's strength; default `result.axis`.
         label_y: name of the score in the figure; default `score`.
         title: printed above the axes.
 
@@ -314,7 +316,7 @@ def effect_by_layer(
     Example:
         >>> plots.effect_by_layer(result, "rouge_l", at=1.0)
     """
-    table = result.table
+    table, axis = result.table, axis or result.axis
     if score not in table or axis not in table:
         raise ValueError(f"expected the columns {score!r} and {axis!r}; got {list(table)[:20]}. Add the score first.")
     result.check_one_choice()
@@ -325,7 +327,7 @@ def effect_by_layer(
     if not (here & table["vector"].isin(names)).any():
         values = sorted(table[axis].dropna().unique().tolist())[:12]
         raise ValueError(f"expected a vector at a single layer with {axis} {at:g}; got {axis} {values}. Choose one.")
-    drawn = replace(result, table=table[here].assign(coefficient=float(at)))
+    drawn = replace(result, table=table[here].assign(coefficient=float(at)).drop(columns="dose", errors="ignore"))
     curve = drawn.curve(score)
     figure, [[axes]] = new_figure(ONE_COLUMN, 2.6 + 0.15 * bool(title), title)
     handles: dict[str, Any] = {}
@@ -754,6 +756,11 @@ def _draw_line(axes: Any, points: pd.DataFrame, look: _Look) -> tuple[Any, Any]:
     marker = look.marker or "_" * is_single
     (line,) = axes.plot(x, mean, color=look.color, ls=look.linestyle, marker=marker, zorder=3 if look.marker else 2)
     return axes.fill_between(x, low, high, color=look.color, alpha=look.band, lw=0), line
+
+
+def _over_doses(frame: pd.DataFrame) -> pd.DataFrame:
+    """A curve with its dose, where it has one, in the place of the coefficient."""
+    return frame.assign(coefficient=frame["dose"]) if "dose" in frame else frame
 
 
 def _dose_per_coefficient(frames: Sequence[pd.DataFrame]) -> float | None:

@@ -89,6 +89,7 @@ def write_report(
         texts_of=texts_of,
         notes=list(notes),
         data=inert_json(data),
+        axis=sweep.axis,
         shaded=projections is not None,
         scored=any(score not in LAST for score in data["scores"]),
         figures=[_figure(caption, Path(file)) for caption, file in (figures or {}).items()],
@@ -150,7 +151,7 @@ def _csp_hash(source: str) -> str:
 def _lede(sweep: SweepResult) -> str:
     """The size of the sweep in one sentence: texts, vectors, layers, coefficients, prompts, samples."""
     table = sweep.table
-    words = {"vector": "vector", "layer": "layer", "coefficient": "coefficient", "prompt_id": "prompt"}
+    words = {"vector": "vector", "layer": "layer", sweep.axis: sweep.axis, "prompt_id": "prompt"}
     parts = []
     scored = "choice" in table
     for column, word in {**words, "sample": "choice" if scored else "sample"}.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from steerkit.capture.layers import Layer
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.cache_argument import counts_tokens
 from steerkit.models.identity import fingerprint
@@ -25,6 +27,8 @@ from steerkit.steering.positions import parse_positions
 from steerkit.steering.watch import Watch, watching
 from steerkit.vectors.vector import SteeringVector
 
+ADDING = ("add", "add_normed")
+"""Operations whose push has a norm, so that a dose has a meaning."""
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -60,11 +64,15 @@ class Steering:
             `"attn_out"`, `"mlp_out"` or `"z"` (the attention heads side by side; zeros in the vector leave a head as it
             is). Default: where the vector was read. The model must have the site, see docs/architectures.md.
         when: a `Condition`: the steering acts only in rows, or at positions, where it holds. None: everywhere.
+        dose: instead of a coefficient: the norm of the push in units of the stream's norm, signed, for `add` and
+            `add_normed`. The coefficient is NaN until `resolved(norms)` sets it; `on(model, norms=...)`,
+            `sk.generate` and `sk.score_choices` do so.
 
     Raises:
         TypeError: `vector` is not a SteeringVector, or `when` not a Condition.
-        ValueError: an unknown position, operation, site or layer; a coefficient that is not finite; no `layer` for a
-            vector that holds several; a condition that is decided after the steering would act.
+        ValueError: an unknown position, operation, site or layer; a coefficient or dose that is not finite, or both; a
+            dose for an operation that adds nothing; no `layer` for a vector that holds several; a condition that is
+            decided after the steering would act.
 
     Example:
         >>> steering = sk.Steering(vector, 1.5, layer=14)
@@ -79,6 +87,7 @@ class Steering:
     layer: int | Sequence[int] | Literal["all"] | None = field(default=None, kw_only=True)
     site: str | None = field(default=None, kw_only=True)
     when: Condition | None = field(default=None, kw_only=True)
+    dose: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.vector, SteeringVector):
@@ -89,7 +98,12 @@ class Steering:
         object.__setattr__(self, "site", check_name(self.vector.site if self.site is None else self.site))
         parse_positions(self.positions)
         object.__setattr__(self, "operation", named(self.operation).name)
-        object.__setattr__(self, "coefficient", _checked_coefficient(self.coefficient))
+        if self.dose is None:
+            object.__setattr__(self, "coefficient", _checked_coefficient(self.coefficient))
+        else:
+            self._check_dose()
+            object.__setattr__(self, "dose", float(self.dose))
+            object.__setattr__(self, "coefficient", math.nan)
         if self.when is not None:
             if not isinstance(self.when, Condition):
                 raise TypeError(f"expected a Condition as when=; got {type(self.when).__name__}. Make one.")
@@ -105,7 +119,8 @@ class Steering:
         """What equality and hash compare: every field, a coefficient per row as a tuple."""
         coefficient = self.coefficient
         per_row = tuple(coefficient.tolist()) if isinstance(coefficient, Tensor) else coefficient
-        return self.vector, per_row, self.positions, self.operation, self.foreign, self.when, self.site
+        settings = self.positions, self.operation, self.foreign, self.when, self.site, self.dose
+        return self.vector, per_row, *settings
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Steering) else NotImplemented
@@ -114,8 +129,47 @@ class Steering:
         return hash(self._key())
 
     def scaled(self, coefficient: float) -> Steering:
-        """The same steering with another coefficient."""
-        return replace(self, coefficient=coefficient)
+        """The same steering with another coefficient, and without a dose."""
+        return replace(self, coefficient=coefficient, dose=None)
+
+    def dose_of_one(self, norms: Mapping[Layer, float]) -> float:
+        """The relative dose of coefficient 1: the mean over the steered layers of `|v_l| / norm_l`."""
+        return sum(norm / norms[layer] for layer, norm in self.vector.norms().items()) / len(self.vector.layers)
+
+    def resolved(self, norms: Mapping[Layer, float]) -> Steering:
+        """The same steering with the coefficient that its dose means; unchanged without a dose.
+
+        `coefficient = dose / mean over the steered layers of (|v_l| / norm_l)`.
+
+        Args:
+            norms: norm of the stream per layer, see `steerkit.steering.dose.median_norms`.
+
+        Raises:
+            ValueError: `norms` lacks a steered layer, or the vector is zero.
+        """
+        if self.dose is None:
+            return self
+        if missing := [layer for layer in self.vector.layers if not norms.get(layer, math.nan) > 0]:
+            raise ValueError(
+                f"expected norms of the stream at the layers {list(self.vector.layers)} for a dose; got none for "
+                f"{missing}. Pass norms=, or texts with a steered position beyond the first."
+            )
+        if (one := self.dose_of_one(norms)) == 0:
+            raise ValueError("expected a vector with a norm for a dose; got a zero vector. Pass another vector.")
+        return self.scaled(self.dose / one)
+
+    def _check_dose(self) -> None:
+        if self.operation not in ADDING:
+            raise ValueError(
+                f"expected a coefficient for {self.operation!r}, whose change has no fixed norm; got dose={self.dose}. "
+                f"Pass a coefficient, or an operation among {ADDING}."
+            )
+        given = self.coefficient
+        if not (isinstance(given, Real) and (given == 1 or math.isnan(given))):
+            raise ValueError(f"expected a coefficient or a dose; got {given} and dose={self.dose}. Pass one of them.")
+        number = isinstance(self.dose, Real) and not isinstance(self.dose, bool)
+        if not number or not math.isfinite(self.dose):
+            raise ValueError(f"expected a finite dose; got {self.dose!r}. Pass another number.")
 
     def per_row(self, batch: int) -> list[Steering]:
         """This steering once for each of `batch` rows, each with one number as coefficient.
@@ -137,6 +191,11 @@ class Steering:
         Its layers, site and width, the model's type and number of layers must fit; its weights too, unless `foreign`.
         The same for the vector of a condition.
         """
+        if self.dose is not None:
+            raise ValueError(
+                f"expected a coefficient; got dose={self.dose}, which needs the norms of the stream. Call "
+                "steering.on(model, norms=...), or steering.resolved(norms)."
+            )
         width = width_of(model, blocks, str(self.site), self.vector.layers)
         if self.vector.d_model != width:
             at = "" if self.site == DEFAULT else f" at {self.site}"
@@ -167,7 +226,12 @@ class Steering:
             )
 
     @contextlib.contextmanager
-    def on(self, model: nn.Module, prompt_length: int | Sequence[int] | None = None) -> Iterator[None]:
+    def on(
+        self,
+        model: nn.Module,
+        prompt_length: int | Sequence[int] | None = None,
+        norms: Mapping[Layer, float] | None = None,
+    ) -> Iterator[None]:
         """Steer every forward of `model` inside the `with`. Nested contexts apply innermost first.
 
         `steerkit.generate` reads it off the model and applies it row by row. `model.generate` is followed too, also
@@ -178,10 +242,11 @@ class Steering:
 
         Args:
             prompt_length: tokens of the prompt, one number or one per row, left padding not counted.
+            norms: norm of the stream per layer, for a `dose`; e.g. `result.meta["stream_norms"]` of a sweep.
 
         Raises:
-            ValueError: the vector does not fit the model, or the model takes no cache, so that new tokens cannot be
-                told from the prompt.
+            ValueError: a dose without norms; the vector does not fit the model, or the model takes no cache, so that
+                new tokens cannot be told from the prompt.
             RuntimeError: a forward that continues a cache, without `prompt_length`; a block that was to be steered and
                 whose hook did not run.
 
@@ -189,13 +254,14 @@ class Steering:
             UserWarning: no position was steered inside the `with`.
         """
         blocks = find_blocks(model)
-        self.check(model, blocks, fingerprint(model))
+        steering = self if norms is None else self.resolved(norms)
+        steering.check(model, blocks, fingerprint(model))
         if self.positions not in ("all", "all+0") and not counts_tokens(model):
             raise ValueError(
                 f"expected positions 'all' for {type(unwrap(model)).__name__}, whose forward takes no KV cache: its "
                 f"new tokens cannot be told from a prompt; got {self.positions!r}."
             )
-        watch = Watch(self, model, blocks, prompt_length)
+        watch = Watch(steering, model, blocks, prompt_length)
         base = unwrap(model)
         active = watching.setdefault(base, [])
         active.append(watch)

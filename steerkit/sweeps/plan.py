@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
 from typing import Any, Literal
 
+from steerkit.capture.activations import Layer
 from steerkit.generation.choices import checked_choices
 from steerkit.steering.conditions import Condition
 from steerkit.steering.operations import Operation
@@ -22,6 +23,7 @@ RESERVED = {
     "control_of",
     "layer",
     "coefficient",
+    "dose",
     "prompt_id",
     "sample",
     "prompt_ids",
@@ -51,10 +53,15 @@ Place = tuple[str, Label]
 
 @dataclass(frozen=True)
 class Cell:
-    """One way of steering in a sweep: a vector at its layers with one coefficient; place None is coefficient 0."""
+    """One way of steering in a sweep: a vector at its layers with one coefficient; place None is coefficient 0.
+
+    Args:
+        dose: signed, where the sweep is over doses.
+    """
 
     place: Place | None
     steering: Steering | None
+    dose: float | None = None
 
     @property
     def coefficient(self) -> float:
@@ -65,6 +72,20 @@ class Cell:
     def content(self) -> str | None:
         """The content of the steered vector, at the steered layers; None without one."""
         return None if self.steering is None else self.steering.vector.content()
+
+    @classmethod
+    def each(cls, steerings: Mapping[Place, Steering], coefficients: Any, doses: Any = None) -> list[Cell]:
+        """Coefficient 0 once, then each steering with each other coefficient or dose (see `resolved`).
+
+        Raises:
+            ValueError: see `strengths_of`, and `Steering` for doses of an operation that adds nothing.
+        """
+        values = strengths_of(coefficients, doses)
+        if doses is None:
+            steered = [cls(place, one.scaled(c)) for place, one in steerings.items() for c in values if c != 0]
+            return [cls(None, None), *steered]
+        dosed = [(place, replace(one, dose=c), c) for place, one in steerings.items() for c in values]
+        return [cls(None, None, 0.0), *(cls(place, steering, c) for place, steering, c in dosed if c != 0)]
 
 
 @dataclass(frozen=True)
@@ -89,15 +110,15 @@ class Planned:
         part = self.sample if self.choice is None else self.choice
         return self.cell.content, self.cell.coefficient, self.prompt["id"], part
 
-
-def planned(cells: Sequence[Cell], rows: Sequence[Mapping[str, Any]], samples: int) -> list[Planned]:
-    """The rows of a sweep: all cells of a prompt are neighbours, so that they share its prefill."""
-    return [
-        Planned(cell, row, number, choice)
-        for row in rows
-        for cell in cells
-        for number, choice in enumerate(row["choices"] or [None] * samples)
-    ]
+    @classmethod
+    def each(cls, cells: Sequence[Cell], rows: Sequence[Mapping[str, Any]], samples: int) -> list[Planned]:
+        """The rows of a sweep: all cells of a prompt are neighbours, so that they share its prefill."""
+        return [
+            cls(cell, row, number, choice)
+            for row in rows
+            for cell in cells
+            for number, choice in enumerate(row["choices"] or [None] * samples)
+        ]
 
 
 def named_vectors(vectors: SteeringVector | Mapping[str, SteeringVector]) -> dict[str, SteeringVector]:
@@ -182,18 +203,25 @@ def steerings_at(
     return found
 
 
-def cells_of(steerings: Mapping[Place, Steering], coefficients: float | Sequence[float]) -> list[Cell]:
-    """Coefficient 0 once, then each steering with each other coefficient.
+def strengths_of(coefficients: Any, doses: Any) -> list[float]:
+    """The coefficients, or the doses, as a list.
 
     Raises:
-        ValueError: no numbers, one given twice, or one that is not finite.
+        ValueError: both or neither; no numbers, one given twice, or one that is not finite.
     """
-    given: Any = coefficients.tolist() if hasattr(coefficients, "tolist") else coefficients
+    if (coefficients is None) == (doses is None):
+        raise ValueError(
+            f"expected coefficients or doses; got {'neither' if doses is None else 'both'}. Pass one of the two."
+        )
+    name, given = ("coefficient", coefficients) if doses is None else ("dose", doses)
+    given = given.tolist() if hasattr(given, "tolist") else given
     listed = [] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
     values = [float(c) for c in listed if isinstance(c, Real) and not isinstance(c, bool)]
     if not listed or len(set(values)) < len(listed):
-        raise ValueError(
-            f"expected at least one coefficient, each a number and given once; got {coefficients!r}. List them."
-        )
-    steered = [Cell(place, steering.scaled(c)) for place, steering in steerings.items() for c in values if c != 0]
-    return [Cell(None, None), *steered]
+        raise ValueError(f"expected at least one {name}, each a number and given once; got {given!r}. List them.")
+    return values
+
+
+def resolved(cells: Sequence[Cell], norms: Mapping[Layer, float]) -> list[Cell]:
+    """The cells with the coefficients that their doses mean, see `Steering.resolved`."""
+    return [cell if cell.steering is None else replace(cell, steering=cell.steering.resolved(norms)) for cell in cells]

@@ -63,6 +63,14 @@ class SweepResult:
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(repr(self))}</p>{self.table.head().to_html(max_cols=12)}"
 
+    @property
+    def axis(self) -> str:
+        """The column of the steering's strength: `dose` where the sweep was over doses, else `coefficient`.
+
+        One dose is another coefficient for each vector and layer. Curves, areas and gains are over this column.
+        """
+        return "dose" if "dose" in self.table else "coefficient"
+
     def counts(self) -> dict[str, int]:
         """Texts that were generated (or choices scored), and rows: one at coefficient 0 is listed under each vector."""
         plain = self.table["coefficient"] == 0
@@ -317,15 +325,17 @@ class SweepResult:
     def curve(self, score: str, by: Sequence[str] = PLACE, seed: int = 0) -> pd.DataFrame:
         """Mean of a score per coefficient with a 95 % interval over groups (prompts, not rows); see `mean_interval`.
 
-        Columns: `by`, coefficient, mean, low, high, n (groups), n_missing, relative_dose.
+        Columns: `by`, coefficient, mean, low, high, n (groups), n_missing, relative_dose. A sweep over doses has a row
+        per dose, with the column dose; coefficient is then its mean.
         """
         rows = []
-        for key, part in self._parts(score, [*by, "coefficient"]):
+        for key, part in self._parts(score, [*by, self.axis]):
             interval = mean_interval(part[score].to_numpy(float), part["group"].to_numpy(), seed=seed)
             dose = float(part["relative_dose"].mean()) if "relative_dose" in part else float("nan")
-            rows.append((*key, interval.mean, interval.low, interval.high, interval.n, interval.n_missing, dose))
+            numbers = (interval.mean, interval.low, interval.high, interval.n, interval.n_missing, dose)
+            rows.append((*key[:-1], *self._strength(part), *numbers))
         return pd.DataFrame(
-            rows, columns=[*by, "coefficient", "mean", "low", "high", "n", "n_missing", "relative_dose"]
+            rows, columns=[*by, *self._strengths, "mean", "low", "high", "n", "n_missing", "relative_dose"]
         )
 
     def control_curve(self, score: str) -> pd.DataFrame:
@@ -350,12 +360,12 @@ class SweepResult:
             raise ValueError("expected controls among the vectors; got none. Sweep sk.controls.random(vectors) too.")
         table = self.table[self.table["vector"].isin(list(kinds))]
         rows = []
-        for key, part in table.groupby([table["vector"].map(kinds), "layer", "coefficient"], sort=False):
+        for key, part in table.groupby([table["vector"].map(kinds), "layer", self.axis], sort=False):
             wide = part.groupby(["group", "prompt_id", "vector"])[score].mean().unstack("vector")
             band = control_band(wide)
             dose = float(part["relative_dose"].mean()) if "relative_dose" in part else float("nan")
-            rows.append((*key, band.mean, band.low, band.high, band.n, band.k, dose))
-        columns = ["vector", "layer", "coefficient", "mean", "low", "high", "n", "k", "relative_dose"]
+            rows.append((*key[:-1], *self._strength(part), band.mean, band.low, band.high, band.n, band.k, dose))
+        columns = ["vector", "layer", *self._strengths, "mean", "low", "high", "n", "k", "relative_dose"]
         return pd.DataFrame(rows, columns=columns)
 
     def curve_auc(self, score: str, by: Sequence[str] = PLACE, normalize: bool = False, seed: int = 0) -> pd.DataFrame:
@@ -368,7 +378,7 @@ class SweepResult:
         """
         rows = []
         for key, part in self._parts(score, list(by)):
-            wide = part.groupby(["group", "prompt_id", "coefficient"])[score].mean().unstack()
+            wide = part.groupby(["group", "prompt_id", self.axis])[score].mean().unstack()
             areas = [
                 area_under(wide.columns, row, normalize) if np.isfinite(row).all() else np.nan
                 for row in wide.to_numpy()
@@ -395,7 +405,7 @@ class SweepResult:
             over: names of control vectors that were swept at the same layer and coefficients; None is coefficient 0.
             vectors: the vectors whose gain is wanted; default all whose role is `vector`.
 
-        Columns: vector, layer, coefficient, gain, low, high, p (two-sided), p_rank (one-sided, larger than the
+        Columns: vector, layer, (dose,) coefficient, gain, low, high, p (two-sided), p_rank (one-sided, larger than the
         controls), n (groups, or prompts), k (controls).
 
         Raises:
@@ -411,6 +421,7 @@ class SweepResult:
         roles = self.roles()
         wanted = [name for name in roles if roles[name][0] == "vector"] if vectors is None else list(vectors)
         rows = []
+        strength_of = {key: self._strength(part) for key, part in self._parts(score, [*PLACE, self.axis])}
         for (vector, layer, coefficient), scores in scores_of.items():
             if coefficient == 0 or vector in (over or ()) or vector not in wanted:
                 continue
@@ -421,14 +432,14 @@ class SweepResult:
                     f"expected the controls in the table at the same layer and coefficient; missing: {absent[:3]}. "
                     "Sweep them too."
                 )
-            place = (vector, layer, coefficient)
+            place = (vector, layer, *strength_of[vector, layer, coefficient])
             if over is None:
                 one = mean_interval(scores - scores_of[others[0]], groups, seed=seed)
                 rows.append((*place, one.mean, one.low, one.high, one.p, np.nan, one.n, 0))
             else:
                 found = against_controls(scores, np.stack([scores_of[other] for other in others], axis=1))
                 rows.append((*place, found.gain, found.low, found.high, found.p, found.p_rank, found.n, found.k))
-        found = pd.DataFrame(rows, columns=[*PLACE, "coefficient", "gain", "low", "high", "p", "p_rank", "n", "k"])
+        found = pd.DataFrame(rows, columns=[*PLACE, *self._strengths, "gain", "low", "high", "p", "p_rank", "n", "k"])
         if len(found) and over is None and found["n"].min() < FEW_PROMPTS:
             _warn(
                 f"expected {FEW_PROMPTS} prompts or more for an interval that can be relied on; got "
@@ -441,14 +452,14 @@ class SweepResult:
             )
         return found
 
-    def per_item(self, score: str, axis: str = "coefficient") -> pd.DataFrame:
+    def per_item(self, score: str, axis: str | None = None) -> pd.DataFrame:
         """The slope of each prompt's score over the coefficients, per vector and layer; see `steerkit.stats.items`.
 
         Samples of a prompt are averaged first. Where rows are choices, select one choice per prompt with `where`.
 
         Args:
             score: a column of scores, such as `probability`.
-            axis: the column of the steering's strength: `coefficient`, or another such as `dose`.
+            axis: the column of the steering's strength; default `self.axis`.
 
         Columns: vector, layer, prompt_id, group, slope (score per unit of the axis), unsteered (the score at 0), n
         (strengths with a score).
@@ -456,6 +467,7 @@ class SweepResult:
         Raises:
             ValueError: no such column, fewer than two strengths, or several choices per prompt.
         """
+        axis = axis or self.axis
         self._check(score, [axis])
         parts = []
         for key, part in self._parts(score, list(PLACE)):
@@ -486,7 +498,7 @@ class SweepResult:
                 "result.where(result.table['choice'] == ...)."
             )
 
-    def wrong_way(self, score: str, axis: str = "coefficient") -> pd.DataFrame:
+    def wrong_way(self, score: str, axis: str | None = None) -> pd.DataFrame:
         """The share of prompts whose score falls as the steering grows, per vector and layer.
 
         A mean effect can hide that many prompts move the wrong way. The share of prompts with a slope below 0 (see
@@ -517,7 +529,7 @@ class SweepResult:
 
         Prompts are in the order of group and id, whatever the order of the rows; a prompt without a score is NaN.
         """
-        keys = [*PLACE, "coefficient", "group", "prompt_id"]
+        keys = [*PLACE, self.axis, "group", "prompt_id"]
         means = self.table.groupby(keys, sort=False, dropna=False)[score].mean()
         prompts = sorted({(group, prompt_id) for *_, group, prompt_id in means.index})
         column_of = {prompt: number for number, prompt in enumerate(prompts)}
@@ -526,6 +538,16 @@ class SweepResult:
             row = scores_of.setdefault(tuple(condition), np.full(len(prompts), np.nan))
             row[column_of[group, prompt_id]] = value
         return scores_of, [group for group, _ in prompts]
+
+    @property
+    def _strengths(self) -> list[str]:
+        """The columns that say how strongly was steered."""
+        return ["coefficient"] if self.axis == "coefficient" else ["dose", "coefficient"]
+
+    def _strength(self, part: pd.DataFrame) -> list[float]:
+        """The values of `_strengths` for rows of one strength."""
+        first = float(part[self.axis].iloc[0])
+        return [first] if self.axis == "coefficient" else [first, float(part["coefficient"].mean())]
 
     def _parts(self, score: str, by: list[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
         self._check(score, by)

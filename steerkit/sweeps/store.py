@@ -12,8 +12,8 @@ from typing import Any
 
 from steerkit.capture.activations import Layer
 from steerkit.io.files import sha256
-from steerkit.io.json import canonical_json, read_json, write_json
-from steerkit.io.ranks import is_first, rank_and_world
+from steerkit.io.json import canonical_json, read_json, short_json, write_json
+from steerkit.io.ranks import barrier, is_first, rank_and_world
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import CONFIG, ConfigurationChanged, run_folder
 from steerkit.sweeps.result import SweepResult
@@ -130,14 +130,29 @@ class RowStore:
             row["id"]: (Prompt(row["ids"], row["text"], row["source"], row["n_added"]), row["sha256"]) for row in rows
         }
 
-    def norms(self, measure: Callable[[], dict[Layer, float]]) -> dict[Layer, float]:
-        """Mean norms of the stream, measured once: a finished sweep that is repeated runs no forward."""
+    def norms(
+        self, given: Mapping[Layer, float] | None, measure: Callable[[], dict[Layer, float]]
+    ) -> dict[Layer, float]:
+        """Norms of the stream: as they are stored; else those that are given, or are measured, which are then stored.
+
+        Of several processes the first one measures; all call this.
+
+        Raises:
+            ConfigurationChanged: others are given than those that are stored.
+        """
         if self.folder is None:
-            return measure()
+            return measure() if given is None else dict(given)
         path = self.folder / NORMS
-        if not path.exists():
-            write_json(path, measure())
-        return {int(layer): norm for layer, norm in read_json(path).items()}
+        if is_first() and not path.exists():
+            write_json(path, measure() if given is None else given)
+        barrier()
+        stored: dict[Layer, float] = {int(layer): norm for layer, norm in read_json(path).items()}
+        if given is not None and dict(given) != stored:
+            raise ConfigurationChanged(
+                f"expected the stream_norms that {self.folder} was started with, {short_json(stored)}; got "
+                f"{short_json(given)}. Pass none, or use another folder."
+            )
+        return stored
 
     def seal(self, result: SweepResult) -> None:
         """Write the finished table."""

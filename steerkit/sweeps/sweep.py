@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from steerkit.capture.activations import Layer
+from steerkit.generation.choices import choice_ids
 from steerkit.generation.engine import Row
 from steerkit.generation.generate import checked_seed
 from steerkit.generation.generator import Generator, InProcess, Settings
@@ -22,12 +23,11 @@ from steerkit.steering.operations import Operation
 from steerkit.steering.operations import named as operation_named
 from steerkit.steering.positions import steered_columns
 from steerkit.sweeps.layers import LayerSet
-from steerkit.sweeps.plan import Planned, cells_of, named_vectors, planned, prompt_rows, steerings_at
+from steerkit.sweeps.plan import Cell, Planned, named_vectors, prompt_rows, resolved, steerings_at
 from steerkit.sweeps.result import SweepResult
 from steerkit.sweeps.store import open_store
 from steerkit.sweeps.table import scored_row, sweep_table, warn_of_overflows, written_row
-from steerkit.text.prompt import Prompt, PromptLike, render
-from steerkit.text.tokens import encode
+from steerkit.text.prompt import PromptLike, render
 from steerkit.vectors.vector import SteeringVector
 
 
@@ -37,7 +37,8 @@ def sweep(
     vectors: SteeringVector | Mapping[str, SteeringVector],
     prompts: Sequence[PromptLike | Mapping[str, Any]],
     *,
-    coefficients: float | Sequence[float],
+    coefficients: float | Sequence[float] | None = None,
+    doses: float | Sequence[float] | None = None,
     layers: int | Literal["all"] | Sequence[LayerSet] | None = None,
     positions: str = "from_last_prompt_token",
     operation: str | Operation = "add",
@@ -70,6 +71,9 @@ def sweep(
         prompts: strings (verbatim), message lists, `Prompt`s, or rows with `prompt`, and optionally `id`, `reference`
             and `group` (resampled together; default the id); other keys become columns.
         coefficients: multiply the vectors as stored; one or several, a list, array or tensor. 0 is always added.
+        doses: instead of coefficients: the norm of the push over that of the stream, signed, for `add` and
+            `add_normed`. The coefficient of a vector at a layer is `dose * norm_l / |v|` (of several layers, that whose
+            mean relative dose is the dose). 0 is always added. Scores are then over the column `dose`.
         layers: where the vectors are steered: a layer, `"all"` (all layers of a vector at once), or a list of these, in
             which a tuple is a set of layers steered at once: `[8, 10, (8, 10)]`. Default: each vector at the one layer
             that it holds.
@@ -79,8 +83,9 @@ def sweep(
         choices: continuations whose probabilities are computed instead of texts, see `sk.score_choices`; a prompt row
             may have its own under the key `choices`. All settings of generated texts are then without effect.
         site: where in a block the vectors act, see `Steering`; default: where they were read, the same for all.
-        stream_norms: mean norm of the stream (of the site) per layer, for `relative_dose`; default: measured on this
-            sweep's own unsteered texts.
+        stream_norms: norm of the stream (of the site) per layer, for doses and `relative_dose`. Default: the median
+            over the steered positions of this sweep's own unsteered prompts and continuations, without position 0. It
+            is measured once and stored with the run, so that a grown sweep keeps its scale.
         foreign: allow vectors that were read from other weights.
         chat_template_kwargs: further arguments of the chat template, e.g. `{"enable_thinking": False}`.
         out: a folder that rows are appended to as they are finished; vectors and table are kept there too. Rows are
@@ -97,7 +102,7 @@ def sweep(
 
     Returns:
         `SweepResult` with columns vector, role, control_of, layer, coefficient, prompt_id, group, sample, text, ids
-        (new token ids, the end token included), n_tokens, finished, relative_dose (`|coefficient| * |v| / mean |h|` at
+        (new token ids, the end token included), n_tokens, finished, relative_dose (`|coefficient| * |v| / norm` at
         that layer; for several layers their mean; NaN for operations other than `add` and `add_normed`), prompt,
         prompt_ids, reference, the settings, and the weights' dtype or quantisation. A row whose logits overflowed has
         no text and no n_tokens. With `when` also share_steered of a generated row: the share of the positions that
@@ -126,21 +131,24 @@ def sweep(
     generator = _generator(model, engine, out)
     named = named_vectors(vectors)
     rows = prompt_rows(prompts, choices)
-    texts = {choice: encode(tokenizer, choice) for row in rows for choice in row["choices"] or ()}
+    texts = {choice: choice_ids(tokenizer, choice) for row in rows for choice in row["choices"] or ()}
     settings = _settings(samples, temperature, top_p, max_new_tokens, seed) if not texts else {}
     if not named:
         raise ValueError("expected at least one vector; got 0 vectors. Add some.")
     steerings = steerings_at(named, layers, positions, operation, foreign, site, when)
     site = next(str(steering.site) for steering in steerings.values())
-    cells = cells_of(steerings, coefficients)
+    cells = Cell.each(steerings, coefficients, doses)
     options = Settings(
         max(map(len, texts.values()), default=max_new_tokens), settings.get("temperature", 0.0), top_p, batch_rows
     )
     about = generator.about(tokenizer)
     rendered = {row["id"]: render(tokenizer, row["prompt"], chat_template_kwargs) for row in rows}
-    where = {"positions": positions, "operation": operation_named(operation).name}
-    where |= {} if site == DEFAULT else {"site": site}
-    where |= {} if when is None else {"when": str(when)}
+    where = {
+        "positions": positions,
+        "operation": operation_named(operation).name,
+        **({} if site == DEFAULT else {"site": site}),
+        **({} if when is None else {"when": str(when)}),
+    }
     config = {
         **where,
         **{name: value for name, value in settings.items() if name != "samples"},
@@ -150,32 +158,57 @@ def sweep(
         "chat_template_kwargs": dict(chat_template_kwargs or {}),
         "ends": None if texts else sorted(generator.ends(tokenizer)),
     }
-    plan = planned(cells, rows, samples)
-    tried = [Row(ids) for ids in (*texts.values(), *(prompt.ids for prompt in rendered.values()))]
-    tried += [Row((0,), (steering,)) for steering in steerings.values()]
+    tried = [
+        *(Row(prompt.ids) for prompt in rendered.values()),
+        *(Row((max(ids),)) for ids in texts.values()),  # whether the model has their tokens
+        *(Row((0,), (steering,)) for steering in steerings.values()),
+    ]
     generator.check(tried, options)  # before anything is written
     with open_store(out, config, provenance(about)) as store:
         rendered = store.settled(rows, rendered)
         store.keep(named)
         if when is not None and when.layer is not None:
             store.keep({"when": SteeringVector({when.layer: when.weights}, described(when) or {})})
-        done = store.read()
         mine = _share(rows, out)
-        todo = {one.key: one for one in plan if one.prompt["id"] in mine and one.key not in done}
-        with progress("sweep", len(todo)) as advance:
-            for batch in _computed(generator, tokenizer, list(todo.values()), rendered, texts, options, seed):
-                store.append(batch)
-                advance(len(batch))
-        barrier()
+
+        def computed(todo: Sequence[Planned]) -> Iterator[list[dict[str, Any]]]:
+            steered = [() if one.cell.steering is None else (one.cell.steering,) for one in todo]
+            ids = [rendered[one.prompt["id"]].ids for one in todo]
+            work = [Row(prompt, several) for prompt, several in zip(ids, steered, strict=True)]
+            if texts:
+                scored = [texts[str(one.choice)] for one in todo]
+                for values in generator.score(tokenizer, work, scored, options):
+                    yield [scored_row(todo[i], ids[i], scored[i], value) for i, value in values]
+                return
+            streams = [(seed, one.prompt["id"], one.sample) for one in todo]
+            for batch in generator.decode(tokenizer, work, streams, options):
+                yield [written_row(todo[i], ids[i], found, tokenizer) for i, found in batch]
+
+        def compute(plan: Sequence[Planned]) -> None:
+            done = store.read()
+            todo = {one.key: one for one in plan if one.prompt["id"] in mine and one.key not in done}
+            with progress("sweep", len(todo)) as advance:
+                for batch in computed(list(todo.values())):
+                    store.append(batch)
+                    advance(len(batch))
+            barrier()
+
+        def measure() -> dict[Layer, float]:
+            written = store.read()
+            plain = [written[one.key] for one in Planned.each(cells[:1], rows, samples)]
+            read = [(row["prompt_ids"], row["ids"]) for row in plain]
+            return generator.norms(read, positions, where["operation"], site)
+
+        if doses is not None:
+            compute(Planned.each(cells[:1], rows, samples))
+            cells = resolved(cells, store.norms(stream_norms, measure))
+        plan = Planned.each(cells, rows, samples)
+        compute(plan)
+        norms = store.norms(stream_norms, measure)
         if not is_first():
             barrier()  # for the first process to write the table
             return SweepResult.load(Path(str(out)))
         written = store.read()
-        if stream_norms is None:
-            layers_read = sorted({layer for steering in steerings.values() for layer in steering.vector.layers})
-            plain = [written[one.key] for one in plan if one.cell.steering is None]
-            stream_norms = store.norms(lambda: _own_norms(generator, tokenizer, plain, layers_read, site))
-        norms = dict(stream_norms)
         shown = {**where, **settings, "weights": about["weights"]}
         table = sweep_table(plan, written, named, steerings, norms, shown, rendered)
         warn_of_overflows(table)
@@ -186,10 +219,11 @@ def sweep(
             "stream_norms": norms,
             "kind": "sweep",
             "n_prompts": len(rows),
+            "rows": config["rows"],
+            "chat_template_kwargs": config["chat_template_kwargs"],
+            "vectors": {name: vector.content() for name, vector in named.items()},
+            **({} if when is None else {"when": described(when)}),
         }
-        meta |= {"rows": config["rows"], "chat_template_kwargs": config["chat_template_kwargs"]}
-        meta |= {} if when is None else {"when": described(when)}
-        meta |= {"vectors": {name: vector.content() for name, vector in named.items()}}
         result = SweepResult(table, meta)
         store.seal(result)
         barrier()
@@ -212,28 +246,6 @@ def _settings(samples: Any, temperature: Any, top_p: float, max_new_tokens: int,
         "max_new_tokens": max_new_tokens,
         "seed": checked_seed(seed),
     }
-
-
-def _computed(
-    generator: Generator,
-    tokenizer: Any,
-    todo: Sequence[Planned],
-    prompts: Mapping[str, Prompt],
-    texts: Mapping[str, tuple[int, ...]],
-    options: Settings,
-    seed: int,
-) -> Iterator[list[dict[str, Any]]]:
-    """Generate or score the rows; yields those that are finished, as they are stored."""
-    steered = [() if one.cell.steering is None else (one.cell.steering,) for one in todo]
-    work = [Row(prompts[one.prompt["id"]].ids, several) for one, several in zip(todo, steered, strict=True)]
-    if texts:
-        ids = [texts[str(one.choice)] for one in todo]
-        for scored in generator.score(tokenizer, work, ids, options):
-            yield [scored_row(todo[number], work[number].prompt, ids[number], value) for number, value in scored]
-        return
-    streams = [(seed, one.prompt["id"], one.sample) for one in todo]
-    for batch in generator.decode(tokenizer, work, streams, options):
-        yield [written_row(todo[number], work[number].prompt, found, tokenizer) for number, found in batch]
 
 
 def _share(rows: Sequence[Mapping[str, Any]], out: str | Path | None) -> set[str]:
@@ -261,17 +273,3 @@ def _generator(model: nn.Module | None, engine: Any, out: str | Path | None) -> 
     if model is not None:
         served.check_model(model)
     return served
-
-
-def _own_norms(
-    generator: Generator,
-    tokenizer: Any,
-    plain: Sequence[Mapping[str, Any]],
-    layers: Sequence[int],
-    site: str,
-) -> dict[Layer, float]:
-    """Mean norms of the stream over the sweep's unsteered continuations; empty where none has a token."""
-    if not any(row["ids"] for row in plain):
-        return {}
-    prompts = [Prompt(row["prompt_ids"], "") for row in plain]
-    return generator.norms(tokenizer, prompts, [row["ids"] for row in plain], layers, site)

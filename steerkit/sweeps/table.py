@@ -83,6 +83,7 @@ def sweep_table(
                     "control_of": control_of,
                     "layer": place[1],
                     "coefficient": cell.coefficient,
+                    **({} if cell.dose is None else {"dose": cell.dose}),
                     "prompt_id": row["id"],
                     "sample": one.sample,
                     "group": row["group"],

@@ -18,6 +18,16 @@ STEERINGS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
         f"coefficient {value!r}": ({"coefficient": value}, "expected a finite coefficient", f"got {value!r}", "another")
         for value in (float("nan"), float("inf"), 1e39, "2", True, None, 1j)
     },
+    **{
+        f"dose {value!r}": ({"dose": value}, "expected a finite dose", f"got {value!r}", "Pass another number")
+        for value in (float("nan"), float("inf"), "2", True)
+    },
+    "a coefficient and a dose": (
+        {"coefficient": 2.0, "dose": 1.0}, "expected a coefficient or a dose", "got 2.0 and dose=1.0", "Pass one"
+    ),
+    "a dose to ablate": (
+        {"operation": "ablate", "dose": 1.0}, "expected a coefficient for 'ablate'", "got dose=1.0", "Pass a"
+    ),
     "a matrix of coefficients": ({"coefficient": torch.ones(2, 2)}, "finite coefficient", "got tensor(", "another"),
     **{
         f"layer {value!r}": ({"layer": value}, f"expected {what}", "got", do)

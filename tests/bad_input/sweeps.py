@@ -18,7 +18,7 @@ PLACES = "expected layers that differ", "List each once"
 SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     **{
         f"coefficients {value!r}": ({"coefficients": value}, NUMBERS[0], f"got {value!r}", NUMBERS[1], ValueError)
-        for value in ([], [1, 1], "1,2", None, ["1"], [True], [0, 1, None])
+        for value in ([], [1, 1], "1,2", ["1"], [True], [0, 1, None])
     },
     **{
         f"coefficient {value}": (
@@ -35,6 +35,22 @@ SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     "a layer that is no number": ({"layers": True}, "expected a layer as a number", "got True", "Pass a", ValueError),
     "a layer that its model has not": (
         {"vectors": push(9), "layers": [9]}, "expected a layer from 0 to 3", "got 9", "the last layer is 3", ValueError
+    ),
+    "coefficients and doses": (
+        {"doses": [1]}, "expected coefficients or doses", "got both", "Pass one of the two", ValueError
+    ),
+    **{
+        f"doses {value!r}": (
+            {"coefficients": None, "doses": value}, "expected at least one dose", f"got {value!r}", "List", ValueError
+        )
+        for value in ([], [1, 1], "1,2", [True])
+    },
+    "neither coefficients nor doses": (
+        {"coefficients": None}, "expected coefficients or doses", "got neither", "Pass one of the two", ValueError
+    ),
+    "doses of an ablation": (
+        {"coefficients": None, "doses": [1], "operation": "ablate"}, "expected a coefficient for 'ablate'",
+        "got dose=1.0", "Pass a coefficient", ValueError,
     ),
     "no vectors": ({"vectors": {}}, "expected at least one vector", "got 0 vectors", "Add some", ValueError),
     "a list of vectors": ({"vectors": [push()]}, "or several by name", "got [SteeringVector", "Pass {", TypeError),

@@ -125,6 +125,14 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
         (*STEER, "hi", "--layer", "1", "--coefficient", "nan"), {"v.safetensors": V},
         "expected a finite coefficient", "got nan", "another",
     ),
+    "steer with a coefficient and a dose": (
+        (*STEER, "hi", "--layer", "1", "--coefficient", "2", "--dose", "1"), {"v.safetensors": V},
+        "expected a coefficient or a dose", "got 2.0 and dose=1.0", "Pass one",
+    ),
+    "ablate with a dose": (
+        (*STEER, "hi", "--layer", "1", "--operation", "ablate", "--dose", "1"), {"v.safetensors": V},
+        "expected a coefficient for 'ablate'", "got dose=1.0", "Pass a coefficient",
+    ),
     "steer at a layer in words": (
         (*STEER, "hi", "--layer", "x"), {"v.safetensors": V}, "expected layers as integers", "got 'x'", "Pass block"
     ),
@@ -178,6 +186,20 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
     "sweep coefficients in words": (
         (*SWEEP, "--layers", "1", "--coefficients", "low,high"), ASKED,
         "expected floats with commas between", "got 'low,high'", "Write 1,2,3",
+    ),
+    "sweep coefficients and doses": (
+        (*SWEEP, "--layers", "1", "--coefficients", "1", "--doses", "1"), ASKED,
+        "expected --coefficients or --doses", "got both", "Pass one",
+    ),
+    "sweep doses of an ablation": (
+        (*SWEEP, "--layers", "1", "--operation", "ablate", "--doses", "1"), ASKED,
+        "expected a coefficient for 'ablate'", "got dose=1.0", "Pass a coefficient",
+    ),
+    "sweep a choice twice": (
+        (*SWEEP, "--layers", "1", "--choices", "a,a"), ASKED, "expected texts that differ", "got 'a,a'", "Write"
+    ),
+    "sweep choices that are no JSON": (
+        (*SWEEP, "--layers", "1", "--choices", "[a"), ASKED, "expected texts that differ", "got '[a'", "Write"
     ),
     "sweep no coefficients": (
         (*SWEEP, "--layers", "1", "--coefficients", ""), ASKED, "expected floats with commas between", "got ''", "Write"

@@ -275,6 +275,16 @@ def test_bake_writes_a_checkpoint_whose_texts_are_the_steered_ones(work: Work, t
     assert float((streams[2] @ vector.unit().layers[1]).abs().max()) < 1e-4
 
 
+def test_sweep_takes_doses_and_score_is_over_them(work: Work, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    work.sweep(str(out), "--layers", "1", "--doses=-0.5,0.5")
+    table = SweepResult.load(out).table
+    assert set(table["dose"]) == {-0.5, 0.0, 0.5}
+    assert table["relative_dose"].sub(table["dose"].abs()).abs().max() < 1e-12
+    gains = work.json("score", str(out), "distinct_2")["gains"]["distinct_2"]
+    assert {row["dose"] for row in gains} == {-0.5, 0.5}
+
+
 def test_score_uses_the_adapter_for_perplexity_and_kl(work: Work, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -614,6 +624,10 @@ def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> 
     weak = json.loads(ok(*steering, "--coefficient", "15", "--json"))
     # the dose is of the unsteered text, and linear
     assert strong["relative_dose"] > 0 and strong["relative_dose"] == pytest.approx(2 * weak["relative_dose"], abs=0.03)
+    dosed = json.loads(ok(*steering, "--dose=-0.5", "--json"))
+    assert dosed["relative_dose"] == pytest.approx(0.5) and dosed["coefficient"] < 0
+    again = json.loads(ok(*steering, f"--coefficient={dosed['coefficient']}", "--json"))
+    assert again["steered"] == dosed["steered"] != dosed["unsteered"]
     shown = ok(*steering, "--coefficient", "30")
     assert re.search(r"layer 1, coefficient 30, dose \d+\.\d\d", " ".join(words_of(shown)))
     sweep = ok(

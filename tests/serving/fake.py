@@ -71,14 +71,26 @@ class Fake(Remote):
         for number in reversed(range(len(requests))):  # in no particular order
             yield number, self.answer(requests[number])
 
-    def answer(self, one: Sent) -> tuple[int, ...]:
-        """The new token ids; `BadRequest` as the plugin would refuse."""
+    def log_probs(self, requests: Sequence[Sent]) -> Iterator[tuple[int, tuple[float, ...]]]:
+        for number in reversed(range(len(requests))):
+            yield number, self.scored(requests[number])
+
+    def scored(self, one: Sent) -> tuple[float, ...]:
+        """Log-probabilities of the last tokens of a prompt, by plain forwards."""
         self.requests += 1
+        asked, steerings = self._asked(one)
+        with torch.no_grad(), contextlib.ExitStack() as stack:
+            for steering in steerings:
+                stack.enter_context(steering.on(self.own, prompt_length=asked.prompt))
+            logits = self.own(input_ids=torch.tensor([one.prompt]), use_cache=False).logits[0]
+        logs = logits.log_softmax(-1)[:-1].gather(-1, torch.tensor([one.prompt[1:]]).T)[:, 0]
+        return tuple(logs[len(logs) - one.scored :].tolist())
+
+    def _asked(self, one: Sent) -> tuple[Asked, tuple[sk.Steering, ...]]:
+        """What a request asks for, checked as the plugin would, and its steerings."""
         asked = parse_all(
             one.extra, self.folder.served(), slots=4, n_prompt=len(one.prompt), n_new=one.count, n_layers=4
         )
-        if asked.read is not None:
-            self._add_up(one.prompt, asked)
         steerings = tuple(
             sk.Steering(
                 stored_vector(self.folder.path, push.content), push.coefficient, push.positions, push.operation,
@@ -86,6 +98,14 @@ class Fake(Remote):
             )
             for push in asked.pushes
         )  # fmt: skip
+        return asked, steerings
+
+    def answer(self, one: Sent) -> tuple[int, ...]:
+        """The new token ids; `BadRequest` as the plugin would refuse."""
+        self.requests += 1
+        asked, steerings = self._asked(one)
+        if asked.read is not None:
+            self._add_up(one.prompt, asked)
         draw = asked.draw
         options = {} if draw is None else {"temperature": draw.temperature, "top_p": draw.top_p}
         streams = [()] if draw is None else [draw.stream]
@@ -102,6 +122,10 @@ class Fake(Remote):
         assert read is not None
         with torch.no_grad(), capture_resid(self.own) as streams:
             self.own(input_ids=torch.tensor([prompt]), use_cache=False)
+        if read.each:
+            norms = [streams[layer][0, read.start : read.stop].double().norm(dim=-1).tolist() for layer in range(4)]
+            self.sums[read.key] = {"norms": norms}
+            return
         zero = {
             "sum": torch.zeros(4, 32, dtype=torch.float64),
             "norm": torch.zeros(4, dtype=torch.float64),
@@ -118,7 +142,12 @@ class Fake(Remote):
         if name == "overflowed":
             return [{key: self.lost.pop(key) for key in argument if key in self.lost}]
         found = {key: self.sums.pop(key) for key in argument if key in self.sums}
-        return [{k: {n: v.tolist() if n != "tokens" else v for n, v in one.items()} for k, one in found.items()}]
+        return [
+            {
+                k: {n: v.tolist() if isinstance(v, torch.Tensor) else v for n, v in one.items()}
+                for k, one in found.items()
+            }
+        ]
 
 
 def answered(fake: Fake, method: str, path: str, data: bytes) -> Any:
@@ -139,6 +168,11 @@ def answered(fake: Fake, method: str, path: str, data: bytes) -> Any:
         return {"answers": fake.call(name, body)}
     extra = {key: json.loads(text) for key, text in body.get("vllm_xargs", {}).items()}
     sent = Sent(tuple(body["prompt"]), body["max_tokens"], tuple(body["stop_token_ids"]), extra)
+    if "prompt_logprobs" in body:
+        count = len(sent.prompt) - 1
+        values = fake.scored(Sent(sent.prompt, sent.count, (), extra, scored=count))
+        entries = [{str(token): {"logprob": x, "rank": 1}} for token, x in zip(sent.prompt[1:], values, strict=True)]
+        return {"choices": [{"token_ids": [0], "prompt_logprobs": [None, *entries]}]}
     return {"choices": [{"token_ids": list(fake.answer(sent))}]}
 
 

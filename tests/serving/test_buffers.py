@@ -193,6 +193,35 @@ def test_every_read_token_is_counted_once_whatever_the_schedule(seed) -> None:
     assert under_test.take_sums(["x", "y"]) == {}
 
 
+def test_norms_are_those_of_each_position_whatever_the_schedule() -> None:
+    rng, under_test, wanted = random.Random(3), steerer(sums=2), {}
+    requests = []
+    for i in range(20):
+        prompt = rng.randint(2, 30)
+        start = rng.randint(0, prompt - 1)
+        read = Read(f"k{i}", (0, 2), start, rng.randint(start + 1, prompt), 0.0, True)
+        requests.append(one := Fake(f"n{i}", prompt, 1, Asked(read=read)))
+        where = range(read.start, read.stop)
+        wanted[read.key] = [float(embedding(one.name, position, 2).double().norm()) for position in where]
+    happened = run(requests, under_test, rng)
+    assert happened["preemptions"] > 0 and happened["chunks"] > 0
+    found = under_test.take_sums([*wanted, "other"])
+    assert {key: one["norms"][2] for key, one in found.items()} == {
+        key: pytest.approx(norms, rel=1e-9) for key, norms in wanted.items()
+    }
+    assert under_test.take_sums(list(wanted)) == {}
+
+
+def test_norms_that_newer_ones_pushed_out_are_left_out(monkeypatch) -> None:
+    from steerkit.serving import buffers
+
+    monkeypatch.setattr(buffers, "NORMS", 5)
+    under_test, rng = steerer(sums=2), random.Random(0)
+    for key in "xy":
+        run([Fake(key, 3, 1, Asked(read=Read(key, (0,), 0, 3, 0.0, True)))], under_test, rng)
+    assert set(under_test.take_sums(["x", "y"])) == {"y"}
+
+
 def test_a_sum_that_newer_ones_pushed_out_is_missed_by_its_count_of_tokens() -> None:
     under_test, rng = steerer(sums=2), random.Random(0)
     for key in "xyz":

@@ -48,6 +48,54 @@ def test_a_sweep_has_the_same_table_through_an_engine_and_over_http(llama, fake,
         same(own, sk.sweep(None, llama[1], named, PROMPTS, **more, engine=url))
 
 
+CHOICES = [" (A)", " (B)", "c"]
+
+
+@pytest.mark.parametrize("options", [
+    {"coefficients": [-1, 0.5], "layers": [1, (1, 2)]},
+    {"coefficients": [1], "layers": 2, "operation": "ablate", "positions": "all"},
+    {"doses": [-0.4, 0.2], "layers": [1, 2], "positions": "generated"},
+])  # fmt: skip
+def test_choices_have_the_same_table_through_an_engine_and_over_http(llama, fake, options) -> None:
+    named = {"one": vector(llama[0], 1, 2), "two": vector(llama[0], 1, 2, seed=1)}
+    more = {**options, "choices": CHOICES}
+    own = sk.sweep(*llama, named, PROMPTS, **more).table
+    with over_http(fake) as url:
+        for engine in (fake, url):
+            found = sk.sweep(None, llama[1], named, PROMPTS, **more, engine=engine).table
+            pd.testing.assert_frame_equal(found, own, rtol=1e-4)
+
+
+def test_a_choice_beyond_the_served_context_is_refused(llama, fake) -> None:
+    with pytest.raises(ValueError, match="served context"):
+        sk.sweep(None, llama[1], vector(llama[0], 1), ["x" * 120], coefficients=[1], choices=["y" * 8], engine=fake)
+
+
+@pytest.mark.parametrize("positions", ["from_last_prompt_token", "all", "prompt:3"])
+def test_doses_have_the_same_coefficients_through_an_engine(llama, fake, positions) -> None:
+    more = {"doses": [-0.4, 0.2], "layers": [1, 2], "max_new_tokens": 6, "positions": positions}
+    named = {"one": vector(llama[0], 1, 2)}
+    own, found = (sk.sweep(None if engine else llama[0], llama[1], named, PROMPTS, **more, engine=engine) for engine in
+                  (None, fake))  # fmt: skip
+    same_doses = own.table["coefficient"], found.table["coefficient"]
+    pd.testing.assert_series_equal(*same_doses, rtol=1e-5)
+    assert own.table["text"].tolist() == found.table["text"].tolist()
+
+
+def test_norms_are_read_in_parts_where_there_are_many(llama, fake, monkeypatch) -> None:
+    from steerkit.serving import remote
+    from steerkit.steering.dose import median_norms
+
+    texts = [(range(3, 3 + n), range(40, 40 + n)) for n in (2, 9, 4, 7)]
+    monkeypatch.setattr(remote, "NORMS", 8)
+    for positions in ("from_last_prompt_token", "all", "prompt"):
+        found = fake.norms(texts, positions, "add")
+        assert found == pytest.approx(median_norms(llama[0], texts, None, positions), rel=1e-5)
+    fake.call = lambda name, argument: [{}]
+    with pytest.raises(RuntimeError, match="read fewer"):
+        fake.norms(texts, "all", "add")
+
+
 def test_a_sweep_resumes_through_an_engine_and_not_with_another(llama, fake, tmp_path) -> None:
     model, tokenizer = llama
     options = {"coefficients": [-1, 1, 2], "layers": [1, 2], "max_new_tokens": 6}

@@ -83,7 +83,7 @@ def everything(extra: dict) -> Asked:
 
 
 DRAWN = {"name": "row", "stream": [0, "p", [1]], "temperature": 0.7, "top_p": 0.9}
-READING = {"key": "job/x", "layers": [0, 29], "start": 2, "stop": 9, "weight": 0.5}
+READING = {"key": "job/x", "layers": [0, 29], "start": 2, "stop": 9, "weight": 0.5, "each": False}
 
 
 def test_what_is_asked_for_travels_as_plain_data() -> None:
@@ -117,6 +117,7 @@ def test_what_is_asked_for_travels_as_plain_data() -> None:
         ({READ: {**READING, "layers": [1, 1]}}, "each once"),
         ({READ: {**READING, "layers": "all"}}, "layers as a list"),
         ({READ: {**READING, "weight": float("nan")}}, "a number as 'weight'"),
+        ({READ: {**READING, "each": 1}}, "a boolean as 'each'"),
         ({READ: READING, KEY: {"vector": "one"}}, "got both"),
     ],
 )

@@ -22,6 +22,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from steerkit.show.play import GenerationRequest, _Written, app, play, stream
+from steerkit.steering.dose import median_norms
 from steerkit.sweeps.projections import _token_ends
 from tests.browser import Tab
 
@@ -58,6 +59,17 @@ def test_the_last_texts_are_those_of_generate_and_the_steering_changes_one(parts
         steering = sk.Steering(vectors["up"].at(1), 1.0, "from_last_prompt_token")
         whole = sk.generate(model, tokenizer, asked, max_new_tokens=8, steering=[None, steering])
         assert list(texts[-1][:2]) == whole
+
+
+def test_a_strength_in_doses_is_of_the_median_norm_over_the_prompt(parts) -> None:
+    model, tokenizer, vectors = parts
+    request = GenerationRequest.from_json({**REQUEST, "strengths": {"up": [1, 0.5]}, "unit": "dose"})
+    texts = list(stream(model, tokenizer, vectors, request, threading.Event()))
+    asked = [{"role": "user", "content": "tell me"}]
+    norms = median_norms(model, [(sk.render(tokenizer, asked).ids, ())], None, "prompt")
+    steering = sk.Steering(vectors["up"], dose=0.5, layer=1)
+    wanted = sk.generate(model, tokenizer, [asked] * 2, max_new_tokens=8, steering=[None, steering], norms=norms)
+    assert [texts[-1].unsteered, texts[-1].steered] == wanted and wanted[0] != wanted[1]
 
 
 def test_without_steering_both_texts_are_the_same(parts) -> None:
@@ -126,6 +138,7 @@ def test_the_page_streams_lines_to_itself_and_to_no_other_page(client) -> None:
         ({"prompt": ""}, "expected a prompt"),
         ({"strengths": [1]}, "expected prompt, chat, strengths"),
         ({"temperature": "hot"}, "could not convert"),
+        ({"unit": "volts"}, "expected a unit among"),
     ],
 )
 def test_bad_requests_are_refused_by_name(client, change, message) -> None:

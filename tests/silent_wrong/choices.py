@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import steerkit as sk
-from steerkit.sweeps.plan import Planned, cells_of, planned, prompt_rows, steerings_at
+from steerkit.sweeps.plan import Cell, Planned, prompt_rows, steerings_at
 from steerkit.text.tokens import encode
 from tests.reference import steered_logits
 from tests.steering.test_steering import vector
@@ -62,7 +62,7 @@ def check_a_stored_row_is_not_taken_for_that_of_another_vector(key_of: Callable[
     plans = []
     for size in (1.0, 2.0):
         steerings = steerings_at({"v": vector(model, 1) * size}, None, "all", "add", False)
-        plans.append(planned(cells_of(steerings, [1.0]), prompt_rows(["Hello"]), 1))
+        plans.append(Planned.each(Cell.each(steerings, [1.0]), prompt_rows(["Hello"]), 1))
     first, second = ({key_of(one) for one in plan} for plan in plans)
     assert len(first & second) == 1, "only the unsteered row is the same"
     with pytest.raises(KeyError):

@@ -9,7 +9,6 @@ import torch
 from scipy import stats
 
 import steerkit as sk
-from steerkit.capture.norms import stream_norms
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.scores.fluency import log_probabilities, perplexity
@@ -18,7 +17,7 @@ from steerkit.sweeps import store
 from steerkit.sweeps.result import FewWarning, SweepResult
 from steerkit.sweeps.sweep import sweep
 from steerkit.text.prompt import encode_prompt
-from tests.reference import steered_logits
+from tests.reference import hidden_states, steered_logits
 from tests.steering.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -88,8 +87,8 @@ def test_an_interrupted_sweep_goes_on_and_equals_an_uninterrupted_one(setting, t
     append, calls = append_rows, []
 
     def cut(path, rows):
-        calls.append(1)
-        if len(calls) == 4:
+        calls.append(path.name)
+        if calls.count("rows.jsonl") == 4:
             raise KeyboardInterrupt
         append(path, rows)
 
@@ -116,13 +115,22 @@ def test_another_configuration_in_the_same_folder_is_refused_with_the_difference
         sweep(model, tokenizer, vectors, ROWS, out=tmp_path, **{**SETTINGS, "max_new_tokens": 9})
 
 
-def test_relative_dose_is_the_push_over_the_norm_of_unsteered_generated_text(setting) -> None:
+@pytest.mark.parametrize("positions", ["from_last_prompt_token", "generated", "all", "prompt:3"])
+def test_relative_dose_is_over_the_median_norm_at_the_steered_positions_of_unsteered_texts(setting, positions) -> None:
     model, tokenizer, vectors = setting
-    result = sweep(model, tokenizer, vectors["v"], ROWS, **SETTINGS)
+    result = sweep(model, tokenizer, vectors["v"], ROWS, **{**SETTINGS, "positions": positions})
     zero = result.table[(result.table.coefficient == 0) & (result.table.layer == 1)]
-    norm = stream_norms(model, tokenizer, [row["prompt"] for row in ROWS], zero["ids"].tolist(), [1])[1]
+    norms = []
+    for prompt, ids in zip(zero["prompt_ids"], zero["ids"], strict=True):
+        n, length = len(prompt), len(prompt) + len(ids)
+        steered = {"from_last_prompt_token": (n - 1, length), "generated": (n, length), "all": (0, length)}
+        first, stop = steered.get(positions, (0, 3))
+        stream = hidden_states(model, [*prompt, *ids])[2]
+        norms += [float(stream[at].norm()) for at in range(max(first, 1), stop)]
+    norm = np.median(norms)
+    assert result.meta["stream_norms"][1] == pytest.approx(norm, rel=1e-5)
     row = result.table[(result.table.layer == 1) & (result.table.coefficient == -0.3)].iloc[0]
-    assert row["relative_dose"] == pytest.approx(0.3 * vectors["v"].norms()[1] / norm, rel=1e-6)
+    assert row["relative_dose"] == pytest.approx(0.3 * vectors["v"].norms()[1] / norm, rel=1e-5)
 
 
 def test_several_layers_can_be_steered_together(setting) -> None:

@@ -1,4 +1,4 @@
-"""Four jobs that a killed process has to survive, each a function of its folder, and what they leave there."""
+"""Jobs that a killed process has to survive, each a function of its folder, and what they leave there."""
 
 from __future__ import annotations
 
@@ -48,6 +48,28 @@ def _sweep(folder: Path) -> object:
         tiny_model(), tiny_tokenizer(), vector, prompts, layers=[1, 2], coefficients=[-2, -1, 0, 1, 2], samples=3,
         max_new_tokens=24, batch_rows=32, out=folder,
     )  # fmt: skip
+
+
+def _grown(folder: Path) -> object:
+    """A sweep over doses that grows by doses, prompts and samples."""
+    vector = sk.SteeringVector({1: torch.linspace(-6, 6, 32), 2: torch.linspace(4, -4, 32)})
+    loaded = tiny_model(), tiny_tokenizer()
+    prompts = [f"prompt number {i} {'and more ' * (i % 4)}" for i in range(16)]
+    options: dict[str, Any] = {"max_new_tokens": 16, "temperature": 0.7, "batch_rows": 16, "out": folder}
+    sk.sweep(*loaded, vector, prompts[:8], layers=1, doses=[-0.5, 0.5], samples=2, **options)
+    return sk.sweep(*loaded, vector, prompts, layers=[1, 2], doses=[-0.5, -0.2, 0.5], samples=3, **options)
+
+
+def _grown_choices(folder: Path) -> object:
+    """A sweep of choices that grows by coefficients, prompts and choices."""
+    vector = sk.SteeringVector({1: torch.linspace(-6, 6, 32), 2: torch.linspace(4, -4, 32)})
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    prompts = [f"prompt number {i} {'and more ' * (i % 4)}" for i in range(24)]
+    options: dict[str, Any] = {"layers": [1, 2], "batch_rows": 8, "out": folder}
+    with sk.use_kernels(model, "onednn"):  # the same bits in every batch
+        sk.sweep(model, tokenizer, vector, prompts[:8], coefficients=[1], choices=[" (A)", "b"], **options)
+        more = [" (A)", " (B)", "b", "cd"]
+        return sk.sweep(model, tokenizer, vector, prompts, coefficients=[-1, 1, 2], choices=more, **options)
 
 
 def _table(folder: Path) -> str:
@@ -132,6 +154,8 @@ def _debated(folder: Path) -> str:
 
 JOBS = (
     Job("sweep", _sweep, _table, _doubled("rows.jsonl", "key"), _flips("rows.jsonl")),
+    Job("grown sweep", _grown, _table, _doubled("rows.jsonl", "key"), _flips("rows.jsonl")),
+    Job("grown sweep of choices", _grown_choices, _table, _doubled("rows.jsonl", "key")),
     Job("debates", _debates, _debated, _doubled("calls.jsonl", "key"), _flips("calls.jsonl")),
     Job("judge", _judge, lambda folder: sha256(folder / "judged.csv"), _doubled("answers.jsonl", "key")),
     Job("GRPO", _grpo, _policy, _doubled("log.jsonl", "step")),

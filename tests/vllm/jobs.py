@@ -60,6 +60,27 @@ def test_a_sweep_has_the_same_table_through_vllm(real, engine, options) -> None:
     assert own.table["text"].nunique() > 6
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"coefficients": [-2, 1, 2], "layers": [14, (12, 16)]},
+        {"doses": [-0.4, 0.4], "layers": 16, "positions": "all"},
+        {"coefficients": [1], "layers": 16, "operation": "ablate", "positions": "all"},
+    ],
+)
+def test_choices_and_doses_have_the_same_table_through_vllm(real, engine, options) -> None:
+    model, tokenizer, vector = real
+    more = {**options, "choices": [" yes", " no", " (A) not at all"]}
+    own = sk.sweep(model, tokenizer, {"mood": vector}, PROMPTS[:6], **more).table
+    found = sk.sweep(None, tokenizer, {"mood": vector}, PROMPTS[:6], **more, engine=engine).table
+    assert list(found) == list(own)
+    for column in own:
+        if pd.api.types.is_float_dtype(own[column]):
+            pd.testing.assert_series_equal(found[column], own[column], rtol=1e-3, atol=1e-4)
+        elif column != "weights":
+            assert found[column].tolist() == own[column].tolist(), column
+
+
 def test_a_sweep_that_was_interrupted_goes_on_through_vllm_with_the_same_table(real, engine, tmp_path) -> None:
     model, tokenizer, vector = real
     options = {"coefficients": [-1, 1, 2], "layers": [14, 16], "max_new_tokens": 16}

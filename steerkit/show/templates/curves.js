@@ -72,7 +72,7 @@ function drawLine({ points, style }, x, y) {
 // The lines, with the shown coefficient marked; `pick` is called with a coefficient that is clicked.
 function chart({ score, title }, lines, coefficients, now, pick) {
   const { width, height, left, right, top, bottom } = SIZE;
-  const about = `${title} over the coefficient; the table below has the values`;
+  const about = `${title} over the ${strength}; the table below has the values`;
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": about });
   const values = lines.flatMap(({ points }) => points.flatMap((point) => point.slice(1, 4))).filter((v) => v !== null);
   if (!values.length) return svg;
@@ -89,7 +89,7 @@ function chart({ score, title }, lines, coefficients, now, pick) {
     svg.append(draw("path", { class: tick === 0 ? "grid zero" : "grid", d: `M${at},${top}V${height - bottom}` }));
     svg.append(label({ x: at, y: height - bottom + 14 }, number(tick)));
   }
-  const caption = logarithmic ? "coefficient; the score on a logarithmic scale" : "coefficient";
+  const caption = logarithmic ? `${strength}; the score on a logarithmic scale` : strength;
   svg.append(label({ x: (left + width - right) / 2, y: height - 4 }, caption));
   svg.append(draw("path", { class: "now", d: `M${x.toPixel(now).toFixed(1)},${top}V${height - bottom}` }));
   const groups = lines.map((line) => drawLine(line, x.toPixel, y.toPixel));
@@ -125,7 +125,7 @@ function legend(lines, now) {
 }
 
 function valuesOf(lines, coefficients, now) {
-  const head = make("tr", {}, make("th", { scope: "col", class: "number" }, "coefficient"));
+  const head = make("tr", {}, make("th", { scope: "col", class: "number" }, strength));
   for (const line of lines) {
     head.append(make("th", { scope: "col", class: "number" }, make("bdi", {}, titleOf(line)), ", n"));
   }

@@ -66,7 +66,7 @@ function aboutRow(row, ...condition) {
     const value = rows.scores[k][row];
     return value === null ? [] : [`${titles[k]}: ${value ? "yes" : "no"}`];
   });
-  return [...condition, `coefficient ${signed(rows.coefficient[row])}`, ...found, ...(ended ? [ended] : [])].join(", ");
+  return [...condition, `${strength} ${signed(rows.coefficient[row])}`, ...found, ...(ended ? [ended] : [])].join(", ");
 }
 
 function showTexts() {

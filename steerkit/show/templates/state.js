@@ -1,6 +1,8 @@
 // The data of the page, which of its rows is shown, and the link that encodes it.
 
-const { rows, names, labels, prompts, turns, strings, scores, titles, yes_no, series, conditions, pieces, start } =
+const {
+  rows, names, labels, prompts, turns, strings, scores, titles, yes_no, series, conditions, pieces, start, axis: strength,
+} =
   JSON.parse(document.getElementById("data").textContent);
 
 const CHOICES = ["vector", "layer", "prompt_id", "sample"];
