@@ -226,9 +226,8 @@ def lens_effects(model: Any, tokenizer: Any, mode: str, layers: list[int]) -> di
     def metric(logits: Tensor) -> float:
         return float(logits[0, -1, a] - logits[0, -1, b])
 
-    names = {"attn_out": "hook_attn_out", "mlp_out": "hook_mlp_out"} | {
-        site: f"hook_{site}" for site in ("resid_pre", "resid_mid", "resid_post")
-    }
+    # not resid_mid: their bridge changes the input of the second norm, which misses the residual connection
+    names = {site: f"hook_{site}" for site in ("resid_pre", "attn_out", "mlp_out", "resid_post")}
     found = {}
     with torch.no_grad():
         _, cache = bridge.run_with_cache(other)
