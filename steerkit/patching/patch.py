@@ -307,7 +307,9 @@ def _spans(positions: Any, pairs: Sequence[_Pair]) -> dict[int | str, list[tuple
     for name, given in named.items():
         each = given if isinstance(given, list) else [given] * len(pairs)
         if len(each) != len(pairs):
-            raise ValueError(f"expected a position of {name!r} for each of {len(pairs)} pairs; got {len(each)}.")
+            raise ValueError(
+                f"expected a position of {name!r} for each of {len(pairs)} pairs; got {len(each)}. Pass one per pair."
+            )
         found[name] = [_span(name, one, length) for one, length in zip(each, lengths, strict=True)]
     return found
 

@@ -156,7 +156,33 @@ def score_choices(**given: Any) -> object:
     return sk.score_choices(model(), tokenizer(), given.pop("prompts"), given.pop("choices"), **given)
 
 
+def patch(**given: Any) -> object:
+    given = {"clean": "The sea is", "corrupted": "The fog is", "answers": ("A", "B"), "layers": 1, **given}
+    return sk.patch(model(), tokenizer(), given.pop("clean"), given.pop("corrupted"), given.pop("answers"), **given)
+
+
+PATCHED: dict[str, tuple[Any, ...]] = {
+    "prompts of other lengths": ({"corrupted": "The fogs is"}, "equal length in tokens", "10 and 11", "Replace words"),
+    "two equal prompts": (
+        {"corrupted": "The sea is"},
+        "expected runs with different metrics",
+        "give",
+        "corrupted prompt",
+    ),
+    "an unknown mode": ({"mode": "both"}, "expected mode", "got 'both'", "Pass one"),
+    "an unknown method": ({"method": "fast"}, "expected method", "got 'fast'", "Pass one"),
+    "an unknown metric": ({"metric": "logit"}, "expected a metric among", "got 'logit'", "Pass one"),
+    "an unknown site": ({"sites": "attn"}, "expected a site among", "got 'attn'", "Pass one"),
+    "no answers": ({"answers": None}, "expected answers=(right, wrong)", "got none", "Pass two texts"),
+    "one answer": ({"answers": ("A",)}, "expected answers as (right, wrong)", "got 'A'", "Pass both"),
+    "a position outside": ({"positions": [10]}, "inside a prompt of 10 tokens", "got 10", "Count tokens"),
+    "a position by name": ({"positions": {"a": "b"}}, "expected an index or (start, stop)", "got 'b'", "Pass integers"),
+}
+
+
 def steering_cases() -> Iterator[Case]:
+    for name, (given, *says) in PATCHED.items():
+        yield Case(f"patching with {name}", lambda _, given=given: patch(**given), *says)
     for name, (given, *says) in STEERINGS.items():
         yield Case(f"a steering with {name}", lambda _, given=given: Steering(**{"vector": push(), **given}), *says)
     for what in (torch.ones(32), "v.safetensors", {1: torch.ones(32)}, None):
