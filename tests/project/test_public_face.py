@@ -56,7 +56,7 @@ def test_read_position_defaults_to_last_and_top_p_to_one_everywhere() -> None:
 
 def test_steering_keeps_its_positional_order_and_takes_the_layer_by_keyword_only() -> None:
     names = list(inspect.signature(sk.Steering).parameters)
-    assert names == ["vector", "coefficient", "positions", "operation", "foreign", "layer", "site", "when"]
+    assert names == ["vector", "coefficient", "positions", "operation", "foreign", "layer", "site", "when", "dose"]
     one = vector(tiny_model(), 1)
     steering = sk.Steering(one, 2.0, "generated", "ablate", True)
     assert (steering.coefficient, steering.positions, steering.operation) == (2.0, "generated", "ablate")
