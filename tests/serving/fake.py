@@ -166,7 +166,8 @@ def answered(fake: Fake, method: str, path: str, data: bytes) -> Any:
     body = json.loads(data)
     if name != "completions":
         return {"answers": fake.call(name, body)}
-    extra = {key: json.loads(text) for key, text in body.get("vllm_xargs", {}).items()}
+    given = body.get("vllm_xargs", {})
+    extra = {key: json.loads(value) if isinstance(value, str) else value for key, value in given.items()}
     sent = Sent(tuple(body["prompt"]), body["max_tokens"], tuple(body["stop_token_ids"]), extra)
     if "prompt_logprobs" in body:
         count = len(sent.prompt) - 1
