@@ -175,6 +175,25 @@ def steering_moved(folder: Path) -> str:
     return _table(("steered after blocks", "coefficient", "`relative_dose`", "the vector", "`random_like`"), rows)
 
 
+def conditional_table(folder: Path) -> str:
+    """Steering everywhere and under a condition, on target prompts and on an unrelated task, and where it fires."""
+    effects, _ = _read("recipes/conditional/effects", folder)
+    rates, _ = _read("recipes/conditional/rates", folder)
+    at = effects.set_index(["quantity", "task"])
+    names = {
+        "unsteered": "score, unsteered", "unconditional": "score, steered everywhere",
+        "conditional": "score, steered under the condition", "conditional gain": "gain under the condition",
+        "kept": "share of the gain that is kept", "conditional over random": "above random directions",
+    }  # fmt: skip
+    rows = [
+        [text, *(_interval(at.loc[name, task], ("mean", "low", "high")) if (name, task) in at.index else ""
+                 for task in ("question", "repeat"))]
+        for name, text in names.items()
+    ]  # fmt: skip
+    fired = [_interval(rates.set_index("task").loc[task], ("rate", "low", "high")) for task in ("question", "repeat")]
+    return _table(("", "questions", "repeat a text"), [*rows, ["share of prompts where it fires", *fired]])
+
+
 def training_table(folder: Path, family: str, preset: str = "miniature") -> str:
     """Accuracy and tokens of every method of a family, sampled, and the accuracy of IMAD above it."""
     main, _ = _read(f"{preset}/main_table", folder)
@@ -298,6 +317,7 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "tutorial-gains": tutorial_gains,
     "reading": reading_table,
     "steering-moved": steering_moved,
+    "conditional": conditional_table,
     "training-arithmetic": partial(training_table, family="arithmetic"),
     "training-clues": partial(training_table, family="clues"),
     "training-two-sum": partial(training_table, family="two_sum"),
