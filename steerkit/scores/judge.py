@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # of the message; another one gives other answers
 _NUMBER = re.compile(r"(?<![\w.,])-?[0-9]+(?:\.[0-9]+)?(?![\w,]|\.[0-9])")
 _ITEM = re.compile(r"\s*[0-9]+[.)]\s+\w")
+_RATED = re.compile(r"^\W*-?[0-9]|\b(?:score|rating|rate|answer)\b[^.\n]{0,40}?[0-9]", re.IGNORECASE)
 
 
 class JudgeError(RuntimeError):
@@ -179,8 +180,9 @@ def judge(
     distinct text is sent once, and each answer is written to a file as it arrives, so that a killed call resumes. An
     answer is identified by model name, rubric, scale, `max_tokens` and text, not by the address of the server.
 
-    An answer is a score if it contains exactly one number and this number is on the scale; `85/100` and
-    `85 out of 100` count as 85. The thought of a reasoning model is left out. Every other answer is NaN and counted.
+    An answer is a score if it contains exactly one number, on the scale, at its start or after a word such as "score";
+    `85/100` and `85 out of 100` count as 85. So a number that the judge only quotes from the text is no score. The
+    thought of a reasoning model is left out. Every other answer is NaN and counted.
 
     A judge has errors of its own: compare its scores with labels of people on a sample. `docs/concepts/scores.md` lists
     the known biases: position, length and self-preference.
@@ -236,14 +238,14 @@ def cache_folder() -> Path:
 
 
 def read_score(answer: str, scale: tuple[float, float] = (0, 100)) -> float:
-    """The score in a judge's answer; NaN if it contains no number, several, or one that is not on the scale.
+    """The score in a judge's answer; NaN if it contains no number, several, or one that is not a score (see `judge`).
 
     Example:
         >>> [read_score(answer) for answer in ("85", "**Score:** 85/100", "1. The text is", "85 or 90", "120")]
         [85.0, 85.0, nan, nan, nan]
     """
     reply = reply_of(answer)
-    if reply is None or _ITEM.match(reply):
+    if reply is None or _ITEM.match(reply) or not _RATED.search(reply):
         return math.nan
     reply = re.sub(rf"\s*(?:/|out of)\s*{scale[1]:g}(?!\w|\.[0-9])", "", reply)
     numbers = {float(number) for number in _NUMBER.findall(reply)}

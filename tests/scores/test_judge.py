@@ -192,6 +192,7 @@ READ = {
     "85": 85, " 85.5\n": 85.5, "**85**": 85, "Score: 85/100": 85, "85 out of 100.": 85, "The score is 85.": 85,
     "85. The text is glad": None, "<think>maybe 20</think>\n\n85": 85, "<think>maybe 20": None, "100/100": 100, "0": 0,
     "": None, "none": None, "120": None, "-5": None, "85 or 90": None, "85-90": None, "1,000": None, "7,5": None,
+    "Article 4 describes duties": None, "I rate this text 85.": 85, "Rating: *85*": 85, "100: very glad": 100,
     "85 of 3 words": None, "gpt4": None, "85%": 85, "85 85": 85, "85/10": None, "100/1000": None, "\u0668\u0665": None,
 }  # fmt: skip
 
