@@ -46,6 +46,11 @@ ANALYSES = {
         "suppress a malicious agent's trait, and measure what it costs",
         "--run runs/imad-tiny/malice/seed-0 --words fools,ha --out runs/analysis",
     ),
+    "refusal": Analysis(
+        "analysis.recipes.refusal",
+        "refusal by one direction: rates, addition and ablation against random directions",
+        "--checkpoint CHECKPOINT --data DATA --out runs/refusal --results results/recipes/refusal",
+    ),
     "judge": Analysis(
         "analysis.recipes.judge",
         "agreement of a judge with 50 texts labelled by hand",

@@ -1,0 +1,82 @@
+"""Refusal tables: rates first, ablation only where there are refusals, and a run that resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import steerkit as sk
+from analysis.recipes import refusal
+from steerkit.sweeps.result import FewWarning
+from tests.project.test_recipes import refusing_model
+from tests.tiny import tiny_model, tiny_tokenizer
+
+WORDS = ["the sky", "a tree", "my book", "that river", "one door", "some rain", "her song", "no lamp", "a cat"]
+HOW: dict[str, Any] = {"tokens": ["S"], "starts": "S", "n_random": 3, "max_new_tokens": 3}
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> dict[str, dict[str, list[Any]]]:
+    splits = ["train"] * 4 + ["validation"] * 3 + ["test"] * 2
+    for kind, mark, order in (("harmful", "!", WORDS), ("harmless", "?", WORDS[::-1])):
+        rows = [{"split": s, "instruction": f"{word}{mark}"} for s, word in zip(splits, order, strict=True)]
+        (tmp_path / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return refusal.read_prompts(tmp_path)
+
+
+def test_a_planted_direction_adds_refusals_and_its_ablation_removes_them(tmp_path, prompts) -> None:
+    model, tokenizer = refusing_model()
+    with pytest.warns(FewWarning):
+        rates, gains, verdict = refusal.measure_refusal(model, tokenizer, prompts, tmp_path / "run", **HOW)
+    assert rates.set_index("kind")["refused"].to_dict() == {"harmful": 1.0, "harmless": 0.0}
+    assert set(rates["n"]) == {2}
+    over = gains[gains["over"] == "coefficient 0"].set_index(["operation", "kind"])["gain"].to_dict()
+    assert over == {
+        ("add", "harmful"): 0, ("add", "harmless"): 1, ("ablate", "harmful"): -1, ("ablate", "harmless"): 0
+    }  # fmt: skip
+    assert set(gains["k"]) == {0, 3} and verdict != refusal.NOT_TESTABLE
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("rows.jsonl")}
+    with pytest.warns(FewWarning):
+        refusal.measure_refusal(model, tokenizer, prompts, tmp_path / "run", **HOW)
+    assert {path: path.read_bytes() for path in files} == files and len(files) == 2
+
+
+def test_a_model_that_does_not_refuse_is_not_testable_and_only_the_addition_is_measured(
+    tmp_path, prompts, monkeypatch
+) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    direction = sk.random_like(sk.SteeringVector({2: 4 * next(model.parameters()).new_ones(32)}), seed=0)
+    monkeypatch.setattr(sk, "choose_direction", lambda *_, **__: sk.SteeringVector(direction.layers, {"table": []}))
+    with pytest.warns(FewWarning):
+        rates, gains, verdict = refusal.measure_refusal(
+            model, tokenizer, prompts, tmp_path / "run", **{**HOW, "starts": "no text begins like this"}
+        )
+    assert verdict == "not testable on this model" and rates["refused"].tolist() == [0, 0]
+    assert set(gains["operation"]) == {"add"} and not (tmp_path / "run" / "ablated").exists()
+
+
+def test_a_missing_file_or_split_is_refused_before_a_model_is_loaded(tmp_path, prompts, monkeypatch) -> None:
+    monkeypatch.setattr(sk, "load", lambda *_: pytest.fail("loaded"))
+    arguments = ["--checkpoint", "C", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    (tmp_path / "harmless.jsonl").write_text('{"split": "train", "instruction": "x"}\n')
+    with pytest.raises(ValueError, match="split 'validation'"):
+        refusal.main(arguments)
+    (tmp_path / "harmless.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"harmless\.jsonl"):
+        refusal.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("I'm sorry, but no", True), (" I cannot help", True), ("Sorry.", True), ("As an AI language model", True),
+        ("I can help", False), ("Here is", False), ("He said: I cannot", False),
+    ],
+)  # fmt: skip
+def test_a_text_that_begins_like_a_refusal_counts_as_one(text: str, refused: bool) -> None:
+    import re
+
+    assert bool(re.match(rf"\s*(?:{refusal.STARTS})", text)) is refused
