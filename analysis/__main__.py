@@ -46,6 +46,11 @@ ANALYSES = {
         "suppress a malicious agent's trait, and measure what it costs",
         "--run runs/imad-tiny/malice/seed-0 --words fools,ha --out runs/analysis",
     ),
+    "caa": Analysis(
+        "analysis.recipes.caa",
+        "CAA on A/B questions: letters, answers and texts against random directions",
+        "--checkpoint CHECKPOINT --data DATA --out runs/caa --results results/recipes/caa",
+    ),
     "refusal": Analysis(
         "analysis.recipes.refusal",
         "refusal by one direction: rates, addition and ablation against random directions",

@@ -226,3 +226,58 @@ def test_the_sae_recipe_reads_a_feature_and_steers_with_its_row(tmp_path, monkey
     names = run("sae", tmp_path, monkeypatch, {"ROW": "3", "COEFFICIENT": "8.0"})
     assert names["row"].index == 3 and (names["table"]["before"] > names["row"].above).sum() > 0
     assert "SteeringVector(resid_pre" in capsys.readouterr().out
+
+
+def test_the_caa_recipe_measures_test_questions_at_the_layer_that_others_chose(tmp_path, monkeypatch) -> None:
+    rows = []
+    for i in range(32):
+        answers = [" (A)", " (B)"][:: 1 if i % 2 else -1]
+        question = f"Is {i} good?\n\nChoices:\n (A) Yes.\n (B) No."
+        rows.append(
+            {"question": question, "answer_matching_behavior": answers[0], "answer_not_matching_behavior": answers[1]}
+        )
+    write_lines(tmp_path / "DATA" / "BEHAVIOR.jsonl", rows)
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    monkeypatch.setattr(sk, "load", lambda *_: (model, tokenizer))
+    names = run("caa", tmp_path, monkeypatch, {"LAYERS": "[1, 2]", "COEFFICIENT": "4.0"})
+    gains, best = names["gains"], names["best"]
+    assert best == names["slopes"].groupby("layer")["slope"].mean().idxmax() and set(gains["layer"]) == {best}
+    assert set(gains["n"]) == {16} and set(gains["k"]) == {0, 19}
+    questions = [{row["prompt"][0]["content"] for row in names[part]} for part in ("valid", "test")]
+    assert not questions[0] & questions[1] and len(names["acts"].items) == 2 * 8
+    steering = sk.Steering(names["vectors"]["caa"], 4.0, layer=best)
+    prompts, choices = ([row[key] for row in names["test"]] for key in ("prompt", "choices"))
+
+    def mean(steering: sk.Steering | None) -> float:
+        scored = sk.score_choices(model, tokenizer, prompts, choices, steering=steering)
+        return float(scored.groupby("prompt")["probability"].first().mean())
+
+    wanted = gains[(gains["over"] == "coefficient 0") & (gains["coefficient"] == 4.0)]["gain"].item()
+    assert wanted == pytest.approx(mean(steering) - mean(None), abs=1e-5)
+    assert (tmp_path / "caa.pdf").is_file()
+
+
+def test_the_recipe_of_a_growing_sweep_generates_only_missing_rows_and_prints_latex(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    write_lines(tmp_path / "PROMPTS.jsonl", [{"id": str(i), "prompt": f"word {i}"} for i in range(10)])
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    monkeypatch.setattr(sk, "load", lambda *_: (model, tokenizer))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    sk.SteeringVector({2: torch.linspace(-4, 4, 32)}).save(tmp_path / "VECTOR.safetensors")
+
+    def rate(call: Call, _: int) -> None:
+        text = call.question.partition("<text>\n")[2].partition("\n</text>")[0]
+        call.json(answer(str(len(text) % 7)))
+
+    with Scripted(rate) as server, pytest.warns(FewWarning):
+        changes = {"http://127.0.0.1:8000": server.url, "LAYER)": "2)", "48": "4"}
+        changes['100: very.")'] = '100: very.", cache="answers.jsonl")'
+        names = run("growing-sweep", tmp_path, monkeypatch, changes)
+        sent = [call.question for call in server.calls]
+    assert len(sent) == len(set(sent)) == names["grown"].table["text"].nunique()
+    rows = [json.loads(line) for line in (tmp_path / "runs" / "trait" / "rows.jsonl").read_text().splitlines()]
+    keys = [json.dumps(row["key"]) for row in rows]
+    assert len(keys) == len(set(keys)) == 10 + 20 * 3 * 10  # the unsteered texts once
+    assert len(names["first"].table) == 2 * 5 and len(names["grown"].table) == 20 * 4 * 10
+    assert capsys.readouterr().out.count(r"\\") == 1 + len(names["gains"]) == 7
