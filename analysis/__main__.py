@@ -49,12 +49,12 @@ ANALYSES = {
     "caa": Analysis(
         "analysis.recipes.caa",
         "CAA on A/B questions: letters, answers and texts against random directions",
-        "--checkpoint CHECKPOINT --data DATA --out runs/caa --results results/recipes/caa",
+        "--checkpoint CHECKPOINT --data DATA --out runs/caa",
     ),
     "refusal": Analysis(
         "analysis.recipes.refusal",
         "refusal by one direction: rates, addition and ablation against random directions",
-        "--checkpoint CHECKPOINT --data DATA --out runs/refusal --results results/recipes/refusal",
+        "--checkpoint CHECKPOINT --data DATA --out runs/refusal",
     ),
     "judge": Analysis(
         "analysis.recipes.judge",
