@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from steerkit.scores.judge import read_score
 from steerkit.scores.text import distinct_n, rouge_l, tokenize
 
 CHINESE, OTHER = "\u6d77\u9762\u5e73\u9759", "\u6c34\u9762\u5f88\u5e73\u9759"
@@ -60,6 +62,19 @@ def none_as_a_word(text: str | None) -> float:
     return distinct_n(f"{text} {text}") if text is None else distinct_n(text)
 
 
+def check_a_number_in_a_judges_answer_is_a_score_only_if_it_is_the_only_one_and_rates(
+    read: Callable[[str], float], _: Path
+) -> None:
+    assert read("85") == read("Score: 85/100") == 85
+    answers = ("85 or 90", "Article 4 describes duties", "1. The text is glad", "120")
+    assert np.isnan([read(answer) for answer in answers]).all()
+
+
+def first_number(answer: str) -> float:
+    found = re.search(r"[0-9]+", answer)
+    return float(found[0]) if found else np.nan
+
+
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
     "two empty texts have no distance": (check_two_empty_texts_have_no_distance, rouge_l, zero_where_either_is_empty),
     "letters that the tokenizer drops are no difference": (
@@ -76,5 +91,10 @@ SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
         check_a_text_that_does_not_exist_has_no_share,
         distinct_n,
         none_as_a_word,
+    ),
+    "a number in a judge's answer is a score only if it is the only one and rates the text": (
+        check_a_number_in_a_judges_answer_is_a_score_only_if_it_is_the_only_one_and_rates,
+        read_score,
+        first_number,
     ),
 }
