@@ -51,6 +51,11 @@ ANALYSES = {
         "CAA on A/B questions: letters, answers and texts against random directions",
         "--checkpoint CHECKPOINT --data DATA --out runs/caa",
     ),
+    "persona": Analysis(
+        "analysis.recipes.persona",
+        "a trait from instructions, steered and judged, against random directions",
+        "--checkpoint CHECKPOINT --judge-url URL --judge-model MODEL --out runs/persona",
+    ),
     "refusal": Analysis(
         "analysis.recipes.refusal",
         "refusal by one direction: rates, addition and ablation against random directions",

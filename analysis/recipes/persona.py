@@ -1,0 +1,146 @@
+"""Persona vectors: a trait from instructions, a layer from validation questions, the effect from test questions.
+
+Texts, sweeps and the judge's answers are in the run folder, so that a killed call resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import steerkit as sk
+from steerkit.io.json import read_json, write_json
+from steerkit.io.run_folder import run_folder
+from steerkit.io.tables import write_table
+from steerkit.models.identity import describe, fingerprint
+from steerkit.scores.judge import Judge
+from steerkit.stats.areas import roc_auc
+
+TRAIT = Path(__file__).with_name("cheerful_trait.json")
+SIDES = ("positive", "negative")
+COEFFICIENTS = (-2.0, -1.0, 1.0, 2.0)
+Trait = Mapping[str, Any]
+
+
+def ask(question: str, instruction: str | None = None) -> list[dict[str, str]]:
+    """A chat of a question, with the instruction as its system message."""
+    system = [] if instruction is None else [{"role": "system", "content": instruction}]
+    return [*system, {"role": "user", "content": question}]
+
+
+def instructed(trait: Trait, questions: str) -> list[dict[str, Any]]:
+    """Rows of `label` and `prompt`: each question under each instruction of both sides."""
+    return [{"label": s, "prompt": ask(q, i)} for s in SIDES for i in trait[s] for q in trait[questions]]
+
+
+def measure_persona(
+    model: Any,
+    tokenizer: Any,
+    trait: Trait,
+    judge: Judge,
+    out: Path,
+    *,
+    layers: Sequence[int],
+    coefficients: Sequence[float] = COEFFICIENTS,
+    n_random: int = 19,
+    max_new_tokens: int = 48,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Measure one trait.
+
+    Args:
+        trait: `positive` and `negative` instructions, and the questions `read`, `validation` and `test`.
+        judge: rates the trait in a text.
+        out: folder of the run.
+        layers: the layers of which the validation questions choose one, by the gain at the largest coefficient.
+
+    Returns:
+        Gains on the test questions (score `judge` or `repeated_4grams`, coefficient, over, gain, low, high, p, p_rank,
+        n, k); and facts: n_read and n_kept (texts for the vector, and those that follow their instruction), layer,
+        unsteered (mean score), and `monitoring_auc`: how well the projection at the end of the prompt tells positive
+        from negative instructions, on the test questions.
+
+    Raises:
+        ValueError: no text of a side follows its instruction, so that there is no vector: not testable on this model.
+    """
+    about = {"trait": dict(trait), "model": fingerprint(model), "max_new_tokens": max_new_tokens}
+    read = instructed(trait, "read")
+    with run_folder(out, about) as folder:
+        file = folder / "texts.json"
+        if not file.exists():
+            prompts = [row["prompt"] for row in read]
+            write_json(file, sk.generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens))
+    texts = read_json(file)
+    middle = sum(judge.scale) / 2
+    scored = list(zip(read, texts, judge.scores(texts), strict=True))
+    kept = [
+        (row, text)
+        for row, text, score in scored
+        if text and (score > middle if row["label"] == "positive" else score < middle)
+    ]
+    counts = {side: sum(row["label"] == side for row, _ in kept) for side in SIDES}
+    if not all(counts.values()):
+        raise ValueError(
+            f"expected texts of both sides that follow their instruction; got {counts} of {len(read)}. The trait is "
+            "not testable on this model with this judge: use another."
+        )
+    spans = [sk.SpannedText(text, [(0, len(text))], [row["label"]], prompt=row["prompt"]) for row, text in kept]
+    vectors = {"trait": sk.difference_in_means(sk.collect(model, tokenizer, spans, position="mean"))}
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+    validation, test = ([ask(question) for question in trait[part]] for part in ("validation", "test"))
+    chosen = sk.sweep(
+        model,
+        tokenizer,
+        vectors,
+        validation,
+        layers=list(layers),
+        coefficients=max(coefficients),
+        out=out / "chosen",
+        **how,
+    ).score(judge)
+    layer = int(chosen.gain("judge").nlargest(1, "gain")["layer"].item())
+    vectors |= sk.controls.random(vectors, n=n_random)
+    swept = (
+        sk.sweep(
+            model, tokenizer, vectors, test, layers=layer, coefficients=list(coefficients), out=out / "test", **how
+        )
+        .score(judge)
+        .score("repeated_4grams")
+    )
+    gains = pd.concat([swept.gains(score).assign(score=score) for score in ("judge", "repeated_4grams")])
+    plain = swept.table[(swept.table["coefficient"] == 0) & (swept.table["vector"] == "trait")]
+    rows = instructed(trait, "test")
+    seen = sk.project(model, tokenizer, [row["prompt"] for row in rows], {"trait": vectors["trait"].at(layer)})
+    ends = seen[seen["prompt_end"]].sort_values("text")["after"].to_numpy()
+    facts = {
+        "n_read": len(read), "n_kept": len(kept), "layer": layer, "unsteered": float(plain["judge"].mean()),
+        "monitoring_auc": roc_auc([row["label"] == "positive" for row in rows], ends),
+        "n_unread": swept.meta["judges"]["judge"]["n_unread"], "n_texts": swept.meta["judges"]["judge"]["n_texts"],
+    }  # fmt: skip
+    return gains.drop(columns="vector").reset_index(drop=True), facts
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m analysis persona", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="folder, GGUF file or hub name; a chat model")
+    parser.add_argument("--judge-url", required=True, help="OpenAI-compatible server that rates the texts")
+    parser.add_argument("--judge-model", required=True, help="name of its model")
+    parser.add_argument("--trait", type=Path, default=TRAIT, help="JSON of a trait; default cheerfulness")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; the same call resumes it")
+    parser.add_argument("--results", type=Path, help="folder for the table, such as results/recipes/persona-smollm2")
+    parser.add_argument("--every", type=int, default=3, help="try every N-th layer")
+    given = parser.parse_args(arguments)
+    trait = read_json(given.trait)
+    expected = ("rubric", *SIDES, "read", "validation", "test")
+    if missing := [key for key in expected if not trait.get(key)]:
+        parser.error(f"expected a trait with {list(expected)}; missing in {given.trait}: {missing}. Add them.")
+    judge = sk.judge(given.judge_url, given.judge_model, trait["rubric"], cache=given.out / "judge.jsonl")
+    model, tokenizer = sk.load(given.checkpoint)
+    layers = list(range(given.every // 2, model.config.num_hidden_layers, given.every))
+    gains, facts = measure_persona(model, tokenizer, trait, judge, given.out, layers=layers)
+    about = {**describe(model, tokenizer), "trait": trait, "judge": judge.about(), **facts}
+    write_table((given.results or given.out) / "gains.csv", gains, about)
+    print(gains.to_string(index=False), facts, sep="\n\n")
