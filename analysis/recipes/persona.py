@@ -87,7 +87,7 @@ def measure_persona(
             f"expected texts of both sides that follow their instruction; got {counts} of {len(read)}. The trait is "
             "not testable on this model with this judge: use another."
         )
-    spans = [sk.SpannedText(text, [(0, len(text))], [row["label"]], prompt=row["prompt"]) for row, text in kept]
+    spans = [sk.SpannedText(text, ((0, len(text)),), (row["label"],), prompt=row["prompt"]) for row, text in kept]
     vectors = {"trait": sk.difference_in_means(sk.collect(model, tokenizer, spans, position="mean"))}
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     validation, test = ([ask(question) for question in trait[part]] for part in ("validation", "test"))
