@@ -63,11 +63,11 @@ def test_the_last_texts_are_those_of_generate_and_the_steering_changes_one(parts
 
 def test_a_strength_in_doses_is_of_the_median_norm_over_the_prompt(parts) -> None:
     model, tokenizer, vectors = parts
-    request = GenerationRequest.from_json({**REQUEST, "strengths": {"up": [1, 0.5]}, "unit": "dose"})
+    request = GenerationRequest.from_json({**REQUEST, "strengths": {"up": [1, 4.0]}, "unit": "dose"})
     texts = list(stream(model, tokenizer, vectors, request, threading.Event()))
     asked = [{"role": "user", "content": "tell me"}]
     norms = median_norms(model, [(sk.render(tokenizer, asked).ids, ())], None, "prompt")
-    steering = sk.Steering(vectors["up"], dose=0.5, layer=1)
+    steering = sk.Steering(vectors["up"], dose=4.0, layer=1)
     wanted = sk.generate(model, tokenizer, [asked] * 2, max_new_tokens=8, steering=[None, steering], norms=norms)
     assert [texts[-1].unsteered, texts[-1].steered] == wanted and wanted[0] != wanted[1]
 
@@ -229,7 +229,7 @@ def test_in_a_browser_the_slider_steers_the_real_model_and_both_texts_stream(
     tab.js("document.querySelector('input[type=range]').focus()")
     for _ in range(20):
         tab.press("ArrowRight")
-    assert tab.js("document.querySelector('output').textContent") == "2.0"
+    assert tab.js("document.querySelector('output').textContent") == "2.00"
     tab.until("at('status').textContent === 'done'")
     layer = int(tab.js("document.querySelector('#strengths select').value"))
     asked = [[{"role": "user", "content": "How is your day?"}]] * 2
