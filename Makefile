@@ -21,13 +21,16 @@ ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MA
 PRESET ?= tiny
 SEEDS ?= 1
 
-.PHONY: setup demo test test-newest test-oldest test-real test-llamacpp bench-gguf serve-env test-vllm test-vllm-full bench-vllm calibration lint bench gpu gpu-pack imad-tiny reproduce reproduce-full documents figures random-directions architectures architecture docs torture clean
+.PHONY: setup demo test test-long test-newest test-oldest test-real test-llamacpp bench-gguf serve-env test-vllm test-vllm-full bench-vllm calibration lint bench gpu gpu-pack imad-tiny reproduce reproduce-full documents figures random-directions architectures architecture docs torture clean
 
 demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a report page
 	$(BIN)/steerkit demo --out runs/demo
 
 test: $(VENV)/.peers  ## all tests, with the packages that some of them compare with
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal -m "not long"
+
+test-long: $(VENV)/.peers  ## the tests of many seconds that make test leaves out
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 -m long
 
 test-newest:  ## the core tests on the newest releases of all dependencies (torch is pinned)
 	$(PYTHON) -m venv --clear .venv-newest

@@ -115,3 +115,29 @@ def only_our_own_checks():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+LONG = (
+    "test_docs.py::test_the_code_of_a_page_runs_and_prints_what_the_page_shows[tutorial.md]",
+    "test_docs.py::test_the_code_of_a_page_runs_and_prints_what_the_page_shows[concepts/steering.md]",
+    "test_own_debates.py::test_untagged_records_and_a_checkpoint_give_everything_and_a_second_call_only_reads",
+    "test_imad.py::test_a_run_goes_from_nothing_to_tables_and_a_second_call_only_reads_them",
+    "test_ranks.py::test_two_ranks_train_one_model_in_one_folder",
+    "test_ranks.py::test_debates_by_two_ranks_are_the_debates_of_one",
+    "test_ranks.py::test_a_sweep_by_two_ranks_is_the_sweep_of_one",
+    "test_figures.py::test_every_table_gives_its_pictures_and_equal_tables_equal_bytes",
+    "test_gpu.py::test_the_recipe_trains_every_method_in_its_own_process_and_does_not_repeat_what_ended",
+    "test_protocol.py::test_a_planted_direction_selects_its_agent_and_a_random_one_does_not",
+    "test_processes.py::test_the_number_of_processes_changes_neither_the_steps_nor_the_model",
+    "test_lm_eval.py::test_its_command_line_has_one_more_model",
+    "test_server.py::test_transformers_serve_and_the_local_model_give_the_same_greedy_replies",
+    "test_documented_stages.py::test_every_documented_stage_runs_and_the_next_one_reads_its_files",
+    "test_agent_subspaces.py::test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads",
+)
+"""Tests of many seconds, marked `long`: `make test` leaves them out, `make test-long` runs them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.endswith(LONG):
+            item.add_marker("long")
