@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 import steerkit as sk
+from analysis.published import published
 from steerkit.demo.checkpoint import default_checkpoint
 from steerkit.io.tables import read_table, write_table
 from steerkit.models.identity import describe
@@ -86,8 +87,7 @@ def write_demo(run: Path, out: Path) -> None:
     """Copy the tables of a finished demo, with the checkpoint's name in place of its path."""
     for name in DEMO:
         table, meta = read_table(run / "tables" / f"{name}.csv")
-        named = {"checkpoint": Path(meta["checkpoint"]).name} if "checkpoint" in meta else {}
-        write_table(out / "demo" / f"{name}.csv", table, {**meta, **named})
+        write_table(out / "demo" / f"{name}.csv", table, published(meta))
 
 
 def write_documents(out: Path, model: Any, tokenizer: Any) -> None:
@@ -98,8 +98,7 @@ def write_documents(out: Path, model: Any, tokenizer: Any) -> None:
         steering = run_page("concepts/steering.md", dict(names), only="places")
     finally:
         sk.load = loaded
-    about = describe(model, tokenizer)
-    about["checkpoint"] = Path(about["checkpoint"]).name
+    about = published(describe(model, tokenizer))
     for folder, tables in {"tutorial": tutorial_tables(names), "steering": steering_tables(steering)}.items():
         for name, table in tables.items():
             write_table(out / folder / f"{name}.csv", table, {**about, "page": folder})

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 import steerkit as sk
+from analysis.published import published
 from steerkit.demo.checkpoint import default_checkpoint
 from steerkit.io.tables import write_table
 
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
     for mode in ("denoising", "noising"):
         found = effects(model, tokenizer, pairs, SITES, mode, "exact")
         tables.append(found.table.assign(mode=mode, method="exact"))
-        meta = {**found.meta, "pairs": [list(pair) for pair in pairs], "template": TEMPLATE, "mode": "both"}
+        meta = {**published(found.meta), "pairs": [list(pair) for pair in pairs], "template": TEMPLATE, "mode": "both"}
     fast = effects(model, tokenizer, pairs, SITES, "denoising", "attribution")
     tables.append(fast.table.assign(mode="denoising", method="attribution"))
     table = pd.concat(tables, ignore_index=True).drop(columns=["head", "token"])

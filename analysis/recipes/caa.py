@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 import steerkit as sk
+from analysis.published import published
 from steerkit.io.tables import write_table
 from steerkit.models.identity import describe
 from steerkit.stats.multiple import holm
@@ -215,7 +216,13 @@ def main(arguments: list[str] | None = None) -> None:
             [t.assign(behavior=name) for t in measure_behavior(model, tokenizer, pairs, given.out / name, **how)]
         )
         by_layer, by_dose = (pd.concat(tables, ignore_index=True) for tables in zip(*found, strict=True))
-        about = {**describe(model, tokenizer), "chat": chat, "n_test": given.n_test, "parts": PARTS, "at": AT}
+        about = {
+            **published(describe(model, tokenizer)),
+            "chat": chat,
+            "n_test": given.n_test,
+            "parts": PARTS,
+            "at": AT,
+        }
         for table, content in (("by_layer", by_layer), ("by_dose", by_dose), ("verdicts", verdicts(by_dose))):
             write_table((given.results or given.out) / f"{table}.csv", content, about)
     print(verdicts(by_dose).to_string(index=False))

@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 import steerkit as sk
+from analysis.published import published
 from steerkit.demo.checkpoint import default_checkpoint
 from steerkit.demo.questions import SYSTEM, Question, instruction_texts, read_questions, split
 from steerkit.demo.traits import steps
@@ -179,7 +180,7 @@ def run(checkpoint: str | Path, out: Path, results: Path | None, setting: Settin
     own = swept(model, tokenizer, {VECTOR: vector}, test, when, setting, out / "when")
     random = swept(model, tokenizer, controls, test, when, setting, out / "random", [TARGET])
     conditional = pd.concat([own, random], ignore_index=True)
-    about = {**describe(model, tokenizer), "setting": asdict(setting), "condition": described(when)}
+    about = published({**describe(model, tokenizer), "setting": asdict(setting), "condition": described(when)})
     tables = {"effects": effects(always, conditional), "rates": rates(conditional), "roc": found.roc}
     for folder in (out, *([] if results is None else [results])):
         for name, table in tables.items():

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 import steerkit as sk
+from analysis.published import published
 from steerkit.io.json import read_json, write_json
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import write_table
@@ -141,6 +142,6 @@ def main(arguments: list[str] | None = None) -> None:
     model, tokenizer = sk.load(given.checkpoint)
     layers = list(range(given.every // 2, model.config.num_hidden_layers, given.every))
     gains, facts = measure_persona(model, tokenizer, trait, judge, given.out, layers=layers)
-    about = {**describe(model, tokenizer), "trait": trait, "judge": judge.about(), **facts}
+    about = {**published(describe(model, tokenizer)), "trait": trait, "judge": judge.about(), **facts}
     write_table((given.results or given.out) / "gains.csv", gains, about)
     print(gains.to_string(index=False), facts, sep="\n\n")

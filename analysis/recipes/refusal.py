@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 import steerkit as sk
+from analysis.published import published
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import write_table
 from steerkit.models.identity import describe, fingerprint
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     prompts = read_prompts(given.data)
     model, tokenizer = sk.load(given.checkpoint)
     rates, gains, verdict = measure_refusal(model, tokenizer, prompts, given.out, n_random=given.n_random)
-    about = {**describe(model, tokenizer), "starts": STARTS, "tokens": list(TOKENS), "verdict": verdict}
+    about = {**published(describe(model, tokenizer)), "starts": STARTS, "tokens": list(TOKENS), "verdict": verdict}
     for name, table in (("rates", rates), ("gains", gains)):
         write_table((given.results or given.out) / f"{name}.csv", table, about)
     print(rates.to_string(index=False), gains.to_string(index=False), f"ablation: {verdict}", sep="\n\n")

@@ -45,7 +45,7 @@ def by_role(call: Call, number: int) -> None:
     if "Reply with YES or NO" in content:
         text = "YES" if number % 2 else "NO"
     elif "Do the answers agree" in content:
-        text = "UNANIMOUS: nobody knows."
+        text = "UNANIMOUS: all answers agree."
     else:
         sums = re.findall(r"What is (\d+) \+ (\d+)", content)
         text = f"\\boxed{{{int(sums[-1][0]) + int(sums[-1][1])}}}" if sums else "I do not know."

@@ -2,7 +2,7 @@
 
 The reference is computed once, in `runs/vllm`; each mode runs in a process of its own and writes a JSON file there.
 `--requests N` runs N of the cases. A mode that ran all cases also goes to `results/serving`, with its provenance, and
-`--page FILE` writes the table of what stands there.
+`--page FILE` writes the table of all runs there.
 """
 
 from __future__ import annotations
