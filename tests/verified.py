@@ -62,10 +62,11 @@ def verifies(*claims: str, operations: Sequence[str], sites: Sequence[str] = ("r
 
 
 def collected() -> list[Verified]:
-    """All marks of the tests, each once."""
+    """All marks of the tests, each once, in the order of `MODULES`: pytest may have imported them in another one."""
     for module in MODULES:
         import_module(module)
-    return list(dict.fromkeys(VERIFIED))
+    files = [f"{module.replace('.', '/')}.py" for module in MODULES]
+    return sorted(dict.fromkeys(VERIFIED), key=lambda one: files.index(one.test.partition("::")[0]))
 
 
 def table() -> str:

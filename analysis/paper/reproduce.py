@@ -22,7 +22,7 @@ from analysis.paper.claims import RULES
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.signals import restore_interrupt
-from training.presets import MATCHED, get_preset
+from training.presets import EVOLVED, MATCHED, get_preset
 from training.problems.families import REPORTED_SEEDS
 
 ARENAS = {
@@ -36,6 +36,7 @@ SPREAD = 1000
 """Controls of neighbouring training seeds are drawn by seeds that are this far apart."""
 TRAIT = "fools,ha"
 EVERY_CONTROL = f"what_helps={json.dumps(MATCHED)}"
+EVERY_BASELINE = f"what_helps={json.dumps((*MATCHED, EVOLVED))}"
 RUNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tiny": {"clues": ("self_check=false",), "malice": ()},
     "smollm2": {"addition": (), "malice": ()},
@@ -43,7 +44,7 @@ RUNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """Families that the reproduction of a preset runs, with the settings that are reduced to what the analyses need."""
 FULL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tiny": {
-        "clues": ("self_check=false", EVERY_CONTROL),
+        "clues": ("self_check=false", EVERY_BASELINE),
         "malice": (),
         "two_sum": (EVERY_CONTROL,),
         "arithmetic": (),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from steerkit.steering.operations import OPERATIONS
-from tests.verified import CLAIMS, PAGE, collected, written
+from tests.verified import CLAIMS, PAGE, collected, table, written
 
 
 def test_the_table_of_the_page_is_that_of_the_marked_tests() -> None:
@@ -17,3 +19,12 @@ def test_every_operation_and_conditions_are_verified_by_every_claim_at_resid_pos
     for operation in (*OPERATIONS, "sk.Operation", "condition"):
         missing = {claim for claim in CLAIMS if (operation, claim) not in shown}
         assert missing <= ({"doctor"} if operation == "sk.Operation" else set()), (operation, missing)
+
+
+def test_the_table_does_not_depend_on_the_order_of_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, found = table(), collected()
+    files = list(dict.fromkeys(one.test.partition("::")[0] for one in found))
+    other = [one for file in reversed(files) for one in found if one.test.startswith(f"{file}::")]
+    monkeypatch.setattr("tests.verified.VERIFIED", other)
+    assert other != found
+    assert table() == whole
