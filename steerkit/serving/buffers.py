@@ -138,6 +138,11 @@ class Steerer:
         if key not in self.rows:
             if len(self.rows) + 1 >= len(self.bank):
                 oldest = min(self.rows, key=lambda one: self.used_at[one])
+                if self.used_at[oldest] == self.counts["steps"]:  # removed vectors, whose requests run, beside new ones
+                    raise RuntimeError(
+                        f"expected requests of one step with at most {len(self.rows)} pairs of vector and layer; got "
+                        "more. Start the engine with a larger capacity."
+                    )
                 self.rows[key] = self.rows.pop(oldest)
                 del self.used_at[oldest]
             else:

@@ -7,11 +7,12 @@ between the check of a request and its use changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from steerkit.models.site_names import DEFAULT
 from steerkit.serving.request import LARGEST, LARGEST_WIDE, Served
@@ -20,7 +21,9 @@ from steerkit.vectors.vector import SteeringVector
 
 STORE = ".by-content"
 SUFFIXES = (".safetensors", ".gguf", ".pt", ".json")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+File = tuple[str, int, int]
+"""A file's name, time of its last change, and size."""
 
 
 @dataclass(frozen=True)
@@ -57,41 +60,44 @@ class VectorFolder:
     model: Model
     foreign: bool = False
     capacity: int = 512
-    _state: tuple[Any, ...] = ()
+    _read: dict[File, list[Served]] = field(default_factory=dict)
     _served: dict[str, Served] = field(default_factory=dict)
 
     def served(self) -> dict[str, Served]:
-        """The vectors by name, those that do not fit with the reason; read again where a file has changed."""
-        state = tuple(
-            sorted(
-                (entry.name, entry.stat().st_mtime_ns, entry.stat().st_size)
-                for entry in self.path.iterdir()
-                if entry.suffix in SUFFIXES and entry.is_file() and not entry.name.endswith(".meta.json")
-            )
-        )
-        if state != self._state:
-            self._served = self._read([self.path / name for name, *_ in state])
-            self._state = state
+        """The vectors by name, those that do not fit with the reason; a file is read again where it has changed."""
+        files = sorted(self._files())
+        if files != list(self._read):
+            self._read = {file: self._read.get(file) or self._vectors_of(self.path / file[0]) for file in files}
+            self._served = self._named()
         return self._served
 
-    def _read(self, files: list[Path]) -> dict[str, Served]:
+    def _files(self) -> Iterator[File]:
+        for entry in vector_files(self.path):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                about = entry.stat()
+                yield entry.name, about.st_mtime_ns, about.st_size
+
+    def _vectors_of(self, file: Path) -> list[Served]:
+        try:
+            vectors = read_vectors(file)
+        except (OSError, ValueError, KeyError) as error:
+            return [Served(file.stem, "", (), error=f"{file.name} could not be read: {error}")]
+        one = len(vectors) == 1
+        return [self._check(file.stem if one else f"{file.stem}.{key}", vector) for key, vector in vectors.items()]
+
+    def _named(self) -> dict[str, Served]:
+        """All vectors by name, as far as there is room for them."""
         found: dict[str, Served] = {}
         room = self.capacity
-        for file in files:
-            try:
-                vectors = read_vectors(file)
-            except (OSError, ValueError, KeyError) as error:
-                found[file.stem] = Served(file.stem, "", (), error=f"{file.name} could not be read: {error}")
-                continue
-            for key, vector in vectors.items():
-                name = file.stem if len(vectors) == 1 else f"{file.stem}.{key}"
-                one = self._check(name, vector)
-                if not one.error and len(one.layers) > room:
-                    one = Served(
-                        name, "", (), error=f"the server has room for {self.capacity} pairs of vector and layer"
-                    )
+        for one in (one for several in self._read.values() for one in several):
+            if one.name in found:
+                error = "several files have a vector of this name"
+            elif len(one.layers) > room:
+                error = f"the server has room for {self.capacity} pairs of vector and layer"
+            else:
+                error = one.error
                 room -= len(one.layers)
-                found[name] = one
+            found[one.name] = one if error == one.error else Served(one.name, "", (), error=error)
         return found
 
     def _check(self, name: str, vector: SteeringVector) -> Served:
@@ -119,12 +125,24 @@ class VectorFolder:
             return refused("it was read with an adapter, and the served model has none")
         content = vector.content()
         stored = self.path / STORE / f"{content}.safetensors"
-        if not stored.exists():
-            stored.parent.mkdir(exist_ok=True)
-            SteeringVector(vector.layers).save(stored)
+        try:
+            if not stored.exists():
+                stored.parent.mkdir(exist_ok=True)
+                SteeringVector(vector.layers).save(stored)
+        except OSError as error:
+            return refused(f"it could not be stored for the workers: {error}")
         zero = tuple(layer for layer, norm in vector.norms().items() if norm == 0)
         norm = max(vector.norms().values())
         return Served(name, content, tuple(vector.layers), zero, norm, LARGEST.get(model.dtype, LARGEST_WIDE))
+
+
+def vector_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold vectors."""
+    return [
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix in SUFFIXES and not entry.name.endswith(".meta.json") and entry.is_file()
+    ]
 
 
 def stored_vector(folder: Path, content: str) -> SteeringVector:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from steerkit.serving.request import (
+    DRAW,
     KEY,
     KEYS,
+    READ,
     SLOTS,
     Asked,
     BadRequest,
@@ -161,6 +163,8 @@ def _process_inputs(
             n_new=params.max_tokens or self.model_config.max_model_len,
             n_layers=folder.model.n_layers,
         )
+        if (asked.read is not None or asked.draw is not None) and params.n != 1:
+            raise BadRequest(f"expected one text of a request with {READ!r} or {DRAW!r}; got n={params.n}. Send n=1.")
         if asked.read is not None and not settings.sums:
             raise BadRequest(
                 'expected an engine that reads; this one does not. Start it with "sums": 4 in its settings.'
@@ -403,7 +407,11 @@ def follow(runner: Any, steerer: Any) -> None:
 
 
 def check_engine(config: Any) -> None:
-    """`RuntimeError` for settings of an engine with which tokens are split, dropped or repeated between blocks."""
+    """`RuntimeError` for settings of an engine with which steering would be wrong.
+
+    With most of them tokens are split, dropped or repeated between blocks; a connector may share blocks by their tokens
+    alone.
+    """
     parallel, cache = config.parallel_config, config.cache_config
     found = {
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
@@ -412,6 +420,7 @@ def check_engine(config: Any) -> None:
             getattr(parallel, "enable_dbo", False) or getattr(parallel, "use_ubatching", False)
         ),
         "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "a connector of key-value caches": config.kv_transfer_config is not None,
         "kv_sharing_fast_prefill": bool(getattr(cache, "kv_sharing_fast_prefill", False)),
         "sequence parallelism": bool(getattr(config.compilation_config.pass_config, "enable_sp", False)),
     }

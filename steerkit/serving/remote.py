@@ -30,7 +30,7 @@ from steerkit.io.versions import versions
 from steerkit.models.ends import end_of_turn
 from steerkit.models.identity import fingerprint, tokenizer_sha256
 from steerkit.models.site_names import DEFAULT
-from steerkit.serving.request import DRAW, KEY, LARGEST, LARGEST_WIDE, NORMS, OPERATIONS, PROMPT, READ, Served
+from steerkit.serving.request import DRAW, KEY, LARGEST, LARGEST_WIDE, NORMS, OPERATIONS, PROMPT, READ, largest_stream
 from steerkit.steering.dose import Texts as Continued
 from steerkit.steering.positions import steered_columns
 from steerkit.steering.steering import Steering
@@ -218,11 +218,11 @@ class Remote(ABC):
     def _overflows(self, row: Row) -> bool:
         """Whether the engine refuses a row since its stream could overflow; such a row is not sent."""
         largest = LARGEST.get(self.model()["dtype"], LARGEST_WIDE)
-        return any(
-            Served("", "", (), norm=max(one.vector.norms().values()), largest=largest).overflows(
-                float(one.coefficient), str(one.operation)
-            )
-            for one in row.steerings
+        return largest < largest_stream(
+            [
+                (one.vector.layers, float(one.coefficient), str(one.operation), max(one.vector.norms().values()))
+                for one in row.steerings
+            ]
         )
 
     def _may_overflow(self, row: Row) -> bool:

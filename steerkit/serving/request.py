@@ -36,15 +36,17 @@ SLOTS = 4
 """Largest number of vectors that one request may use at one layer, unless the server's settings say otherwise."""
 
 
-LARGEST: Mapping[str, float] = {"float16": 1e4}
-"""Norm of a push above which requests are refused, by number format; `LARGEST_WIDE` for all others.
+LARGEST: Mapping[str, float] = {"float16": 5e4}
+"""Norm of the stream above which requests are refused, by number format; `LARGEST_WIDE` for all others.
 
 A stream that overflows leaves NaN in the blocks of the key-value cache, which attention on a CPU reads again when the
 blocks belong to other requests.
 """
 LARGEST_WIDE = 1e30
 STREAM_NORM = 1e4
-"""The norm of the stream that an ablation is taken to remove at most."""
+"""The norm that the stream of an unsteered request is taken to have at most."""
+LARGEST_COEFFICIENT = 3e38
+"""The workers hold coefficients in float32."""
 
 
 class BadRequest(ValueError):
@@ -61,7 +63,7 @@ class Served:
         layers: layers that it holds.
         zero: layers where its norm is zero, which have no direction to ablate.
         norm: its largest norm at a layer.
-        largest: norm of a push above which the model's stream could overflow.
+        largest: norm above which the model's stream could overflow.
         error: why it cannot be served with this model; empty if it can.
     """
 
@@ -72,10 +74,6 @@ class Served:
     norm: float = 0.0
     largest: float = LARGEST_WIDE
     error: str = ""
-
-    def overflows(self, coefficient: float, operation: str) -> bool:
-        """Whether the stream could overflow under this vector."""
-        return abs(coefficient) * (self.norm if operation == "add" else STREAM_NORM) > self.largest
 
 
 @dataclass(frozen=True)
@@ -192,11 +190,7 @@ def check_keys(extra: Mapping[str, Any]) -> None:
 
 
 def _object(given: Any, key: str, kind: type, left_out: set[str]) -> dict[str, Any]:
-    if isinstance(given, str):
-        try:
-            given = json.loads(given, parse_constant=_no_constant)
-        except ValueError as error:
-            raise BadRequest(f"expected JSON in {key!r}; got {given!r:.80} ({error}). Send valid JSON.") from None
+    given = _read_json(given, key)
     names = {one.name for one in fields(kind)} - left_out
     if not isinstance(given, Mapping) or set(given) != names:
         raise BadRequest(f"expected an object with {sorted(names)} in {key!r}; got {given!r:.80}. Send these.")
@@ -241,7 +235,11 @@ def _read(given: dict[str, Any], n_prompt: int, n_layers: int) -> Read:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that float64 holds."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int beyond float64
+        return False
 
 
 def parse(specification: Any, served: Mapping[str, Served], slots: int = SLOTS) -> tuple[Push, ...]:
@@ -264,13 +262,7 @@ def parse(specification: Any, served: Mapping[str, Served], slots: int = SLOTS) 
         >>> parse({"vector": "cheerful"}, {"cheerful": Served("cheerful", "1f", (16,))})[0].layers
         (16,)
     """
-    if isinstance(specification, str):
-        try:
-            specification = json.loads(specification, parse_constant=_no_constant)
-        except ValueError as error:
-            raise BadRequest(
-                f"expected JSON in {KEY!r}; got {specification!r:.80} ({error}). Send valid JSON."
-            ) from None
+    specification = _read_json(specification, KEY)
     objects = specification if isinstance(specification, list | tuple) else [specification]
     if not objects:
         raise BadRequest(
@@ -286,11 +278,37 @@ def parse(specification: Any, served: Mapping[str, Served], slots: int = SLOTS) 
             f"expected at most {slots} vectors at one layer; got {most}. Start the server with slots={most}, or add "
             "vectors up before."
         )
+    used = [served[one["vector"]] for one in objects]
+    strengths = [
+        (push.layers, push.coefficient, push.operation, one.norm) for push, one in zip(pushes, used, strict=True)
+    ]
+    if (bound := largest_stream(strengths)) > (largest := min(one.largest for one in used)):
+        raise BadRequest(
+            f"expected a stream of norm {largest:g} at most; got coefficients under which it could be {bound:.3g}: it "
+            "could overflow, and spoil other requests. Lower them."
+        )
     return tuple(push for push in pushes if push.coefficient != 0)
+
+
+def _read_json(given: Any, key: str) -> Any:
+    """What JSON text holds; anything else as it is."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given, parse_constant=_no_constant, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"expected JSON in {key!r}; got {given!r:.80} ({error}). Send valid JSON.") from None
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a key twice among {[name for name, _ in pairs]}")
+    return found
 
 
 def _push(one: Any, served: Mapping[str, Served]) -> Push:
@@ -316,13 +334,7 @@ def _push(one: Any, served: Mapping[str, Served]) -> Push:
         parse_positions(positions)
     except ValueError as error:
         raise BadRequest(str(error)) from None
-    coefficient = _coefficient(one.get("coefficient", 1.0))
-    if vector.overflows(coefficient, operation):
-        raise BadRequest(
-            f"expected a push of norm {vector.largest:g} at most; got coefficient {coefficient:g} for {name!r}, whose "
-            f"norm is {vector.norm:.3g}: the stream could overflow, and spoil other requests. Lower it."
-        )
-    return Push(vector.content, layers, coefficient, positions, operation)
+    return Push(vector.content, layers, _coefficient(one.get("coefficient", 1.0)), positions, operation)
 
 
 def _layers(layer: Any, vector: Served) -> tuple[int, ...]:
@@ -339,9 +351,35 @@ def _layers(layer: Any, vector: Served) -> tuple[int, ...]:
     return tuple(sorted(wanted))
 
 
+def largest_stream(strengths: Sequence[tuple[Sequence[int], float, str, float]]) -> float:
+    """The largest norm that a stream can have under pushes, from layer to layer and in their order.
+
+    `add`: `||h + c v|| <= ||h|| + |c| ||v||`; `ablate`: `||h - c (h.u) u|| <= max(1, |1 - c|) ||h||`. The stream is
+    taken to begin with the norm `STREAM_NORM`, to which the blocks add nothing.
+
+    Args:
+        strengths: of each push the layers, the coefficient, the operation, and the largest norm of its vector.
+
+    Returns:
+        The norm; infinite where it is beyond float64.
+
+    Example:
+        >>> largest_stream([((16,), 2.0, "add", 300.0)])
+        10600.0
+    """
+    bound = STREAM_NORM
+    for layer in sorted({layer for layers, *_ in strengths for layer in layers}):
+        for layers, coefficient, operation, norm in strengths:
+            if layer in layers:
+                bound = bound + abs(coefficient) * norm if operation == "add" else bound * max(1, abs(1 - coefficient))
+    return bound
+
+
 def _coefficient(value: Any) -> float:
-    if not _is_number(value):
-        raise BadRequest(f"expected a finite number as 'coefficient'; got {value!r:.80}. Send a number.")
+    if not _is_number(value) or abs(value) > LARGEST_COEFFICIENT:
+        raise BadRequest(
+            f"expected a finite number, {LARGEST_COEFFICIENT:g} at most, as 'coefficient'; got {value!r:.80}. Send one."
+        )
     return float(value)
 
 
@@ -424,6 +462,7 @@ __all__ = [
     "cache_keys",
     "check_keys",
     "from_wire",
+    "largest_stream",
     "parse",
     "parse_all",
     "spans",

@@ -7,16 +7,14 @@ routes begin with `/v1`, so the server's API key guards them like its own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import re
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from steerkit.serving.folder import NAME, VectorFolder
+from steerkit.serving.folder import NAME, VectorFolder, vector_files
 from steerkit.serving.plugin import Settings, folder_of_config, listing_of
 
 PATH = "/v1/steering/vectors"
@@ -43,7 +41,11 @@ class SteeringRoutes:
             return await asyncio.to_thread(_answer, request, lambda known: _put(known, name, data))
 
         async def delete(request: Any) -> Any:
-            return _answer(request, lambda known: _delete(known, request.path_params["name"]))
+            def removed(known: _Known) -> dict[str, Any]:
+                _delete(known, request.path_params["name"])
+                return known.listing()
+
+            return _answer(request, removed)
 
         async def ask(request: Any) -> Any:
             return await _ask(request, request.path_params["name"], await _body(request))
@@ -125,36 +127,41 @@ def _put(known: _Known, name: str, data: bytes | None) -> dict[str, Any]:
     if data is None:
         raise BadUpload(f"expected a vector file of at most {LARGEST} bytes; got a larger one. Put it into the folder.")
     target = folder.path / f"{name}.safetensors"
-    with tempfile.TemporaryDirectory(dir=folder.path.parent) as trial:
+    if others := [path.name for path in _files_of(folder, name) if path != target]:
+        raise BadUpload(
+            f"expected a name that no other file has; {others} have {name!r}. Remove it, or rename the vector."
+        )
+    with tempfile.TemporaryDirectory(dir=folder.path, prefix=".") as trial:
         (Path(trial) / target.name).write_bytes(data)
         tried = VectorFolder(Path(trial), folder.model, folder.foreign, settings.capacity).served()
         one = tried.get(name)
         if one is None or one.error:
             reason = one.error if one is not None else "it holds several vectors"
             raise BadUpload(f"expected a vector that fits the served model; {name!r}: {reason}. Send another file.")
-        others = sum(len(other.layers) for key, other in folder.served().items() if key != name)
-        if others + len(one.layers) > settings.capacity:
+        total = len(one.layers) + sum(len(other.layers) for key, other in folder.served().items() if key != name)
+        if total > settings.capacity:
             raise BadUpload(
-                f"expected at most {settings.capacity} pairs of vector and layer; this would make "
-                f"{others + len(one.layers)}. Remove a vector, or start the server with a larger capacity."
+                f"expected at most {settings.capacity} pairs of vector and layer; this would make {total}. Remove a "
+                "vector, or start the server with a larger capacity."
             )
         os.replace(Path(trial) / target.name, target)
     return asdict(folder.served()[name])
 
 
-def _delete(known: _Known, name: str) -> dict[str, Any]:
+def _delete(known: _Known, name: str) -> None:
     """Remove a vector; requests that are running keep it."""
     _check_name(name)
     folder = known.folder
-    files = [path for path in folder.path.iterdir() if path.is_file() and re.sub(r"\.[a-z]+$", "", path.name) == name]
-    if not files:
+    if not (files := _files_of(folder, name)):
         raise BadUpload(f"expected a served vector among {sorted(folder.served())}; got {name!r}. Name one of these.")
     for path in files:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-    return known.listing()
+        path.unlink(missing_ok=True)
+
+
+def _files_of(folder: VectorFolder, name: str) -> list[Path]:
+    return [path for path in vector_files(folder.path) if path.stem == name]
 
 
 def _check_name(name: str) -> None:
     if NAME.fullmatch(name) is None:
-        raise BadUpload(f"expected a name of letters, digits, '.', '_' and '-'; got {name!r}. Rename the vector.")
+        raise BadUpload(f"expected a name of letters, digits, '.', '_' and '-'; got {name!r:.80}. Rename the vector.")

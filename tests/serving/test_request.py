@@ -15,6 +15,7 @@ from steerkit.serving.request import (
     KEY,
     PROMPT,
     READ,
+    STREAM_NORM,
     Asked,
     BadRequest,
     Draw,
@@ -22,6 +23,7 @@ from steerkit.serving.request import (
     Served,
     cache_keys,
     from_wire,
+    largest_stream,
     parse,
     parse_all,
     spans,
@@ -188,7 +190,13 @@ def test_equal_keys_mean_equal_pushes_on_every_position_before_the_end_of_a_bloc
 
 @pytest.mark.parametrize(
     ("dtype", "coefficient", "refused"),
-    [("float32", 1e27, False), ("float32", 1e37, True), ("bfloat16", -1e37, True), ("float16", 3e4, True)],
+    [
+        ("float32", 1e27, False),
+        ("float32", 1e37, True),
+        ("bfloat16", -1e37, True),
+        ("float16", 3e4, True),
+        ("float16", 1e3, False),
+    ],
 )
 def test_a_push_that_could_overflow_the_stream_is_refused(dtype, coefficient, refused, tmp_path) -> None:
     """A stream that overflows leaves NaN in blocks of the cache that other requests read next."""
@@ -201,3 +209,47 @@ def test_a_push_that_could_overflow_the_stream_is_refused(dtype, coefficient, re
                 parse(asked, served)
         elif operation == "add":
             assert parse(asked, served)[0].coefficient == coefficient
+
+
+@given(st.lists(st.tuples(st.sampled_from([(0,), (2,), (0, 1, 2)]), st.floats(-1e3, 1e3), st.booleans()), max_size=4))
+def test_no_stream_is_longer_than_its_bound(given: list) -> None:
+    vectors = torch.randn(4, 8, generator=torch.Generator().manual_seed(len(given)), dtype=torch.float64)
+    for start in vectors:  # along a vector an ablation with a negative coefficient multiplies all of the stream
+        stream = start / start.norm() * STREAM_NORM
+        for layer in range(3):
+            for (layers, coefficient, add), vector in zip(given, vectors, strict=False):
+                if layer in layers:
+                    unit = vector / vector.norm()
+                    stream = stream + coefficient * vector if add else stream - coefficient * (stream @ unit) * unit
+        strengths = [
+            (layers, coefficient, "add" if add else "ablate", float(vector.norm()))
+            for (layers, coefficient, add), vector in zip(given, vectors, strict=False)
+        ]
+        assert stream.norm() <= largest_stream(strengths) * (1 + 1e-9)
+
+
+def test_ablations_that_amplify_from_layer_to_layer_are_refused() -> None:
+    served = {"deep": Served("deep", "c", tuple(range(30)), norm=1.0)}
+    asked = {"vector": "deep", "layer": "all", "operation": "ablate"}
+    assert len(parse({**asked, "coefficient": -2}, served)) == 1
+    for bad in (
+        {**asked, "coefficient": -1000},
+        [{"vector": "deep", "layer": 3, "coefficient": 1e29}, {**asked, "layer": 4, "coefficient": 1e3}],
+    ):
+        with pytest.raises(BadRequest, match="could overflow"):
+            parse(bad, served)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"vector": "one", "coefficient": 1' + 400 * "0" + "}", "finite number"),
+        ('{"vector": "one", "coefficient": 1e39}', "finite number"),
+        ('{"vector": "one", "coefficient": 1' + 5000 * "0" + "}", "expected JSON"),
+        ('{"vector": "one", "coefficient": 1, "coefficient": 2}', "a key twice"),
+        (100_000 * "[", "expected JSON"),
+    ],
+)
+def test_json_that_python_reads_in_its_own_way_is_refused(text, message) -> None:
+    with pytest.raises(BadRequest, match=message):
+        parse(text, SERVED)
