@@ -152,7 +152,8 @@ def _requests() -> list[str]:
         f"{one['requests']:,} requests with random valid and invalid specifications, 24 at a time, to one live server: "
         f"{one['refused']:,} were refused with status 400, each invalid one among them. Of {one['greedy']:,} greedy "
         f"answers {one['different']} differ from our engine's. The log-probabilities of {one['sampled']:,} sampled "
-        "answers are those that our engine gives the returned tokens. The server was alive at the end."
+        "answers are those that our engine gives the returned tokens, the largest difference being "
+        f"{one['largest_log_prob_difference']:.1e} nats. The server was alive at the end."
     )
     return ["", "## Random requests", "", text]
 
