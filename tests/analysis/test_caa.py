@@ -12,7 +12,9 @@ import pytest
 import steerkit as sk
 from analysis.recipes import caa
 from steerkit.io.tables import read_table
+from steerkit.steering.dose import median_norms
 from steerkit.sweeps.result import FewWarning, SweepResult
+from steerkit.text.prompt import encode_prompt
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -46,10 +48,18 @@ def test_answers_are_asked_for_without_options_and_the_first_choice_matches(pair
         pairs, *(caa.rows_of(pairs, measure) for measure in ("letters", "answers", "texts")), strict=True
     ):
         number = caa.question_of(pair).rpartition("No, ")[2].rstrip(".")
-        assert letters["choices"] == [pair.positive, pair.negative] and letters["prompt"] == pair.prompt
+        assert letters["choices"] == [pair.positive[:-1], pair.negative[:-1]]
+        assert letters["prompt"] == pair.prompt
         option = {" (A)": f" Yes, {number}.", " (B)": f" No, {number}."}
         assert answers["choices"] == [option[pair.positive], option[pair.negative]]
+        assert [texts["matching"], texts["other"]] == answers["choices"]
         assert answers["prompt"] == texts["prompt"] == str(pair.prompt).partition("\n")[0] and "choices" not in texts
+
+
+def test_a_text_is_liked_by_its_overlap_with_the_matching_answer() -> None:
+    row = {"matching": " Yes, I would.", "other": " No, I would not."}
+    assert caa.likeness({**row, "text": "Yes, I would."}) == pytest.approx(1 - 2 * 2 / (3 + 4))
+    assert caa.likeness({**row, "text": "No, I would not."}) == pytest.approx(2 * 2 / (4 + 3) - 1)
 
 
 def test_the_score_of_answers_is_the_difference_of_their_log_probabilities_per_token() -> None:
@@ -82,16 +92,18 @@ def test_the_command_writes_gains_that_are_those_of_scored_choices_and_resumes(t
     model, tokenizer = tiny_model(), tiny_tokenizer()
     monkeypatch.setattr(sk, "load", lambda *_: (model, tokenizer))
     out = tmp_path / "run"
-    arguments = ["--checkpoint", "C", "--data", str(tmp_path), "--behaviors", "good", "--out", str(out), "--every", "2"]
+    arguments = ["--checkpoint", "C", "--data", str(tmp_path), "--behaviors", "good", "--out", str(out), "--layers", "2"]
     with pytest.warns(FewWarning):
         caa.main(arguments)
     assert "letters" in capsys.readouterr().out
     by_dose, meta = read_table(out / "by_dose.csv")
-    assert set(by_dose["measure"]) == {"letters", "answers"} and set(by_dose["dose"]) == set(caa.DOSES)
+    assert set(by_dose["measure"]) == {"letters", "answers", "texts"} and set(by_dose["dose"]) == set(caa.DOSES)
     assert meta["n_test"] == 150 and set(by_dose["k"]) == {0, 19}
     layer = int(by_dose["layer"].iloc[0])
     parts = caa.split(sk.read_ab(tmp_path / "good.jsonl", chat=True), 150)
-    vector = caa.direction(model, tokenizer, parts).at(layer)
+    vector = sk.difference_in_means(sk.collect(model, tokenizer, parts["vector"], position="letter")).at(layer)
+    asked = [encode_prompt(tokenizer, row["prompt"]) for row in caa.rows_of(parts["validation"], "letters")]
+    norms = median_norms(model, [(ids, ()) for ids in asked])
     rows = caa.rows_of(parts["test"], "letters")
 
     def mean(steering: sk.Steering | None) -> float:
@@ -101,7 +113,7 @@ def test_the_command_writes_gains_that_are_those_of_scored_choices_and_resumes(t
         return float(found.groupby("prompt")["probability"].first().mean())
 
     gain = by_dose[(by_dose["measure"] == "letters") & (by_dose["dose"] == 0.4) & (by_dose["over"] == "coefficient 0")]
-    assert gain["gain"].item() == pytest.approx(mean(sk.Steering(vector, 0.4)) - mean(None), abs=1e-5)
+    assert gain["gain"].item() == pytest.approx(mean(sk.Steering(vector, dose=0.4).resolved(norms)) - mean(None), abs=1e-5)
     files = {path: path.read_bytes() for path in out.rglob("rows.jsonl")}
     with pytest.warns(FewWarning):
         caa.main(arguments)
