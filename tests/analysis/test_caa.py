@@ -92,7 +92,18 @@ def test_the_command_writes_gains_that_are_those_of_scored_choices_and_resumes(t
     model, tokenizer = tiny_model(), tiny_tokenizer()
     monkeypatch.setattr(sk, "load", lambda *_: (model, tokenizer))
     out = tmp_path / "run"
-    arguments = ["--checkpoint", "C", "--data", str(tmp_path), "--behaviors", "good", "--out", str(out), "--layers", "2"]
+    arguments = [
+        "--checkpoint",
+        "C",
+        "--data",
+        str(tmp_path),
+        "--behaviors",
+        "good",
+        "--out",
+        str(out),
+        "--layers",
+        "2",
+    ]
     with pytest.warns(FewWarning):
         caa.main(arguments)
     assert "letters" in capsys.readouterr().out
@@ -113,7 +124,9 @@ def test_the_command_writes_gains_that_are_those_of_scored_choices_and_resumes(t
         return float(found.groupby("prompt")["probability"].first().mean())
 
     gain = by_dose[(by_dose["measure"] == "letters") & (by_dose["dose"] == 0.4) & (by_dose["over"] == "coefficient 0")]
-    assert gain["gain"].item() == pytest.approx(mean(sk.Steering(vector, dose=0.4).resolved(norms)) - mean(None), abs=1e-5)
+    assert gain["gain"].item() == pytest.approx(
+        mean(sk.Steering(vector, dose=0.4).resolved(norms)) - mean(None), abs=1e-5
+    )
     files = {path: path.read_bytes() for path in out.rglob("rows.jsonl")}
     with pytest.warns(FewWarning):
         caa.main(arguments)

@@ -33,15 +33,17 @@ def test_a_planted_direction_adds_refusals_and_its_ablation_removes_them(tmp_pat
         rates, gains, verdict = refusal.measure_refusal(model, tokenizer, prompts, tmp_path / "run", **HOW)
     assert rates.set_index("kind")["refused"].to_dict() == {"harmful": 1.0, "harmless": 0.0}
     assert set(rates["n"]) == {2}
-    over = gains[gains["over"] == "coefficient 0"].set_index(["operation", "kind"])["gain"].to_dict()
-    assert over == {
-        ("add", "harmful"): 0, ("add", "harmless"): 1, ("ablate", "harmful"): -1, ("ablate", "harmless"): 0
+    over = gains[(gains["over"] == "coefficient 0") & (gains["coefficient"] == 1)]
+    assert over.set_index(["operation", "kind"])["gain"].to_dict() == {
+        ("add", "harmless"): 1, ("ablate", "harmful"): -1
     }  # fmt: skip
+    added = gains[gains["operation"] == "add"]
+    assert added.groupby("over")["coefficient"].agg(list).to_dict() == {"coefficient 0": [0.5, 1, 2], "random": [1]}
     assert set(gains["k"]) == {0, 3} and verdict != refusal.NOT_TESTABLE
     files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("rows.jsonl")}
     with pytest.warns(FewWarning):
         refusal.measure_refusal(model, tokenizer, prompts, tmp_path / "run", **HOW)
-    assert {path: path.read_bytes() for path in files} == files and len(files) == 2
+    assert {path: path.read_bytes() for path in files} == files and len(files) == 3
 
 
 def test_a_model_that_does_not_refuse_is_not_testable_and_only_the_addition_is_measured(
@@ -55,7 +57,7 @@ def test_a_model_that_does_not_refuse_is_not_testable_and_only_the_addition_is_m
             model, tokenizer, prompts, tmp_path / "run", **{**HOW, "starts": "no text begins like this"}
         )
     assert verdict == "not testable on this model" and rates["refused"].tolist() == [0, 0]
-    assert set(gains["operation"]) == {"add"} and not (tmp_path / "run" / "ablated").exists()
+    assert set(gains["operation"]) == {"add"} and not (tmp_path / "run" / "ablate").exists()
 
 
 def test_a_missing_file_or_split_is_refused_before_a_model_is_loaded(tmp_path, prompts, monkeypatch) -> None:
