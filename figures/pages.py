@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from figures import agents, debate, growth, suppression
+from figures import agents, debate, growth, recipes, suppression
 from figures.numbers import GENERATED, regenerate
 from steerkit.demo.figures import dose_figure, gain_figure
 from steerkit.demo.traits import PERSONAS
@@ -63,6 +63,28 @@ def _protocols(folder: Path) -> Drawn:
     return debate.protocol_areas({family: table for family, (table, _) in found.items()}), found["clues"][1]
 
 
+CAA_MODELS = {"caa-smollm2": "SmolLM2-135M", "caa-gemma": "Gemma 3 270M", "caa-qwen": "Qwen2.5-Coder-0.5B"}
+"""Folder below `results/recipes` -> the model's name."""
+
+
+MEASURES = ("letters", "answers", "texts")
+REFUSAL_MODELS = {"refusal-smollm2": "SmolLM2-135M", "refusal-qwen": "Qwen2.5-Coder-0.5B"}
+
+
+def _caa_tables(name: str, folder: Path) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
+    """Model -> table and provenance, of the models that were measured; `FileNotFoundError` if none was."""
+    there = {of: model for of, model in CAA_MODELS.items() if (folder / f"recipes/{of}/{name}.csv").is_file()}
+    if not there:
+        raise FileNotFoundError(f"expected {name}.csv in one of {list(CAA_MODELS)} below {folder / 'recipes'}")
+    return {model: _read(f"recipes/{of}/{name}", folder) for of, model in there.items()}
+
+
+def _caa(axis: str, folder: Path) -> Drawn:
+    found = _caa_tables(f"by_{axis}", folder)
+    tables = {model: table for model, (table, _) in found.items()}
+    return recipes.caa_curves(tables, axis), {model: meta for model, (_, meta) in found.items()}
+
+
 PICTURES: Mapping[str, Callable[[Path], Drawn]] = {
     "docs/demo-gains.png": lambda folder: _demo("gains", gain_figure, "test", folder),
     "docs/demo-dose.png": lambda folder: _demo("dose_curves", dose_figure, "validation", folder),
@@ -79,6 +101,8 @@ PICTURES: Mapping[str, Callable[[Path], Drawn]] = {
     ),
     "docs/debate-controls.png": lambda folder: _from_table("miniature/main_table", debate.accuracy_by_seed, folder),
     "docs/protocol-areas.png": _protocols,
+    "docs/caa-by-layer.png": partial(_caa, "layer"),
+    "docs/caa-by-dose.png": partial(_caa, "dose"),
     "benchmarks/growth.png": _growth,
 }
 """Picture, below the root of the project -> what draws it from the tables of `results/`."""
@@ -192,6 +216,46 @@ def conditional_table(folder: Path) -> str:
     ]  # fmt: skip
     fired = [_interval(rates.set_index("task").loc[task], ("rate", "low", "high")) for task in ("question", "repeat")]
     return _table(("", "questions", "repeat a text"), [*rows, ["share of prompts where it fires", *fired]])
+
+
+def caa_table(folder: Path) -> str:
+    """The gain of each measure at dose 0.2 over coefficient 0, and its verdict, per model and behavior."""
+    rows = []
+    for model, (table, _) in _caa_tables("verdicts", folder).items():
+        at = table[table["dose"] == 0.2]
+        for behavior, part in at.groupby("behavior", sort=False):
+            of = part.set_index("measure")
+            cells = [
+                f"{_interval(of.loc[measure], ('gain', 'gain_low', 'gain_high'))} {of.loc[measure, 'verdict']}"
+                if measure in of.index
+                else ""
+                for measure in MEASURES
+            ]
+            counts = " / ".join(
+                str(int(of.loc[one, "n"])) for one in ("letters", "answers", "texts") if one in of.index
+            )
+            rows.append([model, str(behavior), *cells, counts])
+    return _table(("model", "behavior", "letters", "answers without letters", "written texts", "groups"), rows)
+
+
+def refusal_table(folder: Path) -> str:
+    """The unsteered rates of refusal, and the gains where the direction is added or ablated, per model."""
+    rows = []
+    for name, model in REFUSAL_MODELS.items():
+        if not (folder / f"recipes/{name}/rates.csv").is_file():
+            continue
+        rates, meta = _read(f"recipes/{name}/rates", folder)
+        gains, _ = _read(f"recipes/{name}/gains", folder)
+        for row in rates.itertuples():
+            rows.append([model, f"unsteered, {row.kind}", _interval(row, ("refused", "low", "high")), "", str(row.n)])
+        for (operation, kind, coefficient), part in gains.groupby(["operation", "kind", "coefficient"], sort=False):
+            over = part.set_index("over")
+            text = f"{operation}, coefficient {coefficient:g}, {kind}"
+            random = _interval(over.loc["random"]) if "random" in over.index else ""
+            rows.append([model, text, _interval(over.loc["coefficient 0"]), random, str(over["n"].max())])
+        if "ablate" not in set(gains["operation"]):
+            rows.append([model, "ablate, harmful", meta["verdict"], "", ""])
+    return _table(("model", "", "rate, or gain over coefficient 0", "gain over random directions", "prompts"), rows)
 
 
 def training_table(folder: Path, family: str, preset: str = "miniature") -> str:
@@ -318,6 +382,8 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "reading": reading_table,
     "steering-moved": steering_moved,
     "conditional": conditional_table,
+    "caa": caa_table,
+    "refusal": refusal_table,
     "training-arithmetic": partial(training_table, family="arithmetic"),
     "training-clues": partial(training_table, family="clues"),
     "training-two-sum": partial(training_table, family="two_sum"),

@@ -1,0 +1,50 @@
+"""Figures and tables of the recipes: random directions are drawn beside a vector's gains, and verdicts are printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from figures import pages, recipes
+from steerkit.io.tables import write_table
+
+ROW = {"measure": "letters", "behavior": "myopic-reward", "n": 150, "p": 0.01}
+
+
+def gains(axis: str, values: tuple[float, ...]) -> pd.DataFrame:
+    zero = {**ROW, "over": "coefficient 0", "gain": 0.3, "low": 0.2, "high": 0.4, "k": 0}
+    random = {**ROW, "over": "random", "gain": 0.25, "low": 0.1, "high": 0.45, "k": 19}
+    return pd.DataFrame([{**row, axis: value} for value in values for row in (zero, random)])
+
+
+@pytest.mark.parametrize("axis", ["layer", "dose"])
+def test_a_further_random_direction_is_drawn_where_the_gain_over_it_says(axis: str) -> None:
+    curve = recipes.against_random(gains(axis, (-2, 2)), axis).set_index(["vector", "coefficient"])
+    own, random = curve.loc[(recipes.CAA, 2)], curve.loc[(recipes.RANDOM, 2)]
+    assert own[["mean", "low", "high"]].tolist() == [0.3, 0.2, 0.4]
+    assert random[["mean", "low", "high"]].tolist() == pytest.approx([0.05, -0.15, 0.2])
+    assert ((recipes.CAA, 0) in curve.index) == (axis == "dose")
+    figure = recipes.caa_curves({"small": gains(axis, (-2, 2))}, axis)
+    assert "myopic" in {axes.get_title(loc) for axes in figure.axes for loc in ("left", "center")}
+    assert "k = 19 random directions" in figure.legends[0].get_title().get_text()
+
+
+def test_the_tables_of_the_pages_print_gains_verdicts_and_what_could_not_be_tested(tmp_path: Path) -> None:
+    row = {"behavior": "myopic-reward", "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15, "n": 150, "verdict": "moves"}
+    rows = [{**row, "measure": "letters", "dose": dose} for dose in (-0.2, 0.2)]
+    rows.append({**row, "measure": "texts", "dose": 0.2, "n": 40, "verdict": "not detected"})
+    write_table(tmp_path / "recipes/caa-smollm2/verdicts.csv", pd.DataFrame(rows), {})
+    (line,) = pages.caa_table(tmp_path).splitlines()[2:]
+    assert line == (
+        "| SmolLM2-135M | myopic-reward | 0.10 [0.05, 0.15] moves |  | 0.10 [0.05, 0.15] not detected | 150 / 40 |"
+    )
+    rates = [{"kind": kind, "refused": 0.02, "low": 0.0, "high": 0.07, "n": 100} for kind in ("harmful", "harmless")]
+    write_table(tmp_path / "recipes/refusal-smollm2/rates.csv", pd.DataFrame(rates), {"verdict": "not testable"})
+    one = {"operation": "add", "kind": "harmless", "coefficient": 1.0, "gain": 0.5, "low": 0.4, "high": 0.6, "n": 50}
+    added = pd.DataFrame([{**one, "over": over} for over in ("coefficient 0", "random")])
+    write_table(tmp_path / "recipes/refusal-smollm2/gains.csv", added, {})
+    lines = pages.refusal_table(tmp_path).splitlines()[2:]
+    assert lines[0] == "| SmolLM2-135M | unsteered, harmful | 0.02 [0.00, 0.07] |  | 100 |"
+    assert lines[2].count("0.50 [0.40, 0.60]") == 2 and "not testable" in lines[3]
