@@ -89,7 +89,12 @@ ANALYSES = {
     "fact-recall": Analysis(
         "analysis.patching.fact_recall",
         "activation patching of capitals: which layers and positions hold the country and the capital",
-        "--out results/patching",
+        "--out runs/fact-recall --results results/patching",
+    ),
+    "patch-rounds": Analysis(
+        "analysis.patching.rounds",
+        "does an answer follow the activations at round 1 of another debate?",
+        "runs/imad-tiny/clues/seed-0 --out runs/analysis/patch-rounds --results results/patching/clues",
     ),
     "rates": Analysis(
         "analysis.paper.rates",

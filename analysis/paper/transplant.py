@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,14 @@ def first_round(text: str) -> FirstRound | None:
     return None
 
 
-def donors(rounds: Sequence[FirstRound | None], seed: int) -> list[int | None]:
-    """For each text the index of another one with turns of the same agents; None where there is none."""
+def donors(kinds: Sequence[Hashable | None], seed: int) -> list[int | None]:
+    """For each text the index of another one of the same kind; None where there is none, or its kind is None."""
     rng = random.Random(seed)
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, one in enumerate(rounds):
+    groups: dict[Hashable, list[int]] = {}
+    for index, one in enumerate(kinds):
         if one is not None:
-            groups.setdefault(one.agents, []).append(index)
-    found: list[int | None] = [None] * len(rounds)
+            groups.setdefault(one, []).append(index)
+    found: list[int | None] = [None] * len(kinds)
     for members in groups.values():
         order = members[:]
         rng.shuffle(order)
@@ -99,7 +99,7 @@ def of_checkpoint(
     prompts = [render(tokenizer, f"Problem: {problem.question}\n\n") for problem in problems]
     texts = asked(prompts, "own")
     rounds = [first_round(text) for text in texts]
-    given = donors(rounds, seed)
+    given = donors([None if one is None else one.agents for one in rounds], seed)
     able = [index for index, donor in enumerate(given) if donor is not None]
     answers: dict[str, list[str]] = {}
     for name in ("again", "swapped"):

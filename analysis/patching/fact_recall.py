@@ -16,11 +16,18 @@ import pandas as pd
 import steerkit as sk
 from analysis.published import published
 from steerkit.demo.checkpoint import default_checkpoint
-from steerkit.io.tables import write_table
+from steerkit.io.run_folder import run_folder
+from steerkit.io.tables import read_table, write_table
+from steerkit.models.identity import describe
+from steerkit.patching.result import over_pairs
+from steerkit.stats.mean import mean_interval
 
 TEMPLATE = "The capital of {} is the city of"
 NAMES = ("The", "capital", "of", "country", "is", "the", "city", "last (of)")
+SUBJECT, LAST = NAMES[3], NAMES[-1]
 SITES = ("resid_post", "attn_out", "mlp_out")
+WAYS: tuple[tuple[Any, Any], ...] = (("denoising", "exact"), ("noising", "exact"), ("denoising", "attribution"))
+"""Mode and method of each part of the run."""
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Germany": "Berlin", "Spain": "Madrid", "Japan": "Tokyo", "Russia": "Moscow",
     "China": "Beijing", "Egypt": "Cairo", "Greece": "Athens", "Poland": "Warsaw", "Cuba": "Havana", "Peru": "Lima",
@@ -68,27 +75,71 @@ def agreement(exact: pd.DataFrame, fast: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main(arguments: Sequence[str]) -> None:
+def depth(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Effects by depth at the country's and at the last token: early, middle and late thirds, and the largest layer.
+
+    Args:
+        pairs: `PatchResult.pairs`.
+
+    Returns:
+        One row per site, position and part: site, position, part (`early`, `middle`, `late` third of the layers, or
+        `largest`, the layer with the largest mean effect), first and last layer, effect (mean over layers, then over
+        pairs), low, high (95 % interval over pairs), n (pairs).
+    """
+    layers = sorted(pairs["layer"].unique())
+    cuts = [round(len(layers) * part / 3) for part in range(4)]
+    thirds = {name: layers[a:b] for name, a, b in zip(("early", "middle", "late"), cuts, cuts[1:], strict=False)}
+    rows: list[tuple[Any, ...]] = []
+    for (site, position), group in pairs.groupby(["site", "position"], sort=False):
+        if position not in (SUBJECT, LAST):
+            continue
+        wide = group.pivot(index="pair", columns="layer", values="effect")
+        for part, some in {**thirds, "largest": [wide.mean().idxmax()]}.items():
+            found = mean_interval(wide[some].mean(axis=1).to_numpy())
+            rows.append((site, position, part, some[0], some[-1], found.mean, found.low, found.high, found.n))
+    return pd.DataFrame(rows, columns=["site", "position", "part", "first", "last", "effect", "low", "high", "n"])
+
+
+def run(checkpoint: str, out: Path, results: Path | None, count: int | None) -> None:
+    """Patch all places in both modes, and write the tables to `out` (and `results`); a finished part is kept."""
+    model, tokenizer = sk.load(checkpoint)
+    pairs = pairs_of(tokenizer)[:count]
+    if len(pairs) < 2:
+        raise SystemExit(
+            f"expected two countries at least whose prompt has {len(NAMES)} tokens; this tokenizer has {len(pairs)}. "
+            "Choose a checkpoint with one token per country."
+        )
+    about = published({**describe(model, tokenizer), "template": TEMPLATE, "pairs": [list(pair) for pair in pairs]})
+    parts = {}
+    with run_folder(out, about) as folder:
+        for mode, method in WAYS:
+            path = folder / f"pairs-{mode}-{method}.csv"
+            if not path.exists():
+                write_table(path, effects(model, tokenizer, pairs, SITES, mode, method).pairs, about)
+            parts[mode, method] = read_table(path)[0]
+        tables = {way: over_pairs(part).drop(columns=["head", "token"]) for way, part in parts.items()}
+        exact = [(mode, part) for (mode, method), part in parts.items() if method == "exact"]
+        found = {
+            "fact_recall": pd.concat(
+                [table.assign(mode=mode, method=method) for (mode, method), table in tables.items()], ignore_index=True
+            ),
+            "fact_recall_depth": pd.concat([depth(part).assign(mode=mode) for mode, part in exact], ignore_index=True),
+            "fact_recall_attribution": agreement(tables["denoising", "exact"], tables["denoising", "attribution"]),
+        }
+        for place in (folder, *([] if results is None else [results])):
+            place.mkdir(parents=True, exist_ok=True)
+            for name, table in found.items():
+                write_table(place / f"{name}.csv", table, about)
+    print(found["fact_recall_depth"].to_string(index=False))
+    print(found["fact_recall_attribution"].to_string(index=False))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the analysis and write its tables."""
     parser = argparse.ArgumentParser(prog="python -m analysis fact-recall", description=__doc__)
     parser.add_argument("--checkpoint", help="Hub id, folder or GGUF file. Default: SmolLM2 of the demo.")
-    parser.add_argument("--out", type=Path, required=True, help="Folder of the tables.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder of the run; the same call resumes it.")
+    parser.add_argument("--results", type=Path, help="Folder that the tables are also written to.")
     parser.add_argument("--pairs", type=int, help="Number of pairs. Default: all.")
-    given = parser.parse_args(list(arguments))
-    model, tokenizer = sk.load(given.checkpoint or str(default_checkpoint()))
-    pairs = pairs_of(tokenizer)[: given.pairs]
-    if len(pairs) < 2:
-        raise SystemExit(f"expected two countries of one token at least; this tokenizer has {len(pairs)}.")
-    given.out.mkdir(parents=True, exist_ok=True)
-    tables, meta = [], {}
-    for mode in ("denoising", "noising"):
-        found = effects(model, tokenizer, pairs, SITES, mode, "exact")
-        tables.append(found.table.assign(mode=mode, method="exact"))
-        meta = {**published(found.meta), "pairs": [list(pair) for pair in pairs], "template": TEMPLATE, "mode": "both"}
-    fast = effects(model, tokenizer, pairs, SITES, "denoising", "attribution")
-    tables.append(fast.table.assign(mode="denoising", method="attribution"))
-    table = pd.concat(tables, ignore_index=True).drop(columns=["head", "token"])
-    write_table(given.out / "fact_recall.csv", table, meta)
-    write_table(given.out / "fact_recall_attribution.csv", agreement(tables[0], tables[2]), meta)
-    best = tables[0].sort_values("effect", ascending=False).groupby("site").head(3)
-    print(best[["site", "layer", "position", "effect", "effect_low", "effect_high", "n"]].to_string(index=False))
-    print(agreement(tables[0], tables[2]).to_string(index=False))
+    given = parser.parse_args(arguments)
+    run(given.checkpoint or str(default_checkpoint()), given.out, given.results, given.pairs)

@@ -35,8 +35,7 @@ def test_the_first_round_of_a_text_ends_before_the_tag_that_follows_it(text: str
 
 
 def test_a_donor_is_another_text_with_turns_of_the_same_agents() -> None:
-    rounds = [FirstRound((1, 2), "a"), FirstRound((1,), "b"), None, FirstRound((1, 2), "c"), FirstRound((1, 2), "d")]
-    given = donors(rounds, 0)
+    given = donors([(1, 2), (1,), None, (1, 2), (1, 2)], 0)
     assert given[1] is None and given[2] is None
     assert sorted(given[i] for i in (0, 3, 4)) == [0, 3, 4]
     assert all(given[i] != i for i in (0, 3, 4))

@@ -1,0 +1,336 @@
+"""Patched rounds: does an answer follow the activations at the first round of another debate?
+
+Two texts of a checkpoint, each up to the tag after its first round, are paired where their first rounds have turns of
+the same agents, as many tokens, and the same tag after them. The stream at the positions of round 1 in one text is
+replaced by the other text's, at one layer, and the model continues greedily. `analysis transplant` replaces the text
+itself; the stream that enters block 0 does the same here. A later layer shows what later positions still read there:
+what they have read in earlier layers stays the own text's.
+
+Beside it: an equal number of positions of round 1 and of the question; and the text's own activations, which must
+change nothing. The stream after the last block is read by no later position, so that its effect is 0 by definition.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from analysis.inputs import IMAD, SFT, inputs_of_run
+from analysis.paper.transplant import donors, first_round
+from analysis.published import published
+from steerkit.io.files import sha256
+from steerkit.io.json import read_json
+from steerkit.io.run_folder import run_folder
+from steerkit.io.tables import read_table, write_table
+from steerkit.models.blocks import find_blocks
+from steerkit.models.hooks import check_called
+from steerkit.models.kernels import running
+from steerkit.models.model import device_of
+from steerkit.models.site_names import DEFAULT, Place
+from steerkit.models.sites import edit_places
+from steerkit.patching.runs import Patch, values_of
+from steerkit.stats.mean import accuracy_interval
+from steerkit.text.prompt import render
+from steerkit.text.tags import TAG
+from steerkit.text.tokens import encode
+from steerkit.text.traces import read_traces
+from training.debates.answerers import LocalModel, Request, Sampling
+from training.imad import Run
+from training.presets import get_preset
+from training.problems.answers import read_answer, same
+
+OWN_TEXT, DEBATE = "own text", "debate"
+ROUND, PART, QUESTION, OWN = "round 1", "round 1, as many as question", "question", "own activations"
+ANSWERS = ("answer", "donated", "patched")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A text up to the tag that follows its first round, as token ids.
+
+    Args:
+        ids: tokens of question, round 1 and the tag.
+        start: first token of round 1.
+        stop: the token after round 1.
+        kind: what two texts must share: agents, tokens of round 1, and the tag.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+    stop: int
+    kind: tuple[Any, ...]
+
+
+def case_of(tokenizer: Any, question: str, text: str) -> Case | None:
+    """The case of a tagged text; None without a turn in round 1, or if no tag follows it."""
+    first = first_round(text)
+    if first is None:
+        return None
+    tag = TAG.match(text, len(first.text))
+    assert tag is not None
+    prompt = render(tokenizer, f"Problem: {question}\n\n")
+    whole = prompt.followed_by(tokenizer, first.text)
+    length = len(whole.ids) - len(prompt.ids)
+    ids = (*whole.ids, *encode(tokenizer, tag.group()))
+    return Case(ids, len(prompt.ids), len(whole.ids), (first.agents, length, tag.group()))
+
+
+def continuations(
+    model: Any,
+    tokenizer: Any,
+    ids: Sequence[int],
+    rows: Sequence[Sequence[tuple[Patch, Tensor]]],
+    max_new_tokens: int,
+) -> list[str]:
+    """Continue a text greedily, once per row, each with its values put in while the text is read.
+
+    Args:
+        ids: token ids of the text.
+        rows: per row its patches, each with the values `[pos, width]` of its positions; an empty one changes nothing.
+        max_new_tokens: of each continuation.
+
+    Returns:
+        The texts that follow `ids`, tags included.
+    """
+    blocks = find_blocks(model)
+    by_place: dict[Place, list[tuple[int, Patch, Tensor]]] = {}
+    for number, row in enumerate(rows):
+        for patch, values in row:
+            by_place.setdefault(patch.place, []).append((number, patch, values))
+
+    def edit(place: Place, value: Tensor) -> Tensor | None:
+        if value.shape[1] != len(ids):
+            return None
+        value = value.clone()
+        for number, patch, values in by_place[place]:
+            value[number, patch.start : patch.stop] = values.to(value.device, value.dtype)
+        return value
+
+    given = torch.tensor([list(ids)] * len(rows), device=device_of(model))
+    end = tokenizer.eos_token_id
+    with running(model), torch.inference_mode(), edit_places(model, blocks, by_place, edit) as called:
+        out = model.generate(
+            input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=max_new_tokens,
+            pad_token_id=end, eos_token_id=end,
+        )  # fmt: skip
+    check_called(called, set(by_place))
+    return [tokenizer.decode(row[len(ids) :], skip_special_tokens=False) for row in out]
+
+
+def patched_pair(
+    model: Any, tokenizer: Any, own: Case, donor: Case, places: Sequence[Place], seed: int, max_new_tokens: int
+) -> list[tuple[str, Place | None, int, str]]:
+    """Continuations of one text, unpatched and with the other's activations.
+
+    Returns:
+        `(part, place, positions, text)`: first the unpatched one (part `""`, place None), then each part at each place.
+    """
+    given, kept = (values_of(model, case.ids, places) for case in (donor, own))
+    length, before = own.stop - own.start, min(own.start, donor.start)
+    count = min(length, before)
+    drawn = sorted(random.Random(seed).sample(range(length), count))
+    rows: list[list[tuple[Patch, Tensor]]] = [[]]
+    about: list[tuple[str, Place | None, int]] = [("", None, 0)]
+    for place in places:
+
+        def span(start: int, stop: int, values: Tensor, place: Place = place) -> tuple[Patch, Tensor]:
+            return Patch(place, start, stop), values
+
+        new, old = given[place], kept[place]
+        parts = {
+            ROUND: [span(own.start, own.stop, new[donor.start : donor.stop])],
+            PART: [
+                span(own.start + one, own.start + one + 1, new[donor.start + one : donor.start + one + 1])
+                for one in drawn
+            ],
+            QUESTION: [span(own.start - count, own.start, new[donor.start - count : donor.start])],
+            OWN: [span(own.start, own.stop, old[own.start : own.stop])],
+        }
+        for part, row in parts.items():
+            rows.append(row)
+            about.append((part, place, sum(patch.stop - patch.start for patch, _ in row)))
+    texts = continuations(model, tokenizer, own.ids, rows, max_new_tokens)
+    return [(*what, text) for what, text in zip(about, texts, strict=True)]
+
+
+def patched_rounds(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[tuple[str, str]],
+    kind: str,
+    *,
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
+    max_new_tokens: int = 100,
+    most: int | None = None,
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Answers with round 1 of another text put in, at each layer.
+
+    Args:
+        texts: question and tagged text of each debate.
+        kind: kind of the answers, see `training.problems.answers.read_answer`.
+        layers: whose output is patched, besides the input of block 0; None for all.
+        seed: of the pairing and of the drawn positions.
+        max_new_tokens: of each continuation.
+        most: largest number of pairs.
+
+    Returns:
+        One row per pair, part and place: pair (index of the text), part (`round 1`, `round 1, as many as question`,
+        `question`, `own activations`), site, layer, positions (their number), answer (unpatched), donated (of the
+        other text, unpatched), patched. And the numbers of texts, of those with a round 1, and of pairs.
+    """
+    cases = [case_of(tokenizer, question, text) for question, text in texts]
+    given = donors([None if case is None else case.kind for case in cases], seed)
+    pairs = [(index, donor) for index, donor in enumerate(given) if donor is not None][:most]
+    blocks = find_blocks(model)
+    places: list[Place] = [
+        ("resid_pre", 0),
+        *((DEFAULT, one) for one in (blocks.modules if layers is None else layers)),
+    ]
+    lines: dict[int, list[tuple[str, Place | None, int, str]]] = {}
+    for index, donor in pairs:
+        own, other = cases[index], cases[donor]
+        assert own is not None and other is not None
+        lines[index] = patched_pair(model, tokenizer, own, other, places, seed + index, max_new_tokens)
+    answers: dict[int, str | None] = {index: read_answer(found[0][-1], kind) for index, found in lines.items()}
+    rows = []
+    for index, donor in pairs:
+        if donor not in answers:  # cut off by `most`
+            case = cases[donor]
+            assert case is not None
+            answers[donor] = read_answer(continuations(model, tokenizer, case.ids, [[]], max_new_tokens)[0], kind)
+        for part, place, positions, text in lines[index][1:]:
+            assert place is not None
+            rows.append(
+                {
+                    "pair": index, "part": part, "site": place[0], "layer": place[1], "positions": positions,
+                    "answer": answers[index], "donated": answers[donor], "patched": read_answer(text, kind),
+                }
+            )  # fmt: skip
+    columns = ["pair", "part", "site", "layer", "positions", *ANSWERS]
+    counts = {"texts": len(texts), "with round 1": sum(case is not None for case in cases), "pairs": len(pairs)}
+    return pd.DataFrame(rows, columns=columns), counts
+
+
+def shares(table: pd.DataFrame) -> pd.DataFrame:
+    """How often an answer changes and follows, over the pairs whose own and donated answers were read and differ.
+
+    Returns:
+        One row per part and place: part, site, layer, positions (mean number), quantity (`follows`: the patched answer
+        is the donated one; `changed`: it is not the own one, or none was read), share, low, high (95 % interval of
+        Wilson over pairs), n (pairs).
+    """
+    both = table["answer"].notna() & table["donated"].notna()
+    differ = [not same(a, b) for a, b in zip(table["answer"], table["donated"], strict=True)]
+    some = table[both & pd.Series(differ, index=table.index, dtype=bool)]
+    rows = []
+    for (part, site, layer), group in some.groupby(["part", "site", "layer"], sort=False):
+        hits = {
+            "follows": [same(a, b) for a, b in zip(group["patched"], group["donated"], strict=True)],
+            "changed": [not same(a, b) for a, b in zip(group["patched"], group["answer"], strict=True)],
+        }
+        for quantity, values in hits.items():
+            found = accuracy_interval([float(value) for value in values])
+            numbers = (group["positions"].mean(), quantity, found.mean, found.low, found.high, found.n)
+            rows.append((part, site, layer, *numbers))
+    return pd.DataFrame(rows, columns=["part", "site", "layer", "positions", "quantity", "share", "low", "high", "n"])
+
+
+def run_rounds(
+    run: Path, out: Path, n: int = 300, layers: Sequence[int] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Patch round 1 at SFT and IMAD, in their own texts and in the base's explicit debates; finished parts are kept.
+
+    Args:
+        run: folder of a run of `training.imad`.
+        out: run folder.
+        n: largest number of test questions.
+        layers: see `patched_rounds`.
+
+    Returns:
+        The rows of `shares` by stage (SFT, IMAD) and text (`own text`: what the checkpoint wrote; `debate`: an explicit
+        debate of the test questions, the same for both checkpoints); the numbers of texts and pairs; provenance.
+    """
+    config = read_json(run / "config.json")
+    inputs = inputs_of_run(run, only=(SFT, IMAD))
+    preset = replace(get_preset(config["name"], config["family"]), test=config["test"])
+    of_run = Run(preset, config["seed"], run)
+    problems = of_run.test_problems[:n]
+    sampling = replace(of_run.sampling(), seed=config["seed"] + 1)  # the texts of `analysis transplant`
+    traces = read_traces(run / "evaluation" / "sampled" / "debates" / "traces.jsonl")[:n]
+    about = {
+        "family": config["family"],
+        "seed": config["seed"],
+        "n": n,
+        "layers": None if layers is None else list(layers),
+        "sampling": asdict(sampling),
+        "questions": sha256("".join(problem.question for problem in problems)),
+        "debates": sha256("".join(trace.text for trace in traces)),
+        "stages": {name: inputs.about(name) for name in (SFT, IMAD)},
+    }
+    found, numbers = [], []
+    with run_folder(out, about) as folder:
+        for stage in (SFT, IMAD):
+            paths = {text: folder / f"{stage}-{text.replace(' ', '-')}.csv" for text in (OWN_TEXT, DEBATE)}
+            if not all(path.exists() for path in paths.values()):
+                model, tokenizer = inputs.load(stage)
+                own = _written(model, tokenizer, [problem.question for problem in problems], sampling)
+                debated = [(trace.question, trace.body) for trace in traces]
+                for text, some in ((OWN_TEXT, own), (DEBATE, debated)):
+                    table, counts = patched_rounds(
+                        model, tokenizer, some, problems[0].kind, layers=layers, seed=config["seed"],
+                        max_new_tokens=sampling.max_new_tokens,
+                    )  # fmt: skip
+                    write_table(paths[text], table, {**about, "counts": counts})
+            for text, path in paths.items():
+                table, meta = read_table(path)
+                table = table.astype(dict.fromkeys(ANSWERS, object)).where(table.notna() & (table != ""), None)
+                one = shares(table)
+                found.append(one.assign(stage=stage, text=text))
+                pairs = int(one["n"].max()) if len(one) else 0
+                numbers.append({"stage": stage, "text": text, **meta["counts"], "pairs with two answers": pairs})
+    filled = [one for one in found if len(one)] or found
+    return pd.concat(filled, ignore_index=True), pd.DataFrame(numbers), about
+
+
+def _written(model: Any, tokenizer: Any, questions: Sequence[str], sampling: Sampling) -> list[tuple[str, str]]:
+    """Question and text that the checkpoint writes, sampled as in `analysis transplant`."""
+    requests = [
+        Request(f"own/{index}", render(tokenizer, f"Problem: {question}\n\n"))
+        for index, question in enumerate(questions)
+    ]
+    replies: Mapping[str, str] = {
+        reply.id: reply.text or "" for reply in LocalModel(model, tokenizer)(requests, sampling)
+    }
+    return [(question, replies[f"own/{index}"]) for index, question in enumerate(questions)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the analysis and write its tables."""
+    parser = argparse.ArgumentParser(prog="python -m analysis patch-rounds", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a run of training.imad")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; the same call resumes it")
+    parser.add_argument("--results", type=Path, help="folder that the tables are also written to")
+    parser.add_argument("--n", type=int, default=300, help="largest number of test questions")
+    parser.add_argument("--layers", help="layers that are patched, with commas; default: all")
+    given = parser.parse_args(arguments)
+    try:
+        layers = None if given.layers is None else [int(one) for one in given.layers.split(",")]
+    except ValueError:
+        parser.error(f"expected --layers as integers with commas; got {given.layers!r}. Pass e.g. 0,8,16.")
+    table, counts, about = run_rounds(given.run, given.out, given.n, layers)
+    for folder in (given.out, *([] if given.results is None else [given.results])):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_table(folder / "patched_rounds.csv", table, published(about))
+        write_table(folder / "patched_rounds_counts.csv", counts, published(about))
+    print(counts.to_string(index=False))
+    follows = table[table["quantity"] == "follows"]
+    print(follows.pivot_table(index=["stage", "text", "part"], columns=["site", "layer"], values="share").round(3))
