@@ -595,7 +595,7 @@ def patching(table: pd.DataFrame, site: str, title: str | None = None) -> Figure
     """Draw the effects of patching one site as a heat map, layers x positions; white is 0, the unpatched run.
 
     Args:
-        table: `PatchResult.table`.
+        table: `PatchResult.table`; without `head` and `token` too.
         site: one of its sites; of `"z"` each row is a head.
         title: printed above the axes.
 
@@ -605,13 +605,14 @@ def patching(table: pd.DataFrame, site: str, title: str | None = None) -> Figure
     Example:
         >>> plots.patching(sk.patch(model, tokenizer, clean, corrupted, answers).table, "resid_post")
     """
-    _check_columns(table, ["site", "layer", "head", "position", "token", "effect", "n"])
-    rows = table[table["site"] == site]
+    _check_columns(table, ["site", "layer", "position", "effect", "n"])
+    rows = table[table["site"] == site].reindex(columns=[*dict.fromkeys((*table.columns, "head", "token"))])
     if rows.empty:
         raise ValueError(f"expected a site among {sorted(set(table['site']))}; got {site!r}. Patch it first.")
-    heads = rows["head"].notna().any()
-    place = rows["layer"].astype(str) + "." + rows["head"].astype(str) if heads else rows["layer"]
-    named = rows["token"].notna() & rows["position"].map(lambda one: not isinstance(one, str))
+    head = pd.to_numeric(rows["head"], errors="coerce").astype("Int64")  # in a CSV file a missing one is empty
+    heads = head.notna().any()
+    place = rows["layer"].astype(str) + "." + head.astype(str) if heads else rows["layer"]
+    named = rows["token"].notna() & (rows["token"] != "") & rows["position"].map(lambda one: not isinstance(one, str))
     shown = rows["position"].astype(str).where(~named, rows["position"].astype(str) + " " + rows["token"].astype(str))
     frame = rows.assign(place=place, shown=shown).pivot(index="place", columns="shown", values="effect")
     frame = frame.loc[list(dict.fromkeys(place)), list(dict.fromkeys(shown))]

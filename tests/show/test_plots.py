@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+import steerkit as sk
+from steerkit.io.tables import read_table, write_table
 from steerkit.show import plots
 from steerkit.stats.multiple import holm
 from steerkit.sweeps.result import SweepResult
@@ -535,3 +537,44 @@ def test_token_projections_show_both_sides_of_the_push_the_tokens_and_the_end_of
         plots.token_projections(pd.concat([plain, plain.assign(text=1)]))
     with pytest.raises(ValueError, match="expected rows with the columns"):
         plots.token_projections({})
+
+
+@pytest.mark.parametrize("site", ["resid_post", "z"])
+def test_the_map_of_patching_has_a_row_per_layer_or_head_and_a_column_per_token(
+    site: str, llama: Any, tmp_path: Path
+) -> None:
+    model, tokenizer = llama
+    table = sk.patch(model, tokenizer, "The sea is", "The fog is", (" A", " B"), sites=site, layers=[1, 10 % 4]).table
+    if site == "z":
+        write_table(tmp_path / "table.csv", table, {})
+        table = read_table(tmp_path / "table.csv")[0]
+    figure = plots.patching(table, site)
+    axes, _ = figure.axes
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown == ([f"{a}.{b}" for a in (1, 2) for b in range(4)] if site == "z" else ["1", "2"])
+    assert [label.get_text() for label in axes.get_xticklabels()] == [f"{i} {c}" for i, c in enumerate("The fog is")]
+    (mesh,) = (one for one in axes.collections if one.get_array() is not None)
+    values = np.asarray(mesh.get_array()).reshape(len(shown), 10)
+    for name, drawn in zip(shown, values, strict=True):
+        layer, _, head = name.partition(".")
+        own = table[
+            (table["layer"] == int(layer)) & (table["head"].isna() if not head else table["head"] == int(head or 0))
+        ]
+        assert drawn == pytest.approx(own.sort_values("position")["effect"].to_numpy())
+    assert mesh.norm.vcenter == 0.0
+    assert "n = 1 prompt groups." in texts(figure)
+
+
+def test_the_map_of_patching_takes_a_table_read_from_csv_and_names_a_missing_site(tmp_path: Path) -> None:
+    rows = [
+        {"site": "mlp_out", "layer": layer, "head": None, "position": name, "token": None, "effect": 0.1, "n": 3}
+        for layer in (9, 10) for name in ("subject", "last")
+    ]  # fmt: skip
+    write_table(tmp_path / "table.csv", pd.DataFrame(rows), {})
+    table = read_table(tmp_path / "table.csv")[0]
+    for one in (table, table.drop(columns=["head", "token"])):
+        axes, _ = plots.patching(one, "mlp_out").axes
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["9", "10"]
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["subject", "last"]
+    with pytest.raises(ValueError, match=r"expected a site among \['mlp_out'\]; got 'z'"):
+        plots.patching(table, "z")
