@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ from steerkit.steering.steering import Steering
 from steerkit.text.prompt import encode_prompt
 from steerkit.text.tokens import encode
 from steerkit.vectors.vector import SteeringVector
+from tests.lens_patching import effects_of, lens_effects
 from tests.small_models import build
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -212,58 +212,15 @@ def test_attribution_is_the_derivative_of_the_exact_effect(site: str) -> None:
         assert row["effect"] == pytest.approx(slope / (other - base), rel=0.05, abs=5e-3)
 
 
-def lens_effects(model: Any, tokenizer: Any, mode: str, layers: list[int]) -> dict[tuple[str, int, int], float]:
-    """The same effects by TransformerLens' hooks."""
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-
-    clean, corrupted = (torch.tensor([encode_prompt(tokenizer, text)]) for text in (CLEAN, CORRUPTED))
-    base, other = (corrupted, clean) if mode == "denoising" else (clean, corrupted)
-    a, b = (encode(tokenizer, text)[0] for text in ("A", "B"))
-    model = copy.deepcopy(model)
-    model.set_attn_implementation("eager")
-    bridge = build_bridge_from_module(model, type(model).__name__, hf_config=copy.deepcopy(model.config)).eval()
-
-    def metric(logits: Tensor) -> float:
-        return float(logits[0, -1, a] - logits[0, -1, b])
-
-    # not resid_mid: their bridge changes the input of the second norm, which misses the residual connection
-    names = {site: f"hook_{site}" for site in ("resid_pre", "attn_out", "mlp_out", "resid_post")}
-    found = {}
-    with torch.no_grad():
-        _, cache = bridge.run_with_cache(other)
-        m_base, m_other = metric(bridge(base)), metric(bridge(other))
-        for site, name in names.items():
-            for layer in layers:
-                for position in range(base.shape[1]):
-                    key = f"blocks.{layer}.{name}"
-
-                    def write(value: Tensor, hook: Any, key: str = key, position: int = position) -> Tensor:
-                        value = value.clone()
-                        value[:, position] = cache[key][:, position]
-                        return value
-
-                    patched = metric(bridge.run_with_hooks(base, fwd_hooks=[(key, write)]))
-                    found[site, layer, position] = (patched - m_base) / (m_other - m_base)
-    return found
-
-
 @pytest.mark.parametrize("mode", MODES)
-def test_effects_equal_those_of_transformer_lens(mode: Any) -> None:
+def test_effects_of_every_site_and_head_equal_those_of_transformer_lens(mode: Any) -> None:
     pytest.importorskip("transformer_lens")
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    theirs = lens_effects(model, tokenizer, mode, [0, 2])
-    result = sk.patch(
-        model,
-        tokenizer,
-        CLEAN,
-        CORRUPTED,
-        ("A", "B"),
-        sites=sorted({site for site, *_ in theirs}),
-        layers=[0, 2],
-        mode=mode,
-    )
-    ours = {(row.site, row.layer, row.position): row.effect for row in result.table.itertuples()}
-    assert ours == pytest.approx(theirs, abs=2e-3)
+    clean, corrupted = (encode_prompt(tokenizer, text) for text in (CLEAN, CORRUPTED))
+    right, wrong = (encode(tokenizer, text)[0] for text in ("A", "B"))
+    theirs = lens_effects(model, clean, corrupted, (right, wrong), mode, [0, 2], range(10))
+    result = sk.patch(model, tokenizer, CLEAN, CORRUPTED, ("A", "B"), sites=SITES, layers=[0, 2], mode=mode)
+    assert effects_of(result.table) == pytest.approx(theirs, abs=2e-3)
 
 
 def test_what_cannot_be_patched_is_refused(llama: Any) -> None:

