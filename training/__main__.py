@@ -65,6 +65,14 @@ STAGES = {
             "--run runs/mine --method IMAD --trained IMAD=runs/mine/grpo/checkpoint",
         ),
     ),
+    "benchmark": Stage(
+        "training.commands.benchmark",
+        "Answer questions of GSM8K, MMLU-Pro and BBH by single answers, self-consistency and debates of one model.",
+        (
+            "--checkpoint MODEL --data data --out runs/benchmark --minutes 150",
+            "--answerer http://127.0.0.1:8000/v1 MODEL --data data --out runs/benchmark",
+        ),
+    ),
     "imad": Stage(
         "training.imad",
         "Run all stages of a preset with baselines and controls; the same command resumes.",
@@ -93,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: command-line arguments; default: those of the process.
 
     Returns:
-        The exit code: 0, or 2 for an unknown stage.
+        The exit code: 0, 2 for an unknown stage, or that of the stage.
     """
     restore_interrupt()
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -106,8 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    import_module(STAGES[name].module).main(rest)
-    return 0
+    return int(import_module(STAGES[name].module).main(rest) or 0)
 
 
 if __name__ == "__main__":

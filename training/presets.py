@@ -284,6 +284,7 @@ PRESETS: Mapping[str, Preset] = {
     preset.name: preset
     for preset in (
         SUMS,
+        _paper("qwen2.5-coder-0.5b", "Qwen/Qwen2.5-Coder-0.5B-Instruct"),
         _paper("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct"),
         _paper("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct"),
         _paper("mistral-nemo-12b", "mistralai/Mistral-Nemo-Instruct-2407", 6.0, 3e-5, 3e-6),

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import pytest
 
 from steerkit.io.rows import read_rows
+from steerkit.io.tables import read_table
+from tests import scripted_server
+from training.commands import benchmark as command
 from training.debates.answerers import Reply
 from training.evaluate import benchmark
 from training.evaluate.benchmark import LIMITS, TimeUp, Until, drawn, evaluate
@@ -119,16 +122,32 @@ def test_the_command_evaluates_a_checkpoint_and_resumes(data, tmp_path, capsys) 
         str(tmp_path / "out"),
         "--first",
         "2",
+        "--results",
+        str(tmp_path / "results"),
     ]
     try:
-        assert benchmark.main([*call, "--minutes", "0"]) == 3
+        assert command.main([*call, "--minutes", "0"]) == 3
         assert "resume" in capsys.readouterr().out
-        assert benchmark.main(call) == 0
+        assert command.main(call) == 0
         shown = capsys.readouterr().out
         assert all(name in shown for name in ("gsm8k", "mmlu_pro", "bbh", "Self-consistency", "Debate"))
         assert "| gsm8k | Single | 2 |" in (tmp_path / "out" / "results.md").read_text()
     finally:
         patched.undo()
+    for name in ("results.csv", "questions.csv"):
+        assert not set(read_table(tmp_path / "results" / name)[0].columns) & {"text", "prompt"}
     with pytest.raises(SystemExit):
-        benchmark.main(["--checkpoint", "x", "--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "no")])
+        command.main(["--checkpoint", "x", "--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "no")])
     assert not (tmp_path / "no").exists()
+
+
+def test_a_server_answers_in_place_of_a_checkpoint_and_one_of_both_is_asked_for(data, tmp_path, capsys) -> None:
+    common = ["--data", str(data), "--out", str(tmp_path / "out"), "--benchmark", "gsm8k", "--method", "Single"]
+    with scripted_server.Scripted(lambda call, number: call.json(scripted_server.answer(r"\boxed{1}"))) as server:
+        assert command.main(["--answerer", f"{server.url}/v1", "MODEL", "--first", "3", *common]) == 0
+    table, meta = read_table(tmp_path / "out" / "results.csv")
+    assert table["n"].tolist() == [3] and "base_url" not in str(meta)
+    for model in ([], ["--answerer", "http://127.0.0.1:9", "MODEL", "--checkpoint", "x"]):
+        with pytest.raises(SystemExit):
+            command.main([*model, *common])
+        assert "either --checkpoint MODEL or --answerer URL MODEL" in capsys.readouterr().err

@@ -70,6 +70,7 @@ def test_generation_is_the_sum_that_one_does_by_hand() -> None:
     ("name", "parameters"),
     [
         ("smollm2", 134_515_008),
+        ("qwen2.5-coder-0.5b", 494_032_768),
         ("llama-3.1-8b", 8_030_261_248),
         ("qwen2.5-7b", 7_615_616_512),
         ("mistral-nemo-12b", 12_247_782_400),

@@ -1,13 +1,11 @@
 """Single answers, self-consistency and debates of a checkpoint on GSM8K, MMLU-Pro and BBH; resumable reply by reply.
 
-`python -m training.evaluate.benchmark --checkpoint MODEL --data FOLDER --out FOLDER`. The questions are drawn with a
-fixed seed. Each reply is on disk as soon as it is there; the same command resumes, and `--minutes` ends a part in time.
-The token limit starts at 512 and is doubled until at most 5 % of the replies are cut, or to 2,048.
+`python -m training benchmark` is the command. The questions are drawn with a fixed seed; each reply is on disk as soon
+as it is there. The token limit starts at 512 and is doubled until at most 5 % of the replies are cut, or to 2,048.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from collections import Counter
@@ -18,18 +16,16 @@ from typing import Any
 
 import pandas as pd
 
-import steerkit as sk
 from steerkit.io.files import sha256, write_text
 from steerkit.io.json import canonical_json
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
-from steerkit.io.signals import restore_interrupt
 from steerkit.io.tables import write_table
 from steerkit.io.versions import versions
 from steerkit.stats.format import interval_text
 from steerkit.stats.mean import accuracy_interval
-from training.debates.answerers import Answerer, LocalModel, Reply, Request, Sampling
-from training.debates.debate import Debate, Setting, run_debates
+from training.debates.answerers import Answerer, Reply, Request, Sampling
+from training.debates.debate import Debate, Setting, answerer_identity, run_debates
 from training.debates.personas import Cast, cast_of
 from training.evaluate.results import markdown
 from training.problems.answers import read_answer, same
@@ -258,7 +254,7 @@ def evaluate(
     """
     agents, sampling, parts = cast or cast_of("diverse"), Sampling(seed=seed), []
     unread: list[dict[str, Any]] = []
-    about = {name: value for name, value in answerer.about().items() if name not in ("device", "versions")}
+    about = answerer_identity(answerer.about())
     asked = {name: sha256(canonical_json([asdict(one) for one in some])) for name, some in problems.items()}
     for name, some in problems.items():
         config = {"problems": asked[name], "answerer": about, "cast": agents.name, "sampling": asdict(sampling)}
@@ -291,42 +287,3 @@ def evaluate(
 
 def _kind(problems: Sequence[Problem], key: str) -> str:
     return next(problem.kind for problem in problems if problem.id == key.rpartition("/")[0])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 0 when all is answered, 3 when the minutes were over before."""
-    restore_interrupt()
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluate.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--checkpoint", required=True, help="hub id, folder or GGUF file")
-    parser.add_argument("--data", type=Path, required=True, help="folder with gsm8k/, mmlu_pro/ and bbh/")
-    parser.add_argument("--out", type=Path, required=True, help="folder of replies and tables")
-    parser.add_argument("--benchmark", choices=BENCHMARKS, action="append", default=[], help="this one only")
-    parser.add_argument("--method", choices=METHODS, action="append", default=[], help="this one only")
-    parser.add_argument("--first", type=int, help="the first N of the drawn questions of each benchmark only")
-    parser.add_argument("--rows", type=int, default=16, help="replies generated at once (default: 16)")
-    parser.add_argument("--minutes", type=float, help="end this part after so many minutes")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
-    given = parser.parse_args(arguments)
-    start = time.monotonic()
-    try:
-        problems = {name: drawn(given.data, name)[: given.first] for name in given.benchmark or BENCHMARKS}
-        model: Answerer = LocalModel(*sk.load(given.checkpoint), batch_rows=given.rows)
-        if given.minutes is not None:
-            model = Until(model, start + 60 * given.minutes)
-        table = evaluate(problems, model, given.out, given.method or METHODS, seed=given.seed)
-    except TimeUp:
-        print(f"{given.minutes:g} minutes are over; the replies are in {given.out}. Run the same command to resume.")
-        return 3
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print(table.round(3).to_string(index=False))
-    print(f"Tables in {given.out}: results.csv, results.md, questions.parquet, unread.jsonl.")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
