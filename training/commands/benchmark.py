@@ -1,8 +1,9 @@
 """Answer questions of GSM8K, MMLU-Pro and BBH by single answers, self-consistency and debates of one model.
 
 The questions are drawn with a fixed seed from local files in the released formats. The model is --checkpoint or a
-server (--answerer URL MODEL). Each reply is on disk as soon as it is there: the same command resumes, and --minutes ends
-a part in time (exit code 3). The token limit is doubled from 512 until at most 5 % of the replies are cut, or to 2,048.
+server (--answerer URL MODEL). Each reply is on disk as soon as it is there: the same command resumes, and --minutes
+ends a part in time (exit code 3). The token limit is doubled from 512 until at most 5 % of the replies are cut, or to
+2,048.
 """
 
 from __future__ import annotations
