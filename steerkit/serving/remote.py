@@ -220,7 +220,7 @@ class Remote(ABC):
         largest = LARGEST.get(self.model()["dtype"], LARGEST_WIDE)
         return largest < largest_stream(
             [
-                (one.vector.layers, float(one.coefficient), str(one.operation), max(one.vector.norms().values()))
+                (tuple(one.vector.layers), float(one.coefficient), str(one.operation), max(one.vector.norms().values()))
                 for one in row.steerings
             ]
         )
