@@ -74,8 +74,8 @@ $(SERVE)/.ready:
 	touch $@
 
 test-vllm: serve-env  ## steering through vLLM against our engine, 40 requests per mode, jobs and a live server
-	$(SERVE)/bin/python -m tests.vllm --requests 40
-	$(SERVE)/bin/python -m pytest tests/vllm/tiny_models.py tests/vllm/jobs.py tests/vllm/http.py tests/vllm/page.py
+	$(SERVE)/bin/python -m tests.vllm --requests 40; modes=$$?; \
+	$(SERVE)/bin/python -m pytest -rs --durations 10 $(addprefix tests/vllm/,tiny_models.py jobs.py http.py page.py) && exit $$modes
 
 test-vllm-full: serve-env demo  ## all requests in every mode, 1,000 random ones over HTTP, the demo and the core tests; writes docs/serving-equality.md
 	REQUESTS=1000 $(SERVE)/bin/python -m pytest tests/vllm/http.py

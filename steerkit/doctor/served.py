@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +22,9 @@ NEW_TOKENS = 32
 BLOCKS = 8
 """Blocks of 32 tokens of the prefix cache that the long prompts fill."""
 FLOOD = 48
-"""Requests that are sent at once, so that prompts are read in parts and the cache runs full."""
+"""Requests that are sent at once, so that prompts are read in parts."""
+FULL = 2**15
+"""Largest cache, in tokens, that is filled with requests to see what preemption does."""
 
 
 class _Patient:
@@ -65,11 +68,11 @@ class _Patient:
         return found
 
     def _strength(self) -> float:
-        """The smallest of some coefficients that changes a text."""
+        """Four times the smallest of some coefficients that changes a text."""
         plain = self.alone(self.sent(self.prompt(8), None))
         for power in range(10):
             if self.alone(self.sent(self.prompt(8), 4.0**power)) != plain:
-                return 4.0**power
+                return 4.0 ** (power + 1)
         raise ValueError(
             f"expected a text that a push of norm {4.0**9:g} at layer {self.layer} changes; none did. The server does "
             "not steer."
@@ -98,7 +101,8 @@ def _cached(patient: _Patient) -> Result:
     order = [None, strength, None, strength, -strength, None, strength]
     found = [patient.alone(patient.sent(long, one)) for one in order]
     fresh = {one: patient.fresh(patient.sent(long, one)) for one in dict.fromkeys(order)}
-    return _same([fresh[one] for one in order], found, "plain and steered requests in turn", True)
+    shown = fresh[None] != fresh[strength]
+    return _same([fresh[one] for one in order], found, "plain and steered requests in turn", shown)
 
 
 def _conversation(patient: _Patient) -> Result:
@@ -109,22 +113,43 @@ def _conversation(patient: _Patient) -> Result:
     second = [Sent(prompt, NEW_TOKENS, (), extra) for extra in (first.extra, {})]
     found = [patient.alone(one) for one in (*second, *second)]
     fresh = [patient.fresh(one) for one in second]
-    return _same([*fresh, *fresh], found, "second turns, steered and plain", True)
+    return _same([*fresh, *fresh], found, "second turns, steered and plain", fresh[0] != fresh[1])
 
 
 def _flooded(patient: _Patient) -> Result:
     """Many long prompts at once are what they are alone, read in parts or not."""
     length = min(32 * BLOCKS * 2, patient.context // 2)
-    requests = [patient.sent(patient.prompt(length, 20 + i), (None, patient.strength)[i % 2]) for i in range(FLOOD)]
+    alone, together, counted = _at_once(patient, FLOOD, length)
+    parts, mixed = counted["partial_prefills"], counted["mixed_steps"]
+    detail = f"{FLOOD} prompts of {length} tokens at once: {parts} parts of prompts, {mixed} mixed steps"
+    return _same(alone, together, detail, parts + mixed > 0)
+
+
+def _preempted(patient: _Patient) -> Result:
+    """More texts at once than the cache holds: some are preempted, computed again, and what they are alone."""
+    room = int(patient.server.model()["cache_tokens"])
+    if room > FULL:
+        return "note", (
+            f"not tested: the cache of {room} tokens is too large to be filled here. Start the server with "
+            f"--engine=--num-gpu-blocks-override={FULL // 128 // 4} to test it"
+        )
+    length = min(32 * BLOCKS, patient.context - NEW_TOKENS)
+    count = room // length + 4
+    alone, together, counted = _at_once(patient, count, length)
+    detail = f"{count} prompts of {length} tokens in a cache of {room}: {counted['preemptions']} preemptions"
+    return _same(alone, together, detail, counted["preemptions"] > 0)
+
+
+def _at_once(
+    patient: _Patient, count: int, length: int
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], dict[str, int]]:
+    """New tokens of some of many requests, plain and steered, sent alone and together, and what was counted there."""
+    requests = [patient.sent(patient.prompt(length, 20 + i), (None, patient.strength)[i % 2]) for i in range(count)]
     before = patient.counts()
     together = patient.ids(*requests)
-    after = patient.counts()
-    some = range(0, FLOOD, 6)
-    alone = [patient.alone(requests[i]) for i in some]
-    parts = after["partial_prefills"] - before["partial_prefills"]
-    mixed = after["mixed_steps"] - before["mixed_steps"]
-    detail = f"{FLOOD} prompts of {length} tokens at once: {parts} parts of prompts, {mixed} mixed steps"
-    return _same(alone, [together[i] for i in some], detail, parts + mixed > 0)
+    counted = {name: after - before[name] for name, after in patient.counts().items()}
+    some = range(0, count, max(1, count // 16) | 1)  # an odd step: plain and steered ones
+    return [patient.alone(requests[i]) for i in some], [together[i] for i in some], counted
 
 
 def _ours(patient: _Patient) -> Result:
@@ -161,6 +186,7 @@ CHECKS: dict[str, Callable[[_Patient], Result]] = {
     "prefix cache": _cached,
     "conversation": _conversation,
     "many prompts": _flooded,
+    "preemption": _preempted,
     "steerkit's engine": _ours,
 }
 
@@ -187,16 +213,16 @@ def examine_served(server: Any) -> list[Finding]:
         findings.append(Finding(f"vector {one['name']}", "note", one["error"]))
     try:
         patient = _Patient(remote)
-    except (ValueError, RuntimeError) as error:
-        return [*findings, Finding("steering", "failed", str(error))]
-    try:
         for name, check in CHECKS.items():
             try:
                 findings.append(Finding(name, *check(patient)))
             except (ValueError, RuntimeError) as error:
                 findings.append(Finding(name, "failed", str(error)))
+    except (ValueError, RuntimeError) as error:
+        findings.append(Finding("steering", "failed", str(error)))
     finally:
-        remote.delete(PROBE)
+        with contextlib.suppress(ValueError, RuntimeError):  # a server that did not take the vector has none to remove
+            remote.delete(PROBE)
     return findings
 
 

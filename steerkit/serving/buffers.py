@@ -19,9 +19,9 @@ from steerkit.serving.sampling import Draws, Turn
 from steerkit.steering.operations import direction_of
 from steerkit.vectors.vector import SteeringVector
 
-COUNTS = ("steps", "compiled_steps", "mixed_steps", "partial_prefills", "steered_tokens")
+COUNTS = ("steps", "compiled_steps", "mixed_steps", "partial_prefills", "steered_tokens", "preemptions")
 """What a steerer counts: steps; steps whose hooks did not run in Python; steps with prompts beside new tokens; parts of
-a prompt that were not its last; and tokens that were steered."""
+a prompt that were not its last; tokens that were steered; and requests that were preempted."""
 Reader = Callable[[str], SteeringVector]
 """Returns a vector by the hash of its content."""
 
@@ -163,7 +163,7 @@ class Steerer:
             prompts: length of each request's prompt.
         """
         self._count(starts, computed, prompts)
-        self._clear()
+        self.rest()
         self.turns = []
         filled: dict[int, list[tuple[int, int, int, Push]]] = {}
         for index, name in enumerate(requests):
@@ -191,7 +191,8 @@ class Steerer:
                 strengths = buffers.add if push.operation == "add" else buffers.ablate
                 strengths[slot, low:high] = push.coefficient
 
-    def _clear(self) -> None:
+    def rest(self) -> None:
+        """Steer and read nothing from here on: between two steps vLLM may run tokens of no request."""
         for buffers in self.layers:
             if buffers.active:
                 buffers.row.zero_()

@@ -227,6 +227,7 @@ def listing_of(config: Any, folder: Any, settings: Settings) -> dict[str, Any]:
         **asdict(folder.model),
         "checkpoint": str(about.model),
         "context": about.max_model_len,
+        "cache_tokens": (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size,
         "vocabulary": about.get_vocab_size(),
         "ends": [one for one in (ends if isinstance(ends, list) else [ends]) if one is not None],
         "device": str(config.device_config.device_type),
@@ -367,6 +368,7 @@ def follow(runner: Any, steerer: Any) -> None:
     execute = runner.execute_model
 
     def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        steerer.counts["preemptions"] += len(scheduler_output.preempted_req_ids or ())
         for name in scheduler_output.finished_req_ids:
             steerer.finish(name)
         for new in scheduler_output.scheduled_new_reqs:
@@ -374,7 +376,9 @@ def follow(runner: Any, steerer: Any) -> None:
             wire = params.extra_args.get(KEY) if params is not None and params.extra_args else None
             if wire is not None:
                 steerer.requests[new.req_id] = from_wire(wire)
-        return execute(scheduler_output, *args, **kwargs)
+        result = execute(scheduler_output, *args, **kwargs)
+        steerer.rest()
+        return result
 
     runner.execute_model = execute_model
     if hasattr(runner, "_prepare_inputs"):
@@ -420,6 +424,7 @@ def check_engine(config: Any) -> None:
             getattr(parallel, "enable_dbo", False) or getattr(parallel, "use_ubatching", False)
         ),
         "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "batch-sharded sampling": bool(getattr(parallel, "enable_batch_sharded_sampling", False)),
         "a connector of key-value caches": config.kv_transfer_config is not None,
         "kv_sharing_fast_prefill": bool(getattr(cache, "kv_sharing_fast_prefill", False)),
         "sequence parallelism": bool(getattr(config.compilation_config.pass_config, "enable_sp", False)),

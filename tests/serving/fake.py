@@ -19,6 +19,7 @@ from steerkit.capture.resid import capture_resid
 from steerkit.generation.engine import Row
 from steerkit.generation.generate import decode
 from steerkit.models.identity import fingerprint
+from steerkit.serving.buffers import COUNTS
 from steerkit.serving.folder import Model, VectorFolder, stored_vector
 from steerkit.serving.remote import Finished, Remote, Sent
 from steerkit.serving.request import Asked, BadRequest, parse_all
@@ -49,6 +50,7 @@ class Fake(Remote):
             "checkpoint": "fake",
             "dtype": "float32",
             "context": 128,
+            "cache_tokens": 256,
             "vocabulary": 260,
             "ends": [256],
             "device": "cpu",
@@ -139,6 +141,8 @@ class Fake(Remote):
         total["tokens"] += read.stop - read.start
 
     def call(self, name: str, argument: Any) -> list[Any]:
+        if name == "counts":
+            return [dict.fromkeys(COUNTS, self.requests)]
         if name == "overflowed":
             return [{key: self.lost.pop(key) for key in argument if key in self.lost}]
         found = {key: self.sums.pop(key) for key in argument if key in self.sums}

@@ -10,13 +10,16 @@ import itertools
 import random
 import zlib
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from steerkit.generation.sampling import random_stream, sample
 from steerkit.serving.buffers import Steerer
-from steerkit.serving.request import Asked, Draw, Push, Read
+from steerkit.serving.plugin import follow
+from steerkit.serving.request import KEY, Asked, Draw, Push, Read, to_wire
 from steerkit.steering.positions import POSITIONS, steered_columns
 from steerkit.vectors.vector import SteeringVector
 
@@ -280,3 +283,57 @@ def test_a_request_whose_logits_overflow_is_reported_with_its_number_of_tokens()
         under_test.choose(logits)
         assert torch.isfinite(logits.max())
     assert under_test.draws.overflowed == {"row": 1}
+
+
+def test_between_the_steps_of_a_runner_nothing_is_steered_or_read() -> None:
+    """vLLM runs tokens of no request there, e.g. where another replica has requests."""
+    kept = steerer(sums=1)
+    parameters = {
+        "pushed": {"pushes": [Push("a", (0,), 2.0, "all", "add")]},
+        "read": {"read": Read("sum", (0,), 0, 3, 1.0)},
+    }
+    wires = {
+        name: to_wire(Asked(tuple(one.get("pushes", ())), read=one.get("read"))) for name, one in parameters.items()
+    }
+    streams = torch.arange(30.0).reshape(6, WIDTH)
+    seen = []
+    runner = SimpleNamespace(
+        input_batch=SimpleNamespace(
+            num_reqs=2,
+            req_ids=list(wires),
+            num_computed_tokens_cpu=np.zeros(2, int),
+            num_prompt_tokens=np.array([3, 3]),
+        ),
+        query_start_loc=SimpleNamespace(np=np.array([0, 3, 6])),
+        _prepare_inputs=lambda output: None,
+    )
+
+    def execute(output: object) -> str:
+        runner._prepare_inputs(output)
+        seen.append(kept.layers[0](streams, None))
+        return "done"
+
+    runner.execute_model = execute
+    follow(runner, kept)
+    new = [
+        SimpleNamespace(req_id=name, sampling_params=SimpleNamespace(extra_args={KEY: wire}))
+        for name, wire in wires.items()
+    ]
+    step = SimpleNamespace(finished_req_ids=(), preempted_req_ids={"other"}, scheduled_new_reqs=new)
+    assert runner.execute_model(step) == "done"
+    torch.testing.assert_close(seen[0][:3], streams[:3] + 2.0 * VECTORS["a"].layers[0])
+    for _ in range(2):
+        assert torch.equal(kept.layers[0](streams, None), streams)
+    assert kept.counts["preemptions"] == 1
+    assert kept.take_sums(["sum"])["sum"]["sum"][0] == streams[3:].sum(0).tolist()
+
+
+def test_a_step_that_needs_more_vectors_than_the_bank_holds_ends_the_engine_rather_than_steer_wrong() -> None:
+    """Requests keep vectors that were removed, beside those that were added since."""
+    kept = steerer(capacity=1)
+    for name, content in zip("xyz", "abc", strict=True):
+        kept.requests[name] = Asked((Push(content, (0,), 1.0, "all", "add"),))
+    kept.begin(["x", "y"], [0, 1, 2], [0, 0], [1, 1])
+    kept.begin(["z"], [0, 1], [0], [1])
+    with pytest.raises(RuntimeError, match="larger capacity"):
+        kept.begin(["x", "y", "z"], [0, 1, 2, 3], [0, 0, 0], [1, 1, 1])

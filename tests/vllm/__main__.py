@@ -217,6 +217,8 @@ def main() -> int:
         verdict = "holds" if holds(found) else "FAILS"
         print(f"{name}: {len(found['different'])} of {found['cases'] * found['rounds']} differ, {verdict}", flush=True)
     ran = [one for one in results if one is not None]
+    good = sum(map(holds, ran))
+    print(f"{good} modes hold, {len(ran) - good} fail, {len(results) - len(ran)} did not run to the end", flush=True)
     if given.page:
         write_text(given.page, page())
     return 0 if len(ran) == len(results) and all(map(holds, ran)) else 1

@@ -33,7 +33,14 @@ from tests.vllm.cases import PROMPTS, endless
 from tests.vllm.live import Live, serving
 
 OPTIONS = ["--sums", "2", "--name", "smol"] + [
-    f"--engine={one}" for one in ("--dtype=float32", "--enforce-eager", "--max-model-len=512", "--block-size=32")
+    f"--engine={one}"
+    for one in (
+        "--dtype=float32",
+        "--enforce-eager",
+        "--max-model-len=512",
+        "--block-size=32",
+        "--num-gpu-blocks-override=100",  # requests are preempted where many are sent
+    )
 ]
 KEY = "a-key-of-this-test-only"
 REQUESTS = int(os.environ.get("REQUESTS", "40"))

@@ -5,7 +5,6 @@ Run by `python -m pytest tests/vllm/jobs.py` in the environment of vLLM.
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -32,8 +31,8 @@ def real() -> tuple[Any, Any, sk.SteeringVector]:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory) -> Iterator[VLLM]:
-    yield VLLM(OUT / "model", vectors=tmp_path_factory.mktemp("vectors"), sums=2, **ENGINE)
-    gc.collect()
+    with VLLM(OUT / "model", vectors=tmp_path_factory.mktemp("vectors"), sums=2, **ENGINE) as engine:
+        yield engine
 
 
 def same(first: sk.SweepResult, second: sk.SweepResult) -> None:
@@ -175,10 +174,9 @@ def test_means_read_in_the_engine_are_those_of_collect_means(real, tmp_path, mod
     model, tokenizer, _ = real
     ends = (" It is wonderful, a joy from the first minute.", " It is dreadful.")
     pairs = [sk.ContrastPair(prompt, *ends, str(i)) for i, prompt in enumerate(PROMPTS)]
-    engine = VLLM(OUT / "model", vectors=tmp_path / "vectors", sums=2, **{**ENGINE, **CAPTURE[mode]})
-    if mode == "preemption":
-        crowded(engine)
-    try:
+    with VLLM(OUT / "model", vectors=tmp_path / "vectors", sums=2, **{**ENGINE, **CAPTURE[mode]}) as engine:
+        if mode == "preemption":
+            crowded(engine)
         for position in ("mean", "last", 0):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -193,6 +191,3 @@ def test_means_read_in_the_engine_are_those_of_collect_means(real, tmp_path, mod
             assert engine.call("counts", None)[0]["partial_prefills"] > 0
         if mode == "preemption":
             assert preemptions(engine) > 0
-    finally:
-        del engine
-        gc.collect()

@@ -5,7 +5,6 @@ Run by `python -m pytest tests/vllm/tiny_models.py` in the environment of vLLM.
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +83,10 @@ def test_tokens_of_both_engines_are_equal(checkpoint, tmp_path) -> None:
     vector = SteeringVector({layer: torch.randn(width, generator=generator) for layer in range(count)})
     rows = [Row(prompt, some) for prompt in PROMPTS for some in steerings(vector)]
     own = dict(p for batch in decode(model, tokenizer, rows, [], max_new_tokens=NEW_TOKENS) for p in batch)
-    engine = VLLM(
-        checkpoint, vectors=tmp_path / "vectors", dtype="float32", enforce_eager=True, max_model_len=160, block_size=32
-    )
-    try:
+    options = {"dtype": "float32", "enforce_eager": True, "max_model_len": 160, "block_size": 32}
+    with VLLM(checkpoint, vectors=tmp_path / "vectors", **options) as engine:
         found = engine.decode(tokenizer, rows, [()] * len(rows), Settings(NEW_TOKENS))
         theirs = dict(pair for batch in found for pair in batch)
-    finally:
-        del engine
-        gc.collect()
     assert [theirs[i].all_ids for i in range(len(rows))] == [own[i].all_ids for i in range(len(rows))]
     plain = {row.prompt: own[i].all_ids for i, row in enumerate(rows) if not row.steerings}
     changed = sum(own[i].all_ids != plain[row.prompt] for i, row in enumerate(rows))
