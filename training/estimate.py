@@ -6,11 +6,13 @@ import bisect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+from steerkit.models.gguf_model import gguf_config
 from training.devices import Device
 from training.memory import MARGIN, blank, generation, kv_width, training_step
 from training.presets import Preset
@@ -118,6 +120,8 @@ def shape_of(preset: Preset) -> Shape:
             config = fresh_model(tokenizer_of(WORLDS[preset.family]), preset.base).config
     elif preset.checkpoint in KNOWN:
         config = AutoConfig.for_model(**KNOWN[preset.checkpoint])
+    elif preset.checkpoint.endswith(".gguf"):
+        config = gguf_config(Path(preset.checkpoint))
     else:
         config = AutoConfig.from_pretrained(preset.checkpoint)
     text = config.get_text_config(decoder=True)

@@ -450,7 +450,11 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     if options.dry_run:
-        print(dry_run(preset, DEVICES[options.device] if options.device else this_device(), options.memory))
+        device = DEVICES[options.device] if options.device else this_device()
+        try:
+            print(dry_run(preset, device, options.memory))
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
         return
     if options.device or options.memory:
         parser.error("expected --device and --memory with --dry-run only. Leave them out, or add --dry-run.")

@@ -19,7 +19,7 @@ import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.gpu.unpack import CUT, SOURCE, UNPACK, WEIGHTS, WHEELS
+from benchmarks.gpu.unpack import CUT, GSM8K, LARGER, SOURCE, UNPACK, WEIGHTS, WHEELS
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
@@ -31,7 +31,13 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 
 
 def pack(
-    out: Path, weights: Path | None, debates: Path | None, python: str, download: Callable[..., None]
+    out: Path,
+    weights: Path | None,
+    debates: Path | None,
+    python: str,
+    download: Callable[..., None],
+    larger: Path | None = None,
+    gsm8k: Path | None = None,
 ) -> list[Path]:
     """Write the pieces and return their folders.
 
@@ -41,6 +47,8 @@ def pack(
         debates: traces.jsonl of the recipe.
         python: version of Python on the machine, e.g. "3.12".
         download: `download(packages, folder, python)` writes wheels into a folder.
+        larger: GGUF file of Qwen2.5-Coder-0.5B-Instruct, for the paper's arithmetic recipe.
+        gsm8k: GSM8K's `test.jsonl`, for the evaluation after it.
 
     Raises:
         FileExistsError: the folder exists.
@@ -54,7 +62,8 @@ def pack(
     files: dict[str, bytes] = {SOURCE: source()}
     files |= {f"{WHEELS}/{path.name}": path.read_bytes() for path in sorted((staging / WHEELS).iterdir())}
     files |= {} if weights is None else {f"{WEIGHTS}/{weights.name}": weights.read_bytes()}
-    files |= {} if debates is None else {f"{WEIGHTS}/traces.jsonl": debates.read_bytes()}
+    carried = {f"{WEIGHTS}/traces.jsonl": debates, f"{WEIGHTS}/{LARGER}": larger, f"{WEIGHTS}/{GSM8K}": gsm8k}
+    files |= {name: path.read_bytes() for name, path in carried.items() if path is not None}
     shutil.rmtree(staging)
     pieces = in_pieces(files, LIMIT)
     for number, piece in enumerate(pieces, 1):
@@ -117,12 +126,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--weights", type=Path, help="GGUF file of SmolLM2 (default: the installed one)")
     parser.add_argument("--debates", type=Path, help="traces.jsonl for the part recipe")
+    parser.add_argument("--larger", type=Path, help="GGUF file of Qwen2.5-Coder-0.5B-Instruct, for more time")
+    parser.add_argument("--gsm8k", type=Path, help="GSM8K's test.jsonl, for the evaluation of that model")
     parser.add_argument("--python", default="3.12", help="version of Python on the machine (default: 3.12)")
     given = parser.parse_args(arguments)
     from steerkit.demo.checkpoint import default_checkpoint
 
     try:
-        pieces = pack(given.out, given.weights or default_checkpoint(), given.debates, given.python, wheels)
+        weights = given.weights or default_checkpoint()
+        pieces = pack(given.out, weights, given.debates, given.python, wheels, given.larger, given.gsm8k)
     except (OSError, subprocess.CalledProcessError) as error:
         parser.error(str(error))
     for piece in pieces:

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 UNPACK, SOURCE, WHEELS, WEIGHTS, CUT = "unpack.py", "source.tar.gz", "wheels", "weights", ".cut-"
+LARGER, GSM8K = "qwen2.5-coder-0.5b.gguf", "gsm8k/test.jsonl"
 
 
 def joined(pieces: Path) -> dict[str, bytes]:
@@ -46,15 +47,31 @@ def unpack(pieces: Path) -> Path:
     return kit
 
 
+def commands(kit: Path) -> list[str]:
+    """Return the commands to run: two with a time limit, and those of the larger model where it was carried."""
+    weights = kit / WEIGHTS
+    small = next((path for path in weights.glob("*.gguf") if path.name != LARGER), None)
+    debates = weights / "traces.jsonl"
+    options = [f" --checkpoint {small}" if small else "", f" --debates {debates}" if debates.exists() else ""]
+    python = f"cd {kit} && PYTHONPATH=.:site {sys.executable} -m"
+    gpu = f"{python} benchmarks.gpu"
+    found = [
+        f"{gpu} --parts equivalence,decoding,capture,static-cache,training --out OUT",
+        f"{gpu} --parts recipe --out OUT{''.join(options)}",
+    ]
+    if (weights / LARGER).exists():
+        preset = f"{python} training imad qwen2.5-coder-0.5b --set checkpoint={weights / LARGER} --out OUT/qwen"
+        found += [f"{preset} --dry-run", preset]
+    if (weights / LARGER).exists() and (weights / GSM8K).exists():
+        asked = f"{python} training benchmark --data {weights} --benchmark gsm8k --rows 256"
+        found += [f"{asked} --checkpoint {weights / LARGER} --out OUT/gsm8k-base"]
+        found += [f"{asked} --checkpoint OUT/qwen/grpo/checkpoint --method Single --out OUT/gsm8k-imad"]
+    return found
+
+
 def main() -> None:
-    """Unpack, and print the two commands to run."""
-    kit = unpack(Path(sys.argv[1]))
-    weights = next((kit / WEIGHTS).glob("*.gguf"), None)
-    debates = kit / WEIGHTS / "traces.jsonl"
-    options = [f" --checkpoint {weights}" if weights else "", f" --debates {debates}" if debates.exists() else ""]
-    start = f"cd {kit} && PYTHONPATH=.:site {sys.executable} -m benchmarks.gpu"
-    print(f"{start} --parts equivalence,decoding,capture,static-cache,training --out OUT")
-    print(f"{start} --parts recipe --out OUT{''.join(options)}")
+    """Unpack, and print the commands to run."""
+    print("\n".join(commands(unpack(Path(sys.argv[1])))))
 
 
 if __name__ == "__main__":

@@ -60,20 +60,43 @@ def from_gguf(
     return model, tokenizer, report, header.quantization
 
 
+def gguf_config(path: Path) -> Any:
+    """Return the configuration of transformers that a GGUF file's header describes; weights are not read.
+
+    Raises:
+        ValueError: a damaged file, or an architecture that transformers does not read.
+        OSError: there is no such file.
+
+    Example:
+        >>> gguf_config(Path("SmolLM2-135M-Instruct.Q4_1.gguf")).num_hidden_layers
+        30
+    """
+    header = read_header(path)
+    with header_in_place(header):
+        return _config(header)
+
+
+def _config(header: Header) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(str(header.path.parent), gguf_file=header.path.name)
+    except Exception as error:  # each parser of transformers raises its own
+        raise explained(error, str(header.path), False) from error
+    apply_rope(config, header)
+    return config
+
+
 def _dequantised(
     header: Header, options: Mapping[str, Any], model_options: Mapping[str, Any]
 ) -> tuple[Any, Any, dict[str, Any]]:
-    from transformers import AutoConfig, GgufConfig
+    from transformers import GgufConfig
 
     folder, name = str(header.path.parent), header.path.name
     given = {**options, "gguf_file": name}
     with header_in_place(header):
-        try:
-            with quiet():
-                config = AutoConfig.from_pretrained(folder, gguf_file=name)
-        except Exception as error:  # each parser of transformers raises its own
-            raise explained(error, str(header.path), False) from error
-        apply_rope(config, header)
+        config = _config(header)
         further = {"config": config, "quantization_config": GgufConfig(dequantize=True)}
         model, tokenizer, report = from_transformers(folder, given, {**model_options, **further})
         check_tensors(model, header)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from benchmarks.gpu.pack import in_pieces
 from benchmarks.gpu.recipe import METHODS
 from benchmarks.gpu.sizes import CPU
 from benchmarks.gpu.texts import byte_tokenizer, debates
-from benchmarks.gpu.unpack import CUT, joined, unpack
+from benchmarks.gpu.unpack import CUT, GSM8K, LARGER, commands, joined, unpack
+from training import __main__ as training_command
 
 
 def test_every_part_runs_on_a_cpu_or_says_why_not(tmp_path, capsys) -> None:
@@ -132,6 +134,24 @@ def test_a_packed_kit_holds_source_wheels_and_weights_and_a_missing_piece_is_an_
     assert (kit / "benchmarks" / "gpu" / "speed.py").exists() and (kit / "steerkit" / "__init__.py").exists()
     with pytest.raises(FileExistsError):
         packing.pack(tmp_path / "kit", weights, None, "3.12", download)
+    assert len(commands(kit)) == 2
     (tmp_path / "kit" / "piece-2").rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="Carry the missing ones"):
         joined(tmp_path / "kit")
+
+
+def test_a_kit_with_the_larger_model_prints_commands_that_its_programs_accept(tmp_path, monkeypatch) -> None:
+    for name in (LARGER, GSM8K):
+        (tmp_path / "weights" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "weights" / name).touch()
+    given = [shlex.split(line.partition(" -m training ")[2]) for line in commands(tmp_path)[2:]]
+    assert [arguments[0] for arguments in given] == ["imad", "imad", "benchmark", "benchmark"]
+    accepted = []
+    monkeypatch.setattr("training.imad.dry_run", lambda preset, *_: accepted.append(preset.checkpoint) or "")
+    monkeypatch.setattr("training.imad.run_all", lambda run, only: accepted.append(run.preset.checkpoint))
+    for arguments in given[:2]:
+        training_command.main(arguments)
+    assert accepted == [str(tmp_path / "weights" / LARGER)] * 2
+    for arguments in given[2:]:
+        with pytest.raises(SystemExit):  # the files are empty
+            training_command.main(arguments)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
+from steerkit.demo.checkpoint import default_checkpoint  # noqa: E402
 from training import imad  # noqa: E402
 from training.devices import DEVICES, this_device  # noqa: E402
 from training.estimate import GIB, QUESTION, estimate, shape_of  # noqa: E402
@@ -78,6 +79,19 @@ def test_generation_is_the_sum_that_one_does_by_hand() -> None:
 )
 def test_the_models_of_the_presets_have_their_published_sizes(name, parameters) -> None:
     assert shape_of(get_preset(name)).parameters == parameters
+
+
+def test_the_shape_of_a_gguf_file_is_read_from_its_header() -> None:
+    file = default_checkpoint()
+    by_name = shape_of(get_preset("smollm2"))
+    of_file = shape_of(get_preset("qwen2.5-coder-0.5b", None, [f"checkpoint={file}"]))
+    assert (of_file.parameters, of_file.layers, of_file.kv_width) == (by_name.parameters, 30, by_name.kv_width)
+
+
+def test_a_dry_run_of_a_missing_file_is_one_line(capsys) -> None:
+    with pytest.raises(SystemExit):
+        imad.main(["smollm2", "--set", "checkpoint=nowhere/x.gguf", "--dry-run"])
+    assert "nowhere" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["tiny", "qwen2.5-7b"])

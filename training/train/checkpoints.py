@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +170,8 @@ def with_adapter(model: Any, lora: LoRA | None, train_embeddings: bool, seed: in
         task_type="CAUSAL_LM",
         **extra,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft reads it
         torch.manual_seed(seed)
         return get_peft_model(model, config)
 
