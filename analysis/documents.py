@@ -1,4 +1,4 @@
-"""`python -m analysis documents`: the tables behind the demo, the tutorial and the page on steering.
+"""`python -m analysis documents`: the tables behind README, the demo, the tutorial and the page on steering.
 
 The demo's tables are those of a finished run. The code of the other pages is taken from the pages themselves and runs
 on the demo's model. All tables go to `results/`, from which `python -m figures.pages` writes tables and pictures.
@@ -18,7 +18,7 @@ import pandas as pd
 
 import steerkit as sk
 from analysis.published import published
-from steerkit.demo.checkpoint import default_checkpoint
+from analysis.sizes import sizes
 from steerkit.io.tables import read_table, write_table
 from steerkit.models.identity import describe
 
@@ -31,13 +31,14 @@ def run_page(page: str, names: dict[str, Any], only: str = "") -> dict[str, Any]
     """Run the Python blocks of a page, in a temporary folder.
 
     Args:
-        page: below `docs/`.
+        page: below `docs/`, or `../README.md`.
         names: names that the code may use; those that it defines are added.
         only: run the blocks that hold this text.
     """
     text = (DOCS / page).read_text(encoding="utf-8")
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "docs").symlink_to(DOCS)
         os.chdir(folder)
         try:
             for number, block in enumerate(BLOCK.findall(text), 1):
@@ -83,6 +84,16 @@ def steering_tables(names: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     return {"moved": moved, "cosines": pd.DataFrame(cosines, columns=["layer", "other", "cosine"])}
 
 
+def readme_tables(names: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """Tables of README: curves of both scores over the doses, of the vector and of its controls; gains in words."""
+    scored = names["scored"]
+    curves = []
+    for score in ("words", "perplexity"):
+        own = scored.curve(score).query("vector == 'cheerful'").assign(role="vector", score=score)
+        curves += [own, scored.control_curve(score).assign(role="random", score=score)]
+    return {"curves": pd.concat(curves, ignore_index=True), "gains": scored.gains("words")}
+
+
 def write_demo(run: Path, out: Path) -> None:
     """Copy the tables of a finished demo, with the checkpoint's name in place of its path."""
     for name in DEMO:
@@ -90,29 +101,44 @@ def write_demo(run: Path, out: Path) -> None:
         write_table(out / "demo" / f"{name}.csv", table, published(meta))
 
 
-def write_documents(out: Path, model: Any, tokenizer: Any) -> None:
+def write_readme(out: Path) -> None:
+    """Run README and write its tables below `out`."""
+    names = run_page("../README.md", {})
+    about = published(describe(names["model"], names["tokenizer"]))
+    _write(out, about, readme=readme_tables(names))
+    write_table(out / "readme" / "sizes.csv", sizes(), {"written_by": "python -m analysis documents"})
+
+
+def write_documents(out: Path) -> None:
     """Run both pages and write their tables below `out`."""
-    loaded, sk.load = sk.load, lambda *_, **__: (model, tokenizer)
-    try:
-        names = run_page("tutorial.md", {"sk": sk})
-        steering = run_page("concepts/steering.md", dict(names), only="places")
-    finally:
-        sk.load = loaded
-    about = published(describe(model, tokenizer))
-    for folder, tables in {"tutorial": tutorial_tables(names), "steering": steering_tables(steering)}.items():
+    names = run_page("tutorial.md", {"sk": sk})
+    steering = run_page("concepts/steering.md", dict(names), only="places")
+    about = published(describe(names["model"], names["tokenizer"]))
+    _write(out, about, tutorial=tutorial_tables(names), steering=steering_tables(steering))
+
+
+def _write(out: Path, about: Mapping[str, Any], **pages: Mapping[str, pd.DataFrame]) -> None:
+    """Write the tables of each page to a folder of its name."""
+    for page, tables in pages.items():
         for name, table in tables.items():
-            write_table(out / folder / f"{name}.csv", table, {**about, "page": folder})
+            write_table(out / page / f"{name}.csv", table, {**about, "page": page})
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis documents", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="folder of a finished demo")
+    parser.add_argument("--only", choices=("readme", "tutorial", "demo"), help="one part; tutorial: steering, too")
     given = parser.parse_args(arguments)
-    if not (given.demo / "summary.json").is_file():
+    out, only = given.out.resolve(), given.only
+    if only in (None, "demo") and not (given.demo / "summary.json").is_file():
         parser.error(f"expected a finished demo in {given.demo}; there is none. Run `make demo`, or pass --demo.")
-    write_demo(given.demo, given.out.resolve())
-    write_documents(given.out.resolve(), *sk.load(default_checkpoint()))
+    if only in (None, "demo"):
+        write_demo(given.demo, out)
+    if only in (None, "readme"):
+        write_readme(out)
+    if only in (None, "tutorial"):
+        write_documents(out)
     print(f"Tables of the documents are in {given.out}; python -m figures.pages writes the pages.")
 
 

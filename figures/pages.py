@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from figures import agents, debate, growth, recipes, suppression
+from figures import agents, debate, dose, growth, recipes, suppression
 from figures.numbers import GENERATED, regenerate
 from steerkit.demo.figures import dose_figure, gain_figure
 from steerkit.demo.traits import PERSONAS
@@ -58,6 +58,14 @@ def _growth(folder: Path) -> Drawn:
     return growth.growth(pd.DataFrame(stored["rows"])), {"date": stored["date"]}
 
 
+def _dose(folder: Path) -> Drawn:
+    curves, meta = _read("demo/dose_curves", folder)
+    means, _ = _read("demo/means", folder)
+    verdict = _read("demo/verdicts", folder)[0].set_index("persona").loc["steps"]
+    found = "more than control directions do" if verdict["steered"] else "no more than control directions do"
+    return dose.dose_with_controls(curves, means, "steps", f"Steering adds numbered lists, {found}"), meta
+
+
 def _protocols(folder: Path) -> Drawn:
     found = {family: _read(f"miniature/{family}/protocol", folder) for family in ("clues", "malice")}
     return debate.protocol_areas({family: table for family, (table, _) in found.items()}), found["clues"][1]
@@ -86,6 +94,7 @@ def _caa(axis: str, folder: Path) -> Drawn:
 
 
 PICTURES: Mapping[str, Callable[[Path], Drawn]] = {
+    "docs/dose.png": _dose,
     "docs/demo-gains.png": lambda folder: _demo("gains", gain_figure, "test", folder),
     "docs/demo-dose.png": lambda folder: _demo("dose_curves", dose_figure, "validation", folder),
     "docs/tutorial-curves.png": _tutorial,
@@ -137,6 +146,104 @@ def demo_table(folder: Path) -> str:
     ]
     header = ("persona", "trait: unsteered -> steered (asked for it)", "gain over coefficient 0", "over random")
     return _table((*header, "over shuffled labels", "right answers", "perplexity", "steered"), rows)
+
+
+def dose_table(folder: Path) -> str:
+    """README's sweep: the gain in words at each dose, over dose 0 and over random directions."""
+    table, _ = _read("readme/gains", folder)
+    zero, random = (table[table["over"] == over].set_index("dose") for over in ("coefficient 0", "random"))
+    rows = [
+        [f"{at:g}", _interval(zero.loc[at]), _interval(random.loc[at]), p_text(random.loc[at, "p_rank"])]
+        for at in zero.index
+        if at
+    ]
+    header = ("dose", "words gained over dose 0", "over 19 random directions", "p by rank")
+    return _table(header, rows)
+
+
+def sizes_table(folder: Path) -> str:
+    """Memory and time of a sweep by model size: measured on a CPU, estimated for a GPU."""
+    table, _ = _read("readme/sizes", folder)
+    sweep = read_json(folder / "speed" / "sweep.json")["rows"]
+    line = next(row for row in sweep if "the same 72 rows" in row["against"] and "may end" not in row["job"])
+    peak = read_json(folder / "speed" / "footprint.json")["rows"][0]["ours"] / 1024
+    small = ["SmolLM2-135M", "2 CPU cores", "float32", f"{peak:.1f} (measured)", f"{line['ours']:.1f} (measured)", ""]
+    rows = [small]
+    for row in table.itertuples():
+        dtype, flag = ("bfloat16", "") if row.bits == 16 else ("4 bits", "`bits=4` (`--bits 4`)")
+        seconds = "" if pd.isna(row.seconds) else f"at least {row.seconds:.1f} (estimated)"
+        memory = f"{row.memory_gib:.0f} (estimated)"
+        rows.append([row.model, f"1 {row.device.upper()}", dtype, memory, seconds, flag])
+        if row.memory_gib > 80:
+            rows[-1][1], rows[-1][5] = "2 H100", '`device="auto"` (`--device auto`)'
+            rows[-1][4] = ""
+    return _table(("model", "machine", "weights", "memory, GiB", "seconds", "flag"), rows)
+
+
+def comparison_table(folder: Path) -> str:
+    """What packages do, in their versions; the answers are those of `python -m tests.comparison`."""
+    table, _ = _read("comparison/cells", folder)
+    packages = table.drop_duplicates("package")
+    header = ("", *(f"{row.package} {row.version}" for row in packages.itertuples()))
+    rows = [
+        [str(question), *(f"**{answer}**" if answer == "yes" else str(answer) for answer in part["answer"])]
+        for question, part in table.groupby("question", sort=False)
+    ]
+    return _table(header, rows)
+
+
+def _sign(low: float, high: float) -> str:
+    """Whether an effect is shown: its whole interval is above 0, below 0, or neither."""
+    return "yes" if low > 0 else "no" if high < 0 else "not shown"
+
+
+def findings_table(folder: Path) -> str:
+    """What was found, negative results included: claim, result, n, training seeds, verdict."""
+    verdicts, meta = _read("demo/verdicts", folder)
+    rows = []
+    for row in verdicts.itertuples():
+        over = _interval(row, ("gain_over_random", "gain_over_random_low", "gain_over_random_high"))
+        result = (
+            f"{row.trait_unsteered:.2f} to {row.trait_steered:.2f}, {over} above random directions; right answers "
+            f"{row.right_unsteered:.2f} to {row.right_steered:.2f}, perplexity {row.perplexity_unsteered:.1f} to "
+            f"{row.perplexity_steered:.1f}"
+        )
+        claim = f"[demo](docs/demo.md): steering raises the trait score of {PERSONAS[row.persona]}"
+        rows.append([claim, result, str(meta["n_test"]), "", "yes" if row.steered else "no"])
+    effects, _ = _read("recipes/conditional/effects", folder)
+    gain = effects.set_index(["quantity", "task"]).loc["conditional over random", "question"]
+    fired = _read("recipes/conditional/rates", folder)[0].set_index("task")["rate"]
+    result = (
+        f"{_interval(gain, ('mean', 'low', 'high'))} above random directions; fires on {fired['question']:.0%} and "
+    )
+    claim = "[condition](docs/concepts/conditions.md): steers questions and leaves another task as it is"
+    rows.append(
+        [claim, f"{result}{fired['repeat']:.0%} of prompts", f"{gain['n']:.0f}", "", _sign(gain.low, gain.high)]
+    )
+    one = _read("recipes/judge-smollm2/agreement", folder)[0].iloc[0]
+    result = f"ROC AUC {one.roc_auc:.2f}; {one.n_unread:.0f} answers unreadable"
+    verdict = "yes" if one.roc_auc_low > 0.5 else "no"
+    rows.append(
+        ["[judge](docs/concepts/scores.md): SmolLM2-135M tells two moods apart", result, f"{one.n:.0f}", "", verdict]
+    )
+    return _table(("claim", "result", "n", "training seeds", "holds"), [*rows, *_training_findings(folder)])
+
+
+def _training_findings(folder: Path) -> list[list[str]]:
+    """IMAD against the debate and against GRPO without debate, of each family whose runs are in `folder`."""
+    rows = []
+    for preset in ("miniature", "smollm2"):
+        try:
+            gaps, _ = _read(f"{preset}/differences", folder)
+        except FileNotFoundError:
+            continue
+        for row in gaps[gaps["decoding"] == "sampled"].itertuples():
+            if row.minus in ("Debate", "GRPO without debate"):
+                claim = f"[training](docs/training.md): IMAD is more accurate than {row.minus} ({row.family})"
+                gap, low, high = (100 * value for value in (row.difference, row.low, row.high))
+                points = f"{interval_text(gap, low, high, 1, signed=True)} points"
+                rows.append([claim, points, f"{row.n:.0f}", str(row.seeds), _sign(row.low, row.high)])
+    return rows
 
 
 def tutorial_gains(folder: Path) -> str:
@@ -375,6 +482,10 @@ def rates_table(folder: Path) -> str:
 
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "demo": demo_table,
+    "dose": dose_table,
+    "sizes": sizes_table,
+    "comparison": comparison_table,
+    "findings": findings_table,
     "speed": speed_table,
     "serving-speed": serving_table,
     "agents-readme": agents_table,

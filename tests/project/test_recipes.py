@@ -36,8 +36,14 @@ def test_a_script_has_at_most_15_lines_of_100_characters(page: Path) -> None:
     assert len(lines) <= 15 and max(map(len, lines)) <= 100
 
 
+def keep(folder: Path, name: str, model: Any, tokenizer: Any) -> None:
+    """Write a checkpoint to the folder that a page loads."""
+    model.save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / name)
+
+
 def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, str]) -> dict[str, Any]:
-    """Run a page's own code in a folder, with a model's names and sizes changed; return its variables."""
+    """Run a page's own code in a folder, with sizes and addresses changed; return its variables."""
     code = script(name)
     for old, new in changes.items():
         assert old in code, old
@@ -83,7 +89,7 @@ def test_the_refusal_recipe_turns_refusals_on_by_addition_and_off_by_ablation(tm
     for kind, mark, order in (("harmful", "!", words), ("harmless", "?", words[::-1])):
         rows = [{"split": split, "instruction": f"{word}{mark}"} for split, word in zip(splits, order, strict=True)]
         write_lines(tmp_path / "DATA" / f"{kind}.jsonl", rows)
-    monkeypatch.setattr(sk, "load", lambda *_, **__: refusing_model())
+    keep(tmp_path, "CHECKPOINT", *refusing_model())
     changes = {'"I\'m s", "Sorry")': '"I\'m s", "S")', '["I", "Sorry"]': '["S"]'}
     names = run("refusal", tmp_path, monkeypatch, changes)
     rates = {
@@ -107,7 +113,7 @@ def test_the_persona_recipe_finds_a_planted_trait_and_steers_test_questions_with
     write_lines(tmp_path / "DATA" / "read.jsonl", rows)
     write_lines(tmp_path / "DATA" / "valid.jsonl", [{"prompt": chat} for chat in asked[3:5]])
     write_lines(tmp_path / "DATA" / "test.jsonl", [{"prompt": chat} for chat in asked[5:]])
-    monkeypatch.setattr(sk, "load", lambda *_, **__: refusing_model())
+    keep(tmp_path, "CHECKPOINT", *refusing_model())
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
     def rate(call: Call, _: int) -> None:
@@ -125,7 +131,7 @@ def test_the_persona_recipe_finds_a_planted_trait_and_steers_test_questions_with
 
 def test_the_monitoring_recipe_shows_the_trait_at_the_end_of_the_prompt_and_in_the_text(tmp_path, monkeypatch) -> None:
     model, tokenizer = refusing_model()
-    monkeypatch.setattr(sk, "load", lambda *_, **__: (model, tokenizer))
+    keep(tmp_path, "CHECKPOINT", model, tokenizer)
     direction = model.lm_head.weight[encode_prompt(tokenizer, "S")[0]].detach() + 0.3
     sk.SteeringVector({2: direction}).save(tmp_path / "VECTOR.safetensors")
     changes = {
@@ -149,7 +155,8 @@ def test_the_checkpoint_recipe_tells_a_slightly_changed_model_from_another_one(t
         for parameter in sft.parameters():
             parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     models = {"BASE": tiny_model(), "SFT": sft, "IMAD": tiny_model(seed=1)}
-    monkeypatch.setattr(sk, "load", lambda name: (models[name], tiny_tokenizer()))
+    for name, model in models.items():
+        keep(tmp_path, name, model, tiny_tokenizer())
     sk.write_pairs(tmp_path / "PAIRS.jsonl", [sk.ContrastPair(f"word {i}", " yes", " no", str(i)) for i in range(12)])
     names = run("checkpoints", tmp_path, monkeypatch, {})
     vectors = names["vectors"]
@@ -177,7 +184,7 @@ def test_the_lm_eval_recipe_gives_the_cost_of_a_steering_per_item_and_against_ra
     manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
     monkeypatch.setattr(harness, "simple_evaluate", partial(harness.simple_evaluate, task_manager=manager))
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    monkeypatch.setattr(sk, "load", lambda *_: (model, tokenizer))
+    keep(tmp_path, "CHECKPOINT", model, tokenizer)
     letters = [encode_prompt(tokenizer, letter)[0] for letter in "AB"]
     rows_of_letters = model.lm_head.weight[letters].detach()
     sk.SteeringVector({3: rows_of_letters[0] - rows_of_letters[1]}).save(tmp_path / "VECTOR.safetensors")
@@ -210,7 +217,7 @@ def test_the_sharing_recipe_uploads_file_and_card_and_downloads_the_same_vector(
 
 def test_the_baking_recipe_writes_checkpoints_that_write_the_steered_texts(tmp_path, monkeypatch, capsys) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    monkeypatch.setattr(sk, "load", lambda *_, **__: (model, tokenizer))
+    keep(tmp_path, "CHECKPOINT", model, tokenizer)
     vector = sk.SteeringVector({2: torch.randn(32, generator=torch.Generator().manual_seed(3))})
     vector.save(tmp_path / "VECTOR.safetensors")
     names = run("baking", tmp_path, monkeypatch, {"LAYER": "2"})
@@ -221,7 +228,7 @@ def test_the_baking_recipe_writes_checkpoints_that_write_the_steered_texts(tmp_p
 
 
 def test_the_sae_recipe_reads_a_feature_and_steers_with_its_row(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sk, "load", lambda *_, **__: (tiny_model(), tiny_tokenizer()))
+    keep(tmp_path, "CHECKPOINT", tiny_model(), tiny_tokenizer())
     write_autoencoder(tmp_path / "SAE", SAE_CONFIG)  # of resid_pre of layer 2
     names = run("sae", tmp_path, monkeypatch, {"ROW": "3", "COEFFICIENT": "8.0"})
     assert names["row"].index == 3 and (names["table"]["before"] > names["row"].above).sum() > 0
@@ -238,7 +245,7 @@ def test_the_caa_recipe_measures_test_questions_at_the_layer_that_others_chose(t
         )
     write_lines(tmp_path / "DATA" / "BEHAVIOR.jsonl", rows)
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    monkeypatch.setattr(sk, "load", lambda *_: (model, tokenizer))
+    keep(tmp_path, "CHECKPOINT", model, tokenizer)
     names = run("caa", tmp_path, monkeypatch, {"LAYERS": "[1, 2]", "COEFFICIENT": "4.0"})
     gains, best = names["gains"], names["best"]
     assert best == names["slopes"].groupby("layer")["slope"].mean().idxmax() and set(gains["layer"]) == {best}
@@ -262,7 +269,7 @@ def test_the_recipe_of_a_growing_sweep_generates_only_missing_rows_and_prints_la
 ) -> None:
     write_lines(tmp_path / "PROMPTS.jsonl", [{"id": str(i), "prompt": f"word {i}"} for i in range(10)])
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    monkeypatch.setattr(sk, "load", lambda *_: (model, tokenizer))
+    keep(tmp_path, "CHECKPOINT", model, tokenizer)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     sk.SteeringVector({2: torch.linspace(-4, 4, 32)}).save(tmp_path / "VECTOR.safetensors")
 

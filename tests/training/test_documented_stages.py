@@ -34,7 +34,7 @@ SMALL = {
 
 def documented() -> list[list[str]]:
     """The arguments of every `python -m training STAGE` in the page's blocks, in order."""
-    blocks = re.findall(r"```\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [shlex.split(line)[3:] for line in lines if re.match(r"(?:\.venv/bin/)?python -m training ", line)]
 
