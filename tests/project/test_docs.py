@@ -146,7 +146,8 @@ def test_each_example_writes_into_its_own_folder() -> None:
 
 
 def test_the_reference_names_every_public_name() -> None:
-    listed = set(re.findall(r"^::: steerkit\.(\w+)$", (DOCS / "reference.md").read_text(), re.MULTILINE))
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
+    listed = set(re.findall(r"^::: steerkit\.(\w+)$", pages, re.MULTILINE))
     assert set(sk.__all__) <= listed
 
 

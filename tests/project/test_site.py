@@ -1,0 +1,51 @@
+"""The site: every page is in the navigation, under a title of its own, and common words lead to a page."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+CONFIG = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+PAGES = sorted(DOCS.rglob("*.md"))
+OUTSIDE = {"changelog.md", "contributing.md", "speed.md"}
+"""Pages that `docs/site/outside.py` adds."""
+
+
+def listed() -> list[str]:
+    return re.findall(r"^\s+- (?:\w+: )?([\w/-]+\.md)$", CONFIG.partition("\nnav:\n")[2], re.MULTILINE)
+
+
+def title_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    assert Counter(listed()) == Counter([*(str(page.relative_to(DOCS)) for page in PAGES), *OUTSIDE])
+
+
+def test_no_two_pages_have_one_title() -> None:
+    titles = Counter(title_of(page) for page in PAGES)
+    assert [title for title, times in titles.items() if times > 1] == []
+
+
+@pytest.mark.parametrize("word", ["GPU", "quantized", "out of memory", "troubleshooting", "install"])
+def test_a_heading_or_a_title_has_a_word_that_newcomers_search(word: str) -> None:
+    headings = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
+    assert any(word.lower() in line.lower() for line in headings)
+
+
+def test_the_home_page_has_an_installation_code_and_a_picture() -> None:
+    home = (DOCS / "index.md").read_text(encoding="utf-8")
+    assert "## Install" in home and "```python" in home and "![" in home
+
+
+def test_no_page_loads_anything_from_a_network() -> None:
+    for page in PAGES:
+        text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not re.search(r"<script|!\[[^]]*\]\(https?:|<img[^>]+https?:|```mermaid", text), page
+    assert "http" not in CONFIG and "font: false" in CONFIG
