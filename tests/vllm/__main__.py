@@ -206,7 +206,7 @@ def main() -> int:
                     command, stdout=subprocess.PIPE, stderr=log, text=True, check=False, env=environment
                 )
             if done.returncode:
-                print(f"{name}: the engine failed, see {OUT / file_name(name)}.log", flush=True)
+                print(f"{name}: the engine ended with {done.returncode}, see {OUT / file_name(name)}.log", flush=True)
                 results.append(None)
                 continue
             write_json(OUT / part, with_margins(json.loads(done.stdout.splitlines()[-1])))
