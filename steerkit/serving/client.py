@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,9 @@ class Server(Remote):
         """Remove a vector."""
         for url in self.urls:
             self._json(url, "DELETE", f"{PATH}/{name}")
+
+    def make_room(self, kept: Collection[str], pairs: int) -> None:
+        """See `Remote`; nothing is removed, since other clients may use it."""
 
     def call(self, name: str, argument: Any) -> list[Any]:
         """See `Remote`."""

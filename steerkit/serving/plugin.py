@@ -153,6 +153,11 @@ def _process_inputs(
         folder, settings = _folder_of(self)
         if kwargs.get("resumable"):
             raise BadRequest("expected a whole prompt with steering; got a streamed one. Send the prompt at once.")
+        if kwargs.get("lora_request") is not None and not settings.foreign:
+            raise BadRequest(
+                "expected the served weights with steering; got a request with an adapter, whose stream is another. "
+                "Leave it out, or start the server with --foreign."
+            )
         if not isinstance(prompt, Mapping) or "prompt_token_ids" not in prompt or "prompt_embeds" in prompt:
             raise BadRequest("expected a prompt of tokens with steering; got another. Send text or token ids.")
         asked = parse_all(

@@ -11,7 +11,7 @@ import itertools
 import math
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,8 @@ from steerkit.vectors.vector import SteeringVector
 
 REPORTED = 64
 """Rows that are reported together: how many texts an interrupted job may have to generate again."""
+BY_CONTENT = "content-"
+"""Beginning of the names of vectors that jobs put into the served folder."""
 STRONG = 1e4
 """Norm of a push from which overflow is looked for in wide number formats."""
 
@@ -86,6 +88,10 @@ class Remote(ABC):
     @abstractmethod
     def delete(self, name: str) -> None:
         """Remove a vector from the served ones."""
+
+    @abstractmethod
+    def make_room(self, kept: Collection[str], pairs: int) -> None:
+        """Remove vectors of earlier jobs, except some, for new pairs of vector and layer."""
 
     @abstractmethod
     def complete(self, requests: Sequence[Sent]) -> Iterator[Finished]:
@@ -236,9 +242,11 @@ class Remote(ABC):
         """Put every vector that is needed and not served yet."""
         needed = {(name_of(one), one.foreign): one for several in steerings for one in several}
         served = {one["name"]: one for one in self.listing()["vectors"]} if needed else {}
-        for (name, foreign), one in needed.items():
-            if name not in served or served[name]["error"]:
-                self.put(name, SteeringVector(one.vector.layers) if foreign else one.vector)
+        missing = {key: one for key, one in needed.items() if key[0] not in served or served[key[0]]["error"]}
+        if missing:
+            self.make_room({name for name, _ in needed}, sum(len(one.vector.layers) for one in missing.values()))
+        for (name, foreign), one in missing.items():
+            self.put(name, SteeringVector(one.vector.layers) if foreign else one.vector)
 
     def score(
         self, tokenizer: Any, rows: Sequence[Row], texts: Sequence[tuple[int, ...]], settings: Settings
@@ -408,7 +416,7 @@ def _joined(found: Sequence[Mapping[str, Any]], key: str, tokens: int) -> dict[s
 
 def name_of(steering: Steering) -> str:
     """The name under which the vector of a steering is served."""
-    return f"content-{steering.vector.content()}"
+    return f"{BY_CONTENT}{steering.vector.content()}"
 
 
 def specification(steering: Steering) -> dict[str, Any]:

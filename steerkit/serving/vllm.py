@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from steerkit.serving.checkpoint import checkpoint_folder, fingerprint_of_folder
-from steerkit.serving.folder import NAME, VectorFolder
+from steerkit.serving.folder import NAME, VectorFolder, vector_files
 from steerkit.serving.plugin import PLUGIN, Settings, folder_of_config, listing_of
-from steerkit.serving.remote import Finished, Remote, Sent
+from steerkit.serving.remote import BY_CONTENT, Finished, Remote, Sent
 from steerkit.vectors.vector import SteeringVector
 
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
@@ -22,7 +22,8 @@ class VLLM(Remote):
 
     Args:
         checkpoint: hub id, folder or GGUF file.
-        vectors: folder of the vectors that it uses; it is made.
+        vectors: folder of the vectors that it uses; it is made. What earlier jobs have put there is removed when there
+            is no room.
         sums: largest number of labels that `collect_means` reads at a time.
         capacity: largest number of (vector, layer) pairs.
         foreign: also serve vectors that were read from other weights.
@@ -89,6 +90,18 @@ class VLLM(Remote):
         if error := self.folder.served()[name].error:
             path.unlink()
             raise ValueError(f"expected a vector that fits the served model; got {name!r}: {error}. Pass another.")
+
+    def make_room(self, kept: Collection[str], pairs: int) -> None:
+        """See `Remote`; the vectors that were put longest ago go first."""
+        known = self.folder.served()
+        room = self.settings.capacity - sum(len(one.layers) for one in known.values())
+        files = [file for file in vector_files(self.folder.path) if file.stem.startswith(BY_CONTENT)]
+        for file in sorted(files, key=lambda one: one.stat().st_mtime_ns):
+            if room >= pairs:
+                return
+            if file.stem not in kept:
+                room += len(known[file.stem].layers)
+                file.unlink()
 
     def delete(self, name: str) -> None:
         """See `Remote`."""

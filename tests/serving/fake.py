@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -68,6 +68,9 @@ class Fake(Remote):
 
     def delete(self, name: str) -> None:
         (self.folder.path / f"{name}.safetensors").unlink()
+
+    def make_room(self, kept: Collection[str], pairs: int) -> None:
+        pass
 
     def complete(self, requests: Sequence[Sent]) -> Iterator[Finished]:
         for number in reversed(range(len(requests))):  # in no particular order
