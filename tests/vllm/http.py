@@ -90,6 +90,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "layer outside": (asked({"vector": "mood", "layer": 30}), "'layer'"),
     "no layer": (asked({"vector": "mood"}), "'layer'"),
     "NaN": (asked('{"vector": "mood", "layer": 16, "coefficient": NaN}'), "expected JSON"),
+    "a number beyond float64": (
+        asked('{"vector": "mood", "layer": 16, "coefficient": 1%s}' % (400 * "0")),
+        "finite number",
+    ),
+    "a key twice": (asked('{"vector": "mood", "layer": 16, "layer": 14}'), "a key twice"),
+    "nested without end": (asked(20_000 * "["), "expected JSON"),
+    "overflow from layer to layer": (
+        asked({"vector": "mood", "layer": "all", "operation": "ablate", "coefficient": -1000}),
+        "could overflow",
+    ),
     "text as a number": (asked({"vector": "mood", "layer": 16, "coefficient": "2"}), "finite number"),
     "unknown field": (asked({"vector": "mood", "layer": 16, "strength": 2}), "strength"),
     "unknown position": (asked({"vector": "mood", "layer": 16, "positions": "some"}), "expected positions"),
