@@ -15,7 +15,7 @@ import steerkit as sk
 from steerkit.io.json import read_json
 from steerkit.io.rows import read_rows
 from training.train.checkpoints import check_batch, in_epochs
-from training.train.grpo import GRPO, check_division
+from training.train.grpo import GRPO, check_division, check_rollouts
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 ROOT = Path(__file__).parents[2]
@@ -143,3 +143,12 @@ def test_several_processes_refuse_split_groups_and_a_loss_that_depends_on_them()
     with pytest.raises(ValueError, match=r"grpo\.loss=dapo"):
         check_division(replace(GRPO(), loss="bnpo", micro_batch=4), 2)
     check_division(replace(GRPO(), loss="bnpo"), 1)
+
+
+def test_completions_by_vllm_are_refused_without_a_gpu(monkeypatch) -> None:
+    check_rollouts(GRPO())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="expected a GPU for completions by vLLM"):
+        check_rollouts(replace(GRPO(), vllm=True))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check_rollouts(replace(GRPO(), vllm=True))

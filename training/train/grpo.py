@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -349,6 +350,15 @@ def check_division(setting: GRPO, processes: int) -> None:
         )
 
 
+def check_rollouts(setting: GRPO) -> None:
+    """`ValueError` for completions by vLLM on a machine without a GPU."""
+    if setting.vllm and not torch.cuda.is_available():
+        raise ValueError(
+            "expected a GPU for completions by vLLM; this machine has none, and on a CPU vLLM packs its weights, which "
+            "then cannot follow the training. Pass --set grpo.vllm=false."
+        )
+
+
 def train_grpo(
     model: Any,
     tokenizer: Any,
@@ -373,7 +383,7 @@ def train_grpo(
 
     Raises:
         ValueError: no problems, an open question without a judge, a batch that the processes' micro-batches do not
-            divide, or a loss that depends on the number of processes.
+            divide, a loss that depends on the number of processes, or completions by vLLM without a GPU.
         ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
 
     Source: stage 2 of Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3.
@@ -393,6 +403,7 @@ def train_grpo(
             f"expected problems, and a judge where one is open; got {len(rows)} problems and judge={judge}. "
             "Pass judge=, see training/debates/judge.py."
         )
+    check_rollouts(setting)
     check_division(setting, process_count())
     setting = replace(setting, steps=setting.steps_for(len(rows)))
     resume_kernels(model, out)
