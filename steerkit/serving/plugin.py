@@ -235,6 +235,7 @@ def listing_of(config: Any, folder: Any, settings: Settings) -> dict[str, Any]:
         "cache_tokens": (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size,
         "vocabulary": about.get_vocab_size(),
         "ends": [one for one in (ends if isinstance(ends, list) else [ends]) if one is not None],
+        "replicas": config.parallel_config.data_parallel_size,
         "device": str(config.device_config.device_type),
         "vllm": vllm_version(),
     }

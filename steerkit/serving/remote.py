@@ -168,6 +168,8 @@ class Remote(ABC):
     ) -> Iterator[list[tuple[int, Continuation]]]:
         """See `steerkit.generation.generator.Generator`."""
         self.check(rows, settings)
+        if any(map(self._may_overflow, rows)):
+            self._check_replicas("an overflow of strong steering")
         ends, job = self.ends(tokenizer), uuid.uuid4().hex
         stops = tuple(sorted(ends))
         sent, watched, too_strong = [], {}, []
@@ -220,6 +222,14 @@ class Remote(ABC):
             else:
                 reported.append((number, Continuation(ids, None)))
         return reported
+
+    def _check_replicas(self, what: str) -> None:
+        """`ValueError` for a server of several data-parallel replicas, of which vLLM asks only the first."""
+        if (count := self.model()["replicas"]) > 1:
+            raise ValueError(
+                f"expected an engine without data-parallel replicas, to read {what}; got {count}. Start a server for "
+                "each, and pass all their addresses as engine=."
+            )
 
     def _overflows(self, row: Row) -> bool:
         """Whether the engine refuses a row since its stream could overflow; such a row is not sent."""
@@ -280,8 +290,8 @@ class Remote(ABC):
             yield finished
 
     def norms(self, texts: Continued, positions: str, operation: str, site: str = DEFAULT) -> dict[Layer, float]:
-        """See `steerkit.steering.dose.median_norms`; empty where the engine was started without sums."""
-        if not self.listing()["sums"]:
+        """See `steerkit.steering.dose.median_norms`; empty for an engine without sums, or with several replicas."""
+        if not self.listing()["sums"] or self.model()["replicas"] > 1:
             return {}
         room, layers = self.model()["context"] - 1, list(range(self.model()["n_layers"]))
         asked: list[tuple[Sent, str, int]] = []
@@ -373,6 +383,7 @@ class Remote(ABC):
 
     def _read(self, passages: Sequence[Passage], layers: Sequence[int], weighed: Any) -> dict[str, dict[str, Any]]:
         """The sums per label over all spans; every token is counted once, which the engine's count of tokens shows."""
+        self._check_replicas("sums of the stream")
         job = uuid.uuid4().hex
         labels = sorted({label for passage in passages for label in passage.labels})
         room = self.listing()["sums"]

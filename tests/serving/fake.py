@@ -43,6 +43,7 @@ class Fake(Remote):
         self.sums: dict[str, dict[str, Any]] = {}
         self.lost: dict[str, int] = {}
         self.requests = 0
+        self.replicas = 1
 
     def listing(self) -> dict[str, Any]:
         model = {
@@ -51,6 +52,7 @@ class Fake(Remote):
             "dtype": "float32",
             "context": 128,
             "cache_tokens": 256,
+            "replicas": self.replicas,
             "vocabulary": 260,
             "ends": [256],
             "device": "cpu",

@@ -243,3 +243,16 @@ def test_the_listing_is_json(fake, llama) -> None:
     assert json.loads(json.dumps(fake.listing())) == fake.listing() | {
         "vectors": json.loads(json.dumps(fake.listing()["vectors"]))
     }
+
+
+def test_what_vllm_asks_of_the_first_replica_alone_is_refused_with_several(llama, fake) -> None:
+    _, tokenizer = llama
+    fake.replicas = 2
+    vector = SteeringVector({1: torch.ones(32)})
+    options = {"max_new_tokens": 3, "engine": fake}
+    assert len(sk.sweep(None, tokenizer, vector, ["Hi"], coefficients=[1], **options).table) == 2
+    with pytest.raises(ValueError, match="data-parallel replicas, to read an overflow"):
+        sk.sweep(None, tokenizer, vector, ["Hi"], coefficients=[1e6], **options)
+    with pytest.raises(ValueError, match="data-parallel replicas, to read sums"):
+        fake.collect_means(tokenizer, ["Hi there"], labels=["a"])
+    assert fake.norms([((65, 66), (67,))], "all", "add") == {}
