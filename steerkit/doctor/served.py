@@ -23,8 +23,9 @@ BLOCKS = 8
 """Blocks of 32 tokens of the prefix cache that the long prompts fill."""
 FLOOD = 48
 """Requests that are sent at once, so that prompts are read in parts."""
-FULL = 2**15
-"""Largest cache, in tokens, that is filled with requests to see what preemption does."""
+FULL, LONG = 2**13, 160
+"""Largest cache, in tokens, that is filled to see what preemption does, and the new tokens of each request there: more
+than a block of the cache, so that requests that fitted at first need more."""
 
 
 class _Patient:
@@ -131,24 +132,27 @@ def _preempted(patient: _Patient) -> Result:
     if room > FULL:
         return "note", (
             f"not tested: the cache of {room} tokens is too large to be filled here. Start the server with "
-            f"--engine=--num-gpu-blocks-override={FULL // 128 // 4} to test it"
+            f"--engine=--num-gpu-blocks-override={FULL // 128} to test it"
         )
-    length = min(32 * BLOCKS, patient.context - NEW_TOKENS)
-    count = room // length + 4
-    alone, together, counted = _at_once(patient, count, length)
-    detail = f"{count} prompts of {length} tokens in a cache of {room}: {counted['preemptions']} preemptions"
+    new = min(LONG, patient.context - 9)
+    count = room // 128 + 8
+    alone, together, counted = _at_once(patient, count, 8, new)
+    detail = f"{count} texts of {new} new tokens in a cache of {room}: {counted['preemptions']} preemptions"
     return _same(alone, together, detail, counted["preemptions"] > 0)
 
 
 def _at_once(
-    patient: _Patient, count: int, length: int
+    patient: _Patient, count: int, length: int, new: int = NEW_TOKENS
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], dict[str, int]]:
     """New tokens of some of many requests, plain and steered, sent alone and together, and what was counted there."""
-    requests = [patient.sent(patient.prompt(length, 20 + i), (None, patient.strength)[i % 2]) for i in range(count)]
+    requests = [
+        replace(patient.sent(patient.prompt(length, 20 + i), (None, patient.strength)[i % 2]), count=new)
+        for i in range(count)
+    ]
     before = patient.counts()
     together = patient.ids(*requests)
     counted = {name: after - before[name] for name, after in patient.counts().items()}
-    some = range(0, count, max(1, count // 16) | 1)  # an odd step: plain and steered ones
+    some = range(0, count, (count // 8) | 1)  # an odd step: plain and steered ones
     return [patient.alone(requests[i]) for i in some], [together[i] for i in some], counted
 
 

@@ -21,6 +21,7 @@ def small(monkeypatch) -> None:
     monkeypatch.setattr(served, "FLOOD", 6)
     monkeypatch.setattr(served, "BLOCKS", 1)
     monkeypatch.setattr(served, "NEW_TOKENS", 8)
+    monkeypatch.setattr(served, "LONG", 12)
 
 
 def steered(one: Sent) -> bool:
