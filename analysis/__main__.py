@@ -41,6 +41,11 @@ ANALYSES = {
         "probe at which layers the agents can be told apart",
         "--run runs/imad-tiny/arithmetic/seed-0 --out runs/analysis",
     ),
+    "erasure": Analysis(
+        "analysis.probes.erased",
+        "does an agent's identity, by tag or by vector, survive its linear erasure?",
+        "runs/imad-tiny/clues/seed-0 --out runs/analysis/erasure --results results/erasure/clues",
+    ),
     "suppression": Analysis(
         "analysis.suppression.suppress",
         "suppress a malicious agent's trait, and measure what it costs",

@@ -23,7 +23,7 @@ from steerkit.demo.traits import PERSONAS
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json
 from steerkit.io.tables import read_table
-from steerkit.show.plots import curve_grid, save_figure
+from steerkit.show.plots import curve_grid, patching, save_figure
 from steerkit.stats.format import interval_text, p_text
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +93,12 @@ def _caa(axis: str, folder: Path) -> Drawn:
     return recipes.caa_curves(tables, axis), {model: meta for model, (_, meta) in found.items()}
 
 
+def _fact_recall(folder: Path) -> Drawn:
+    table, meta = _read("patching/fact_recall", folder)
+    denoising = table[(table["mode"] == "denoising") & (table["method"] == "exact")]
+    return patching(denoising, "resid_post", f"The country's stream restored, {meta['checkpoint']}"), meta
+
+
 PICTURES: Mapping[str, Callable[[Path], Drawn]] = {
     "docs/dose.png": _dose,
     "docs/demo-gains.png": lambda folder: _demo("gains", gain_figure, "test", folder),
@@ -112,6 +118,7 @@ PICTURES: Mapping[str, Callable[[Path], Drawn]] = {
     "docs/protocol-areas.png": _protocols,
     "docs/caa-by-layer.png": partial(_caa, "layer"),
     "docs/caa-by-dose.png": partial(_caa, "dose"),
+    "docs/fact-recall.png": _fact_recall,
     "benchmarks/growth.png": _growth,
 }
 """Picture, below the root of the project -> what draws it from the tables of `results/`."""
@@ -384,6 +391,21 @@ def training_table(folder: Path, family: str, preset: str = "miniature") -> str:
     return _table(("method", "accuracy, %", "by seed", "tokens", "IMAD above it, points"), rows)
 
 
+def fact_recall_table(folder: Path) -> str:
+    """Effects of patching by third of the layers, at the country's and at the last token, in both modes."""
+    table, _ = _read("patching/fact_recall_depth", folder)
+    columns = ("effect", "low", "high")
+    rows = []
+    for (mode, site, position), group in table.groupby(["mode", "site", "position"], sort=False):
+        by_part = {row["part"]: row for _, row in group.iterrows()}
+        largest = by_part["largest"]
+        thirds = [_interval(by_part[part], columns) for part in ("early", "middle", "late")]
+        rows.append([mode, f"`{site}`", position, *thirds, f"{largest['first']}: {_interval(largest, columns)}"])
+    first = table[(table["mode"] == rows[0][0]) & (table["part"] != "largest")].drop_duplicates("part")
+    spans = [f"layers {row.first} to {row.last}" for row in first.itertuples()]
+    return _table(("mode", "site", "token", *spans, "layer with the largest effect"), rows)
+
+
 SPEED = (
     (
         "capture",
@@ -495,6 +517,7 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "conditional": conditional_table,
     "caa": caa_table,
     "refusal": refusal_table,
+    "fact-recall": fact_recall_table,
     "training-arithmetic": partial(training_table, family="arithmetic"),
     "training-clues": partial(training_table, family="clues"),
     "training-two-sum": partial(training_table, family="two_sum"),

@@ -1,10 +1,11 @@
 """Conditional steering on a real model: numbered steps in answers to questions, and a repetition task left as it is.
 
-Target prompts are the demo's questions; the unrelated task is to repeat a text word for word, namely the plain answers
-to the same questions. The vector is the demo's: "numbered steps", read from instructions at the last token, with the
-layer, coefficient and positions that the demo chose on its validation questions (results/demo). The condition reads the
-difference in means of both kinds of prompts at their last token, at the layer with the largest ROC AUC on validation
-prompts, where its threshold is chosen too. Every result is of test questions, which neither saw.
+Target prompts are the demo's questions; the unrelated task is to repeat the same question word for word. Both prompts
+end with the same words, so that the condition cannot tell them apart by their topic or their last words. The vector is
+the demo's: "numbered steps", read from instructions at the last token, with the layer, coefficient and positions that
+the demo chose on its validation questions (results/demo). The condition reads the difference in means of both kinds of
+prompts at their last token, at the layer with the largest ROC AUC on validation prompts, where its threshold is chosen
+too. Every result is of test questions, which neither saw.
 
 Source: Lee et al. 2024, "Programming Refusal with Conditional Activation Steering" (CAST), arXiv 2409.05907.
 """
@@ -45,7 +46,8 @@ class Setting:
     Args:
         layer, coefficient, positions: those that the demo chose for numbered steps (results/demo/gains.csv).
         condition_layers: layers that the condition may read.
-        train, validation, test: numbers of questions.
+        train, test: numbers of questions of the demo's splits.
+        validation: number of questions: the demo's, and those of its training split that `train` leaves over.
         controls: number of random directions; a rank of 5 % needs 19.
         max_new_tokens: of each text.
         seed: of the random directions.
@@ -55,19 +57,19 @@ class Setting:
     coefficient: float = 2.5
     positions: str = "from_last_prompt_token:4"
     condition_layers: tuple[int, ...] = (2, 5, 8, 11, 14, 17, 20)
-    train: int = 64
-    validation: int = 16
+    train: int = 48
+    validation: int = 32
     test: int = 32
     controls: int = 19
-    max_new_tokens: int = 64
+    max_new_tokens: int = 32
     seed: int = 0
 
 
 def prompts(questions: Sequence[Question]) -> dict[str, list[Any]]:
-    """Target prompts (questions) and prompts of the unrelated task (repeat the plain answer), by label."""
+    """Target prompts (questions) and prompts of the unrelated task (repeat the question), by label."""
 
     def repeat(question: Question) -> list[dict[str, str]]:
-        text = f"Repeat this text word for word: {question.answers['plain']}"
+        text = f"Repeat this question word for word: {question.question}"
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
     return {TARGET: [one.messages() for one in questions], OTHER: [repeat(one) for one in questions]}
@@ -100,7 +102,7 @@ def swept(
 ) -> pd.DataFrame:
     """Texts of the tasks with their score: numbered steps of an answer, ROUGE-L of a repetition to its text."""
     rows = [
-        {"prompt": prompt, "id": f"{label}-{one.id}", "group": one.id, "task": label, "reference": one.answers["plain"]}
+        {"prompt": prompt, "id": f"{label}-{one.id}", "group": one.id, "task": label, "reference": one.question}
         for label, some in prompts(questions).items()
         for one, prompt in zip(questions, some, strict=True)
         if label in tasks
@@ -168,7 +170,9 @@ def run(checkpoint: str | Path, out: Path, results: Path | None, setting: Settin
     """Make vector and condition, sweep the test prompts, and write the tables to `out` (and `results`)."""
     model, tokenizer = sk.load(checkpoint)
     demo = split(read_questions(), {"train": 64, "validation": 16, "test": 32})  # as the demo splits them
-    parts = {name: demo[name][: getattr(setting, name)] for name in demo}
+    train, left = demo["train"][: setting.train], demo["train"][setting.train :]
+    validation = [*demo["validation"], *left][: setting.validation]
+    parts = {"train": train, "validation": validation, "test": demo["test"][: setting.test]}
     found = calibrated(model, tokenizer, parts, setting)
     instructions = instruction_texts(tokenizer, parts["train"])
     acts = sk.collect(model, tokenizer, instructions, layers=[setting.layer], position="last")

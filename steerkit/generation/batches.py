@@ -14,13 +14,13 @@ from torch import nn
 
 from steerkit.generation.cascade import CascadeEngine
 from steerkit.generation.engine import Engine, Row
+from steerkit.models.active import suspended
 from steerkit.models.blocks import find_blocks
 from steerkit.models.cache_argument import NAMES, cache_argument
 from steerkit.models.context import check_vocabulary, context_length
 from steerkit.models.identity import fingerprint
 from steerkit.models.kernels import running
 from steerkit.models.model import device_of, text_config, unwrap
-from steerkit.steering.watch import suspended
 
 BATCH_ROWS = {"cpu": 72, "cuda": 256}
 _fitting: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()

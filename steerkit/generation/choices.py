@@ -16,10 +16,10 @@ from torch import nn
 from steerkit.capture.activations import Layer
 from steerkit.generation.batches import in_batches
 from steerkit.generation.engine import Engine, Row, prompt_edit
+from steerkit.models.active import suspended
 from steerkit.models.context import check_fits
 from steerkit.steering.dose import median_norms, with_coefficients
 from steerkit.steering.steering import Steering, steerings_per_row
-from steerkit.steering.watch import suspended
 from steerkit.text.prompt import PromptLike, encode_prompt
 from steerkit.text.tokens import encode
 

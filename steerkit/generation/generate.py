@@ -19,12 +19,12 @@ from steerkit.generation.batches import in_batches
 from steerkit.generation.engine import Choose, Continuation, Engine, Row
 from steerkit.generation.projections import Monitor
 from steerkit.generation.sampling import likeliest, random_stream, sample
+from steerkit.models.active import suspended
 from steerkit.models.context import context_length
 from steerkit.models.ends import ends_of
 from steerkit.models.model import widest_float
 from steerkit.steering.dose import median_norms, with_coefficients
 from steerkit.steering.steering import Steering, steerings_per_row
-from steerkit.steering.watch import suspended
 from steerkit.text.prompt import PromptLike, render
 from steerkit.text.tokens import decode as decode_ids
 from steerkit.vectors.vector import SteeringVector

@@ -14,12 +14,12 @@ from steerkit.generation.batches import check_rows
 from steerkit.generation.choices import log_probs_of
 from steerkit.generation.engine import Continuation, Row
 from steerkit.generation.generate import check_settings, decode
+from steerkit.models.active import suspended
 from steerkit.models.ends import ends_of
 from steerkit.models.identity import describe
 from steerkit.models.kernels import resume_kernels
 from steerkit.models.site_names import DEFAULT
 from steerkit.steering.dose import Texts, median_norms
-from steerkit.steering.watch import suspended
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from steerkit.capture.batches import forward_padded
 from steerkit.capture.layers import Layers
 from steerkit.capture.resid import resolve_layers
 from steerkit.generation.projections import steered
+from steerkit.models.active import suspended
 from steerkit.models.blocks import find_blocks
 from steerkit.models.context import check_fits, check_vocabulary
 from steerkit.models.identity import fingerprint
@@ -22,7 +23,6 @@ from steerkit.models.site_names import DEFAULT, Place
 from steerkit.models.unembed import unembed
 from steerkit.steering.rows import RowSteering
 from steerkit.steering.steering import Steering, steerings_per_row
-from steerkit.steering.watch import suspended
 from steerkit.text.prompt import PromptLike, encode_prompt
 from steerkit.text.tokens import encode
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steerkit.capture.batches import forward_padded
+from steerkit.models.active import suspended
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.context import check_fits, check_vocabulary
 from steerkit.models.hooks import StopForward, check_called
@@ -20,7 +21,6 @@ from steerkit.models.site_names import Place, place_order
 from steerkit.models.sites import edit_places
 from steerkit.steering.rows import RowSteering
 from steerkit.steering.steering import Steering, steerings_per_row
-from steerkit.steering.watch import suspended
 from steerkit.text.prompt import PromptLike, encode_prompt
 from steerkit.text.tokens import Ids, continuation_ids
 from steerkit.vectors.vector import SteeringVector

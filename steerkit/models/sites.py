@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from steerkit.models.active import suspended
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.hooks import (
     HookPoint,
@@ -224,7 +225,7 @@ def _searched(model: nn.Module, blocks: Blocks) -> Sites:
     paths: dict[Place, str] = {}
     heads: dict[int, tuple[int, int]] = {}
     shared = _shared_modules(blocks)
-    with evaluating(model), torch.no_grad():
+    with suspended(model), evaluating(model), torch.no_grad():  # a steering would be taken for a part of the block
         for layer, run in _recorded(model, blocks, shared).items():
             found, why, of_z = _sites_of(run, _head_counts(model, layer))
             for site in SITES[:-1]:

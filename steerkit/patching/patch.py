@@ -17,6 +17,7 @@ from steerkit.capture.activations import ActivationMeans
 from steerkit.capture.layers import EMBED, Layers
 from steerkit.capture.resid import resolve_layers
 from steerkit.io.progress import progress
+from steerkit.models.active import suspended
 from steerkit.models.blocks import find_blocks
 from steerkit.models.context import check_fits, check_vocabulary
 from steerkit.models.identity import describe
@@ -25,7 +26,6 @@ from steerkit.models.sites import find_sites
 from steerkit.patching.metrics import Measure, Metric, check_metric
 from steerkit.patching.result import PatchResult, over_pairs
 from steerkit.patching.runs import Patch, Runs, attributed, values_of
-from steerkit.steering.watch import suspended
 from steerkit.text.prompt import Prompt, PromptLike, encode_prompt
 from steerkit.text.tokens import encode
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from steerkit.io.json import write_json
+from steerkit.models.active import suspended
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.checkpoint import quiet
 from steerkit.models.hooks import observe_modules, stream_of
@@ -27,7 +28,6 @@ from steerkit.models.model import device_of, evaluating, text_config, unwrap
 from steerkit.models.sites import find_sites
 from steerkit.steering.positions import parse_positions
 from steerkit.steering.steering import Steering
-from steerkit.steering.watch import suspended
 from steerkit.vectors.vector import SteeringVector
 
 RECORD = "steerkit_bake.json"

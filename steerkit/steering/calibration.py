@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from steerkit.capture.activations import Activations
+from steerkit.models.site_names import DEFAULT
 from steerkit.probes.probe import Probe
 from steerkit.stats.areas import roc_auc
 from steerkit.stats.mean import accuracy_interval
@@ -78,8 +79,10 @@ def calibrate_condition(
         A `Calibration`; `condition.meta` holds the rates, the numbers of items and where they were read.
 
     Raises:
-        ValueError: an unknown column, only one class, activations that were read elsewhere than where the prompt
-            decides, positives that score below negatives (ROC AUC at most 0.5), or no threshold with `max_false_rate`.
+        TypeError: no activations.
+        ValueError: an unknown column, only one class, activations of another site or read elsewhere than where the
+            prompt decides, positives that score below negatives (ROC AUC at most 0.5), or no threshold with
+            `max_false_rate`.
 
     Example:
         >>> validation = sk.collect(model, tokenizer, {"harmful": harmful, "harmless": harmless}, layers=10)
@@ -97,7 +100,8 @@ def calibrate_condition(
             f"expected activations read at the last token, where a prompt decides; got position {position!r}. Collect "
             'them with position="last", or pass decide="token".'
         )
-    if max_false_rate is not None and not 0 <= max_false_rate < 1:
+    is_rate = isinstance(max_false_rate, int | float) and 0 <= max_false_rate < 1
+    if max_false_rate is not None and not is_rate:
         raise ValueError(f"expected max_false_rate in [0, 1); got {max_false_rate!r}. Pass e.g. 0.05.")
     area = roc_auc(truth, scores)
     if area <= 0.5:
@@ -142,12 +146,14 @@ def firing_rates(condition: Condition, acts: Activations, label: str = "label") 
         One row per label: label, rate, low, high, n (items), n_groups.
 
     Raises:
-        ValueError: an unknown column, or a layer that was not read.
+        TypeError: no condition, or no activations.
+        ValueError: an unknown column, a layer that was not read, or another site.
 
     Example:
         >>> sk.firing_rates(found.condition, test)
     """
-    holds, rows = condition.holds(_streams(condition, acts)).numpy().astype(float), []
+    streams, rows = _streams(condition, acts), []
+    holds = condition.holds(streams).numpy().astype(float)
     labels = _column(acts, label)
     for name in dict.fromkeys(labels):
         mine = np.array([one == name for one in labels])
@@ -158,16 +164,23 @@ def firing_rates(condition: Condition, acts: Activations, label: str = "label") 
 
 def _labelled(condition: Condition, acts: Activations, label: str, positive: str) -> tuple[np.ndarray, np.ndarray]:
     """Whether each item is positive, and its score."""
+    scores = condition.scores(_streams(condition, acts)).numpy()
     labels = _column(acts, label)
     truth = np.array([one == positive for one in labels])
     if truth.all() or not truth.any():
         raise ValueError(
             f"expected items labelled {positive!r} and others; got labels {sorted(set(labels))}. Pass positive=."
         )
-    return truth, condition.scores(_streams(condition, acts)).numpy()
+    return truth, scores
 
 
 def _streams(condition: Condition, acts: Activations) -> Any:
+    if not isinstance(condition, Condition):
+        raise TypeError(f"expected a Condition; got {type(condition).__name__}. Make one, or calibrate it.")
+    if not isinstance(acts, Activations):
+        raise TypeError(f"expected activations; got {type(acts).__name__}. Read them by sk.collect.")
+    if acts.site != DEFAULT:
+        raise ValueError(f"expected activations of {DEFAULT}, which a condition reads; got {acts.site}. Read those.")
     assert condition.layer is not None
     streams = acts.at(condition.layer)
     if streams.shape[1] != len(condition.weights):

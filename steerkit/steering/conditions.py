@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from jaxtyping import Bool, Float
@@ -66,13 +67,16 @@ class Condition:
         if self.decide not in get_args(Decide):
             raise ValueError(f"expected decide among {get_args(Decide)}; got {self.decide!r}. Choose one.")
         given = [bound for bound in (self.above, self.below) if bound is not None]
-        bad = [one for one in given if isinstance(one, bool) or not isinstance(one, int | float)]
+        bad = [one for one in given if isinstance(one, bool) or not isinstance(one, Real)]
         if bad or not given or not all(math.isfinite(one) for one in given):
             raise ValueError(
                 f"expected a finite number as above= or below=; got {self.above!r} and {self.below!r}. Pass one."
             )
         if len(given) == 2 and given[0] >= given[1]:
             raise ValueError(f"expected above < below; got {self.above} and {self.below}. Swap them.")
+        for name in ("above", "below"):
+            bound = getattr(self, name)
+            object.__setattr__(self, name, None if bound is None else float(bound))
         weights, offset = self._weights()
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "offset", offset)
@@ -98,8 +102,9 @@ class Condition:
             raise ValueError(
                 f"expected a probe of two classes; got {list(self.direction.classes)}. Fit one class against the rest."
             )
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
+        if isinstance(self.layer, bool) or not isinstance(self.layer, Integral) or self.layer < 0:
             raise ValueError(f"expected the layer that the probe was fitted at; got {self.layer!r}. Pass layer=.")
+        object.__setattr__(self, "layer", int(self.layer))
         (w0, w1), (b0, b1) = self.direction.weights, self.direction.bias
         return (w1 - w0).float(), float(b1 - b0)
 

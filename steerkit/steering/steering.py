@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steerkit.capture.layers import Layer
+from steerkit.models.active import watching
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.cache_argument import counts_tokens
 from steerkit.models.identity import fingerprint
@@ -24,7 +25,7 @@ from steerkit.models.sites import width_of
 from steerkit.steering.conditions import Condition
 from steerkit.steering.operations import Operation, named, needs_direction
 from steerkit.steering.positions import parse_positions
-from steerkit.steering.watch import Watch, watching
+from steerkit.steering.watch import Watch
 from steerkit.vectors.vector import SteeringVector
 
 ADDING = ("add", "add_normed")

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from steerkit.models.blocks import Blocks
 from steerkit.models.cache_argument import cache_in
 from steerkit.models.hooks import check_called, observe_calls, wrapped_method
-from steerkit.models.model import unwrap
 from steerkit.models.site_names import DEFAULT, Place
 from steerkit.models.sites import edit_places
 from steerkit.steering.conditions import Condition
@@ -287,23 +286,3 @@ def _generation_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Generatio
         mask = None
     returned = ids[0] if ids else 0 if tensors else 1  # without any input, generate begins with the BOS token
     return _Generation(max(widths, default=1), returned, mask)
-
-
-watching: weakref.WeakKeyDictionary[nn.Module, list[Watch]] = weakref.WeakKeyDictionary()
-
-
-@contextlib.contextmanager
-def suspended(model: nn.Module) -> Iterator[list[Any]]:
-    """Suspend the steerings that are on for this model; yields them, innermost context first.
-
-    For an engine that applies them itself, and for scores of the unsteered model.
-    """
-    watches = [watch for watch in watching.get(unwrap(model), []) if not watch.suspended]
-    for watch in watches:
-        watch.suspended = True
-        watch.used = True
-    try:
-        yield [watch.steering for watch in reversed(watches)]
-    finally:
-        for watch in watches:
-            watch.suspended = False

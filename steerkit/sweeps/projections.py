@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from steerkit.capture.batches import read_tokens
 from steerkit.io.progress import progress
+from steerkit.models.active import suspended
 from steerkit.models.site_names import DEFAULT
-from steerkit.steering.watch import suspended
 from steerkit.sweeps.layers import layers_of
 from steerkit.sweeps.result import ids_of
 from steerkit.text.tokens import decode

@@ -65,4 +65,4 @@ def test_both_tasks_have_a_prompt_per_question_with_the_same_content() -> None:
     made = prompts(some)
     assert [len(made[label]) for label in LABELS] == [3, 3]
     for question, ask, repeat in zip(some, made[TARGET], made[OTHER], strict=True):
-        assert ask[-1]["content"] == question.question and repeat[-1]["content"].endswith(question.answers["plain"])
+        assert ask[-1]["content"] == question.question and repeat[-1]["content"].endswith(f": {question.question}")

@@ -46,6 +46,18 @@ def attentive(seed: int = 0) -> Any:
     return model
 
 
+def write_run(folder: Path, train: list[DebateTrace], test: list[DebateTrace]) -> Path:
+    """A run folder with two random checkpoints and these debates, seed 3."""
+    for number, stage in enumerate(("sft", "grpo")):
+        attentive(number).save_pretrained(folder / stage / "checkpoint")
+        tiny_tokenizer().save_pretrained(folder / stage / "checkpoint")
+    write_json(folder / "config.json", {**asdict(replace(get_preset("tiny", "clues"), test=4)), "seed": 3})
+    for place, traces in (("debates", train), ("evaluation/sampled/debates", test)):
+        (folder / place).mkdir(parents=True)
+        write_traces(folder / place / "traces.jsonl", traces)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def parts() -> Any:
     """A model, its tokenizer, and two cases."""
@@ -160,12 +172,8 @@ def test_shares_count_pairs_with_two_different_answers() -> None:
 def test_the_command_writes_the_shares_of_both_checkpoints_and_resumes(
     tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    run = tmp_path / "run"
-    for number, stage in enumerate(("sft", "grpo")):
-        attentive(number).save_pretrained(run / stage / "checkpoint")
-        tiny_tokenizer().save_pretrained(run / stage / "checkpoint")
-    preset = replace(get_preset("tiny", "clues"), test=4)
-    write_json(run / "config.json", {**asdict(preset), "seed": 3})
+    run = write_run(tmp_path / "run", debates(4, 8), debates(8))
+    preset = get_preset("tiny", "clues")
     quick = replace(preset, sampling=replace(preset.sampling, max_new_tokens=4))
     monkeypatch.setattr(rounds, "get_preset", lambda name, family: quick)
     for folder, some in (("debates", debates(4, 8)), ("evaluation/sampled/debates", debates(8))):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import pandas as pd
 import torch
 
 import steerkit as sk
@@ -180,7 +181,158 @@ PATCHED: dict[str, tuple[Any, ...]] = {
 }
 
 
+def condition(**given: Any) -> object:
+    return sk.Condition(**{"direction": push(), "above": 0.0, **given})
+
+
+def read(label: str = "label", site: str = "resid_post", layer: int = 1) -> sk.Activations:
+    """Six items with two labels."""
+    items = pd.DataFrame(
+        {"text": "", label: ["positive", "negative"] * 3, "group": range(6), "start": 0, "n_tokens": 1}
+    )
+    resid = torch.randn(6, 1, 32, generator=torch.Generator().manual_seed(0))
+    return sk.Activations(resid, (layer,), items, site=site)
+
+
+def calibrate(**given: Any) -> object:
+    given = {"direction": push(), "acts": read(), **given}
+    return sk.calibrate_condition(given.pop("direction"), given.pop("acts"), **given)
+
+
+CONDITIONS: dict[str, tuple[Callable[[], object], str, str, str, type[Exception]]] = {
+    **{
+        f"above {value!r}": (
+            lambda value=value: condition(above=value),
+            "a finite number as above=",
+            got,
+            "Pass one",
+            ValueError,
+        )
+        for value, got in ((None, "got None"), ("0", "got '0'"), (True, "got True"), (1e400, "got inf"), (1j, "got 1j"))
+    },
+    "bounds in reverse": (lambda: condition(below=-1.0), "above < below", "got 0.0 and -1.0", "Swap them", ValueError),
+    "an unknown way to decide": (
+        lambda: condition(decide="row"),
+        "decide among",
+        "got 'row'",
+        "Choose one",
+        ValueError,
+    ),
+    "a layer by name": (lambda: condition(layer="1"), "the vector's layers [1]", "got '1'", "Pass layer=", ValueError),
+    "a direction that is zero": (
+        lambda: condition(direction=push() * 0),
+        "a direction",
+        "zero at layer 1",
+        "another",
+        ValueError,
+    ),
+    "a tensor as direction": (
+        lambda: condition(direction=torch.ones(32)),
+        "a SteeringVector or a Probe",
+        "got Tensor",
+        "Load",
+        TypeError,
+    ),
+    "a text as when": (
+        lambda: Steering(push(), when="harmful"),
+        "expected a Condition as when=",
+        "got str",
+        "Make one",
+        TypeError,
+    ),
+    "a vector as when": (
+        lambda: Steering(push(), when=push()),
+        "expected a Condition as when=",
+        "got SteeringVector",
+        "Make one",
+        TypeError,
+    ),
+    "a condition after the steering": (
+        lambda: Steering(push(), when=condition(direction=push(2))),
+        "at layer 1 or below",
+        "got 2",
+        "Read an earlier",
+        ValueError,
+    ),
+    "a condition of the prompt on all positions": (
+        lambda: Steering(push(), positions="all", when=condition()),
+        "expected positions 'generated' or",
+        "got 'all'",
+        "decide='token'",
+        ValueError,
+    ),
+    "a calibration on an unknown label": (
+        lambda: calibrate(positive="harmful"),
+        "items labelled 'harmful' and others",
+        "got labels ['negative', 'positive']",
+        "Pass positive=",
+        ValueError,
+    ),
+    "a calibration on an unknown column": (
+        lambda: calibrate(label="kind"),
+        "expected a column 'kind'",
+        "got ['text'",
+        "Name one",
+        ValueError,
+    ),
+    "a calibration at a layer that was not read": (
+        lambda: calibrate(direction=push(2)),
+        "the layers that were read, [1]",
+        "got 2",
+        "Read it first",
+        ValueError,
+    ),
+    "a calibration at another site": (
+        lambda: calibrate(acts=read(site="mlp_out")),
+        "activations of resid_post",
+        "got mlp_out",
+        "Read those",
+        ValueError,
+    ),
+    "a calibration of another width": (
+        lambda: calibrate(direction=push(width=5)),
+        "of width 5, the direction's",
+        "got 32",
+        "same model",
+        ValueError,
+    ),
+    "a calibration on a list": (
+        lambda: calibrate(acts=[1.0]),
+        "expected activations",
+        "got list",
+        "sk.collect",
+        TypeError,
+    ),
+    **{
+        f"a calibration with max_false_rate {value!r}": (
+            lambda value=value: calibrate(max_false_rate=value),
+            "max_false_rate in [0, 1)",
+            f"got {value!r}",
+            "Pass e.g.",
+            ValueError,
+        )
+        for value in (1, -0.1, float("nan"), "low")
+    },
+    "rates of a vector": (
+        lambda: sk.firing_rates(push(), read()),
+        "expected a Condition",
+        "got SteeringVector",
+        "calibrate",
+        TypeError,
+    ),
+    "rates at another site": (
+        lambda: sk.firing_rates(condition(), read(site="attn_out")),
+        "activations of resid_post",
+        "got attn_out",
+        "Read",
+        ValueError,
+    ),
+}
+
+
 def steering_cases() -> Iterator[Case]:
+    for name, (act, *says) in CONDITIONS.items():
+        yield Case(f"condition: {name}", lambda _, act=act: act(), *says)
     for name, (given, *says) in PATCHED.items():
         yield Case(f"patching with {name}", lambda _, given=given: patch(**given), *says)
     for name, (given, *says) in STEERINGS.items():

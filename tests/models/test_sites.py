@@ -261,3 +261,21 @@ def test_sites_are_found_again_after_an_adapter_replaced_their_modules() -> None
     read = read_all(wrapped, IDS, ["resid_pre", "attn_out", "mlp_out", "resid_post"])
     total = read["resid_pre"][1] + read["attn_out"][1] + read["mlp_out"][1]
     torch.testing.assert_close(total, read["resid_post"][1])
+
+
+@pytest.mark.parametrize("operation", ["add", "ablate", "rotate"])
+def test_sites_that_are_first_asked_for_inside_a_steering_are_those_of_the_unsteered_model(operation: str) -> None:
+    plain, model = tiny_model("llama"), tiny_model("llama")
+    vector = sk.SteeringVector({1: torch.randn(32, generator=torch.Generator().manual_seed(0))})
+    with sk.Steering(vector, 2.0, "all", operation).on(model):
+        with torch.no_grad(), capture_resid(model, [1, 2], site="mlp_out") as inside:
+            model(input_ids=IDS)
+        found = find_sites(model)
+    assert {site: found.layers(site) for site in SITES} == {site: find_sites(plain).layers(site) for site in SITES}
+    with (
+        sk.Steering(vector, 2.0, "all", operation).on(plain),
+        torch.no_grad(),
+        capture_resid(plain, [1, 2], site="mlp_out") as known,
+    ):
+        plain(input_ids=IDS)
+    assert all(torch.equal(inside[layer], known[layer]) for layer in (1, 2))

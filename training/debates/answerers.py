@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from steerkit.generation.engine import Row
 from steerkit.generation.generate import decode, text_of
 from steerkit.io.chat import Reply as Reply
+from steerkit.models.active import suspended
 from steerkit.models.context import context_length
 from steerkit.models.identity import describe
-from steerkit.steering.watch import suspended
 from steerkit.text.prompt import Prompt, PromptLike, encode_prompt, messages_of
 
 
