@@ -1,4 +1,4 @@
-"""Speed of each operation and of conditions against `add` at the same layer, in one batch of the sweep's rows."""
+"""Speed of each operation, site and condition against `add` at `resid_post`, in one batch of the sweep's rows."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from benchmarks import inputs
 from benchmarks.decoding import COEFFICIENTS, LAYER, NEW, endless, prompt_ids, run
 from benchmarks.timing import MIN_PAIRS, Measured, compare
 from steerkit.generation.engine import Row
+from steerkit.models.site_names import DEFAULT, SITES
 from steerkit.steering.operations import OPERATIONS
 
-OPERATION, CONDITION = "<= 1.1", "<= 1.25"
+PLACE, CONDITION = "<= 1.1", "<= 1.25"
 READ = 10
 """The layer that a condition reads."""
 
 
 def operations(pairs: int = MIN_PAIRS) -> Iterator[Measured]:
-    """Seconds of each other operation, and of `add` under each kind of condition, over those of `add`."""
+    """Seconds of each other operation, of `add` at each other site and under each condition, over those of `add`."""
     with endless() as (model, tokenizer):
         vector = inputs.vector()
         always = sk.Condition(vector, READ, above=-1e9)
         each_token = sk.Condition(vector, READ, above=-1e9, decide="token")
         ways: list[tuple[str, str, dict[str, Any]]] = [
-            *((f"operation {name}", OPERATION, {"operation": name}) for name in OPERATIONS if name != "add"),
+            *((f"operation {name}", PLACE, {"operation": name}) for name in OPERATIONS if name != "add"),
+            *((f"add at {site}", PLACE, {"site": site}) for site in SITES if site != DEFAULT),
             ("add, condition on the prompt", CONDITION, {"when": always}),
             ("add, condition at each token", CONDITION, {"when": each_token}),
         ]
 
         def rows(**options: Any) -> list[Row]:
-            steering = sk.Steering(vector.at(LAYER), positions="from_last_prompt_token", **options)
+            there = sk.SteeringVector(vector.at(LAYER).layers, vector.meta, options.pop("site", DEFAULT))
+            steering = sk.Steering(there, positions="from_last_prompt_token", **options)
             strengths = [0.1 * c for c in COEFFICIENTS if c]  # no text may end or overflow
             return [Row(prompt, (steering.scaled(c),)) for prompt in prompt_ids() for c in strengths]
 

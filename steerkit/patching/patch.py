@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from steerkit.capture.activations import ActivationMeans
 from steerkit.capture.layers import EMBED, Layers
 from steerkit.capture.resid import resolve_layers
+from steerkit.generation.generate import check_numbers
 from steerkit.io.progress import progress
 from steerkit.models.active import suspended
 from steerkit.models.blocks import find_blocks
@@ -115,6 +117,7 @@ def patch(
     if method not in ("exact", "attribution"):
         raise ValueError(f"expected method 'exact' or 'attribution'; got {method!r}. Pass one of them.")
     check_metric(metric, answers)
+    check_numbers(1, 0.0, 1.0, batch_rows)
     pairs = _pairs(tokenizer, clean, corrupted, answers, chat_template_kwargs)
     rows = [
         (*prompt, *answer)
@@ -185,6 +188,11 @@ def _one_pair(
         measure = replace(measure, reference=_prediction(model, pair.clean))
     runs = Runs(model, base, measure, batch_rows)
     m_base, m_other = runs.metric(), Runs(model, other, measure, batch_rows).metric()
+    if not (math.isfinite(m_base) and math.isfinite(m_other)):
+        raise ValueError(
+            f"expected finite metrics of both runs of {tokenizer.decode(list(pair.clean))!r:.80}; got {m_base} and "
+            f"{m_other}. Load the model in float32, or pass another metric."
+        )
     if not abs(m_other - m_base) > 1e-6:
         raise ValueError(
             f"expected runs with different metrics; both prompts of {tokenizer.decode(list(pair.clean))!r:.80} give "
@@ -298,9 +306,12 @@ def _spans(positions: Any, pairs: Sequence[_Pair]) -> dict[int | str, list[tuple
     if isinstance(positions, Mapping):
         named = dict(positions)
     else:
-        named = {int(index): int(index) for index in positions if isinstance(index, Integral)}
-        if len(named) != len(list(positions)):
-            raise ValueError(f"expected integers as positions, each once; got {positions!r:.80}. List each once.")
+        listed = list(positions) if isinstance(positions, Iterable) else [positions]
+        named = {int(index): int(index) for index in listed if isinstance(index, Integral) and type(index) is not bool}
+        if not isinstance(positions, Iterable) or len(named) != len(listed):
+            raise ValueError(
+                f"expected a list of integers as positions, each once; got {positions!r:.80}. Pass e.g. [-1]."
+            )
     if not named:
         raise ValueError("expected one position at least; got none. Pass 'all', or indices.")
     found = {}

@@ -21,7 +21,7 @@ class PatchResult:
 
     Args:
         table: one row per place that was patched:
-            `site`, `layer`, `head` (of `z`, else missing), `position` (token index from 0, or the name given), `token`
+            `site`, `layer`, `head` (of `z`, else missing), `position` (token index or name, as given), `token`
             (the token of the unpatched runs there; None where pairs or the tokens of a span differ),
             `effect`: mean over pairs of `(m - m_base) / (m_other - m_base)` with m the metric: 0 is the unpatched run,
             1 the other run,

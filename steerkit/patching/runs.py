@@ -200,7 +200,8 @@ def attributed(
             read[place] = value[0, :width].detach().clone()
         return torch.cat([value[:, :width] + deltas[place], value[:, width:]], 1)
 
-    with running(model), torch.enable_grad(), edit_places(model, blocks, places, edit) as called:
+    no_inference = torch.inference_mode(False)  # the caller's, whose tensors have no gradient
+    with no_inference, running(model), torch.enable_grad(), edit_places(model, blocks, places, edit) as called:
         logits = []
         for suffix in measure.suffixes:
             row = torch.tensor([[*ids, *suffix]], device=device)

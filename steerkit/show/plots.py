@@ -534,6 +534,7 @@ def heat_map(
     high: pd.DataFrame | None = None,
     n: int | pd.Series | None = None,
     title: str | None = None,
+    digits: int | None = None,
 ) -> Figure:
     """Draw a matrix in colours with its values in the cells; at most two columns of a page wide.
 
@@ -545,6 +546,7 @@ def heat_map(
         high: upper ends of the 95 % intervals, in the frame's shape; needs `low`.
         n: prompt groups per value; one number, or one per value. Omit it for exact numbers, such as cosines.
         title: printed above the axes.
+        digits: decimals of the printed values; None for as many as the values need.
 
     Raises:
         ValueError: no finite value, one of `low` and `high` alone, or ends of another shape.
@@ -567,7 +569,7 @@ def heat_map(
     image = axes.pcolormesh(values, cmap=colours, norm=norm, edgecolors="white", linewidth=0.8)
     bar = figure.colorbar(image, ax=axes, label=label, aspect=max(8, rows * 3), pad=0.02, fraction=0.04)
     bar.outline.set_visible(False)
-    digits = digits_for(values)
+    digits = digits_for(values) if digits is None else digits
     font_size = min(6.5, max(3.5, cell_width * (9 if bounds else 16)))
     for i, j in np.ndindex(rows, columns):
         lower, upper = (part[i, j] for part in bounds) if bounds else (None, None)
@@ -617,7 +619,7 @@ def patching(table: pd.DataFrame, site: str, title: str | None = None) -> Figure
     frame = rows.assign(place=place, shown=shown).pivot(index="place", columns="shown", values="effect")
     frame = frame.loc[list(dict.fromkeys(place)), list(dict.fromkeys(shown))]
     frame.index.name, frame.columns.name = "layer.head" if heads else "layer", "position"
-    return heat_map(frame, f"effect of {site}", centre=0.0, n=rows["n"], title=title)
+    return heat_map(frame, f"effect of {site}", centre=0.0, n=rows["n"], title=title, digits=2)
 
 
 @styled()

@@ -176,9 +176,6 @@ def test_the_command_writes_the_shares_of_both_checkpoints_and_resumes(
     preset = get_preset("tiny", "clues")
     quick = replace(preset, sampling=replace(preset.sampling, max_new_tokens=4))
     monkeypatch.setattr(rounds, "get_preset", lambda name, family: quick)
-    for folder, some in (("debates", debates(4, 8)), ("evaluation/sampled/debates", debates(8))):
-        (run / folder).mkdir(parents=True)
-        write_traces(run / folder / "traces.jsonl", some)
     monkeypatch.setattr(rounds, "read_answer", lambda text, kind: text[:1] or None)
     call = [
         str(run),

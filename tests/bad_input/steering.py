@@ -177,6 +177,23 @@ PATCHED: dict[str, tuple[Any, ...]] = {
     "no answers": ({"answers": None}, "expected answers=(right, wrong)", "got none", "Pass two texts"),
     "one answer": ({"answers": ("A",)}, "expected answers as (right, wrong)", "got 'A'", "Pass both"),
     "a position outside": ({"positions": [10]}, "inside a prompt of 10 tokens", "got 10", "Count tokens"),
+    "one position for a list": ({"positions": 2}, "a list of integers as positions", "got 2", "Pass e.g."),
+    "a truth value as position": ({"positions": [True]}, "a list of integers", "got [True]", "Pass e.g."),
+    "a metric that is no number": (
+        {"metric": lambda logits: logits[:, 0] * float("nan")},
+        "expected finite metrics",
+        "got nan and nan",
+        "another metric",
+    ),
+    **{
+        f"batch_rows {value!r}": (
+            {"batch_rows": value},
+            "batch_rows to be an integer from 1",
+            f"got {value!r}",
+            "another value",
+        )
+        for value in (0, -1, 2.5)
+    },
     "a position by name": ({"positions": {"a": "b"}}, "expected an index or (start, stop)", "got 'b'", "Pass integers"),
 }
 

@@ -252,3 +252,13 @@ def test_what_cannot_be_patched_is_refused(llama: Any) -> None:
         sk.patch(model, tokenizer, CLEAN, CORRUPTED, ANSWERS)
     with pytest.raises(NoSite, match="resid_mid is refused"):
         sk.patch(tiny_model("gpt_neox"), tokenizer, CLEAN, CORRUPTED, ANSWERS, sites="resid_mid", layers=1)
+
+
+def test_attribution_has_its_gradients_inside_inference_mode_and_leaves_none(llama: Any) -> None:
+    model, tokenizer = llama
+    options: dict[str, Any] = {"layers": 1, "method": "attribution"}
+    outside = sk.patch(model, tokenizer, CLEAN, CORRUPTED, ANSWERS, **options).table["effect"]
+    with torch.inference_mode():
+        inside = sk.patch(model, tokenizer, CLEAN, CORRUPTED, ANSWERS, **options).table["effect"]
+    assert inside.tolist() == pytest.approx(outside.tolist())
+    assert all(parameter.grad is None for parameter in model.parameters())
