@@ -31,6 +31,7 @@ from steerkit.io.json import read_json
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
 from steerkit.models.blocks import find_blocks
+from steerkit.models.ends import ends_of
 from steerkit.models.hooks import check_called
 from steerkit.models.kernels import running
 from steerkit.models.model import device_of
@@ -115,11 +116,11 @@ def continuations(
         return value
 
     given = torch.tensor([list(ids)] * len(rows), device=device_of(model))
-    end = tokenizer.eos_token_id
+    ends = sorted(ends_of(model, tokenizer))
     with running(model), torch.inference_mode(), edit_places(model, blocks, by_place, edit) as called:
         out = model.generate(
             input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=max_new_tokens,
-            pad_token_id=end, eos_token_id=end,
+            pad_token_id=ends[0], eos_token_id=ends, repetition_penalty=1.0,
         )  # fmt: skip
     check_called(called, set(by_place))
     return [tokenizer.decode(row[len(ids) :], skip_special_tokens=False) for row in out]

@@ -6,15 +6,17 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 import steerkit as sk
 from steerkit.capture.resid import capture_resid
+from steerkit.models import sites as site_search
 from steerkit.models.blocks import find_blocks
 from steerkit.models.hooks import HookPoint, edit_points, observe_points
-from steerkit.models.sites import points_at
+from steerkit.models.sites import Sites, find_sites, points_at
 from steerkit.steering.steering import Steering
 from steerkit.vectors.vector import SteeringVector
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -94,6 +96,20 @@ def after_the_block(v: SteeringVector) -> Steering:
     return Steering(SteeringVector(v.layers, v.meta), 1.0, "all")
 
 
+def check_sites_do_not_depend_on_a_steering(search: Callable[[Any], Sites]) -> None:
+    model = tiny_model("llama")
+    vector = SteeringVector({1: torch.randn(32, generator=torch.Generator().manual_seed(0))})
+    with Steering(vector, 2.0, "all").on(model):
+        found = search(model)
+    assert found.layers("mlp_out") == found.layers("resid_mid") == [0, 1, 2, 3]
+
+
+def with_the_steering_on(model: Any) -> Sites:
+    """The steering's addition is taken for a part of the block."""
+    with mock.patch.object(site_search, "suspended", lambda _: contextlib.nullcontext([])):
+        return find_sites(model)
+
+
 def plain(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
     return lambda implementation, _: check(implementation)
 
@@ -101,5 +117,8 @@ def plain(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
     "the parts of a block add up": (plain(check_the_parts_add_up), what_is_added, what_attention_returns),
     "a vector acts where it was read": (plain(check_a_vector_acts_where_it_was_read), at_its_site, after_the_block),
+    "sites do not depend on a steering": (
+        plain(check_sites_do_not_depend_on_a_steering), find_sites, with_the_steering_on
+    ),
     "a written middle arrives": (plain(check_a_written_middle_arrives), through_the_sum, at_the_second_norm),
 }  # fmt: skip
