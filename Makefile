@@ -137,6 +137,7 @@ architecture: $(DEV)  ## update the picture and the generated lists of docs/arch
 docs: $(DEV)  ## the documentation site, in runs/site
 	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build
+	@echo 'the search needs a server: $(BIN)/python -m http.server --bind 127.0.0.1 --directory runs/site'
 
 torture: $(VENV)/.peers  ## killed runs, full disks, killed ranks, random inputs; writes docs/reliability.md
 	$(BIN)/python -m tests.torture

@@ -126,7 +126,7 @@ def coefficient_per_row(package: str) -> bool:
         wrapped = repeng.ControlModel(model, [1])
 
         def logits(factor: Any) -> torch.Tensor:
-            wrapped.set_control(control, factor)
+            wrapped.set_control(control, factor.numpy() if isinstance(factor, torch.Tensor) else factor)
             with torch.no_grad():
                 return wrapped(**inputs).logits
 

@@ -1,4 +1,4 @@
-"""A playground: a local page whose sliders steer a live model, both texts streaming side by side.
+"""A playground: a local page whose sliders steer a live model, three texts streaming side by side.
 
 Needs the extra `play` (Starlette and uvicorn). It listens on this machine only.
 """
@@ -10,7 +10,7 @@ import queue
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -32,9 +32,12 @@ from steerkit.steering.positions import POSITIONS
 from steerkit.steering.steering import Steering
 from steerkit.text.prompt import PromptLike, encode_prompt
 from steerkit.text.tokens import decode as decode_ids
+from steerkit.vectors.controls import random_like
 from steerkit.vectors.vector import SteeringVector
 
 MAX_NEW_TOKENS = 512
+CONTROL_SEED = 0
+"""Seed of the random direction that replaces each vector in the third text."""
 UNITS = ("coefficient", "dose")
 MAX_TEMPERATURE = 5.0
 ENDED = -1  # takes the position of a token after the end of a text
@@ -46,7 +49,7 @@ class ClientDisconnected(Exception):
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What the page sends for one pair of texts.
+    """What the page sends for its three texts.
 
     Args:
         prompt: the user's message.
@@ -56,7 +59,7 @@ class GenerationRequest:
         operation: as for `Steering`.
         unit: what the strengths are, `"coefficient"` or `"dose"` (of the median norm of the stream over the prompt).
         max_new_tokens: at most `MAX_NEW_TOKENS`.
-        temperature: 0 is greedy; both texts draw the same random numbers.
+        temperature: 0 is greedy; all texts draw the same random numbers.
         seed: sampling seed.
         watch: vector name and layer whose projections shade the tokens; None for no shading.
     """
@@ -112,7 +115,7 @@ class GenerationRequest:
         return request
 
     def steerings(self, vectors: Mapping[str, SteeringVector]) -> tuple[Steering, ...]:
-        """The steerings of the request; `ValueError` for an unknown vector or layer.
+        """The steerings of the request; `ValueError` for an unknown vector or layer, or unknown positions.
 
         `play` has checked that the vectors fit the model.
         """
@@ -150,6 +153,7 @@ class Texts(NamedTuple):
     Args:
         unsteered: the text without steering.
         steered: the text with it.
+        control: the text with a random direction in place of each vector, of the same norm and strength.
         tokens: per text, `(end, projection)` of each token that was read: where it ends in the text, and the projection
             of its stream on the watched direction, after the steering of that layer. The last token is read one step
             later. Empty without `watch`.
@@ -157,7 +161,8 @@ class Texts(NamedTuple):
 
     unsteered: str
     steered: str
-    tokens: tuple[list[tuple[int, float]], list[tuple[int, float]]]
+    control: str
+    tokens: tuple[list[tuple[int, float]], ...]
 
 
 class _Written:
@@ -182,7 +187,7 @@ def stream(
     request: GenerationRequest,
     stopped: threading.Event,
 ) -> Generator[Texts]:
-    """Yield both texts so far after each token, with the projections of the tokens; both rows share a batch.
+    """Yield the texts so far after each token, with the projections of the tokens; all rows share a batch.
 
     Args:
         stopped: set it to end the decoding at the next token.
@@ -193,10 +198,10 @@ def stream(
     messages: PromptLike = [{"role": "user", "content": request.prompt}] if request.chat else request.prompt
     ids = encode_prompt(tokenizer, messages)
     # a dose is of the norm at the prompt: nothing is generated before the first text
-    (steerings,) = with_coefficients(
-        [request.steerings(vectors)], lambda *_: median_norms(model, [(ids, ())], None, "prompt")
-    )
-    rows = [Row(ids), Row(ids, steerings)]
+    steerings = request.steerings(vectors)
+    random = [replace(one, vector=random_like(one.vector, CONTROL_SEED)) for one in steerings]
+    resolved = with_coefficients([steerings, random], lambda *_: median_norms(model, [(ids, ())], None, "prompt"))
+    rows = [Row(ids), *(Row(ids, one) for one in resolved)]
     limit = context_length(model)
     if limit is not None and len(ids) + request.max_new_tokens > limit:
         raise ValueError(
@@ -205,11 +210,11 @@ def stream(
         )
     watched = request.watched(vectors)
     monitor = Monitor(watched, len(rows)) if watched else None
-    tokens: tuple[list[int], list[int]] = ([], [])
-    progress: queue.Queue[Any] = queue.Queue()  # ids and projections of both rows so far, an exception, or None
+    tokens: tuple[list[int], ...] = tuple([] for _ in rows)
+    progress: queue.Queue[Any] = queue.Queue()  # ids and projections of all rows so far, an exception, or None
 
     def report() -> None:
-        values = [[after for ((_, after),) in row] for row in monitor.rows] if monitor else [[], []]
+        values = [[after for ((_, after),) in row] for row in monitor.rows] if monitor else [[] for _ in rows]
         progress.put([([id for id in row if id != ENDED], read) for row, read in zip(tokens, values, strict=True)])
 
     choose = _choose(request, ends_of(model, tokenizer), tokens, report, stopped)
@@ -222,14 +227,14 @@ def stream(
 
     def run() -> None:
         try:
-            for _ in in_batches(model, rows, request.max_new_tokens, decode, 2):
+            for _ in in_batches(model, rows, request.max_new_tokens, decode, len(rows)):
                 pass
             progress.put(None)
         except Exception as error:  # raised again in the thread that reads the texts
             progress.put(error)
 
     worker = threading.Thread(target=run, daemon=True)
-    written = _Written(tokenizer), _Written(tokenizer)
+    written = [_Written(tokenizer) for _ in rows]
     worker.start()
     try:
         while (item := progress.get()) is not None:
@@ -240,7 +245,8 @@ def stream(
             for row, (ids_so_far, _) in zip(written, item, strict=True):
                 row.extend(ids_so_far)
             read = [list(zip(row.ends, values, strict=False)) for row, (_, values) in zip(written, item, strict=True)]
-            yield Texts(written[0].text, written[1].text, (read[0], read[1]))
+            unsteered, steered, control = (row.text for row in written)
+            yield Texts(unsteered, steered, control, tuple(read))
     finally:  # wait until no forward runs through the model's hooks
         stopped.set()
         worker.join()

@@ -21,7 +21,7 @@ pytest.importorskip("uvicorn", reason="the extra `play` is not installed")
 import uvicorn
 from starlette.testclient import TestClient
 
-from steerkit.show.play import GenerationRequest, _Written, app, play, stream
+from steerkit.show.play import CONTROL_SEED, GenerationRequest, _Written, app, play, stream
 from steerkit.steering.dose import median_norms
 from steerkit.sweeps.projections import _token_ends
 from tests.browser import Tab
@@ -68,13 +68,15 @@ def test_a_strength_in_doses_is_of_the_median_norm_over_the_prompt(parts) -> Non
     asked = [{"role": "user", "content": "tell me"}]
     norms = median_norms(model, [(sk.render(tokenizer, asked).ids, ())], None, "prompt")
     steering = sk.Steering(vectors["up"], dose=4.0, layer=1)
-    wanted = sk.generate(model, tokenizer, [asked] * 2, max_new_tokens=8, steering=[None, steering], norms=norms)
-    assert [texts[-1].unsteered, texts[-1].steered] == wanted and wanted[0] != wanted[1]
+    control = sk.Steering(sk.random_like(vectors["up"].at(1), seed=CONTROL_SEED), dose=4.0)
+    rows = [None, steering, control]
+    wanted = sk.generate(model, tokenizer, [asked] * 3, max_new_tokens=8, steering=rows, norms=norms)
+    assert list(texts[-1][:3]) == wanted and len(set(wanted)) == 3
 
 
 def test_without_steering_both_texts_are_the_same(parts) -> None:
     request = GenerationRequest.from_json({**REQUEST, "strengths": {"up": [1, 0]}, "temperature": 1.0})
-    assert all(one.unsteered == one.steered for one in stream(*parts, request, threading.Event()))
+    assert all(one.unsteered == one.steered == one.control for one in stream(*parts, request, threading.Event()))
 
 
 def test_tokens_are_shaded_live_by_the_projections_of_generate(parts) -> None:
@@ -85,7 +87,7 @@ def test_tokens_are_shaded_live_by_the_projections_of_generate(parts) -> None:
     steering = [None, sk.Steering(vectors["up"].at(1), 1.0)]
     watch = {"up": vectors["up"].at(2)}
     wanted = sk.generate(model, tokenizer, asked, max_new_tokens=8, steering=steering, watch=watch)
-    for text, tokens, one in zip(texts[-1][:2], texts[-1].tokens, wanted, strict=True):
+    for text, tokens, one in zip(texts[-1][:2], texts[-1].tokens[:2], wanted, strict=True):
         ends = [end for end, _ in tokens]
         assert text == one.text and ends == sorted(ends) and ends[-1] == len(text)
         values = one.projections["up"]["after"].tolist()
@@ -93,7 +95,7 @@ def test_tokens_are_shaded_live_by_the_projections_of_generate(parts) -> None:
     counts = [len(one.tokens[0]) for one in texts]
     assert counts == [*range(len(counts))]  # a token is read one step after its choice
     without = stream(model, tokenizer, vectors, GenerationRequest.from_json(REQUEST), threading.Event())
-    assert [one[:2] for one in without] == [one[:2] for one in texts[:-1]]
+    assert [one[:3] for one in without] == [one[:3] for one in texts[:-1]]
 
 
 @pytest.mark.parametrize("watch", [["down", 1], ["up", 3]])
@@ -216,7 +218,7 @@ def address(smollm: Any, warm: dict[str, sk.SteeringVector]) -> Iterator[str]:
     serving.join()
 
 
-def test_in_a_browser_the_slider_steers_the_real_model_and_both_texts_stream(
+def test_in_a_browser_the_slider_steers_the_real_model_once_and_three_texts_stream(
     tab: Tab, address: str, smollm: Any, warm: dict[str, sk.SteeringVector]
 ) -> None:
     tab.open(address)
@@ -226,17 +228,26 @@ def test_in_a_browser_the_slider_steers_the_real_model_and_both_texts_stream(
         "window.seen = []; new MutationObserver(() => seen.push(at('steered').textContent))"
         ".observe(at('steered'), { childList: true, subtree: true })"
     )
+    tab.js("window.sent = []; window.send = fetch")
+    tab.js("fetch = (path, options) => (sent.push(options.body), send(path, options))")
+    tab.js("at('first').value = '6'")
     tab.js("document.querySelector('input[type=range]').focus()")
-    for _ in range(20):
+    for _ in range(12):
         tab.press("ArrowRight")
-    assert tab.js("document.querySelector('output').textContent") == "2.00"
+    assert tab.js("document.querySelector('output').textContent") == "0.60"
     tab.until("at('status').textContent === 'done'")
+    assert len(tab.js("sent")) == 1, "a generation per key"
+    assert json.loads(tab.js("sent[0]"))["positions"] == "from_last_prompt_token:6"
+    assert tab.js("document.querySelectorAll('input[type=range]').length") == len(warm)
     layer = int(tab.js("document.querySelector('#strengths select').value"))
-    asked = [[{"role": "user", "content": "How is your day?"}]] * 2
-    steering = sk.Steering(warm["warm"].at(layer), 2.0, "from_last_prompt_token")
-    expected = sk.generate(*smollm, asked, max_new_tokens=12, steering=[None, steering])
-    assert [tab.js(f"at('{name}').textContent") for name in ("unsteered", "steered")] == expected
-    assert expected[0] != expected[1]
+    asked = [{"role": "user", "content": "How is your day?"}]
+    norms = median_norms(smollm[0], [(sk.render(smollm[1], asked).ids, ())], None, "prompt")
+    vector = warm["warm"].at(layer)
+    both = (vector, sk.random_like(vector, seed=CONTROL_SEED))
+    rows = [None, *(sk.Steering(one, dose=0.6, positions="from_last_prompt_token:6") for one in both)]
+    expected = sk.generate(*smollm, [asked] * 3, max_new_tokens=12, steering=rows, norms=norms)
+    assert [tab.js(f"at('{name}').textContent") for name in ("unsteered", "steered", "control")] == expected
+    assert len(set(expected)) == 3
     assert len(tab.js("seen")) > 3, "the text came at once, not token by token"
     assert tab.js("document.querySelector('#steered mark').textContent") != ""
     assert tab.js("document.querySelectorAll('#steered .token, #unsteered .token').length") >= 12
@@ -259,7 +270,7 @@ def test_in_a_browser_hostile_names_and_texts_are_only_text(tab: Tab, parts: Any
     try:
         tab.open(f"http://127.0.0.1:{bound.getsockname()[1]}/")
         assert tab.until("document.querySelector('#strengths span')?.textContent") == name
-        tab.js("show('<b>plain', '<b>plain</b><script>window.hit = 1</script>')")
+        tab.js("show(['<b>plain', '<b>plain</b><script>window.hit = 1</script>', '<b>'])")
         assert tab.js("at('steered').textContent") == "<b>plain</b><script>window.hit = 1</script>"
         assert tab.js("[window.hit, document.images.length, document.querySelectorAll('b').length]") == [None, 0, 0]
     finally:
