@@ -32,6 +32,8 @@ ARENAS = {
 }
 """Keeps freed memory in the process: the C library would otherwise return and request it in every training step."""
 STARTED = "started.json"
+REPORT_EVERY = 60.0
+"""Seconds between two reports of the running steps."""
 SPREAD = 1000
 """Controls of neighbouring training seeds are drawn by seeds that are this far apart."""
 TRAIT = "fools,ha"
@@ -242,6 +244,9 @@ def _run(out: Path, family: str, seed: int) -> Path:
 def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
     """Run every step as soon as the steps that it needs are finished, several at a time.
 
+    Once a minute it prints how many steps are done, and for each running step its minutes and the last line of its log,
+    which has the step's own estimate of the rest.
+
     Args:
         steps: all steps.
         out: folder of the logs and of the marks of completion.
@@ -258,6 +263,7 @@ def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
     done = {s.name for s in steps if not s.always and _marked(marks / s.name, configs[s.name])}
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     failed: list[str] = []
+    reported = time.monotonic()
     try:
         while len(done) < len(steps) and (running or not failed):
             ready = [s for s in steps if s.name not in done and s.name not in running and done.issuperset(s.needs)]
@@ -277,6 +283,9 @@ def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
                     write_json(marks / name, {"step": configs[name], "seconds": round(seconds, 1)})
                     done.add(name)
                     print(f"{name}: done in {seconds:.0f} s ({len(done)} of {len(steps)})", flush=True)
+            if time.monotonic() - reported >= REPORT_EVERY and running:
+                reported = time.monotonic()
+                print(_report(len(done), len(steps), {name: began for name, (_, began) in running.items()}, logs))
             time.sleep(0.2)
     finally:
         for process, _ in running.values():
@@ -286,6 +295,17 @@ def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
         log = logs / f"{failed[0]}.log"
         end = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
         raise RuntimeError(f"expected every step to succeed; {failed} did not. The end of {log}:\n{end}")
+
+
+def _report(done: int, total: int, running: Mapping[str, float], logs: Path) -> str:
+    """How many steps are done; each running step with its minutes and the last line of its log."""
+    lines = [f"{done} of {total} steps done"]
+    for name, began in running.items():
+        log = (logs / f"{name}.log").read_text(errors="replace").splitlines()
+        lines.append(
+            f"  {name}, {(time.monotonic() - began) / 60:.0f} min: {log[-1][-120:] if log else 'no output yet'}"
+        )
+    return "\n".join(lines)
 
 
 def _start(step: Step, logs: Path, share: int) -> subprocess.Popen[bytes]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis.paper import reproduce
 from analysis.paper.claims import (  # fmt: skip
     ALONE,
     HOLDS,
@@ -56,6 +57,21 @@ def test_steps_run_once_in_the_order_of_their_needs(tmp_path, capsys) -> None:
     assert "first: done" in capsys.readouterr().out  # another command under the same name is another step
     carry_out([steps[0], changed], tmp_path, workers=1)
     assert capsys.readouterr().out.startswith("second: started")  # what needs it is another step, too
+
+
+def test_running_steps_are_reported_with_the_last_line_of_their_logs(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(reproduce, "REPORT_EVERY", 0.0)
+    line = "SFT: 3 of 8, 60 s, about 100 s left"
+    until = f"import os\nfor _ in range(10**7):\n if os.path.exists({str(tmp_path / 'seen')!r}): break"
+    work = ("-n", "1", "-r", "1", "-s", f"print({line!r}, flush=True)", until)
+    monkeypatch.setattr(reproduce, "print", lambda text, **_: _note(text, line, tmp_path / "seen"), raising=False)
+    carry_out([Step("training", "timeit", work)], tmp_path, workers=1)
+    assert "0 of 1 steps done" in (tmp_path / "seen").read_text()
+
+
+def _note(text: str, line: str, seen: Path) -> None:
+    if line in text:
+        seen.write_text(text)
 
 
 def test_a_step_that_fails_stops_what_needs_it_and_shows_its_log(tmp_path) -> None:
