@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.banned_words import NONE_IN_PAGES, WORDS
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 CONFIG = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 PAGES = sorted(DOCS.rglob("*.md"))
 OUTSIDE = {"changelog.md", "contributing.md", "speed.md"}
 """Pages that `docs/site/outside.py` adds."""
+
+
+GENERATED = {"results.md", "results-smollm2.md", "architectures.md", "reliability.md"}
+"""Pages whose words are those of runs and of errors."""
 
 
 def listed() -> list[str]:
@@ -49,3 +55,12 @@ def test_no_page_loads_anything_from_a_network() -> None:
         text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         assert not re.search(r"<script|!\[[^]]*\]\(https?:|<img[^>]+https?:|```mermaid", text), page
     assert "http" not in CONFIG and "font: false" in CONFIG
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_has_no_word_that_readers_stumble_over(page: Path) -> None:
+    if page.name in GENERATED:
+        pytest.skip("its words are those of runs")
+    text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = {word for word in NONE_IN_PAGES if re.search(rf"\b(?:{WORDS[word]})\b", text, re.IGNORECASE)}
+    assert found == set()
