@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -72,10 +73,10 @@ class VectorFolder:
         return self._served
 
     def _files(self) -> Iterator[File]:
-        for entry in vector_files(self.path):
+        for file in vector_files(self.path):
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                about = entry.stat()
-                yield entry.name, about.st_mtime_ns, about.st_size
+                about = file.stat()
+                yield file.name, about.st_mtime_ns, about.st_size
 
     def _vectors_of(self, file: Path) -> list[Served]:
         try:
@@ -136,13 +137,14 @@ class VectorFolder:
         return Served(name, content, tuple(vector.layers), zero, norm, LARGEST.get(model.dtype, LARGEST_WIDE))
 
 
-def vector_files(folder: Path) -> list[Path]:
-    """The files of a folder that hold vectors."""
-    return [
-        entry
-        for entry in folder.iterdir()
-        if entry.suffix in SUFFIXES and not entry.name.endswith(".meta.json") and entry.is_file()
-    ]
+def vector_files(folder: Path) -> list[os.DirEntry[str]]:
+    """The files of a folder that hold vectors; each request looks at them, so no `Path` is made."""
+    with os.scandir(folder) as entries:
+        return [
+            entry
+            for entry in entries
+            if entry.name.endswith(SUFFIXES) and not entry.name.endswith(".meta.json") and entry.is_file()
+        ]
 
 
 def stored_vector(folder: Path, content: str) -> SteeringVector:

@@ -159,7 +159,7 @@ def _delete(known: _Known, name: str) -> None:
 
 
 def _files_of(folder: VectorFolder, name: str) -> list[Path]:
-    return [path for path in vector_files(folder.path) if path.stem == name]
+    return [path for path in map(Path, vector_files(folder.path)) if path.stem == name]
 
 
 def _check_name(name: str) -> None:

@@ -95,7 +95,7 @@ class VLLM(Remote):
         """See `Remote`; the vectors that were put longest ago go first."""
         known = self.folder.served()
         room = self.settings.capacity - sum(len(one.layers) for one in known.values())
-        files = [file for file in vector_files(self.folder.path) if file.stem.startswith(BY_CONTENT)]
+        files = [file for file in map(Path, vector_files(self.folder.path)) if file.name.startswith(BY_CONTENT)]
         for file in sorted(files, key=lambda one: one.stat().st_mtime_ns):
             if room >= pairs:
                 return

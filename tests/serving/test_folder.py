@@ -64,7 +64,8 @@ def test_two_files_of_one_name_are_both_refused_by_name(tmp_path) -> None:
 
 def test_a_file_that_is_removed_while_the_folder_is_read_is_not_served(tmp_path, monkeypatch) -> None:
     vector().save(tmp_path / "one.safetensors")
-    monkeypatch.setattr(folder_module, "vector_files", lambda path: [path / "gone.safetensors", *path.glob("one.*")])
+    original = folder_module.vector_files
+    monkeypatch.setattr(folder_module, "vector_files", lambda path: [path / "gone.safetensors", *original(path)])
     assert list(VectorFolder(tmp_path, MODEL).served()) == ["one"]
 
 
