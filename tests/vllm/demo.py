@@ -34,7 +34,8 @@ def through_vllm(run: Path, out: Path) -> dict[str, Any]:
     choices, _, norms = choose(model, tokenizer, vectors, parts, settings, run)
     asked = read_json(run / "tables" / "asked.json")
     own = run_test(model, tokenizer, vectors, choices, parts["test"], norms, settings, run)
-    with sk.serving.VLLM(default_checkpoint(), dtype="float32", max_model_len=512, block_size=32) as engine:
+    options = {"dtype": "float32", "max_model_len": 512, "block_size": 32, "enforce_eager": True}
+    with sk.serving.VLLM(default_checkpoint(), **options) as engine:
         began = time.monotonic()
         served = run_test(model, tokenizer, vectors, choices, parts["test"], norms, settings, out, engine)
         seconds = time.monotonic() - began
