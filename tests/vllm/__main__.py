@@ -118,7 +118,7 @@ def page() -> str:
         "",
         "Written by `python -m tests.vllm`. SmolLM2-135M-Instruct in float32, greedy, 64 new tokens, end tokens "
         "ignored. A row may differ where our engine's margin at the first token that differs is at most "
-        f"{MARGIN:g} nats.",
+        f"{MARGIN:g} nats. Seconds include the engine's start and are no measure of speed: other jobs ran beside.",
         "",
         "| mode | requests | equal | steering changed | largest margin | counter | seconds | |",
         "|---|---|---|---|---|---|---|---|",
