@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.vllm.modes import ENVIRONMENT
 
-READY_S = 240
+READY_S = 600
 
 
 @dataclass
