@@ -1,7 +1,8 @@
 """Conditional steering on a real model: numbered steps in answers to questions, and a repetition task left as it is.
 
-Target prompts are the demo's questions; the unrelated task is to repeat the same question word for word. Both prompts
-end with the same words, so that the condition cannot tell them apart by their topic or their last words. The vector is
+Target prompts are the demo's questions; the unrelated task is to repeat a text word for word. By default the text is
+the same question: both prompts end with the same words, so that the condition cannot tell them apart by their topic or
+their last words. With `repeat=answer` it is the plain answer to the question, which is easier. The vector is
 the demo's: "numbered steps", read from instructions at the last token, with the layer, coefficient and positions that
 the demo chose on its validation questions (results/demo). The condition reads the difference in means of both kinds of
 prompts at their last token, at the layer with the largest ROC AUC on validation prompts, where its threshold is chosen
@@ -16,7 +17,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -45,6 +46,7 @@ class Setting:
 
     Args:
         layer, coefficient, positions: those that the demo chose for numbered steps (results/demo/gains.csv).
+        repeat: what the unrelated task repeats, the question or its plain answer.
         condition_layers: layers that the condition may read.
         train, test: numbers of questions of the demo's splits.
         validation: number of questions: the demo's, and those of its training split that `train` leaves over.
@@ -56,6 +58,7 @@ class Setting:
     layer: int = 20
     coefficient: float = 2.5
     positions: str = "from_last_prompt_token:4"
+    repeat: Literal["question", "answer"] = "question"
     condition_layers: tuple[int, ...] = (2, 5, 8, 11, 14, 17, 20)
     train: int = 48
     validation: int = 32
@@ -64,22 +67,32 @@ class Setting:
     max_new_tokens: int = 32
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.repeat not in ("question", "answer"):
+            raise ValueError(f"expected repeat 'question' or 'answer'; got {self.repeat!r}. Pass one of them.")
 
-def prompts(questions: Sequence[Question]) -> dict[str, list[Any]]:
-    """Target prompts (questions) and prompts of the unrelated task (repeat the question), by label."""
 
-    def repeat(question: Question) -> list[dict[str, str]]:
-        text = f"Repeat this question word for word: {question.question}"
+def repeated(question: Question, repeat: str) -> str:
+    """The text that the unrelated task repeats."""
+    return question.question if repeat == "question" else question.answers["plain"]
+
+
+def prompts(questions: Sequence[Question], repeat: str) -> dict[str, list[Any]]:
+    """Target prompts (questions) and prompts of the unrelated task (repeat a text), by label."""
+    kind = "question" if repeat == "question" else "text"
+
+    def asked(question: Question) -> list[dict[str, str]]:
+        text = f"Repeat this {kind} word for word: {repeated(question, repeat)}"
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
-    return {TARGET: [one.messages() for one in questions], OTHER: [repeat(one) for one in questions]}
+    return {TARGET: [one.messages() for one in questions], OTHER: [asked(one) for one in questions]}
 
 
 def calibrated(model: Any, tokenizer: Any, parts: Mapping[str, Sequence[Question]], setting: Setting) -> sk.Calibration:
     """The condition of the best layer: direction from training prompts, layer and threshold from validation prompts."""
 
     def read(name: str) -> sk.Activations:
-        texts, groups = prompts(parts[name]), [one.id for one in parts[name]] * 2
+        texts, groups = prompts(parts[name], setting.repeat), [one.id for one in parts[name]] * 2
         return sk.collect(model, tokenizer, texts, layers=setting.condition_layers, position="last", groups=groups)
 
     train, validation = read("train"), read("validation")
@@ -102,8 +115,14 @@ def swept(
 ) -> pd.DataFrame:
     """Texts of the tasks with their score: numbered steps of an answer, ROUGE-L of a repetition to its text."""
     rows = [
-        {"prompt": prompt, "id": f"{label}-{one.id}", "group": one.id, "task": label, "reference": one.question}
-        for label, some in prompts(questions).items()
+        {
+            "prompt": prompt,
+            "id": f"{label}-{one.id}",
+            "group": one.id,
+            "task": label,
+            "reference": repeated(one, setting.repeat),
+        }
+        for label, some in prompts(questions, setting.repeat).items()
         for one, prompt in zip(questions, some, strict=True)
         if label in tasks
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from analysis.recipes.conditional import LABELS, OTHER, TARGET, effects, prompts, rates
+from analysis.recipes.conditional import LABELS, OTHER, TARGET, effects, main, prompts, rates
 from steerkit.demo.questions import read_questions
 
 
@@ -60,9 +60,17 @@ def test_a_prompt_counts_as_fired_where_any_position_was_steered() -> None:
     assert found["share_steered"].to_dict() == {TARGET: pytest.approx(0.25), OTHER: 0.0}
 
 
-def test_both_tasks_have_a_prompt_per_question_with_the_same_content() -> None:
+@pytest.mark.parametrize("repeat", ["question", "answer"])
+def test_both_tasks_have_a_prompt_per_question_with_the_same_content(repeat: str) -> None:
     some = read_questions()[:3]
-    made = prompts(some)
+    made = prompts(some, repeat)
     assert [len(made[label]) for label in LABELS] == [3, 3]
-    for question, ask, repeat in zip(some, made[TARGET], made[OTHER], strict=True):
-        assert ask[-1]["content"] == question.question and repeat[-1]["content"].endswith(f": {question.question}")
+    for question, ask, other in zip(some, made[TARGET], made[OTHER], strict=True):
+        text = question.question if repeat == "question" else question.answers["plain"]
+        assert ask[-1]["content"] == question.question and other[-1]["content"].endswith(f" word for word: {text}")
+
+
+def test_another_text_to_repeat_is_refused_on_the_command_line(tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path / "out"), "--set", "repeat=both"])
+    assert "got 'both'" in capsys.readouterr().err and not (tmp_path / "out").exists()
