@@ -19,6 +19,8 @@ import pandas as pd
 import steerkit as sk
 from analysis.published import published
 from analysis.sizes import sizes
+from steerkit.demo.questions import read_questions
+from steerkit.demo.traits import PERSONAS
 from steerkit.io.tables import read_table, write_table
 from steerkit.models.identity import describe
 
@@ -99,6 +101,29 @@ def write_demo(run: Path, out: Path) -> None:
     for name in DEMO:
         table, meta = read_table(run / "tables" / f"{name}.csv")
         write_table(out / "demo" / f"{name}.csv", table, published(meta))
+    test, meta = read_table(run / "tables" / "test.parquet")
+    write_table(out / "demo" / "texts.csv", demo_texts(test), published(meta))
+
+
+def demo_texts(test: pd.DataFrame, n: int = 3) -> pd.DataFrame:
+    """The texts of each persona on the first `n` test questions, unsteered and steered, as they are."""
+    questions = {question.id: question.question for question in read_questions()}
+    rows = []
+    for persona in PERSONAS:
+        own = test[test["vector"] == persona]
+        for prompt_id in list(dict.fromkeys(own["prompt_id"]))[:n]:
+            plain, steered = (part.iloc[0] for _, part in own[own["prompt_id"] == prompt_id].groupby("coefficient"))
+            rows.append(
+                {
+                    "persona": persona,
+                    "prompt_id": prompt_id,
+                    "question": questions[prompt_id],
+                    "answer": plain["answer"],
+                    **{f"{name}_unsteered": plain[name] for name in ("text", "trait", "right")},
+                    **{f"{name}_steered": steered[name] for name in ("text", "trait", "right")},
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def write_readme(out: Path) -> None:

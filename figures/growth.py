@@ -21,7 +21,9 @@ def growth(measured: pd.DataFrame) -> Any:
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     jobs = list(measured.groupby("grows", sort=False))
-    figure, grid = new_figure(1.5 * TWO_COLUMNS, 3.6, None, 2, len(jobs), sharex="col")
+    figure, grid = new_figure(
+        1.8 * TWO_COLUMNS, 3.6, "Seconds and memory over the size of a job", 2, len(jobs), sharex="col"
+    )
     for column, (name, part) in zip(grid.T, jobs, strict=True):
         size = part["size"].to_numpy()
         for axes, quantity, color in zip(column, QUANTITIES, PALETTE, strict=False):

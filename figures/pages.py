@@ -35,16 +35,24 @@ def _read(name: str, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return read_table(folder / f"{name}.csv")
 
 
-def _demo(name: str, draw: Callable[[pd.DataFrame, str], Any], part: str, folder: Path) -> Drawn:
-    table, meta = _read(f"demo/{name}", folder)
-    return draw(table, f"{part}, {meta['checkpoint']}, {meta['weights']}"), meta
+def _demo_gains(folder: Path) -> Drawn:
+    table, meta = _read("demo/gains", folder)
+    lows = table[table["score"] == "trait"].groupby("persona", sort=False)["low"].min()
+    names = [PERSONAS[str(name)] for name in lows.index[lows > 0]]
+    title = f"Steering raises the trait score of {' and '.join(names)}" if names else "Steering raises no trait score"
+    return gain_figure(table, title), meta
+
+
+def _demo_dose(folder: Path) -> Drawn:
+    table, meta = _read("demo/dose_curves", folder)
+    return dose_figure(table, "Scores over the coefficient, on the questions that chose it"), meta
 
 
 def _tutorial(folder: Path) -> Drawn:
     table, meta = _read("tutorial/curves", folder)
     place = f"layer {table['layer'].iloc[0]}"
     panels = {str(score): {place: part} for score, part in table.groupby("score", sort=False)}
-    title = "Cheerful minus gloomy words in a text, and its perplexity"
+    title = "Steering adds cheerful words, random directions do not"
     return curve_grid(panels, "coefficient", controls=["cheerful/random"], title=title, log=["perplexity"]), meta
 
 
@@ -101,8 +109,8 @@ def _fact_recall(folder: Path) -> Drawn:
 
 PICTURES: Mapping[str, Callable[[Path], Drawn]] = {
     "docs/dose.png": _dose,
-    "docs/demo-gains.png": lambda folder: _demo("gains", gain_figure, "test", folder),
-    "docs/demo-dose.png": lambda folder: _demo("dose_curves", dose_figure, "validation", folder),
+    "docs/demo-gains.png": _demo_gains,
+    "docs/demo-dose.png": _demo_dose,
     "docs/tutorial-curves.png": _tutorial,
     "docs/agents-read.png": lambda folder: _from_table("miniature/clues/separability", agents.separability, folder),
     "docs/agents-steered.png": lambda folder: _from_table(
@@ -153,6 +161,31 @@ def demo_table(folder: Path) -> str:
     ]
     header = ("persona", "trait: unsteered -> steered (asked for it)", "gain over coefficient 0", "over random")
     return _table((*header, "over shuffled labels", "right answers", "perplexity", "steered"), rows)
+
+
+def demo_texts(folder: Path) -> str:
+    """The demo's first three test texts of numbered steps, unsteered and steered, with trait score and correctness."""
+    table, _ = _read("demo/texts", folder)
+    rows = [
+        [row.question, _as_cell(row.text_unsteered), _as_cell(row.text_steered), f"{row.trait_steered:.2f}",
+         " to ".join("right" if value else "wrong" for value in (row.right_unsteered, row.right_steered))]
+        for row in table[table["persona"] == "steps"].itertuples()
+    ]  # fmt: skip
+    return _table(("question", "unsteered", "steered", "trait score", "answer"), rows)
+
+
+def _as_cell(text: str) -> str:
+    """A text in a cell of a table: line breaks are kept, and nothing in it is Markdown or HTML."""
+    for sign, written in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        ("|", "&#124;"),
+        ("*", "&#42;"),
+        ("_", "&#95;"),
+        ("`", "&#96;"),
+    ):
+        text = text.replace(sign, written)
+    return text.strip().replace("\n", "<br>")
 
 
 def dose_table(folder: Path) -> str:
@@ -504,6 +537,7 @@ def rates_table(folder: Path) -> str:
 
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "demo": demo_table,
+    "demo-texts": demo_texts,
     "dose": dose_table,
     "sizes": sizes_table,
     "comparison": comparison_table,

@@ -55,10 +55,10 @@ def training_curves(logs: pd.DataFrame, title: str | None = None) -> Any:
         if len(names) > 1:
             low, high = axes.get_ylim()
             axes.set_ylim(low, high + 0.25 * (high - low))  # room for the legend above the curves
-            axes.legend(loc="upper left", fontsize=5.5, ncols=len(names), columnspacing=1)
+            axes.legend(loc="upper left", ncols=len(names), columnspacing=1)
     for axes in grid[-1]:
         axes.set_xlabel("GRPO step")
     seeds = logs["seed"].nunique()
     size = f"Thick: mean over {seeds} seed{'s' * (seeds > 1)}, each step's batch of completions; thin: each seed."
-    figure.supxlabel(size, x=0.01, ha="left", size=6.5)
+    figure.supxlabel(size, x=0.01, ha="left")
     return figure

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from steerkit.vectors.vector import SteeringVector
 
 
-ONE_COLUMN = 3.3  # inches
-TWO_COLUMNS = 6.9
+ONE_COLUMN = 3.25  # inches: a column of a page with two
+TWO_COLUMNS = 5.5  # the text of a page with one
+SMALLEST = 7.0  # points
 DPI = 200
 INK = "#262626"
 GREY = "#6E6E6E"
@@ -37,7 +38,13 @@ DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (7, 2)))
 STYLE: dict[str, Any] = {
     "figure.dpi": DPI,
     "font.family": ["DejaVu Sans"],
-    "font.size": 6.5,
+    "font.size": SMALLEST,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": SMALLEST,
+    "xtick.labelsize": SMALLEST,
+    "ytick.labelsize": SMALLEST,
+    "legend.fontsize": SMALLEST,
+    "legend.title_fontsize": SMALLEST,
     "text.color": INK,
     "text.parse_math": False,
     "pdf.fonttype": 42,
@@ -221,7 +228,7 @@ def curve_grid(
         )
     looks = _looks(frames, series, controls)
     legend_text = {name: (labels or {}).get(name, name) for name in looks}
-    legend_columns = max(1, min(len(looks), int(width * 16) // (max(map(len, legend_text.values())) + 8)))
+    legend_columns = max(1, min(len(looks), int(width * 15) // (max(map(len, legend_text.values())) + 8)))
     doses = {persona: _dose_per_coefficient([row[persona] for row in panels.values()]) for persona in names[0]}
     height = max(1.65, 1.1 * len(panels)) + 0.14 * math.ceil(len(looks) / legend_columns)
     height += 0.25 * any(doses.values()) + 0.55 + 0.2 * bool(title) + 0.15 * any(doses)
@@ -272,9 +279,9 @@ def _set_log_axis(axes: Any, least: float) -> None:
 def _add_dose_axis(axes: Any, dose: float) -> None:
     """Add an axis on top for the relative dose, `dose` times |coefficient|."""
     axis = axes.secondary_xaxis("top", functions=(lambda c: c * dose, lambda d: d / dose))
-    axis.set_xlabel("relative dose |c|\u00b7\u2016v\u2016 / \u2016h\u2016", size=6, color=GREY)
+    axis.set_xlabel("relative dose |c|\u00b7\u2016v\u2016 / \u2016h\u2016", size=SMALLEST, color=GREY)
     axis.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    axis.tick_params(labelsize=5.5, labelcolor=GREY)
+    axis.tick_params(labelcolor=GREY)
 
 
 @dataclass(frozen=True)
@@ -536,7 +543,7 @@ def heat_map(
     title: str | None = None,
     digits: int | None = None,
 ) -> Figure:
-    """Draw a matrix in colours with its values in the cells; at most two columns of a page wide.
+    """Draw a matrix in colours, at most two columns of a page wide. Values and intervals are printed where they fit.
 
     Args:
         frame: rows x columns of numbers; NaN is shown as a dash. The names of its two axes become the axis labels.
@@ -570,12 +577,15 @@ def heat_map(
     bar = figure.colorbar(image, ax=axes, label=label, aspect=max(8, rows * 3), pad=0.02, fraction=0.04)
     bar.outline.set_visible(False)
     digits = digits_for(values) if digits is None else digits
-    font_size = min(6.5, max(3.5, cell_width * (9 if bounds else 16)))
+    has_bounds = bool(bounds) and cell_width >= 0.6
+    has_values = cell_width >= 0.3
     for i, j in np.ndindex(rows, columns):
-        lower, upper = (part[i, j] for part in bounds) if bounds else (None, None)
+        if not has_values:
+            break
+        lower, upper = (part[i, j] for part in bounds) if has_bounds else (None, None)
         text = interval_text(values[i, j], lower, upper, digits, typographic=True).replace(" ", "\n", 1)
         ink = _readable(image.to_rgba(values[i, j]))
-        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink, size=font_size)
+        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink)
     for axis, names in ((axes.xaxis, frame.columns), (axes.yaxis, frame.index)):
         texts = [name if isinstance(name, str) else f"{name:g}".replace("-", MINUS) for name in names]
         axis.set_ticks(np.arange(len(names)) + 0.5, texts)
@@ -586,10 +596,10 @@ def heat_map(
     axes.tick_params(length=0)
     axes.grid(False)
     axes.set_ylim(rows, 0)
-    notes = ["In brackets 95 % intervals."] if bounds else []
+    notes = ["In brackets 95 % intervals." if has_bounds else "95 % intervals are in the table."] if bounds else []
     if n is not None:
         notes.append(f"n = {_range_text(n)} prompt groups.")
-    figure.supxlabel(" ".join(notes), x=0.01, ha="left", size=6.5)
+    figure.supxlabel(" ".join(notes), x=0.01, ha="left", size=SMALLEST)
     return figure
 
 
@@ -638,7 +648,7 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
     _check_columns(frame, ["name", "comparison", "gain", "low", "high", "n", "p"])
     digits = digits_for(frame["gain"])
     left = [""]
-    right = [f"{'mean [95 % interval]':>24} {'n':>5} {'p':>9}"]
+    right = [f"{'mean [95 % interval]':>20} {'n':>3} {'p':>7}"]
     lines = len(frame) + frame["name"].nunique()
     figure, [[axes]] = new_figure(TWO_COLUMNS, 0.17 * lines + 0.75 + 0.2 * bool(title), title)
     for name, part in frame.groupby("name", sort=False):
@@ -649,13 +659,13 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
             axes.plot(row["gain"], len(left), "o", color=PALETTE[0], markersize=4)
             estimate = interval_text(row["gain"], row["low"], row["high"], digits, typographic=True)
             left.append(str(row["comparison"]))
-            right.append(f"{estimate:>24} {row['n']:>5.0f} {DASH if math.isnan(row['p']) else p_text(row['p']):>9}")
+            right.append(f"{estimate:>20} {row['n']:>3.0f} {DASH if math.isnan(row['p']) else p_text(row['p']):>7}")
     axes.axvline(0, color=INK, lw=0.7, zorder=1)
     axes.set_yticks(range(len(left)), left)
     for text, tick in zip(right, axes.get_yticklabels(), strict=True):
         tick.set_weight("normal" if text else "bold")
     table = axes.secondary_yaxis("right")
-    table.set_yticks(range(len(right)), right, family="DejaVu Sans Mono", size=6)
+    table.set_yticks(range(len(right)), right, family="DejaVu Sans Mono")
     for axis in (axes, table):
         axis.tick_params(axis="y", length=0)
         axis.spines[:].set_visible(False)
@@ -711,7 +721,7 @@ def token_projections(
         axes.set_ylabel(f"projection on\n{name}")
         axes.grid(False, axis="x")
     tokens = [token.replace("\n", "\u21b5") for token in shown["token"].astype(str)]
-    grid[-1, 0].set_xticks(range(len(tokens)), tokens, rotation=90, size=5.5)
+    grid[-1, 0].set_xticks(range(len(tokens)), tokens, rotation=90)
     grid[-1, 0].set_xlim(-0.5, len(tokens) - 0.5)
     return figure
 
