@@ -12,7 +12,7 @@ from torch import nn
 from steerkit.io.files import sha256
 from steerkit.models.context import check_fits
 from steerkit.text.pairs import ContrastPair
-from steerkit.text.prompt import Prompt, PromptLike
+from steerkit.text.prompt import Prompt, PromptLike, listed
 from steerkit.text.spans import Passage, SpannedText, passage_of
 
 Text = PromptLike | SpannedText | ContrastPair
@@ -54,8 +54,8 @@ def labelled_texts(
             )
         labels = [label for label, several in texts.items() for _ in several]
         texts = [text for several in texts.values() for text in several]
-    elif _is_empty_or_text(texts):
-        raise ValueError(f"expected a non-empty list of texts; got {texts!r:.80}. Put them in a list.")
+    else:
+        texts = listed(texts, "texts")
     names = _one_per_text("label", labels, len(texts))
     group_ids = _one_per_text("group", groups, len(texts))
     for number, (text, label, group) in enumerate(zip(texts, names, group_ids, strict=True)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -20,7 +21,7 @@ from steerkit.models.active import suspended
 from steerkit.models.context import check_fits
 from steerkit.steering.dose import median_norms, with_coefficients
 from steerkit.steering.steering import Steering, steerings_per_row
-from steerkit.text.prompt import PromptLike, encode_prompt
+from steerkit.text.prompt import Prompt, PromptLike, listed, render
 from steerkit.text.tokens import encode
 
 LOGIT_BYTES = 2**28  # logits held at once
@@ -62,6 +63,9 @@ def score_choices(
     Returns:
         One row per prompt and choice, with the columns prompt (index), choice, log_prob, n_tokens and probability.
 
+    Warns:
+        UserWarning: choices whose tokens are others where they are tokenised together with their prompt.
+
     Raises:
         TypeError: a choice that is no string.
         ValueError: no prompts or choices, an empty choice or one given twice, another number of lists than prompts, a
@@ -74,13 +78,14 @@ def score_choices(
     Source: the log-likelihoods of lm-evaluation-harness (`HFLM.loglikelihood`); Rimsky et al. 2024, arXiv 2312.06681,
     section 4.1 (probabilities of answer letters under steering).
     """
-    if isinstance(prompts, str | Mapping) or not len(prompts):
-        raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}. Put them in a list.")
+    prompts = listed(prompts)
     each = choices_per_prompt(choices, len(prompts))
-    encoded = [encode_prompt(tokenizer, prompt, chat_template_kwargs) for prompt in prompts]
+    rendered = [render(tokenizer, prompt, chat_template_kwargs) for prompt in prompts]
+    encoded = [prompt.ids for prompt in rendered]
     with suspended(model) as active:
         places = [(number, choice) for number, several in enumerate(each) for choice in several]
         texts = [choice_ids(tokenizer, choice) for _, choice in places]
+        warn_of_merged(tokenizer, {(rendered[i], one, ids): 0 for (i, one), ids in zip(places, texts, strict=True)})
 
         def measured(positions: str, operation: str, site: str) -> Mapping[Layer, float]:
             read = [(encoded[number], ids) for (number, _), ids in zip(places, texts, strict=True)]
@@ -107,7 +112,7 @@ def choices_per_prompt(choices: Any, count: int) -> list[list[str]]:
     Raises:
         TypeError, ValueError: see `score_choices`.
     """
-    given = [] if isinstance(choices, str | Mapping) else list(choices)
+    given = list(choices) if isinstance(choices, Iterable) and not isinstance(choices, str | Mapping) else []
     if not given:
         raise ValueError(
             f"expected a list of texts that continue the prompts; got {choices!r:.80}. Pass e.g. [' Yes', ' No']."
@@ -126,7 +131,7 @@ def checked_choices(choices: Any) -> list[str]:
         TypeError: one that is no string.
         ValueError: none, an empty one, or one given twice.
     """
-    several = list(choices) if isinstance(choices, Sequence | np.ndarray) and not isinstance(choices, str) else []
+    several = list(choices) if isinstance(choices, Iterable) and not isinstance(choices, str | Mapping) else []
     if stray := [one for one in several if not isinstance(one, str)]:
         raise TypeError(f"expected choices as texts; got {stray[0]!r:.80} ({type(stray[0]).__name__}). Pass texts.")
     if not several or "" in several or len(set(several)) < len(several):
@@ -143,6 +148,33 @@ def choice_ids(tokenizer: Any, choice: str) -> tuple[int, ...]:
     if not ids:
         raise ValueError(f"expected choices with at least one token; {choice!r:.80} has none. Pass other texts.")
     return ids
+
+
+def warn_of_merged(tokenizer: Any, asked: Iterable[tuple[Prompt, str, tuple[int, ...]]]) -> None:
+    """Warn of choices whose tokens are others where prompt and choice are tokenised as one text.
+
+    Prompt and choice are tokenised apart. A prompt that ends with a space before `"Yes"`, for example, is read with a
+    token for this space, which the model has rarely seen there: put the space at the start of the choice.
+
+    Args:
+        asked: prompt, choice, and the choice's token ids.
+    """
+    merged = {
+        (prompt.text[-20:], choice): None
+        for prompt, choice, ids in asked
+        if prompt.source != "ids"
+        and tuple(tokenizer(prompt.text + choice, add_special_tokens=False)["input_ids"])
+        != (*prompt.ids[prompt.n_added :], *ids)
+    }
+    if merged:
+        (end, choice), *_ = merged
+        warnings.warn(
+            f"{len(merged)} choices have other tokens where they are tokenised together with their prompt, e.g. "
+            f"{choice!r:.40} after {end!r}. They are scored as tokenised apart: end the prompt without a space, and "
+            "begin the choices with it.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def probabilities(log_probs: Any) -> Float[np.ndarray, " choice"]:

@@ -25,7 +25,7 @@ from steerkit.models.ends import ends_of
 from steerkit.models.model import widest_float
 from steerkit.steering.dose import median_norms, with_coefficients
 from steerkit.steering.steering import Steering, steerings_per_row
-from steerkit.text.prompt import PromptLike, render
+from steerkit.text.prompt import PromptLike, listed, render
 from steerkit.text.tokens import decode as decode_ids
 from steerkit.vectors.vector import SteeringVector
 
@@ -164,8 +164,7 @@ def generate(
         >>> found = sk.generate(model, tokenizer, ["The sea is"], max_new_tokens=20, watch={"mood": vector.at(16)})
         >>> found[0].projections["mood"]["before"].mean()
     """
-    if isinstance(prompts, str | Mapping) or not len(prompts):
-        raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}. Put them in a list.")
+    prompts = listed(prompts)
     seed = checked_seed(seed)
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,

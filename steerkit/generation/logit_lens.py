@@ -23,7 +23,7 @@ from steerkit.models.site_names import DEFAULT, Place
 from steerkit.models.unembed import unembed
 from steerkit.steering.rows import RowSteering
 from steerkit.steering.steering import Steering, steerings_per_row
-from steerkit.text.prompt import PromptLike, encode_prompt
+from steerkit.text.prompt import PromptLike, encode_prompt, listed
 from steerkit.text.tokens import encode
 
 COLUMNS = ["text", "layer", "position", "token_id", "token", "target_id", "target", "rank", "log_prob", "prob"]
@@ -86,8 +86,7 @@ def logit_lens(
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
-    if isinstance(texts, str | Mapping) or not len(texts):
-        raise ValueError(f"expected a non-empty list of texts; got {texts!r:.80}. Put them in a list.")
+    texts = listed(texts, "texts")
     rows = [encode_prompt(tokenizer, text, chat_template_kwargs) for text in texts]
     check_fits(model, rows)
     places = [_places(positions, number, len(ids)) for number, ids in enumerate(rows)]

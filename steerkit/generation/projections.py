@@ -21,7 +21,7 @@ from steerkit.models.site_names import Place, place_order
 from steerkit.models.sites import edit_places
 from steerkit.steering.rows import RowSteering
 from steerkit.steering.steering import Steering, steerings_per_row
-from steerkit.text.prompt import PromptLike, encode_prompt
+from steerkit.text.prompt import PromptLike, encode_prompt, listed
 from steerkit.text.tokens import Ids, continuation_ids
 from steerkit.vectors.vector import SteeringVector
 
@@ -184,8 +184,7 @@ def project(
 
     Source: Chen et al. 2025, "Persona Vectors", arXiv 2507.21509 (monitoring by projection).
     """
-    if isinstance(texts, str | Mapping) or not len(texts):
-        raise ValueError(f"expected a non-empty list of texts; got {texts!r:.80}. Put them in a list.")
+    texts = listed(texts, "texts")
     reader = Projector({"vector": vectors} if isinstance(vectors, SteeringVector) else vectors)
     rows = _ids_of(tokenizer, texts, prompts, chat_template_kwargs)
     check_vocabulary(model, [ids for ids, _ in rows])

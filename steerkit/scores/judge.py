@@ -86,12 +86,13 @@ class Judge:
         Answers are written to the cache as they arrive, and the same call asks only for the missing ones.
 
         Args:
-            texts: n texts, or None for a text that does not exist.
+            texts: n texts, or None (in a table NaN) for a text that does not exist.
             prompts: n prompts, needed if the rubric contains `{prompt}`.
             names: what each text is called in an error; default its index.
 
         Raises:
-            ValueError: no prompts, or not n; a text that UTF-8 cannot hold.
+            TypeError: a text that is no string, or a rule whose answer is none.
+            ValueError: no prompts, or not n; a text that UTF-8 cannot hold; a cache that holds something else.
             JudgeError: the server gave no answer for a text, after all attempts; the message names it.
 
         Warns:
@@ -108,9 +109,11 @@ class Judge:
                 f"expected {len(texts)} prompts for a rubric with {{prompt}}; got {got}. Pass one per text."
             )
         read = prompts if self.reads_prompts and prompts is not None else [""] * len(texts)
-        pairs = list(zip(read, texts, strict=True))
+        pairs = [(prompt, None if _is_nan(text) else text) for prompt, text in zip(read, texts, strict=True)]
         first: dict[tuple[str, str], str] = {}
         for number, (prompt, text) in enumerate(pairs):
+            if not isinstance(text, str | None):
+                raise TypeError(f"expected each text as a string, or None for none; got {text!r:.40}. Convert it.")
             if text is not None:
                 first.setdefault((prompt, text), names[number] if names else f"text {number}")
         answers = self._answers(first)
@@ -128,11 +131,17 @@ class Judge:
     def _answers(self, names: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
         """The answer for each pair of prompt and text."""
         if not isinstance(self.by, ChatServer):
-            return {(prompt, text): self.by(text) for prompt, text in names}
+            answers = {(prompt, text): self.by(text) for prompt, text in names}
+            if other := [answer for answer in answers.values() if not isinstance(answer, str)]:
+                raise TypeError(f"expected a text from the rule; got {other[0]!r:.40}. Return str(score).")
+            return answers
         assert self.cache is not None
         about = self.about()
         key_of = {(p, t): sha256(canonical_json({**about, "message": self.message(t, p)})) for p, t in names}
-        known = {row["key"]: row["answer"] for row in read_rows(self.cache)} if self.cache.exists() else {}
+        rows = read_rows(self.cache) if self.cache.exists() else []
+        if any(not {"key", "answer"} <= set(row) for row in rows):
+            raise ValueError(f"expected the answers of a judge in {self.cache}; got other rows. Name another file.")
+        known = {row["key"]: row["answer"] for row in rows}
         pair_of = {key: pair for pair, key in key_of.items() if key not in known}
         for key, answer in self._ask(self.by, {key: names[pair] for key, pair in pair_of.items()}, pair_of):
             known[key] = answer
@@ -228,6 +237,10 @@ def judge(
     if file.is_dir():
         raise IsADirectoryError(f"expected a file as cache; got the folder {file}. Name a file in it.")
     return Judge(rubric, (low, high), made.by, max_tokens, file)
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def cache_folder() -> Path:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 P_VALUES = ("p", "p_rank")
+MISSING = ("None", "<NA>", "NaT")
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
@@ -71,7 +72,7 @@ def _ends_of(names: list[str]) -> dict[str, tuple[str, str]]:
 
 def _cell(name: str, value: Any, low: float, high: float, digits: int) -> str:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        return "--" if value is None else _escaped(str(value))
+        return "--" if str(value) in MISSING else _escaped(str(value))
     if math.isnan(value):
         return "--"
     if not math.isnan(low) and not math.isnan(high):
@@ -84,4 +85,5 @@ def _cell(name: str, value: Any, low: float, high: float, digits: int) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(SPECIAL.get(character, character) for character in text)
+    """The text in one line, with the characters that LaTeX reads as commands written out."""
+    return "".join(SPECIAL.get(character, character) for character in " ".join(text.split()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from steerkit.steering.conditions import Condition
 from steerkit.steering.operations import Operation
 from steerkit.steering.steering import Steering, at_layers
 from steerkit.sweeps.layers import Label, LayerSet, label_of, layer_sets
-from steerkit.text.prompt import PromptLike
+from steerkit.text.prompt import PromptLike, listed
 from steerkit.vectors.vector import SteeringVector
 
 RESERVED = {
@@ -142,18 +143,18 @@ def prompt_rows(
         ValueError: no prompts, one without `prompt`, repeated ids, a column name that the sweep's table uses, a list of
             choices that is empty or has duplicates, or choices for some prompts only.
     """
-    if isinstance(prompts, str | Mapping) or not len(prompts):
-        raise ValueError(f"expected a non-empty list of prompts; got {prompts!r:.80}. Put them in a list.")
     rows = []
-    for number, prompt in enumerate(prompts):
-        row: dict[str, Any] = dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}
+    for number, prompt in enumerate(listed(prompts)):
+        given = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
+        row: dict[str, Any] = {key: None if _is_missing(value) else value for key, value in given.items()}
         if "prompt" not in row:
             raise ValueError(f"expected a 'prompt' in row {number}; got keys {sorted(row)}. Add or rename one.")
-        row["id"] = str(row.get("id", number))
+        row["id"] = str(number if row.get("id") is None else row["id"])
         row["group"] = str(row["id"] if row.get("group") is None else row["group"])
         row.setdefault("reference", None)
         own = row.get("choices")
-        row["choices"] = checked_choices(choices if own is None else own) if (own, choices) != (None, None) else None
+        asked = choices if own is None else own
+        row["choices"] = None if asked is None else checked_choices(asked)
         if taken := RESERVED & set(row):
             raise ValueError(
                 f"expected column names that a sweep's table does not use, row {number}; got {sorted(taken)}. "
@@ -171,6 +172,11 @@ def prompt_rows(
         twice = sorted({name for name in ids if ids.count(name) > 1})[:5]
         raise ValueError(f"expected prompt ids that differ; got {twice} more than once. Number them.")
     return rows
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether it is NaN, which tables have where a value is missing."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 def steerings_at(

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -182,15 +183,16 @@ class SweepResult:
                 the generated token ids. One with another tokenizer reads the text, and a warning says so.
 
         Raises:
+            TypeError: a function that returns no number for a row.
             ValueError: an unknown score, what it needs is not there, or for `"kl"` a model that is not the sweep's.
             JudgeError: a judge's server gave no answer; the message names the row.
         """
         if isinstance(name, Judge):
             return self._judged(name, column or "judge")
         if callable(name):
-            rows = (row for _, row in self.table.iterrows())
-            values = np.array([float(name(row)) if isinstance(row["text"], str) else np.nan for row in rows], float)
-            return self._with(column or str(getattr(name, "__name__", "score")), values)
+            rows = [row for _, row in self.table.iterrows()]
+            values = [_number(name, row) if isinstance(row["text"], str) else np.nan for row in rows]
+            return self._with(column or str(getattr(name, "__name__", "score")), np.array(values, float))
         if name in ("perplexity", "kl"):
             if model is None or tokenizer is None or (name == "kl" and vectors is None):
                 needed = "model= and tokenizer=" if name == "perplexity" else "model=, tokenizer= and vectors="
@@ -560,6 +562,19 @@ class SweepResult:
         if missing := [column for column in by if column not in self.table]:
             there = list(self.table)[:12]
             raise ValueError(f"expected columns to group by, such as {there}; got {missing}. Choose of these.")
+
+
+def _number(score: Callable[[pd.Series], float], row: pd.Series) -> float:
+    """A function's score of a row; what it raises, and what is no number, names the row."""
+    where = ", ".join(f"{key}={row[key]!r}" for key in KEYS if key in row)
+    try:
+        value = score(row)
+    except Exception as error:
+        error.add_note(f"while scoring the row {where}")
+        raise
+    if isinstance(value, Real | np.bool_):
+        return float(value)
+    raise TypeError(f"expected a number as the score of the row {where}; got {value!r:.60}. Return NaN where none is.")
 
 
 def _warn(message: str) -> None:

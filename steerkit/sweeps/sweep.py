@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from steerkit.capture.activations import Layer
-from steerkit.generation.choices import choice_ids
+from steerkit.generation.choices import choice_ids, warn_of_merged
 from steerkit.generation.engine import Row
 from steerkit.generation.generate import checked_seed
 from steerkit.generation.generator import Generator, InProcess, Settings
@@ -27,7 +27,7 @@ from steerkit.sweeps.plan import Cell, Planned, named_vectors, prompt_rows, reso
 from steerkit.sweeps.result import SweepResult
 from steerkit.sweeps.store import open_store
 from steerkit.sweeps.table import scored_row, sweep_table, warn_of_overflows, written_row
-from steerkit.text.prompt import PromptLike, render
+from steerkit.text.prompt import Prompt, PromptLike, render
 from steerkit.vectors.vector import SteeringVector
 
 
@@ -113,7 +113,7 @@ def sweep(
 
     Warns:
         UserWarning: rows that overflowed, by name; a device kind or versions other than those the sweep was begun with;
-            prompts that are rendered otherwise now.
+            prompts that are rendered otherwise now; choices that have other tokens together with their prompt.
 
     Raises:
         TypeError: `vectors` is neither a vector nor several by name.
@@ -142,7 +142,7 @@ def sweep(
         max(map(len, texts.values()), default=max_new_tokens), settings.get("temperature", 0.0), top_p, batch_rows
     )
     about = generator.about(tokenizer)
-    rendered = {row["id"]: render(tokenizer, row["prompt"], chat_template_kwargs) for row in rows}
+    rendered = _rendered(tokenizer, rows, texts, chat_template_kwargs)
     where = {
         "positions": positions,
         "operation": operation_named(operation).name,
@@ -228,6 +228,18 @@ def sweep(
         store.seal(result)
         barrier()
     return result
+
+
+def _rendered(
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    texts: Mapping[str, tuple[int, ...]],
+    chat_template_kwargs: Mapping[str, Any] | None,
+) -> dict[str, Prompt]:
+    """The prompts by id as the model reads them; `texts` holds the token ids of their choices."""
+    rendered = {row["id"]: render(tokenizer, row["prompt"], chat_template_kwargs) for row in rows}
+    warn_of_merged(tokenizer, ((rendered[row["id"]], one, texts[one]) for row in rows for one in row["choices"] or ()))
+    return rendered
 
 
 def _settings(samples: Any, temperature: Any, top_p: float, max_new_tokens: int, seed: Any) -> dict[str, Any]:

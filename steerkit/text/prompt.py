@@ -151,6 +151,27 @@ def _is_message(message: object) -> bool:
     return isinstance(message, Mapping) and all(isinstance(message.get(name), str) for name in ("role", "content"))
 
 
+def listed(given: Any, what: str = "prompts") -> list[Any]:
+    """Several prompts or texts as a list.
+
+    Raises:
+        ValueError: none, a single text, a mapping, or a table, whose iteration gives the names of its columns.
+
+    Example:
+        >>> listed(["The sea is"])
+        ['The sea is']
+    """
+    if hasattr(given, "columns"):
+        raise ValueError(
+            f"expected a list of {what}; got a table with the columns {list(given.columns)[:8]}. Pass one column, "
+            "such as table['prompt'].tolist(), or for a sweep its rows: table.to_dict('records')."
+        )
+    several = list(given) if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else []
+    if not several:
+        raise ValueError(f"expected a non-empty list of {what}; got {given!r:.80}. Put them in a list.")
+    return several
+
+
 def encode_prompt(
     tokenizer: Any, prompt: PromptLike, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from steerkit.models.blocks import find_blocks
 from steerkit.models.hooks import check_called, edit_streams
 from steerkit.models.kernels import running
 from steerkit.models.model import device_of
-from steerkit.text.prompt import PromptLike, encode_prompt
+from steerkit.text.prompt import PromptLike, encode_prompt, listed
 from steerkit.vectors.vector import SteeringVector
 
 RELATIVE_STEP = 0.1
@@ -50,9 +50,9 @@ def tokens_of(
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
     last = max(find_blocks(model).modules)
-    ids = [torch.tensor([encode_prompt(tokenizer, prompt)], device=device_of(model)) for prompt in prompts]
-    if not ids or k < 1:
-        raise ValueError(f"expected one prompt and one token at least; got {len(ids)} and k={k}. Pass more.")
+    ids = [torch.tensor([encode_prompt(tokenizer, prompt)], device=device_of(model)) for prompt in listed(prompts)]
+    if k < 1:
+        raise ValueError(f"expected one token at least; got k={k}. Pass a larger k.")
     norms = []
     for row in ids:
         with torch.inference_mode(), running(model), capture_resid(model, last) as stream:

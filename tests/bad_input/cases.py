@@ -26,6 +26,8 @@ LABELS = ["positive", "negative"]
 LINE = "Correct or delete that line"
 MESSAGES = PROMPT = "expected a prompt string or a list of", "in a list of its own"
 LIST = ("expected a non-empty list of prompts", "Put them in a list")
+TABLE = pd.DataFrame({"prompt": ["Hello"]})
+NO_TABLE = "a table with the columns ['prompt']", "table['prompt'].tolist()"
 LAYER = "expected a layer from 0 to 3", "Pass an integer in that range; the last layer is 3"
 POSITION = "expected position 'last', 'first', 'mean', 'letter' or an integer"
 NUMBERS = "expected at least one coefficient", "List them"

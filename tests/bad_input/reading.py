@@ -12,12 +12,13 @@ from steerkit.models.blocks import find_blocks
 from steerkit.probes.probe import fit_probe, probe_layers
 from steerkit.scores.fluency import perplexity
 from steerkit.text.pairs import ContrastPair
-from tests.bad_input.cases import LABELS, LAYER, POSITION, Case, acts, model, tokenizer
+from tests.bad_input.cases import LABELS, LAYER, NO_TABLE, POSITION, TABLE, Case, acts, model, tokenizer
 from tests.tiny import tiny_model
 
 LENS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     "no texts": ({"texts": []}, "expected a non-empty list of texts", "got []", "Put them in a list"),
     "one text for a list": ({"texts": "one"}, "expected a non-empty list of texts", "got 'one'", "Put them in a list"),
+    "a table of texts": ({"texts": TABLE}, "expected a list of texts", *NO_TABLE),
     "a layer that is not there": ({"layers": 9}, "expected a layer from 0 to 3", "got 9", "Pass an integer"),
     "the embedding": ({"layers": "embed"}, "expected a layer from 0 to 3", "got 'embed'", "Pass an integer"),
     "no token": ({"tokens": []}, "expected a list of tokens", "got []", "Put them in a list"),
@@ -53,6 +54,7 @@ COLLECTED: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] =
     },
     "no texts": ({"texts": []}, TEXTS[0], "got []", TEXTS[1], ValueError),
     "one text for a list": ({"texts": "one"}, TEXTS[0], "got 'one'", TEXTS[1], ValueError),
+    "a table of texts": ({"texts": TABLE}, "expected a list of texts", *NO_TABLE, ValueError),
     "an object for a list": ({"texts": {"a": "b"}}, TEXTS[0], "got {", TEXTS[1], ValueError),
     "an empty text": ({"texts": ["a", ""]}, "at least one character", "got an empty one", "Write one", ValueError),
     "a number as a text": ({"texts": [3]}, "or ContrastPair as text 0", "got int", "Convert it", TypeError),

@@ -11,7 +11,7 @@ import torch
 import steerkit as sk
 from steerkit.steering.steering import Steering
 from steerkit.vectors.vector import SteeringVector
-from tests.bad_input.cases import LIST, PROMPT, Case, model, push, tokenizer
+from tests.bad_input.cases import LIST, NO_TABLE, PROMPT, TABLE, Case, model, push, tokenizer
 from tests.tiny import tiny_tokenizer
 
 STEERINGS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
@@ -58,6 +58,8 @@ BEYOND = Steering(push(), 3e38, "from_last_prompt_token")  # finite in float32, 
 CHOICES = "expected a list of choices that differ", "Pass e.g."
 CHOSEN: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     "no prompts": ({"prompts": []}, LIST[0], "got []", LIST[1], ValueError),
+    "a table of prompts": ({"prompts": TABLE}, "expected a list of prompts", *NO_TABLE, ValueError),
+    "None as choices": ({"choices": None}, "expected a list of texts", "got None", "Pass e.g.", ValueError),
     "no choices": ({"choices": []}, "expected a list of texts that continue", "got []", "Pass e.g.", ValueError),
     "one text for choices": ({"choices": " Yes"}, "expected a list of texts", "got ' Yes'", "Pass e.g.", ValueError),
     "a choice given twice": ({"choices": ["a", "a"]}, CHOICES[0], "got ['a', 'a']", CHOICES[1], ValueError),
@@ -78,6 +80,7 @@ CHOSEN: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
 GENERATED: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     "no prompts": ({"prompts": []}, LIST[0], "got []", LIST[1], ValueError),
     "one text for a list": ({"prompts": "Hello"}, LIST[0], "got 'Hello'", LIST[1], ValueError),
+    "a table of prompts": ({"prompts": TABLE}, "expected a list of prompts", *NO_TABLE, ValueError),
     "an object for a list": ({"prompts": {"prompt": "Hello"}}, LIST[0], "got {", LIST[1], ValueError),
     "an empty prompt": ({"prompts": ["a", ""]}, "at least one character", "got an empty one", "Write one", ValueError),
     "None as a prompt": ({"prompts": [None]}, PROMPT[0], "got None", PROMPT[1], ValueError),

@@ -12,7 +12,7 @@ import torch
 import steerkit as sk
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.sweeps.result import SweepResult
-from tests.bad_input.cases import LIST, NUMBERS, PAIR, PROMPT, Case, model, push, swept, tokenizer
+from tests.bad_input.cases import LIST, NO_TABLE, NUMBERS, PAIR, PROMPT, TABLE, Case, model, push, swept, tokenizer
 
 PLACES = "expected layers that differ", "List each once"
 SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
@@ -63,6 +63,7 @@ SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     ),
     "no prompts": ({"prompts": []}, LIST[0], "got []", LIST[1], ValueError),
     "one prompt for a list": ({"prompts": "Hello"}, LIST[0], "got 'Hello'", LIST[1], ValueError),
+    "a table of prompts": ({"prompts": TABLE}, "expected a list of prompts", *NO_TABLE, ValueError),
     "one row for a list": ({"prompts": {"prompt": "Hello"}}, LIST[0], "got {", LIST[1], ValueError),
     "a row without a prompt": ({"prompts": [{"id": 1}]}, "expected a 'prompt' in row 0", "['id']", "Add", ValueError),
     "a prompt of a number": ({"prompts": [{"prompt": 3}]}, PROMPT[0], "got 3", PROMPT[1], ValueError),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -115,3 +116,19 @@ def test_logits_that_overflow_are_refused_by_prompt() -> None:
     beyond = sk.Steering(sk.SteeringVector({1: 10 * torch.ones(32)}), 3e38)  # infinite in float32
     with pytest.raises(ValueError, match=r"NaN or infinity for the prompts \[1\]"):
         sk.score_choices(model, tokenizer, PROMPTS[:2], ["a"], steering=[None, beyond])
+
+
+def test_choices_that_merge_with_the_end_of_a_prompt_are_named_and_scored_as_tokenised_apart() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    tokenizer.add_tokens(["ab"])
+    with pytest.warns(UserWarning, match="1 choices have other tokens .* e.g. 'b' after 'xa'"):
+        found = sk.score_choices(model, tokenizer, ["xa"], ["b", "c"])
+    assert found["n_tokens"].tolist() == [1, 1]
+    ids = tokenizer("xa", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logs = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    wanted = [float(logs[tokenizer(one, add_special_tokens=False)["input_ids"][0]]) for one in ("b", "c")]
+    assert found["log_prob"].tolist() == pytest.approx(wanted, abs=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sk.score_choices(model, tokenizer, ["xc"], ["b", "c"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import threading
@@ -220,3 +221,20 @@ def test_a_judge_that_cannot_work_is_refused_when_it_is_made(case: str) -> None:
     options, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         sk.judge(**options)
+
+
+def test_a_text_that_is_missing_in_a_table_is_nan_and_what_is_no_text_is_refused() -> None:
+    judge = sk.judge(rule=rule)
+    read = pd.read_csv(io.StringIO("text,number\nabc,1\n,2\n"))
+    assert judge.scores(read["text"])[0] == 3 and math.isnan(judge.scores(read["text"])[1])
+    with pytest.raises(TypeError, match="each text as a string"):
+        judge.scores(read["number"])
+    with pytest.raises(TypeError, match="expected a text from the rule; got 3"):
+        sk.judge(rule=len).scores(["abc"])  # type: ignore[arg-type]
+
+
+def test_a_cache_that_holds_something_else_is_refused_by_name(tmp_path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"id": 1}\n')
+    judge = sk.judge("http://127.0.0.1:9", "m", RUBRIC, cache=tmp_path / "rows.jsonl", api_key_env=None)
+    with pytest.raises(ValueError, match=r"expected the answers of a judge in .*rows\.jsonl"):
+        judge.scores(["a"])

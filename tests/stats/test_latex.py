@@ -41,3 +41,8 @@ def test_a_table_without_rows_or_with_half_an_interval_is_refused() -> None:
     for columns in ({"gain": [1.0], "low": [0.0]}, {"low": [0.0], "high": [1.0]}):
         with pytest.raises(ValueError, match="to the right of their estimate"):
             sk.latex_table(pd.DataFrame(columns))
+
+
+def test_a_text_of_several_lines_is_one_cell_and_missing_values_of_any_kind_are_a_dash() -> None:
+    frame = pd.DataFrame({"text": ["a\n\nb\tc", None], "when": [pd.NaT, pd.Timestamp("2026-01-02")], "n": [pd.NA, 1]})
+    assert sk.latex_table(frame).splitlines()[4:6] == [r"a b c & -- & -- \\", r"-- & 2026-01-02 00:00:00 & 1 \\"]

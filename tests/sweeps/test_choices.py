@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import steerkit as sk
 from steerkit.io.rows import read_rows
@@ -122,3 +123,15 @@ def test_a_choice_whose_logits_overflow_has_no_probability_and_is_named(setting)
     with pytest.warns(UserWarning, match=r"the logits of 3 of 6 rows overflowed.*coefficient 3e\+38"):
         table = sk.sweep(model, tokenizer, strong, ["Hello"], coefficients=3e38, choices=CHOICES).table
     assert table["probability"].isna().tolist() == table["text"].isna().tolist() == [False] * 3 + [True] * 3
+
+
+def test_missing_values_of_a_table_are_as_if_they_were_left_out(setting) -> None:
+    """A missing group is not one group of all prompts, and a missing id is not the id "nan"."""
+    table = pd.DataFrame({"prompt": ["ab", "cd", "ef"], "id": [np.nan, "x", np.nan], "group": [np.nan, np.nan, "g"]})
+    swept = sk.sweep(
+        *setting[:2], sk.SteeringVector({1: torch.ones(32)}), table.to_dict("records"), coefficients=[1],
+        choices=pd.Series(["a", "b"]),
+    ).table  # fmt: skip
+    assert list(dict.fromkeys(swept["prompt_id"])) == ["0", "x", "2"]
+    assert list(dict.fromkeys(swept["group"])) == ["0", "x", "g"]
+    assert list(dict.fromkeys(swept["choice"])) == ["a", "b"]
