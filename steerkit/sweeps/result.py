@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from steerkit.io.tables import read_table, write_table
+from steerkit.models.site_names import DEFAULT
 from steerkit.scores.judge import Judge
 from steerkit.scores.text import distinct_n, repeated_ngrams, rouge_l
 from steerkit.stats.areas import curve_auc as area_under
@@ -282,12 +283,13 @@ class SweepResult:
         if swept != ([] if when is None else [str(when)]):
             raise ValueError(f"expected the condition of the sweep, {swept or None}; got {when}. Pass it as when=.")
         steerings: dict[tuple[Any, ...], Steering] = {}
-        columns = ("vector", "layer", "coefficient", "positions", "operation")
-        settings: list[tuple[Any, ...]] = list(zip(*(table[column] for column in columns), strict=True))
-        for vector, layer, coefficient, positions, operation in dict.fromkeys(settings):
-            steerings[vector, layer, coefficient, positions, operation] = Steering(
-                named[vector], float(coefficient), positions, operation, foreign=True, layer=layers_of(layer), when=when
-            )
+        columns = ("vector", "layer", "coefficient", "positions", "operation", "site")
+        told = table if "site" in table else table.assign(site=DEFAULT)
+        settings: list[tuple[Any, ...]] = list(zip(*(told[column] for column in columns), strict=True))
+        for key in dict.fromkeys(settings):
+            vector, layer, coefficient, positions, operation, site = key
+            how = {"foreign": True, "layer": layers_of(layer), "site": site, "when": when}
+            steerings[key] = Steering(named[vector], float(coefficient), positions, operation, **how)
         unsteered = _unsteered(table, texts)
         return kl(model, tokenizer, prompts, unsteered, [steerings[key] for key in settings])
 

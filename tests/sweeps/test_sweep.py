@@ -11,12 +11,12 @@ from scipy import stats
 import steerkit as sk
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import ConfigurationChanged
-from steerkit.scores.fluency import log_probabilities, perplexity
+from steerkit.scores.fluency import kl, log_probabilities, perplexity
 from steerkit.scores.text import rouge_l
 from steerkit.sweeps import store
 from steerkit.sweeps.result import FewWarning, SweepResult
 from steerkit.sweeps.sweep import sweep
-from steerkit.text.prompt import encode_prompt
+from steerkit.text.prompt import Prompt, encode_prompt
 from tests.reference import hidden_states, steered_logits
 from tests.steering.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -330,3 +330,17 @@ def test_the_curve_of_controls_is_their_mean_with_the_interval_of_a_further_one(
     assert found.loc[1.0, "n"] == 3 and found.loc[0.0, "low"] == found.loc[0.0, "high"]
     with pytest.raises(ValueError, match="expected controls among the vectors; got none"):
         _result({("v", 0.0): [1.0]}).control_curve("s")
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "attn_out"])
+def test_kl_of_a_sweep_at_another_site_is_of_steering_there(setting, site) -> None:
+    model, tokenizer, vectors = setting
+    chosen = {"v": next(iter(vectors.values())).at(2)}
+    swept = sk.sweep(model, tokenizer, chosen, ROWS[:2], coefficients=[1], max_new_tokens=3, site=site)
+    found = swept.score("kl", model=model, tokenizer=tokenizer, vectors=chosen).table
+    plain = found[found["coefficient"] == 0].set_index("prompt_id")
+    steered = found[found["coefficient"] == 1].set_index("prompt_id")
+    for name, row in steered.iterrows():
+        at = sk.Steering(chosen["v"], 1.0, site=site)
+        wanted = kl(model, tokenizer, [Prompt(row["prompt_ids"], "")], [tuple(plain.loc[name, "ids"])], [at])
+        assert row["kl"] == pytest.approx(wanted[0], rel=1e-3) and row["kl"] > 1e-4
