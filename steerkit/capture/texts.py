@@ -54,7 +54,7 @@ def labelled_texts(
             )
         labels = [label for label, several in texts.items() for _ in several]
         texts = [text for several in texts.values() for text in several]
-    else:
+    elif not isinstance(texts, list) or not texts:
         texts = listed(texts, "texts")
     names = _one_per_text("label", labels, len(texts))
     group_ids = _one_per_text("group", groups, len(texts))

@@ -17,9 +17,10 @@ from torch import nn
 from steerkit.capture.activations import Layer
 from steerkit.generation.batches import in_batches
 from steerkit.generation.engine import Engine, Row, prompt_edit
+from steerkit.generation.norms import shared_median_norms
 from steerkit.models.active import suspended
 from steerkit.models.context import check_fits
-from steerkit.steering.dose import median_norms, with_coefficients
+from steerkit.steering.dose import with_coefficients
 from steerkit.steering.steering import Steering, steerings_per_row
 from steerkit.text.prompt import Prompt, PromptLike, listed, render
 from steerkit.text.tokens import encode
@@ -89,7 +90,7 @@ def score_choices(
 
         def measured(positions: str, operation: str, site: str) -> Mapping[Layer, float]:
             read = [(encoded[number], ids) for (number, _), ids in zip(places, texts, strict=True)]
-            return median_norms(model, read, None, positions, operation, site) if norms is None else norms
+            return shared_median_norms(model, read, positions, operation, site) if norms is None else norms
 
         steered = with_coefficients(steerings_per_row(steering, active, len(prompts)), measured)
         rows = [Row(encoded[number], steered[number]) for number, _ in places]

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from steerkit.generation.cache import ReservedLayer, min_saved_tokens, shared_prefix_lengths
-from steerkit.generation.projections import Monitor, steered
+from steerkit.generation.projections import Monitor, Reader, steered
 from steerkit.generation.sampling import OVERFLOWED
 from steerkit.models.blocks import find_blocks
 from steerkit.models.cache_argument import cache_argument
@@ -113,7 +113,7 @@ class Engine:
         self.lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
         self.takes_logits_to_keep = accepts(model, "logits_to_keep")
         self.cache_name = cache_argument(model) or "past_key_values"
-        self.monitor: Monitor | None = None
+        self.monitor: Reader | None = None
         self.compiled = RowSteering([], [])
         self.cache = DynamicCache(config=unwrap(model).config)
         self.cache.layers = [

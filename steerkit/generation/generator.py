@@ -14,12 +14,13 @@ from steerkit.generation.batches import check_rows
 from steerkit.generation.choices import log_probs_of
 from steerkit.generation.engine import Continuation, Row
 from steerkit.generation.generate import check_settings, decode
+from steerkit.generation.norms import shared_median_norms
 from steerkit.models.active import suspended
 from steerkit.models.ends import ends_of
 from steerkit.models.identity import describe
 from steerkit.models.kernels import resume_kernels
 from steerkit.models.site_names import DEFAULT
-from steerkit.steering.dose import Texts, median_norms
+from steerkit.steering.dose import Texts
 
 
 @dataclass(frozen=True)
@@ -115,4 +116,4 @@ class InProcess:
         return log_probs_of(self.model, rows, texts, settings.batch_rows)
 
     def norms(self, texts: Texts, positions: str, operation: str, site: str = DEFAULT) -> dict[Layer, float]:
-        return median_norms(self.model, texts, None, positions, operation, site)
+        return shared_median_norms(self.model, texts, positions, operation, site)
