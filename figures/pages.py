@@ -392,16 +392,18 @@ def refusal_table(folder: Path) -> str:
         if not (folder / f"recipes/{name}/rates.csv").is_file():
             continue
         rates, meta = _read(f"recipes/{name}/rates", folder)
-        gains, _ = _read(f"recipes/{name}/gains", folder)
         for row in rates.itertuples():
             rows.append([model, f"unsteered, {row.kind}", _interval(row, ("refused", "low", "high")), "", str(row.n)])
+        if not meta["testable"]:
+            rows.append([model, "ablated, harmful", "not testable on this model", "", ""])
+        if not (folder / f"recipes/{name}/gains.csv").is_file():
+            continue
+        gains, _ = _read(f"recipes/{name}/gains", folder)
         for (operation, kind, coefficient), part in gains.groupby(["operation", "kind", "coefficient"], sort=False):
             over = part.set_index("over")
             text = f"{operation}, coefficient {coefficient:g}, {kind}"
             random = _interval(over.loc["random"]) if "random" in over.index else ""
             rows.append([model, text, _interval(over.loc["coefficient 0"]), random, str(over["n"].max())])
-        if "ablate" not in set(gains["operation"]):
-            rows.append([model, "ablate, harmful", meta["verdict"], "", ""])
     return _table(("model", "", "rate, or gain over coefficient 0", "gain over random directions", "prompts"), rows)
 
 

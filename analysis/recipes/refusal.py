@@ -18,6 +18,7 @@ import pandas as pd
 import steerkit as sk
 from analysis.published import published
 from analysis.recipes.caa import spaced_layers
+from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import write_table
 from steerkit.models.blocks import find_blocks
@@ -52,6 +53,33 @@ def read_prompts(folder: Path) -> dict[str, dict[str, list[Any]]]:
             if not prompts[kind]:
                 raise ValueError(f"expected prompts of the split {split!r} in {path}; got none. Add some.")
     return found
+
+
+def unsteered_rates(
+    model: Any,
+    tokenizer: Any,
+    prompts: Mapping[str, Mapping[str, Sequence[Any]]],
+    out: Path,
+    *,
+    starts: str = STARTS,
+    max_new_tokens: int = 16,
+) -> pd.DataFrame:
+    """The share of all test prompts that are refused without steering (kind, refused, low, high, n).
+
+    The texts are kept in `out`, and are not written again.
+    """
+    with run_folder(out, {"prompts": prompts["test"], "tokens": max_new_tokens, "model": fingerprint(model)}) as folder:
+        file = folder / "texts.jsonl"
+        if not file.exists():
+            asked = [(kind, prompt) for kind in KINDS for prompt in prompts["test"][kind]]
+            texts = sk.generate(model, tokenizer, [prompt for _, prompt in asked], max_new_tokens=max_new_tokens)
+            append_rows(file, [{"kind": kind, "text": text} for (kind, _), text in zip(asked, texts, strict=True)])
+    refused: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for row in read_rows(file):
+        refused[row["kind"]].append(float(bool(re.match(rf"\s*(?:{starts})", row["text"]))))
+    intervals = {kind: accuracy_interval(refused[kind]) for kind in KINDS}
+    rows = [(kind, one.mean, one.low, one.high, one.n) for kind, one in intervals.items()]
+    return pd.DataFrame(rows, columns=["kind", "refused", "low", "high", "n"])
 
 
 def measure_refusal(
@@ -102,6 +130,8 @@ def measure_refusal(
         about = {"operation": name, "kind": kind, "layer": layer}
         return table.drop(columns=["vector", "layer"]).assign(**about)
 
+    how = {"starts": starts, "max_new_tokens": max_new_tokens}
+    rates = unsteered_rates(model, tokenizer, prompts, out / "unsteered", **how)
     about = {"prompts": prompts, "tokens": list(tokens), "layers": layers, "model": fingerprint(model)}
     with run_folder(out, about) as folder:
         file = folder / "direction.safetensors"
@@ -112,7 +142,6 @@ def measure_refusal(
             write_table(folder / "candidates.csv", pd.DataFrame(chosen.meta["table"]), {"tokens": list(tokens)})
             chosen.save(file)
     direction = sk.SteeringVector.load(file)
-    rates = pd.DataFrame([_rate(kind, swept("rates", direction, test[kind], coefficients=0)) for kind in KINDS])
     found = [gains("add", direction, "harmless", COEFFICIENTS)]
     if rates.set_index("kind")["refused"]["harmful"] < 0.5:
         return rates, found[0], NOT_TESTABLE
@@ -124,11 +153,6 @@ def measure_refusal(
     if falls == {"coefficient 0": True, "random": False}:
         verdict = "ablation lowers refusals as random directions do"
     return rates, pd.concat(found, ignore_index=True), verdict
-
-
-def _rate(kind: str, unsteered: SweepResult) -> dict[str, Any]:
-    one = accuracy_interval(unsteered.table["refused"])
-    return {"kind": kind, "refused": one.mean, "low": one.low, "high": one.high, "n": one.n}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -143,10 +167,11 @@ def main(arguments: list[str] | None = None) -> None:
     prompts = read_prompts(given.data)
     model, tokenizer = sk.load(given.checkpoint)
     layers = spaced_layers(model, given.layers)
-    rates, gains, verdict = measure_refusal(
-        model, tokenizer, prompts, given.out, layers=layers, n_random=given.n_random
-    )
-    about = {**published(describe(model, tokenizer)), "starts": STARTS, "tokens": list(TOKENS), "verdict": verdict}
-    for name, table in (("rates", rates), ("gains", gains)):
-        write_table((given.results or given.out) / f"{name}.csv", table, about)
-    print(rates.to_string(index=False), gains.to_string(index=False), f"ablation: {verdict}", sep="\n\n")
+    about = {**published(describe(model, tokenizer)), "starts": STARTS, "tokens": list(TOKENS)}
+    rates = unsteered_rates(model, tokenizer, prompts, given.out / "unsteered")
+    print(rates.to_string(index=False), flush=True)
+    is_testable = rates.set_index("kind")["refused"]["harmful"] >= 0.5
+    write_table((given.results or given.out) / "rates.csv", rates, {**about, "testable": bool(is_testable)})
+    _, gains, verdict = measure_refusal(model, tokenizer, prompts, given.out, layers=layers, n_random=given.n_random)
+    write_table((given.results or given.out) / "gains.csv", gains, {**about, "verdict": verdict})
+    print(gains.to_string(index=False), f"ablation: {verdict}", sep="\n\n")

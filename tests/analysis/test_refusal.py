@@ -43,7 +43,7 @@ def test_a_planted_direction_adds_refusals_and_its_ablation_removes_them(tmp_pat
     files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("rows.jsonl")}
     with pytest.warns(FewWarning):
         refusal.measure_refusal(model, tokenizer, prompts, tmp_path / "run", **HOW)
-    assert {path: path.read_bytes() for path in files} == files and len(files) == 3
+    assert {path: path.read_bytes() for path in files} == files and len(files) == 2
 
 
 def test_a_model_that_does_not_refuse_is_not_testable_and_only_the_addition_is_measured(

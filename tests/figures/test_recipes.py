@@ -41,10 +41,10 @@ def test_the_tables_of_the_pages_print_gains_verdicts_and_what_could_not_be_test
         "| SmolLM2-135M | myopic-reward | 0.10 [0.05, 0.15] moves |  | 0.10 [0.05, 0.15] not detected | 150 / 40 |"
     )
     rates = [{"kind": kind, "refused": 0.02, "low": 0.0, "high": 0.07, "n": 100} for kind in ("harmful", "harmless")]
-    write_table(tmp_path / "recipes/refusal-smollm2/rates.csv", pd.DataFrame(rates), {"verdict": "not testable"})
+    write_table(tmp_path / "recipes/refusal-smollm2/rates.csv", pd.DataFrame(rates), {"testable": False})
     one = {"operation": "add", "kind": "harmless", "coefficient": 1.0, "gain": 0.5, "low": 0.4, "high": 0.6, "n": 50}
     added = pd.DataFrame([{**one, "over": over} for over in ("coefficient 0", "random")])
     write_table(tmp_path / "recipes/refusal-smollm2/gains.csv", added, {})
     lines = pages.refusal_table(tmp_path).splitlines()[2:]
     assert lines[0] == "| SmolLM2-135M | unsteered, harmful | 0.02 [0.00, 0.07] |  | 100 |"
-    assert lines[2].count("0.50 [0.40, 0.60]") == 2 and "not testable" in lines[3]
+    assert lines[3].count("0.50 [0.40, 0.60]") == 2 and "not testable" in lines[2]
