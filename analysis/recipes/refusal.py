@@ -130,7 +130,7 @@ def measure_refusal(
         about = {"operation": name, "kind": kind, "layer": layer}
         return table.drop(columns=["vector", "layer"]).assign(**about)
 
-    how = {"starts": starts, "max_new_tokens": max_new_tokens}
+    how: dict[str, Any] = {"starts": starts, "max_new_tokens": max_new_tokens}
     rates = unsteered_rates(model, tokenizer, prompts, out / "unsteered", **how)
     about = {"prompts": prompts, "tokens": list(tokens), "layers": layers, "model": fingerprint(model)}
     with run_folder(out, about) as folder:
