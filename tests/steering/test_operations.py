@@ -201,6 +201,18 @@ def test_an_edited_function_has_another_name() -> None:
     assert str(one).startswith("same@")
 
 
-def test_vllm_refuses_other_operations_by_name() -> None:
-    with pytest.raises(ValueError, match="'rotate'"):
-        specification(sk.Steering(vector(tiny_model(), 1), operation="rotate"))
+@pytest.mark.parametrize("operation", ["add_normed", "clamp", "clamp:1:2", "rotate", "leace"])
+def test_vllm_refuses_by_name_the_operations_that_it_does_not_serve(operation: str) -> None:
+    push = sk.SteeringVector({1: torch.ones(32)})
+    steering = sk.Steering(push, 1.0, operation=operation) if operation != "leace" else erasing()
+    with pytest.raises(
+        ValueError, match=rf"among \('add', 'ablate'\) through vLLM; got '{operation.partition(':')[0]}"
+    ):
+        specification(steering)
+
+
+def erasing() -> sk.Steering:
+    """The erasure of two labels at layer 1."""
+    items = pd.DataFrame({"text": "", "label": ["a", "b"] * 30, "group": range(60), "start": 0, "n_tokens": 1})
+    resid = torch.randn(60, 1, 32, generator=torch.Generator().manual_seed(0))
+    return sk.erase(sk.leace(sk.Activations(resid, (1,), items)), 1)
