@@ -59,5 +59,5 @@ def _letters(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _sample(tables: Any) -> str:
     every = pd.concat(list(tables))
     letters = every[every["measure"] == "letters"]
-    groups = sorted({int(n) for n in letters["n"]})
-    return f"n = {groups[0]}\u2013{groups[-1]} question groups, k = {int(letters['k'].max())} random directions"
+    groups = "\u2013".join(str(n) for n in sorted({int(letters["n"].min()), int(letters["n"].max())}))
+    return f"n = {groups} question groups, k = {int(letters['k'].max())} random directions"
