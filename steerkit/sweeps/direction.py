@@ -27,6 +27,19 @@ from steerkit.vectors.vector import SteeringVector
 Prompts = Mapping[str, Sequence[PromptLike]]
 
 
+class NoDirection(ValueError):
+    """No candidate meets the conditions of `choose_direction`.
+
+    Args:
+        message: what was expected, and what the candidates do.
+        closest: the candidate of the largest induce, with the table of all candidates in its `meta`.
+    """
+
+    def __init__(self, message: str, closest: SteeringVector) -> None:
+        super().__init__(message)
+        self.closest = closest
+
+
 def choose_direction(
     model: nn.Module,
     tokenizer: Any,
@@ -73,8 +86,9 @@ def choose_direction(
         with `vector.at_all(layer)`.
 
     Raises:
-        ValueError: a label without prompts, a validation prompt that is a training prompt too, no tokens, a position
-            outside a prompt, or no candidate that meets the conditions.
+        ValueError: a label without prompts, a validation prompt that is a training prompt too, no tokens, or a position
+            outside a prompt.
+        NoDirection: no candidate meets the conditions; a `ValueError`.
 
     Source: Arditi et al. 2024, "Refusal in Language Models Is Mediated by a Single Direction", arXiv 2406.11717,
     section 2.3 and appendix C. There the stream before each block and the outputs of attention and MLP are ablated;
@@ -128,17 +142,22 @@ def choose_direction(
                 found[position, layer] = vector.at(layer)
                 advance(1)
     frame = pd.DataFrame(table)
+    about: dict[str, Any] = {"table": table, "unsteered": judge.unsteered(positive, negative), "tokens": list(tokens)}
+    about |= {"max_kl": max_kl, "last_layers": last_layers}
+
+    def candidate(row: Any) -> SteeringVector:
+        vector = found[int(row["position"]), int(row["layer"])]
+        return replace(vector, meta={**vector.meta, **about})
+
     if not frame["eligible"].any():
-        raise ValueError(
+        raise NoDirection(
             f"expected a direction with induce > 0, kl < {max_kl:g} and a layer below {end};"
             f" got none of {len(frame)}: {int((frame['induce'] > 0).sum())} have induce > 0 (the largest is "
             f"{frame['induce'].max():.3g}), {int((frame['kl'] < max_kl).sum())} a small kl. Pass other tokens, "
-            "positions or bounds."
+            "positions or bounds.",
+            candidate(frame.sort_values("induce", kind="stable").iloc[-1]),
         )
-    best = frame[frame["eligible"]].sort_values("bypass", kind="stable").iloc[0]
-    chosen = found[int(best["position"]), int(best["layer"])]
-    about = {"table": table, "unsteered": judge.unsteered(positive, negative), "tokens": list(tokens)}
-    return replace(chosen, meta={**chosen.meta, **about, "max_kl": max_kl, "last_layers": last_layers})
+    return candidate(frame[frame["eligible"]].sort_values("bypass", kind="stable").iloc[0])
 
 
 class _Judge:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import steerkit as sk
@@ -57,6 +58,23 @@ def test_a_model_that_does_not_refuse_is_not_testable_and_only_the_addition_is_m
             model, tokenizer, prompts, tmp_path / "run", **{**HOW, "starts": "no text begins like this"}
         )
     assert verdict == "not testable on this model" and rates["refused"].tolist() == [0, 0]
+    assert set(gains["operation"]) == {"add"} and not (tmp_path / "run" / "ablate").exists()
+
+
+def test_where_no_direction_meets_the_conditions_the_one_that_induces_most_is_added(tmp_path, prompts) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    with pytest.warns(FewWarning):
+        rates, gains, verdict = refusal.measure_refusal(
+            model,
+            tokenizer,
+            prompts,
+            tmp_path / "run",
+            **{**HOW, "starts": ""},  # every text counts as a refusal
+        )
+    candidates = pd.read_csv(tmp_path / "run" / "candidates.csv")
+    assert not candidates["eligible"].any()
+    assert set(gains["layer"]) == {candidates.sort_values("induce")["layer"].iloc[-1]}
+    assert rates["refused"].tolist() == [1, 1] and verdict == "no direction meets the conditions"
     assert set(gains["operation"]) == {"add"} and not (tmp_path / "run" / "ablate").exists()
 
 
