@@ -7,13 +7,15 @@ from typing import Any
 
 import steerkit as sk
 from benchmarks import inputs
-from benchmarks.decoding import COEFFICIENTS, LAYER, NEW, endless, prompt_ids, run
+from benchmarks.decoding import COEFFICIENTS, LAYER, endless, prompt_ids, run
 from benchmarks.timing import MIN_PAIRS, Measured, compare
 from steerkit.generation.engine import Row
 from steerkit.models.site_names import DEFAULT, SITES
 from steerkit.steering.operations import OPERATIONS
 
 PLACE, CONDITION = "<= 1.1", "<= 1.25"
+NEW = 24
+"""New tokens per row: with more, twelve comparisons would take half an hour."""
 READ = 10
 """The layer that a condition reads."""
 
@@ -40,14 +42,14 @@ def operations(pairs: int = MIN_PAIRS) -> Iterator[Measured]:
         plain = rows()
         for job, target, options in ways:
             own = rows(**options)
-            same = run(model, tokenizer, own) == run(model, tokenizer, plain)
+            same = run(model, tokenizer, own, NEW) == run(model, tokenizer, plain, NEW)
             if "when" in options and not same:
                 raise RuntimeError(f"expected a condition that always holds to change no token; {job} did.")
             yield compare(
                 f"{job}, {len(own)} rows x {NEW} tokens",
                 "operation add",
-                lambda own=own: run(model, tokenizer, own),
-                lambda: run(model, tokenizer, plain),
+                lambda own=own: run(model, tokenizer, own, NEW),
+                lambda: run(model, tokenizer, plain, NEW),
                 pairs,
                 target,
                 "conditions always hold; the tokens are those of add" if same else "",
