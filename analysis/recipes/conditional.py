@@ -130,9 +130,9 @@ def swept(
         model, tokenizer, vectors, rows, coefficients=[setting.coefficient], layers=[setting.layer], when=when,
         positions=setting.positions, max_new_tokens=setting.max_new_tokens, seed=setting.seed, out=out,
     ).table  # fmt: skip
-    repeated = rouge_l(table["text"].tolist(), table["reference"].tolist())
+    overlap = rouge_l(table["text"].tolist(), table["reference"].tolist())
     is_answer = table["task"] == TARGET
-    score = table["text"].map(steps).where(is_answer, pd.Series(repeated, index=table.index))
+    score = table["text"].map(steps).where(is_answer, pd.Series(overlap, index=table.index))
     return table.assign(score=score)
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
+import torch
 
-from analysis.recipes.conditional import LABELS, OTHER, TARGET, effects, main, prompts, rates
+import steerkit as sk
+from analysis.recipes.conditional import LABELS, OTHER, TARGET, Setting, effects, main, prompts, rates, swept
 from steerkit.demo.questions import read_questions
+from steerkit.demo.traits import steps
+from steerkit.scores.text import rouge_l
+from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def table(scores: dict[tuple[str, float, str], list[float]], fired: dict[str, list[float]]) -> pd.DataFrame:
@@ -68,6 +75,17 @@ def test_both_tasks_have_a_prompt_per_question_with_the_same_content(repeat: str
     for question, ask, other in zip(some, made[TARGET], made[OTHER], strict=True):
         text = question.question if repeat == "question" else question.answers["plain"]
         assert ask[-1]["content"] == question.question and other[-1]["content"].endswith(f" word for word: {text}")
+
+
+@pytest.mark.parametrize("repeat", ["question", "answer"])
+def test_answers_are_scored_by_numbered_steps_and_repetitions_by_their_text(repeat, tmp_path) -> None:
+    setting = replace(Setting(), layer=1, coefficient=1.0, repeat=repeat, max_new_tokens=3)
+    model, tokenizer, some = tiny_model(context=2048), tiny_tokenizer(), read_questions()[:2]
+    found = swept(model, tokenizer, {"steps": sk.SteeringVector({1: torch.ones(32)})}, some, None, setting, tmp_path)
+    assert found.groupby("task").size().to_dict() == {TARGET: 4, OTHER: 4}  # coefficients 0 and 1
+    for row in found.to_dict("records"):
+        own = steps(row["text"]) if row["task"] == TARGET else rouge_l([row["text"]], [row["reference"]])[0]
+        assert row["score"] == pytest.approx(own)
 
 
 def test_another_text_to_repeat_is_refused_on_the_command_line(tmp_path, capsys) -> None:
