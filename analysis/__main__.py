@@ -44,7 +44,7 @@ ANALYSES = {
     "erasure": Analysis(
         "analysis.probes.erased",
         "does an agent's identity, by tag or by vector, survive its linear erasure?",
-        "runs/imad-tiny/clues/seed-0 --out runs/analysis/erasure --results results/erasure/clues",
+        "runs/imad-tiny/clues/seed-0 --out runs/analysis/erasure",
     ),
     "suppression": Analysis(
         "analysis.suppression.suppress",
@@ -99,7 +99,7 @@ ANALYSES = {
     "patch-rounds": Analysis(
         "analysis.patching.rounds",
         "does an answer follow the activations at round 1 of another debate?",
-        "runs/imad-tiny/clues/seed-0 --out runs/analysis/patch-rounds --results results/patching/clues",
+        "runs/imad-tiny/clues/seed-0 --out runs/analysis/patch-rounds",
     ),
     "rates": Analysis(
         "analysis.paper.rates",
