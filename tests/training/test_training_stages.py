@@ -54,7 +54,10 @@ def test_an_example_of_the_list_passes_the_options_of_its_stage(name, example, m
 
 def test_an_unknown_stage_exits_with_2_and_names_the_list(capsys) -> None:
     assert commands.main(["sftt"]) == 2
-    assert "expected a stage among problems, debates, sft, grpo, evaluate, imad; got 'sftt'" in capsys.readouterr().err
+    assert (
+        "expected a stage among problems, debates, sft, grpo, evaluate, benchmark, imad; got 'sftt'"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

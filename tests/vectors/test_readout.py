@@ -43,7 +43,7 @@ def test_the_slope_is_the_derivative_of_final_norm_and_unembedding_along_the_dir
 
 def test_reading_without_prompts_or_tokens_is_refused() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    with pytest.raises(ValueError, match="one prompt and one token"):
+    with pytest.raises(ValueError, match="a non-empty list of prompts"):
         tokens_of(model, tokenizer, vector(model), [])
     with pytest.raises(ValueError, match="one prompt and one token"):
         tokens_of(model, tokenizer, vector(model), PROMPTS, k=0)
