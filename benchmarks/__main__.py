@@ -65,6 +65,8 @@ JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
     "beginnings": decoding.common_beginning,
     "compaction": decoding.compaction,
     "operations": operations.operations,
+    "sites": operations.sites,
+    "conditions": operations.conditions,
     "rollouts": rollouts.written,
     "rouge": scores.rouge,
     "probes": scores.all_probes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import steerkit as sk
@@ -15,23 +15,38 @@ from steerkit.steering.operations import OPERATIONS
 
 PLACE, CONDITION = "<= 1.1", "<= 1.25"
 NEW = 24
-"""New tokens per row: with more, twelve comparisons would take half an hour."""
+"""New tokens per row; each of the three jobs takes about ten minutes."""
 READ = 10
 """The layer that a condition reads."""
 
 
 def operations(pairs: int = MIN_PAIRS) -> Iterator[Measured]:
-    """Seconds of each other operation, of `add` at each other site and under each condition, over those of `add`."""
+    """Seconds of each other operation over those of `add`."""
+    yield from against_add([(f"operation {name}", PLACE, {"operation": name}) for name in OPERATIONS], pairs)
+
+
+def sites(pairs: int = MIN_PAIRS) -> Iterator[Measured]:
+    """Seconds of `add` at each other site over those at `resid_post`."""
+    yield from against_add([(f"add at {site}", PLACE, {"site": site}) for site in SITES], pairs)
+
+
+def conditions(pairs: int = MIN_PAIRS) -> Iterator[Measured]:
+    """Seconds of `add` under a condition that always holds over those without one."""
+    vector = inputs.vector()
+    always = sk.Condition(vector, READ, above=-1e9)
+    each_token = sk.Condition(vector, READ, above=-1e9, decide="token")
+    ways = [("prompt", always), ("token", each_token)]
+    yield from against_add([(f"add, condition on the {name}", CONDITION, {"when": when}) for name, when in ways], pairs)
+
+
+def against_add(ways: Sequence[tuple[str, str, dict[str, Any]]], pairs: int) -> Iterator[Measured]:
+    """Seconds of each way of steering (job, target, options of `sk.Steering`) over those of `add` at `resid_post`.
+
+    Raises:
+        RuntimeError: a condition that always holds changed a token.
+    """
     with endless() as (model, tokenizer):
         vector = inputs.vector()
-        always = sk.Condition(vector, READ, above=-1e9)
-        each_token = sk.Condition(vector, READ, above=-1e9, decide="token")
-        ways: list[tuple[str, str, dict[str, Any]]] = [
-            *((f"operation {name}", PLACE, {"operation": name}) for name in OPERATIONS if name != "add"),
-            *((f"add at {site}", PLACE, {"site": site}) for site in SITES if site != DEFAULT),
-            ("add, condition on the prompt", CONDITION, {"when": always}),
-            ("add, condition at each token", CONDITION, {"when": each_token}),
-        ]
 
         def rows(**options: Any) -> list[Row]:
             there = sk.SteeringVector(vector.at(LAYER).layers, vector.meta, options.pop("site", DEFAULT))
@@ -41,17 +56,19 @@ def operations(pairs: int = MIN_PAIRS) -> Iterator[Measured]:
 
         plain = rows()
         for job, target, options in ways:
+            if options in ({"operation": "add"}, {"site": DEFAULT}):
+                continue
             own = rows(**options)
             same = run(model, tokenizer, own, NEW) == run(model, tokenizer, plain, NEW)
             if "when" in options and not same:
                 raise RuntimeError(f"expected a condition that always holds to change no token; {job} did.")
             yield compare(
                 f"{job}, {len(own)} rows x {NEW} tokens",
-                "operation add",
+                f"add at {DEFAULT}",
                 lambda own=own: run(model, tokenizer, own, NEW),
                 lambda: run(model, tokenizer, plain, NEW),
                 pairs,
                 target,
-                "conditions always hold; the tokens are those of add" if same else "",
+                "the tokens are those of add" if same else "",
                 inverse=True,
             )
