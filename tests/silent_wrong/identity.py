@@ -15,6 +15,7 @@ import steerkit as sk
 from steerkit.models.identity import fingerprint, tokenizer_sha256
 from steerkit.steering.steering import Steering
 from tests.models.test_identity import adapted, with_bos
+from tests.silent_wrong import plain
 from tests.tiny import tiny_model, tiny_tokenizer
 
 Fingerprint = Callable[[Any], tuple[str, str | None]]
@@ -81,10 +82,6 @@ def checked(model: Any, vector: sk.SteeringVector) -> None:
 
 def by_width(model: Any, vector: sk.SteeringVector) -> None:
     assert vector.d_model == model.config.hidden_size and max(vector.layers) < model.config.num_hidden_layers
-
-
-def plain(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
-    return lambda implementation, _: check(implementation)
 
 
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {

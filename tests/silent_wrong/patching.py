@@ -13,6 +13,7 @@ import steerkit as sk
 from steerkit.patching.metrics import Measure
 from steerkit.patching.runs import Patch, Runs, values_of
 from steerkit.text.prompt import encode_prompt
+from tests.silent_wrong import plain
 from tests.tiny import tiny_model, tiny_tokenizer
 
 CLEAN, CORRUPTED, ANSWERS = "The sea is", "The fog is", ("A", "B")
@@ -60,10 +61,6 @@ def at_the_index_in_the_chunk(runs: Any, values: Any) -> float:
     """The patch at its absolute index, in a forward that begins at its start."""
     moved = {place: value.roll(-6, 0) for place, value in values.items()}
     return float(runs.patched([Patch(("resid_post", 1), 6, 7)], moved)[0])
-
-
-def plain(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
-    return lambda implementation, _: check(implementation)
 
 
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {

@@ -19,6 +19,7 @@ from steerkit.models.hooks import HookPoint, edit_points, observe_points
 from steerkit.models.sites import Sites, find_sites, points_at
 from steerkit.steering.steering import Steering
 from steerkit.vectors.vector import SteeringVector
+from tests.silent_wrong import plain
 from tests.tiny import tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[5, 17, 200, 33, 8]])
@@ -108,10 +109,6 @@ def with_the_steering_on(model: Any) -> Sites:
     """The steering's addition is taken for a part of the block."""
     with mock.patch.object(site_search, "suspended", lambda _: contextlib.nullcontext([])):
         return find_sites(model)
-
-
-def plain(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
-    return lambda implementation, _: check(implementation)
 
 
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {

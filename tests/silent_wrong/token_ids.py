@@ -17,6 +17,7 @@ from steerkit.scores.fluency import perplexity
 from steerkit.text.prompt import encode_prompt, render
 from steerkit.text.spans import SpannedText, passage_of
 from steerkit.text.tokens import decode, encode
+from tests.silent_wrong import plain
 from tests.steering.test_steering import vector
 from tests.text.test_prompts import prefix_space_tokenizer
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -149,10 +150,6 @@ def its_ids(tokenizer: Any, prompt: Any) -> Any:
 
 def its_text(tokenizer: Any, prompt: Any) -> Any:
     return prompt.text
-
-
-def plain(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
-    return lambda implementation, _: check(implementation)
 
 
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {

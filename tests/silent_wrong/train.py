@@ -15,6 +15,7 @@ from tokenizers import AddedToken
 from steerkit.models.ends import ends_of
 from steerkit.text.prompt import encode_prompt
 from steerkit.text.tags import tags
+from tests.silent_wrong import plain
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_boundaries import smollm2_tokenizer, trace, two_ends
 from training.problems.sources import PARTS, part_of
@@ -144,10 +145,6 @@ def by_question(question: str, row: int) -> str:
 
 def by_row(question: str, row: int) -> str:
     return PARTS[row % 2]
-
-
-def plain(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
-    return lambda implementation, _: check(implementation)
 
 
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {

@@ -18,6 +18,7 @@ from steerkit.models.blocks import NoResidualStream, find_blocks
 from steerkit.models.hooks import edit_streams, observe_streams
 from steerkit.steering.steering import Steering
 from tests.reference import greedy
+from tests.silent_wrong import plain
 from tests.steering.test_steering import vector
 from tests.steering.test_watch import BERT, NEW, OPTIONS, PROMPT, BertConfig, bypass, columns, truth, wide
 from tests.tiny import tiny_model
@@ -160,10 +161,6 @@ def longer_texts_continue(model: Any, steering: Steering) -> Iterator[None]:
 
     with edit_streams({layer: find_blocks(model).modules[layer]}, edit):
         yield
-
-
-def plain(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:
-    return lambda implementation, _: check(implementation)
 
 
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
