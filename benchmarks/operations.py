@@ -15,7 +15,7 @@ from steerkit.steering.operations import OPERATIONS
 
 PLACE, CONDITION = "<= 1.1", "<= 1.25"
 NEW = 24
-"""New tokens per row; each of the three jobs takes about ten minutes."""
+"""New tokens per row."""
 READ = 10
 """The layer that a condition reads."""
 

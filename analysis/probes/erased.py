@@ -120,9 +120,9 @@ def texts(
     """Continuations of the test debates with each agent's identity from its tag or its vector, erased or not.
 
     Returns:
-        One row per question, agent, identity (`tag`, `vector`), given (True, or False: the same erasure where nobody is
-        named) and erasure (`none`, `agents`, `shuffled 0`, ...), with the text of the first turn and `rouge_l` to the
-        agent's own first text.
+        One row per question, agent, identity, given and erasure, with the text of the first turn and `rouge_l` to the
+        agent's own first text. `identity` is `tag` or `vector`. `given` is True where the tag or the vector names the
+        agent, and False where none does. `erasure` is `none`, `agents`, or `shuffled 0` and so on.
     """
     names = joined(acts)
     erasers: dict[str, Any] = {"none": None, "agents": sk.leace(names, shrinkage=setting.shrinkage)}
@@ -165,10 +165,15 @@ def survival(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per identity (`tag`, `vector`) and quantity: mean, low, high (95 % over questions), n (questions), k
-        (erasures). Quantities: `gain` (over nobody named, nothing erased), `gain, agents erased` and `gain, shuffled
-        erased` (each over nobody named with the same erasure, the latter a mean over the shuffles), `survives` and
-        `survives shuffled` (those over `gain`, see `steerkit.stats.paired.ratio`), `cost` and `cost shuffled` (ROUGE-L
-        of nobody named with the erasure, minus without).
+        (erasures). With R(given, erasure) the mean ROUGE-L of a question, the quantities are
+
+            gain                  = R(True, none) - R(False, none)
+            gain, agents erased   = R(True, agents) - R(False, agents)
+            gain, shuffled erased = the same for shuffled names, mean over the shuffles
+            survives              = gain, agents erased / gain, a ratio of means (`steerkit.stats.paired.ratio`)
+            survives shuffled     = gain, shuffled erased / gain
+            cost                  = R(False, agents) - R(False, none)
+            cost shuffled         = the same for shuffled names
     """
     wide = rows.pivot_table(index="question", columns=["identity", "given", "erasure"], values="rouge_l")
     shuffled = sorted({name for *_, name in wide.columns if name.startswith(SHUFFLED)})
