@@ -73,6 +73,10 @@ PROTOCOL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """Families on which the paper's protocol is run with `--full`, and its settings."""
 TRANSPLANT = ("clues", "two_sum", "addition")
 """Families in which first rounds are transplanted with `--full`."""
+PATCHED = ("clues", "two_sum")
+"""Families of the miniature in which activations of first rounds are patched with `--full`."""
+ERASED = ("clues",)
+"""Families of the miniature in which the agents' identity is erased with `--full`."""
 STEPS = {"clues": ("25", "75", "125"), "addition": ("8", "16", "24")}
 """GRPO steps that are analysed between SFT and IMAD, by family whose agents are analysed at all checkpoints."""
 SMALL = ('sources=["asked","trace"]', "max_new_tokens=48")
@@ -216,6 +220,11 @@ def _of_seed(
     if full and family in TRANSPLANT:
         arguments = ("transplant", str(run), "--out", str(analysis / "transplant"))
         steps.append(Step(f"transplant-{name}", "analysis", arguments, (name,)))
+    if full and preset == "tiny":
+        for analysis_name, among in {"patch-rounds": PATCHED, "erasure": ERASED}.items():
+            if family in among:
+                arguments = (analysis_name, str(run), "--out", str(analysis / analysis_name))
+                steps.append(Step(f"{analysis_name}-{name}", "analysis", arguments, (name,)))
     return steps
 
 

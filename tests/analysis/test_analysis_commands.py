@@ -71,7 +71,8 @@ def test_the_steps_of_a_reproduction_name_listed_analyses(tmp_path) -> None:
         return {step.arguments[0] for step in steps if step.module == "analysis"}
 
     assert used(False) == {"agents", "separability", "suppression", "main-table", "results"}
-    assert used(True) == used(False) | {"protocol", "malicious", "transplant"} < set(commands.ANALYSES)
+    of_full = {"protocol", "malicious", "transplant", "patch-rounds", "erasure"}
+    assert used(True) == used(False) | of_full < set(commands.ANALYSES)
 
 
 def test_an_analysis_can_be_interrupted_where_its_shell_ignores_the_signal() -> None:
