@@ -28,6 +28,10 @@ from steerkit.stats.format import interval_text, p_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
+RISES = 0.25
+"""A trait score whose mean spans less on validation is not said to rise."""
+HALF = 0.5
+"""Effect of a patch from which on a title says that the answer depends on a position."""
 Drawn = tuple[Any, Mapping[str, Any]]
 
 
@@ -45,7 +49,11 @@ def _demo_gains(folder: Path) -> Drawn:
 
 def _demo_dose(folder: Path) -> Drawn:
     table, meta = _read("demo/dose_curves", folder)
-    return dose_figure(table, "Scores over the coefficient, on the questions that chose it"), meta
+    trait = table[(table["score"] == "trait") & (table["role"] == "vector")]
+    highest = trait.groupby("persona", sort=False)["mean"].max() - trait.groupby("persona", sort=False)["mean"].min()
+    names = [PERSONAS[str(name)] for name in highest.index[highest >= RISES]]
+    found = f"The trait scores of {' and '.join(names)} rise" if names else "No trait score rises"
+    return dose_figure(table, f"{found} with the dose"), meta
 
 
 def _tutorial(folder: Path) -> Drawn:
@@ -104,7 +112,11 @@ def _caa(axis: str, folder: Path) -> Drawn:
 def _fact_recall(folder: Path) -> Drawn:
     table, meta = _read("patching/fact_recall", folder)
     denoising = table[(table["mode"] == "denoising") & (table["method"] == "exact")]
-    return patching(denoising, "resid_post", f"The country's stream restored, {meta['checkpoint']}"), meta
+    stream = denoising[denoising["site"] == "resid_post"].set_index(["position", "layer"])["effect"]
+    subject = int(stream["country"].loc[lambda effect: effect > HALF].index.max())
+    last = int(stream["last (of)"].loc[lambda effect: effect > HALF].index.min())
+    title = f"The answer depends on the country's position\nup to layer {subject}, on the last one from layer {last}"
+    return patching(denoising, "resid_post", title), meta
 
 
 PICTURES: Mapping[str, Callable[[Path], Drawn]] = {

@@ -15,6 +15,8 @@ AXES = {
     "repeated_4grams": "repeated 4-grams",
     "perplexity": "perplexity",
 }
+SHARES = ("trait", "rouge_l_symbols", "repeated_4grams")
+"""Scores between 0 and 1: their intervals are drawn within these limits."""
 CONTROLS = ("random", "shuffled")
 
 
@@ -24,6 +26,8 @@ def dose_panels(curves: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
     roles = curves["role"].replace("vector", "persona's vector")
     for score, label in AXES.items():
         curve = curves.assign(vector=roles)[curves["score"] == score]
+        if score in SHARES:
+            curve = curve.assign(**{end: curve[end].clip(0, 1) for end in ("low", "high")})
         panels[label] = {
             title: curve[curve["persona"] == name].drop(columns=["persona", "role", "score"])
             for name, title in PERSONAS.items()
