@@ -171,8 +171,9 @@ def demo_table(folder: Path) -> str:
         ]
         for row in table.itertuples()
     ]
-    header = ("persona", "trait: unsteered -> steered (asked for it)", "gain over coefficient 0", "over random")
-    return _table((*header, "over shuffled labels", "right answers", "perplexity", "steered"), rows)
+    header = ("persona", "trait score: unsteered -> steered (unsteered, prompt asks for the style)")
+    gains = (f"gain over {control}" for control in ("coefficient 0", "random directions", "shuffled labels"))
+    return _table((*header, *gains, "right answers", "perplexity", "counts as steered"), rows)
 
 
 def demo_texts(folder: Path) -> str:
@@ -209,7 +210,7 @@ def dose_table(folder: Path) -> str:
         for at in zero.index
         if at
     ]
-    header = ("dose", "words gained over dose 0", "over 19 random directions", "p by rank")
+    header = ("dose", "words gained over dose 0", "words gained over 19 random directions", "p by rank")
     return _table(header, rows)
 
 
@@ -256,9 +257,9 @@ def findings_table(folder: Path) -> str:
     for row in verdicts.itertuples():
         over = _interval(row, ("gain_over_random", "gain_over_random_low", "gain_over_random_high"))
         result = (
-            f"{row.trait_unsteered:.2f} to {row.trait_steered:.2f}, {over} above random directions; right answers "
-            f"{row.right_unsteered:.2f} to {row.right_steered:.2f}, perplexity {row.perplexity_unsteered:.1f} to "
-            f"{row.perplexity_steered:.1f}"
+            f"trait score {row.trait_unsteered:.2f} -> {row.trait_steered:.2f}; {over} above random directions; "
+            f"right answers {row.right_unsteered:.2f} -> {row.right_steered:.2f}; perplexity "
+            f"{row.perplexity_unsteered:.1f} -> {row.perplexity_steered:.1f}"
         )
         claim = f"[demo](docs/demo.md): steering raises the trait score of {PERSONAS[row.persona]}"
         rows.append([claim, result, str(meta["n_test"]), "", "yes" if row.steered else "no"])
@@ -266,19 +267,20 @@ def findings_table(folder: Path) -> str:
     gain = effects.set_index(["quantity", "task"]).loc["conditional over random", "question"]
     fired = _read("recipes/conditional/rates", folder)[0].set_index("task")["rate"]
     result = (
-        f"{_interval(gain, ('mean', 'low', 'high'))} above random directions; fires on {fired['question']:.0%} and "
+        f"trait score {_interval(gain, ('mean', 'low', 'high'))} above random directions; condition met by "
+        f"{fired['question']:.0%} of the questions and {fired['repeat']:.0%} of the other prompts"
     )
-    claim = "[condition](docs/concepts/conditions.md): steers questions and leaves another task as it is"
-    rows.append(
-        [claim, f"{result}{fired['repeat']:.0%} of prompts", f"{gain['n']:.0f}", "", _sign(gain.low, gain.high)]
+    claim = (
+        "[condition](docs/concepts/conditions.md): a steering with a condition on the prompt changes answers to "
+        "questions and no texts of another task"
     )
+    rows.append([claim, result, f"{gain['n']:.0f}", "", _sign(gain.low, gain.high)])
     one = _read("recipes/judge-smollm2/agreement", folder)[0].iloc[0]
-    result = f"ROC AUC {one.roc_auc:.2f}; {one.n_unread:.0f} answers unreadable"
-    verdict = "yes" if one.roc_auc_low > 0.5 else "no"
-    rows.append(
-        ["[judge](docs/concepts/scores.md): SmolLM2-135M tells two moods apart", result, f"{one.n:.0f}", "", verdict]
-    )
-    return _table(("claim", "result", "n", "training seeds", "holds"), [*rows, *_training_findings(folder)])
+    claim = "[judge](docs/concepts/scores.md): SmolLM2-135M as a judge separates cheerful texts from others"
+    result = f"ROC AUC {one.roc_auc:.2f}; {one.n_unread:.0f} answers are no score"
+    rows.append([claim, result, f"{one.n:.0f}", "", "yes" if one.roc_auc_low > 0.5 else "no"])
+    header = ("claim", "result", "test questions or texts", "training seeds", "holds")
+    return _table(header, [*rows, *_training_findings(folder)])
 
 
 def _training_findings(folder: Path) -> list[list[str]]:
@@ -343,7 +345,7 @@ def reading_table(folder: Path) -> str:
 
 
 def steering_moved(folder: Path) -> str:
-    """How far the stream moved under pushes at one and at several layers."""
+    """How far steering at one and at several layers moves the stream."""
     table, _ = _read("steering/moved", folder)
     rows = [
         [
@@ -355,7 +357,8 @@ def steering_moved(folder: Path) -> str:
         ]
         for row in table.itertuples()
     ]
-    return _table(("steered after blocks", "coefficient", "`relative_dose`", "the vector", "`random_like`"), rows)
+    distances = ("relative distance, cheerful vector", "relative distance, random directions")
+    return _table(("steered after blocks", "coefficient", "`relative_dose`", *distances), rows)
 
 
 def conditional_table(folder: Path) -> str:
@@ -394,7 +397,8 @@ def caa_table(folder: Path) -> str:
                 str(int(of.loc[one, "n"])) for one in ("letters", "answers", "texts") if one in of.index
             )
             rows.append([model, str(behavior), *cells, counts])
-    return _table(("model", "behavior", "letters", "answers without letters", "written texts", "groups"), rows)
+    header = ("model", "behavior", "letters", "answers without letters", "generated texts")
+    return _table((*header, "questions: letters / answers / texts"), rows)
 
 
 def refusal_table(folder: Path) -> str:
@@ -416,7 +420,8 @@ def refusal_table(folder: Path) -> str:
             text = f"{operation}, coefficient {coefficient:g}, {kind}"
             random = _interval(over.loc["random"]) if "random" in over.index else ""
             rows.append([model, text, _interval(over.loc["coefficient 0"]), random, str(over["n"].max())])
-    return _table(("model", "", "rate, or gain over coefficient 0", "gain over random directions", "prompts"), rows)
+    rate = "refusal rate (unsteered), or gain over coefficient 0"
+    return _table(("model", "steering and prompts", rate, "gain over random directions", "number of prompts"), rows)
 
 
 def training_table(folder: Path, family: str, preset: str = "miniature") -> str:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$(?:\n\nprints\b[^`]*?\n\n```\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
-"""A fenced block and, if the next paragraph begins with "prints", what follows it."""
+FENCE = re.compile(
+    r"^```(\w*)\n(.*?)^```$(?:\n\n(?:This )?prints\b[^`]*?\n\n```\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
+)
+"""A fenced block and, if the next paragraph begins with "prints" or "This prints", what follows it."""
 DATA = ("json", "bibtex", "text")
 """Languages of blocks that are no code."""
 
@@ -49,7 +51,7 @@ def blocks_of(page: Path, language: str) -> list[Block]:
 
 
 def languages_of(page: Path) -> set[str]:
-    """The languages of a page's fenced blocks; outputs, which follow "prints", are left out."""
+    """The languages of a page's fenced blocks; outputs, which follow "prints" or "This prints", are left out."""
     return {match[1] for match in FENCE.finditer(page.read_text(encoding="utf-8"))}
 
 

@@ -74,7 +74,7 @@ SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
         check_a_choice_has_all_its_tokens_steered_from_the_end_of_the_prompt, ours, without_the_first_token
     ),
     "a choice is steered as new tokens": (also_all_of_it, ours, with_the_choice_as_prompt),
-    "a stored row is known by the content of its vector": (
+    "a stored row is identified by the content of its vector": (
         check_a_stored_row_is_not_taken_for_that_of_another_vector, key, by_name
     ),
 }  # fmt: skip

@@ -119,6 +119,6 @@ SILENT: dict[str, tuple[Callable[..., None], Any, Any]] = {
     ),
     "a score is in the unit of the stream": (check("token", 1), ours, along_the_stored_vector),
     "a prompt decides once": (check("prompt", 1), ours, patched(rows._Gate, read=decides_anew)),
-    "a smaller batch keeps its decisions": (check_a_smaller_batch, Engine.keep, forgetting),
+    "each row keeps its condition when the batch shrinks": (check_a_smaller_batch, Engine.keep, forgetting),
     "the share of steered positions is a row's own": (share, sk.sweep, of_all_columns),
 }  # fmt: skip
