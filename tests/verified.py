@@ -26,7 +26,7 @@ MODULES = (
 CLAIMS = {
     "formula": "equals its formula at each position, in float64",
     "batch": "text in a padded, cached batch equals the text alone without a cache",
-    "mixed": "rows of one batch keep their own",
+    "mixed": "each row of a mixed batch is steered as if it were alone",
     "zero": "coefficient 0 changes no bit",
     "resume": "an interrupted sweep resumes to the same table",
     "mutant": "a wrong implementation is caught",
