@@ -171,7 +171,8 @@ def demo_table(folder: Path) -> str:
         ]
         for row in table.itertuples()
     ]
-    header = ("persona", "trait score: unsteered -> steered (unsteered, prompt asks for the style)")
+    trait = "trait score: unsteered -> steered (in brackets: unsteered, with a prompt that asks for the style)"
+    header = ("persona", trait)
     gains = (f"gain over {control}" for control in ("coefficient 0", "random directions", "shuffled labels"))
     return _table((*header, *gains, "right answers", "perplexity", "counts as steered"), rows)
 
@@ -271,13 +272,13 @@ def findings_table(folder: Path) -> str:
         f"{fired['question']:.0%} of the questions and {fired['repeat']:.0%} of the other prompts"
     )
     claim = (
-        "[condition](docs/concepts/conditions.md): a steering with a condition on the prompt changes answers to "
-        "questions and no texts of another task"
+        "[condition](docs/concepts/conditions.md): steering with a condition on the prompt changes the answers to "
+        "questions, but does not change texts of another task"
     )
     rows.append([claim, result, f"{gain['n']:.0f}", "", _sign(gain.low, gain.high)])
     one = _read("recipes/judge-smollm2/agreement", folder)[0].iloc[0]
     claim = "[judge](docs/concepts/scores.md): SmolLM2-135M as a judge separates cheerful texts from others"
-    result = f"ROC AUC {one.roc_auc:.2f}; {one.n_unread:.0f} answers are no score"
+    result = f"ROC AUC {one.roc_auc:.2f}; {one.n_unread:.0f} answers are not a number on the scale"
     rows.append([claim, result, f"{one.n:.0f}", "", "yes" if one.roc_auc_low > 0.5 else "no"])
     header = ("claim", "result", "test questions or texts", "training seeds", "holds")
     return _table(header, [*rows, *_training_findings(folder)])
@@ -420,7 +421,7 @@ def refusal_table(folder: Path) -> str:
             text = f"{operation}, coefficient {coefficient:g}, {kind}"
             random = _interval(over.loc["random"]) if "random" in over.index else ""
             rows.append([model, text, _interval(over.loc["coefficient 0"]), random, str(over["n"].max())])
-    rate = "refusal rate (unsteered), or gain over coefficient 0"
+    rate = 'refusal rate (rows "unsteered") or gain over coefficient 0 (rows "add")'
     return _table(("model", "steering and prompts", rate, "gain over random directions", "number of prompts"), rows)
 
 

@@ -173,8 +173,8 @@ def verdicts(by_dose: pd.DataFrame) -> pd.DataFrame:
     """A verdict per behavior, measure and sign of the dose, from the gains at the doses -0.2 and 0.2.
 
     p-values are adjusted by Holm's method over all rows, separately over coefficient 0 and over random directions.
-    `moves`: in the direction of the dose, with both adjusted p below 0.05. `moves as random directions do`: only over
-    coefficient 0. `moves the other way`: against the dose, with both. Otherwise `not detected`.
+    `changes`: in the direction of the dose, with both adjusted p below 0.05. `changes like random directions`: only over
+    coefficient 0. `changes against the dose`: against the dose, with both. Otherwise `not detected`.
     """
     at = by_dose[by_dose["dose"].abs() == AT]
     keys = ["behavior", "measure", "dose"]
@@ -185,9 +185,9 @@ def verdicts(by_dose: pd.DataFrame) -> pd.DataFrame:
         row = wide.iloc[number]
         along = np.sign(row["gain", "coefficient 0"]) == np.sign(dose) == np.sign(row["gain", "random"])
         both = plain[number] < 0.05 and random[number] < 0.05
-        verdict = ("moves" if along else "moves the other way") if both else "not detected"
+        verdict = ("changes" if along else "changes against the dose") if both else "not detected"
         if plain[number] < 0.05 <= random[number]:
-            verdict = "moves as random directions do"
+            verdict = "changes like random directions"
         found = {over: (row["gain", over], row["low", over], row["high", over]) for over in ("coefficient 0", "random")}
         rows.append((behavior, measure, dose, verdict, *found["coefficient 0"], plain[number], *found["random"],
                      random[number], int(row["n", "coefficient 0"])))  # fmt: skip

@@ -77,8 +77,8 @@ def test_the_score_of_answers_is_the_difference_of_their_log_probabilities_per_t
 @pytest.mark.parametrize(
     ("gain", "p", "p_random", "verdict"),
     [
-        (0.2, 0.001, 0.01, "moves"), (0.2, 0.001, 0.4, "moves as random directions do"),
-        (-0.2, 0.001, 0.01, "moves the other way"), (0.2, 0.2, 0.01, "not detected"),
+        (0.2, 0.001, 0.01, "changes"), (0.2, 0.001, 0.4, "changes like random directions"),
+        (-0.2, 0.001, 0.01, "changes against the dose"), (0.2, 0.2, 0.01, "not detected"),
     ],
 )  # fmt: skip
 def test_a_verdict_needs_the_sign_of_the_dose_and_both_p_values(gain, p, p_random, verdict) -> None:
