@@ -185,7 +185,7 @@ def demo_texts(folder: Path) -> str:
          " to ".join("right" if value else "wrong" for value in (row.right_unsteered, row.right_steered))]
         for row in table[table["persona"] == "steps"].itertuples()
     ]  # fmt: skip
-    return _table(("question", "unsteered", "steered", "trait score", "answer"), rows)
+    return _table(("question", "unsteered", "steered", "trait score, steered", "answer: unsteered to steered"), rows)
 
 
 def _as_cell(text: str) -> str:

@@ -353,7 +353,7 @@ SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {  # in the or
         columns_of_the_whole_text,
         columns_of_the_chunk,
     ),
-    "left padding has position ids": (
+    "position ids are right under left padding": (
         without_folder(check_left_padding_moves_nothing),
         positions_of_each_row,
         positions_of_the_batch,
