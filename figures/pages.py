@@ -211,7 +211,7 @@ def dose_table(folder: Path) -> str:
         for at in zero.index
         if at
     ]
-    header = ("dose", "words gained over dose 0", "words gained over 19 random directions", "p by rank")
+    header = X
     return _table(header, rows)
 
 
