@@ -211,7 +211,7 @@ def dose_table(folder: Path) -> str:
         for at in zero.index
         if at
     ]
-    header = X
+    header = ("dose", "listed words per text, gain over dose 0", "gain over 19 random directions", "p by rank")
     return _table(header, rows)
 
 
