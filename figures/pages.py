@@ -435,7 +435,7 @@ def training_table(folder: Path, family: str, preset: str = "miniature") -> str:
         each = " ".join(f"{100 * float(value):.1f}" for value in str(row.by_seed).split())
         name = f"**{row.method}**" if row.method == "IMAD" else row.method
         rows.append([name, accuracy, each if row.seeds > 1 else "", f"{row.tokens:.0f}", above])
-    return _table(("method", "accuracy, %", "by seed", "tokens", "IMAD above it, points"), rows)
+    return _table(("method", "accuracy, %", "by seed", "tokens", "IMAD minus this method, points"), rows)
 
 
 def fact_recall_table(folder: Path) -> str:
