@@ -519,7 +519,7 @@ def serving_table(folder: Path) -> str:
         target = f"{line['target']} {words[line['holds']]}".strip()
         ratio = interval_text(line["ratio"], line["low"], line["high"])
         rows.append([line["job"], line["against"], seconds, ratio, target, line["note"]])
-    return _table(("job", "against", "seconds", "ratio", "target for the interval", "note"), rows)
+    return _table(("job", "compared with", "seconds", "ratio", "target for the whole interval", "note"), rows)
 
 
 def agents_table(folder: Path) -> str:
