@@ -11,8 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$(?:\n\nprints\b[^`]*?\n\n```\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
-"""A fenced block and, if the next paragraph begins with "prints", what follows it."""
+FENCE = re.compile(
+    r"^```(\w*)\n(.*?)^```$(?:\n\n(?:The script )?prints\b[^`]*?\n\n```\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
+)
+"""A fenced block and, if the next paragraph begins with "prints" or "The script prints", what follows it."""
 DATA = ("json", "bibtex", "text")
 """Languages of blocks that are no code."""
 
