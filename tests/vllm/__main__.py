@@ -120,8 +120,8 @@ def page() -> str:
         "their tokens are compared with those of `sk.generate` (steerkit's engine). SmolLM2-135M-Instruct in float32, "
         "greedy, 64 new tokens, end tokens ignored.",
         "",
-        "A text may differ only by rounding. The margin of such a text is the difference between the log-probabilities "
-        "of both tokens, in steerkit's engine, at the first token that differs. It must be at most "
+        "A text may differ only by rounding. Where it first differs, there are two tokens. The margin of the text is the "
+        "difference between their log-probabilities in steerkit's engine. It must be at most "
         f"{MARGIN:g} nats, and at most {SHARE:.0%} of the texts may differ.",
         "",
         "`changed by steering` is the number of texts that differ from the unsteered text. `counter` is a count of the "
@@ -160,7 +160,8 @@ def _requests() -> list[str]:
     text = (
         f"{one['requests']:,} requests with random valid and invalid specifications, 24 at a time, to one live server: "
         f"{one['refused']:,} were refused with status 400. These are all invalid requests and no valid one. A request "
-        f"for sampled texts can return two. {one['different']} of {one['greedy']:,} greedy texts differ from those of "
+        "for sampled texts can return two texts, so that there are more texts than accepted requests. "
+        f"{one['different']} of {one['greedy']:,} greedy texts differ from those of "
         f"steerkit's engine. For {one['sampled']:,} sampled texts, steerkit's engine computed the log-probabilities of "
         "the tokens that vLLM returned. They differ from vLLM's by at most "
         f"{one['largest_log_prob_difference']:.1e} nats. The server was running at the end."
