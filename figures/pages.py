@@ -441,7 +441,7 @@ def training_table(folder: Path, family: str, preset: str = "miniature") -> str:
         each = " ".join(f"{100 * float(value):.1f}" for value in str(row.by_seed).split())
         name = f"**{row.method}**" if row.method == "IMAD" else row.method
         rows.append([name, accuracy, each if row.seeds > 1 else "", f"{row.tokens:.0f}", above])
-    return _table(("method", "accuracy, %", "by seed", "tokens", "IMAD above it, points"), rows)
+    return _table(("method", "accuracy, %", "by seed", "tokens", "IMAD minus this method, points"), rows)
 
 
 def fact_recall_table(folder: Path) -> str:
@@ -525,7 +525,7 @@ def serving_table(folder: Path) -> str:
         target = f"{line['target']} {words[line['holds']]}".strip()
         ratio = interval_text(line["ratio"], line["low"], line["high"])
         rows.append([line["job"], line["against"], seconds, ratio, target, line["note"]])
-    return _table(("job", "against", "seconds", "ratio", "target for the interval", "note"), rows)
+    return _table(("job", "compared with", "seconds", "ratio", "target for the whole interval", "note"), rows)
 
 
 def agents_table(folder: Path) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 FENCE = re.compile(
-    r"^```(\w*)\n(.*?)^```$(?:\n\n(?:This )?prints\b[^`]*?\n\n```\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
+    r"^```(\w*)\n(.*?)^```$(?:\n\n(?:This |The script )?prints\b[^`]*?\n\n```\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
 )
-"""A fenced block and, if the next paragraph begins with "prints" or "This prints", what follows it."""
+"""A fenced block and, if the next paragraph begins with "prints" after nothing, "This" or "The script", what follows."""
 DATA = ("json", "bibtex", "text")
 """Languages of blocks that are no code."""
 

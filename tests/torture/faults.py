@@ -42,7 +42,8 @@ def cut_files(folder: Path) -> Line:
         read = read_rows(path)
         append_rows(path, [rows[-1]] if len(read) < len(rows) else [])
         good += read in (rows, rows[:-1]) and read_rows(path) == rows
-    return Line("rows cut at every byte of the last one, read and appended to", len(cuts), good, f"{len(rows)} rows")
+    what = "file of rows, truncated at each byte of its last row, then read and appended to"
+    return Line(what, len(cuts), good, f"{len(rows)} rows in the file")
 
 
 def unwritable(folder: Path) -> Line:
@@ -81,7 +82,7 @@ def full_disk(folder: Path) -> Iterator[Line]:
         same = job.outcome(disk / "run") == job.outcome(folder / "cut-whole")
         good = "No space left" in message and kept > 0 and same and job.repeated(disk / "run") == 0
         yield Line(
-            "sweep on a full disk, resumed when there was space", 1, int(good), f"{kept} rows were kept: {message}"
+            "sweep on a full disk, resumed when there was space", 1, int(good), f"{kept} rows kept; error: {message}"
         )
     finally:
         subprocess.run(["umount", str(disk)], check=False)
@@ -146,8 +147,8 @@ TESTED = {
         "tests/text/test_chat.py", "tests/training/test_server.py", "tests/training/test_server_calls.py",
         "tests/training/test_server_keys.py",
     ),
-    "memory that runs out in a batch": ("tests", "-k", "out_of_memory"),
-    "each of a list of silent errors detected, and none in our code": ("tests/test_silent_wrong.py",),
+    "out of memory in a batch": ("tests", "-k", "out_of_memory"),
+    "known silent errors: the tests detect the wrong code and accept steerkit": ("tests/test_silent_wrong.py",),
     "bad inputs refused with what was expected, what came and the fix": (
         "tests/test_bad_input.py", "tests/cli/test_bad_commands.py",
     ),
@@ -155,7 +156,7 @@ TESTED = {
         "tests/test_security.py", "tests/show/test_explorer.py", "tests/show/test_explorer_page.py", "-k", "not narrow",
     ),
     "batch sizes, orders and interruptions change no text": ("tests/generation/test_determinism.py",),
-    "two processes equal one": ("tests/io/test_ranks.py",),
+    "two processes give the results of one": ("tests/io/test_ranks.py",),
 }  # fmt: skip
 
 
@@ -168,7 +169,7 @@ def tested() -> Iterator[Line]:
 def fuzzed(examples: int) -> Iterator[Line]:
     """Yield the counts of tests/test_fuzz.py with this many examples per property."""
     environment = {**os.environ, "STEERKIT_EXAMPLES": str(examples)}
-    what = f"properties checked on {examples} random inputs each, on a quarter where each is a file"
+    what = f"properties checked on {examples} random inputs each, or on a quarter of these if each input is a file"
     yield _counted(what, ("tests/test_fuzz.py",), environment)
 
 

@@ -35,9 +35,9 @@ def flips(samples: int = 4, new: int = 32) -> Iterator[Line]:
         differ = sum(int((table["text"] != alone["text"]).sum()) for table in tables.values())
         rows = sum(map(len, tables.values()))
         yield Line(
-            f"sampled texts of SmolLM2-135M in {dtype}, batches of {', '.join(map(str, tables))} against one row",
+            f"sampled texts of SmolLM2-135M in {dtype}, batches of {', '.join(map(str, tables))} and of one row",
             rows, rows - differ,
-            f"{differ} texts differ: {1e6 * differ / tokens:.0f} flips per million tokens, of {tokens}; "
-            f"{'none may' if dtype == 'float32' else 'measured only'}",
+            f"{differ} texts differ: {1e6 * differ / tokens:.0f} first differences per million of {tokens} tokens; "
+            f"{'required: 0' if dtype == 'float32' else 'no requirement'}",
             measured=dtype == "bfloat16",
         )  # fmt: skip

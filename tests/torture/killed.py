@@ -90,8 +90,8 @@ def kills(folder: Path, times: int, seed: int = 0) -> Iterator[Line]:
                 flipped += 1
                 flips += differing
         good = same + flipped if flips <= FLIPS else same
-        detail = f"a run takes {took:.1f} s; rows doubled: {doubled}; {same} equal the uninterrupted run"
-        detail += f", {flipped} equal it except {flips} texts, which another batch shape rounded differently" * (
+        detail = f"a run takes {took:.1f} s; duplicate rows: {doubled}; {same} equal the uninterrupted run"
+        detail += f", {flipped} equal it except for {flips} texts, rounded differently in another batch shape" * (
             flips > 0
         )
         yield Line(f"{job.name}: killed and resumed", times, good, detail)

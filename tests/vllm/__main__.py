@@ -114,13 +114,22 @@ def page() -> str:
     paths = [RESULTS / f"{file_name(name)}.json" for name in MODES]
     results = [read_json(path) for path in paths if path.exists()]
     lines = [
-        "# vLLM and our engine, token by token",
+        "# vLLM and steerkit's engine, token by token",
         "",
-        "Written by `python -m tests.vllm`. SmolLM2-135M-Instruct in float32, greedy, 64 new tokens, end tokens "
-        "ignored. A row may differ where our engine's margin at the first token that differs is at most "
-        f"{MARGIN:g} nats. Seconds include the engine's start and are no measure of speed: other jobs ran beside.",
+        "Written by `python -m tests.vllm`. Each mode of vLLM generates the same requests, with and without steering; "
+        "their tokens are compared with those of `sk.generate` (steerkit's engine). SmolLM2-135M-Instruct in float32, "
+        "greedy, 64 new tokens, end tokens ignored.",
         "",
-        "| mode | requests | equal | steering changed | largest margin | counter | seconds | |",
+        "A text may differ only by rounding. Where it first differs, there are two tokens. The margin of the text is the "
+        "difference between their log-probabilities in steerkit's engine. It must be at most "
+        f"{MARGIN:g} nats, and at most {SHARE:.0%} of the texts may differ.",
+        "",
+        "`changed by steering` is the number of texts that differ from the unsteered text. `counter` is a count of the "
+        "engine that shows that the mode was used. `runner V2` is vLLM's model runner V2; the other modes use V1. "
+        "Seconds include the engine's start and do not measure speed: other jobs ran at the same time.",
+        "",
+        "| mode | requests | equal to steerkit's engine | changed by steering | largest margin | counter | seconds | "
+        "result |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in results:
@@ -150,10 +159,12 @@ def _requests() -> list[str]:
     one = read_json(RESULTS / "requests.json")
     text = (
         f"{one['requests']:,} requests with random valid and invalid specifications, 24 at a time, to one live server: "
-        f"{one['refused']:,} were refused with status 400, each invalid one among them. Of {one['greedy']:,} greedy "
-        f"answers {one['different']} differ from our engine's. The log-probabilities of {one['sampled']:,} sampled "
-        "answers are those that our engine gives the returned tokens, the largest difference being "
-        f"{one['largest_log_prob_difference']:.1e} nats. The server was alive at the end."
+        f"{one['refused']:,} were refused with status 400. These are all invalid requests and no valid one. A request "
+        "for sampled texts can return two texts, so that there are more texts than accepted requests. "
+        f"{one['different']} of {one['greedy']:,} greedy texts differ from those of "
+        f"steerkit's engine. For {one['sampled']:,} sampled texts, steerkit's engine computed the log-probabilities of "
+        "the tokens that vLLM returned. They differ from vLLM's by at most "
+        f"{one['largest_log_prob_difference']:.1e} nats. The server was running at the end."
     )
     return ["", "## Random requests", "", text]
 
