@@ -76,9 +76,15 @@ $(SERVE)/.ready:
 # vLLM leaves sockets open when an engine ends; pytest would report them as errors after the last test.
 UNCLOSED := -p no:unraisableexception
 
+# Two lanes, one core each: most of this time is the start of engines, which keeps one core busy.
+LANE = VLLM_CPU_OMP_THREADS_BIND=$(1) OMP_NUM_THREADS=1 $(SERVE)/bin/python -m
+VLLM_PYTEST := pytest $(UNCLOSED) -rs --durations 10
 test-vllm: serve-env  ## steering through vLLM against our engine, 40 requests per mode, jobs and a live server
-	$(SERVE)/bin/python -m tests.vllm --requests 40; modes=$$?; \
-	$(SERVE)/bin/python -m pytest $(UNCLOSED) -rs --durations 10 $(addprefix tests/vllm/,tiny_models.py jobs.py http.py page.py) && exit $$modes
+	$(SERVE)/bin/python -m tests.vllm --prepare
+	{ $(call LANE,0) tests.vllm --requests 40 && $(call LANE,0) $(VLLM_PYTEST) tests/vllm/tiny_models.py tests/vllm/jobs.py; } \
+	  > runs/test-vllm.log 2>&1 & first=$$!; \
+	$(call LANE,1) $(VLLM_PYTEST) tests/vllm/http.py tests/vllm/page.py; second=$$?; \
+	wait $$first; first=$$?; cat runs/test-vllm.log; exit $$((first + second))
 
 test-vllm-full: serve-env demo  ## all requests in every mode, 1,000 random ones over HTTP, the demo and the core tests; writes docs/serving-equality.md
 	REQUESTS=1000 $(SERVE)/bin/python -m pytest $(UNCLOSED) tests/vllm/http.py
@@ -117,8 +123,9 @@ reproduce: $(DEV)  ## every run, analysis, table and figure: make reproduce PRES
 reproduce-full: $(DEV)  ## more families, the paper's protocol, controls and transplants: make reproduce-full SEEDS=6
 	$(BIN)/python -m analysis reproduce --preset $(PRESET) --seeds $(SEEDS) --full $(if $(FLUENCY),--fluency $(FLUENCY))
 
-documents: $(DEV)  ## the tables behind demo (after make demo), tutorial and the page on steering, in results
+documents: $(DEV)  ## the tables behind demo (after make demo), tutorial and the page on steering, in results; outputs of notebooks
 	$(BIN)/python -m analysis documents
+	$(BIN)/python -m analysis notebooks
 
 figures: .venv-figures/.ready  ## every picture and generated table of README and docs, from results, without torch
 	.venv-figures/bin/python -m figures.pages

@@ -197,6 +197,7 @@ def main() -> int:
     parser.add_argument("modes", nargs="*", metavar="MODE", help=f"among {', '.join(MODES)}; default: all")
     parser.add_argument("--requests", type=int, help="number of cases; default: all")
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--prepare", action="store_true", help="only write checkpoint, vector and our engine's tokens")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if unknown := set(given.modes) - set(MODES):
@@ -205,6 +206,8 @@ def main() -> int:
         print(json.dumps(compare(given.modes[0], given.requests)))
         return 0
     prepare()
+    if given.prepare:
+        return 0
     results = []
     for name in given.modes or MODES:
         part = f"{file_name(name)}-{given.requests or 'all'}.json"
