@@ -93,7 +93,7 @@ test-vllm-full: serve-env demo  ## all requests in every mode, 1,000 random ones
 	$(SERVE)/bin/python -m pytest $(CORE)
 
 bench-vllm: serve-env  ## speed of vLLM steered and not, and of our engine beside it; adds to benchmarks/RESULTS.md
-	$(SERVE)/bin/python -m benchmarks vllm-steered vllm-sweep vllm-asleep vllm-own
+	$(SERVE)/bin/python -m benchmarks vllm-steered vllm-sweep vllm-asleep vllm-own vllm-capture
 
 bench-gguf: $(DEV)  ## seconds of loading GGUF files, against another checkout: make bench-gguf BEFORE=PATH
 	$(BIN)/python -m benchmarks.gguf_loading $(BEFORE)

@@ -77,6 +77,7 @@ ELSEWHERE: dict[str, Callable[[], Iterator[Measured]]] = {
     "vllm-sweep": serving.sweep,
     "vllm-asleep": serving.asleep,
     "vllm-own": serving.own,
+    "vllm-capture": serving.read,
 }
 """Jobs of another environment (`make bench-vllm`), which run only where they are named."""
 TABLES = ("profile", "growth")

@@ -35,6 +35,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "compiled, prefix cache": {"enable_prefix_caching": True},
 }
 ROWS = 72
+PAIRS = 48
 
 
 class Worker:
@@ -124,6 +125,17 @@ def own() -> Iterator[Measured]:
     yield measured(f"our engine, {ROWS} steered rows x 64 tokens", f"vLLM, {fastest}", mine, other, ">= 1.1", note)
 
 
+def read() -> Iterator[Measured]:
+    """Means of the stream at all layers, read inside vLLM, against those of our engine."""
+    with Worker("steering", {**MODES["eager"], "sums": 2}) as vllm, Worker("ours") as engine:
+        mine, other = in_turn(lambda: vllm.run("means"), lambda: engine.run("means"), MIN_PAIRS)
+        norms = [[float(norm) for norm in side.found["texts"]] for side in (vllm, engine)]
+    apart = max(abs(a - b) / b for a, b in zip(*norms, strict=True))
+    note = f"norms of the means differ by at most {apart:.0e} of their value"
+    job = f"means of {2 * PAIRS} texts at all layers, read inside vLLM"
+    yield measured(job, "our engine", mine, other, "", note)
+
+
 # ------------------------------------------------------------------------------------------------------------- workers
 
 
@@ -162,7 +174,7 @@ def vllm_jobs(options: Mapping[str, Any], steering: bool) -> dict[str, Callable[
         return {"plain": bare}
     from steerkit.serving.vllm import VLLM
 
-    engine = VLLM(checkpoint(), vectors=FOLDER / f"vectors-{os.getpid()}", sums=0, **settings)
+    engine = VLLM(checkpoint(), vectors=FOLDER / f"vectors-{os.getpid()}", **{"sums": 0, **settings})
     rows = decoding.steered_rows(prompts)
     for one in rows:
         engine.put(name_of(one.steerings[0]), sk.SteeringVector(one.steerings[0].vector.layers))
@@ -208,12 +220,13 @@ def vllm_jobs(options: Mapping[str, Any], steering: bool) -> dict[str, Callable[
         "plain": lambda: run([Row(row.prompt) for row in rows]),
         "steered": lambda: run(rows),
         "sweep": sweep,
+        "means": lambda: norms_of(engine.collect_means(tokenizer, contrast(), position="mean")),
     }
 
 
 def own_jobs() -> dict[str, Callable[[], list[str]]]:
     """The jobs of our engine, in the same environment."""
-    from benchmarks import decoding
+    from benchmarks import decoding, inputs
 
     rows = decoding.steered_rows(decoding.prompt_ids())
 
@@ -221,7 +234,26 @@ def own_jobs() -> dict[str, Callable[[], list[str]]]:
         with decoding.endless() as (model, tokenizer):
             return [str(list(ids)) for ids in decoding.run(model, tokenizer, rows)]
 
-    return {"steered": steered}
+    def means() -> list[str]:
+        import steerkit as sk
+
+        return norms_of(sk.collect_means(*inputs.model(), contrast(), position="mean"))
+
+    return {"steered": steered, "means": means}
+
+
+def contrast() -> list[Any]:
+    """Contrast pairs of the demo's answers."""
+    from benchmarks import inputs
+    from steerkit.demo.questions import answer_pairs
+    from steerkit.demo.traits import PERSONAS
+
+    return answer_pairs(inputs.questions()[:PAIRS], next(iter(PERSONAS)))
+
+
+def norms_of(found: Any) -> list[str]:
+    """The norm of each mean, as text."""
+    return [repr(float(norm)) for norm in found.mean.norm(dim=-1).flatten()]
 
 
 def work(kind: str, options: Mapping[str, Any]) -> None:

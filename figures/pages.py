@@ -519,7 +519,7 @@ def serving_table(folder: Path) -> str:
     """All lines of the benchmark of vLLM."""
     words = {True: "met", False: "missed", None: ""}
     rows = []
-    names = ("vllm-steered", "vllm-sweep", "vllm-asleep", "vllm-own")
+    names = ("vllm-steered", "vllm-sweep", "vllm-asleep", "vllm-own", "vllm-capture")
     for line in chain.from_iterable(read_json(folder / "speed" / f"{name}.json")["rows"] for name in names):
         seconds = f"{line['ours']:.2f} / {line['theirs']:.2f}"
         target = f"{line['target']} {words[line['holds']]}".strip()
