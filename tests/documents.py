@@ -14,7 +14,7 @@ DOCS = ROOT / "docs"
 FENCE = re.compile(
     r"^```(\w*)\n(.*?)^```$(?:\n\n(?:This |The script )?prints\b[^`]*?\n\n```\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
 )
-"""A fenced block and, if the next paragraph begins with "prints" after nothing, "This" or "The script", what follows."""
+"""A fenced block and, if the next paragraph begins with (This, The script) "prints", what follows it."""
 DATA = ("json", "bibtex", "text")
 """Languages of blocks that are no code."""
 

@@ -173,8 +173,8 @@ def verdicts(by_dose: pd.DataFrame) -> pd.DataFrame:
     """A verdict per behavior, measure and sign of the dose, from the gains at the doses -0.2 and 0.2.
 
     p-values are adjusted by Holm's method over all rows, separately over coefficient 0 and over random directions.
-    `changes`: in the direction of the dose, with both adjusted p below 0.05. `changes like random directions`: only over
-    coefficient 0. `changes against the dose`: against the dose, with both. Otherwise `not detected`.
+    `changes`: in the direction of the dose, with both adjusted p below 0.05. `changes like random directions`: only
+    over coefficient 0. `changes against the dose`: against the dose, with both. Otherwise `not detected`.
     """
     at = by_dose[by_dose["dose"].abs() == AT]
     keys = ["behavior", "measure", "dose"]

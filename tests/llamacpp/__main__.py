@@ -141,8 +141,8 @@ def main() -> int:
         "",
         f"- the log-probabilities of llama.cpp's {TOP} likeliest next tokens, after every token of prompt and "
         "continuation;",
-        "- the greedy tokens. At a near tie (llama.cpp's two likeliest tokens are at most 1e-2 nats apart) both sides may "
-        "choose different tokens. The rest of that text is then not compared.",
+        "- the greedy tokens. At a near tie (llama.cpp's two likeliest tokens are at most 1e-2 nats apart) both sides "
+        "may choose different tokens. The rest of that text is then not compared.",
         "",
         "A few positions amplify float32's rounding. `our float32 - float64` is the largest difference between "
         "steerkit's runs in the two precisions: its own rounding error. `beyond our rounding` is the largest "

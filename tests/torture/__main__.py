@@ -47,8 +47,8 @@ def main() -> None:
         f"Written by `make torture` in {(time.monotonic() - start) / 60:.0f} minutes, with torch {about['torch']} and "
         f"transformers {about['transformers']} on {os.cpu_count()} cores.",
         "",
-        "Each row is a fault or a kind of input that is tried in several cases. `passed` is the number of cases with the "
-        "expected result.",
+        "Each row is a fault or a kind of input that is tried in several cases. `passed` is the number of cases with "
+        "the expected result.",
         "",
         "| test | passed | cases | details |",
         "|---|---|---|---|",

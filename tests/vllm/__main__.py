@@ -120,8 +120,8 @@ def page() -> str:
         "their tokens are compared with those of `sk.generate` (steerkit's engine). SmolLM2-135M-Instruct in float32, "
         "greedy, 64 new tokens, end tokens ignored.",
         "",
-        "A text may differ only by rounding. Where it first differs, there are two tokens. The margin of the text is the "
-        "difference between their log-probabilities in steerkit's engine. It must be at most "
+        "A text may differ only by rounding. Where it first differs, there are two tokens. The margin of the text is "
+        "the difference between their log-probabilities in steerkit's engine. It must be at most "
         f"{MARGIN:g} nats, and at most {SHARE:.0%} of the texts may differ.",
         "",
         "`changed by steering` is the number of texts that differ from the unsteered text. `counter` is a count of the "
