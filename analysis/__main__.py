@@ -126,6 +126,11 @@ ANALYSES = {
         "run the code of the tutorial and of the page on steering, and store its tables",
         "--out results",
     ),
+    "notebooks": Analysis(
+        "analysis.notebooks",
+        "run the notebooks of docs and store what they show",
+        "docs/notebooks/steering.ipynb",
+    ),
     "reproduce": Analysis(
         "analysis.paper.reproduce",
         "run everything: training, analyses, tables and figures",

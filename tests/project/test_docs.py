@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import steerkit as sk
+from analysis.notebooks import HASH, run_cell, run_notebook
 from steerkit.models.kernels import missing
 from tests.conftest import gguf_path
 from tests.documents import DATA, DOCS, ROOT, bash, blocks_of, furnish, languages_of
@@ -151,12 +152,20 @@ def test_the_reference_names_every_public_name() -> None:
 
 
 @pytest.mark.parametrize("notebook", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
-def test_a_notebook_runs_from_its_first_cell_to_its_last_and_is_stored_without_output(
-    notebook, checkpoint, tmp_path, monkeypatch
-) -> None:
-    monkeypatch.chdir(furnish(tmp_path, checkpoint))
+def test_a_notebook_runs_and_is_stored_with_the_outputs_of_its_code(notebook, checkpoint) -> None:
+    stored = json.loads(notebook.read_text(encoding="utf-8"))
+    found = run_notebook(stored, notebook.name)
+    assert stored["metadata"][HASH] == found["metadata"][HASH], "run python -m analysis notebooks"
+    kinds = [
+        [[output["output_type"] for output in cell.get("outputs", ())] for cell in one["cells"]]
+        for one in (stored, found)
+    ]
+    assert kinds[0] == kinds[1] and sum(map(len, kinds[0])) >= 3
+
+
+def test_a_cell_gives_what_it_prints_and_the_value_of_its_last_line() -> None:
     names: dict[str, object] = {}
-    for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
-        if cell["cell_type"] == "code":
-            assert not cell["outputs"], f"{notebook.name}, cell {number}"
-            exec(compile("".join(cell["source"]), f"{notebook.name}, cell {number}", "exec"), names)
+    printed, value = run_cell("a = 2\nprint(a)\na + 1", names, "cell")
+    assert printed == {"output_type": "stream", "name": "stdout", "text": ["2\n"]}
+    assert value["data"] == {"text/plain": ["3"]} and names["a"] == 2
+    assert run_cell("a += 1", names, "cell") == run_cell("None", names, "cell") == []
