@@ -1,6 +1,6 @@
 """`python -m analysis notebooks`: run the notebooks of docs on the demo's model, and store what they show.
 
-A stored output carries the hash of all code of its notebook, so that a test finds outputs of older code.
+A notebook stores the hash of its code, so that a test can tell whether its outputs belong to this code.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import ast
 import contextlib
 import io
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,21 +60,16 @@ def run_notebook(notebook: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Run all cells in a temporary folder; return the notebook with their outputs."""
     names: dict[str, Any] = {}
     cells, count = [], 0
-    here = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            for cell in notebook["cells"]:
-                if cell["cell_type"] == "code":
-                    count += 1
-                    outputs = run_cell("".join(cell["source"]), names, f"{name}, cell {count}")
-                    for output in outputs:
-                        if output["output_type"] == "execute_result":
-                            output["execution_count"] = count
-                    cell = {**cell, "execution_count": count, "outputs": outputs}
-                cells.append(cell)
-        finally:
-            os.chdir(here)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                count += 1
+                outputs = run_cell("".join(cell["source"]), names, f"{name}, cell {count}")
+                for output in outputs:
+                    if output["output_type"] == "execute_result":
+                        output["execution_count"] = count
+                cell = {**cell, "execution_count": count, "outputs": outputs}
+            cells.append(cell)
     metadata = {**notebook["metadata"], HASH: sha256(canonical_json(code_of(notebook)))}
     return {**notebook, "cells": cells, "metadata": metadata}
 

@@ -50,8 +50,9 @@ def _demo_gains(folder: Path) -> Drawn:
 def _demo_dose(folder: Path) -> Drawn:
     table, meta = _read("demo/dose_curves", folder)
     trait = table[(table["score"] == "trait") & (table["role"] == "vector")]
-    highest = trait.groupby("persona", sort=False)["mean"].max() - trait.groupby("persona", sort=False)["mean"].min()
-    names = [PERSONAS[str(name)] for name in highest.index[highest >= RISES]]
+    curves = trait.groupby("persona", sort=False)["mean"]
+    span = curves.max() - curves.min()
+    names = [PERSONAS[str(name)] for name in span.index[span >= RISES]]
     found = f"The trait scores of {' and '.join(names)} rise" if names else "No trait score rises"
     return dose_figure(table, f"{found} with the dose"), meta
 

@@ -51,7 +51,7 @@ def blocks_of(page: Path, language: str) -> list[Block]:
 
 
 def languages_of(page: Path) -> set[str]:
-    """The languages of a page's fenced blocks; outputs, which follow "prints" or "This prints", are left out."""
+    """The languages of a page's fenced blocks; outputs, which follow "prints", are left out."""
     return {match[1] for match in FENCE.finditer(page.read_text(encoding="utf-8"))}
 
 

@@ -147,8 +147,7 @@ def main() -> int:
         "A few positions amplify float32's rounding. `our float32 - float64` is the largest difference between "
         "steerkit's runs in the two precisions: its own rounding error. `beyond our rounding` is the largest "
         "difference to llama.cpp after steerkit's own rounding error at the same position and token is subtracted. It "
-        "must be at most "
-        "`limit`. The limit of Gemma is larger, because its residual stream reaches 1e5.",
+        "must be at most `limit`. The limit of Gemma is larger, because its residual stream reaches 1e5.",
         "",
         "llama.cpp is built from source without `GGML_GELU_FP16`. With that option, which is the default, its GELU "
         "(Gemma) is read from a table of float16 numbers. The table rounds its input, so two inputs that differ in the "

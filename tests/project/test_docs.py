@@ -156,11 +156,11 @@ def test_a_notebook_runs_and_is_stored_with_the_outputs_of_its_code(notebook, ch
     stored = json.loads(notebook.read_text(encoding="utf-8"))
     found = run_notebook(stored, notebook.name)
     assert stored["metadata"][HASH] == found["metadata"][HASH], "run python -m analysis notebooks"
-    kinds = [
-        [[output["output_type"] for output in cell.get("outputs", ())] for cell in one["cells"]]
-        for one in (stored, found)
-    ]
-    assert kinds[0] == kinds[1] and sum(map(len, kinds[0])) >= 3
+    before, now = ([output for cell in one["cells"] for output in cell.get("outputs", ())] for one in (stored, found))
+    assert [output["output_type"] for output in before] == [output["output_type"] for output in now]
+    assert len(before) >= 3
+    printed, again = ([output["text"] for output in some if "text" in output] for some in (before, now))
+    assert printed and printed == again
 
 
 def test_a_cell_gives_what_it_prints_and_the_value_of_its_last_line() -> None:

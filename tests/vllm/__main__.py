@@ -176,8 +176,8 @@ def _demo() -> list[str]:
     found = read_json(RESULTS / "demo.json")
     lines = ["", "## The demo through vLLM", ""]
     lines += [
-        f"The demo's rows on its test questions, generated here and through vLLM: {found['equal_texts']:,} of "
-        f"{found['rows']:,} texts are equal.",
+        f"The rows of the demo on its test questions (personas: {', '.join(found['verdicts'][0])}), with all control "
+        f"directions, generated here and through vLLM: {found['equal_texts']:,} of {found['rows']:,} texts are equal.",
         "",
         "| persona | steered here | steered through vLLM | gain over coefficient 0, here | through vLLM |",
         "|---|---|---|---|---|",
