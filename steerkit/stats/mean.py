@@ -47,6 +47,7 @@ def mean_interval(
     n_boot: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    binary: bool | None = None,
 ) -> Interval:
     """The mean of `values`, missing entries left out, with an interval and the p-value of a sign-flip test.
 
@@ -59,9 +60,17 @@ def mean_interval(
     `(m* - m) / se*` over resamples of units. The first alone is too narrow for skewed values, the second alone for few
     and for discrete ones. To se* a tenth of se is added in squares (and the ratio is scaled up by as much): where all
     units but one are nearly equal, resamples without this one would otherwise have almost no error and decide the
-    interval. The p-value is that of the sign-flip test of `mean = 0`: the share of all assignments of
-    signs to the units whose mean is as far from 0, exact for at most 15 units. It needs symmetric values under the null
-    hypothesis, which differences of two exchangeable measurements are.
+    interval.
+
+    Differences of two binary scores (right or wrong, before and after) are -1, 0 or 1, and a sample of few of them may
+    have little or no spread. Their interval also holds that of Bonett and Price: with a units at 1, b at -1, n in all,
+    and z the normal quantile,
+
+        d = (a - b) / (n + 2),  d -+ z sqrt(((a + 1) / (n + 2) + (b + 1) / (n + 2) - d^2) / (n + 2)).
+
+    The p-value is that of the sign-flip test of `mean = 0`: the share of all assignments of signs to the units whose
+    mean is as far from 0, exact for at most 15 units. It needs symmetric values under the null hypothesis, which
+    differences of two exchangeable measurements are.
 
     Args:
         values: `[n]`. NaN is missing, never 0.
@@ -69,6 +78,8 @@ def mean_interval(
         n_boot: number of resamples.
         level: coverage of the interval, in (0, 1).
         seed: the result is a function of the arguments and this seed.
+        binary: whether values are differences of binary scores. Default: whether all of them are -1, 0 or 1 and one is
+            not 0. Ignored where a unit has several rows.
 
     Returns:
         `Interval`; `low`, `high` and `p` are NaN for fewer than two units with a value, `mean` too without any.
@@ -77,7 +88,9 @@ def mean_interval(
         ValueError: `values` empty, infinite or not `[n]`; `groups` of another length or with a missing label; `n_boot`
             below 1; `level` outside (0, 1).
 
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 12; Good, "Permutation Tests", 2000.
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 12; Good, "Permutation Tests", 2000;
+    Bonett and Price, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on Paired Data",
+    2012.
 
     Example:
         >>> mean_interval([0.2, 0.1, 0.4, 0.3]).p
@@ -98,7 +111,36 @@ def mean_interval(
     if len(ratios):
         below, above = np.quantile(ratios, [(1 + level) / 2, (1 - level) / 2])
         low, high = min(low, mean - float(below) * error), max(high, mean - float(above) * error)
+    if _are_binary_differences(totals, counts, binary):
+        ends_of_pairs = _bonett_price(totals, level)
+        low, high = min(low, ends_of_pairs[0]), max(high, ends_of_pairs[1])
     return Interval(mean, low, high, units, n_missing, sign_flip(totals, seed))
+
+
+def _are_binary_differences(
+    totals: Float[np.ndarray, " unit"], counts: Float[np.ndarray, " unit"], binary: bool | None
+) -> bool:
+    if binary is False or (counts != 1).any() or not np.isin(totals, (-1, 0, 1)).all():
+        return False
+    return bool(binary) or bool(totals.any())
+
+
+def _bonett_price(totals: Float[np.ndarray, " unit"], level: float) -> tuple[float, float]:
+    n = len(totals) + 2
+    up, down = (int((totals == 1).sum()) + 1) / n, (int((totals == -1).sum()) + 1) / n
+    half = float(special.ndtri((1 + level) / 2)) * np.sqrt((up + down - (up - down) ** 2) / n)
+    return max(-1.0, up - down - half), min(1.0, up - down + half)
+
+
+def is_binary(scores: ArrayLike) -> bool:
+    """Whether all scores are 0 or 1; NaN is missing.
+
+    Example:
+        >>> is_binary([1.0, 0.0, float("nan")]), is_binary([0.5, 1.0])
+        (True, False)
+    """
+    x = np.asarray(scores, dtype=float)
+    return bool(np.isin(x[~np.isnan(x)], (0, 1)).all())
 
 
 def accuracy_interval(values: ArrayLike, groups: Collection[Hashable] | None = None, level: float = 0.95) -> Interval:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import special
 
-from steerkit.stats.mean import Interval, mean_interval
+from steerkit.stats.mean import Interval, is_binary, mean_interval
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -70,7 +70,8 @@ def paired_difference(
         2.0
     """
     left, right = _pairs(first, second)
-    return mean_interval(left - right, groups, n_boot=n_boot, level=level, seed=seed)
+    binary = is_binary(left) and is_binary(right)
+    return mean_interval(left - right, groups, n_boot=n_boot, level=level, seed=seed, binary=binary)
 
 
 def ratio(numerators: ArrayLike, denominators: ArrayLike, level: float = 0.95) -> Ratio:

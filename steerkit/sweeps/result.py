@@ -21,7 +21,7 @@ from steerkit.scores.text import distinct_n, repeated_ngrams, rouge_l
 from steerkit.stats.areas import curve_auc as area_under
 from steerkit.stats.controls import against_controls, control_band, controls_needed
 from steerkit.stats.items import slopes
-from steerkit.stats.mean import accuracy_interval, mean_interval
+from steerkit.stats.mean import accuracy_interval, is_binary, mean_interval
 from steerkit.sweeps.layers import layers_of
 
 KEYS = ["vector", "layer", "coefficient", "prompt_id", "sample"]
@@ -330,11 +330,14 @@ class SweepResult:
         """Mean of a score per coefficient with a 95 % interval over groups (prompts, not rows); see `mean_interval`.
 
         Columns: `by`, coefficient, mean, low, high, n (groups), n_missing, relative_dose. A sweep over doses has a row
-        per dose, with the column dose; coefficient is then its mean.
+        per dose, with the column dose; coefficient is then its mean. The mean of a score that is 0 or 1 everywhere is a
+        share, whose interval is that of `accuracy_interval`.
         """
-        rows = []
+        self._check(score)
+        rows, shares = [], is_binary(self.table[score])
         for key, part in self._parts(score, [*by, self.axis]):
-            interval = mean_interval(part[score].to_numpy(float), part["group"].to_numpy(), seed=seed)
+            values, groups = part[score].to_numpy(float), part["group"].to_numpy()
+            interval = accuracy_interval(values, groups) if shares else mean_interval(values, groups, seed=seed)
             dose = float(part["relative_dose"].mean()) if "relative_dose" in part else float("nan")
             numbers = (interval.mean, interval.low, interval.high, interval.n, interval.n_missing, dose)
             rows.append((*key[:-1], *self._strength(part), *numbers))
@@ -426,6 +429,7 @@ class SweepResult:
         wanted = [name for name in roles if roles[name][0] == "vector"] if vectors is None else list(vectors)
         rows = []
         strength_of = {key: self._strength(part) for key, part in self._parts(score, [*PLACE, self.axis])}
+        binary = is_binary(self.table[score])
         for (vector, layer, coefficient), scores in scores_of.items():
             if coefficient == 0 or vector in (over or ()) or vector not in wanted:
                 continue
@@ -438,7 +442,7 @@ class SweepResult:
                 )
             place = (vector, layer, *strength_of[vector, layer, coefficient])
             if over is None:
-                one = mean_interval(scores - scores_of[others[0]], groups, seed=seed)
+                one = mean_interval(scores - scores_of[others[0]], groups, seed=seed, binary=binary)
                 rows.append((*place, one.mean, one.low, one.high, one.p, np.nan, one.n, 0))
             else:
                 found = against_controls(scores, np.stack([scores_of[other] for other in others], axis=1))

@@ -19,7 +19,8 @@ rate of 5 % has a standard error of {100 * math.sqrt(0.05 * 0.95 / SIMULATIONS):
 |---|---|
 | false positives | share of simulations without an effect in which the first test finds one at 5 % |
 | second test | false positives of the second test |
-| coverage | share of 95 % intervals that contain the true value |
+| coverage, none | share of 95 % intervals that contain the true value where there is no effect |
+| coverage, effect | the same where there is the effect of the column `power` |
 | width | mean width of the intervals |
 | power | share of simulations with the true effect named below in which it is found |
 
@@ -36,7 +37,8 @@ Scores are computed from Gaussian latent scores, whose standard deviation over p
   per seed. `seed spread` is the standard deviation of the latent scores over training seeds. `power` is for a true
   difference of 1 in the latent scores.
 - **Accuracy** (`steerkit.stats.mean.accuracy_interval`) and **ratio of tokens** (`steerkit.stats.paired.ratio`):
-  coverage and width of the intervals.
+  coverage and width of the intervals. A ratio whose denominators are near 0 has an interval without ends in some
+  simulations; such an interval contains the true ratio.
 
 Gaussian scores are the latent scores x. Skewed scores are exp(0.35 x), about as skewed as an exponential distribution.
 Very skewed scores are exp(0.7 x). Binary scores are 0 or 1, and 1 is more probable for a larger x.
@@ -47,8 +49,8 @@ controls are in standard deviations of a score, and those of accuracies and rati
 With 5 controls the p-value by rank cannot be 5 % or less. With 5 controls and very skewed scores the prediction
 interval has too many false positives: use 19.
 
-| claim | scores | n | k or seeds | false positives | second test | coverage | width | power |
-|---|---|---|---|---|---|---|---|---|
+| claim | scores | n | k or seeds | false positives | second test | coverage, none | coverage, effect | width | power |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -60,6 +62,7 @@ def line(cell: Cell) -> str:
             (cell.false_positives, "{:.1%}"),
             (cell.by_rank, "{:.1%}"),
             (cell.coverage, "{:.1%}"),
+            (cell.effect_coverage, "{:.1%}"),
             (cell.width, "{:.2f}"),
             (cell.power, "{:.0%}"),
         )

@@ -246,6 +246,35 @@ def test_eight_skewed_differences_are_called_different_from_zero_as_often_as_the
     assert 0.93 <= np.mean(covered) <= 0.98
 
 
+@pytest.mark.parametrize("n", [8, 12, 16])
+@pytest.mark.parametrize("up, down", [(0.2, 0.05), (0.8, 0.0), (0.37, 0.2), (0.6, 0.05)])
+def test_differences_of_binary_scores_are_covered_also_where_all_of_them_are_equal(n, up, down) -> None:
+    covered = 0.0
+    for ups in range(n + 1):
+        for downs in range(n + 1 - ups):
+            values = [1.0] * ups + [-1.0] * downs + [0.0] * (n - ups - downs)
+            found = mean_interval(values, n_boot=200, binary=True)
+            chance = stats.multinomial.pmf([ups, downs, n - ups - downs], n, [up, down, 1 - up - down])
+            covered += chance * (found.low <= up - down + 1e-9 and found.high >= up - down - 1e-9)
+    assert covered >= 0.93
+
+
+def test_the_interval_of_binary_differences_is_bonett_and_prices_where_all_are_equal() -> None:
+    found = mean_interval([1.0] * 10)
+    d, z = 10 / 12, 1.959964
+    assert found.low == pytest.approx(d - z * np.sqrt((12 / 12 - d**2) / 12), abs=1e-6) and found.high == 1
+    assert mean_interval([0.0] * 10).low == 0
+    assert mean_interval([0.0] * 10, binary=True).low == pytest.approx(-z * np.sqrt((2 / 12) / 12), abs=1e-6)
+    assert mean_interval([1.0] * 10, binary=False).low == 1
+
+
+def test_differences_of_other_scores_have_the_interval_they_had() -> None:
+    x = np.random.default_rng(0).normal(0, 1, 12)
+    assert mean_interval(x) == mean_interval(x, binary=False)
+    rows, groups = [1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"]
+    assert mean_interval(rows, groups) == mean_interval(rows, groups, binary=False)
+
+
 def test_the_band_of_controls_is_where_a_direction_is_not_unlike_them() -> None:
     rng = np.random.default_rng(0)
     controls = rng.normal(size=(12, 19))
