@@ -291,20 +291,24 @@ def findings_table(folder: Path) -> str:
     return _table(header, [*rows, *_training_findings(folder)])
 
 
+FOUND = ("fewer tokens", "as accurate", "helps most", "silent first round", "directions add more", "base's vector")
+"""Words of the claims about training that README shows; the pages of results have all."""
+
+
 def _training_findings(folder: Path) -> list[list[str]]:
-    """IMAD against the debate and against GRPO without debate, of each family whose runs are in `folder`."""
+    """The judged claims about training in `folder`: each with the verdict of its page of results."""
     rows = []
-    for preset in ("miniature", "smollm2"):
+    for preset, page in (("miniature", "results"), ("smollm2", "results-smollm2")):
         try:
-            gaps, _ = _read(f"{preset}/differences", folder)
+            judged, _ = _read(f"{preset}/claims", folder)
         except FileNotFoundError:
             continue
-        for row in gaps[gaps["decoding"] == "sampled"].itertuples():
-            if row.minus in ("Debate", "GRPO without debate"):
-                claim = f"[training](docs/training.md): IMAD is more accurate than {row.minus} ({row.family})"
-                gap, low, high = (100 * value for value in (row.difference, row.low, row.high))
-                points = f"{interval_text(gap, low, high, 1, signed=True)} points"
-                rows.append([claim, points, f"{row.n:.0f}", str(row.seeds), _sign(row.low, row.high)])
+        for row in judged.itertuples():
+            if any(words in row.name for words in FOUND) and row.ours:
+                name = str(row.name).replace("the paper's protocol: ", "").replace("the paper's experiment: ", "")
+                seeds = row.unit.removesuffix(" training seeds") if row.unit.endswith(" training seeds") else ""
+                result = row.ours.partition("; ")[0]
+                rows.append([f"[training](docs/{page}.md): {name}", result, "", seeds, row.verdict])
     return rows
 
 

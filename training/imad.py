@@ -27,7 +27,7 @@ from training.devices import DEVICES, Device, this_device
 from training.estimate import estimate, shape_of
 from training.evaluate.methods import DEBATES, PLURALITIES, debates, one_answer, self_consistency
 from training.evaluate.results import write_results
-from training.presets import EVOLVED, ON_ANSWERS, Preset, get_preset, preset_names
+from training.presets import EVOLVED, ON_ANSWERS, SELF_CHECKED, Preset, get_preset, preset_names
 from training.problems.families import FAMILIES, questions_of_seed
 from training.problems.problem import Problem
 from training.toy.base_model import train_base
@@ -40,6 +40,7 @@ from training.train.sft import SFT, short_finished, tags_of, train_sft
 
 SELF_CHECKING = ("Self-checking agents", "Self-checking agents, plurality")
 RIGHT_ANSWERS = "right-answers.jsonl"
+SELF_CHECKS = "self-checks"
 VALIDATION = 100
 """Validation problems on which each round of Debate, Train, Evolve is measured."""
 
@@ -148,6 +149,12 @@ def ask_single(run: Run) -> Callable[[Problem], Any]:
     return run.cast.plain
 
 
+def self_checks(run: Run, base: str | Path) -> list[DebateTrace]:
+    """The kept traces of one agent that checks its own answer, from disk if they are there."""
+    cast = self_checking(Cast(f"{run.cast.name}-one", run.cast.personas[:1], run.cast.ask))
+    return collect_debates(run, base, cast, SELF_CHECKS)
+
+
 def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
     """Return a function per trained method that trains its checkpoint, or returns the finished one.
 
@@ -164,9 +171,8 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
     grpo: GRPO = replace(run.preset.grpo, seed=run.seed)
     traces = collect_debates(run, base, run.cast)
 
-    def self_checks() -> list[DebateTrace]:
-        cast = self_checking(Cast(f"{run.cast.name}-one", run.cast.personas[:1], run.cast.ask))
-        return collect_debates(run, base, cast, "self-checks")
+    def rate(method: str) -> float:
+        return run.preset.rates.get(method, sft.learning_rate)
 
     def fine_tuned(
         name: str, debates: Callable[[], list[DebateTrace]] = lambda: traces, **fields: Any
@@ -185,7 +191,7 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
 
         def work() -> Path:
             model, tokenizer = sk.load(base)
-            setting = replace(sft, learning_rate=run.preset.rates.get(method, sft.learning_rate), **fields)
+            setting = replace(sft, learning_rate=rate(method), **fields)
             tagged = with_tags(tokenizer, tags_of(traces))
             setting = with_equal_tokens(sft, traces, setting, debates(), tagged, kind, cut_like)
             return train_sft(model, tokenizer, debates(), setting, run.folder / name, kind, cut_like)
@@ -231,7 +237,8 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
             start, run.debate_problems, held, run.cast, debate, setting, run.folder / "evolve", own, run.load_answerer
         )
 
-    on_self_checks = fine_tuned("sft-self-check", self_checks)
+    on_self_checks = fine_tuned("sft-self-check", lambda: self_checks(run, base), learning_rate=rate(SELF_CHECKED))
+    on_answers = fine_tuned("debategpt-answer", target="answer", learning_rate=rate(ON_ANSWERS))
     on_first_answers = fine_tuned("sft-first", target="first")
     # A chat checkpoint has to learn to box its answers first. The toy base model already does.
     grpo_start = (lambda: base) if run.is_toy else on_first_answers
@@ -240,7 +247,7 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         "IMAD": reinforced("grpo", on_debates),
         "SFT without tags": fine_tuned("sft-untagged", target="untagged"),
         "SFT on single turns": fine_tuned("sft-turns", structure_dropout=1.0, cut_to="turn"),
-        "DebateGPT (answer)": fine_tuned("debategpt-answer", target="answer"),
+        "DebateGPT (answer)": on_answers,
         "DebateGPT (response)": fine_tuned("debategpt-response", target="response"),
         "SFT on first answers": on_first_answers,
         "GRPO without debate": reinforced("grpo-alone", grpo_start, format=False),
@@ -252,10 +259,10 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
             matched("debategpt-matched", "DebateGPT + GRPO", lambda: traces, target="answer"),
             format=False,
         ),
-        ON_ANSWERS: reinforced("grpo-debategpt-answer", fine_tuned("debategpt-answer", target="answer"), format=False),
+        ON_ANSWERS: reinforced("grpo-debategpt-answer", on_answers, format=False),
         EVOLVED: evolved,
         "SFT of one self-check": on_self_checks,
-        "IMAD of one self-check": reinforced("grpo-self-check", on_self_checks, agents=1),
+        SELF_CHECKED: reinforced("grpo-self-check", on_self_checks, agents=1),
     }
     return {method: methods[method] for method in run.preset.trained}
 
@@ -326,7 +333,7 @@ def _evaluations(
     tables |= stored(both, lambda: debate(run.cast, "debates", both))
     if run.preset.self_check:
         decided = (DEBATES[0], PLURALITIES[0])
-        tables |= stored(SELF_CHECKING, lambda: debate(self_checking(run.cast), "self-checks", decided))
+        tables |= stored(SELF_CHECKING, lambda: debate(self_checking(run.cast), SELF_CHECKS, decided))
     for method, checkpoint in checkpoints.items():
         tables |= stored((method,), partial(answer, checkpoint))
     if run.preset.controls and sampling.temperature > 0:  # greedy samples are all equal

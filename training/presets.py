@@ -21,9 +21,12 @@ T = TypeVar("T")
 MATCHED = ("SFT on shuffled turns", "SFT on gold answers", "SFT on right answers", "DebateGPT + GRPO")
 """Controls whose SFT has as many steps and target tokens as SFT on the traces, and a learning rate of its own."""
 EVOLVED = "Debate, Train, Evolve"
+"""Baseline without right answers and without SFT, see `training.train.evolve`."""
 ON_ANSWERS = "DebateGPT (answer) + GRPO"
 """GRPO on DebateGPT as its authors train it: as many examples as traces. The matched one sees each trace many times."""
-"""Baseline without right answers and without SFT, see `training.train.evolve`."""
+SELF_CHECKED = "IMAD of one self-check"
+RATED = (*MATCHED, ON_ANSWERS, SELF_CHECKED)
+"""Controls whose SFT may have a learning rate of its own."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Preset:
             other questions' turns, on gold answers and on right single answers, and GRPO on DebateGPT, each with as
             many steps and target tokens as SFT on the traces. A toy base also gets GRPO on DebateGPT with as many
             examples. `EVOLVED` may be among them.
-        rates: method among `MATCHED` -> learning rate of its SFT, where it is not that of `sft`.
+        rates: method among `RATED` -> learning rate of its SFT, where it is not that of `sft`.
         self_check: also run the controls in which each agent checks its own answer and reads no other.
         untagged: also fine-tune on the traces without tags.
         turns: also fine-tune on one turn of each trace, the first turn of a random agent.
@@ -81,11 +84,10 @@ class Preset:
     base: Base = field(default_factory=Base)
 
     def __post_init__(self) -> None:
-        if unknown := sorted((set(self.rates) - set(MATCHED)) | (set(self.what_helps) - {*MATCHED, EVOLVED})):
+        if unknown := sorted((set(self.rates) - set(RATED)) | (set(self.what_helps) - {*MATCHED, EVOLVED})):
             raise ValueError(
-                f"expected methods among {MATCHED} in rates and what_helps ({EVOLVED!r} in what_helps too); got "
-                f"{unknown}. For the rate of others set "
-                "sft.learning_rate."
+                f"expected methods among {RATED} in rates and {(*MATCHED, EVOLVED)} in what_helps; got {unknown}. For "
+                "the rate of others set sft.learning_rate."
             )
 
     def decoding_seeds(self, seed: int) -> list[int]:
@@ -110,7 +112,7 @@ class Preset:
             **{method: method in self.what_helps for method in (*MATCHED, EVOLVED)},
             ON_ANSWERS: self.controls and self.checkpoint is None and "DebateGPT + GRPO" in self.what_helps,
             "SFT of one self-check": self.self_check,
-            "IMAD of one self-check": self.self_check,
+            SELF_CHECKED: self.self_check,
         }
         return ("SFT", "IMAD", *(method for method, enabled in optional.items() if enabled))
 

@@ -15,27 +15,26 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from analysis.paper.pooling import READ
 from analysis.paper.reproduce import DONE, STARTED
 from steerkit.io.files import atomic_path
 from steerkit.io.json import read_json, write_json
 
 OF_RUN = ("questions.parquet", "config.json", "grpo/log.jsonl")
-OF_ANALYSIS = ("*.csv", "*.meta.json", "areas.parquet")
-NOT_POOLED = ("stages", "suppression", "texts", "tried.csv", "tried.meta.json")
-"""Parts of paths that no pooled table reads: what the common tables of an analysis were joined from."""
-LARGEST = 1_000_000
-"""In bytes. Tables of an analysis above it are rows of single texts, which no pooled table reads."""
 LONG_AGO = (1980, 1, 1, 0, 0, 0)
 """Time of every file in an archive: equal files give equal bytes."""
 
 
 def files_of_seed(folder: Path, seed: int, family: str) -> Iterator[Path]:
-    """The files of one seed of a family, relative to the folder, with the marks of its finished steps."""
+    """The files of one seed of a family, relative to the folder, with the marks of its finished steps.
+
+    Of the analyses these are the tables that are read to pool the seeds (`analysis.paper.pooling.READ`).
+    """
     run, analysed = folder / family / f"seed-{seed}", folder / "analysis" / family / f"seed-{seed}"
-    yield from ((run / name).relative_to(folder) for name in OF_RUN if (run / name).is_file())
-    found = {path for pattern in OF_ANALYSIS for path in analysed.rglob(pattern)}
-    kept = [path for path in sorted(found) if not set(path.relative_to(analysed).parts) & set(NOT_POOLED)]
-    yield from (path.relative_to(folder) for path in kept if path.stat().st_size <= LARGEST)
+    tables = [Path(name) for name in READ]
+    found = [run / name for name in OF_RUN]
+    found += [analysed / name for path in tables for name in (path, path.with_name(f"{path.stem}.meta.json"))]
+    yield from (path.relative_to(folder) for path in found if path.is_file())
     of_seed = re.compile(rf"(?:^|-){family}-{seed}(?:-|$)")
     yield from (path.relative_to(folder) for path in sorted((folder / DONE).glob("*")) if of_seed.search(path.name))
 
@@ -43,13 +42,13 @@ def files_of_seed(folder: Path, seed: int, family: str) -> Iterator[Path]:
 def packed(folder: Path, files: Sequence[Path]) -> bytes:
     """Files of a folder as a zip archive; in JSON, paths below the folder become relative to it."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archived:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as archived:
         for path in files:
             content = (folder / path).read_bytes()
             if path.suffix == ".json":  # provenance names checkpoints by their place on this machine
                 for place in (folder.resolve(), folder):
                     content = content.replace(f"{place}/".encode(), b"")
-            archived.writestr(zipfile.ZipInfo(path.as_posix(), LONG_AGO), content, zipfile.ZIP_DEFLATED)
+            archived.writestr(zipfile.ZipInfo(path.as_posix(), LONG_AGO), content, zipfile.ZIP_LZMA)
     return buffer.getvalue()
 
 

@@ -27,6 +27,9 @@ FOLLOWS = ("follows", "follows_low", "follows_high")
 LEAST_PAIRS = 20
 """With fewer pairs of debates, a seed says nothing about patched rounds."""
 SHOWN_OF_ONE_SEED = ("cosines", "plane", "reliability")
+OF_FIRST_SEED = ("known_texts", "agreement")
+DOWN = -3.0
+"""The paper reports that the malicious agent's trait is gone from this coefficient on."""
 
 
 def over_runs(
@@ -83,7 +86,8 @@ def over_runs(
                 **{name: listed(part[name]) for name in lists},
             }
         )
-    return pd.DataFrame(rows)
+    columns = [*keys, value, *ends, "p", "unit", "seeds", "by_seed", *means, *lists]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def bands_over_runs(runs: Runs, keys: Sequence[str], means: Sequence[str]) -> pd.DataFrame:
@@ -150,7 +154,8 @@ def ratio_over_runs(runs: Runs, keys: Sequence[str], numerator: str, denominator
         rows.append(
             {**line, name: value, f"{name}_low": low, f"{name}_high": high, "unit": unit, "by_seed": listed(each)}
         )
-    return pd.DataFrame(rows)
+    columns = [*keys, "seeds", name, f"{name}_low", f"{name}_high", "unit", "by_seed"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def seeds_of(folder: Path, only: Collection[int] = ()) -> dict[int, Path]:
@@ -160,19 +165,22 @@ def seeds_of(folder: Path, only: Collection[int] = ()) -> dict[int, Path]:
 
 
 def collect_tables(folder: Path, only: Collection[int] = ()) -> dict[str, dict[str, pd.DataFrame]]:
-    """All tables of a reproduction over its seeds, by family and name; with `only`, over these seeds."""
+    """All tables of a reproduction over its seeds, by family and name; with `only`, over these seeds.
+
+    A table is over the seeds in which its analysis was run.
+    """
     tables: dict[str, dict[str, pd.DataFrame]] = {}
     for family in sorted(path for path in (folder / "analysis").iterdir() if path.is_dir()):
         seeds = seeds_of(family, only)
         if not seeds:
             continue
-        one, of_family = next(iter(seeds.values())), dict[str, pd.DataFrame]()
+        of_family = dict[str, pd.DataFrame]()
         for file, pool in POOLED.items():
-            if (one / file).is_file():
-                of_family |= pool(seeds)
-        for name in ("known_texts", "agreement"):
-            if (one / f"{name}.csv").is_file():
-                of_family[name] = read_table(one / f"{name}.csv")[0]
+            if analysed := {seed: path for seed, path in seeds.items() if (path / file).is_file()}:
+                of_family |= pool(analysed)
+        for name in OF_FIRST_SEED:
+            if there := [path for path in seeds.values() if (path / f"{name}.csv").is_file()]:
+                of_family[name] = read_table(there[0] / f"{name}.csv")[0]
         tables[family.name] = of_family
     return tables
 
@@ -224,8 +232,8 @@ def pool_probes(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
 def tag_ablation(seeds: Mapping[int, Path]) -> pd.DataFrame:
     """Probe accuracy after SFT with tags, read in tagged traces, minus that after SFT without, in untagged ones.
 
-    A row with value, low, high, p, unit, seeds, by_seed, with_tags and without (means); empty where a stage is missing.
-    With one seed there is no interval.
+    A row with value, low, high, p, unit, seeds, by_seed, with_tags and without (means), over the seeds that have both
+    stages; empty where none has. With one seed there is no interval.
     """
     gaps, sides = [], []
     for table in read_all(seeds, "separability").values():
@@ -233,9 +241,11 @@ def tag_ablation(seeds: Mapping[int, Path]) -> pd.DataFrame:
         kept = table[nested & (table["debates"] == "personas")].set_index(["stage", "source"])["accuracy"]
         pair = (("SFT", "trace"), ("SFT without tags", "untagged"))
         if not all(key in kept.index for key in pair):
-            return pd.DataFrame()
+            continue
         sides.append([float(kept[key]) for key in pair])
         gaps.append(sides[-1][0] - sides[-1][1])
+    if not gaps:
+        return pd.DataFrame()
     found = seed_interval(gaps)
     means = pd.DataFrame(sides, columns=["with_tags", "without"]).mean()
     line = {"value": found.mean, "low": found.low, "high": found.high, "p": found.p, "unit": SEED, "seeds": len(gaps)}
@@ -260,8 +270,8 @@ def pool_protocol(seeds: Mapping[int, Path]) -> pd.DataFrame:
     rows = []
 
     def add(key: Mapping[str, Any], measure: str, values: pd.Series) -> None:
-        levels = [values.index.get_level_values(level).tolist() for level in unit]
-        found = over_seeds(values.to_numpy(float), *levels)
+        of_seed, questions = (values.index.get_level_values(level).tolist() for level in unit)
+        found = over_seeds(values.to_numpy(float), of_seed, questions, of=len(seeds))
         ends = {"low": found.low, "high": found.high, "p": found.p, "unit": found.unit, "seeds": found.seeds}
         rows.append(
             {**key, "measure": measure, "value": found.mean, **ends, "by_seed": listed(found.by_seed), "n": found.n}
@@ -378,9 +388,8 @@ def pool_suppression(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
         seed: run.assign(left=1 - run["removed"], left_low=1 - run["removed_high"], left_high=1 - run["removed_low"])
         for seed, run in runs.items()
     }
-    several = len(runs) > 1
-    showing = {seed: run[run["trait_0"] >= least] if several else run for seed, run in left.items()}
-    off = {seed: run[run["halved"].astype(bool)] if several else run for seed, run in showing.items()}
+    showing = {seed: run[run["trait_0"] >= least] for seed, run in left.items()}
+    off = {seed: run[run["halved"].astype(bool)] for seed, run in showing.items()}
     removed = ratio_over_runs(showing, keys, "trait", "trait_0", "left")
     each = [listed([1 - float(value) for value in text.split()]) for text in removed["by_seed"]]
     removed = removed.assign(
@@ -405,7 +414,7 @@ def pool_suppression(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
         dropped = [name for name in ("unit", "seeds") if name in other]
         table = table.merge(other.drop(columns=dropped), on=keys, how="left", validate="one_to_one")
     counts = table[["shown", "halved"]].fillna(0).astype(int)
-    tables["suppression_kept"] = table.assign(**counts, unit=SEED if several else QUESTION, seeds=counts["shown"])
+    tables["suppression_kept"] = table.assign(**counts, unit=SEED if len(runs) > 1 else QUESTION, seeds=counts["shown"])
     chosen = [*keys, "vector", "operation", "layer", "coefficient", "halved"]
     choices = [run.drop_duplicates("stage")[chosen].assign(seed=seed) for seed, run in runs.items()]
     tables["suppression_choice"] = pd.concat(choices, ignore_index=True)
@@ -419,10 +428,42 @@ def pool_malicious(seeds: Mapping[int, Path]) -> pd.DataFrame:
         A row per stage, context, grid, strength and score: gain (of the own vector over the mean random direction),
         low, high, p, unit, seeds, by_seed; means of own, zero, random, n and k; and p_rank by seed.
     """
-    runs = {seed: read_table(path / "malicious" / "malicious.csv")[0] for seed, path in seeds.items()}
+    runs = read_all(seeds, "malicious/malicious")
     keys = ["stage", "context", "grid", "strength", "score"]
     found = over_runs(runs, keys, "gain", means=("own", "zero", "random", "n", "k"), lists=("p_rank",))
     return found if len(runs) > 1 else found.assign(unit=CONTROL)
+
+
+def malicious_fall(seeds: Mapping[int, Path]) -> pd.DataFrame:
+    """How far the trait falls at coefficients of -3 and below, in the paper's experiment with a malicious agent.
+
+    Returns:
+        A row per stage, context and measure: value, low, high, p, unit, seeds, by_seed, and zero (the trait at
+        coefficient 0, mean over the seeds). Measures: `fall` (the trait at coefficient 0 minus its mean at these
+        coefficients), `fall over random` (the mean trait under random directions minus that under the vector), and
+        `fall over the base's` (the fall minus that of the base in the same context). With one seed there is no
+        interval.
+    """
+    each = []
+    for seed, run in read_all(seeds, "malicious/malicious").items():
+        some = run[(run["score"] == "trait") & (run["grid"] == "coefficient") & (run["strength"] <= DOWN)]
+        means = some.groupby(["stage", "context"], sort=False)[["zero", "own", "random"]].mean()
+        falls = means["zero"] - means["own"]
+        at_base = falls.xs(BASE, level="stage").reindex(falls.index.get_level_values("context")).to_numpy()
+        measures = {"fall": falls, "fall over random": means["random"] - means["own"]}
+        measures["fall over the base's"] = falls - at_base
+        for measure, values in measures.items():
+            each.append(
+                values.rename("value").reset_index().assign(measure=measure, zero=means["zero"].array, seed=seed)
+            )
+    rows = []
+    table = pd.concat(each, ignore_index=True)
+    for (stage, context, measure), part in table.groupby(["stage", "context", "measure"], sort=False):
+        found = seed_interval(part["value"])
+        ends = {"low": found.low, "high": found.high, "p": found.p, "unit": SEED, "seeds": found.n}
+        line = {"stage": stage, "context": context, "measure": measure, "value": found.mean, **ends}
+        rows.append({**line, "by_seed": listed(part["value"]), "zero": part["zero"].mean()})
+    return pd.DataFrame(rows)
 
 
 def pool_patched_rounds(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
@@ -485,13 +526,26 @@ def pool_erasure(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
     }
 
 
+READ = (
+    *("choice.csv", "curves.csv", "gains.csv", "stage_differences.csv", "low_dose.csv", "checkpoint_cosines.csv"),
+    *(f"{name}.csv" for name in (*SHOWN_OF_ONE_SEED, *OF_FIRST_SEED)),
+    *("separability.csv", "suppression_curves.csv", "suppression_kept.csv", "malicious/malicious.csv"),
+    *("protocol/areas.parquet", "protocol/protocol.csv", "protocol/planting.csv"),
+    *("transplant/effects.csv", "transplant/shares.csv"),
+    *("patch-rounds/patched_rounds.csv", "patch-rounds/patched_rounds_counts.csv"),
+    *(f"erasure/erasure_{name}.csv" for name in ("separability", "survival", "changes", "choice")),
+)
+"""The tables of an analysed seed that are read here, and the losses of the planting."""
 POOLED: Mapping[str, Callable[[Mapping[int, Path]], dict[str, pd.DataFrame]]] = {
     "choice.csv": pool_agents,
     "separability.csv": pool_probes,
     "protocol/areas.parquet": lambda seeds: {"protocol": pool_protocol(seeds)},
     "transplant/effects.csv": lambda seeds: {"transplant": pool_transplant(seeds)},
     "suppression_kept.csv": pool_suppression,
-    "malicious/malicious.csv": lambda seeds: {"malicious": pool_malicious(seeds)},
+    "malicious/malicious.csv": lambda seeds: {
+        "malicious": pool_malicious(seeds),
+        "malicious_fall": malicious_fall(seeds),
+    },
     "patch-rounds/patched_rounds.csv": pool_patched_rounds,
     "erasure/erasure_survival.csv": pool_erasure,
 }

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.paper.claims import RULES
+from analysis.paper.claims import rules_sha256
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.signals import restore_interrupt
@@ -382,7 +382,7 @@ def note_start(path: Path, seeds: Sequence[int]) -> None:
     """Write when each seed was first started, from which commit and under which rules; what is there stays."""
     known = read_json(path) if path.is_file() else []
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    about = {"time": now, "commit": commit(), "rules": sha256(RULES)}
+    about = {"time": now, "commit": commit(), "rules": rules_sha256()}
     there = {one["seed"] for one in known}
     write_json(path, [*known, *({"seed": seed, **about} for seed in seeds if seed not in there)])
 

@@ -15,14 +15,27 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.inputs import BASE
 from analysis.paper.archive import unpacked
-from analysis.paper.claims import ALONE, OTHER_GRPO, RULES, SHUFFLED, Claim, Tables, claims
+from analysis.paper.claims import (
+    ALONE,
+    OTHER_GRPO,
+    OTHER_SFT,
+    RULES,
+    SHUFFLED,
+    Claim,
+    Tables,
+    claims,
+    rules,
+    rules_sha256,
+)
 from analysis.paper.main_table import read_runs, shown
 from analysis.paper.main_table import write as write_main_table
 from analysis.paper.pooling import collect_tables
+from analysis.paper.protocol import AT_CONTROLS, COEFFICIENT, PLANTED_BASE, TAGGED
 from analysis.paper.reproduce import STARTED, versions_of
 from analysis.patching.rounds import OWN, PART, QUESTION, ROUND
-from steerkit.io.files import sha256, write_text
+from steerkit.io.files import write_text
 from steerkit.io.json import read_json, write_json
 from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
@@ -30,7 +43,7 @@ from steerkit.stats.format import interval_text
 from training.evaluate.results import differences, markdown
 
 ABOUT = "about.json"
-WHAT_HELPS = ("IMAD", "SFT", SHUFFLED, "SFT on gold answers", "SFT on right answers", ALONE, *OTHER_GRPO)
+WHAT_HELPS = ("IMAD", "SFT", SHUFFLED, *OTHER_SFT, ALONE, *OTHER_GRPO)
 """IMAD, SFT on the traces, and the trainings that show what the debate adds."""
 FEATURES = {
     "resid": "nothing erased",
@@ -40,6 +53,8 @@ FEATURES = {
     "erased_shuffled together": "shuffled names erased at all positions",
 }
 """What a probe reads -> what the page calls it."""
+PUBLISHED_AREAS = {BASE: "0.802", "IMAD": "0.903"}
+"""Areas that the paper reports (arXiv 2604.24881)."""
 PROTOCOL = {
     "at strength 0": "at strength 0",
     "area, own": "own or planted directions",
@@ -71,7 +86,8 @@ def gained_unnamed(gain: pd.DataFrame, score: str) -> pd.DataFrame:
     zero = some[some["over"] == "coefficient 0"].set_index(index)
     wide.insert(0, "unsteered", zero["unsteered"].round(2))
     ranks = some[some["over"] == "random"].set_index(index)["p_rank"].rename("rank p over random, by seed")
-    return wide.join(zero["by_seed"].rename("by seed, over coefficient 0")).join(ranks).reset_index()
+    wide = wide.join(zero["by_seed"].rename("by seed, over coefficient 0")).join(ranks)
+    return wide.join(zero["seeds"]).reset_index()
 
 
 def protocol_table(protocol: pd.DataFrame) -> pd.DataFrame:
@@ -94,7 +110,55 @@ def protocol_table(protocol: pd.DataFrame) -> pd.DataFrame:
         columns = [wide[name] for name in dict.fromkeys((measure, of_planted)) if name in wide]
         if columns:
             found[shown_as] = columns[0] if len(columns) == 1 else columns[0].fillna(columns[1])
-    return pd.DataFrame(found).fillna("").reset_index()
+    seeds = some.groupby(["stage", "context", "grid"], sort=False)["seeds"].max()
+    return pd.DataFrame(found).fillna("").join(seeds).reset_index()
+
+
+def protocol_summary(families: Tables) -> pd.DataFrame:
+    """The paper's area beside ours and those of the controls: a row per family and checkpoint, the tag as context."""
+    rows = []
+    for family, some in families.items():
+        if "protocol" not in some:
+            continue
+        table = some["protocol"]
+        grid = AT_CONTROLS if (table["grid"] == AT_CONTROLS).any() else COEFFICIENT
+        at = table[(table["score"] == "rouge_l") & (table["grid"] == grid) & (table["context"] == TAGGED)]
+        for stage, part in at.groupby("stage", sort=False):
+            lines = part.set_index("measure")
+            row = {"family": family, "checkpoint": stage, "paper": PUBLISHED_AREAS.get(str(stage), "")}
+            for kind in ("own", "random", "shuffled", "planted"):
+                row[kind] = _area(lines.loc[f"area, {kind}"]) if f"area, {kind}" in lines.index else ""
+            row["above random"] = _area(lines.loc["area over random"], signed=True)
+            rows.append({**row, "without a push": _area(lines.loc["at strength 0"]), "seeds": lines["seeds"].max()})
+    return pd.DataFrame(rows)
+
+
+def _area(line: pd.Series, signed: bool = False) -> str:
+    return interval_text(line["value"], line["low"], line["high"], 3, signed=signed)
+
+
+def protocol_answer(family: str, protocol: pd.DataFrame, judged: pd.DataFrame) -> str:
+    """What the protocol says about one family, in a paragraph: the figures and verdicts of its tables.
+
+    Args:
+        family: the family.
+        protocol: its table over the seeds.
+        judged: the claims of the page.
+    """
+    lines = protocol_summary({family: {"protocol": protocol}}).set_index("checkpoint")
+    base, imad = lines.loc[BASE], lines.loc["IMAD"]
+    known = rules()
+    found = judged.set_index("name")["verdict"]
+    verdicts = "; ".join(
+        f"{known[name].text}: **{found[f'{family}: {known[name].text}']}**" for name in ("area", "above")
+    )
+    planted = lines.loc[PLANTED_BASE, "above random"] if PLANTED_BASE in lines.index else "not tried"
+    return (
+        f"**{family}**: the area under the agents' own directions is {base['own']} at the base and {imad['own']} at "
+        f"IMAD; without any push it is {base['without a push']} and {imad['without a push']}. At IMAD the own "
+        f"directions are {imad['above random']} from random ones of the same norm. The check of the protocol, planted "
+        f"directions minus random ones: {planted}. Verdicts: {verdicts}."
+    )
 
 
 def malicious_table(pooled: pd.DataFrame) -> pd.DataFrame:
@@ -110,7 +174,8 @@ def malicious_table(pooled: pd.DataFrame) -> pd.DataFrame:
         text = [f"{row.zero:.2f} -> {row.own:.2f} ({row.random:.2f})" for row in part.itertuples()]
         over = [interval_text(row.gain, row.low, row.high, 2, signed=True) for row in part.itertuples()]
         parts.append(pd.DataFrame({score: text, f"{score} over random": over}, index=part.index))
-    return pd.concat(parts, axis=1).reset_index()
+    seeds = some[some["score"] == "trait"].set_index(keys)["seeds"]
+    return pd.concat([*parts, seeds], axis=1).reset_index()
 
 
 def transplant_table(pooled: pd.DataFrame) -> pd.DataFrame:
@@ -128,6 +193,7 @@ def transplant_table(pooled: pd.DataFrame) -> pd.DataFrame:
             "not read": f"{row.missing:.2f} ({row.missing_again:.2f}, {row.missing_resampled:.2f})",
             "follows, minus chance": interval_text(row.follows, row.follows_low, row.follows_high, 2, signed=True),
             "right": f"{row.right_again:.2f} -> {row.right:.2f}",
+            "seeds": f"{row.seeds} of {row.runs}",
         }
         for row in pooled.itertuples()
     ]
@@ -156,6 +222,7 @@ def patched_table(pooled: pd.DataFrame) -> pd.DataFrame:
         f"changes, {ROUND}": of("changed", ROUND),
         f"changes, {OWN}": of("changed", OWN),
         "pairs": of("follows", ROUND, "n").round(),
+        "seeds": of("follows", ROUND, "seeds"),
     }
     table = pd.DataFrame(columns).reindex(columns["pairs"].index)
     return table.astype(object).fillna("").reset_index().rename(columns={"then": "after round 1"})
@@ -170,6 +237,18 @@ def erased_probes_table(pooled: pd.DataFrame) -> pd.DataFrame:
     return wide[[name for name in FEATURES if name in wide]].rename(columns=FEATURES).reset_index()
 
 
+def broken_texts(gains: pd.DataFrame) -> set[tuple[str, str]]:
+    """Stage and identity whose texts lose as much under erased shuffled names as the identity adds."""
+    means = gains.set_index(["stage", "identity", "erasure", "quantity"])["mean"]
+    pairs = gains[["stage", "identity"]].drop_duplicates().itertuples(index=False, name=None)
+    return {
+        (stage, identity)
+        for stage, identity in pairs
+        if (stage, identity, "shuffled", "cost") in means.index
+        and -means[stage, identity, "shuffled", "cost"] >= means[stage, identity, "none", "gain"] > 0
+    }
+
+
 def erased_gains_table(gains: pd.DataFrame, survives: pd.DataFrame) -> pd.DataFrame:
     """Erased names: what tag or vector add to ROUGE-L under each erasure, the share that survives, and the cost."""
     index = ["stage", "identity", "erasure"]
@@ -177,10 +256,17 @@ def erased_gains_table(gains: pd.DataFrame, survives: pd.DataFrame) -> pd.DataFr
     wide = gains.assign(shown=shown).pivot_table(
         index=index, columns="quantity", values="shown", aggfunc="first", sort=False
     )
-    share = [interval_text(row.survives, row.survives_low, row.survives_high) for row in survives.itertuples()]
+    broken = broken_texts(gains)
+    share = [
+        "texts broken"
+        if (row.stage, row.identity) in broken
+        else interval_text(row.survives, row.survives_low, row.survives_high)
+        for row in survives.itertuples()
+    ]
     part = survives.assign(share=share).set_index(index)
     by_seed = part["by_seed"].rename("survives by seed")
     wide = wide[["gain"]].join(part["share"].rename("survives")).join(by_seed).join(wide["cost"])
+    wide = wide.join(gains.groupby(index, sort=False)["seeds"].max())
     return wide.astype(object).fillna("").reset_index()
 
 
@@ -242,6 +328,7 @@ def controls_table(main: pd.DataFrame, differences: pd.DataFrame, of_sft: pd.Dat
                 "by seed": " ".join(f"{100 * float(value):.1f}" for value in str(row.by_seed).split()),
                 **above,
                 "tokens": round(row.tokens),
+                "seeds": row.seeds,
             }
         )
     return pd.DataFrame(rows)
@@ -282,13 +369,76 @@ def read_published(folder: Path) -> Published:
 
 
 def rules_commit() -> str:
-    """The commit that last changed the rules of the claims; empty outside a git checkout."""
-    command = ["git", "log", "-n1", "--format=%h %cI", "--", str(RULES)]
+    """The commit that last changed the rules of the claims or the code that judges; empty outside a git checkout."""
+    command = ["git", "log", "-n1", "--format=%h %cI", "--", str(RULES), str(RULES.with_name("claims.py"))]
     try:
         found = subprocess.run(command, cwd=RULES.parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
     return found.stdout.strip()
+
+
+def _tables_by_part(results: Published) -> dict[str, list[str]]:
+    """The tables of each section of the page, as Markdown."""
+    summary = protocol_summary(results.families)
+    of_all = [markdown(summary), ""] if len(summary) else []
+    parts: dict[str, list[str]] = {"known": [], "steering": [], "patched": [], "erased": []}
+    parts |= {part: [] for part in SHOWN_AS}
+    for family, some in results.families.items():
+        there = [some[name].round(3).assign(family=family) for name in ("known_texts", "agreement") if name in some]
+        parts["known"] += [line for table in there for line in (markdown(table), "")]
+        for part, (name, shown_as) in SHOWN_AS.items():
+            if name in some:
+                parts[part] += [f"**{family}**:", "", markdown(shown_as(some[name])), ""]
+        for part, named in {"steering": _steering(some), "patched": _patched(some), "erased": _erased(some)}.items():
+            for name, table in named.items():
+                parts[part] += [f"**{family}**, {name}:", "", markdown(table), ""]
+    answers = [
+        line
+        for family, some in results.families.items()
+        if "protocol" in some
+        for line in (protocol_answer(family, some["protocol"], results.claims), "")
+    ]
+    return {**parts, "protocol": [*answers, *of_all, *parts["protocol"]]}
+
+
+SHOWN_AS: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
+    "protocol": ("protocol", protocol_table),
+    "suppression": ("suppression_kept", suppression_table),
+    "malicious": ("malicious", malicious_table),
+    "transplant": ("transplant", transplant_table),
+}
+"""Section -> the table that it shows, and how."""
+
+
+def _steering(some: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    if "gains" not in some:
+        return {}
+    there = set(some["gains"]["score"])
+    return {name: gained_unnamed(some["gains"], score) for score, name in SCORES.items() if score in there}
+
+
+def _patched(some: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    if "patched_rounds" not in some:
+        return {}
+    return {
+        "texts and pairs, means over the seeds": some["patched_rounds_counts"].round(1),
+        "shares of the answers": patched_table(some["patched_rounds"]),
+    }
+
+
+def _erased(some: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    if "erasure_gains" not in some:
+        return {}
+    gains = erased_gains_table(some["erasure_gains"], some["erasure_survives"])
+    return {
+        "accuracy of a probe of the agents' names on held-out questions": erased_probes_table(some["erasure_probes"]),
+        "ROUGE-L that the identity adds (`gain`), and what the erasure costs without it": gains,
+        "size of the change at each position, and what is left of each agent's vector": erased_changes_table(
+            some["erasure_changes"]
+        ),
+        "where each agent's vector was read and added, chosen on validation": some["erasure_choice"],
+    }
 
 
 def page(title: str, results: Published) -> str:
@@ -298,52 +448,7 @@ def page(title: str, results: Published) -> str:
         title: of the page.
         results: its tables.
     """
-    parts: dict[str, list[str]] = {
-        name: []
-        for name in ("known", "steering", "protocol", "suppression", "malicious", "transplant", "patched", "erased")
-    }
-    for family, some in results.families.items():
-        for name in ("known_texts", "agreement"):
-            if name in some:
-                parts["known"] += [markdown(some[name].round(3).assign(family=family)), ""]
-        if "gains" in some:
-            for score, name in SCORES.items():
-                if score in set(some["gains"]["score"]):
-                    parts["steering"] += [f"**{family}**, {name}:", "", markdown(gained_unnamed(some["gains"], score))]
-                    parts["steering"].append("")
-        tables: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
-            "protocol": ("protocol", protocol_table),
-            "suppression": ("suppression_kept", suppression_table),
-            "malicious": ("malicious", malicious_table),
-            "transplant": ("transplant", transplant_table),
-        }
-        for part, (name, shown_as) in tables.items():
-            if name in some:
-                parts[part] += [f"**{family}**:", "", markdown(shown_as(some[name])), ""]
-        if "patched_rounds" in some:
-            counts = some["patched_rounds_counts"].round(1)
-            tables_of = (markdown(counts), "", markdown(patched_table(some["patched_rounds"])))
-            parts["patched"] += [
-                f"**{family}**, texts and pairs (means over the seeds), and shares:",
-                "",
-                *tables_of,
-                "",
-            ]
-        if "erasure_gains" in some:
-            shown_erased = {
-                "accuracy of a probe of the agents' names on held-out questions": erased_probes_table(
-                    some["erasure_probes"]
-                ),
-                "ROUGE-L that the identity adds (`gain`), and what the erasure costs without it": erased_gains_table(
-                    some["erasure_gains"], some["erasure_survives"]
-                ),
-                "size of the change at each position, and what is left of each agent's vector": erased_changes_table(
-                    some["erasure_changes"]
-                ),
-                "where each agent's vector was read and added, chosen on validation": some["erasure_choice"],
-            }
-            for name, table in shown_erased.items():
-                parts["erased"] += [f"**{family}**, {name}:", "", markdown(table), ""]
+    parts = _tables_by_part(results)
     times = [
         f"seed {one['seed']} at {one['time']} (commit {one['commit']}{_versions(one)})"
         for one in results.about["started"]
@@ -354,12 +459,13 @@ def page(title: str, results: Published) -> str:
     lines = [
         f"# {title}",
         "",
-        f"Written by `python -m analysis results` from {results.main['seeds'].max()} training seed(s). Intervals are "
-        "95 %; with several training seeds their unit is the seed (Student's t over the seeds' means), with one they "
-        "are over its questions, or over control directions, and hold for this checkpoint. Settings were chosen on "
-        "validation questions.",
+        f"Written by `python -m analysis results` from up to {results.main['seeds'].max()} training seed(s); tables "
+        "say from how many. Intervals are 95 %; with several training seeds their unit is the seed (Student's t over "
+        "the seeds' means), with one they are over its questions, or over control directions, and hold for this "
+        "checkpoint alone. Settings were chosen on validation questions.",
         "",
-        f"The rules are in `analysis/paper/claims.toml`{f', committed as {committed}' if committed else ''}. "
+        "The rules are in `analysis/paper/claims.toml`, and `claims.py` judges by them"
+        f"{f'; last changed in commit {committed}' if committed else ''}. "
         + (f"Runs were started: {'; '.join(times)}." if times else "")
         + (f" **The rules were changed after the start of the seeds {changed}.**" if changed else "")
         + " Claims are not corrected for each other.",
@@ -376,10 +482,11 @@ def page(title: str, results: Published) -> str:
         *_section(
             "What the debate adds",
             "In per cent of the test questions, sampled. SFT on shuffled turns, on gold and on right answers, and the "
-            "SFT before DebateGPT + GRPO have as many steps and target tokens as SFT on the traces; their learning "
-            "rates, and IMAD's, are from the same search where the preset has rates of their own (clues, two_sum). SFT "
-            "on gold answers learns the answers that GRPO otherwise only rewards. Each GRPO has IMAD's settings; "
-            "GRPO without debate starts where no SFT on debates has been.",
+            "SFT before DebateGPT + GRPO have as many steps and target tokens as SFT on the traces. In the miniature "
+            "the learning rates of the SFT of all of them, and of IMAD, are from the same search on another seed "
+            "(`python -m analysis rates`), where the family has one. SFT on gold answers learns the answers that GRPO "
+            "otherwise only rewards. Each GRPO has IMAD's settings. GRPO without debate starts from the base in the "
+            "miniature, and from SFT on first turns elsewhere.",
             [markdown(helps), ""] if len(helps) > 1 else [],
         ),
         *_section(
@@ -389,8 +496,7 @@ def page(title: str, results: Published) -> str:
             "same question. In an explicit debate of the base the same is done to what the agents read. Answers that "
             "change and that follow are counted among those that were read; `not read` has the share of others, in "
             "brackets after the own prefix and after another first round of the question. In two_sum an agent has to "
-            "reject a pair that does not fit its question: a model that reads its debate perfectly changes no answer "
-            "there.",
+            "reject a pair that does not fit its question.",
             parts["transplant"],
         ),
         *_section(
@@ -423,15 +529,17 @@ def page(title: str, results: Published) -> str:
             "Unit vectors made once at SFT, added to the generated positions of every checkpoint after the trace up "
             "to the agent's tag (`tagged`; `cast`: the base's own prompt for that agent); area under ROUGE-L over the "
             "grid, divided by its width. No push acts on the first new token, which in the miniature tells whose turn "
-            "it is. `at strength 0` is the area without any push: where it is near that of the base with its own "
+            "it is. `without a push` is the area at coefficient 0: where it is near that of the base with its own "
             "prompt, which wrote the references, nothing is left to gain. `base with planted directions` was trained "
-            "so that planted directions select the agent after that first token: the protocol's power. Grid "
-            "`coefficient`: of unit vectors; `dose`: of the stream's norm in tagged traces.",
+            "to write an agent's turn under a random direction that was planted for it: if these directions are not "
+            "above random ones, the protocol finds nothing, and a null says nothing. Grid "
+            "`coefficient`: of unit vectors; `dose`: of the stream's norm in tagged traces; `controls`: the strengths "
+            "at which controls were run, where these are fewer.",
             parts["protocol"],
         ),
         *_section(
             "Suppression of the malicious agent",
-            "At the setting chosen on validation among two vectors, all layers, coefficients and ablation; the agent "
+            "At the setting chosen on validation among vectors, layers, coefficients and ablation; the agent "
             "`forced` by its tag (at the base by its prompt) or not (`plain`). Trait and accuracy at coefficient 0 -> "
             "at the setting; in brackets the accuracy under random directions and under those with the covariance of "
             "the stream within agents (`matched`). `right before`: how often the last answer in the given text is "
@@ -454,9 +562,9 @@ def page(title: str, results: Published) -> str:
             "vector gives after every later block. Three controls: names that were shuffled; the "
             "directions of largest variance within an agent; and `injected`, which removes the agents' vectors "
             "themselves after the later blocks. If `injected` lowers the gain as much as an erasure does, the erasure "
-            "may only have removed the vector. Read `cost` first: it is the loss where no agent is named. If shuffled "
-            "names cost as much as the gain, the texts are broken, and the surviving share says nothing. A probe at "
-            "the first token of a turn can recognise that token, also in a model that was not trained.",
+            "may only have removed the vector. Read `cost` first: it is the loss where no agent is named. Where the "
+            "shuffled names cost as much as the gain, the texts are broken, and no surviving share is shown. A probe "
+            "at the first token of a turn can recognise that token, also in a model that was not trained.",
             parts["erased"],
         ),
         "## Accuracy and tokens",
@@ -502,7 +610,7 @@ def write_published(folder: Path, out: Path, seeds: Collection[int] = ()) -> Pub
     begun = folder / STARTED
     known = read_json(begun) if begun.is_file() else []
     started = [{**one, "steps": versions_of(folder, one["seed"])} for one in known if not seeds or one["seed"] in seeds]
-    write_json(out / ABOUT, {"rules": rules_commit(), "rules_sha256": sha256(RULES), "started": started})
+    write_json(out / ABOUT, {"rules": rules_commit(), "rules_sha256": rules_sha256(), "started": started})
     return read_published(out)
 
 

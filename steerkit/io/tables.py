@@ -36,7 +36,7 @@ def write_table(path: str | Path, table: Any, meta: Mapping[str, Any]) -> None:
         if path.suffix == ".csv":
             table.to_csv(temporary, index=False)
         else:
-            table.to_parquet(temporary, index=False)
+            table.to_parquet(temporary, index=False, compression="zstd")
     kinds = {name: str(kind) for name, kind in table.dtypes.items()}
     texts = [name for name, kind in kinds.items() if kind in ("object", "str", "string") and name not in lists]
     description = {

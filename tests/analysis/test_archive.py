@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from analysis.paper.archive import LARGEST, archive, unpacked
+from analysis.paper import pooling
+from analysis.paper.archive import archive, unpacked
 from analysis.paper.main_table import write as write_main_table
-from analysis.paper.pooling import collect_tables
+from analysis.paper.pooling import READ, collect_tables
 from analysis.paper.reproduce import versions_of
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json, write_json
-from steerkit.io.tables import write_table
+from steerkit.io.tables import read_table, write_table
 
 SEEDS = (20, 21)
 
@@ -39,7 +41,7 @@ def reproduced(tmp_path) -> Path:
         values = {"accuracy": 0.8 + seed / 1e3, "accuracy_low": 0.7, "accuracy_high": 0.9, "majority": 0.3}
         write_table(analysed / "separability.csv", pd.DataFrame([{**keys, **values, "n": 90, "n_groups": 30}]), {})
         write_text(analysed / "stages" / "sft" / "gains.csv", "joined in the common table")
-        write_text(analysed / "rows.csv", "x" * (LARGEST + 1))
+        write_text(analysed / "rows.csv", "rows of single texts")
         for step in (f"clues-{seed}-imad", f"probes-clues-{seed}", f"clues-{seed}0"):
             write_json(folder / "done" / step, {"step": "1f", "seconds": 1.0, "commit": "c"})
     return folder
@@ -65,6 +67,20 @@ def test_tables_of_the_archive_equal_those_of_the_runs(reproduced, tmp_path) -> 
     assert ours.keys() == theirs.keys() == {"separability"}
     pd.testing.assert_frame_equal(ours["separability"], theirs["separability"])
     assert [one["seed"] for one in read_json(out / "started.json")] == list(SEEDS)
+
+
+def test_every_table_that_is_pooled_is_in_an_archive(monkeypatch) -> None:
+    opened: set[Path] = set()
+
+    def read(path: Path) -> Any:
+        opened.add(path)
+        return read_table(path)
+
+    monkeypatch.setattr(pooling, "read_table", read)
+    with unpacked(Path(__file__).parents[2] / "results" / "seeds" / "tiny") as folder:
+        collect_tables(folder)
+        names = {path.relative_to(folder / "analysis").as_posix().split("/", 2)[2] for path in opened}
+    assert names <= set(READ) and len(names) > 10
 
 
 def test_equal_files_give_equal_archives_and_a_plain_folder_is_itself(reproduced, tmp_path) -> None:

@@ -114,7 +114,7 @@ def test_the_page_shows_every_place_identity_and_read_position_once(seeds) -> No
     assert shown.iloc[0]["changes, own activations"] == "0.00 [0.00, 0.00]"
     pooled = pool_erasure(seeds)
     gains = erased_gains_table(pooled["erasure_gains"], pooled["erasure_survives"])
-    assert len(gains) == 6 and list(gains.columns[3:]) == ["gain", "survives", "survives by seed", "cost"]
+    assert len(gains) == 6 and list(gains.columns[3:]) == ["gain", "survives", "survives by seed", "cost", "seeds"]
     assert gains.set_index(["identity", "erasure"]).loc[("vector", "agents"), "survives"] == ""
     probes = erased_probes_table(pooled["erasure_probes"])
     assert list(zip(probes["position"], probes["layer"], strict=True)) == [

@@ -21,10 +21,13 @@ from analysis.paper.claims import (  # fmt: skip
     NOT_SHOWN,
     NOT_SPECIFIC,
     OTHER_GRPO,
+    OTHER_SFT,
     UNTESTED,
     Claim,
     claims,
+    malicious,
     of_answers,
+    of_protocol,
     rules,
     steered,
     suppressed,
@@ -32,7 +35,8 @@ from analysis.paper.claims import (  # fmt: skip
     verdict,
 )
 from analysis.paper.main_table import main_table
-from analysis.paper.pooling import over_runs, pool_suppression, ratio_over_runs
+from analysis.paper.pooling import malicious_fall, over_runs, pool_suppression, ratio_over_runs
+from analysis.paper.protocol import CAST, PLANTED_BASE, TAGGED
 from analysis.paper.reproduce import FULL, GRIDS, RUNS, TRAIT, Step, carry_out, note_start, plan, waiting_for
 from analysis.paper.results import (
     Published,
@@ -48,6 +52,7 @@ from steerkit.io.json import read_json, write_json
 from steerkit.io.tables import write_table
 from steerkit.stats.seeds import QUESTION, SEED
 from training.debates.personas import CASTS
+from training.evaluate.methods import PLURALITIES
 from training.evaluate.results import differences
 from training.presets import get_preset
 
@@ -209,9 +214,22 @@ def test_every_rule_has_what_its_page_shows_and_a_file_of_its_own() -> None:
 
 def test_verdicts_follow_the_interval_the_least_effect_and_the_control() -> None:
     nan = float("nan")
-    assert verdict(0.11, 0.2, 0.1) == HOLDS and verdict(0.0, 0.2, 0.1) == NOT_SHOWN and verdict(-0.1, 0.09, 0.1) == NOT
-    assert verdict(0.11, 0.2, 0.1, specific=True) == HOLDS and verdict(0.11, 0.2, 0.1, specific=False) == NOT_SPECIFIC
-    assert verdict(0.0, 0.2, 0.1, specific=False) == NOT_SHOWN and verdict(nan, nan, 0.1) == UNTESTED
+    assert [verdict(*ends, 0.1, 3) for ends in ((0.11, 0.2), (0.0, 0.2), (-0.1, 0.09))] == [HOLDS, NOT_SHOWN, NOT]
+    assert verdict(0.11, 0.2, 0.1, 3, [0.05, 0.01]) == HOLDS
+    assert verdict(0.11, 0.2, 0.1, 3, [0.05, 0.0]) == NOT_SPECIFIC  # a control that does exactly as much
+    assert verdict(0.11, 0.2, 0.1, 3, [0.05], above=0.1) == NOT_SPECIFIC
+    assert verdict(0.0, 0.2, 0.1, 3, [0.0]) == NOT_SHOWN and verdict(nan, nan, 0.1, 3) == UNTESTED
+
+
+def test_a_control_without_an_interval_is_no_control_that_does_as_much() -> None:
+    assert verdict(0.11, 0.2, 0.1, 3, [0.05, float("nan")]) == UNTESTED
+    assert verdict(-0.2, 0.0, 0.1, 3, [float("nan")]) == NOT  # the measure alone decides
+
+
+def test_one_training_seed_and_few_equal_ones_decide_nothing() -> None:
+    assert verdict(0.5, 0.6, 0.1, 1) == UNTESTED and verdict(-0.6, -0.5, 0.1, 1) == UNTESTED
+    assert [verdict(1.0, 1.0, 0.1, seeds) for seeds in (2, 3, 5, 6)] == [NOT_SHOWN, NOT_SHOWN, NOT_SHOWN, HOLDS]
+    assert [verdict(0.0, 0.0, 0.1, seeds) for seeds in (5, 6)] == [NOT_SHOWN, NOT]
 
 
 def questions(right: dict[str, list[float]], cost: dict[str, int], n: int = 200) -> pd.DataFrame:
@@ -252,24 +270,46 @@ def test_claims_about_answers_are_judged_over_seeds() -> None:
     not_run = told(questions({**same, ALONE: low[ALONE]}, cost))
     assert not_run["debate"].verdict == UNTESTED
     worse = told(questions({"IMAD": [0.5, 0.52, 0.51, 0.5], "Debate": [0.7, 0.71, 0.72, 0.69]}, cost))
-    assert worse["accuracy"].verdict == NOT and "debate" not in worse
+    assert worse["accuracy"].verdict == NOT
+    assert worse["debate"].verdict == UNTESTED and worse["debate"].ours == f"{ALONE} was not run"
+    assert worse["order"].verdict == UNTESTED
     spread = told(questions({"IMAD": [0.5, 0.9, 0.7, 0.72], "Debate": [0.7, 0.71, 0.72, 0.69]}, cost))
     assert spread["accuracy"].verdict == NOT_SHOWN  # 800 questions, but four seeds that differ
     few = told(questions({"IMAD": [0.7], "Debate": [0.7]}, {"IMAD": 195, "Debate": 200}))
-    assert few["tokens"].verdict == NOT and few["tokens"].unit == "200 questions of one seed"
+    assert few["tokens"].verdict == UNTESTED and few["tokens"].unit == "200 questions of one training seed"
+
+
+def test_accuracy_is_compared_with_the_debate_decided_by_most_votes() -> None:
+    cost = {"IMAD": 50, "Debate": 200, PLURALITIES[0]: 200}
+    shares = {
+        "IMAD": [0.66, 0.65, 0.67],
+        "Debate": [0.60, 0.59, 0.61],
+        PLURALITIES[0]: [0.80, 0.79, 0.82],
+    }
+    claim = told(questions(shares, cost))["accuracy"]
+    assert claim.verdict == NOT and claim.ours.startswith("-14.") and "+6.0" in claim.ours
+
+
+def test_other_supervision_without_grpo_is_printed_beside_the_claim_and_does_not_decide_it() -> None:
+    cost = dict.fromkeys(("IMAD", "Debate", ALONE, *OTHER_GRPO, *OTHER_SFT), 50)
+    shares = {method: [0.5, 0.52, 0.51, 0.5] for method in (ALONE, *OTHER_GRPO, "Debate")}
+    best = {method: [0.9, 0.91, 0.92, 0.9] for method in OTHER_SFT}
+    claim = told(questions({"IMAD": [0.7, 0.72, 0.71, 0.69], **shares, **best}, cost))["debate"]
+    assert claim.verdict == HOLDS and all(f"points over {other}" in claim.ours for other in OTHER_SFT)
 
 
 def gains(
-    zero: tuple[float, float], random: tuple[float, float], p: float = 0.001, played: Sequence[str] = ()
+    zero: tuple[float, float], random: tuple[float, float], played: Sequence[str] = (), seeds: int = 3
 ) -> pd.DataFrame:
     rows = [
         {
-            "score": "rouge_l", "identity": False, "stage": "SFT", "agent": agent, "over": over, "gain": sum(ends) / 2,
-            "low": ends[0], "high": ends[1], "p_holm": p, "by_seed": "0.1 0.2", "unit": SEED, "seeds": 2,
-            "unsteered": 0.95 if agent in played else 0.3, "p_rank": "0.05 0.05",
+            "score": score, "identity": False, "stage": "SFT", "agent": agent, "over": over, "gain": sum(ends) / 2,
+            "low": ends[0], "high": ends[1], "p_holm": 1.0, "by_seed": "0.1 0.2", "unit": SEED, "seeds": seeds,
+            "unsteered": 0.95 if agent in played and score == "speaks" else 0.3, "p_rank": "0.05 0.05",
         }
         for over, ends in (("coefficient 0", zero), ("random", random))
         for agent in "123"
+        for score in ("rouge_l", "speaks")
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -282,19 +322,91 @@ def test_a_push_is_specific_where_random_directions_do_less() -> None:
 
     assert judged((0.1, 0.3), (0.1, 0.3)) == HOLDS
     assert judged((0.1, 0.3), (-0.1, 0.3)) == NOT_SPECIFIC
-    assert judged((0.1, 0.3), (0.1, 0.3), 0.06) == NOT_SHOWN
     assert judged((0.01, 0.3), (0.1, 0.3)) == NOT_SHOWN
-    assert judged((-0.1, 0.04), (-0.1, 0.0)) == NOT
+    assert judged((-0.1, -0.05), (-0.1, 0.0)) == NOT
+
+
+def test_one_of_several_agents_that_gains_little_by_chance_is_no_proof_that_one_does_not_gain() -> None:
+    rule = rules()["steered"]
+    near = gains((-0.1, 0.04), (-0.1, 0.0))  # below 0.05 at 5 %, not at 5 % over three agents
+    assert steered("clues", near, "SFT", "rouge_l", rule).verdict == NOT_SHOWN
+    one_agent = near[near["agent"] == "1"]
+    assert steered("clues", one_agent, "SFT", "rouge_l", rule).verdict == NOT
+
+
+def test_a_gain_that_is_equal_in_every_seed_holds_from_six_seeds_on() -> None:
+    rule = rules()["speaks"]
+    for seeds, wanted in ((3, NOT_SHOWN), (6, HOLDS)):
+        table = gains((1.0, 1.0), (1.0, 1.0), seeds=seeds)
+        assert steered("clues", table, "SFT", "speaks", rule).verdict == wanted
 
 
 def test_an_agent_that_is_played_anyway_decides_no_claim_and_is_named() -> None:
     rule, table = rules()["steered"], gains((0.1, 0.3), (0.1, 0.3), played="1")
     table.loc[table["agent"] == "1", ["gain", "low", "high"]] = 0.0, -0.01, 0.01
     claim = steered("clues", table, "SFT", "rouge_l", rule)
-    assert claim.verdict == HOLDS and "agent 1 has 0.95 unsteered, left out" in claim.ours
+    assert claim.verdict == HOLDS and "agent 1 speaks first in 0.95 unsteered, left out" in claim.ours
     assert "agent 1 +" not in claim.ours
     every = steered("clues", gains((0.0, 0.1), (0.0, 0.1), played="123"), "SFT", "rouge_l", rule)
     assert every.verdict == UNTESTED
+
+
+def areas(
+    own: float = 0.1, random: float = 0.1, planted: float | None = 0.1, imad: float = 0.8, cast: float = 0.9
+) -> pd.DataFrame:
+    """A pooled protocol whose intervals are 0.01 to each side."""
+    values = {
+        ("IMAD", TAGGED, "area over base"): own,
+        ("IMAD", TAGGED, "above over base"): own,
+        ("IMAD", TAGGED, "area over random"): random,
+        ("IMAD", TAGGED, "at strength 0"): imad,
+        ("base", CAST, "at strength 0"): cast,
+    }
+    if planted is not None:
+        values[PLANTED_BASE, TAGGED, "area over random"] = planted
+    rows = [
+        {
+            "stage": stage, "context": context, "score": "rouge_l", "grid": "coefficient", "measure": measure,
+            "value": value, "low": value - 0.01, "high": value + 0.01, "unit": SEED, "seeds": 3, "by_seed": "",
+        }
+        for (stage, context, measure), value in values.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_the_protocol_is_judged_where_it_finds_planted_directions_and_has_room() -> None:
+    rule = rules()["area"]
+
+    def judged(measure: str = "area", **changes: float | None) -> str:
+        return of_protocol("clues", areas(**changes), measure, rule).verdict
+
+    assert judged() == judged("above") == HOLDS and judged(random=0.0) == NOT_SPECIFIC
+    assert judged(planted=0.02) == judged(planted=None) == UNTESTED
+    assert judged("above", imad=0.89) == UNTESTED and judged("area", imad=0.89) == HOLDS
+
+
+def test_the_fall_of_the_malicious_agents_trait_is_compared_with_random_directions_and_the_base(tmp_path) -> None:
+    fall = {"base": 0.02, "IMAD": 0.9}
+    for seed in (1, 2, 3):
+        rows = [
+            {
+                "stage": stage, "context": "forced", "grid": "coefficient", "strength": strength, "score": "trait",
+                "zero": 0.95, "own": 0.95 - (fall[stage] + 0.01 * seed) * (strength <= -3), "random": 0.94,
+            }
+            for stage in fall
+            for strength in (-5.0, -3.0, -1.0, 3.0)
+        ]  # fmt: skip
+        write_table(tmp_path / f"seed-{seed}" / "malicious" / "malicious.csv", pd.DataFrame(rows), {})
+    rule = rules()["malicious"]
+    table = malicious_fall({seed: tmp_path / f"seed-{seed}" for seed in (1, 2, 3)})
+    line = table.set_index(["stage", "measure"]).loc[("IMAD", "fall")]
+    assert line["value"] == pytest.approx(0.92) and line["seeds"] == 3 and line["by_seed"] == "0.91 0.92 0.93"
+    claim = malicious("malice", table, rule)
+    assert claim.verdict == HOLDS and "IMAD's more by +0.880" in claim.ours
+    table.loc[table["measure"] == "fall over the base's", "low"] = -0.1
+    assert malicious("malice", table, rule).verdict == NOT_SPECIFIC
+    alone = malicious_fall({1: tmp_path / "seed-1"})
+    assert alone["low"].isna().all() and malicious("malice", alone, rule).verdict == UNTESTED
 
 
 def test_a_trait_that_no_text_shows_is_not_one_that_was_turned_off() -> None:
@@ -368,9 +480,9 @@ def test_the_page_shows_rules_starts_claims_and_every_agent_beside_its_controls(
     about = {"rules": "abc 2026", "rules_sha256": "1f", "started": [start]}
     results = Published(main_table(rows), differences(rows, "IMAD"), differences(rows, "SFT"), listed, tables, about)
     text = page("Results", results)
-    assert "seed 20 at 2026-01-01T00:00:00+00:00 (commit abc1234)" in text and "committed as abc 2026" in text
+    assert "seed 20 at 2026-01-01T00:00:00+00:00 (commit abc1234)" in text and "last changed in commit abc 2026" in text
     assert "| SFT | 2 | 0.3 | +0.20 [+0.10, +0.30] | +0.20 [+0.10, +0.30] | 0.1 0.2 | 0.05 0.05 |" in text
-    assert f"**{HOLDS}**" in text and "from 2 training seed(s)" in text and "## Transplanted first rounds" in text
+    assert f"**{HOLDS}**" in text and "up to 2 training seed(s)" in text and "## Transplanted first rounds" in text
     assert "malicious agent" not in text  # no such table
     mixed = {**start, "steps": {"abc1234": 3, "def5678": 2}}
     assert "(commit abc1234; steps from abc1234 (3), def5678 (2))" in page(
@@ -411,6 +523,8 @@ def test_a_transplant_says_nothing_where_explicit_debates_do_not_change_their_an
     rule, table = rules()["transplant"], transplanted()
     assert transplant("clues", table, rule).verdict == HOLDS
     assert transplant("clues", table.assign(explicit_low=-0.1), rule).verdict == UNTESTED
+    unread = transplant("clues", table.assign(missing=0.76), rule)
+    assert unread.verdict == UNTESTED and "76% of the answers were not read" in unread.ours
 
 
 def test_the_controls_of_the_debate_stand_beside_imad() -> None:

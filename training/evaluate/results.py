@@ -92,7 +92,8 @@ def difference_of(wide: pd.DataFrame, first: str, second: str) -> OverSeeds:
     """
     both = wide[[first, second]].dropna()
     seeds, questions = both.index.get_level_values("seed"), both.index.get_level_values("id")
-    return over_seeds(both[first] - both[second], seeds.tolist(), questions.tolist())
+    runs = wide.index.get_level_values("seed").nunique()
+    return over_seeds(both[first] - both[second], seeds.tolist(), questions.tolist(), of=runs)
 
 
 def ratio_of(wide: pd.DataFrame, first: str, second: str) -> Ratio:
