@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from steerkit.io.markdown import markdown_table
 from steerkit.io.tables import read_table
 from steerkit.stats.format import interval_text
 
@@ -36,8 +37,7 @@ def _interval(row: Any, name: str, digits: int = 2, signed: bool = False, ends: 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows as a Markdown table, with every column that one of them has."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(columns, ([row.get(column, "") for column in columns] for row in rows))
 
 
 def unnamed(folder: Path) -> str:

@@ -22,6 +22,7 @@ from steerkit.demo.figures import dose_figure, gain_figure
 from steerkit.demo.traits import PERSONAS
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json
+from steerkit.io.markdown import markdown_table
 from steerkit.io.tables import read_table
 from steerkit.show.plots import curve_grid, patching, save_figure
 from steerkit.stats.format import interval_text, p_text
@@ -144,11 +145,6 @@ PICTURES: Mapping[str, Callable[[Path], Drawn]] = {
 """Picture, below the root of the project -> what draws it from the tables of `results/`."""
 
 
-def _table(header: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = [list(header), ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _interval(row: Any, names: tuple[str, str, str] = ("gain", "low", "high"), digits: int = 2) -> str:
     mean, low, high = (row[name] if isinstance(row, pd.Series) else getattr(row, name) for name in names)
     return interval_text(mean, low, high, digits)
@@ -179,7 +175,7 @@ def demo_table(folder: Path) -> str:
     header = ("persona", trait)
     controls = ("coefficient 0", "random directions, p by rank", "shuffled labels, p by rank")
     over = (f"gain over {control}" for control in controls)
-    return _table((*header, *over, "right answers", "perplexity", "counts as steered"), rows)
+    return markdown_table((*header, *over, "right answers", "perplexity", "counts as steered"), rows)
 
 
 def demo_texts(folder: Path) -> str:
@@ -190,7 +186,8 @@ def demo_texts(folder: Path) -> str:
          " to ".join("right" if value else "wrong" for value in (row.right_unsteered, row.right_steered))]
         for row in table[table["persona"] == "steps"].itertuples()
     ]  # fmt: skip
-    return _table(("question", "unsteered", "steered", "trait score, steered", "answer: unsteered to steered"), rows)
+    header = ("question", "unsteered", "steered", "trait score, steered", "answer: unsteered to steered")
+    return markdown_table(header, rows)
 
 
 def _as_cell(text: str) -> str:
@@ -217,7 +214,7 @@ def dose_table(folder: Path) -> str:
         if at
     ]
     header = ("dose", "listed words per text, gain over dose 0", "gain over 19 random directions", "p by rank")
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def sizes_table(folder: Path) -> str:
@@ -236,7 +233,7 @@ def sizes_table(folder: Path) -> str:
         if row.memory_gib > 80:
             rows[-1][1], rows[-1][5] = "2 H100", '`device="auto"` (`--device auto`)'
             rows[-1][4] = ""
-    return _table(("model", "machine", "weights", "memory, GiB", "seconds", "flag"), rows)
+    return markdown_table(("model", "machine", "weights", "memory, GiB", "seconds", "flag"), rows)
 
 
 def comparison_table(folder: Path) -> str:
@@ -248,7 +245,7 @@ def comparison_table(folder: Path) -> str:
         [str(question), *(f"**{answer}**" if answer == "yes" else str(answer) for answer in part["answer"])]
         for question, part in table.groupby("question", sort=False)
     ]
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _sign(low: float, high: float) -> str:
@@ -288,7 +285,7 @@ def findings_table(folder: Path) -> str:
     result = f"ROC AUC {one.roc_auc:.2f}; {one.n_unread:.0f} other answers are not a number on the scale"
     rows.append([claim, result, f"{one.n - one.n_unread:.0f}", "", "yes" if one.roc_auc_low > 0.5 else "no"])
     header = ("claim", "result", "test questions or texts", "training seeds", "holds")
-    return _table(header, [*rows, *_training_findings(folder)])
+    return markdown_table(header, [*rows, *_training_findings(folder)])
 
 
 FOUND = ("fewer tokens", "as accurate", "helps most", "silent first round", "directions add more", "base's vector")
@@ -329,7 +326,7 @@ def tutorial_gains(folder: Path) -> str:
         if coefficient
     ]
     header = ("coefficient", "gain over coefficient 0", "p", "gain over random directions", "p by rank")
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def reading_table(folder: Path) -> str:
@@ -353,7 +350,7 @@ def reading_table(folder: Path) -> str:
         if c
     ]
     header = ("coefficient", "relative dose", "gain over coefficient 0", "p", "gain over 19 random directions")
-    return _table((*header, "p by rank", "perplexity"), rows)
+    return markdown_table((*header, "p by rank", "perplexity"), rows)
 
 
 def steering_moved(folder: Path) -> str:
@@ -370,7 +367,7 @@ def steering_moved(folder: Path) -> str:
         for row in table.itertuples()
     ]
     distances = ("relative distance, cheerful vector", "relative distance, random directions")
-    return _table(("steered after blocks", "coefficient", "`relative_dose`", *distances), rows)
+    return markdown_table(("steered after blocks", "coefficient", "`relative_dose`", *distances), rows)
 
 
 def conditional_table(folder: Path) -> str:
@@ -389,7 +386,7 @@ def conditional_table(folder: Path) -> str:
         for name, text in names.items()
     ]  # fmt: skip
     fired = [_interval(rates.set_index("task").loc[task], ("rate", "low", "high")) for task in ("question", "repeat")]
-    return _table(("", "questions", "repeat a text"), [*rows, ["share of prompts where it fires", *fired]])
+    return markdown_table(("", "questions", "repeat a text"), [*rows, ["share of prompts where it fires", *fired]])
 
 
 def caa_table(folder: Path) -> str:
@@ -403,7 +400,7 @@ def caa_table(folder: Path) -> str:
             random = _interval(row, ("over_random", "over_random_low", "over_random_high"))
             rows.append([model, behavior, row.measure, f"{row.dose:+g}", gain, random, row.verdict, str(row.n)])
     header = ("model", "behavior (what matching answers do)", "measure", "dose", "gain over coefficient 0")
-    return _table((*header, "gain over random directions", "verdict", "questions"), rows)
+    return markdown_table((*header, "gain over random directions", "verdict", "questions"), rows)
 
 
 def refusal_table(folder: Path) -> str:
@@ -429,7 +426,8 @@ def refusal_table(folder: Path) -> str:
             random = _interval(over.loc["random"]) if "random" in over.index else ""
             rows.append([model, text, _interval(over.loc["coefficient 0"]), random, str(over["n"].max())])
     rate = 'refusal rate (rows "unsteered") or gain over coefficient 0 (rows "add")'
-    return _table(("model", "steering and prompts", rate, "gain over random directions", "number of prompts"), rows)
+    header = ("model", "steering and prompts", rate, "gain over random directions", "number of prompts")
+    return markdown_table(header, rows)
 
 
 def training_table(folder: Path, family: str, preset: str = "miniature") -> str:
@@ -448,7 +446,7 @@ def training_table(folder: Path, family: str, preset: str = "miniature") -> str:
         each = " ".join(f"{100 * float(value):.1f}" for value in str(row.by_seed).split())
         name = f"**{row.method}**" if row.method == "IMAD" else row.method
         rows.append([name, accuracy, each if row.seeds > 1 else "", f"{row.tokens:.0f}", above])
-    return _table(("method", "accuracy, %", "by seed", "tokens", "IMAD minus this method, points"), rows)
+    return markdown_table(("method", "accuracy, %", "by seed", "tokens", "IMAD minus this method, points"), rows)
 
 
 def fact_recall_table(folder: Path) -> str:
@@ -463,7 +461,7 @@ def fact_recall_table(folder: Path) -> str:
         rows.append([mode, f"`{site}`", position, *thirds, f"{largest['first']}: {_interval(largest, columns)}"])
     first = table[(table["mode"] == rows[0][0]) & (table["part"] != "largest")].drop_duplicates("part")
     spans = [f"layers {row.first} to {row.last}" for row in first.itertuples()]
-    return _table(("mode", "site", "token", *spans, "layer with the largest effect"), rows)
+    return markdown_table(("mode", "site", "token", *spans, "layer with the largest effect"), rows)
 
 
 SPEED = (
@@ -519,7 +517,7 @@ def speed_table(folder: Path) -> str:
         stored = read_json(folder / "speed" / f"{name}.json")["rows"]
         line = next(row for row in stored if job in row["job"] and against in row["against"])
         rows.append([called, rival, interval_text(line["ratio"], line["low"], line["high"])])
-    return _table(("job", "against", "ratio"), rows)
+    return markdown_table(("job", "against", "ratio"), rows)
 
 
 def serving_table(folder: Path) -> str:
@@ -532,7 +530,7 @@ def serving_table(folder: Path) -> str:
         target = f"{line['target']} {words[line['holds']]}".strip()
         ratio = interval_text(line["ratio"], line["low"], line["high"])
         rows.append([line["job"], line["against"], seconds, ratio, target, line["note"]])
-    return _table(("job", "compared with", "seconds", "ratio", "target for the whole interval", "note"), rows)
+    return markdown_table(("job", "compared with", "seconds", "ratio", "target for the whole interval", "note"), rows)
 
 
 def agents_table(folder: Path) -> str:
@@ -543,7 +541,7 @@ def agents_table(folder: Path) -> str:
     for stage in ("base", "SFT", "IMAD", "SFT on single turns"):
         part = some[some["stage"] == stage].sort_values("agent")
         rows.append([stage, *(_interval(row) for row in part.itertuples())])
-    return _table(("", "agent 1", "agent 2", "agent 3"), rows)
+    return markdown_table(("", "agent 1", "agent 2", "agent 3"), rows)
 
 
 def rates_table(folder: Path) -> str:
@@ -559,7 +557,7 @@ def rates_table(folder: Path) -> str:
                 for one in map(by_factor.get, factors)
             ]
             rows.append([family, str(method), *cells])
-    return _table(("family", "method", *(f"{factor:g} x" for factor in factors)), rows)
+    return markdown_table(("family", "method", *(f"{factor:g} x" for factor in factors)), rows)
 
 
 TABLES: Mapping[str, Callable[[Path], str]] = {

@@ -205,10 +205,11 @@ TINY: Mapping[str, Preset] = {
         base=replace(TWO_SUM.base, stop_at=0.2),
         sft=replace(TWO_SUM.sft, steps=500, learning_rate=5e-4),
         rates={
-            "SFT on shuffled turns": 4e-3,
+            "SFT on shuffled turns": 8e-3,
             "SFT on gold answers": 1e-3,
             "SFT on right answers": 1e-3,
             "DebateGPT + GRPO": 5e-4,
+            ON_ANSWERS: 1e-3,
         },
         grpo=replace(TWO_SUM.grpo, anneal=replace(TWO_SUM.grpo.anneal, clip=(112, 70))),
     ),

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from steerkit.io.files import write_text
+from steerkit.io.markdown import markdown_table
 from steerkit.io.tables import write_table
 from steerkit.stats.format import interval_text
 from steerkit.stats.mean import accuracy_interval
@@ -199,8 +200,7 @@ def published(families: Iterable[str]) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """Return a table in Markdown."""
-    lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(list(table.columns), table.astype(str).to_numpy().tolist())
 
 
 def latex(table: pd.DataFrame) -> str:
