@@ -37,7 +37,7 @@ from training.toy.worlds import bare
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 PROBLEMS = [Problem(f"sum/{i}", f"{i}+1", str(i + 1), "number", "own") for i in range(20)]
-SAMPLED = METHODS[:2]
+SAMPLES_ONLY = METHODS[:2]
 
 
 @dataclass
@@ -75,7 +75,7 @@ def run(model, out, methods=METHODS, **options) -> pd.DataFrame:
 
 def test_the_limit_is_doubled_for_cut_replies_of_all_samples_and_what_is_still_cut_is_wrong(tmp_path) -> None:
     model = Scripted({"sum/0": 700, "sum/1/0": 900, "sum/2/0": 9999}, {"sum/19": "no box"})
-    table = run(model, tmp_path, SAMPLED)
+    table = run(model, tmp_path, SAMPLES_ONLY)
     assert Counter(limit for _, limit in model.asked) == {512: 100, 1024: 7}  # 7 of 100 cut, then 1
     assert table["limit"].tolist() == [1024, 1024] and table["cut"].tolist() == [1, 1]
     assert table["unread"].tolist() == [5, 5] and table.loc["Self-consistency", "accuracy"] == 19 / 20
@@ -83,7 +83,7 @@ def test_the_limit_is_doubled_for_cut_replies_of_all_samples_and_what_is_still_c
     unread = read_rows(tmp_path / "unread.jsonl")
     assert [(row["id"], row["sample"], row["text"]) for row in unread] == [("sum/19", i, "no box") for i in range(5)]
     model.asked.clear()
-    assert run(model, tmp_path, SAMPLED).equals(table) and model.asked == []
+    assert run(model, tmp_path, SAMPLES_ONLY).equals(table) and model.asked == []
 
 
 def test_the_tables_do_not_depend_on_where_the_parts_of_a_run_ended(tmp_path) -> None:
@@ -218,7 +218,7 @@ def test_a_reply_to_another_prompt_is_not_used_and_other_settings_are_refused(tm
 
 
 def test_a_method_alone_keeps_the_rows_of_the_others(tmp_path) -> None:
-    run(Scripted(), tmp_path, SAMPLED)
+    run(Scripted(), tmp_path, SAMPLES_ONLY)
     table = run(Scripted(), tmp_path, ["Debate"])
     assert table.index.tolist()[:3] == ["Single", "Self-consistency", "Debate"] and len(table) == 6
 
@@ -351,6 +351,7 @@ def test_the_command_evaluates_checkpoints_and_resumes(data, tmp_path, capsys, m
     assert config["answerer"]["kernels"] in ("torch", "onednn") and config["ends"] == [256]
     assert read_json(out / "bbh" / "base" / "provenance.json")["versions"]["torch"]
     assert read_json(out / "bbh" / "config.json")["limits"] == [4, 8]
+    assert {row["system_dropped"] for row in read_rows(out / "bbh" / "base" / "debates-8" / "debates.jsonl")} == {False}
     for name in EXPORTED:
         assert not set(read_table(tmp_path / "results" / name)[0].columns) & {"text", "prompt"}
     first = (out / "questions.csv").read_text()

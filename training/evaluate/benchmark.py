@@ -40,8 +40,9 @@ CUT = 0.05
 """Share of cut replies up to which a token limit is kept."""
 BASE = "base"
 PROBLEMS = "problems.jsonl"
-TABLES = ("samples", "debates")
-"""Tables of the calls that count, in the folder of a benchmark and a model."""
+SAMPLED, DEBATED = "samples", "debates"
+TABLES = {SAMPLED: METHODS[:2], DEBATED: METHODS[2:]}
+"""Table of the calls that count, in the folder of a benchmark and a model -> methods that it is for."""
 
 
 def evaluate(
@@ -79,14 +80,11 @@ def evaluate(
         for config in sorted(Path(out).glob(f"*/{who}/{CONFIG}"))[:1]:
             resume_kernels(answerer.model, config.parent)  # type: ignore[attr-defined]
     meta = {"model": trained, "answerer": answerer_identity(answerer.about())}
-    for table in TABLES:
-        if trained is None and not any((method == "Debate") == (table == "debates") for method in methods):
-            continue
-        if trained is not None and table == "debates":
-            continue
+    asked = [table for table, names in TABLES.items() if set(names) & set(methods)]
+    for table in [SAMPLED] if trained else asked:
         for name, some in problems.items():
             with _folder(Path(out) / name, some, answerer, sampling, who, ask) as folder:
-                if table == "samples":
+                if table == SAMPLED:
                     calls = sampled(some, answerer, ask, sampling, folder)
                 else:
                     calls = debated(some, answerer, sampling, folder)

@@ -20,7 +20,7 @@ from steerkit.stats.format import interval_text
 from steerkit.stats.mean import accuracy_interval
 from steerkit.stats.paired import paired_difference, ratio
 from training.debates.debate import CALLS, Call, Template
-from training.evaluate.benchmark import METHODS, PROBLEMS, TABLES
+from training.evaluate.benchmark import DEBATED, METHODS, PROBLEMS, SAMPLED, TABLES
 from training.evaluate.methods import DEBATES, PLURALITIES
 from training.evaluate.prompts import read_finished
 from training.evaluate.questions import BENCHMARKS
@@ -97,7 +97,7 @@ def _order(path: Path) -> tuple[int, str, int, str]:
     """Benchmarks in their order; the untrained model's samples, its debates, then the trained models."""
     name, who = path.parts[-3], path.parts[-2]
     known = BENCHMARKS.index(name) if name in BENCHMARKS else len(BENCHMARKS)
-    return known, name, (who != "base") * 2 + (path.stem != TABLES[0]), who
+    return known, name, (who != "base") * 2 + (path.stem != SAMPLED), who
 
 
 def finished_calls(out: str | Path) -> pd.DataFrame:
@@ -122,7 +122,7 @@ def finished_calls(out: str | Path) -> pd.DataFrame:
                 {
                     "benchmark": model.parent.name,
                     "model": model.name,
-                    "table": TABLES[debates],
+                    "table": DEBATED if debates else SAMPLED,
                     "key": key,
                     "limit": limit or int(path.parent.name.partition("-")[2]),
                     "answer": answer,
@@ -158,7 +158,7 @@ def question_rows(calls: pd.DataFrame) -> pd.DataFrame:
     first = calls.iloc[0]
     rows: list[dict[str, Any]] = []
     for _, mine in calls.groupby("id", sort=False):
-        if first["table"] == TABLES[0]:
+        if first["table"] == SAMPLED:
             rows.append(_mean_row(mine, first["model"] or SINGLE))
             if not first["model"]:
                 rows.append(_row(mine, CONSISTENCY, plurality(_answers(mine))))
