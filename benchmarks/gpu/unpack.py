@@ -64,8 +64,8 @@ def commands(kit: Path) -> list[str]:
         found += [f"{preset} --dry-run", preset]
     if (weights / LARGER).exists() and (weights / GSM8K).exists():
         asked = f"{python} training benchmark --data {weights} --benchmark gsm8k --rows 256"
-        found += [f"{asked} --checkpoint {weights / LARGER} --out OUT/gsm8k-base"]
-        found += [f"{asked} --checkpoint OUT/qwen/grpo/checkpoint --method Single --out OUT/gsm8k-imad"]
+        found += [f"{asked} --checkpoint {weights / LARGER} --out OUT/gsm8k"]
+        found += [f"{asked} --trained IMAD=OUT/qwen/grpo/checkpoint --out OUT/gsm8k"]
     return found
 
 

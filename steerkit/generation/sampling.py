@@ -61,23 +61,37 @@ def sample(
     if top_p < 1:
         likely, ids = probabilities.topk(min(FIRST_CANDIDATES, probabilities.shape[-1]), dim=-1)
         least = _least_likely(likely, top_p)
-        if likely.shape[-1] < probabilities.shape[-1] and bool((least <= likely[:, -1:]).any()):
-            likely, ids = probabilities.sort(dim=-1, descending=True)
-            least = _least_likely(likely, top_p)
-        likely = torch.where(likely >= least, likely, 0).to(wide)
-        ids, order = ids.sort(dim=-1)
-        weights = likely.gather(-1, order)
+        token = _inverted(likely, ids, least, uniform)
+        beyond = (least <= likely[:, -1:])[:, 0]
+        if likely.shape[-1] < probabilities.shape[-1] and bool(beyond.any()):  # of these rows, all tokens are sorted
+            likely, ids = probabilities[beyond].sort(dim=-1, descending=True)
+            token[beyond] = _inverted(likely, ids, _least_likely(likely, top_p), uniform[beyond])
     else:
-        weights, ids = probabilities.to(wide), None
+        token = _chosen(probabilities.to(wide), uniform).squeeze(-1)
+    return torch.where(finite, token, OVERFLOWED)
+
+
+def _inverted(
+    likely: Float[Tensor, "batch n"],
+    ids: Int[Tensor, "batch n"],
+    least: Float[Tensor, "batch 1"],
+    uniform: Float[Tensor, " batch"],
+) -> Int[Tensor, " batch"]:
+    """The tokens of a nucleus, given the likeliest ones in falling order and the probability of its last token."""
+    kept = torch.where(likely >= least, likely, 0).to(widest_float(likely.device))
+    ids, order = ids.sort(dim=-1)
+    return ids.gather(-1, _chosen(kept.gather(-1, order), uniform)).squeeze(-1)
+
+
+def _chosen(weights: Float[Tensor, "batch n"], uniform: Float[Tensor, " batch"]) -> Int[Tensor, "batch 1"]:
+    """The column of each row at which the cumulative weight passes the number's share of the sum."""
     cumulative = weights.cumsum(-1)
     target = (uniform.to(cumulative) * cumulative[:, -1])[:, None]
-    index = torch.searchsorted(cumulative, target, right=True).clamp(max=weights.shape[-1] - 1)
-    token = (index if ids is None else ids.gather(-1, index)).squeeze(-1)
-    return torch.where(finite, token, OVERFLOWED)
+    return torch.searchsorted(cumulative, target, right=True).clamp(max=weights.shape[-1] - 1)
 
 
 def _least_likely(likely: Float[Tensor, "batch n"], top_p: float) -> Float[Tensor, "batch 1"]:
     """The probability of the nucleus' last token, given the likeliest ones in falling order."""
     wide = likely.to(widest_float(likely.device))
-    last = (wide.cumsum(-1) - wide < top_p).sum(-1, keepdim=True) - 1
+    last = (wide.cumsum(-1) - wide < top_p).sum(-1, keepdim=True).clamp(min=1) - 1  # 0 in a row of NaN
     return likely.gather(-1, last)

@@ -9,6 +9,7 @@ from torch import nn
 from steerkit.models.model import unwrap
 
 REPLY = "steerkit"
+END_OF_TEXT = "<|endoftext|>"
 
 
 def ends_of(model: nn.Module, tokenizer: Any) -> frozenset[int]:
@@ -16,6 +17,8 @@ def ends_of(model: nn.Module, tokenizer: Any) -> frozenset[int]:
 
     These are the end tokens of the generation configuration, the tokenizer's `eos_token`, and the token that the
     chat template writes after an assistant's reply, if it is one special or added token (`<|im_end|>`, `<|eot_id|>`).
+    The tokenizer's padding token is one of them if it is `<|endoftext|>`. The generation configuration of Qwen2.5 lists
+    it as an end, and a GGUF file has no such list.
 
     Example:
         >>> ends_of(model, tokenizer)
@@ -23,7 +26,8 @@ def ends_of(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     """
     configured = getattr(getattr(unwrap(model), "generation_config", None), "eos_token_id", None)
     several = configured if isinstance(configured, list | tuple) else [configured]
-    known = (*several, getattr(tokenizer, "eos_token_id", None), end_of_turn(tokenizer))
+    padding = getattr(tokenizer, "pad_token_id", None) if getattr(tokenizer, "pad_token", "") == END_OF_TEXT else None
+    known = (*several, getattr(tokenizer, "eos_token_id", None), end_of_turn(tokenizer), padding)
     return frozenset(int(token) for token in known if token is not None)
 
 

@@ -114,6 +114,16 @@ def test_a_flat_distribution_wider_than_the_first_look_is_sampled_whole() -> Non
     assert torch.equal(sample(torch.zeros(2000, 1000), uniform, 1.0, 1.0), torch.arange(1000).repeat_interleave(2))
 
 
+def test_a_row_with_a_flat_distribution_or_with_nan_does_not_change_the_tokens_of_other_rows() -> None:
+    logits = torch.randn(40, 1000, generator=torch.Generator().manual_seed(1)) * 4
+    uniform = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    wanted = sample(logits, uniform, 1.0, 0.9)
+    logits[3], logits[7, 5] = 0, float("nan")
+    flat = sample(logits[3:4], uniform[3:4], 1.0, 0.9)
+    wanted[3], wanted[7] = flat[0], sampling.OVERFLOWED
+    assert torch.equal(sample(logits, uniform, 1.0, 0.9), wanted)
+
+
 def test_top_p_near_zero_is_greedy() -> None:
     logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(1))
     uniform = torch.rand(50, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

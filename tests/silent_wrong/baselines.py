@@ -11,12 +11,12 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from training.debates.answerers import Reply, Rule, Sampling
-from training.debates.debate import Setting, run_debates
+from training.debates.answerers import Rule, Sampling
+from training.debates.debate import Call, Setting, Template, run_debates
 from training.debates.personas import Cast, Persona
-from training.evaluate.benchmark import answer_rows
+from training.evaluate.benchmark import call_row
 from training.memory import training_step
-from training.problems.answers import read_answer, same
+from training.problems.answers import read_answer
 from training.problems.problem import Problem
 from training.train.evolve import majority_labels
 
@@ -39,16 +39,14 @@ def right_answers(problems: Sequence[Problem], folder: Path) -> list[Problem]:
 
 def check_a_cut_reply_is_wrong(rows: Callable[..., Any], _: Path) -> None:
     problem = Problem("sum/0", "1+1", "2", "number", "own")
-    cut = Reply("sum/0/0", r"Perhaps \boxed{2}, or", 5, 8, False)
-    found = rows([problem], {cut.id: cut}, 1)
-    assert not found["correct"][0] and found["cut"][0] == 1 and found["unread"][0] == 0
+    cut = Call(1, 1, r"Perhaps \boxed{2}, or", 5, 8, None, False)
+    row = rows(problem, cut, Template(), 0, 8)
+    assert row["answer"] is None and row["cut"] and not row["unread"]
 
 
-def read_as_far_as_it_goes(problems: Sequence[Problem], given: Any, samples: int) -> Any:
-    """Rows that read cut replies too."""
-    found = answer_rows(problems, given, samples)
-    found["correct"] = [same(read_answer(given[f"{p.id}/0"].text, p.kind), p.gold) for p in problems]
-    return found
+def read_as_far_as_it_goes(problem: Problem, call: Call, *rest: Any) -> dict[str, Any]:
+    """A row that reads a cut reply too."""
+    return {**call_row(problem, call, *rest), "answer": read_answer(call.text or "", problem.kind)}
 
 
 def check_activations_are_what_a_step_keeps(count: Callable[[LlamaConfig, int], int], _: Path) -> None:
@@ -83,6 +81,6 @@ def by_the_rule_of_thumb(config: LlamaConfig, tokens: int) -> int:
 
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
     "a majority is the label, right or wrong": (check_no_right_answer_becomes_a_label, majority_labels, right_answers),
-    "a cut reply is wrong": (check_a_cut_reply_is_wrong, answer_rows, read_as_far_as_it_goes),
+    "a cut reply is wrong": (check_a_cut_reply_is_wrong, call_row, read_as_far_as_it_goes),
     "an estimate counts what a step keeps": (check_activations_are_what_a_step_keeps, counted, by_the_rule_of_thumb),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from training.evaluate.benchmark import BBH_TASKS
+from training.problems.benchmarks import BBH_TASKS
 
 
 def write_benchmarks(folder: Path) -> Path:
@@ -21,7 +21,8 @@ def write_benchmarks(folder: Path) -> Path:
     ]
     (folder / "mmlu_pro" / "test_sample.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     for task, kind in BBH_TASKS.items():
-        target, text = ("(A)", "q {}\n(A) x\n(B) y") if kind == "option" else ("Yes", "q {}")
+        word = "valid" if task == "formal_fallacies" else "Yes"
+        target, text = ("(A)", "q {}\n(A) x\n(B) y") if kind == "option" else (word, "q {}")
         rows = [{"input": text.format(i), "target": target} for i in range(25)]
         (folder / "bbh" / f"{task}.json").write_text(json.dumps({"examples": rows}))
     return folder

@@ -446,8 +446,23 @@ def test_the_first_box_is_read_where_that_is_asked_for() -> None:
     assert (read_answer(text, "number", box="first"), read_answer(text, "number", box="last")) == ("3", "4")
     assert read_answer(r"\boxed{} no, \boxed{4}", "number", box="first") is None
     assert read_answer("nothing", "number", box="first") is None
-    with pytest.raises(ValueError, match="'last' or 'first'; got 'any'"):
+    with pytest.raises(ValueError, match="'last', 'first' or 'readable'; got 'any'"):
         read_answer(text, "number", box="any")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r'so \boxed{18}. `print(f"\boxed{{{total}}}")`', "18"),
+        (r"\boxed{3} no, \boxed{4}, unclosed \boxed{5", "4"),
+        (r"\boxed{\boxed{7}} \boxed{}", "7"),
+        (r"\boxed{total}", None),
+        (r"<think>\boxed{3}</think> \boxed{x}", None),
+        ("18", None),
+    ],
+)
+def test_the_last_readable_box_is_read_where_that_is_asked_for(text, answer) -> None:
+    assert read_answer(text, "number", box="readable") == answer
 
 
 @pytest.mark.parametrize("kind", ["open", "", "numbers"])

@@ -240,6 +240,14 @@ def test_the_template_the_tokenizer_and_the_model_all_name_ends() -> None:
     assert ends_of(model, tokenizer) == {eos, 7}
 
 
+def test_a_padding_token_endoftext_ends_a_text_and_another_padding_token_does_not() -> None:
+    model, tokenizer, eos, end = two_ends()
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    assert ends_of(model, tokenizer) == {eos, end}
+    tokenizer.add_special_tokens({"pad_token": "<|endoftext|>"})
+    assert ends_of(model, tokenizer) == {eos, end, tokenizer.pad_token_id}
+
+
 def test_a_template_that_ends_a_reply_with_ordinary_text_or_refuses_it_names_no_end() -> None:
     tokenizer = tiny_tokenizer()
     for template in ("{{ messages[-1]['content'] }}\n", "{{ raise_exception('no') }}", "{{ messages[0]['content'] }}"):

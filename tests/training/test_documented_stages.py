@@ -82,7 +82,7 @@ def local_answers(self, requests, sampling):
 def small(arguments: list[str], url: str) -> list[str]:
     """A documented command with small sizes, and the address of the scripted server."""
     settings = [part for setting in SMALL.get(arguments[0], ()) for part in ("--set", setting)]
-    settings += ["--first", "2"] if arguments[0] == "benchmark" else []
+    settings += ["--per", "2"] if arguments[0] == "benchmark" else []
     return [part.replace(URL, url) for part in arguments] + settings
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from training.problems.families import FAMILIES, questions_of_seed
 from training.problems.problem import Problem, write_problems
-from training.problems.sources import load_source, part_of, split_problems
+from training.problems.sources import load_source, part_of, question_hash, split_problems
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -61,6 +61,15 @@ def test_a_benchmark_is_read_from_a_local_file_and_split_by_its_questions(tmp_pa
     train, test = split_problems(f"gsm8k={tmp_path / 'gsm8k.jsonl'}")
     assert {p.family for p in train} == {"gsm8k"} and len(train) + len(test) == 40
     assert all(part_of(p.question) == "train" for p in train)
+
+
+def test_a_question_of_the_benchmark_is_left_out_of_the_training_problems_alone(tmp_path, monkeypatch) -> None:
+    source = str(own(tmp_path / "my.jsonl"))
+    drawn = {question_hash(f"What is {i} + {i}?") for i in range(10)}
+    monkeypatch.setattr("training.problems.sources.drawn_hashes", lambda: drawn)
+    train, _ = split_problems(source, ["arithmetic"], n_test=1)
+    assert sorted(problem.id for problem in train) == sorted(f"p/{i}" for i in range(10, 60))
+    assert len(split_problems("arithmetic", [source], 1)[1]) == 60
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the benchmarks' files are not at hand")

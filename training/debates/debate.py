@@ -43,6 +43,8 @@ class Call:
         tokens_in: prompt tokens of this call; None if the answerer does not report them.
         tokens_out: new tokens of this call; None if not reported.
         error: reason of the failure.
+        finished: whether the model ended the answer; False if it was cut at the token limit, None in logs of earlier
+            versions.
     """
 
     agent: int
@@ -51,6 +53,7 @@ class Call:
     tokens_in: int | None
     tokens_out: int | None
     error: str | None = None
+    finished: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,17 @@ class Template:
     opens_thinking: bool | None = None
 
 
+Read = Callable[[Problem, Call, Template], str | None]
+"""`read(problem, call, template)` returns the canonical answer of a call; None for an abstention."""
+
+
+def read_call(problem: Problem, call: Call, template: Template) -> str | None:
+    """Return the answer in the last box of a call, cut or not; None for a failed call and for an open question."""
+    if call.text is None or problem.kind == "open":
+        return None
+    return read_answer(call.text, problem.kind, opened=bool(template.opens_thinking))
+
+
 @dataclass(frozen=True)
 class Debate:
     """A finished debate: its calls in the order of rounds and agents.
@@ -79,6 +93,7 @@ class Debate:
         agents: number of agents.
         moderated: the moderator's call after the last round of an open question; None for other questions.
         template: what the answerer's chat template does to the prompts.
+        read: how an answer is read from a call.
 
     Example:
         >>> debate = run_debates(problems, answerer, cast_of("diverse"))[0]
@@ -90,6 +105,7 @@ class Debate:
     agents: int
     moderated: Call | None = None
     template: Template = Template()
+    read: Read = field(default=read_call, repr=False, compare=False)
 
     @property
     def rounds(self) -> int:
@@ -104,13 +120,7 @@ class Debate:
     def votes(self, number: int | None = None) -> list[str | None]:
         """Return each agent's canonical answer in a round, by default the last; None for an abstention."""
         number = self.rounds if number is None else number
-        return [
-            None
-            if call.text is None or self.open
-            else read_answer(call.text, self.problem.kind, opened=bool(self.template.opens_thinking))
-            for call in self.calls
-            if call.round == number
-        ]
+        return [self.read(self.problem, call, self.template) for call in self.calls if call.round == number]
 
     def answer(self, number: int | None = None) -> str | None:
         """Return the strict majority over all agents in a round, by default the last; None without a majority."""
@@ -235,6 +245,7 @@ def run_debates(
     out: str | Path | None = None,
     shared: bool = False,
     moderator: Answerer | None = None,
+    read: Read = read_call,
 ) -> list[Debate]:
     """Run one debate per problem; the calls of a round form one batch.
 
@@ -257,6 +268,8 @@ def run_debates(
         shared: processes started by torchrun share the problems and the folder. Each process makes this call and
             receives all debates.
         moderator: model that moderates open questions; default: the answerer.
+        read: how an answer is read from a call, for the votes and the early stop; default: the last box of the text,
+            also of a text that was cut.
 
     Returns:
         The debates in the order of the problems.
@@ -289,7 +302,7 @@ def run_debates(
     if moderator is not None:
         config["moderator"] = answerer_identity(moderator.about())
     rank, processes = rank_and_world() if shared else (0, 1)
-    template = _template_of(answerer, cast.ask(problems[0], 1, 1, []))
+    template = template_of(answerer, cast.ask(problems[0], 1, 1, []))
     if template.drops_system and rank == 0:
         warnings.warn(
             f"expected a chat template with the system messages of the cast {cast.name!r}; the template of the "
@@ -303,10 +316,10 @@ def run_debates(
     with contextlib.ExitStack() as stack:
         folder = None if out is None else stack.enter_context(run_folder(out, config, started))
         asked = answerer, moderator or answerer
-        debates = _run(problems[rank::processes], *asked, cast, setting, folder, rank, template)
+        debates = _run(problems[rank::processes], *asked, cast, setting, folder, rank, template, read)
         if processes > 1:
             barrier()
-            debates = _run(problems, _fail_all, _fail_all, cast, setting, folder, rank, template)
+            debates = _run(problems, _fail_all, _fail_all, cast, setting, folder, rank, template, read)
         if folder is not None and rank == 0:
             write_debates(folder, debates)
         if processes > 1:
@@ -334,6 +347,7 @@ def _run(
     folder: Path | None,
     rank: int,
     template: Template,
+    read: Read,
 ) -> list[Debate]:
     log = _CallLog(folder, rank, _read_calls(folder))
     agents = range(1, len(cast.personas) + 1)
@@ -350,7 +364,11 @@ def _run(
         for problem in unfinished:
             calls[problem.id] += tuple(answered[_call_id(problem, number, agent)] for agent in agents)
         if setting.early_stop and len(agents) > 1:
-            unfinished = [p for p in unfinished if not Debate(p, calls[p.id], len(agents), template=template).unanimous]
+            unfinished = [
+                problem
+                for problem in unfinished
+                if not Debate(problem, calls[problem.id], len(agents), template=template, read=read).unanimous
+            ]
     moderated = {
         f"{problem.id}/moderator": (0, setting.rounds + 1, moderation(problem.question, _last_texts(calls[problem.id])))
         for problem in problems
@@ -358,13 +376,13 @@ def _run(
     }
     verdicts = _answer(moderated, "moderator", moderator, setting.sampling, log) if moderated else {}
     return [
-        Debate(problem, calls[problem.id], len(agents), verdicts.get(f"{problem.id}/moderator"), template)
+        Debate(problem, calls[problem.id], len(agents), verdicts.get(f"{problem.id}/moderator"), template, read)
         for problem in problems
     ]
 
 
-def _template_of(answerer: Answerer, prompt: PromptLike) -> Template:
-    """Examine the answerer's chat template, given an agent's first prompt."""
+def template_of(answerer: Answerer, prompt: PromptLike) -> Template:
+    """Return what the answerer's chat template does to a first prompt."""
     tokenizer = getattr(answerer, "tokenizer", None)
     if tokenizer is None or isinstance(prompt, str | Prompt):
         return Template()
@@ -414,7 +432,7 @@ def _answer(
         advance(len(answered))
         for reply in answerer(requests, sampling) if requests else ():
             agent, number, _ = turns[reply.id]
-            call = Call(agent, number, reply.text, reply.tokens_in, reply.tokens_out, reply.error)
+            call = Call(agent, number, reply.text, reply.tokens_in, reply.tokens_out, reply.error, reply.finished)
             answered[reply.id] = call
             log.append(reply.id, hashes[reply.id], call)
             advance(1)
@@ -432,7 +450,9 @@ def _read_calls(folder: Path | None) -> dict[str, tuple[str, Call]]:
     files = sorted(folder.glob(CALLS_OF_ALL)) if folder is not None else []
     rows = [row for path in files for row in read_rows(path) if row["text"] is not None]
     names = [field.name for field in fields(Call)]
-    return {row["key"]: (row["prompt_sha256"], Call(**{name: row[name] for name in names})) for row in rows}
+    return {
+        row["key"]: (row["prompt_sha256"], Call(**{name: row[name] for name in names if name in row})) for row in rows
+    }
 
 
 def write_debates(folder: Path, debates: Sequence[Debate]) -> None:

@@ -92,14 +92,24 @@ def self_checking(cast: Cast) -> Cast:
     return Cast(f"{cast.name}-alone", cast.personas, ask)
 
 
-def chat_prompt(persona: Persona, problem: Problem, agent: int, number: int, turns: Sequence[Turn]) -> PromptLike:
+def chat_prompt(
+    persona: Persona, problem: Problem, agent: int, number: int, turns: Sequence[Turn], form: str | None = None
+) -> PromptLike:
     """Return the messages of one turn: system prompt, problem, and from round 2 on all agents' last answers.
 
     The agent's own last answer is an assistant message; the others' answers are in the user message after it.
 
+    Args:
+        persona: character of the agent.
+        problem: the problem.
+        agent: number of the agent, from 1.
+        number: number of the round, from 1.
+        turns: the turns of earlier rounds.
+        form: instruction on how to give the answer; default: that of `FORMAT`.
+
     Source: Du et al. 2023, arXiv 2305.14325.
     """
-    form = FORMAT[problem.kind]
+    form = FORMAT[problem.kind] if form is None else form
     question = problem.question
     if not persona.worked:
         question = "\n\n".join(filter(None, (f"Problem: {problem.question}", persona.first, form)))

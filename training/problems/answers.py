@@ -44,7 +44,9 @@ _SPELLINGS = (
 )
 
 
-def read_answer(text: str, kind: str, box: Literal["last", "first"] = "last", opened: bool = False) -> str | None:
+def read_answer(
+    text: str, kind: str, box: Literal["last", "first", "readable"] = "last", opened: bool = False
+) -> str | None:
     r"""Return the canonical answer in a reply's last box: `\boxed{...}`, `\fbox{...}`, `boxed{...}` or `box{...}`.
 
     A number may have thousands separators, a currency, a percent sign (dropped: `18%` is 18) or a unit of `UNITS`. It
@@ -53,13 +55,14 @@ def read_answer(text: str, kind: str, box: Literal["last", "first"] = "last", op
     Args:
         text: e.g. a model's output. The run time is linear in its length.
         kind: kind of answer, one of `KINDS`.
-        box: which box counts, in the order in which the reply opens them.
+        box: which box counts, in the order in which the reply opens them; `readable` is the last one that has an answer
+            of this kind.
         opened: whether the prompt opened a thought, see `steerkit.text.thinking.reply_of`.
 
     Returns:
         The canonical answer. None without a box, and where the box has no single reading as an answer of this kind.
-        An unclosed, empty or unparsable last box gives None; an earlier box does not replace it. None too if the text
-        ends within a thought: boxes in a thought do not count.
+        An unclosed, empty or unparsable last box gives None; an earlier box replaces it only with `box="readable"`.
+        None too if the text ends within a thought: boxes in a thought do not count.
 
     Raises:
         ValueError: an unknown kind or box. Open questions have no answer to parse, so `open` is not a kind here.
@@ -72,13 +75,21 @@ def read_answer(text: str, kind: str, box: Literal["last", "first"] = "last", op
         '1110'
     """
     read = _reader(kind)
-    if box not in _BOXES:
-        raise ValueError(f"expected the box 'last' or 'first'; got {box!r}. Pass one of these.")
+    if box not in (*_BOXES, "readable"):
+        raise ValueError(f"expected the box 'last', 'first' or 'readable'; got {box!r}. Pass one of these.")
     reply = reply_of(text, opened)
-    start = _BOXES[box].match(reply) if reply is not None else None
-    if reply is None or start is None:
+    if reply is None:
         return None
-    inside = reply[start.end() : start.end() + LONGEST + 1]
+    if box == "readable":
+        starts = [start.end() for start in re.finditer(_BOX, reply)][::-1]
+        return next((answer for start in starts if (answer := _boxed(reply, start, read)) is not None), None)
+    first = _BOXES[box].match(reply)
+    return None if first is None else _boxed(reply, first.end(), read)
+
+
+def _boxed(reply: str, start: int, read: Callable[[str], str | None]) -> str | None:
+    """The answer in the box whose content begins at `start`; None where it is unclosed or cannot be read."""
+    inside = reply[start : start + LONGEST + 1]
     end = _closing(inside, 0)
     return read(inside[:end]) if end >= 0 else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from steerkit.io.files import sha256
@@ -13,6 +14,8 @@ from training.problems.problem import Problem, read_problems
 
 BENCHMARKS = ("gsm8k", "mmlu_pro", "bbh", *(f"bbh/{task}" for task in BBH_TASKS), "open")
 PARTS = ("train", "test")
+DRAWN = Path(__file__).with_name("drawn.txt")
+"""Hashes of the questions that `python -m training benchmark` draws, one a line."""
 
 
 def part_of(question: str) -> str:
@@ -25,6 +28,17 @@ def part_of(question: str) -> str:
         True
     """
     return PARTS[int(sha256(question), 16) % 2]
+
+
+def question_hash(question: str) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of a question."""
+    return sha256(question)[:16]
+
+
+@cache
+def drawn_hashes() -> frozenset[str]:
+    """Return the hashes (`question_hash`) of the benchmark's questions, which are never training problems."""
+    return frozenset(DRAWN.read_text(encoding="utf-8").split())
 
 
 def load_source(source: str) -> list[Problem]:
@@ -57,7 +71,8 @@ def split_problems(
     """Return training problems of one source, and test problems of the same source or of others.
 
     A source that is both is split: a family by its own rule (`training.problems.families.split_of`), another source by
-    `part_of`. A source that is only one of the two is used whole.
+    `part_of`. A source that is only one of the two is used whole. Questions that `python -m training benchmark` draws
+    are left out of the training problems.
 
     Args:
         train: a family, or a source of `load_source`.
@@ -95,6 +110,8 @@ def _part(source: str, part: str, shared: bool, n: int | None, seed: int) -> lis
             raise ValueError(f"expected a number of problems of the family {source}; got none. Pass --n and --n-test.")
         return FAMILIES[source](n, seed, "train") if part == "train" else questions_of_seed(source, n, seed)
     problems = [problem for problem in load_source(source) if not shared or part_of(problem.question) == part]
+    if part == "train":
+        problems = [problem for problem in problems if question_hash(problem.question) not in drawn_hashes()]
     if not problems:
         raise ValueError(f"expected problems in the {part} part of {source}; got none. Pass a larger file.")
     if n is not None and n < len(problems):
