@@ -218,7 +218,7 @@ def _drawn(
     for place in range(size):
         number, asked = keys[rng.integers(len(keys))]
         strength = float(rng.uniform(*strengths))
-        wanted = agents[rng.integers(len(agents))]
+        wanted = agents[int(rng.integers(len(agents)))]
         plain = learnt.unpushed[number, asked]
         if place < size // 2 and (number, wanted) in learnt.turns:
             begun, turn = plain[:1], learnt.turns[number, wanted]

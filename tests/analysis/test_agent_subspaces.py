@@ -127,6 +127,7 @@ def test_every_agent_of_a_world_opens_as_no_other() -> None:
     for cast in (CASTS["adding"], CASTS["scorning"]):
         for number, persona in enumerate(cast.personas, 1):
             assert {by_format(answer, cast.openings) for _, answer in persona.worked} == {number}
+        assert by_format(r"38 + 26 = 64. The answer is \boxed{64}.", cast.openings) is None  # no agent writes so
 
 
 def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(tmp_path, monkeypatch) -> None:
