@@ -132,6 +132,10 @@ SUPPRESSION = {
 """Settings of the analysis `suppression`."""
 
 
+Part = tuple[tuple[str, ...], str]
+"""Checkpoints that are analysed together, and the step that they wait for."""
+
+
 @dataclass(frozen=True)
 class Step:
     """A command, and the steps that must be finished before it.
@@ -197,7 +201,7 @@ def plan(
     steps = [
         step
         for seed in sorted({seed for each in seeds.values() for seed in each})
-        for family in reversed(seeds)
+        for family in reversed(tuple(seeds))
         if seed in seeds[family]
         for step in _of_seed(preset, family, settings[family], seed, out, full, fluency)
     ]
@@ -247,37 +251,20 @@ def _of_seed(
     analysis = out / "analysis" / run.relative_to(out)
     common = ("--run", str(run), "--out", str(analysis))
     own = f"seed={SPREAD * seed}"  # of controls and sampling: they are drawn anew for each training seed
-    grid = _each("--set", (*GRIDS[preset].get(family, ()), own))
-    analysed = family in GRIDS[preset]
     steps = _trained(preset, family, settings, name, imad)
-    trained = f"{name}-imad"
-    checkpoints = {BASE: f"{name}-debates", SFT: trained, IMAD: trained}
     if family == "malice":
         suppression = ("suppression", *common, "--words", TRAIT, *_each("--set", (*SUPPRESSION[preset], own)))
         suppression += ("--fluency", fluency) if fluency else ()
-        by_checkpoint = checkpoints if preset in BY_CHECKPOINT else {}
-        parts = {stage: ((stage,), need) for stage, need in by_checkpoint.items()}
-        steps += _in_parts(f"suppression-{name}", suppression, parts, name)
-        if analysed:
-            steps.append(Step(f"agents-{name}", "analysis", ("agents", *common, *grid), (name,)))
-    elif family in STEPS:
-        probed = STEPS[family]
-        middle = probed[len(probed) // 2 :][:1]
-        methods = get_preset(preset, family, settings).trained
-        others = tuple(method for method in methods if method in (UNTAGGED, TURNS))
-        if preset in BY_CHECKPOINT:
-            parts = {stage: ((stage,), need) for stage, need in checkpoints.items()}
-        else:
-            parts = {"main": ((BASE, SFT, *(f"GRPO step {step}" for step in middle), IMAD), trained)}
-        parts |= {"controls": (others, f"{name}-controls")} if others else {}
-        steps += _in_parts(f"agents-{name}", ("agents", *common, *_each("--step", middle), *grid), parts, name)
-        if probed:
-            probes = ("separability", *common, *_each("--step", probed))
-            steps.append(Step(f"probes-{name}", "analysis", probes, (name,)))
+        steps += _in_parts(f"suppression-{name}", suppression, _checkpoints(preset, name), name)
+    if family in GRIDS[preset]:
+        steps += _steered(preset, family, settings, name, (*common, *_each("--set", (*GRIDS[preset][family], own))))
+    if family in STEPS and (probed := STEPS[family]):
+        probes = ("separability", *common, *_each("--step", probed))
+        steps.append(Step(f"probes-{name}", "analysis", probes, (name,)))
     if full and family in PROTOCOL[preset]:
         setting = _each("--set", (*PROTOCOL[preset][family], own))
         arguments = ("protocol", str(run), "--out", str(analysis / "protocol"), *setting)
-        steps.append(Step(f"protocol-{name}", "analysis", arguments, (trained,)))
+        steps.append(Step(f"protocol-{name}", "analysis", arguments, (f"{name}-imad",)))
     if full and family == "malice" and preset == "tiny":
         arguments = ("malicious", str(run), "--words", TRAIT, "--out", str(analysis / "malicious"), "--set", own)
         steps.append(Step(f"malicious-{name}", "analysis", arguments, (name,)))
@@ -292,9 +279,26 @@ def _of_seed(
     return steps
 
 
-def _in_parts(
-    name: str, arguments: tuple[str, ...], parts: Mapping[str, tuple[tuple[str, ...], str]], run: str
-) -> list[Step]:
+def _checkpoints(preset: str, name: str) -> dict[str, Part]:
+    """The checkpoints of a run as parts of an analysis, in the presets that analyse them apart; else no parts."""
+    needs = {BASE: f"{name}-debates", SFT: f"{name}-imad", IMAD: f"{name}-imad"}
+    return {stage: ((stage,), need) for stage, need in needs.items()} if preset in BY_CHECKPOINT else {}
+
+
+def _steered(preset: str, family: str, settings: Sequence[str], name: str, arguments: tuple[str, ...]) -> list[Step]:
+    """The analysis of the agents' own directions."""
+    if family not in STEPS:
+        return [Step(f"agents-{name}", "analysis", ("agents", *arguments), (name,))]
+    middle = STEPS[family][len(STEPS[family]) // 2 :][:1]
+    together = BASE, SFT, *(f"GRPO step {step}" for step in middle), IMAD
+    parts: dict[str, Part] = _checkpoints(preset, name) or {"main": (together, f"{name}-imad")}
+    methods = get_preset(preset, family, settings).trained
+    if others := tuple(method for method in methods if method in (UNTAGGED, TURNS)):
+        parts["controls"] = others, f"{name}-controls"
+    return _in_parts(f"agents-{name}", ("agents", *_each("--step", middle), *arguments), parts, name)
+
+
+def _in_parts(name: str, arguments: tuple[str, ...], parts: Mapping[str, Part], run: str) -> list[Step]:
     """An analysis as a step for each part, and one that joins them.
 
     Args:
