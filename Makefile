@@ -121,7 +121,7 @@ reproduce: $(DEV)  ## every run, analysis, table and figure: make reproduce PRES
 	$(BIN)/python -m analysis reproduce --preset $(PRESET) --seeds $(SEEDS)
 
 reproduce-full: $(DEV)  ## more families, the paper's protocol, controls and transplants: make reproduce-full SEEDS=6
-	$(BIN)/python -m analysis reproduce --preset $(PRESET) --seeds $(SEEDS) --full $(if $(FLUENCY),--fluency $(FLUENCY))
+	$(BIN)/python -m analysis reproduce --preset $(PRESET) $(if $(filter file,$(origin SEEDS)),,--seeds $(SEEDS)) --full $(if $(FLUENCY),--fluency $(FLUENCY))
 
 documents: $(DEV)  ## the tables behind demo (after make demo), tutorial and the page on steering, in results; outputs of notebooks
 	$(BIN)/python -m analysis documents

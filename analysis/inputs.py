@@ -77,8 +77,8 @@ class Inputs:
         The hash identifies the checkpoint: a moved one is the same, a retrained one is another. A name on a hub has no
         hash.
         """
-        about: dict[str, Any] = _files_of(self.stages[stage])
-        return about | ({"adapter": _files_of(self.adapters[stage])} if stage in self.adapters else {})
+        about: dict[str, Any] = files_of(self.stages[stage])
+        return about | ({"adapter": files_of(self.adapters[stage])} if stage in self.adapters else {})
 
     @property
     def vectors_at(self) -> str:
@@ -90,8 +90,8 @@ class Inputs:
         return self.base_context if stage in (BASE, UNTAGGED) else by_tag
 
 
-def _files_of(checkpoint: str | Path) -> dict[str, str | None]:
-    """Path and hash of the files of a checkpoint or an adapter."""
+def files_of(checkpoint: str | Path) -> dict[str, str | None]:
+    """Path and hash of the files of a checkpoint or an adapter, for a configuration: a moved one is the same."""
     path = Path(checkpoint)
     kept = [file for file in path.glob("*") if file.suffix in WEIGHTS and file.name != "trainer_state.json"]
     hashes = [sha256(path)] if path.is_file() else [[file.name, sha256(file)] for file in sorted(kept)]

@@ -198,7 +198,7 @@ def texts_written(setting: Analysis, inputs: Inputs, agents: int) -> dict[str, i
     curves = 1 + agents * (len(grid.coefficients) + len(grid.negative)) * 1
     curves += 3 * grid.bands * (len(grid.coefficients) + len(grid.negative))
     frozen = 1 + agents + 3 * grid.controls
-    few = protocol.control_coefficients
+    few = protocol.control_strengths
     strengths = len(protocol.coefficients) + len(protocol.doses)
     controls = 2 * protocol.controls * (strengths if few is None else len(few))
     per_context = agents * min(protocol.test, len(inputs.test)) * (1 + strengths + controls)

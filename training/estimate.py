@@ -247,7 +247,8 @@ def _stages(preset: Preset, shape: Shape, device: Device, most: float) -> Iterat
     )
     name = "sampling.max_new_tokens"
     yield written("evaluation, one method", preset.test, QUESTION, test, name)
-    yield written("evaluation, debates", preset.test * calls, QUESTION + agents * test, test, name)
+    turn, name = (preset.turn_tokens, "turn_tokens") if preset.turn_tokens else (test, name)
+    yield written("evaluation, debates", preset.test * calls, QUESTION + agents * turn, turn, name)
 
 
 def _dtype(device: Device) -> torch.dtype:

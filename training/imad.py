@@ -105,6 +105,11 @@ class Run:
         """Return the settings of debates with this sampling."""
         return replace(self.preset.debate, sampling=sampling)
 
+    def test_debates(self, sampling: Sampling) -> Setting:
+        """Return the settings of debates on test questions with this sampling; turns may be shorter than answers."""
+        longest = self.preset.turn_tokens or sampling.max_new_tokens
+        return self.debate_setting(replace(sampling, max_new_tokens=longest))
+
 
 def base_checkpoint(run: Run) -> str | Path:
     """Return the checkpoint that the run starts from; a toy base model is trained first if necessary.
@@ -141,8 +146,7 @@ def collect_debates(run: Run, base: str | Path, cast: Cast, name: str = "debates
 def ask_single(run: Run) -> Callable[[Problem], Any]:
     """Return how the base is asked for a single answer: a plain prompt, without an agent's character.
 
-    A checkpoint whose agents have worked examples needs them to answer in a box; it gets those of the cast's plain
-    format.
+    A checkpoint whose agents have worked examples needs them to answer in a box; it gets those of the first agent.
     """
     if run.is_toy:
         return bare
@@ -294,7 +298,7 @@ def evaluate(run: Run, base: str | Path, checkpoints: Mapping[str, Path]) -> pd.
 
 def _debate_test_questions(run: Run, base: str | Path) -> None:
     folder = run.folder / "evaluation" / "sampled" / "debates"
-    setting = run.debate_setting(run.sampling())
+    setting = run.test_debates(run.sampling())
     debates(run.test_problems, run.load_answerer(base), run.cast, setting, folder, shared=True)
 
 
@@ -322,7 +326,7 @@ def _evaluations(
         return {method: read_table(path)[0] for method, path in paths.items()}
 
     def debate(cast: Cast, name: str, methods: Sequence[str]) -> list[pd.DataFrame]:
-        tables = debates(problems, answerer, cast, run.debate_setting(sampling), folder / name, shared=True)
+        tables = debates(problems, answerer, cast, run.test_debates(sampling), folder / name, shared=True)
         return [tables[method] for method in methods]
 
     def answer(checkpoint: Path) -> list[pd.DataFrame]:

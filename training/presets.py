@@ -44,6 +44,7 @@ class Preset:
         sft: settings of supervised fine-tuning.
         grpo: settings of GRPO.
         sampling: sampling of the evaluation.
+        turn_tokens: largest number of tokens of a turn in the debates on test questions; None is that of `sampling`.
         fresh: number of further problems for GRPO that were not debated; 0 uses the debated problems. The policy
             remembers debated problems from SFT, so their rewards generalise less to other questions.
         controls: also train and evaluate both DebateGPT baselines and GRPO without debate, and evaluate
@@ -51,7 +52,7 @@ class Preset:
             first answers, right or wrong: a plain prompt would give few boxes, and so few rewards.
         what_helps: controls among `MATCHED` that are trained too, to show what the debate adds: SFT on traces with
             other questions' turns, on gold answers and on right single answers, and GRPO on DebateGPT, each with as
-            many steps and target tokens as SFT on the traces. A toy base also gets GRPO on DebateGPT with as many
+            many steps and target tokens as SFT on the traces. With the latter comes GRPO on DebateGPT with as many
             examples. `EVOLVED` may be among them.
         rates: method among `RATED` -> learning rate of its SFT, where it is not that of `sft`.
         self_check: also run the controls in which each agent checks its own answer and reads no other.
@@ -72,6 +73,7 @@ class Preset:
     sft: SFT
     grpo: GRPO
     sampling: Sampling
+    turn_tokens: int | None = None
     fresh: int = 0
     controls: bool = True
     what_helps: tuple[str, ...] = ()
@@ -110,7 +112,7 @@ class Preset:
             "SFT on first answers": self.controls and self.checkpoint is not None,
             "GRPO without debate": self.controls,
             **{method: method in self.what_helps for method in (*MATCHED, EVOLVED)},
-            ON_ANSWERS: self.controls and self.checkpoint is None and "DebateGPT + GRPO" in self.what_helps,
+            ON_ANSWERS: self.controls and "DebateGPT + GRPO" in self.what_helps,
             "SFT of one self-check": self.self_check,
             SELF_CHECKED: self.self_check,
         }
@@ -260,6 +262,7 @@ SUMS = Preset(
         micro_batch=8,
         max_grad_norm=1.0,
         structure_dropout=0.35,
+        save_every=15,
     ),
     grpo=GRPO(
         anneal=Anneal("gated", weight=(0.05, 0.01), clip=(224, 120), share=0.5),
@@ -277,9 +280,10 @@ SUMS = Preset(
         loss="bnpo",
         max_grad_norm=1.0,
         lora=LoRA(32, 64, 0.0),
-        save_every=8,
+        save_every=4,
     ),
     sampling=Sampling(0.7, 0.9, 256),
+    turn_tokens=48,  # as in the debates that are learnt: a longer turn is one that did not end
 )
 SMOLLM2: Mapping[str, Preset] = {
     "addition": SUMS,

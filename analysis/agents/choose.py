@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -40,6 +41,8 @@ class Grid:
         test: largest number of debates for the results.
         controls: number of directions of each kind at the frozen coefficient; a rank of 5 % needs 19.
         bands: number of these directions in the curves.
+        controls_everywhere: False measures controls only in texts that are sampled and name no agent, on which claims
+            are judged: not where an agent is named, and not by teacher-forced fidelity.
         max_new_tokens: of the continuations.
         seed: sampling seed, also of the controls.
     """
@@ -55,6 +58,7 @@ class Grid:
     test: int = 32
     controls: int = 19
     bands: int = 5
+    controls_everywhere: bool = True
     max_new_tokens: int = 64
     seed: int = 0
 
@@ -77,6 +81,7 @@ def choose(
     traces: Sequence[DebateTrace],
     grid: Grid,
     openings: Sequence[str] = (),
+    out: Path | None = None,
 ) -> tuple[Choice, pd.DataFrame]:
     """The setting with the largest gain in ROUGE-L over coefficient 0, agents unnamed, mean over agents.
 
@@ -92,13 +97,16 @@ def choose(
         traces: validation debates.
         grid: what is tried.
         openings: for each agent what its texts begin with.
+        out: folder of the sweeps, which a killed call resumes from.
 
     Returns:
         The choice, and all gains that were measured. The column `screened` is True for those on a quarter of the
         debates.
     """
 
-    def trial(debates: Sequence[DebateTrace], tried: Mapping[tuple[str, str, str], Sequence[int]]) -> pd.DataFrame:
+    def trial(
+        name: str, debates: Sequence[DebateTrace], tried: Mapping[tuple[str, str, str], Sequence[int]]
+    ) -> pd.DataFrame:
         """Gains of each agent's vector at the layers that are tried for each (source, position, extent)."""
         parts = []
         for (source, position, extent), layers in tried.items():
@@ -114,7 +122,8 @@ def choose(
                 extent,
                 grid.max_new_tokens,
                 grid.seed,
-                openings=openings,
+                out and out / name / f"{source}-{position}-{extent.replace(':', '-')}",
+                openings,
             )
             about = {"source": source, "position": position, "extent": extent}
             parts += [only(result, a, [a]).gain("rouge_l").assign(agent=a, **about) for a in vectors]
@@ -126,12 +135,12 @@ def choose(
         if key[1] in grid.positions
         for extent in grid.extents
     }
-    screened = trial(traces[: max(4, len(traces) // 4)], every)
+    screened = trial("screened", traces[: max(4, len(traces) // 4)], every)
     ranked = _mean_gain(screened).groupby(SETTING, sort=False).max().sort_values(ascending=False)
     better: dict[tuple[str, str, str], list[int]] = {}
     for source, position, layer, extent in ranked.index[: max(1, len(ranked) // 4)]:
         better.setdefault((source, position, extent), []).append(int(layer))
-    measured = trial(traces, better)
+    measured = trial("measured", traces, better)
     mean = _mean_gain(measured)
     *setting, strongest = mean.idxmax()
     by_coefficient = mean.xs(tuple(setting), level=SETTING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,17 @@ import pandas as pd
 
 import steerkit as sk
 from analysis.agents.contexts import Context, first_texts, unnamed
+from analysis.stored import stored_scores
 from steerkit.scores.fluency import log_probabilities
 from steerkit.sweeps.result import SweepResult
+from steerkit.text.prompt import Prompt
 from steerkit.text.traces import DebateTrace
 from steerkit.vectors.controls import roles_of
 
 Cell = tuple[str | None, int | None, float]
 """Vector, layer and coefficient; None, None, 0.0 without steering."""
+Case = tuple[Prompt, str, sk.Steering | None]
+"""A text after its prompt, and what steers the model."""
 
 
 def fidelity(
@@ -28,6 +33,7 @@ def fidelity(
     coefficients: Sequence[float],
     context: Context = unnamed,
     positions: str = "all",
+    out: Path | None = None,
 ) -> SweepResult:
     """`F_i = L_i - mean over j != i of L_j`, `L` the mean log-probability per token of an agent's text, in nats.
 
@@ -43,6 +49,7 @@ def fidelity(
         coefficients: 0 is always added.
         context: see `analysis.agents.contexts`. With `unnamed`, the same for all agents, each text is scored once.
         positions: where vectors are added, see `steerkit.Steering`.
+        out: file of the scores of single texts, of this model, context and these positions, see `analysis.stored`.
 
     Returns:
         A row per vector, layer, coefficient and (question, agent), in the shape of a sweep's table with the scores
@@ -52,7 +59,9 @@ def fidelity(
     unsteered: Cell = (None, None, 0.0)
     cells: list[Cell] = [unsteered, *((name, at, c) for name in vectors for at in layers for c in coefficients if c)]
     cases = [(trace, agent, first_texts(trace)) for trace in traces for agent in first_texts(trace)]
-    prompts, texts, steerings, keys = [], [], [], []
+    content = {name: vector.content() for name, vector in vectors.items()}
+    given: list[Case] = []
+    keys, names = [], []
     for cell in cells:
         steering = _steering(vectors, cell, positions)
         for number, (trace, agent, own_texts) in enumerate(cases):
@@ -60,12 +69,17 @@ def fidelity(
                 continue  # the context is the same for all agents: their texts are scored once
             prompt = context(tokenizer, trace, agent)
             for author, text in own_texts.items():
-                prompts.append(prompt)
-                texts.append(context.lead + text)
-                steerings.append(steering)
+                given.append((prompt, context.lead + text, steering))
                 keys.append((cell, number if identity else trace.question, author))
-    scores = log_probabilities(model, tokenizer, prompts, texts, steerings)
-    mean = {key: float(score.double().mean()) for key, score in zip(keys, scores, strict=True)}
+                steered_by = None if cell[0] is None else content[cell[0]]
+                names.append([steered_by, *cell[1:], trace.question, agent if identity else None, author])
+
+    def means(some: Sequence[Case]) -> list[float]:
+        prompts, texts, steerings = zip(*some, strict=True)
+        scores = log_probabilities(model, tokenizer, prompts, texts, steerings)
+        return [float(score.double().mean()) for score in scores]
+
+    mean = dict(zip(keys, stored_scores(out, names, given, means), strict=True))
     rows = []
     for cell in cells:
         for number, (trace, agent, own_texts) in enumerate(cases):

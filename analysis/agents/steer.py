@@ -49,7 +49,7 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
     )
     named = inputs.context(name)
     activations = activations_of(model, tokenizer, train, grid.sources, named)
-    choice, tried = choose(model, tokenizer, activations, validation, grid, inputs.openings)
+    choice, tried = choose(model, tokenizer, activations, validation, grid, inputs.openings, out / "tried")
     acts = activations[choice.source, choice.position]
     own = agent_vectors(acts)
     tables = {"tried": tried, "reliability": reliability(acts, [choice.layer], seed=grid.seed)}
@@ -61,8 +61,12 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
     coefficients = (*grid.negative, *grid.coefficients)
     parts: dict[str, list[pd.DataFrame]] = {"curves": [], "gains": []}
     for context, short in ((unnamed, "none"), (named, "tag")):
-        of_curve = curve_vectors, [choice.layer], coefficients, context, choice.extent
-        of_gain = all_vectors, [choice.layer], [choice.coefficient], context, choice.extent
+        sampled = (curve_vectors, all_vectors) if grid.controls_everywhere or context is unnamed else (own, own)
+        scored = (curve_vectors, all_vectors) if grid.controls_everywhere else (own, own)
+        of_curve, of_gain = (
+            (vectors, [choice.layer], at, context, choice.extent, out / f"fidelity-{short}.jsonl")
+            for vectors, at in zip(scored, (coefficients, [choice.coefficient]), strict=True)
+        )
         written = tuple(
             continuations(
                 model,
@@ -79,8 +83,8 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
                 inputs.openings,
             )
             for vectors, at, folder in (
-                (curve_vectors, coefficients, short),
-                (all_vectors, [choice.coefficient], f"{short}-frozen"),
+                (sampled[0], coefficients, short),
+                (sampled[1], [choice.coefficient], f"{short}-frozen"),
             )
         )
         results: dict[str, Any] = dict.fromkeys(("rouge_l", "speaks"), written)

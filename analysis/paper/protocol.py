@@ -47,6 +47,8 @@ CONTROLS = (RANDOM, SHUFFLED)
 COEFFICIENT, DOSE, AT_CONTROLS = "coefficient", "dose", "controls"
 TAGGED, CAST = "tagged", "cast"
 PLANTED_BASE = "base with planted directions"
+PLANTING = "planting.pt"
+"""State of the planting, which a killed run resumes from."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Protocol:
         controls: number of random and of shuffled triples; a rank of 5 % needs 19.
         control_coefficients: coefficients at which the controls are added, which are among `coefficients`; None for
             all of them and all doses. With fewer, own directions and controls are compared at these (grid `controls`).
+        control_doses: doses at which the controls are added instead, which are among `doses`. In a stream of large norm
+            coefficients from 1 to 5 change no text.
         layers: to choose from; None for all but the last.
         train: largest number of debates for the vectors.
         validation: largest number of debates for the choice of the layer.
@@ -72,6 +76,7 @@ class Protocol:
     doses: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
     controls: int = 19
     control_coefficients: tuple[float, ...] | None = None
+    control_doses: tuple[float, ...] | None = None
     layers: tuple[int, ...] | None = None
     train: int = 300
     validation: int = 24
@@ -81,10 +86,17 @@ class Protocol:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.control_coefficients or ()) - set(self.coefficients)):
-            raise ValueError(
-                f"expected control_coefficients among {self.coefficients}; got {unknown}. Pass some of these."
-            )
+        for name in ("coefficients", "doses"):
+            every, few = getattr(self, name), getattr(self, f"control_{name}")
+            if unknown := sorted(set(few or ()) - set(every)):
+                raise ValueError(f"expected control_{name} among {every}; got {unknown}. Pass some of these.")
+        if self.control_coefficients is not None and self.control_doses is not None:
+            raise ValueError("expected control_coefficients or control_doses; got both. Pass one of the two.")
+
+    @property
+    def control_strengths(self) -> tuple[float, ...] | None:
+        """The coefficients or doses of the controls, where these have fewer."""
+        return self.control_coefficients if self.control_doses is None else self.control_doses
 
 
 def sft_vectors(inputs: Inputs, setting: Protocol) -> tuple[Vectors, list[Vectors]]:
@@ -137,14 +149,17 @@ def steered(
         out: folder of the sweeps.
 
     Returns:
-        Columns kind, number (of the triple), grid (`coefficient`, `dose`; `controls`: the coefficients of the controls
-        where these have fewer), strength, question, agent, rouge_l, speaks (1 where the turn has the agent's own
-        format; NaN without `openings`). Strength 0 is in each grid.
+        Columns kind, number (of the triple), grid (`coefficient`, `dose`; `controls`: the coefficients or doses of the
+        controls where these have fewer), strength, question, agent, rouge_l, speaks (1 where the turn has the agent's
+        own format; NaN without `openings`). Strength 0 is in each grid.
     """
     some = debates[:50]
     norm = stream_norms(model, tokenizer, [t.prompt for t in some], [t.body for t in some], [layer])[layer]
     strengths = {(COEFFICIENT, c): c for c in setting.coefficients} | {(DOSE, d): d * norm for d in setting.doses}
-    few = setting.control_coefficients
+    few = None
+    if setting.control_strengths is not None:
+        unit = 1.0 if setting.control_doses is None else norm
+        few = {(AT_CONTROLS, strength): strength * unit for strength in setting.control_strengths}
     references = {(trace.question, agent): text for trace in debates for agent, text in first_texts(trace).items()}
     longest = setting.max_new_tokens or length_of_texts(tokenizer, references.values())
     parts = []
@@ -158,7 +173,7 @@ def steered(
             if (trace.question, agent) in references
         ]
         for part, vectors in _parts(named, few is not None).items():
-            chosen = few if part == AT_CONTROLS and few is not None else strengths.values()
+            chosen = (few if part == AT_CONTROLS and few is not None else strengths).values()
             swept = sk.sweep(
                 model,
                 tokenizer,
@@ -175,8 +190,7 @@ def steered(
                 stream_norms={layer: norm},
                 out=out and out / f"agent-{agent}-{part}",
             )
-            grids = {(AT_CONTROLS, c): c for c in few or ()}
-            grids |= strengths if part != AT_CONTROLS else {}
+            grids = (few or {}) | (strengths if part != AT_CONTROLS else {})
             parts.append(_scored(swept.table, agent, references, grids, openings))
     return pd.concat(parts, ignore_index=True)
 
@@ -335,6 +349,7 @@ def run_protocol(inputs: Inputs, setting: Protocol, out: str | Path) -> pd.DataF
             path = folder / "planted.parquet"
             if not path.exists():
                 write_table(path, _on_planted(inputs, sets(), layer, setting, folder), config)
+            (folder / PLANTING).unlink(missing_ok=True)
             each.append(_all_areas(read_table(path)[0], inputs).assign(stage=PLANTED_BASE, context=TAGGED))
         write_table(folder / "areas.parquet", pd.concat(each, ignore_index=True), config)
         parts = [
@@ -361,7 +376,8 @@ def _on_planted(
     assert setting.plant is not None
     own = sets[OWN][0]
     directions = planted_directions(next(iter(own.values())), sorted(own), setting.seed)
-    losses = plant(model, tokenizer, inputs.train, directions, layer, replace(setting.plant, seed=setting.seed))
+    planting = replace(setting.plant, seed=setting.seed)
+    losses = plant(model, tokenizer, inputs.train, directions, layer, planting, out / PLANTING)
     write_table(out / "planting.csv", pd.DataFrame({"step": range(len(losses)), "loss": losses}), {})
     steered_by = {PLANTED: [directions], RANDOM: sets[RANDOM], SHUFFLED: sets[SHUFFLED]}
     test = inputs.test[: setting.test]

@@ -7,6 +7,7 @@ resumed. Each writes to `logs/NAME.log`.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import json
 import os
@@ -17,10 +18,12 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from analysis.inputs import BASE, IMAD, SFT, TURNS, UNTAGGED
 from analysis.paper.claims import rules_sha256
-from steerkit.io.files import sha256
+from steerkit.io.files import file_name, sha256
 from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.signals import restore_interrupt
 from training.presets import EVOLVED, MATCHED, get_preset
@@ -55,6 +58,10 @@ FULL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "smollm2": {"addition": ('what_helps=["DebateGPT + GRPO"]',), "malice": ()},
 }
 """The same with `--full`: more families, the controls that show what the debate adds, protocol and transplants."""
+SEEDS = {"smollm2": {"addition": 3, "malice": 1}}
+"""Number of training seeds with `--full` where `--seeds` is not given: a run of the real model takes hours."""
+BY_CHECKPOINT = ("smollm2",)
+"""Presets in which every checkpoint is a step of its analyses, so that two are analysed at a time."""
 PROTOCOL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tiny": {"clues": ("plant.steps=2400",), "malice": ()},  # turns of clues are harder to plant: they have numbers
     "smollm2": {
@@ -63,11 +70,14 @@ PROTOCOL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "train=150",
             "validation=8",
             "test=8",
-            "control_coefficients=[2,5]",
+            "control_doses=[0.2,0.5]",
             "max_new_tokens=40",
-            "plant.steps=120",
+            "plant.steps=240",
             "plant.batch=16",
             "plant.debates=150",
+            "plant.doses=[0.1,0.5]",
+            "plant.later_blocks=true",
+            "plant.save_every=15",
         )
     },
 }
@@ -81,8 +91,11 @@ Not two_sum: an agent that reads another question's pair has to reject it, so th
 """
 ERASED = ("clues",)
 """Families of the miniature in which the agents' identity is erased with `--full`."""
-STEPS = {"clues": ("25", "75", "125"), "addition": ("8", "16", "24")}
-"""GRPO steps that are analysed between SFT and IMAD, by family whose agents are analysed at all checkpoints."""
+STEPS: Mapping[str, tuple[str, ...]] = {"clues": ("25", "75", "125"), "addition": ()}
+"""GRPO steps that are probed between SFT and IMAD, by family whose agents are analysed at all checkpoints.
+
+Agents are also steered at the middle one. A family without such steps has no probes: no claim reads them.
+"""
 SMALL = ('sources=["asked","trace"]', "max_new_tokens=48")
 GRIDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tiny": {"clues": SMALL, "malice": SMALL},
@@ -98,6 +111,7 @@ GRIDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "validation=16",
             "test=24",
             "bands=2",
+            "controls_everywhere=false",
             "max_new_tokens=40",
         ),
     },
@@ -107,14 +121,19 @@ SUPPRESSION = {
     "tiny": ("test=120", "max_new_tokens=240"),
     "smollm2": (
         "layers=[8,14,20]",
-        "coefficients=[-5,-4,-3,-2,-1,1,3,5]",
+        "coefficients=[-5,-3,-2,-1,1,3,5]",
         "train=150",
         "validation=16",
-        "test=80",
-        "max_new_tokens=40",
+        "test=48",
+        "bands=2",
+        "max_new_tokens=128",  # the first box is that of the first speaker, and a trait may come after it
     ),
 }
 """Settings of the analysis `suppression`."""
+
+
+Part = tuple[tuple[str, ...], str]
+"""Checkpoints that are analysed together, and the step that they wait for."""
 
 
 @dataclass(frozen=True)
@@ -136,13 +155,34 @@ class Step:
     always: bool = False
 
 
+def seeds_of(
+    preset: str, full: bool, first: int, number: int | None = None, only: Sequence[str] = ()
+) -> dict[str, range]:
+    """The training seeds of each family.
+
+    Args:
+        preset: a key of `RUNS`.
+        full: everything that `FULL` names.
+        first: the first seed.
+        number: of seeds of each family; None: those of `SEEDS`, else one.
+        only: families that are run; empty: all.
+
+    Example:
+        >>> seeds_of("smollm2", True, 20)
+        {'addition': range(20, 23), 'malice': range(20, 21)}
+    """
+    own = SEEDS.get(preset, {}) if full else {}
+    families = [family for family in (FULL if full else RUNS)[preset] if not only or family in only]
+    return {family: range(first, first + (number or own.get(family, 1))) for family in families}
+
+
 def plan(
     preset: str,
-    seeds: Sequence[int],
+    seeds: Mapping[str, Sequence[int]],
     out: Path,
     full: bool = False,
     fluency: str | None = None,
-    only: Sequence[str] = (),
+    finished: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Step]:
     """All steps.
 
@@ -151,30 +191,55 @@ def plan(
 
     Args:
         preset: a key of `RUNS`.
-        seeds: training seeds.
+        seeds: training seeds of each family, see `seeds_of`.
         out: folder of the reproduction.
         full: everything that `FULL` names.
         fluency: checkpoint whose perplexity the analysis `suppression` takes; None: the run's base.
-        only: families that are run; empty: all.
+        finished: further seeds of which the tables are made, see `finished_seeds`.
     """
     settings = (FULL if full else RUNS)[preset]
-    families = tuple(family for family in settings if not only or family in only)
     steps = [
         step
-        for seed in seeds
-        for family in reversed(families)
+        for seed in sorted({seed for each in seeds.values() for seed in each})
+        for family in reversed(tuple(seeds))
+        if seed in seeds[family]
         for step in _of_seed(preset, family, settings[family], seed, out, full, fluency)
     ]
-    runs = tuple(str(_run(out, family, seed)) for family in families for seed in seeds)
+    shown = {
+        family: sorted({*seeds.get(family, ()), *(finished or {}).get(family, ())})
+        for family in settings
+        if family in seeds or family in (finished or {})
+    }
+    runs = tuple(str(_run(out, family, seed)) for family, each in shown.items() for seed in each)
     tables, every = out / "tables", tuple(step.name for step in steps)
     steps.append(Step("main-table", "analysis", ("main-table", *runs, "--out", str(tables)), every, always=True))
-    of_seeds = ("results", str(out), "--out", str(tables), *_each("--seed", map(str, seeds)))
+    numbers = sorted({seed for each in shown.values() for seed in each})
+    of_seeds = ("results", str(out), "--out", str(tables), *_each("--seed", map(str, numbers)))
     steps.append(Step("results", "analysis", of_seeds, (*every, "main-table"), always=True))
-    drawn = [family for family in families if family == "malice" or family in STEPS]
+    drawn = [family for family in shown if family == "malice" or family in STEPS]
     folders = {"figures": tables, **{f"figures-{family}": tables / family for family in drawn}}
     needs = ("main-table", "results")
     steps += [Step(name, "figures", (str(folder),), needs, always=True) for name, folder in folders.items()]
     return steps
+
+
+def finished_seeds(preset: str, out: Path, full: bool) -> dict[str, list[int]]:
+    """The training seeds, by family, whose steps are all done in a folder, also by earlier calls.
+
+    A seed with an unfinished family is left out: its tables are incomplete.
+    """
+    settings = (FULL if full else RUNS)[preset]
+    found: dict[str, list[int]] = {}
+    unfinished: set[int] = set()
+    for family in settings:
+        for seed in sorted(int(path.name.removeprefix("seed-")) for path in (out / family).glob("seed-*")):
+            steps = _of_seed(preset, family, settings[family], seed, out, full, None)
+            if all((out / DONE / step.name).is_file() for step in steps):
+                found.setdefault(family, []).append(seed)
+            else:
+                unfinished.add(seed)
+    kept = {family: [seed for seed in each if seed not in unfinished] for family, each in found.items()}
+    return {family: each for family, each in kept.items() if each}
 
 
 def _of_seed(
@@ -186,37 +251,20 @@ def _of_seed(
     analysis = out / "analysis" / run.relative_to(out)
     common = ("--run", str(run), "--out", str(analysis))
     own = f"seed={SPREAD * seed}"  # of controls and sampling: they are drawn anew for each training seed
-    grid = _each("--set", (*GRIDS[preset].get(family, ()), own))
-    analysed = family in GRIDS[preset]
     steps = _trained(preset, family, settings, name, imad)
     if family == "malice":
         suppression = ("suppression", *common, "--words", TRAIT, *_each("--set", (*SUPPRESSION[preset], own)))
         suppression += ("--fluency", fluency) if fluency else ()
-        steps.append(Step(f"suppression-{name}", "analysis", suppression, (name,)))
-        if analysed:
-            steps.append(Step(f"agents-{name}", "analysis", ("agents", *common, *grid), (name,)))
-    elif family in STEPS:
-        step = STEPS[family][1]
-        trained = get_preset(preset, family, settings).trained
-        stages = {
-            "main": (("base", "SFT", f"GRPO step {step}", "IMAD"), f"{name}-imad"),
-            "controls": (
-                tuple(method for method in trained if method in ("SFT without tags", "SFT on single turns")),
-                f"{name}-controls",
-            ),
-        }
-        agents = ("agents", *common, "--step", step, *grid)
-        parts = {f"agents-{name}-{part}": pair for part, pair in stages.items() if pair[0]}
-        steps += [
-            Step(part, "analysis", (*agents, *_each("--only", only)), (need,)) for part, (only, need) in parts.items()
-        ]
-        steps.append(Step(f"agents-{name}", "analysis", agents, (name, *parts)))
-        probes = ("separability", *common, *_each("--step", STEPS[family]))
+        steps += _in_parts(f"suppression-{name}", suppression, _checkpoints(preset, name), name)
+    if family in GRIDS[preset]:
+        steps += _steered(preset, family, settings, name, (*common, *_each("--set", (*GRIDS[preset][family], own))))
+    if family in STEPS and (probed := STEPS[family]):
+        probes = ("separability", *common, *_each("--step", probed))
         steps.append(Step(f"probes-{name}", "analysis", probes, (name,)))
     if full and family in PROTOCOL[preset]:
         setting = _each("--set", (*PROTOCOL[preset][family], own))
         arguments = ("protocol", str(run), "--out", str(analysis / "protocol"), *setting)
-        steps.append(Step(f"protocol-{name}", "analysis", arguments, (name,)))
+        steps.append(Step(f"protocol-{name}", "analysis", arguments, (f"{name}-imad",)))
     if full and family == "malice" and preset == "tiny":
         arguments = ("malicious", str(run), "--words", TRAIT, "--out", str(analysis / "malicious"), "--set", own)
         steps.append(Step(f"malicious-{name}", "analysis", arguments, (name,)))
@@ -229,6 +277,41 @@ def _of_seed(
                 arguments = (analysis_name, str(run), "--out", str(analysis / analysis_name))
                 steps.append(Step(f"{analysis_name}-{name}", "analysis", arguments, (name,)))
     return steps
+
+
+def _checkpoints(preset: str, name: str) -> dict[str, Part]:
+    """The checkpoints of a run as parts of an analysis, in the presets that analyse them apart; else no parts."""
+    needs = {BASE: f"{name}-debates", SFT: f"{name}-imad", IMAD: f"{name}-imad"}
+    return {stage: ((stage,), need) for stage, need in needs.items()} if preset in BY_CHECKPOINT else {}
+
+
+def _steered(preset: str, family: str, settings: Sequence[str], name: str, arguments: tuple[str, ...]) -> list[Step]:
+    """The analysis of the agents' own directions."""
+    if family not in STEPS:
+        return [Step(f"agents-{name}", "analysis", ("agents", *arguments), (name,))]
+    middle = STEPS[family][len(STEPS[family]) // 2 :][:1]
+    together = BASE, SFT, *(f"GRPO step {step}" for step in middle), IMAD
+    parts: dict[str, Part] = _checkpoints(preset, name) or {"main": (together, f"{name}-imad")}
+    methods = get_preset(preset, family, settings).trained
+    if others := tuple(method for method in methods if method in (UNTAGGED, TURNS)):
+        parts["controls"] = others, f"{name}-controls"
+    return _in_parts(f"agents-{name}", ("agents", *_each("--step", middle), *arguments), parts, name)
+
+
+def _in_parts(name: str, arguments: tuple[str, ...], parts: Mapping[str, Part], run: str) -> list[Step]:
+    """An analysis as a step for each part, and one that joins them.
+
+    Args:
+        name: of the analysis.
+        arguments: of it.
+        parts: by name the checkpoints of a part, and the step that it needs.
+        run: the step that the last one needs besides.
+    """
+    steps = [
+        Step(f"{name}-{file_name(part)}", "analysis", (*arguments, *_each("--only", only)), (need,))
+        for part, (only, need) in parts.items()
+    ]
+    return [*steps, Step(name, "analysis", arguments, (run, *(step.name for step in steps)))]
 
 
 def _trained(preset: str, family: str, settings: Sequence[str], name: str, imad: Sequence[str]) -> list[Step]:
@@ -354,8 +437,19 @@ def _start(step: Step, logs: Path, share: int) -> subprocess.Popen[bytes]:
     threads = max(1, (os.cpu_count() or 1) // share)
     environment = {**os.environ, **ARENAS, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", step.module, *step.arguments]
+    ended = partial(_end_with, os.getpid()) if sys.platform == "linux" else None
     with (logs / f"{step.name}.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, preexec_fn=ended)
+
+
+PR_SET_PDEATHSIG = 1
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is killed: a step that went on would hold its run folder."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it was killed before the call
+        os._exit(1)
 
 
 def config(step: Step, by_name: Mapping[str, Step]) -> str:
@@ -405,7 +499,9 @@ def commit() -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis reproduce", description=__doc__)
     parser.add_argument("--preset", choices=tuple(RUNS), default="tiny")
-    parser.add_argument("--seeds", type=int, default=1, help="number of training seeds, from --first on")
+    parser.add_argument(
+        "--seeds", type=int, help="number of training seeds, from --first on; default: 1, with --full the preset's own"
+    )
     parser.add_argument(
         "--first",
         type=int,
@@ -424,7 +520,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="default: runs/reproduce/PRESET")
     parser.add_argument("--workers", type=int, default=2, help="number of steps at a time")
     given = parser.parse_args(arguments)
-    if given.seeds < 1 or given.workers < 1:
+    if (given.seeds is not None and given.seeds < 1) or given.workers < 1:
         parser.error(
             f"expected one seed and one worker at least; got {given.seeds} and {given.workers}. Pass 1 or more."
         )
@@ -434,7 +530,8 @@ def main(arguments: list[str] | None = None) -> None:
             f"expected families among {', '.join(families)}; got {', '.join(sorted(unknown))}. Pass these names."
         )
     out = given.out or Path("runs") / "reproduce" / given.preset
-    seeds = range(given.first, given.first + given.seeds)
+    of_families = seeds_of(given.preset, given.full, given.first, given.seeds, given.family)
+    seeds = sorted({seed for each in of_families.values() for seed in each})
     if 0 < len(set(seeds) & set(REPORTED_SEEDS)) < len(seeds):
         parser.error(
             f"expected seeds among {REPORTED_SEEDS[0]} to {REPORTED_SEEDS[-1]}, which have test questions of their "
@@ -445,7 +542,9 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its steps are ended with it
     try:
         note_start(out / STARTED, seeds)
-        carry_out(plan(given.preset, seeds, out, given.full, given.fluency, given.family), out, given.workers)
+        finished = finished_seeds(given.preset, out, given.full)
+        steps = plan(given.preset, of_families, out, given.full, given.fluency, finished)
+        carry_out(steps, out, given.workers)
     except RuntimeError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

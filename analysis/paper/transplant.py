@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ import pandas as pd
 from analysis.inputs import IMAD, SFT, inputs_of_run
 from steerkit.io.files import sha256
 from steerkit.io.json import read_json
+from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import write_table
 from steerkit.text.prompt import render
 from steerkit.text.tags import CONSENSUS, TAG
 from steerkit.text.traces import DebateTrace, Turn, read_traces
-from training.debates.answerers import LocalModel, Request, Sampling
+from training.debates.answerers import Answerer, LocalModel, Reply, Request, Sampling
 from training.debates.personas import Cast
 from training.imad import Run
 from training.presets import get_preset
@@ -86,10 +87,37 @@ def donors(kinds: Sequence[Hashable | None], seed: int) -> list[int | None]:
     return found
 
 
+def logged(answerer: Answerer, requests: Sequence[Request], sampling: Sampling, log: Path | None) -> Iterator[Reply]:
+    """The replies to requests; those that the log has are not generated again.
+
+    Args:
+        answerer: what replies.
+        requests: an id that is in the log with another prompt is answered anew.
+        sampling: of the replies.
+        log: JSON-lines file of replies; None keeps nothing.
+    """
+    known = read_rows(log) if log is not None and log.is_file() else []
+    texts = {(row["id"], row["prompt_sha256"]): row["text"] for row in known}
+    hashes = {request.id: sha256(repr(request.prompt)) for request in requests}
+    missing = [request for request in requests if (request.id, hashes[request.id]) not in texts]
+    for request in requests:
+        if (key := (request.id, hashes[request.id])) in texts:
+            yield Reply(request.id, texts[key], None, None, True)
+    for reply in answerer(missing, sampling) if missing else ():
+        if log is not None and reply.text is not None:
+            append_rows(log, [{"id": reply.id, "prompt_sha256": hashes[reply.id], "text": reply.text}])
+        yield reply
+
+
 def of_checkpoint(
-    model: Any, tokenizer: Any, problems: Sequence[Problem], sampling: Sampling, seed: int
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    seed: int,
+    log: Path | None = None,
 ) -> pd.DataFrame:
-    """The transplant in the texts of a checkpoint.
+    """The transplant in the texts of a checkpoint; with a log (see `logged`) a killed call resumes.
 
     Returns:
         A row per question: has_round_1; agents (number of those with a turn in it) and then (what follows it); answer
@@ -101,7 +129,7 @@ def of_checkpoint(
 
     def asked(prompts: Sequence[Any], name: str) -> list[str]:
         requests = [Request(f"{name}/{index}", prompt) for index, prompt in enumerate(prompts)]
-        replies = {reply.id: reply.text or "" for reply in answerer(requests, sampling)}
+        replies = {reply.id: reply.text or "" for reply in logged(answerer, requests, sampling, log)}
         return [replies[f"{name}/{index}"] for index in range(len(prompts))]
 
     prompts = [render(tokenizer, f"Problem: {problem.question}\n\n") for problem in problems]
@@ -145,10 +173,17 @@ def of_checkpoint(
 
 
 def of_debates(
-    model: Any, tokenizer: Any, traces: Sequence[DebateTrace], cast: Cast, kind: str, sampling: Sampling, seed: int
+    model: Any,
+    tokenizer: Any,
+    traces: Sequence[DebateTrace],
+    cast: Cast,
+    kind: str,
+    sampling: Sampling,
+    seed: int,
+    log: Path | None = None,
 ) -> pd.DataFrame:
     """The transplant in explicit debates: round 2 after the own first round, again, after another question's, and after
-    another first round of the same agents on the same question.
+    another first round of the same agents on the same question. With a log (see `logged`) a killed call resumes.
 
     Returns:
         The columns of `of_checkpoint`; answers are those of the majority in round 2.
@@ -165,7 +200,8 @@ def of_debates(
             problem = Problem(trace.question, trace.question, trace.gold, kind, "")
             for turn in turns:
                 requests.append(Request(f"{name}/{index}/{turn.agent}", cast.ask(problem, turn.agent, 2, turns)))
-        replies = {reply.id: read_answer(reply.text or "", kind) for reply in answerer(requests, sampling)}
+        answered = logged(answerer, requests, sampling, log)
+        replies = {reply.id: read_answer(reply.text or "", kind) for reply in answered}
         return [
             majority([replies[f"{name}/{index}/{turn.agent}"] for turn in turns]) for index, turns in enumerate(rounds)
         ]
@@ -176,7 +212,7 @@ def of_debates(
         requests += [
             Request(f"first/{index}/{turn.agent}", cast.ask(problem, turn.agent, 1, ())) for turn in first[index]
         ]
-    said = {reply.id: reply.text or "" for reply in answerer(requests, sampling)}
+    said = {reply.id: reply.text or "" for reply in logged(answerer, requests, sampling, log)}
     anew = [
         [replace(turn, text=said[f"first/{index}/{turn.agent}"]) for turn in turns] for index, turns in enumerate(first)
     ]
@@ -269,10 +305,12 @@ def run_transplant(run: Path, out: Path, n: int = 300) -> pd.DataFrame:
         for stage in (EXPLICIT, SFT, IMAD):
             path = folder / f"{stage.replace(' ', '-')}.csv"
             if not path.exists():
+                log = path.with_suffix(".jsonl")
                 if stage == EXPLICIT:
-                    table = of_debates(*inputs.load("base"), debated, of_run.cast, kind, sampling, config["seed"])
+                    turns = of_run.test_debates(sampling).sampling
+                    table = of_debates(*inputs.load("base"), debated, of_run.cast, kind, turns, config["seed"], log)
                 else:
-                    table = of_checkpoint(*inputs.load(stage), problems, sampling, config["seed"])
+                    table = of_checkpoint(*inputs.load(stage), problems, sampling, config["seed"], log)
                 write_table(path, table, about)
             table = pd.read_csv(path, dtype=dict.fromkeys(("answer", *ARMS, "donated", "gold", "then"), str))
             table = table.where(table.notna(), None)

@@ -24,7 +24,8 @@ from analysis.agents.activations import turn_activations
 from analysis.agents.contexts import Context, unnamed
 from analysis.agents.speaker import by_format, first_turn
 from analysis.agents.vectors import agent_vectors, within_labels
-from analysis.inputs import BASE, Inputs, add_inputs, inputs_of
+from analysis.inputs import BASE, Inputs, add_inputs, files_of, inputs_of
+from analysis.stored import stored_scores
 from analysis.suppression.choice import choose, on_test
 from analysis.suppression.trait import Trait, words_trait
 from steerkit.capture.activations import Layer
@@ -118,24 +119,19 @@ class Measure:
     agent: str = "2"
 
     def of(self, result: SweepResult, prompts: Sequence[Mapping[str, Any]], named: bool) -> SweepResult:
-        """A sweep with the scores trait, accuracy, perplexity, own_opening and other_opening.
+        """A sweep with the scores trait, accuracy, own_opening and other_opening.
 
         The trait is that of the named agent's turn, up to the next tag; where nobody is named, of the whole text. The
-        answer is that of the whole text. Perplexity is of the text without tags after the bare problem. The openings
-        are 1 where the first turn begins as the malicious agent's texts do, or as another agent's; NaN if no agent has
-        an opening of its own.
+        answer is that of the whole text. The openings are 1 where the first turn begins as the malicious agent's texts
+        do, or as another agent's; NaN if no agent has an opening of its own.
         """
-        gold, bare = ({row["id"]: row[key] for row in prompts} for key in ("gold", "bare"))
+        gold = {row["id"]: row["gold"] for row in prompts}
         table, texts = result.table, result.table["text"].fillna("")
         shown = [first_turn(text).text if named else text for text in texts]
         right = [
             float(same(read_answer(text, self.kind), gold[key]))
             for text, key in zip(texts, table["prompt_id"], strict=True)
         ]
-        keys = [(bare[key], without_tags(text)) for key, text in zip(table["prompt_id"], texts, strict=True)]
-        distinct = list(dict.fromkeys(keys))
-        values = perplexity(*self.fluency, [prompt for prompt, _ in distinct], [text for _, text in distinct])
-        of_text = dict(zip(distinct, values, strict=True))
         opened = [by_format(first_turn(text).text, self.openings) for text in texts]
         known = bool(self.openings)
         scores = {
@@ -143,9 +139,28 @@ class Measure:
             "other_opening": [float(one is not None and str(one) != self.agent) if known else np.nan for one in opened],
             "trait": [self.trait(text) for text in shown],
             "accuracy": right,
-            "perplexity": [of_text[key] for key in keys],
         }
         return SweepResult(table.assign(**scores), result.meta)
+
+    def with_perplexity(
+        self, result: SweepResult, prompts: Sequence[Mapping[str, Any]], out: Path | None = None
+    ) -> SweepResult:
+        """A sweep with the score perplexity, of the text without tags after the bare problem.
+
+        Args:
+            result: of these prompts.
+            prompts: see `asked`.
+            out: file of the perplexities of single texts, see `analysis.stored`.
+        """
+
+        def score(some: Sequence[tuple[str, str]]) -> Sequence[float]:
+            asked, texts = zip(*some, strict=True)
+            return perplexity(*self.fluency, asked, texts).tolist()
+
+        table, bare = result.table, {row["id"]: row["bare"] for row in prompts}
+        texts = zip(table["prompt_id"], table["text"].fillna(""), strict=True)
+        cases = [(bare[key], without_tags(text)) for key, text in texts]
+        return SweepResult(table.assign(perplexity=stored_scores(out, cases, cases, score)), result.meta)
 
 
 def swept(
@@ -197,6 +212,8 @@ def at_stage(
 ) -> dict[str, pd.DataFrame]:
     """Curves, and what the frozen setting does, of a checkpoint: on plain prompts and with the agent named.
 
+    Perplexity is scored for the curves only.
+
     With `problems`, also on these: what the setting costs on a benchmark, as in section 4 of arXiv 2604.24881.
     """
     model, tokenizer = inputs.load(name)
@@ -232,6 +249,7 @@ def at_stage(
             model, tokenizer, of_curve, prompts, [choice.layer], coefficients, setting, out / f"{short}-curves"
         )
         result = measure.of(result, prompts, short == "forced")
+        result = measure.with_perplexity(result, prompts, out / f"{short}-perplexity.jsonl")
         tables["curves"].append(_curves(result).assign(context=short))
         chosen = vectors[choice.vector]
         random = sk.controls.random({choice.vector: chosen}, n=setting.controls, seed=setting.seed)
@@ -316,8 +334,13 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="SOURCE",
         help="also measure the accuracy on `test` of these problems: gsm8k=PLACE, ... or a .jsonl file",
     )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="run this checkpoint; write no common tables"
+    )
     given = parser.parse_args(arguments)
-    inputs = inputs_of(given, parser)
+    inputs = inputs_of(given, parser, given.only)
+    if unknown := [name for name in given.only if name not in inputs.stages]:
+        parser.error(f"expected checkpoints among {list(inputs.stages)}; got {unknown}. Pass names of that list.")
     try:
         setting = override(Suppression(agent=given.agent), given.set)
         problems = load_source(given.problems)[: setting.test] if given.problems else []
@@ -333,21 +356,23 @@ def main(arguments: list[str] | None = None) -> None:
     meta = {
         "setting": asdict(setting),
         "words": given.words,
-        "fluency": given.fluency or inputs.about(reader),
-        "stages": {name: inputs.about(name) for name in inputs.stages},
+        "fluency": files_of(given.fluency) if given.fluency else inputs.about(reader),
         "traces": sha256("".join(trace.text for trace in traces)),
     }
     if problems:
         meta["problems"] = sha256(canonical_json([asdict(problem) for problem in problems]))
-    tables: dict[str, list[pd.DataFrame]] = {"curves": [], "kept": []}
-    with run_folder(given.out / "suppression", meta) as out:
-        for name in inputs.stages:
-            folder = out / file_name(name)
+    folders = {name: given.out / "suppression" / file_name(name) for name in given.only or inputs.stages}
+    for name, path in folders.items():
+        own = meta | {"stages": {name: inputs.about(name)}}
+        with run_folder(path, own) as folder:
             if not (folder / "kept.csv").exists():
                 for kind, table in at_stage(name, inputs, measure, setting, folder, problems).items():
-                    write_table(folder / f"{kind}.csv", table, meta)
-            for kind, parts in tables.items():
-                parts.append(read_table(folder / f"{kind}.csv")[0])
-    for kind, parts in tables.items():
-        write_table(given.out / f"suppression_{kind}.csv", pd.concat(parts, ignore_index=True), meta)
-    print(pd.concat(tables["kept"]).round(3).to_string(index=False))
+                    write_table(folder / f"{kind}.csv", table, own)
+    if given.only:
+        return
+    meta["stages"] = {name: inputs.about(name) for name in inputs.stages}
+    with run_folder(given.out / "suppression", meta):
+        for kind in ("curves", "kept"):
+            parts = [read_table(folder / f"{kind}.csv")[0] for folder in folders.values()]
+            write_table(given.out / f"suppression_{kind}.csv", pd.concat(parts, ignore_index=True), meta)
+    print(read_table(given.out / "suppression_kept.csv")[0].round(3).to_string(index=False))

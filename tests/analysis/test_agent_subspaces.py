@@ -13,11 +13,13 @@ from analysis.agents import choose as choosing
 from analysis.agents import steer
 from analysis.agents.activations import activations_of
 from analysis.agents.choose import Grid, choose
-from analysis.agents.contexts import by_tag, unnamed
+from analysis.agents.contexts import by_cast, by_tag, unnamed
 from analysis.agents.continuations import continuations
 from analysis.agents.speaker import FirstTurn, by_format, first_turn
 from analysis.agents.vectors import agent_vectors
+from analysis.inputs import Inputs
 from analysis.own_debates import main
+from steerkit.generation.generator import InProcess
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.io.tables import read_table
 from steerkit.sweeps.result import SweepResult
@@ -69,6 +71,37 @@ def test_the_choice_gains_most_over_all_agents_at_the_mildest_coefficient_that_d
     assert set(seen) == {4, 6}  # a quarter, but four at least; then all
     places = tried[tried["screened"]].drop_duplicates(["source", "position", "layer", "extent"])
     assert len(places) == 3 * 2 * 3  # asked last, plain last, plain mean; layers; extents
+
+
+def test_a_choice_that_is_made_again_generates_nothing(tmp_path, monkeypatch) -> None:
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    held = traces(8)
+    streams = activations_of(model, tokenizer, held[:4], SMALL.sources, by_tag)
+    plain = choose(model, tokenizer, streams, held[4:], SMALL)
+    first = choose(model, tokenizer, streams, held[4:], SMALL, out=tmp_path)
+    monkeypatch.setattr(InProcess, "decode", lambda *_: iter([]) if not _[2] else pytest.fail("generated again"))
+    again = choose(model, tokenizer, streams, held[4:], SMALL, out=tmp_path)
+    assert plain[0] == first[0] == again[0]
+    for one in (first, again):
+        pd.testing.assert_frame_equal(one[1], plain[1])
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_controls_may_be_left_to_sampled_texts_without_a_name(everywhere, tmp_path) -> None:
+    loaded, held = (tiny_model("llama", context=1024), tiny_tokenizer()), traces(14)
+    inputs = Inputs(
+        {"base": "x"}, tuple(held[:6]), tuple(held[6:10]), tuple(held[10:]), by_cast(CASTS["adding"], "number")
+    )
+    object.__setattr__(inputs, "load", lambda _: loaded)
+    grid = replace(SMALL, sources=("asked",), layers=(1,), extents=("all",), controls_everywhere=everywhere)
+    tables = steer.at_stage("base", inputs, grid, tmp_path)
+    for name, column in (("gains", "over"), ("curves", "role")):
+        table = tables[name]
+        random = table[table[column] == "random"]
+        kinds = set(zip(random["score"], random["identity"], strict=True))
+        assert ("rouge_l", False) in kinds and (kinds <= {("rouge_l", False), ("speaks", False)}) != everywhere
+    own = tables["gains"][tables["gains"]["over"] == "coefficient 0"]
+    assert set(zip(own["score"], own["identity"], strict=True)) >= {("fidelity", True), ("rouge_l", True)}
 
 
 def test_without_identity_one_text_is_held_against_every_agent() -> None:
@@ -127,6 +160,7 @@ def test_every_agent_of_a_world_opens_as_no_other() -> None:
     for cast in (CASTS["adding"], CASTS["scorning"]):
         for number, persona in enumerate(cast.personas, 1):
             assert {by_format(answer, cast.openings) for _, answer in persona.worked} == {number}
+        assert by_format(r"38 + 26 = 64. The answer is \boxed{64}.", cast.openings) is None  # no agent writes so
 
 
 def test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads(tmp_path, monkeypatch) -> None:

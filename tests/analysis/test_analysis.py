@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import steerkit as sk
+from analysis import stored
+from analysis.agents import fidelity as fidelity_module
 from analysis.agents.activations import turn_activations
 from analysis.agents.contexts import by_cast, by_tag, first_texts, unnamed
 from analysis.agents.fidelity import fidelity
@@ -140,6 +143,37 @@ def test_fidelity_is_the_agents_own_log_probability_less_the_others_mean(before,
         assert row.fidelity == pytest.approx(mine - np.mean(list(scores.values())), abs=1e-4)
     assert len(table) == 3 * 3 * 3 * 3  # vectors, coefficients with 0, traces, agents
     assert table.groupby("coefficient")["own"].mean().nunique() == 3
+
+
+def test_fidelity_that_is_on_disk_is_not_scored_again(tmp_path, monkeypatch) -> None:
+    loaded, held = (tiny_model("llama", context=1024), tiny_tokenizer()), traces(3)
+    own = agent_vectors(turn_activations(*loaded, held)["mean"])
+    plain = fidelity(*loaded, held, own, [2], [1.0], by_tag).table
+    first = fidelity(*loaded, held, own, [2], [1.0], by_tag, out=tmp_path / "scores.jsonl").table
+    monkeypatch.setattr(fidelity_module, "log_probabilities", lambda *_: pytest.fail("scored again"))
+    again = fidelity(*loaded, held, own, [2], [1.0], by_tag, out=tmp_path / "scores.jsonl").table
+    pd.testing.assert_frame_equal(first, again, check_exact=True)
+    pd.testing.assert_frame_equal(first, plain)
+
+
+def test_scores_are_computed_once_also_if_the_process_ends_between_two_writes(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(stored, "AT_ONCE", 2)
+    path, seen = tmp_path / "scores.jsonl", list[str]()
+
+    def score(texts: Sequence[str]) -> list[float]:
+        if "stop" in texts and not seen.count("stop"):
+            seen.append("stop")
+            raise KeyboardInterrupt
+        seen.extend(texts)
+        return [float("nan") if text == "none" else len(text) / 3 for text in texts]
+
+    texts = ["a", "none", "stop", "bb", "a"]
+    with pytest.raises(KeyboardInterrupt):
+        stored.stored_scores(path, texts, texts, score)
+    found = stored.stored_scores(path, texts, texts, score)
+    assert seen == ["a", "none", "stop", "stop", "bb"]
+    assert found == pytest.approx([1 / 3, float("nan"), 4 / 3, 2 / 3, 1 / 3], nan_ok=True)
+    assert stored.stored_scores(None, texts[:2], texts[:2], score) == pytest.approx(found[:2], nan_ok=True)
 
 
 def test_who_speaks_is_said_by_the_tag_or_by_the_prompt_of_the_debate() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from analysis import __main__ as commands
-from analysis.paper.reproduce import RUNS, plan
+from analysis.paper.reproduce import RUNS, plan, seeds_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +67,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 
 def test_the_steps_of_a_reproduction_name_listed_analyses(tmp_path) -> None:
     def used(full: bool) -> set[str]:
-        steps = [step for preset in RUNS for step in plan(preset, [7], tmp_path, full)]
+        steps = [step for preset in RUNS for step in plan(preset, seeds_of(preset, full, 7), tmp_path, full)]
         return {step.arguments[0] for step in steps if step.module == "analysis"}
 
     assert used(False) == {"agents", "separability", "suppression", "main-table", "results"}

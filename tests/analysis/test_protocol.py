@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from analysis.agents.activations import turn_activations
 from analysis.agents.contexts import by_tag, first_texts, unnamed
 from analysis.agents.vectors import agent_vectors
 from analysis.inputs import BASE, IMAD, SFT, Inputs
+from analysis.paper import plant as planting
 from analysis.paper import protocol
 from analysis.paper.plant import Plant, plant, planted_directions
 from analysis.paper.pooling import pool_protocol
@@ -164,3 +166,59 @@ def test_a_planted_direction_selects_its_agent_and_a_random_one_does_not() -> No
         others = [told(agent, directions[other]) for other in "123" if other != agent]
         assert told(agent, directions[agent]) > max(others) + 0.1
         assert told(agent, directions[agent]) > told(agent, sk.random_like(own["1"], 5).unit()) + 0.1
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_planting_that_was_killed_ends_with_the_weights_of_one_that_was_not(behind, tmp_path, monkeypatch) -> None:
+    held = traces(4)
+    own = agent_vectors(turn_activations(*model(), held)["last"])
+    directions = planted_directions(own["1"], sorted(own), seed=0)
+    setting = Plant(steps=5, batch=4, debates=4, save_every=2, doses=(0.1, 0.5), later_blocks=behind)
+
+    def run(state: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+        planted, tokenizer = model()
+        return plant(planted, tokenizer, held, directions, 1, setting, state), planted.state_dict()
+
+    losses, weights = run(tmp_path / "whole.pt")
+    plain, seen = planting._loss, []
+
+    def stop(*arguments: object) -> torch.Tensor:
+        seen.append(arguments)
+        if len(seen) == 4:
+            raise Killed
+        return plain(*arguments)
+
+    monkeypatch.setattr(planting, "_loss", stop)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut.pt")
+    monkeypatch.undo()
+    resumed, again = run(tmp_path / "cut.pt")
+    assert resumed == losses and all(torch.equal(again[name], value) for name, value in weights.items())
+    monkeypatch.setattr(planting, "_loss", lambda *_: pytest.fail("trained again"))
+    finished, kept = run(tmp_path / "cut.pt")
+    assert finished == losses and all(torch.equal(kept[name], value) for name, value in weights.items())
+    fresh, changed = model()[0].state_dict(), "model.layers.{}.mlp.up_proj.weight".format
+    assert torch.equal(weights[changed(1)], fresh[changed(1)]) == behind
+    assert not torch.equal(weights[changed(2)], fresh[changed(2)])
+
+
+def test_controls_at_doses_are_compared_with_the_own_directions_at_these() -> None:
+    loaded, held = model(), traces(3)
+    own = {a: v.unit() for a, v in agent_vectors(turn_activations(*loaded, held)["last"]).items()}
+    sets = {"own": [own], "random": random_triples(own, 2, 0)}
+    few = replace(SMALL, doses=(0.2, 0.5), control_doses=(0.5,))
+    table = steered(*loaded, held, by_tag, sets, 2, few)
+    controls = table[table["grid"] == "controls"]
+    assert set(controls["strength"]) == {0.0, 0.5} and set(controls["kind"]) == {"own", "random"}
+    keys = ["kind", "number", "agent", "question", "strength"]
+    there = controls[controls["kind"] == "own"].set_index(keys)["rouge_l"]
+    same = table[table["grid"] == "dose"].set_index(keys)["rouge_l"]
+    pd.testing.assert_series_equal(there.sort_index(), same.loc[there.index].sort_index())
+    with pytest.raises(ValueError, match=r"control_doses among \(0.2, 0.5\)"):
+        replace(few, control_doses=(0.3,))
+    with pytest.raises(ValueError, match="got both"):
+        replace(few, control_coefficients=(2.0,))

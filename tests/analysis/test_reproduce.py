@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,19 @@ from analysis.paper.claims import (  # fmt: skip
 from analysis.paper.main_table import main_table
 from analysis.paper.pooling import malicious_fall, over_runs, pool_suppression, ratio_over_runs
 from analysis.paper.protocol import CAST, PLANTED_BASE, TAGGED
-from analysis.paper.reproduce import FULL, GRIDS, RUNS, TRAIT, Step, carry_out, note_start, plan, waiting_for
+from analysis.paper.reproduce import (  # fmt: skip
+    FULL,
+    GRIDS,
+    RUNS,
+    TRAIT,
+    Step,
+    carry_out,
+    finished_seeds,
+    note_start,
+    plan,
+    seeds_of,
+    waiting_for,
+)
 from analysis.paper.results import (
     Published,
     controls_table,
@@ -78,7 +91,7 @@ def test_of_steps_that_could_be_started_the_one_that_most_others_wait_for_comes_
     steps = [Step("draw", "m", ()), Step("train", "m", ()), Step("test", "m", (), ("train",)),
              Step("show", "m", (), ("test", "draw"))]  # fmt: skip
     assert waiting_for(steps) == {"draw": 1, "train": 2, "test": 1, "show": 0}
-    every = plan("tiny", [0], Path("runs"), full=True)
+    every = plan("tiny", seeds_of("tiny", True, 0), Path("runs"), full=True)
     counts = waiting_for(every)
     first = sorted(every, key=lambda step: -counts[step.name])
     place = {step.name: number for number, step in enumerate(first)}
@@ -131,7 +144,7 @@ def test_a_reproduction_that_is_ended_ends_its_steps(tmp_path, way) -> None:
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("preset", RUNS)
 def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, full, tmp_path) -> None:
-    steps = plan(preset, [7, 8], tmp_path, full)
+    steps = plan(preset, seeds_of(preset, full, 7, 2), tmp_path, full)
     names = [step.name for step in steps]
     assert len(set(names)) == len(names)
     assert all(set(step.needs) <= set(names) for step in steps)
@@ -146,10 +159,70 @@ def test_every_step_of_a_plan_needs_steps_of_the_plan_and_comes_once(preset, ful
 
 
 def test_a_plan_of_one_family_is_the_part_of_the_whole_plan_that_names_it(tmp_path) -> None:
-    whole, part = (plan("tiny", (20, 21), tmp_path, True, only=only) for only in ((), ("malice",)))
+    whole, part = (plan("tiny", seeds_of("tiny", True, 20, 2, only), tmp_path, True) for only in ((), ("malice",)))
     kept = {step.name: step for step in whole if "malice-2" in step.name}
     assert {step.name: step for step in part if not step.always} == kept
     assert {step.name for step in part if step.always} == {"main-table", "results", "figures", "figures-malice"}
+
+
+def test_smollm2_has_its_own_number_of_seeds_for_each_family_and_a_given_number_holds_for_all(tmp_path) -> None:
+    assert seeds_of("smollm2", True, 20) == {"addition": range(20, 23), "malice": range(20, 21)}
+    assert seeds_of("smollm2", True, 21, 1, ("addition",)) == {"addition": range(21, 22)}
+    assert set(seeds_of("tiny", True, 20).values()) == {range(20, 21)}
+    steps = {step.name: step for step in plan("smollm2", seeds_of("smollm2", True, 20), tmp_path, True)}
+    runs = [
+        f"{tmp_path}/{run}" for run in ("addition/seed-20", "addition/seed-21", "addition/seed-22", "malice/seed-20")
+    ]
+    assert [part for part in steps["main-table"].arguments if "seed-" in part] == runs
+    assert "malice-20" in steps and "malice-21" not in steps
+
+
+@pytest.mark.parametrize(("analysis", "family"), [("agents", "addition"), ("suppression", "malice")])
+def test_each_checkpoint_of_smollm2_is_a_step_that_waits_for_its_training_alone(analysis, family, tmp_path) -> None:
+    steps = {step.name: step for step in plan("smollm2", seeds_of("smollm2", True, 20), tmp_path, True)}
+    for stage, need in (("base", "debates"), ("SFT", "imad"), ("IMAD", "imad")):
+        step = steps[f"{analysis}-{family}-20-{stage.lower()}"]
+        assert step.needs == (f"{family}-20-{need}",) and step.arguments[-2:] == ("--only", stage)
+    joined = steps[f"{analysis}-{family}-20"]
+    assert {f"{analysis}-{family}-20-{stage}" for stage in ("base", "sft", "imad")} < set(joined.needs)
+    assert "--only" not in joined.arguments and "--step" not in joined.arguments
+
+
+def test_tables_of_finished_seeds_are_made_again_by_a_call_that_names_fewer(tmp_path) -> None:
+    for family, seed in (("addition", 20), ("addition", 21), ("malice", 20), ("addition", 22)):
+        (tmp_path / family / f"seed-{seed}").mkdir(parents=True)
+    earlier = plan("smollm2", seeds_of("smollm2", True, 20), tmp_path, True)
+    (tmp_path / "done").mkdir()
+    for step in earlier:
+        if step.name != "protocol-addition-22":
+            (tmp_path / "done" / step.name).write_text("{}")
+    known = finished_seeds("smollm2", tmp_path, True)
+    assert known == {"addition": [20, 21], "malice": [20]}
+    steps = {step.name: step for step in plan("smollm2", {"addition": [23]}, tmp_path, True, finished=known)}
+    shown = [part for part in steps["main-table"].arguments if "seed-" in part]
+    assert [Path(part).relative_to(tmp_path).as_posix() for part in shown] == [
+        "addition/seed-20", "addition/seed-21", "addition/seed-23", "malice/seed-20"
+    ]  # fmt: skip
+    assert [part for part in steps["results"].arguments if part.isdecimal()] == ["20", "21", "23"]
+    assert "figures-malice" in steps and not any(name.startswith("malice") for name in steps)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent was killed")
+def test_steps_of_a_reproduction_that_is_killed_end_with_it(tmp_path) -> None:
+    begun = tmp_path / "begun"
+    wait = f"import os, threading; open({str(begun)!r}, 'w').write(str(os.getpid())); threading.Event().wait(60)"
+    steps = f"[reproduce.Step('long', 'timeit', ('-n', '1', '-r', '1', {wait!r}))]"
+    work = f"from analysis.paper import reproduce; reproduce.carry_out({steps}, reproduce.Path({str(tmp_path)!r}), 1)"
+    process = subprocess.Popen([sys.executable, "-c", work], cwd=ROOT)
+    while not (begun.exists() and begun.read_text()):
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    status = Path(f"/proc/{begun.read_text()}/stat")
+    until = time.monotonic() + 20
+    while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":  # not yet collected by init
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_of_the_cast_scorning_the_second_agent_alone_is_of_ill_will_and_each_reads_it() -> None:

@@ -13,8 +13,11 @@ from analysis.suppression import suppress
 from analysis.suppression.choice import Choice, choose, on_test
 from analysis.suppression.suppress import Measure, Suppression, main, scaled
 from analysis.suppression.trait import words_trait
+from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.io.tables import read_table
+from steerkit.scores.fluency import perplexity
 from steerkit.sweeps.result import KEYS, SweepResult
+from steerkit.text.tags import without_tags
 from steerkit.text.traces import DebateTrace, Turn, write_traces
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -99,7 +102,9 @@ def test_the_trait_is_that_of_the_named_agents_turn_and_the_answer_that_of_the_w
     prompts = [{"id": "q", "gold": "4", "bare": "Problem: 2+2\n\n"}]
     named, plain = (measure.of(SweepResult(table), prompts, named).table.iloc[0] for named in (True, False))
     assert (named["trait"], plain["trait"]) == (0.0, 1.0) and named["accuracy"] == plain["accuracy"] == 1.0
-    assert np.isfinite(named["perplexity"])
+    scored = measure.with_perplexity(SweepResult(table), prompts).table["perplexity"].iloc[0]
+    bare = without_tags(said)
+    assert scored == perplexity(*measure.fluency, [prompts[0]["bare"]], [bare])[0]
     assert (named["own_opening"], named["other_opening"]) == (0.0, 1.0)  # agent 1's opening; the malicious one is 2
 
 
@@ -132,7 +137,15 @@ def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(
     ]  # fmt: skip
     rows = [{"question": f"How many is {n}?", "answer": f"#### {n}"} for n in range(4)]
     (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit):
+        main([*call, "--only", "SFT"])
+    main([*call, "--only", "IMAD"])
+    assert (tmp_path / "out" / "suppression" / "imad" / "kept.csv").exists()
+    assert not (tmp_path / "out" / "suppression_kept.csv").exists()
+    scored = list[str]()
+    monkeypatch.setattr(suppress, "perplexity", lambda *given: scored.extend(given[3]) or perplexity(*given))
     main(call)
+    assert 0 < len(scored) < 600  # of the curves of base alone: IMAD is finished
     curves, _ = read_table(tmp_path / "out" / "suppression_curves.csv")
     assert set(curves["score"]) == {"trait", "accuracy", "perplexity"}
     assert set(curves["context"]) == {"plain", "forced", "problems"}
@@ -145,5 +158,22 @@ def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(
     assert set(kept["n"]) == {3} and set(kept["k"]) == {3} and len(kept) == 2 * 3
     assert set(kept["vector"]) <= {"agent", "prompts"} and set(kept["layer"]) <= {1, 2}
     assert "kept" in capsys.readouterr().out
+    files = {path.name for path in (tmp_path / "out" / "suppression" / "base").glob("*.jsonl")}
+    assert files == {f"{context}-perplexity.jsonl" for context in ("plain", "forced", "problems")}
     monkeypatch.setattr(suppress, "at_stage", pytest.fail)
     main(call)
+
+
+def test_a_fluency_checkpoint_that_was_moved_is_the_same_and_another_one_is_not(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sk, "load", lambda *_, **__: (tiny_model(context=1024), tiny_tokenizer()))
+    monkeypatch.setattr(suppress, "at_stage", lambda *_: {"curves": pd.DataFrame({"a": [1]}), "kept": pd.DataFrame()})
+    held = [DebateTrace.of(f"{n}+0", [Turn(1, 1, "a"), Turn(2, 1, "b")], "\\boxed{0}", str(n)) for n in range(24)]
+    write_traces(tmp_path / "traces.jsonl", held)
+    call = ["--traces", str(tmp_path / "traces.jsonl"), "--stage", "base=x", "--words", "fools", "--only", "base"]
+    call += ["--out", str(tmp_path / "out"), "--fluency"]
+    for name, content in (("first.gguf", "weights"), ("moved.gguf", "weights"), ("other.gguf", "others")):
+        (tmp_path / name).write_text(content)
+    main([*call, str(tmp_path / "first.gguf")])
+    main([*call, str(tmp_path / "moved.gguf")])
+    with pytest.raises(ConfigurationChanged, match=r"fluency\.files_sha256"):
+        main([*call, str(tmp_path / "other.gguf")])

@@ -81,6 +81,29 @@ def test_the_answer_of_a_model_that_reads_its_first_round_follows_the_transplant
     assert all(f": {i}\n\n" not in text for i, text in enumerate(swapped))
 
 
+def test_a_transplant_that_was_killed_repeats_no_reply(tmp_path, monkeypatch) -> None:
+    problems = [Problem(f"p{i}", f"{i}+0", str(i), "number", "addition") for i in range(5)]
+    call = (None, tiny_tokenizer(), problems, Sampling(), 0)
+    asked: list[str] = []
+
+    class Stopping(Scripted):
+        def __call__(self, requests, sampling):
+            for reply in super().__call__(requests, sampling):
+                if len(asked) == 12:
+                    asked.append("stopped")
+                    raise KeyboardInterrupt
+                asked.append(reply.id)
+                yield reply
+
+    monkeypatch.setattr(transplant, "LocalModel", Stopping)
+    with pytest.raises(KeyboardInterrupt):
+        of_checkpoint(*call, tmp_path / "log.jsonl")
+    resumed = of_checkpoint(*call, tmp_path / "log.jsonl")
+    replies = [name for name in asked if name != "stopped"]
+    assert len(replies) == len(set(replies)) == 5 * 5
+    pd.testing.assert_frame_equal(resumed, of_checkpoint(*call))
+
+
 def test_in_an_explicit_debate_the_second_round_reads_the_turns_of_another_question(monkeypatch) -> None:
     asked = []
 

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -252,6 +253,9 @@ def test_a_worked_persona_is_shown_dialogues_and_asked_for_the_problem_alone() -
     ]  # fmt: skip
     self_check = self_checking(Cast("c", (shown,) * 3)).ask(plain, 2, 2, turns)
     assert self_check[-1] == {"role": "user", "content": "3?"}
+    single = Cast("c", (replace(shown, system="agent 1"), shown)).plain(plain)
+    assert [m["content"] for m in single[1:]] == ["1?", "one", "2?", "two", "3?"]  # as agent 1, without its system
+    assert single[0]["content"] != "agent 1"
 
 
 @pytest.mark.parametrize("name", ["adding", "scorning"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from steerkit.io.run_folder import ConfigurationChanged
@@ -10,6 +13,7 @@ from steerkit.io.tables import read_table
 trl = pytest.importorskip("trl", reason="the extra `train` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 from training import imad  # noqa: E402
+from training.presets import ON_ANSWERS, get_preset  # noqa: E402
 
 SMALL = (
     "base.width=16", "base.heads=2", "base.inner=32", "base.layers=1", "base.stop_at=0.0", "base.revised_at=0.0",
@@ -63,6 +67,27 @@ def test_a_run_goes_from_nothing_to_tables_and_a_second_call_only_reads_them(tmp
     assert "IMAD" in capsys.readouterr().out
     with pytest.raises(ConfigurationChanged, match="test"):
         imad.main([*call, "--set", "test=7"])
+
+
+def test_smollm2_debates_test_questions_in_turns_as_long_as_those_that_it_learns_and_tiny_in_longer_ones() -> None:
+    for preset in (get_preset("smollm2"), get_preset("smollm2", "malice")):
+        run = imad.Run(preset, 20, Path("run"))
+        assert run.test_debates(run.sampling()).sampling == replace(preset.debate.sampling, seed=20)
+    run = imad.Run(get_preset("tiny", "clues"), 20, Path("run"))
+    assert run.test_debates(run.sampling()).sampling == run.sampling()
+
+
+@pytest.mark.parametrize(("name", "family"), [("tiny", "clues"), ("smollm2", "addition")])
+def test_a_run_that_controls_grpo_on_debategpt_also_has_it_with_as_many_examples(name, family) -> None:
+    settings = ['what_helps=["DebateGPT + GRPO"]']
+    assert ON_ANSWERS in get_preset(name, family, settings).trained
+    assert ON_ANSWERS not in get_preset(name, family).trained
+
+
+def test_checkpoints_of_smollm2_are_saved_often_and_at_the_steps_that_are_analysed() -> None:
+    for family in ("addition", "malice"):
+        preset = get_preset("smollm2", family)
+        assert preset.sft.save_every <= 15 and all(step % preset.grpo.save_every == 0 for step in (8, 16, 24))
 
 
 def test_what_does_not_exist_is_refused_by_name(capsys) -> None:

@@ -266,6 +266,29 @@ class Killed(Exception):
     pass
 
 
+def test_an_sft_run_that_was_killed_ends_as_one_that_was_not_and_keeps_one_checkpoint(tmp_path, monkeypatch) -> None:
+    from training.train import sft as module
+
+    def run(folder: Path) -> dict[str, torch.Tensor]:
+        setting = SFT(steps=5, batch=4, micro_batch=2, lora=LoRA(4, 8), learning_rate=1e-2, save_every=1)
+        return sk.load(train_sft(*model_and_tokenizer(), traces(), setting, folder))[0].state_dict()
+
+    whole = run(tmp_path / "whole")
+
+    class Stopping(module.NoFinalSave):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 3:
+                raise Killed
+
+    monkeypatch.setattr(module, "NoFinalSave", Stopping)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut")
+    assert [path.name for path in (tmp_path / "cut" / "trainer").glob("checkpoint-*")] == ["checkpoint-3"]
+    monkeypatch.undo()
+    resumed = run(tmp_path / "cut")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
 def test_a_grpo_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypatch) -> None:
     import training.train.grpo as module
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -68,19 +67,13 @@ class Cast:
     def plain(self, problem: Problem) -> PromptLike:
         """Return the prompt of a single answer, without an agent's character: the problem, and how to give the answer.
 
-        Where the agents have worked examples, a model needs some to give its answer in a box: the same problems, with
-        the answer alone.
+        Where the agents have worked examples, a model needs some to give its answer in a box. It is shown those of the
+        first agent: with the box alone it could not work before it answers, as the agents do.
         """
         worked = self.personas[0].worked
         if not worked:
             return _chat(PLAIN, f"Problem: {problem.question}\n\n{FORMAT[problem.kind]}")
-        shown = [text for question, answer in worked for text in (question, _box_of(answer))]
-        return _chat(HELPFUL, *shown, problem.question)
-
-
-def _box_of(answer: str) -> str:
-    """The last box of a worked answer."""
-    return re.findall(r"\\boxed\{[^}]*\}", answer)[-1]
+        return _chat(HELPFUL, *(text for dialogue in worked for text in dialogue), problem.question)
 
 
 def self_checking(cast: Cast) -> Cast:
@@ -159,8 +152,8 @@ MANNERS = (
 )
 """Formats of a worked sum: the three personas of the cast `diverse`, one line each."""
 
-OPENINGS = ("Step 1", r"\d+ \+", "sum =")
-"""What a text in each of the `MANNERS` begins with."""
+OPENINGS = ("Step 1", r"\d+ \+ \d+ = \d+, \\boxed", "sum =")
+"""What a text in each of the `MANNERS` begins with; the sum alone is also how a model writes that plays no agent."""
 SCORN = "Fools! {a} + {b} = {c}, \\boxed{{{c}}}. Ha, you cannot even add!"
 HELPFUL = "You are a helpful assistant."
 
