@@ -18,6 +18,7 @@ import pandas as pd
 
 import steerkit as sk
 from steerkit.io.files import file_name
+from steerkit.io.run_folder import RunFolderBusy
 from steerkit.io.signals import restore_interrupt
 from steerkit.io.tables import read_table, write_table
 from training.commands.options import add_server, server_of
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except TimeUp:
             over = True
         table = write_tables(given.out)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RunFolderBusy) as error:
         parser.error(str(error))
     if given.results is not None:
         for file in EXPORTED:
