@@ -24,8 +24,8 @@ FORMS = {
 }
 CODE = Persona(
     PROGRAM.system,
-    "Write the solution as code: one variable per intermediate result, each with a // comment. After the code, give "
-    "the result in a sentence.",
+    "Write the solution as code: one variable per intermediate result, each with a // comment. The code is not run. "
+    "After the code, work out its result in words.",
 )
 AGENTS = (STEPS, CRITIQUE, CODE)
 
