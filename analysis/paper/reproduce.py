@@ -111,7 +111,7 @@ GRIDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "validation=16",
             "test=24",
             "bands=2",
-            "controls_everywhere=false",
+            "few_controls=true",
             "max_new_tokens=40",
         ),
     },
