@@ -41,8 +41,8 @@ class Grid:
         test: largest number of debates for the results.
         controls: number of directions of each kind at the frozen coefficient; a rank of 5 % needs 19.
         bands: number of these directions in the curves.
-        controls_everywhere: False measures controls only in texts that are sampled and name no agent, on which claims
-            are judged: not where an agent is named, and not by teacher-forced fidelity.
+        few_controls: measure controls only in texts that are sampled and name no agent, on which claims are judged: not
+            where an agent is named, and not by teacher-forced fidelity. None is False.
         max_new_tokens: of the continuations.
         seed: sampling seed, also of the controls.
     """
@@ -58,7 +58,7 @@ class Grid:
     test: int = 32
     controls: int = 19
     bands: int = 5
-    controls_everywhere: bool = True
+    few_controls: bool | None = None
     max_new_tokens: int = 64
     seed: int = 0
 

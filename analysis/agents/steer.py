@@ -61,8 +61,8 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
     coefficients = (*grid.negative, *grid.coefficients)
     parts: dict[str, list[pd.DataFrame]] = {"curves": [], "gains": []}
     for context, short in ((unnamed, "none"), (named, "tag")):
-        sampled = (curve_vectors, all_vectors) if grid.controls_everywhere or context is unnamed else (own, own)
-        scored = (curve_vectors, all_vectors) if grid.controls_everywhere else (own, own)
+        sampled = (curve_vectors, all_vectors) if not grid.few_controls or context is unnamed else (own, own)
+        scored = (curve_vectors, all_vectors) if not grid.few_controls else (own, own)
         of_curve, of_gain = (
             (vectors, [choice.layer], at, context, choice.extent, out / f"fidelity-{short}.jsonl")
             for vectors, at in zip(scored, (coefficients, [choice.coefficient]), strict=True)

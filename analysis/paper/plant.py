@@ -49,9 +49,9 @@ class Plant:
         learning_rate: of AdamW, constant.
         strengths: smallest and largest coefficient of the unit direction, drawn uniformly.
         doses: smallest and largest relative dose instead of `strengths`, for streams of another norm than the toy's.
-        later_blocks: train only the blocks behind the layer, which read the push; a step takes two thirds of the time.
+        later_blocks: train only the blocks behind the layer, which read the push; this takes less time. None is False.
         debates: number of debates whose turns are learnt.
-        save_every: steps between two states to resume from.
+        save_every: steps between two states to resume from; None is 100.
         seed: of the directions and the batches.
     """
 
@@ -60,9 +60,9 @@ class Plant:
     learning_rate: float = 5e-4
     strengths: tuple[float, float] = (1.0, 5.0)
     doses: tuple[float, float] | None = None
-    later_blocks: bool = False
+    later_blocks: bool | None = None
     debates: int = 300
-    save_every: int = 100
+    save_every: int | None = None
     seed: int = 0
 
 
@@ -165,7 +165,7 @@ def plant(
             torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
             optimizer.step()
             losses.append(float(loss.detach()))
-            if state is not None and ((step + 1) % setting.save_every == 0 or step + 1 == setting.steps):
+            if state is not None and ((step + 1) % (setting.save_every or 100) == 0 or step + 1 == setting.steps):
                 _save(state, trained, optimizer, rng, learnt.unpushed, losses)
             advance(1)
     model.eval()

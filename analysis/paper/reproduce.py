@@ -111,7 +111,7 @@ GRIDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "validation=16",
             "test=24",
             "bands=2",
-            "controls_everywhere=false",
+            "few_controls=true",
             "max_new_tokens=40",
         ),
     },
@@ -257,14 +257,16 @@ def _of_seed(
         suppression += ("--fluency", fluency) if fluency else ()
         steps += _in_parts(f"suppression-{name}", suppression, _checkpoints(preset, name), name)
     if family in GRIDS[preset]:
-        steps += _steered(preset, family, settings, name, (*common, *_each("--set", (*GRIDS[preset][family], own))))
+        grid = _each("--set", (*GRIDS[preset][family], own))
+        steps += _steered(preset, family, settings, name, common, grid)
     if family in STEPS and (probed := STEPS[family]):
         probes = ("separability", *common, *_each("--step", probed))
         steps.append(Step(f"probes-{name}", "analysis", probes, (name,)))
     if full and family in PROTOCOL[preset]:
         setting = _each("--set", (*PROTOCOL[preset][family], own))
         arguments = ("protocol", str(run), "--out", str(analysis / "protocol"), *setting)
-        steps.append(Step(f"protocol-{name}", "analysis", arguments, (f"{name}-imad",)))
+        need = f"{name}-imad" if preset in BY_CHECKPOINT else name
+        steps.append(Step(f"protocol-{name}", "analysis", arguments, (need,)))
     if full and family == "malice" and preset == "tiny":
         arguments = ("malicious", str(run), "--words", TRAIT, "--out", str(analysis / "malicious"), "--set", own)
         steps.append(Step(f"malicious-{name}", "analysis", arguments, (name,)))
@@ -285,17 +287,19 @@ def _checkpoints(preset: str, name: str) -> dict[str, Part]:
     return {stage: ((stage,), need) for stage, need in needs.items()} if preset in BY_CHECKPOINT else {}
 
 
-def _steered(preset: str, family: str, settings: Sequence[str], name: str, arguments: tuple[str, ...]) -> list[Step]:
+def _steered(
+    preset: str, family: str, settings: Sequence[str], name: str, common: tuple[str, ...], grid: tuple[str, ...]
+) -> list[Step]:
     """The analysis of the agents' own directions."""
     if family not in STEPS:
-        return [Step(f"agents-{name}", "analysis", ("agents", *arguments), (name,))]
+        return [Step(f"agents-{name}", "analysis", ("agents", *common, *grid), (name,))]
     middle = STEPS[family][len(STEPS[family]) // 2 :][:1]
     together = BASE, SFT, *(f"GRPO step {step}" for step in middle), IMAD
     parts: dict[str, Part] = _checkpoints(preset, name) or {"main": (together, f"{name}-imad")}
     methods = get_preset(preset, family, settings).trained
     if others := tuple(method for method in methods if method in (UNTAGGED, TURNS)):
         parts["controls"] = others, f"{name}-controls"
-    return _in_parts(f"agents-{name}", ("agents", *_each("--step", middle), *arguments), parts, name)
+    return _in_parts(f"agents-{name}", ("agents", *common, *_each("--step", middle), *grid), parts, name)
 
 
 def _in_parts(name: str, arguments: tuple[str, ...], parts: Mapping[str, Part], run: str) -> list[Step]:

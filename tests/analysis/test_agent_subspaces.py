@@ -93,7 +93,7 @@ def test_controls_may_be_left_to_sampled_texts_without_a_name(everywhere, tmp_pa
         {"base": "x"}, tuple(held[:6]), tuple(held[6:10]), tuple(held[10:]), by_cast(CASTS["adding"], "number")
     )
     object.__setattr__(inputs, "load", lambda _: loaded)
-    grid = replace(SMALL, sources=("asked",), layers=(1,), extents=("all",), controls_everywhere=everywhere)
+    grid = replace(SMALL, sources=("asked",), layers=(1,), extents=("all",), few_controls=not everywhere)
     tables = steer.at_stage("base", inputs, grid, tmp_path)
     for name, column in (("gains", "over"), ("curves", "role")):
         table = tables[name]

@@ -78,7 +78,7 @@ class SFT:
             as in float32 (`python -m benchmarks sft-bfloat16`).
         checkpointing: keep only the input of each block for the backward pass and compute the rest again: less memory,
             about a third more time, the same gradients. None is False.
-        save_every: steps between two checkpoints to resume from; only the last one is kept.
+        save_every: steps between two checkpoints to resume from, of which the last is kept; None is 100.
         seed: seed of the examples and of the trainer.
 
     With prompt x and target y, the loss is the mean of `-log p(y_t | x, y_1 ... y_(t-1))` over all target tokens of a
@@ -99,7 +99,7 @@ class SFT:
     cut_to: Cut = "answers"
     bf16: bool = False
     checkpointing: bool | None = None
-    save_every: int = 100
+    save_every: int | None = None
     seed: int = 0
 
 
@@ -399,7 +399,7 @@ def _trl_config(setting: SFT, folder: Path, steps: int) -> Any:
         max_length=None,  # examples are complete; see _check_lengths
         max_grad_norm=setting.max_grad_norm,
         save_strategy="steps",
-        save_steps=setting.save_every,
+        save_steps=setting.save_every or 100,
         save_total_limit=1,
         logging_steps=10,
         seed=setting.seed,
