@@ -56,17 +56,19 @@ def accuracy_by_seed(main: pd.DataFrame, methods: Sequence[str] = WHAT_HELPS, ti
 
 
 @styled()
-def protocol_areas(protocols: Mapping[str, pd.DataFrame], grid: str = "coefficient") -> Any:
+def protocol_areas(protocols: Mapping[str, pd.DataFrame]) -> Any:
     """A panel per family: the area of each kind of directions by checkpoint; a dot per training seed.
+
+    The area is over the coefficients; where controls were run at fewer strengths, over these.
 
     Args:
         protocols: family -> the table of `analysis.paper.pooling.pool_protocol`.
-        grid: `coefficient` or `dose`.
     """
     figure, [row] = new_figure(TWO_COLUMNS, 2.4, None, 1, len(protocols), sharey=True)
     handles: dict[str, Any] = {}
     parts = []
     for axes, (family, table) in zip(row, protocols.items(), strict=True):
+        grid = "controls" if (table["grid"] == "controls").any() else "coefficient"
         kinds = table["measure"].str.extract(r"^area, (\w+)$")[0]
         some = table.assign(kind=kinds)[(table["score"] == "rouge_l") & (table["grid"] == grid) & kinds.notna()]
         parts.append(some)
@@ -92,8 +94,11 @@ def protocol_areas(protocols: Mapping[str, pd.DataFrame], grid: str = "coefficie
 
 def _caption(figure: Any, table: pd.DataFrame, handles: Sequence[tuple[str, Any]] = ()) -> None:
     """The legend with what bars and dots are, and how many there are."""
-    seeds, n = int(table["seeds"].max()), int(table["n"].max())
-    unit = f"over {seeds} training seeds, each a dot" if seeds > 1 else "over questions, one training seed"
+    seeds, n = sorted({int(number) for number in table["seeds"]}), int(table["n"].max())
+    several = " or ".join(str(number) for number in seeds if number > 1)
+    unit = f"over {several} training seeds, each a dot" if several else "over questions, one training seed"
+    if several and seeds[0] == 1:
+        unit += " (over questions where there is one)"
     about: Any = {"title": f"Mean and 95 % interval {unit}; n = {n} questions.", "alignment": "left"}
     names = [name for name, _ in handles]
     figure.legend([handle for _, handle in handles], names, loc="outside lower left", ncols=5, **about)

@@ -185,3 +185,14 @@ def test_areas_of_the_protocol_have_a_mark_per_kind_and_checkpoint() -> None:
     assert [text.get_text() for text in figure.legends[0].texts] == ["own", "random", "shuffled"]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["base\ntagged", "IMAD\ntagged"]
     assert sum(line.get_marker() != "." for line in axes.lines) == 5
+
+
+def test_the_caption_counts_the_seeds_of_each_panel_and_controls_at_fewer_strengths_are_shown() -> None:
+    row = {"stage": "base", "context": "tagged", "score": "rouge_l", "grid": "coefficient", "measure": "area, own",
+           "value": 0.6, "low": 0.5, "high": 0.7, "by_seed": "0.6 0.7 0.5", "seeds": 3, "n": 48}  # fmt: skip
+    few = [row, {**row, "grid": "controls"}, {**row, "grid": "controls", "measure": "area, random"}]
+    one = {**row, "seeds": 1, "by_seed": "0.6"}
+    figure = protocol_areas({"addition": pd.DataFrame(few), "malice": pd.DataFrame([one])})
+    assert [text.get_text() for text in figure.legends[0].texts] == ["own", "random"]
+    title = figure.legends[0].get_title().get_text()
+    assert "over 3 training seeds" in title and "over questions where there is one" in title
