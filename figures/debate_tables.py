@@ -31,6 +31,8 @@ def _families(folder: Path, name: str) -> dict[str, pd.DataFrame]:
 
 def _interval(row: Any, name: str, digits: int = 2, signed: bool = False, ends: Sequence[str] = ()) -> str:
     low, high = ends or (f"{name}_low", f"{name}_high")
+    if pd.isna(getattr(row, name)):
+        return ""
     return interval_text(getattr(row, name), getattr(row, low), getattr(row, high), digits, signed=signed)
 
 
@@ -38,6 +40,44 @@ def _table(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows as a Markdown table, with every column that one of them has."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     return markdown_table(columns, ([row.get(column, "") for column in columns] for row in rows))
+
+
+READ = {
+    ("personas", "trace"): "whole trace",
+    ("personas", "untagged"): "trace without tags",
+    ("personas", "plain"): "turn alone",
+    ("same persona", "trace"): "one persona: whole trace",
+    ("same persona", "plain"): "one persona: turn alone",
+}
+"""Debates and texts that a probe reads -> column of the table."""
+
+
+def read(folder: Path) -> str:
+    """Accuracy of a probe for the speaker at the last token of a turn, the layer chosen by nested cross-validation."""
+    rows = []
+    for family, table in _families(folder, "separability").items():
+        some = table[(table["layer"].astype(str) == "nested") & (table["position"] == "last")]
+        some = some[(some["features"] == "resid") & (some["labels"] == "true")]
+        for stage in (stage for stage in CHECKPOINTS if stage in set(some["stage"])):
+            part = some[some["stage"] == stage].set_index(["debates", "source"])
+            line = {"family": family, "checkpoint": stage}
+            for key, column in READ.items():
+                line[column] = _interval(part.loc[key], "accuracy") if key in part.index else ""
+            rows.append({**line, "seeds": f"{part['seeds'].max():.0f}"})
+    return _table(rows)
+
+
+def malicious(folder: Path) -> str:
+    """The paper's malicious experiment: the fall of the trait at coefficients of -3 and below, a row per checkpoint."""
+    table = _read(folder, "malice/malicious_fall")
+    rows = []
+    for (stage, context), part in table.groupby(["stage", "context"], sort=False):
+        at = part.set_index("measure")
+        line = {"checkpoint": stage, "context": context, "trait at coefficient 0": f"{at['zero'].iloc[0]:.2f}"}
+        for measure in ("fall", "fall over random", "fall over the base's"):
+            line[measure] = _interval(at.loc[measure], "value", signed=True, ends=("low", "high"))
+        rows.append({**line, "by seed": at.loc["fall", "by_seed"]})
+    return _table(rows)
 
 
 def unnamed(folder: Path) -> str:

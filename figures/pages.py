@@ -582,6 +582,8 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "training-two-sum": partial(training_table, family="two_sum"),
     "training-malice": partial(training_table, family="malice"),
     "rates": rates_table,
+    "agents-probes": debate_tables.read,
+    "agents-malicious": debate_tables.malicious,
     "agents-unnamed": debate_tables.unnamed,
     "agents-protocol": debate_tables.protocol,
     "agents-suppression": debate_tables.suppression,

@@ -36,7 +36,7 @@ def interval_text(
     typographic: bool = False,
     signed: bool = False,
 ) -> str:
-    """An estimate with its interval, `0.42 [0.31, 0.53]`; the estimate alone where it has no interval or is NaN.
+    """An estimate with its interval, `0.42 [0.31, 0.53]`; the estimate alone where one of them is missing or NaN.
 
     An interval that holds every number, as that of a ratio can, is `(unbounded)`.
 
@@ -53,7 +53,7 @@ def interval_text(
         '0.42 [0.31, 0.53]'
     """
     shown = number_text(mean, digits, typographic=typographic, signed=signed)
-    if low is None or high is None or math.isnan(mean):
+    if low is None or high is None or any(map(math.isnan, (mean, low, high))):
         return shown
     if math.isinf(low) and math.isinf(high):
         return f"{shown} (unbounded)"

@@ -81,6 +81,30 @@ def test_transplants_patches_and_erasures_have_a_row_per_checkpoint(tmp_path) ->
     assert vector["left, agents erased"] == "" and vector["gain"] == "+0.20 [+0.10, +0.30]"
 
 
+def test_probes_have_a_column_per_text_and_the_malicious_experiment_a_row_per_checkpoint(tmp_path) -> None:
+    line = {"stage": "SFT", "layer": "nested", "position": "last", "features": "resid", "labels": "true",
+            "accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 1.0, "seeds": 3}  # fmt: skip
+    texts = [("personas", "trace", 0.9), ("same persona", "plain", 0.3)]
+    rows = [{**line, "debates": debates, "source": source, "accuracy": value} for debates, source, value in texts]
+    put(tmp_path, "clues/separability", [*rows, {**rows[0], "labels": "shuffled"}, {**rows[0], "layer": "1"}])
+    (row,) = cells(debate_tables.read(tmp_path))
+    assert row["whole trace"] == "0.90 [0.80, 1.00]" and row["one persona: turn alone"] == "0.30 [0.80, 1.00]"
+    assert row["turn alone"] == "" and row["seeds"] == "3"
+    fall = {
+        "stage": "IMAD",
+        "context": "forced",
+        "value": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+        "by_seed": "0.4 0.6",
+        "zero": 1.0,
+    }
+    names = ("fall", "fall over random", "fall over the base's")
+    put(tmp_path, "malice/malicious_fall", [{**fall, "measure": measure} for measure in names])
+    (row,) = cells(debate_tables.malicious(tmp_path))
+    assert row["fall over the base's"] == "+0.50 [+0.40, +0.60]" and row["by seed"] == "0.4 0.6"
+
+
 def test_a_table_without_results_says_so(tmp_path) -> None:
     (tmp_path / "miniature").mkdir()
     for table in (debate_tables.unnamed, debate_tables.protocol, debate_tables.suppression, debate_tables.erased):
