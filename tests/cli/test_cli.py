@@ -588,7 +588,7 @@ def test_a_pivot_has_the_means_of_the_vector_and_of_each_role_of_its_controls() 
         ((0.42, 0.31, 0.53), False, "0.42 [0.31, 0.53]"),
         ((-0.001, -1.0, 0.5), False, "0.00 [-1.00, 0.50]"),
         ((-0.5, -1.0, 0.5), True, "\u22120.50 [\u22121.00, 0.50]"),
-        ((0.5, float("nan"), float("nan")), True, "0.50 [\u2013, \u2013]"),
+        ((0.5, float("nan"), float("nan")), True, "0.50"),
         ((float("nan"), 0.0, 1.0), False, "nan"),
         ((float("nan"), 0.0, 1.0), True, "\u2013"),
         ((0.5, None, None), False, "0.50"),
