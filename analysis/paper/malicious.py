@@ -88,7 +88,8 @@ def steered(
         foreign=True,
         out=out,
     )
-    table = measure.of(SweepResult(swept.table, swept.meta), prompts, named).table
+    scored = measure.of(SweepResult(swept.table, swept.meta), prompts, named)
+    table = measure.with_perplexity(scored, prompts, out / "perplexity.jsonl").table
     kept = table[["vector", "coefficient", "prompt_id", "trait", "accuracy", "perplexity"]]
     kept = kept.rename(columns={"prompt_id": "question"})
     parts = []
