@@ -32,6 +32,8 @@ from steerkit.models.context import context_length
 from steerkit.show.report import write_report
 from steerkit.stats.format import interval_text
 from steerkit.sweeps.result import SweepResult
+from steerkit.text.prompt import encode_prompt
+from steerkit.text.tokens import encode
 from steerkit.text.traces import DebateTrace, write_traces
 from training.debates.personas import CASTS, cast_of
 from training.presets import override
@@ -135,7 +137,7 @@ def sizes_of(inputs: Inputs, agents: int) -> Sizes:
     model_config, tokenizer = _config_and_tokenizer(inputs)
     traces = (*inputs.train, *inputs.validation, *inputs.test)
     texts = [text for trace in traces for text in first_texts(trace).values()]
-    longest = max(len(tokenizer(trace.prompt + trace.body)["input_ids"]) for trace in traces)
+    longest = max(len(encode_prompt(tokenizer, trace.prompt)) + len(encode(tokenizer, trace.body)) for trace in traces)
     sizes = Sizes(*model_config, length_of_texts(tokenizer, texts), longest, agents)
     needed = sizes.longest + sizes.continuation
     if sizes.context is not None and needed > sizes.context:
