@@ -64,6 +64,7 @@ class Analysis:
         validation=12,
         test=24,
         bands=2,
+        max_new_tokens=None,
     )
     protocol: Protocol = Protocol(  # noqa: RUF009  frozen
         control_coefficients=(2.0, 5.0), train=200, validation=12, test=24, plant=None
@@ -178,7 +179,7 @@ def planned(setting: Analysis, sizes: Sizes) -> Analysis:
     """The setting with its layers and continuation length where they are not given."""
     layers = sampled_layers(sizes.layers, setting.layers)
     grid, protocol = setting.grid, setting.protocol
-    if grid.max_new_tokens == Grid().max_new_tokens:
+    if grid.max_new_tokens is None:
         grid = replace(grid, max_new_tokens=sizes.continuation)
     return replace(
         setting,
@@ -225,7 +226,7 @@ def plan_text(setting: Analysis, inputs: Inputs, sizes: Sizes) -> str:
         f"Continuations: at most {setting.grid.max_new_tokens} new tokens (one and a half times the longest first turn "
         "unless set).",
         *(f"Texts, {name}: {count:,}" for name, count in written.items()),
-        f"Texts in all: {total:,}, at most {total * setting.grid.max_new_tokens:,} new tokens.",
+        f"Texts in all: {total:,}, at most {total * (setting.grid.max_new_tokens or sizes.continuation):,} new tokens.",
     ]
     return "\n".join(lines)
 

@@ -43,8 +43,9 @@ class Grid:
         bands: number of these directions in the curves.
         few_controls: measure controls only in texts that are sampled and name no agent, on which claims are judged: not
             where an agent is named, and not by teacher-forced fidelity. None is False.
-        max_new_tokens: of the continuations.
+        max_new_tokens: of the continuations; None is one and a half times the longest first text.
         seed: sampling seed, also of the controls.
+        rouge_tokenizer: tokenizer of ROUGE-L, see `steerkit.scores.text.tokenize`; None is `rouge_score`.
     """
 
     sources: tuple[Source, ...] = ("asked", "trace", "plain")
@@ -59,8 +60,9 @@ class Grid:
     controls: int = 19
     bands: int = 5
     few_controls: bool | None = None
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = 64
     seed: int = 0
+    rouge_tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ def choose(
     Returns:
         The choice, and all gains that were measured. The column `screened` is True for those on a quarter of the
         debates.
+
+    Raises:
+        ValueError: ROUGE-L has no value, because its tokenizer does not see the letters of the texts.
     """
 
     def trial(
@@ -124,6 +129,7 @@ def choose(
                 grid.seed,
                 out and out / name / f"{source}-{position}-{extent.replace(':', '-')}",
                 openings,
+                grid.rouge_tokenizer,
             )
             about = {"source": source, "position": position, "extent": extent}
             parts += [only(result, a, [a]).gain("rouge_l").assign(agent=a, **about) for a in vectors]
@@ -142,6 +148,11 @@ def choose(
         better.setdefault((source, position, extent), []).append(int(layer))
     measured = trial("measured", traces, better)
     mean = _mean_gain(measured)
+    if mean.isna().all():
+        raise ValueError(
+            f"expected ROUGE-L of continuations; got none: its tokenizer {grid.rouge_tokenizer or 'rouge_score'!r} "
+            "does not see the letters of the texts. Pass --set grid.rouge_tokenizer=unicode."
+        )
     *setting, strongest = mean.idxmax()
     by_coefficient = mean.xs(tuple(setting), level=SETTING)
     enough = by_coefficient[by_coefficient >= ENOUGH * by_coefficient.max()]
