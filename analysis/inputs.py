@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -74,6 +75,7 @@ class Inputs:
 
     def load(self, stage: str) -> tuple[Any, Any]:
         """The model and tokenizer of a checkpoint."""
+        gc.collect()  # the model before this one
         options = {"dtype": self.dtype, **self.load_options}
         if stage in self.adapters:
             options["adapter"] = self.adapters[stage]

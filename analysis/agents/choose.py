@@ -14,8 +14,10 @@ from analysis.agents.contexts import unnamed
 from analysis.agents.continuations import continuations
 from analysis.agents.curves import only
 from analysis.agents.vectors import agent_vectors
+from analysis.stored import stored_vectors
 from steerkit.capture.activations import Activations
 from steerkit.text.traces import DebateTrace
+from steerkit.vectors.vector import SteeringVector
 
 SETTING = ["source", "position", "layer", "extent"]
 """Columns that name where a vector is read and added; with a coefficient they are a `Choice`."""
@@ -115,7 +117,7 @@ def choose(
         """Gains of each agent's vector at the layers that are tried for each (source, position, extent)."""
         parts = []
         for (source, position, extent), layers in tried.items():
-            vectors = agent_vectors(activations[source, position])
+            vectors = tried_vectors(activations, source, position, out)
             result = continuations(
                 model,
                 tokenizer,
@@ -160,6 +162,12 @@ def choose(
     coefficient = min(enough.index, default=strongest)
     table = pd.concat([screened.assign(screened=True), measured.assign(screened=False)], ignore_index=True)
     return Choice(source, position, int(layer), extent, float(coefficient)), table
+
+
+def tried_vectors(activations: ByPosition, source: str, position: str, out: Path | None) -> dict[str, SteeringVector]:
+    """The agents' vectors of a read position, stored under the folder of the sweeps."""
+    folder = out and out / "vectors" / f"{source}-{position}"
+    return stored_vectors(folder, lambda: agent_vectors(activations[source, position]))
 
 
 def _mean_gain(table: pd.DataFrame) -> pd.Series:

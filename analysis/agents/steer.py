@@ -19,15 +19,16 @@ import pandas as pd
 from analysis.agents.activations import activations_of
 from analysis.agents.agreement import known_texts
 from analysis.agents.checkpoint_differences import areas, differences, gained
-from analysis.agents.choose import Grid, choose
+from analysis.agents.choose import Grid, choose, tried_vectors
 from analysis.agents.contexts import by_tag, unnamed
 from analysis.agents.continuations import continuations
 from analysis.agents.curves import curves, gains
 from analysis.agents.fidelity import fidelity
 from analysis.agents.geometry import agent_cosines, checkpoint_cosines, plane
 from analysis.agents.reliability import reliability
-from analysis.agents.vectors import agent_controls, agent_vectors, published_vectors
+from analysis.agents.vectors import agent_controls, published_vectors
 from analysis.inputs import Inputs, inputs_of
+from analysis.stored import stored_vectors
 from steerkit.io.files import file_name, sha256
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
@@ -51,13 +52,15 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
     activations = activations_of(model, tokenizer, train, grid.sources, named, inputs.read)
     choice, tried = choose(model, tokenizer, activations, validation, grid, inputs.openings, out / "tried")
     acts = activations[choice.source, choice.position]
-    own = agent_vectors(acts)
+    own = tried_vectors(activations, choice.source, choice.position, out / "tried")
     tables = {"tried": tried, "reliability": reliability(acts, [choice.layer], seed=grid.seed)}
     on_test = activations_of(model, tokenizer, test, (choice.source,), named, inputs.read)
     tables["plane"] = plane(own, on_test[choice.source, choice.position], choice.layer)
     tables["cosines"] = agent_cosines(own)
-    all_vectors = {**own, **agent_controls(acts, own, grid.controls, grid.seed)}
-    curve_vectors = {**own, **agent_controls(acts, own, min(grid.bands, grid.controls), grid.seed)}
+    controls = stored_vectors(out / "controls", lambda: agent_controls(acts, own, grid.controls, grid.seed))
+    some = agent_controls(acts, own, min(grid.bands, grid.controls), grid.seed)
+    all_vectors = {**own, **controls}
+    curve_vectors = {**own, **{name: controls[name] for name in some}}
     coefficients = (*grid.negative, *grid.coefficients)
     parts: dict[str, list[pd.DataFrame]] = {"curves": [], "gains": []}
     for context, short in ((unnamed, "none"), (named, "tag")):

@@ -28,6 +28,7 @@ from analysis.agents.speaker import first_turn
 from analysis.agents.vectors import agent_vectors
 from analysis.inputs import BASE, CHECKPOINT, IMAD, SFT, Inputs, inputs_of_run
 from analysis.paper.plant import PLANTED, Plant, plant, planted_directions
+from analysis.stored import stored_vectors
 from steerkit.capture.norms import stream_norms
 from steerkit.io.files import file_name, sha256
 from steerkit.io.run_folder import run_folder
@@ -338,8 +339,23 @@ def run_protocol(inputs: Inputs, setting: Protocol, out: str | Path) -> pd.DataF
 
         @cache
         def sets() -> dict[str, list[Vectors]]:
-            own, shuffled = sft_vectors(inputs, setting)
-            return {OWN: [own], RANDOM: random_triples(own, setting.controls, setting.seed), SHUFFLED: shuffled}
+            def made() -> dict[str, SteeringVector]:
+                own, shuffled = sft_vectors(inputs, setting)
+                every = {OWN: [own], RANDOM: random_triples(own, setting.controls, setting.seed), SHUFFLED: shuffled}
+                return {
+                    f"{kind} {k} {agent}": vector
+                    for kind, triples in every.items()
+                    for k, triple in enumerate(triples)
+                    for agent, vector in triple.items()
+                }
+
+            found: dict[str, list[dict[str, SteeringVector]]] = {OWN: [], RANDOM: [], SHUFFLED: []}
+            for name, vector in stored_vectors(folder / "vectors", made).items():
+                kind, k, agent = name.split(" ")
+                if int(k) == len(found[kind]):
+                    found[kind].append({})
+                found[kind][int(k)][agent] = vector
+            return {kind: [*triples] for kind, triples in found.items()}
 
         path = folder / "layers.csv"
         if not path.exists():
@@ -355,8 +371,10 @@ def run_protocol(inputs: Inputs, setting: Protocol, out: str | Path) -> pd.DataF
                 if not path.exists():
                     test = inputs.test[: setting.test]
                     written = folder / "texts" / f"{file_name(stage)}-{name}"
-                    loaded = inputs.load(stage)
-                    table = steered(*loaded, test, context, sets(), layer, setting, inputs.openings, written)
+                    vectors = sets()  # before the model is loaded: one model at a time
+                    table = steered(
+                        *inputs.load(stage), test, context, vectors, layer, setting, inputs.openings, written
+                    )
                     write_table(path, table, config)
                 table = read_table(path)[0]
                 each.append(_all_areas(table, inputs).assign(stage=stage, context=name))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 import steerkit as sk
 from analysis.agents import choose as choosing
@@ -15,10 +16,12 @@ from analysis.agents.activations import activations_of
 from analysis.agents.choose import Grid, choose
 from analysis.agents.contexts import by_cast, by_tag, unnamed
 from analysis.agents.continuations import continuations
+from analysis.agents.geometry import plane
 from analysis.agents.speaker import FirstTurn, by_format, first_turn
 from analysis.agents.vectors import agent_vectors
 from analysis.inputs import Inputs
 from analysis.own_debates import main
+from steerkit.capture.activations import Activations
 from steerkit.generation.generator import InProcess
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.io.tables import read_table
@@ -86,6 +89,19 @@ def test_a_choice_that_is_made_again_generates_nothing(tmp_path, monkeypatch) ->
     assert plain[0] == first[0] == again[0]
     for one in (first, again):
         pd.testing.assert_frame_equal(one[1], plain[1])
+
+
+def test_the_plane_of_two_agents_has_what_the_turns_vary_by_as_second_axis() -> None:
+    items = pd.DataFrame({"label": ["1", "2"] * 3, "group": list("aabbcc")})
+    stream = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0], [1.0, 2, 0], [-1.0, 2, 0], [1.0, -2, 0], [-1.0, -2, 0]])
+    acts = Activations(stream[:, None], (0,), items, {})
+    vectors = {
+        "1": sk.SteeringVector({0: torch.tensor([2.0, 0, 0])}),
+        "2": sk.SteeringVector({0: torch.tensor([-2.0, 0, 0])}),
+    }
+    table = plane(vectors, acts, 0)
+    assert sorted(table.loc[table["kind"] == "turn", "y"].abs()) == pytest.approx([0, 0, 2, 2, 2, 2])
+    assert table.loc[table["kind"] == "vector", "y"].tolist() == pytest.approx([0, 0], abs=1e-6)
 
 
 @pytest.mark.parametrize("everywhere", [True, False])

@@ -160,6 +160,15 @@ def test_a_reference_whose_letters_the_tokenizer_does_not_see_has_no_score_and_n
     assert areas(both)["question"].tolist() == ["r"]
 
 
+def test_a_run_that_is_resumed_adds_the_vectors_that_it_began_with(tmp_path, monkeypatch) -> None:
+    given, few = inputs(monkeypatch), replace(SMALL, plant=None, layers=(1,))
+    table = run_protocol(given, few, tmp_path)
+    for path in (*tmp_path.glob("*.parquet"), tmp_path / "layers.csv"):
+        path.unlink()
+    monkeypatch.setattr(protocol, "turn_activations", lambda *_, **__: pytest.fail("read again"))
+    pd.testing.assert_frame_equal(table, run_protocol(given, few, tmp_path))
+
+
 def test_a_planted_direction_selects_its_agent_and_a_random_one_does_not() -> None:
     loaded, held = model(), traces(6)
     own = agent_vectors(turn_activations(*loaded, held)["last"])
