@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,14 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 import steerkit as sk
+from analysis import own_debates
 from analysis.__main__ import main
 from analysis.inputs import inputs_of_files
 from analysis.own_page import protocol_doses, sentences
 from analysis.own_plan import Analysis, dropped_letters, names_of, planned, sampled_layers, sizes_of
+from steerkit.io.run_folder import RunFolderBusy
 from steerkit.io.tables import read_table
+from steerkit.models.blocks import NoResidualStream
 from steerkit.text.traces import read_traces
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -303,6 +307,29 @@ def test_sentences_warn_of_few_questions_and_of_strengths_that_cannot_show_an_ef
     assert "relative doses 0, 0.2, 0.5: the area" in area and weak.startswith(
         "The largest strength of the protocol is 5.0%"
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("expected bitsandbytes"),
+        NoResidualStream("expected blocks"),
+        RunFolderBusy("expected a free folder"),
+        ValueError("expected a number"),
+        subprocess.CalledProcessError(1, "figures"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_of_the_analysis_is_one_line(error, tmp_path, checkpoint, monkeypatch, capsys) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    written(tmp_path / "my.jsonl", untagged())
+    monkeypatch.setattr(own_debates, "analyse_debates", failing)
+    with pytest.raises(SystemExit) as stopped:
+        main(command(tmp_path, checkpoint))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("python -m analysis agents: expected ")
 
 
 def test_sampled_layers_are_evenly_spaced_and_leave_out_the_ends() -> None:
