@@ -65,7 +65,9 @@ def _agent_pictures(folder: Path) -> Iterator[Picture]:
 
 
 def _named(table: Any, names: Mapping[str, str]) -> Any:
-    """A table with the agents' names in place of their numbers."""
+    """A table with the agents' names in place of their numbers; the same table where there are none."""
+    if not names:
+        return table
     columns = {name: table[name].astype(str) for name in ("agent", "other") if name in table}
     return table.assign(**{name: column.map(names).fillna(column) for name, column in columns.items()})
 
