@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,9 @@ class Inputs:
         dtype: of the checkpoints' weights when they are loaded; None is steerkit's default.
         openings: for each agent a regular expression that its texts begin with, see `analysis.agents.speaker`.
         adapters: name -> PEFT adapter of that checkpoint.
+        load_options: further arguments of `steerkit.load`, e.g. `{"bits": 4}`.
+        prompt: how the prompt before each trace was made where it is not the one of training, see `asked_as`.
+        read: layers whose activations are held; None for all.
 
     Raises:
         ValueError: no checkpoint, an empty split, two names that give one file name, or a question in two splits.
@@ -51,6 +56,9 @@ class Inputs:
     dtype: str | None = None
     openings: tuple[str, ...] = ()
     adapters: Mapping[str, str | Path] = field(default_factory=dict)
+    load_options: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str | None = None
+    read: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         questions = [{trace.question for trace in split} for split in (self.train, self.validation, self.test)]
@@ -67,9 +75,16 @@ class Inputs:
 
     def load(self, stage: str) -> tuple[Any, Any]:
         """The model and tokenizer of a checkpoint."""
+        gc.collect()  # the model before this one
+        options = {"dtype": self.dtype, **self.load_options}
         if stage in self.adapters:
-            return steerkit.load(self.stages[stage], adapter=self.adapters[stage], dtype=self.dtype)
-        return steerkit.load(self.stages[stage], dtype=self.dtype)
+            options["adapter"] = self.adapters[stage]
+        return steerkit.load(self.stages[stage], **options)
+
+    def reading(self) -> dict[str, Any]:
+        """How checkpoints are loaded and what precedes a trace, for a configuration: nothing where both are usual."""
+        given = {"load": dict(self.load_options), "prompt": self.prompt}
+        return {name: value for name, value in given.items() if value}
 
     def about(self, stage: str) -> dict[str, Any]:
         """Path and content hash of a checkpoint, and of its adapter, for the configuration of a run folder.
@@ -99,15 +114,53 @@ def files_of(checkpoint: str | Path) -> dict[str, str | None]:
     return {"checkpoint": str(path), "files_sha256": content}
 
 
-def inputs_of_files(stages: Mapping[str, str | Path], path: str | Path, **others: Any) -> Inputs:
+def asked_as(trace: DebateTrace, prompt: str) -> DebateTrace:
+    """The trace with another prompt before it.
+
+    Args:
+        trace: a debate.
+        prompt: a text in which `{question}` stands for the question; `"chat"`: the question as the user's message; or
+            `"text"`: the trace's own text before its first tag.
+
+    Raises:
+        ValueError: a text without `{question}`, or `"text"` for a trace that begins with a tag.
+    """
+    if prompt == "chat":
+        return replace(trace, asked=({"role": "user", "content": trace.question},))
+    if prompt == "text":
+        own = trace.text[: -len(trace.body)]
+        if not own.strip():
+            raise ValueError(
+                f"expected text before the first tag of every debate, with the prompt 'text'; got none in that of "
+                f"{trace.question!r:.80}. Pass a text with {{question}}, or chat."
+            )
+        return replace(trace, asked=own)
+    if "{question}" not in prompt:
+        raise ValueError(
+            f"expected a prompt with {{question}}, or chat, or text; got {prompt!r:.80}. Pass one of them."
+        )
+    return replace(trace, asked=prompt.replace("{question}", trace.question))
+
+
+def inputs_of_files(
+    stages: Mapping[str, str | Path], path: str | Path, skip_incomplete: bool = False, **others: Any
+) -> Inputs:
     """Any checkpoints and any traces file: 60 % of its questions for vectors, 15 % for validation, 25 % for test.
+
+    The hash of a question decides its split and its place in it: the first debates of a split are a random part of it.
 
     Args:
         stages: name -> checkpoint.
         path: file of `steerkit.read_traces`.
+        skip_incomplete: leave out debates in which an agent has no text in a round.
         others: further fields of `Inputs`.
     """
-    traces = read_traces(path)
+    traces = sorted(read_traces(path, skip_incomplete), key=lambda trace: sha256(trace.question))
+    if skip_incomplete:
+        every = {turn.agent for trace in traces for turn in trace.turns}
+        traces = [trace for trace in traces if _is_complete(trace, every)]
+    if prompt := others.get("prompt"):
+        traces = [asked_as(trace, prompt) for trace in traces]
     percentile = {trace.question: _percentile(trace.question) for trace in traces}
     train, validation, test = (
         tuple(trace for trace in traces if low <= percentile[trace.question] < high)
@@ -193,6 +246,12 @@ def base_of(run: str | Path) -> str | Path:
 
         return default_checkpoint()
     return str(checkpoint)
+
+
+def _is_complete(trace: DebateTrace, agents: set[int]) -> bool:
+    """Whether each of these agents has a text in each round."""
+    rounds = {turn.round for turn in trace.turns}
+    return {(turn.agent, turn.round) for turn in trace.turns if turn.text} == {*product(agents, rounds)}
 
 
 def _percentile(question: str) -> int:

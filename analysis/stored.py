@@ -1,15 +1,16 @@
-"""Scores on disk: rows that are known by a key and are computed once, so that a killed analysis resumes."""
+"""Scores and vectors on disk that are computed once, so that a killed analysis resumes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from steerkit.io.files import sha256
-from steerkit.io.json import canonical_json
+from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.progress import progress
 from steerkit.io.rows import append_rows, read_rows
+from steerkit.vectors.vector import SteeringVector
 
 T = TypeVar("T")
 AT_ONCE = 192
@@ -48,3 +49,25 @@ def stored_scores(
             known |= {row["key"]: row["score"] for row in rows}
             advance(len(some))
     return [float(known[hashed]) for hashed in hashes]
+
+
+def stored_vectors(folder: Path | None, make: Callable[[], Mapping[str, SteeringVector]]) -> dict[str, SteeringVector]:
+    """Return the vectors in a folder; where it has none, those that `make` gives, which are stored.
+
+    Activations may differ by rounding when they are read again. A sweep that is resumed needs equal vectors.
+
+    Args:
+        folder: their folder; None keeps nothing.
+        make: gives the vectors by name.
+    """
+    if folder is None:
+        return dict(make())
+    index = folder / "names.json"
+    if not index.is_file():
+        made = dict(make())
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, vector in enumerate(made.values()):
+            vector.save(folder / f"{number}.safetensors")
+        write_json(index, list(made))
+        return made
+    return {name: SteeringVector.load(folder / f"{number}.safetensors") for number, name in enumerate(read_json(index))}

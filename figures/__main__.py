@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from figures import agents, debate, suppression, tokens, training
 from steerkit.io.files import file_name
+from steerkit.io.json import read_json
 from steerkit.io.tables import read_table
 from steerkit.show.plots import save_figure
 
 Picture = tuple[str, Any, Any]
+NAMES = "agents.json"
+"""File with the name of each agent by its number, where the debates name them."""
 
 
 def pictures(folder: Path) -> Iterator[Picture]:
@@ -45,17 +48,28 @@ def _tables(folder: Path, *names: str) -> list[tuple[Any, ...]]:
 
 def _agent_pictures(folder: Path) -> Iterator[Picture]:
     """Pictures of the agents' vectors: steering curves, cosines, the plane that they span."""
+    names = read_json(folder / NAMES) if (folder / NAMES).is_file() else {}
     for table, meta in _tables(folder, "curves"):
+        table = _named(table, names)
         for stage, identity in product(dict.fromkeys(table["stage"]), (False, True)):
             name = f"steering-{file_name(stage)}-{'tag' if identity else 'none'}"
             yield name, agents.steering_curves(table, stage, identity), meta
     for table, choice, meta in _tables(folder, "cosines", "choice"):
+        table = _named(table, names)
         for line in choice.drop_duplicates("stage").itertuples():
             yield f"cosines-{file_name(line.stage)}", agents.cosine_map(table, line.stage, line.layer), meta
     for table, meta in _tables(folder, "checkpoint_cosines"):
         yield "cosines-checkpoints", agents.checkpoint_map(table), meta
     for table, meta in _tables(folder, "plane"):
-        yield "plane", agents.plane(table), meta
+        yield "plane", agents.plane(_named(table, names)), meta
+
+
+def _named(table: Any, names: Mapping[str, str]) -> Any:
+    """A table with the agents' names in place of their numbers; the same table where there are none."""
+    if not names:
+        return table
+    columns = {name: table[name].astype(str) for name in ("agent", "other") if name in table}
+    return table.assign(**{name: column.map(names).fillna(column) for name, column in columns.items()})
 
 
 def _probe_pictures(folder: Path) -> Iterator[Picture]:

@@ -195,6 +195,25 @@ def estimate(preset: Preset, shape: Shape, device: Device, memory: float | None 
     return pd.DataFrame(rows)
 
 
+def to_write(shape: Shape, device: Device, texts: int, prompt: int, new: int) -> Stage:
+    """Estimate the generation of texts, as many at once as fit the device.
+
+    Args:
+        shape: size of the model.
+        device: where it runs, see `training.devices`.
+        texts: number of texts.
+        prompt: tokens of a prompt.
+        new: new tokens of a text.
+
+    Example:
+        >>> to_write(shape_of(get_preset("llama-3.1-8b")), DEVICES["h100"], texts=1000, prompt=500, new=200).seconds
+    """
+    most = math.inf if device.memory_gib is None else device.memory_gib * GIB / MARGIN
+    rows = _rows_that_fit(shape, device, texts, prompt, new, most)
+    seconds = seconds_to_write(shape, device, texts, rows, prompt, new)
+    return Stage("writing", texts, new, rows, _writing(shape, device, rows, prompt, new), seconds)
+
+
 def _stages(preset: Preset, shape: Shape, device: Device, most: float) -> Iterator[Stage]:
     sft, grpo, agents = preset.sft, preset.grpo, preset.grpo.agents
     calls, answer = agents * preset.debate.rounds, preset.debate.sampling.max_new_tokens

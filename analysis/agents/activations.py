@@ -18,7 +18,12 @@ Source = Literal["asked", "trace", "untagged", "plain"]
 
 
 def activations_of(
-    model: Any, tokenizer: Any, traces: Sequence[DebateTrace], sources: Sequence[Source], context: Context
+    model: Any,
+    tokenizer: Any,
+    traces: Sequence[DebateTrace],
+    sources: Sequence[Source],
+    context: Context,
+    layers: Sequence[int] | None = None,
 ) -> dict[tuple[str, str], Activations]:
     """Activations by (source, read position): those of `turn_activations`, and the source `"asked"`.
 
@@ -31,17 +36,19 @@ def activations_of(
         traces: the debates.
         sources: what is read.
         context: the prompt that names an agent, for the source `"asked"`.
+        layers: that are read; None for all.
     """
+    read_at: Any = "all" if layers is None else list(layers)
     activations = {}
     for source in sources:
         if source == "asked":
             agents = [(trace, agent) for trace in traces for agent in first_texts(trace)]
             asked = [(trace.question, agent, context(tokenizer, trace, agent)) for trace, agent in agents]
-            acts = sk.collect(model, tokenizer, [prompt for _, _, prompt in asked], position="last")
+            acts = sk.collect(model, tokenizer, [prompt for _, _, prompt in asked], position="last", layers=read_at)
             items = acts.items.assign(label=[agent for _, agent, _ in asked], group=[group for group, _, _ in asked])
             activations["asked", "last"] = replace(acts, items=items)
         else:
-            by_position = turn_activations(model, tokenizer, traces, source)
+            by_position = turn_activations(model, tokenizer, traces, source, layers=layers)
             activations |= {(source, position): acts for position, acts in by_position.items()}
     return activations
 

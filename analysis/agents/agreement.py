@@ -10,6 +10,7 @@ import argparse
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,18 +30,22 @@ NO_AGENT = "0"
 """The label of a text that is no agent's."""
 
 
-def known_texts(traces: Sequence[DebateTrace], openings: Sequence[str]) -> pd.DataFrame:
+def known_texts(
+    traces: Sequence[DebateTrace], openings: Sequence[str], rouge_tokenizer: str | None = None
+) -> pd.DataFrame:
     """The scores on texts whose agent is known, a row per kind of text.
 
     Args:
         traces: at least two debates.
         openings: for each agent what its texts begin with.
+        rouge_tokenizer: tokenizer of ROUGE-L; None is `rouge_score`.
 
     Returns:
         Columns text, rouge_l and speaks (means over agents and questions), n. A good score has 1 and 1 on the first
         kind, less ROUGE-L and speaks 1 on the second, less ROUGE-L and speaks 0 on the third.
     """
     rows = []
+    words: Any = rouge_tokenizer or "rouge_score"
     for trace, next_trace in zip(traces, [*traces[1:], traces[0]], strict=True):
         own, other = first_texts(trace), first_texts(next_trace)
         agents = sorted(own)
@@ -49,7 +54,7 @@ def known_texts(traces: Sequence[DebateTrace], openings: Sequence[str]) -> pd.Da
             for kind, text in texts.items():
                 if text is None or (kind == OTHER_AGENT and agent == next_agent):
                     continue
-                (score,) = rouge_l([text], [own[agent]])
+                (score,) = rouge_l([text], [own[agent]], words)
                 speaks = str(first_turn(text, openings).agent) == agent if openings else np.nan
                 rows.append({"text": kind, "rouge_l": score, "speaks": float(speaks)})
     table = pd.DataFrame(rows).groupby("text", sort=False)

@@ -14,8 +14,10 @@ from analysis.agents.contexts import unnamed
 from analysis.agents.continuations import continuations
 from analysis.agents.curves import only
 from analysis.agents.vectors import agent_vectors
+from analysis.stored import stored_vectors
 from steerkit.capture.activations import Activations
 from steerkit.text.traces import DebateTrace
+from steerkit.vectors.vector import SteeringVector
 
 SETTING = ["source", "position", "layer", "extent"]
 """Columns that name where a vector is read and added; with a coefficient they are a `Choice`."""
@@ -43,8 +45,9 @@ class Grid:
         bands: number of these directions in the curves.
         few_controls: measure controls only in texts that are sampled and name no agent, on which claims are judged: not
             where an agent is named, and not by teacher-forced fidelity. None is False.
-        max_new_tokens: of the continuations.
+        max_new_tokens: of the continuations; None is one and a half times the longest first text.
         seed: sampling seed, also of the controls.
+        rouge_tokenizer: tokenizer of ROUGE-L, see `steerkit.scores.text.tokenize`; None is `rouge_score`.
     """
 
     sources: tuple[Source, ...] = ("asked", "trace", "plain")
@@ -59,8 +62,9 @@ class Grid:
     controls: int = 19
     bands: int = 5
     few_controls: bool | None = None
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = 64
     seed: int = 0
+    rouge_tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,9 @@ def choose(
     Returns:
         The choice, and all gains that were measured. The column `screened` is True for those on a quarter of the
         debates.
+
+    Raises:
+        ValueError: ROUGE-L has no value, because its tokenizer does not see the letters of the texts.
     """
 
     def trial(
@@ -110,7 +117,7 @@ def choose(
         """Gains of each agent's vector at the layers that are tried for each (source, position, extent)."""
         parts = []
         for (source, position, extent), layers in tried.items():
-            vectors = agent_vectors(activations[source, position])
+            vectors = tried_vectors(activations, source, position, out)
             result = continuations(
                 model,
                 tokenizer,
@@ -124,6 +131,7 @@ def choose(
                 grid.seed,
                 out and out / name / f"{source}-{position}-{extent.replace(':', '-')}",
                 openings,
+                grid.rouge_tokenizer,
             )
             about = {"source": source, "position": position, "extent": extent}
             parts += [only(result, a, [a]).gain("rouge_l").assign(agent=a, **about) for a in vectors]
@@ -142,6 +150,11 @@ def choose(
         better.setdefault((source, position, extent), []).append(int(layer))
     measured = trial("measured", traces, better)
     mean = _mean_gain(measured)
+    if mean.isna().all():
+        raise ValueError(
+            f"expected ROUGE-L of continuations; got none: its tokenizer {grid.rouge_tokenizer or 'rouge_score'!r} "
+            "does not see the letters of the texts. Pass --set grid.rouge_tokenizer=unicode."
+        )
     *setting, strongest = mean.idxmax()
     by_coefficient = mean.xs(tuple(setting), level=SETTING)
     enough = by_coefficient[by_coefficient >= ENOUGH * by_coefficient.max()]
@@ -149,6 +162,12 @@ def choose(
     coefficient = min(enough.index, default=strongest)
     table = pd.concat([screened.assign(screened=True), measured.assign(screened=False)], ignore_index=True)
     return Choice(source, position, int(layer), extent, float(coefficient)), table
+
+
+def tried_vectors(activations: ByPosition, source: str, position: str, out: Path | None) -> dict[str, SteeringVector]:
+    """The agents' vectors of a read position, stored under the folder of the sweeps."""
+    folder = out and out / "vectors" / f"{source}-{position}"
+    return stored_vectors(folder, lambda: agent_vectors(activations[source, position]))
 
 
 def _mean_gain(table: pd.DataFrame) -> pd.Series:

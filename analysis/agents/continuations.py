@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from analysis.agents.contexts import Context, first_texts, unnamed
 from analysis.agents.speaker import by_format, first_turn
 from steerkit.scores.text import rouge_l
 from steerkit.sweeps.result import SweepResult
+from steerkit.text.tags import TAG
+from steerkit.text.tokens import decode
 from steerkit.text.traces import DebateTrace
 
 TEMPERATURE, TOP_P = 0.7, 0.9
@@ -21,6 +24,32 @@ TEMPERATURE, TOP_P = 0.7, 0.9
 def length_of_texts(tokenizer: Any, texts: Iterable[str]) -> int:
     """One and a half times the number of tokens of the longest text: the length of continuations compared with them."""
     return round(1.5 * max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts))
+
+
+def texts_with_tags(tokenizer: Any, table: pd.DataFrame) -> list[str | None]:
+    """The texts of a sweep's table, with the tags that its tokenizer has as special tokens.
+
+    A sweep leaves special tokens out of its texts. Without its tags a debate cannot be cut into turns.
+    """
+    tags = {
+        number: token.content
+        for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items()
+        if token.special and TAG.fullmatch(token.content)
+    }
+    texts = [text if isinstance(text, str) else None for text in table["text"]]
+    if not tags:
+        return texts
+    return [
+        None if text is None else "".join(_pieces(tokenizer, ids, tags))
+        for text, ids in zip(texts, table["ids"], strict=True)
+    ]
+
+
+def _pieces(tokenizer: Any, ids: Iterable[int], tags: Mapping[int, str]) -> Iterator[str]:
+    """The texts between the tags, and the tags."""
+    for is_tag, some in groupby(map(int, ids), key=tags.__contains__):
+        run = list(some)
+        yield "".join(tags[token] for token in run) if is_tag else decode(tokenizer, run)
 
 
 def continuations(
@@ -32,10 +61,11 @@ def continuations(
     coefficients: Sequence[float],
     context: Context,
     positions: str,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     seed: int = 0,
     out: Path | None = None,
     openings: Sequence[str] = (),
+    rouge_tokenizer: str | None = None,
 ) -> SweepResult:
     """Steered continuations up to the next agent's tag, scored by ROUGE-L against each agent's own first text.
 
@@ -55,14 +85,16 @@ def continuations(
         context: see `analysis.agents.contexts`. With `unnamed` all agents share a context: it is continued once, and
             its text is scored against each agent's.
         positions: where vectors are added, see `steerkit.Steering`.
-        max_new_tokens: length of a continuation.
+        max_new_tokens: length of a continuation; None is one and a half times the longest first text.
         seed: sampling seed.
         out: the sweep's folder, see `steerkit.sweep`. Its rows keep the whole texts.
         openings: for each agent what its texts begin with, see `analysis.agents.speaker`.
+        rouge_tokenizer: tokenizer of ROUGE-L, see `steerkit.scores.text.tokenize`; None is `rouge_score`.
 
     Returns:
         A sweep's result with the columns `agent`, `rouge_l`, `speaks` (1 where the first turn is the agent's own, by
-        its tag or, without one, by its opening, else 0), `style` (the same by its opening alone: a model can write one
+        its tag or, without one, by its opening, else 0; NaN where the context names the agent and there are no
+        openings: such a text begins without a tag), `style` (the same by its opening alone: a model can write one
         agent's tag and another agent's text) and `whole`, the text with its tags.
     """
     references = {trace.question: first_texts(trace) for trace in traces}
@@ -75,6 +107,8 @@ def continuations(
         ]
     else:
         prompts = [{"prompt": trace.prompt, "id": trace.question} for trace in traces]
+    if max_new_tokens is None:
+        max_new_tokens = length_of_texts(tokenizer, [text for texts in references.values() for text in texts.values()])
     result = sk.sweep(
         model,
         tokenizer,
@@ -98,13 +132,15 @@ def continuations(
         table = pd.concat([table.assign(agent=agent) for agent in agents], ignore_index=True)
         table["prompt_id"] = table["prompt_id"] + "/" + table["agent"]
     keys = zip(table["group"], table["agent"], strict=True)
-    turns = [first_turn(text, openings) if isinstance(text, str) else None for text in table["text"]]
+    texts = texts_with_tags(tokenizer, table)
+    turns = [first_turn(text, openings) if text is not None else None for text in texts]
+    knows_speaker = bool(openings) or not identity
     table = table.assign(
-        whole=table["text"],
+        whole=texts,
         text=[turn.text if turn is not None else None for turn in turns],
         reference=[references[question].get(agent) for question, agent in keys],
         speaks=[
-            float("nan") if turn is None else float(str(turn.agent) == agent)
+            float(str(turn.agent) == agent) if turn is not None and knows_speaker else float("nan")
             for turn, agent in zip(turns, table["agent"], strict=True)
         ],
         style=[
@@ -112,5 +148,6 @@ def continuations(
             for turn, agent in zip(turns, table["agent"], strict=True)
         ],
     )
-    table = table.assign(rouge_l=rouge_l(table["text"].tolist(), table["reference"].tolist()))
+    words: Any = rouge_tokenizer or "rouge_score"
+    table = table.assign(rouge_l=rouge_l(table["text"].tolist(), table["reference"].tolist(), words))
     return SweepResult(table, {**result.meta, "identity": identity})

@@ -69,7 +69,7 @@ def fidelity(
                 continue  # the context is the same for all agents: their texts are scored once
             prompt = context(tokenizer, trace, agent)
             for author, text in own_texts.items():
-                given.append((prompt, context.lead + text, steering))
+                given.append((prompt, context.lead(trace, agent) + text, steering))
                 keys.append((cell, number if identity else trace.question, author))
                 steered_by = None if cell[0] is None else content[cell[0]]
                 names.append([steered_by, *cell[1:], trace.question, agent if identity else None, author])

@@ -39,7 +39,8 @@ def plane(vectors: Mapping[str, sk.SteeringVector], acts: Activations, layer: in
     """Turns, centred on their mean, and the agents' vectors, projected on the plane that the vectors span.
 
     The axes are the first two right singular vectors of the agents' vectors: orthonormal, so that lengths are those of
-    the stream.
+    the stream. Vectors of two agents are opposite and span a line: the second axis is then the first principal
+    component of what the turns vary by besides.
 
     Args:
         vectors: the agents' vectors.
@@ -53,8 +54,12 @@ def plane(vectors: Mapping[str, sk.SteeringVector], acts: Activations, layer: in
     rows = torch.stack([vectors[agent].layers[layer] for agent in agents]).double()
     axes = torch.linalg.svd(rows, full_matrices=False).Vh[:2]
     stream = acts.at(layer).double()
+    centred = stream - stream.mean(0)
+    if len(agents) == 2:
+        rest = centred - (centred @ axes[0])[:, None] * axes[0]
+        axes = torch.stack([axes[0], torch.linalg.svd(rest, full_matrices=False).Vh[0]])
     n = acts.items["group"].nunique()
     points = [("vector", agent, *map(float, axes @ row), n) for agent, row in zip(agents, rows, strict=True)]
-    turns = ((stream - stream.mean(0)) @ axes.T).tolist()
+    turns = (centred @ axes.T).tolist()
     points += [("turn", label, *point, n) for label, point in zip(acts.items["label"], turns, strict=True)]
     return pd.DataFrame(points, columns=["kind", "agent", "x", "y", "n"])

@@ -19,15 +19,16 @@ import pandas as pd
 from analysis.agents.activations import activations_of
 from analysis.agents.agreement import known_texts
 from analysis.agents.checkpoint_differences import areas, differences, gained
-from analysis.agents.choose import Grid, choose
+from analysis.agents.choose import Grid, choose, tried_vectors
 from analysis.agents.contexts import by_tag, unnamed
 from analysis.agents.continuations import continuations
 from analysis.agents.curves import curves, gains
 from analysis.agents.fidelity import fidelity
 from analysis.agents.geometry import agent_cosines, checkpoint_cosines, plane
 from analysis.agents.reliability import reliability
-from analysis.agents.vectors import agent_controls, agent_vectors, published_vectors
+from analysis.agents.vectors import agent_controls, published_vectors
 from analysis.inputs import Inputs, inputs_of
+from analysis.stored import stored_vectors
 from steerkit.io.files import file_name, sha256
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
@@ -48,16 +49,18 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
         inputs.test[: grid.test],
     )
     named = inputs.context(name)
-    activations = activations_of(model, tokenizer, train, grid.sources, named)
+    activations = activations_of(model, tokenizer, train, grid.sources, named, inputs.read)
     choice, tried = choose(model, tokenizer, activations, validation, grid, inputs.openings, out / "tried")
     acts = activations[choice.source, choice.position]
-    own = agent_vectors(acts)
+    own = tried_vectors(activations, choice.source, choice.position, out / "tried")
     tables = {"tried": tried, "reliability": reliability(acts, [choice.layer], seed=grid.seed)}
-    on_test = activations_of(model, tokenizer, test, (choice.source,), named)[choice.source, choice.position]
-    tables["plane"] = plane(own, on_test, choice.layer)
+    on_test = activations_of(model, tokenizer, test, (choice.source,), named, inputs.read)
+    tables["plane"] = plane(own, on_test[choice.source, choice.position], choice.layer)
     tables["cosines"] = agent_cosines(own)
-    all_vectors = {**own, **agent_controls(acts, own, grid.controls, grid.seed)}
-    curve_vectors = {**own, **agent_controls(acts, own, min(grid.bands, grid.controls), grid.seed)}
+    controls = stored_vectors(out / "controls", lambda: agent_controls(acts, own, grid.controls, grid.seed))
+    some = agent_controls(acts, own, min(grid.bands, grid.controls), grid.seed)
+    all_vectors = {**own, **controls}
+    curve_vectors = {**own, **{name: controls[name] for name in some}}
     coefficients = (*grid.negative, *grid.coefficients)
     parts: dict[str, list[pd.DataFrame]] = {"curves": [], "gains": []}
     for context, short in ((unnamed, "none"), (named, "tag")):
@@ -81,13 +84,16 @@ def at_stage(name: str, inputs: Inputs, grid: Grid, out: Path) -> dict[str, pd.D
                 grid.seed,
                 out / folder,
                 inputs.openings,
+                grid.rouge_tokenizer,
             )
             for vectors, at, folder in (
                 (sampled[0], coefficients, short),
                 (sampled[1], [choice.coefficient], f"{short}-frozen"),
             )
         )
-        results: dict[str, Any] = dict.fromkeys(("rouge_l", "speaks"), written)
+        results: dict[str, Any] = {"rouge_l": written}
+        if inputs.openings or context is unnamed:  # a text after the agent's tag begins without one
+            results["speaks"] = written
         if inputs.openings:
             results["style"] = written
         # Where training put tags before every text, one that follows the bare problem at once is unlike any.
@@ -137,6 +143,17 @@ def checkpoint_tables(folders: Mapping[str, Path]) -> dict[str, list[pd.DataFram
     return {kind: each or [pd.DataFrame()] for kind, each in parts.items()}
 
 
+def configuration(inputs: Inputs, grid: Grid) -> dict[str, Any]:
+    """What determines the tables of all checkpoints: the configuration of their folder."""
+    return _shared_configuration(inputs, grid) | {"stages": {name: inputs.about(name) for name in inputs.stages}}
+
+
+def _shared_configuration(inputs: Inputs, grid: Grid) -> dict[str, Any]:
+    """What determines the tables, without the checkpoints."""
+    traces = (*inputs.train, *inputs.validation, *inputs.test)
+    return {"grid": asdict(grid), "traces": sha256("".join(trace.text for trace in traces)), **inputs.reading()}
+
+
 def analyse(inputs: Inputs, grid: Grid, out: str | Path, only: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
     """Tables of all checkpoints, written as `out/KIND.csv`; a finished checkpoint is not analysed again.
 
@@ -157,8 +174,7 @@ def analyse(inputs: Inputs, grid: Grid, out: str | Path, only: Sequence[str] = (
     out = Path(out)
     if unknown := [name for name in only if name not in inputs.stages]:
         raise ValueError(f"expected checkpoints among {list(inputs.stages)}; got {unknown}. Pass names of that list.")
-    config: dict[str, Any] = {"grid": asdict(grid)}
-    config["traces"] = sha256("".join(trace.text for trace in (*inputs.train, *inputs.validation, *inputs.test)))
+    config = _shared_configuration(inputs, grid)
     folders = {name: out / "stages" / file_name(name) for name in inputs.stages}
     for name in only or inputs.stages:
         own = config | {"stages": {name: inputs.about(name)}}
@@ -168,14 +184,14 @@ def analyse(inputs: Inputs, grid: Grid, out: str | Path, only: Sequence[str] = (
                     write_table(folder / f"{kind}.csv", table, own)
     if only:
         return {}
-    config["stages"] = {name: inputs.about(name) for name in inputs.stages}
+    config = configuration(inputs, grid)
     with run_folder(out, config):
         parts = {kind: [read_table(folder / f"{kind}.csv")[0] for folder in folders.values()] for kind in KINDS}
         parts |= checkpoint_tables(folders)
         published = {name: published_vectors(inputs, name, grid.train, path) for name, path in folders.items()}
         parts["checkpoint_cosines"] = [checkpoint_cosines(published)]
         tables = {kind: pd.concat(each, ignore_index=True) for kind, each in parts.items()}
-        tables["known_texts"] = known_texts(inputs.test, inputs.openings)
+        tables["known_texts"] = known_texts(inputs.test, inputs.openings, grid.rouge_tokenizer)
         for kind, table in tables.items():
             write_table(out / f"{kind}.csv", table, config)
     return tables

@@ -79,7 +79,7 @@ def published_vectors(inputs: Inputs, stage: str, n: int, out: Path) -> dict[str
     agents = sorted({str(turn.agent) for trace in inputs.train[:n] for turn in trace.turns})
     files = [out / f"published-{agent}.safetensors" for agent in agents]
     if not all(path.is_file() for path in files):
-        acts = turn_activations(*inputs.load(stage), inputs.train[:n])["last"]
+        acts = turn_activations(*inputs.load(stage), inputs.train[:n], layers=inputs.read)["last"]
         for agent, vector in agent_vectors(acts).items():
             vector.save(out / f"published-{agent}.safetensors")
     return {path.stem.removeprefix("published-"): sk.SteeringVector.load(path) for path in files}

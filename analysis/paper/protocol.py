@@ -23,16 +23,17 @@ import pandas as pd
 import steerkit as sk
 from analysis.agents.activations import turn_activations
 from analysis.agents.contexts import Context, by_tag, first_texts
-from analysis.agents.continuations import TEMPERATURE, TOP_P, length_of_texts
+from analysis.agents.continuations import TEMPERATURE, TOP_P, length_of_texts, texts_with_tags
 from analysis.agents.speaker import first_turn
 from analysis.agents.vectors import agent_vectors
 from analysis.inputs import BASE, CHECKPOINT, IMAD, SFT, Inputs, inputs_of_run
 from analysis.paper.plant import PLANTED, Plant, plant, planted_directions
+from analysis.stored import stored_vectors
 from steerkit.capture.norms import stream_norms
 from steerkit.io.files import file_name, sha256
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
-from steerkit.scores.text import rouge_l
+from steerkit.scores.text import rouge_l, tokenize
 from steerkit.stats.areas import curve_auc
 from steerkit.stats.controls import against_controls
 from steerkit.text.traces import DebateTrace
@@ -70,6 +71,7 @@ class Protocol:
         max_new_tokens: of each text; None is one and a half times the longest reference.
         plant: training of the base with planted directions, all weights of it; None leaves that check out.
         seed: of the sampling, of the controls and of the planting.
+        rouge_tokenizer: tokenizer of ROUGE-L, see `steerkit.scores.text.tokenize`; None is `rouge_score`.
     """
 
     coefficients: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0)
@@ -84,6 +86,7 @@ class Protocol:
     max_new_tokens: int | None = None
     plant: Plant | None = Plant()  # noqa: RUF009  frozen
     seed: int = 0
+    rouge_tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("coefficients", "doses"):
@@ -104,7 +107,8 @@ def sft_vectors(inputs: Inputs, setting: Protocol) -> tuple[Vectors, list[Vector
 
     Source: Yi, Mueller and Lee 2026, arXiv 2604.24881, section 4.
     """
-    acts = turn_activations(*inputs.load(inputs.vectors_at), inputs.train[: setting.train])["last"]
+    train = inputs.train[: setting.train]
+    acts = turn_activations(*inputs.load(inputs.vectors_at), train, layers=inputs.read)["last"]
     own = {agent: vector.unit() for agent, vector in agent_vectors(acts).items()}
     shuffled: list[Vectors] = [
         {a: v.unit() for a, v in agent_vectors(shuffle_labels(acts, setting.seed + k, balanced=True)).items()}
@@ -151,7 +155,8 @@ def steered(
     Returns:
         Columns kind, number (of the triple), grid (`coefficient`, `dose`; `controls`: the coefficients or doses of the
         controls where these have fewer), strength, question, agent, rouge_l, speaks (1 where the turn has the agent's
-        own format; NaN without `openings`). Strength 0 is in each grid.
+        own format; NaN without `openings`), relative_dose (share of the stream's mean norm). Strength 0 is in each
+        grid.
     """
     some = debates[:50]
     norm = stream_norms(model, tokenizer, [t.prompt for t in some], [t.body for t in some], [layer])[layer]
@@ -191,7 +196,8 @@ def steered(
                 out=out and out / f"agent-{agent}-{part}",
             )
             grids = (few or {}) | (strengths if part != AT_CONTROLS else {})
-            parts.append(_scored(swept.table, agent, references, grids, openings))
+            table = swept.table.assign(text=texts_with_tags(tokenizer, swept.table))
+            parts.append(_scored(table, agent, references, grids, openings, setting.rouge_tokenizer))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -209,11 +215,16 @@ def _scored(
     references: Mapping[tuple[str, str], str],
     strengths: Mapping[tuple[str, float], float],
     openings: Sequence[str],
+    rouge_tokenizer: str | None = None,
 ) -> pd.DataFrame:
     """One agent's texts with their scores, by grid and strength."""
     turns = [first_turn(text if isinstance(text, str) else "", openings) for text in table["text"]]
-    scores = rouge_l([turn.text for turn in turns], [references[q, agent] for q in table["prompt_id"]])
-    scores = np.nan_to_num(scores, nan=0.0)  # a text without a word is like none
+    own = [references[question, agent] for question in table["prompt_id"]]
+    words: Any = rouge_tokenizer or "rouge_score"
+    scores = rouge_l([turn.text for turn in turns], own, words)
+    unseen = {text for text in set(own) if not tokenize(text, words) and any(map(str.isalnum, text))}
+    # A text without a word is like none; of a reference whose letters the tokenizer does not see nothing is known.
+    scores = np.where(np.isnan(scores) & [text not in unseen for text in own], 0.0, scores)
     kind = table["vector"].str.partition(" ")
     about = pd.DataFrame(
         {
@@ -224,6 +235,7 @@ def _scored(
             "agent": agent,
             "rouge_l": scores,
             "speaks": [float(str(turn.agent) == agent) if openings else np.nan for turn in turns],
+            "relative_dose": table["relative_dose"],
         }
     )
     parts = []
@@ -252,7 +264,10 @@ def areas(table: pd.DataFrame, score: str = "rouge_l") -> pd.DataFrame:
     rows = []
     for grid, part in wide.groupby(level="grid", sort=False):
         values = part.dropna(axis=1, how="all")
-        area = np.array([curve_auc(values.columns, row, normalize=True) for row in values.to_numpy()])
+        curves = values.to_numpy()
+        area = np.full(len(curves), np.nan)
+        for index in np.flatnonzero(np.isfinite(curves).all(axis=1)):
+            area[index] = curve_auc(values.columns, curves[index], normalize=True)
         rows.append(pd.DataFrame({"area": area, "above": area - values[0.0].to_numpy()}, index=values.index))
         assert grid
     keys = ["kind", "number", "grid", "question"]
@@ -318,13 +333,29 @@ def run_protocol(inputs: Inputs, setting: Protocol, out: str | Path) -> pd.DataF
         "setting": asdict(setting),
         "stages": {name: inputs.about(name) for name in stages},
         "traces": sha256("".join(trace.text for trace in debates)),
+        **inputs.reading(),
     }
     with run_folder(out, config) as folder:
 
         @cache
         def sets() -> dict[str, list[Vectors]]:
-            own, shuffled = sft_vectors(inputs, setting)
-            return {OWN: [own], RANDOM: random_triples(own, setting.controls, setting.seed), SHUFFLED: shuffled}
+            def made() -> dict[str, SteeringVector]:
+                own, shuffled = sft_vectors(inputs, setting)
+                every = {OWN: [own], RANDOM: random_triples(own, setting.controls, setting.seed), SHUFFLED: shuffled}
+                return {
+                    f"{kind} {k} {agent}": vector
+                    for kind, triples in every.items()
+                    for k, triple in enumerate(triples)
+                    for agent, vector in triple.items()
+                }
+
+            found: dict[str, list[dict[str, SteeringVector]]] = {OWN: [], RANDOM: [], SHUFFLED: []}
+            for name, vector in stored_vectors(folder / "vectors", made).items():
+                kind, k, agent = name.split(" ")
+                if int(k) == len(found[kind]):
+                    found[kind].append({})
+                found[kind][int(k)][agent] = vector
+            return {kind: [*triples] for kind, triples in found.items()}
 
         path = folder / "layers.csv"
         if not path.exists():
@@ -340,8 +371,10 @@ def run_protocol(inputs: Inputs, setting: Protocol, out: str | Path) -> pd.DataF
                 if not path.exists():
                     test = inputs.test[: setting.test]
                     written = folder / "texts" / f"{file_name(stage)}-{name}"
-                    loaded = inputs.load(stage)
-                    table = steered(*loaded, test, context, sets(), layer, setting, inputs.openings, written)
+                    vectors = sets()  # before the model is loaded: one model at a time
+                    table = steered(
+                        *inputs.load(stage), test, context, vectors, layer, setting, inputs.openings, written
+                    )
                     write_table(path, table, config)
                 table = read_table(path)[0]
                 each.append(_all_areas(table, inputs).assign(stage=stage, context=name))

@@ -98,7 +98,8 @@ def probe_checkpoints(
     """
     text = "".join(trace.text for debates in traces.values() for trace in debates)
     config: dict[str, Any] = {name: inputs.about(name) for name in inputs.stages}
-    config = {"stages": config, "traces": sha256(text)} | ({} if layers is None else {"layers": list(layers)})
+    config = {"stages": config, "traces": sha256(text), **inputs.reading()}
+    config |= {} if layers is None else {"layers": list(layers)}
     parts = []
     with run_folder(out / "separability", config) as folder:
         for stage in inputs.stages:

@@ -295,7 +295,7 @@ def asked(
     """
     rows = []
     for trace in traces:
-        begun = "" if context.begun is None else context.begun(trace, agent)
+        begun = context.begun(trace, agent)
         rows.append(
             {
                 "prompt": context(tokenizer, trace, agent),

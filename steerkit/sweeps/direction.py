@@ -20,7 +20,7 @@ from steerkit.models.blocks import find_blocks
 from steerkit.models.context import check_vocabulary
 from steerkit.steering.steering import Steering
 from steerkit.text.prompt import PromptLike, encode_prompt
-from steerkit.text.tokens import encode
+from steerkit.text.tokens import decode, encode
 from steerkit.vectors.extract import difference_in_means
 from steerkit.vectors.vector import SteeringVector
 
@@ -71,7 +71,8 @@ def choose_direction(
     Args:
         train: label -> prompts, from which the candidates are read: strings, chats or `Prompt`s.
         validation: label -> prompts, on which one is chosen; none of the training prompts.
-        tokens: how refusals begin, e.g. `["I", "Sorry"]`; the first token of each counts.
+        tokens: how refusals begin, e.g. `["I", "Sorry"]`; the first token of each counts, with and without a space
+            before the text. A token of white space alone does not count.
         positive: label of the prompts that the model refuses.
         negative: label of the others.
         positions: read positions from the end of the prompt, e.g. the tokens of the template after the instruction.
@@ -119,7 +120,7 @@ def choose_direction(
     read = {encode_prompt(tokenizer, one, chat_template_kwargs) for label in wanted for one in train[label]}
     if both := sum(ids in read for several in held_out.values() for ids in several):
         raise ValueError(f"expected other prompts for validation; {both} are training prompts too. Remove them.")
-    first_tokens = sorted({encode(tokenizer, text)[0] for text in tokens})
+    first_tokens = first_tokens_of(tokenizer, tokens)
     check_vocabulary(model, [first_tokens])
     texts = {label: list(train[label]) for label in (positive, negative)}
     activations = collect_each(
@@ -158,6 +159,19 @@ def choose_direction(
             candidate(frame.sort_values("induce", kind="stable").iloc[-1]),
         )
     return candidate(frame[frame["eligible"]].sort_values("bypass", kind="stable").iloc[0])
+
+
+def first_tokens_of(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """The first tokens of texts, with and without a space before each; the token of that space alone is left out.
+
+    Models of some tokenizers (Llama 2's, Mistral's) begin a reply with a space.
+
+    Example:
+        >>> first_tokens_of(tokenizer, ["I", "Sorry"])
+    """
+    plain = {encode(tokenizer, text)[0] for text in texts}
+    spaced = {encode(tokenizer, f" {text}")[0] for text in texts}
+    return sorted(plain | {token for token in spaced if decode(tokenizer, [token], skip_special=False).strip()})
 
 
 class _Judge:

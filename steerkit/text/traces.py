@@ -12,11 +12,14 @@ from typing import Any
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json
 from steerkit.io.rows import read_rows
-from steerkit.text.records import LAYOUTS, layout_of, spoken_turns
+from steerkit.text.prompt import PromptLike
+from steerkit.text.records import LAYOUTS, is_incomplete, layout_of, names_in, numbers_of, spoken_turns
 from steerkit.text.spans import SpannedText
 from steerkit.text.tags import CONSENSUS, END, TAG, agent_tag, misspelt_tag, round_tag
 
 Range = tuple[int, int]
+NAMES = "agent_names"
+"""Key of `DebateTrace.extra` that holds the names of the agents 1 to n, where a record names them."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class DebateTrace:
         text: the tagged text.
         gold: the correct answer, if there is one.
         extra: further fields of its record, e.g. `consensus_type`.
+        asked: what precedes the trace when a model reads it; None is `Problem: {question}` and a blank line.
 
     Attributes:
         turns: the turns in the order of the text.
@@ -69,6 +73,7 @@ class DebateTrace:
     text: str
     gold: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    asked: PromptLike | None = None
     turns: tuple[Turn, ...] = field(init=False)
     turn_ranges: tuple[Range, ...] = field(init=False, repr=False, compare=False)
     consensus: str | None = field(init=False)
@@ -121,9 +126,20 @@ class DebateTrace:
         return self.text[self.text.index(round_tag(1)) :]
 
     @property
-    def prompt(self) -> str:
-        """The text that precedes the trace in training: `Problem: {question}` and a blank line."""
-        return f"Problem: {self.question}\n\n"
+    def prompt(self) -> PromptLike:
+        """What precedes the trace: `asked`, or as in training `Problem: {question}` and a blank line."""
+        return f"Problem: {self.question}\n\n" if self.asked is None else self.asked
+
+    @property
+    def prompt_text(self) -> str:
+        """`prompt`, which must be a text here.
+
+        Raises:
+            ValueError: chat messages or token ids precede the trace.
+        """
+        if not isinstance(self.prompt, str):
+            raise ValueError(f"expected a text before the trace; got {self.prompt!r:.80}. Pass asked=None, or a text.")
+        return self.prompt
 
     def spans(self) -> SpannedText:
         """The body after its prompt, with a span per turn, labelled with the agent and grouped by question.
@@ -250,27 +266,45 @@ def _check_round(tag: re.Match[str], number: int, consensus: str | None, after: 
         )
 
 
-def read_traces(path: str | Path) -> list[DebateTrace]:
+def read_traces(path: str | Path, skip_incomplete: bool = False) -> list[DebateTrace]:
     """Read traces from a JSON list in the released format, or from JSON lines of the same records.
 
     A record has `question` and `debate_trace`. It may have `gold_answer`, and other fields, which `extra` keeps. An
     untagged record has its turns in place of `debate_trace` (see `steerkit.text.records.spoken_turns`), and may have
-    `consensus`; its text is written with the tags.
+    `consensus`; its text is written with the tags. Names of agents have the same number in all records of the file;
+    `extra["agent_names"]` keeps them.
+
+    Args:
+        path: the file.
+        skip_incomplete: leave out untagged records in which an agent has no turn in a round.
 
     Raises:
-        ValueError: the file holds no such records, or a record is not a trace; the message names file and record.
+        ValueError: the file holds no such records, a record is not a trace, or an agent has no turn in some records;
+            the message names file and record.
     """
+    records = list(enumerate(read_records(path), 1))
+    names = {name for _, record in records if "debate_trace" not in record for name in names_in(record)}
+    incomplete = [number for number, row in records if "debate_trace" not in row and is_incomplete(row, names)]
+    if skip_incomplete:
+        records = [(number, record) for number, record in records if number not in set(incomplete)]
+    elif silent := [number for number in incomplete if layout_of(records[number - 1][1]) == "turns"]:
+        raise ValueError(
+            f"{path}, record {silent[0]}: expected a turn of each of the agents {', '.join(numbers_of(names))} in "
+            f"every round of every record; got {len(silent)} of {len(records)} records without one, "
+            f"the first: {', '.join(map(str, silent[:5]))}. Add the turns, or leave these records out."
+        )
+    numbers = numbers_of(names)
     traces = []
-    for number, row in enumerate(read_records(path), 1):
+    for number, row in records:
         try:
-            traces.append(_trace_of(row))
+            traces.append(_trace_of(row, numbers))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, record {number}: {error}") from error
     return traces
 
 
-def _trace_of(row: Mapping[str, Any]) -> DebateTrace:
-    """The trace in a record, tagged or not."""
+def _trace_of(row: Mapping[str, Any], numbers: Mapping[str, int]) -> DebateTrace:
+    """The trace in a record, tagged or not; `numbers` are those of the agents' names."""
     layout = layout_of(row) if "debate_trace" not in row else None
     if missing := {"question", layout or "debate_trace"} - set(row):
         raise ValueError(
@@ -279,13 +313,18 @@ def _trace_of(row: Mapping[str, Any]) -> DebateTrace:
         )
     used = {"question", "debate_trace", "gold_answer"} if layout is None else {"question", "gold_answer", "consensus"}
     extra = {key: value for key, value in row.items() if key not in used | {layout}}
+    gold: Any = row.get("gold_answer")
+    if isinstance(gold, int | float) and not isinstance(gold, bool):
+        gold = str(gold)
     if layout is None:
-        return DebateTrace(row["question"], row["debate_trace"], row.get("gold_answer"), extra)
+        return DebateTrace(row["question"], row["debate_trace"], gold, extra)
     consensus = row.get("consensus")
     if not isinstance(consensus, str | None):
         raise ValueError(f"expected the consensus as text; got {consensus!r:.80}. Put it in quotes.")
-    turns = [Turn(*turn) for turn in spoken_turns(row)]
-    return DebateTrace.of(row["question"], turns, consensus, row.get("gold_answer"), extra)
+    turns = [Turn(*turn) for turn in spoken_turns(row, numbers)]
+    if layout == "turns" and any(name != str(number) for name, number in numbers.items()):
+        extra[NAMES] = list(numbers)
+    return DebateTrace.of(row["question"], turns, consensus, gold, extra)
 
 
 def write_traces(path: str | Path, traces: Iterable[DebateTrace]) -> None:

@@ -31,11 +31,12 @@ class TurnContrast:
 
 def turn_contrasts(trace: DebateTrace, number: int) -> list[TurnContrast]:
     """A contrast for every turn of a trace; `number` is the index of its question in the data set."""
-    text = trace.prompt + trace.body
+    prompt = trace.prompt_text
+    text = prompt + trace.body
     contrasts = []
     for turn in trace.turns:
         tag = agent_tag(turn.agent, turn.round)
-        round_start = text.index(round_tag(turn.round), len(trace.prompt))
+        round_start = text.index(round_tag(turn.round), len(prompt))
         others = {
             str(other.agent): other.text
             for other in trace.turns

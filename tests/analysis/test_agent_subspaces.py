@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 import steerkit as sk
 from analysis.agents import choose as choosing
@@ -15,14 +16,18 @@ from analysis.agents.activations import activations_of
 from analysis.agents.choose import Grid, choose
 from analysis.agents.contexts import by_cast, by_tag, unnamed
 from analysis.agents.continuations import continuations
+from analysis.agents.geometry import plane
 from analysis.agents.speaker import FirstTurn, by_format, first_turn
 from analysis.agents.vectors import agent_vectors
 from analysis.inputs import Inputs
 from analysis.own_debates import main
+from steerkit.capture.activations import Activations
 from steerkit.generation.generator import InProcess
 from steerkit.io.run_folder import ConfigurationChanged
 from steerkit.io.tables import read_table
 from steerkit.sweeps.result import SweepResult
+from steerkit.text.tags import tags
+from steerkit.text.tokens import decode
 from steerkit.text.traces import write_traces
 from tests.analysis.test_analysis import traces
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -86,6 +91,19 @@ def test_a_choice_that_is_made_again_generates_nothing(tmp_path, monkeypatch) ->
         pd.testing.assert_frame_equal(one[1], plain[1])
 
 
+def test_the_plane_of_two_agents_has_what_the_turns_vary_by_as_second_axis() -> None:
+    items = pd.DataFrame({"label": ["1", "2"] * 3, "group": list("aabbcc")})
+    stream = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0], [1.0, 2, 0], [-1.0, 2, 0], [1.0, -2, 0], [-1.0, -2, 0]])
+    acts = Activations(stream[:, None], (0,), items, {})
+    vectors = {
+        "1": sk.SteeringVector({0: torch.tensor([2.0, 0, 0])}),
+        "2": sk.SteeringVector({0: torch.tensor([-2.0, 0, 0])}),
+    }
+    table = plane(vectors, acts, 0)
+    assert sorted(table.loc[table["kind"] == "turn", "y"].abs()) == pytest.approx([0, 0, 2, 2, 2, 2])
+    assert table.loc[table["kind"] == "vector", "y"].tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_controls_may_be_left_to_sampled_texts_without_a_name(everywhere, tmp_path) -> None:
     loaded, held = (tiny_model("llama", context=1024), tiny_tokenizer()), traces(14)
@@ -131,6 +149,37 @@ def test_what_follows_the_first_turn_is_not_scored(monkeypatch) -> None:
     assert table["rouge_l"].round(2).to_dict() == {"1": 0.4, "2": 1.0, "3": 0.29}
     assert table["speaks"].to_dict() == {"1": 0.0, "2": 1.0, "3": 0.0}
     assert set(table["text"]) == {"so second 0"} and set(table["whole"]) == {said}
+
+
+def test_tags_that_are_special_tokens_end_a_turn_and_name_the_speaker(monkeypatch) -> None:
+    from analysis.agents import continuations as module
+
+    held, tokenizer = traces(1), tiny_tokenizer()
+    said = "<|Round 1 - Initial Solutions|>\n\n<|Agent 2 Solution|>: so second 0\n\n<|Agent 3 Solution|>: third"
+
+    def swept(model, tokenizer, vectors, prompts, **_) -> SweepResult:
+        ids = tokenizer(said + "<|end|>")["input_ids"]
+        columns = {"vector": "v", "layer": 1, "coefficient": 0.0, "sample": 0, "group": "0+0"}
+        texts = {"ids": ids, "text": decode(tokenizer, ids)}
+        return SweepResult(pd.DataFrame([{"prompt_id": row["id"], **columns, **texts} for row in prompts]))
+
+    monkeypatch.setattr(module.sk, "sweep", swept)
+    usual = continuations(None, tokenizer, held, {}, [1], [], unnamed, "all", 6).table.set_index("agent")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tags())})
+    special = continuations(None, tokenizer, held, {}, [1], [], unnamed, "all", 6).table.set_index("agent")
+    assert set(special["text"]) == {"so second 0"} and set(special["whole"]) == {said}
+    assert special["speaks"].to_dict() == {"1": 0.0, "2": 1.0, "3": 0.0}
+    pd.testing.assert_frame_equal(special.drop(columns="ids"), usual.drop(columns="ids"))
+
+
+def test_who_speaks_after_an_agents_tag_is_unknown_without_openings() -> None:
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    held = traces(2)
+    own = agent_vectors(activations_of(model, tokenizer, held, ("asked",), by_tag)["asked", "last"])
+    pushed = own, [1], [2.0], by_tag, "all", 6
+    assert continuations(model, tokenizer, held, *pushed).table["speaks"].isna().all()
+    known = continuations(model, tokenizer, held, *pushed, openings=("first", "so", "third")).table["speaks"]
+    assert set(known) <= {0.0, 1.0}
 
 
 @pytest.mark.parametrize(

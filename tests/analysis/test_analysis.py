@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import steerkit as sk
 from analysis import stored
 from analysis.agents import fidelity as fidelity_module
 from analysis.agents.activations import turn_activations
-from analysis.agents.contexts import by_cast, by_tag, first_texts, unnamed
+from analysis.agents.contexts import by_cast, by_tag, first_texts, other_ids, tag_alone, unnamed
 from analysis.agents.fidelity import fidelity
 from analysis.agents.reliability import reliability
 from analysis.agents.vectors import agent_controls, agent_vectors, within_labels
-from analysis.inputs import Inputs, inputs_of_files
+from analysis.inputs import Inputs, asked_as, inputs_of_files
 from analysis.paper.main_table import main, read_runs
 from analysis.paper.main_table import main_table as table_of_methods
 from steerkit.capture.activations import Activations
@@ -127,7 +128,7 @@ def test_fidelity_is_the_agents_own_log_probability_less_the_others_mean(before,
 
     def score(trace: DebateTrace, agent: str, text: str, vector: str, coefficient: float) -> float:
         lead = list(before(tokenizer, trace, agent).ids)
-        after = tokenizer(before.lead + text)["input_ids"]
+        after = tokenizer(before.lead(trace, agent) + text)["input_ids"]
         steering = sk.Steering(own[vector].at(2), coefficient, extent)
         with steering.on(model, prompt_length=len(lead)), torch.no_grad():
             logits = model(torch.tensor([lead + after]), use_cache=False).logits[0]
@@ -183,13 +184,58 @@ def test_who_speaks_is_said_by_the_tag_or_by_the_prompt_of_the_debate() -> None:
     assert tagged == f"{opened}<|Agent 1 Solution|>: first 0\n\n<|Agent 2 Solution|>:"
     for agent, text in first_texts(trace).items():
         before = by_tag(tokenizer, trace, agent).text
-        assert (trace.prompt + trace.body).startswith(before + by_tag.lead + text)
+        assert (trace.prompt + trace.body).startswith(before + by_tag.lead(trace, agent) + text)
     assert unnamed(tokenizer, trace, "2").text == "Problem: 0+0\n\n"
     context = by_cast(cast_of("diverse"), "number")
     asked = context.ask(trace, "3")
     assert context(tokenizer, trace, "3").source == "chat"
     assert asked[0]["content"] == cast_of("diverse").personas[2].system
     assert asked[1]["content"].startswith("Problem: 0+0")
+
+
+@pytest.mark.parametrize("between", [": ", ":\n", " ", ""])
+def test_the_context_ends_where_the_trace_does_before_an_agents_text(between) -> None:
+    body = traces(1)[0].body.replace("|>: ", f"|>{between}")
+    trace, tokenizer = DebateTrace("0+0", body), tiny_tokenizer()
+    for agent, text in first_texts(trace).items():
+        before = by_tag(tokenizer, trace, agent).text
+        assert before == before.rstrip() and (trace.prompt_text + trace.body).startswith(
+            before + by_tag.lead(trace, agent) + text
+        )
+    alone = f"{trace.prompt_text}{round_tag(1)}\n\n{agent_tag(2, 1)}{between.rstrip()}"
+    assert tag_alone(tokenizer, trace, "2").text == alone and other_ids(tokenizer, [trace]) == 0
+
+
+class Joining:
+    """A tokenizer of words, to which a colon and the line end after it are one token."""
+
+    def __call__(self, text: str, **_) -> dict:
+        pieces = re.findall(r":\n|\w+|.|\n", text)
+        return {"input_ids": [sum(map(ord, piece)) for piece in pieces]}
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        return ["" for _ in ids]
+
+
+def test_contexts_whose_end_is_no_token_of_the_trace_are_counted() -> None:
+    usual = traces(2)
+    joined = [DebateTrace(trace.question, trace.text.replace("|>: ", "|>:\n")) for trace in usual]
+    assert other_ids(Joining(), usual) == 0 and other_ids(Joining(), joined) == 6
+
+
+def test_another_prompt_precedes_whole_traces_single_turns_and_contexts() -> None:
+    model, tokenizer = tiny_model("llama", context=1024), tiny_tokenizer()
+    (trace,) = traces(1)
+    asked = asked_as(trace, "Q: {question}\n")
+    assert unnamed(tokenizer, asked, "1").text == "Q: 0+0\n" and asked.spans().prompt == "Q: 0+0\n"
+    assert by_tag(tokenizer, asked_as(trace, "chat"), "1").text.startswith("<|user|>0+0<|end|><|assistant|><|Round 1")
+    chat = turn_activations(model, tokenizer, [asked_as(trace, "chat")])["last"]
+    assert not torch.allclose(chat.resid, turn_activations(model, tokenizer, [trace])["last"].resid)
+    own = DebateTrace("0+0", f"Add these.\n\n{trace.body}")
+    assert unnamed(tokenizer, asked_as(own, "text"), "1").text == "Add these.\n\n"
+    for prompt, message in (("text", "expected text before the first tag"), ("Q", "expected a prompt with {question}")):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            asked_as(trace, prompt)
 
 
 def test_a_vector_of_equal_questions_is_reliable_and_one_of_noise_is_not_until_there_are_many() -> None:

@@ -147,6 +147,28 @@ def test_a_run_compares_every_stage_and_a_second_call_only_reads(tmp_path, monke
     assert line["value"] == pytest.approx(0, abs=1e-9)  # the three checkpoints are one model here
 
 
+def test_a_reference_whose_letters_the_tokenizer_does_not_see_has_no_score_and_no_area() -> None:
+    about = {"vector": "own 0", "prompt_id": ["q", "r"], "relative_dose": 0.0}
+    table = pd.DataFrame({**about, "coefficient": 0.0, "text": ["\u0434\u0430", "..."]})
+    seen = {("q", "1"): "\u0434\u0430", ("r", "1"): "yes"}
+    with pytest.warns(UserWarning, match="Pass tokenizer='unicode'"):
+        scored = protocol._scored(table, "1", seen, {("coefficient", 1.0): 1.0}, ())
+    assert np.isnan(scored["rouge_l"].iloc[0]) and scored["rouge_l"].iloc[1] == 0.0
+    words = protocol._scored(table, "1", seen, {("coefficient", 1.0): 1.0}, (), "unicode")["rouge_l"]
+    assert words.tolist() == [1.0, 0.0]
+    both = pd.concat([scored, scored.assign(strength=1.0)])
+    assert areas(both)["question"].tolist() == ["r"]
+
+
+def test_a_run_that_is_resumed_adds_the_vectors_that_it_began_with(tmp_path, monkeypatch) -> None:
+    given, few = inputs(monkeypatch), replace(SMALL, plant=None, layers=(1,))
+    table = run_protocol(given, few, tmp_path)
+    for path in (*tmp_path.glob("*.parquet"), tmp_path / "layers.csv"):
+        path.unlink()
+    monkeypatch.setattr(protocol, "turn_activations", lambda *_, **__: pytest.fail("read again"))
+    pd.testing.assert_frame_equal(table, run_protocol(given, few, tmp_path))
+
+
 def test_a_planted_direction_selects_its_agent_and_a_random_one_does_not() -> None:
     loaded, held = model(), traces(6)
     own = agent_vectors(turn_activations(*loaded, held)["last"])

@@ -128,7 +128,6 @@ def trace_cases() -> Iterator[Case]:
         "lacks the trace": (trace_file({"question": "q"}), "expected the keys", "got ['question']", "Add ["),
         "has null as trace": (trace_file(record(debate_trace=None)), "expected the text", "got None", quotes),
         "has a number as question": (trace_file(record(question=7)), "expected the question", "got 7", quotes),
-        "has a number as answer": (trace_file(record(gold_answer=14)), "expected the gold", "got 14", quotes),
         "has a list as answer": (trace_file(record(gold_answer=["14"])), "expected the gold", "got ['14']", quotes),
         "has no trace in record 2": (trace_file(record(), record(debate_trace="x")), "record 2: e", "; ", "Correct"),
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from figures import __main__ as figures
 from figures.debate import accuracy_by_seed, protocol_areas
@@ -122,6 +123,18 @@ def test_every_table_gives_its_pictures_and_equal_tables_equal_bytes(tables, cap
     figures.main([str(tables), "--out", str(tables / "two")])
     for path in (tables / "one").iterdir():
         assert path.read_bytes() == (tables / "two" / path.name).read_bytes(), path.name
+
+
+def test_figures_show_the_names_of_agents_where_the_folder_has_them(tables) -> None:
+    before = {name: figure for name, figure, _ in figures.pictures(tables)}
+    (tables / "agents.json").write_text('{"1": "Ann", "2": "Bob", "3": "Cy"}')
+    after = {name: figure for name, figure, _ in figures.pictures(tables)}
+
+    def shown(drawn: dict, name: str) -> str:
+        return " ".join(text.get_text() for text in drawn[name].findobj(Text))
+
+    for name in ("plane", "cosines-base", "steering-base-none"):
+        assert "Ann" in shown(after, name) and "Ann" not in shown(before, name)
 
 
 def test_figures_import_no_torch(tables) -> None:

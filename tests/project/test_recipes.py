@@ -93,7 +93,7 @@ def test_the_refusal_recipe_turns_refusals_on_by_addition_and_off_by_ablation(tm
     changes = {'"I\'m s", "Sorry")': '"I\'m s", "S")', '["I", "Sorry"]': '["S"]'}
     names = run("refusal", tmp_path, monkeypatch, changes)
     rates = {
-        name: names[name].score(**names["score"]).table.groupby(["kind", "coefficient"])["refusal"].mean().to_dict()
+        name: names[name].score(**names["score"]).table.groupby(["kind", "coefficient"])["refuse"].mean().to_dict()
         for name in ("added", "ablated")
     }
     assert rates["added"][("harmful", 0.0)] == 1 and rates["added"][("harmless", 0.0)] == 0

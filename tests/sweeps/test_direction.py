@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import steerkit as sk
+from steerkit.sweeps.direction import first_tokens_of
 from steerkit.text.prompt import encode_prompt
 from tests.reference import steered_logits
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -82,6 +83,14 @@ def test_a_planted_direction_is_found_at_its_position_and_its_scores_are_those_o
         kl.append(float((plain.exp() * (plain - new)).sum()))
     for name, values in (("bypass", bypass), ("induce", induce), ("kl", kl)):
         assert best[name] == pytest.approx(np.mean(values), rel=1e-3, abs=1e-5), name
+
+
+def test_the_first_token_of_a_refusal_counts_with_and_without_a_space_and_a_space_alone_does_not() -> None:
+    tokenizer = tiny_tokenizer()
+    (plain,) = encode_prompt(tokenizer, "N")
+    assert first_tokens_of(tokenizer, ["N"]) == [plain]
+    tokenizer.add_tokens([" N"])
+    assert first_tokens_of(tokenizer, ["N"]) == [plain, *encode_prompt(tokenizer, " N")]
 
 
 def test_the_chosen_vector_is_a_difference_in_means_and_its_file_keeps_the_table(tmp_path) -> None:

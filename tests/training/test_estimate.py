@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 from steerkit.demo.checkpoint import default_checkpoint  # noqa: E402
 from training import imad  # noqa: E402
 from training.devices import DEVICES, this_device  # noqa: E402
-from training.estimate import GIB, QUESTION, estimate, shape_of  # noqa: E402
+from training.estimate import GIB, QUESTION, estimate, seconds_to_write, shape_of, to_write  # noqa: E402
 from training.memory import MARGIN, generation, training_step  # noqa: E402
 from training.presets import get_preset  # noqa: E402
 from training.train.checkpoints import LoRA, with_adapter  # noqa: E402
@@ -135,3 +135,10 @@ def test_device_and_memory_are_refused_without_a_dry_run(capsys) -> None:
 def test_this_machine_is_measured() -> None:
     device = this_device()
     assert device.on_cpu and 1e8 < device.flops < 1e14 and 1e8 < device.bandwidth < 1e13
+
+
+def test_texts_are_written_as_many_at_once_as_fit_the_device() -> None:
+    shape, device = shape_of(get_preset("llama-3.1-8b")), DEVICES["h100"]
+    few, long = to_write(shape, device, 10, 500, 200), to_write(shape, device, 10_000, 8_000, 2_000)
+    assert few.rows == 10 and few.seconds == seconds_to_write(shape, device, 10, 10, 500, 200)
+    assert long.rows < 256 and MARGIN * long.memory <= 80 * GIB

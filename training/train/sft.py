@@ -133,7 +133,7 @@ def examples(
     for trace, like in zip(traces, traces if cut_like is None else cut_like, strict=True):
         completion = _completion(trace, like, setting, kind, rng)
         if completion is not None:
-            rows.append({"prompt": trace.prompt, "completion": completion})
+            rows.append({"prompt": trace.prompt_text, "completion": completion})
     if not rows:
         raise ValueError(
             f"expected traces that give examples for the target {setting.target!r}; got {len(traces)} that give none. "
