@@ -38,6 +38,10 @@ def trainer(model: torch.nn.Module, step: int = 3) -> SimpleNamespace:
     )  # fmt: skip
 
 
+def out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError
+
+
 def by_hand(model: torch.nn.Module, prompt: str, index: int) -> list[int]:
     """One completion, the whole text forwarded again for every token."""
     tokenizer = tiny_tokenizer()
@@ -99,7 +103,7 @@ def test_completions_of_a_merged_adapter_are_those_of_plain_forwards(monkeypatch
     assert made["completion_ids"] == [by_hand(model, prompt, index) for index, prompt in enumerate(PROMPTS)]
 
 
-def test_quantised_weights_and_models_without_an_adapter_are_not_merged() -> None:
+def test_quantised_weights_weights_without_room_for_a_copy_and_models_without_an_adapter_are_not_merged() -> None:
     plain = tiny_model(kind="llama")
     with merged(plain):
         assert module.unwrap(plain) is plain
@@ -108,3 +112,8 @@ def test_quantised_weights_and_models_without_an_adapter_are_not_merged() -> Non
     layer.base_layer.weight = torch.nn.Parameter(torch.zeros(32, 32, dtype=torch.uint8), requires_grad=False)
     with merged(model):
         assert not layer.merged
+    layer.base_layer.weight = torch.nn.Parameter(torch.zeros(32, 32), requires_grad=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "clone", out_of_memory)
+        with merged(model):
+            assert not layer.merged

@@ -100,20 +100,23 @@ def without_autocast(model: nn.Module) -> Iterator[None]:
 def merged(model: Any) -> Iterator[None]:
     """Merge the adapter of a PEFT model into its weights inside the `with`; afterwards they have their old bits.
 
-    The old weights are kept as a copy. Quantised weights, which would be rounded anew, and models without an adapter
-    are not changed.
+    The old weights are kept as a copy. Quantised weights, which would be rounded again, models without an adapter, and
+    those whose copy does not fit into memory are not changed.
     """
     if unwrap(model) is model:
         yield
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
     weights = [layer.get_base_layer().weight for layer in layers]
-    if not all(weight.is_floating_point() for weight in weights):
+    before = None
+    if all(weight.is_floating_point() for weight in weights):
+        with contextlib.suppress(torch.OutOfMemoryError):
+            before = [weight.detach().clone() for weight in weights]
+    if before is None:
         yield
         return
-    before = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         model.merge_adapter()
     try:
