@@ -109,10 +109,10 @@ bench: $(VENV)/.peers  ## speed against plain loops and against other packages; 
 
 DEVICE ?= cuda
 gpu:  ## speed, memory and equivalences on a GPU machine, by its own python3 and without a network; DEVICE=cpu: small sizes
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --device $(DEVICE)
+	HF_HUB_OFFLINE=1 $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --device $(DEVICE)
 
-gpu-pack: $(DEV)  ## source, wheels and weights for a GPU machine without a network, in pieces of 60 MiB, in runs/gpu-kit
-	$(BIN)/python -m benchmarks.gpu.pack runs/gpu-kit
+gpu-pack: $(DEV)  ## wheels and weights for a GPU machine without a network, in runs/gpu-kit: make gpu-pack DEBATES=traces.jsonl
+	$(BIN)/python -m benchmarks.gpu.pack runs/gpu-kit $(if $(DEBATES),--debates $(DEBATES))
 
 imad-tiny: $(DEV)  ## IMAD training of a small model from scratch: make imad-tiny SEED=7 FAMILY=arithmetic
 	$(ARENAS) $(BIN)/python -m training.imad tiny --seed $(SEED) --family $(FAMILY)

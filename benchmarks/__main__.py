@@ -33,6 +33,7 @@ from benchmarks import (
     startup,
     training,
 )
+from benchmarks.gpu.page import SMALL_SIZES
 from benchmarks.timing import STORE, Measured
 from figures.growth import growth as growth_figure
 from steerkit.io.files import write_text
@@ -42,7 +43,7 @@ from steerkit.io.versions import versions
 from steerkit.show.plots import save_figure
 
 HERE = Path(__file__).parent
-GPU_PAGE = HERE.parent / "runs" / "gpu" / "gpu.md"
+GPU_PAGE = STORE.parent / "gpu" / "gpu.md"
 PEERS = ("nnsight", "transformer-lens", "steering-vectors", "rouge-score", "scikit-learn", "rapidfuzz")
 JOBS: dict[str, Callable[[], Iterator[Measured]]] = {
     "startup": startup.startup,
@@ -219,9 +220,9 @@ def results() -> str:
         for row in table.itertuples(index=False):
             cells = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row]
             lines.append("| " + " | ".join(cells) + " |")
-    page = GPU_PAGE
-    if page.exists() and not page.read_text().startswith("# GPU: CPU"):
-        lines += ["", page.read_text().replace("\n## ", "\n### ").replace("# GPU", "## GPU", 1)]
+    page = GPU_PAGE.read_text() if GPU_PAGE.exists() else SMALL_SIZES
+    if SMALL_SIZES not in page.partition("\n")[0]:
+        lines += ["", page.replace("\n## ", "\n### ").replace("# GPU", "## GPU", 1)]
     else:
         lines += ["", "## GPU", "", "`make gpu` has not been run: no GPU was available."]
     return "\n".join(lines) + "\n"

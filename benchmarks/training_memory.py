@@ -184,7 +184,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "system at once. Training keeps freed memory for the next step, which is faster; `process` is the growth of "
         "the peak then. The estimate is that of `training.memory` and 10 % for the allocator, as in `python -m "
         "training.imad PRESET --dry-run`. `make gpu` measures GPU memory "
-        f"(part `training`). The 10 % were chosen when the cases marked * had been measured; {checks}.",
+        f"(parts `sft-4`, `sft-1`, `grpo`). The 10 % were chosen when the cases marked * had been measured; {checks}.",
         "",
         "| case | parameters | texts x tokens | in use, MiB | estimated MiB | estimate / in use | process, MiB |",
         "|---|---|---|---|---|---|---|",

@@ -1,127 +1,116 @@
 """`python3 -m benchmarks.gpu [--device cpu] [--parts NAME,NAME] [--out FOLDER]`: run the parts, write their figures.
 
-Needs torch and transformers, and no network. A part that fails or does not fit into the time is reported and the others
-go on. Results: FOLDER/gpu.json and FOLDER/gpu.md.
+Needs torch and transformers, and no network. On a GPU each part runs in a process of its own with a time limit. A part
+that fails or does not fit into the time is reported, and the others go on. Results: FOLDER/gpu.json, FOLDER/gpu.md and
+FOLDER/log.txt, updated with each figure.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import datetime
 import json
+import math
+import platform
+import subprocess
 import sys
+import tempfile
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.equivalence import equivalences
-from benchmarks.gpu.recipe import recipe
-from benchmarks.gpu.sizes import Sizes, sizes_for
-from benchmarks.gpu.speed import capture, decoding, static_cache
-from benchmarks.gpu.training import training
+from benchmarks.gpu.page import markdown
+from benchmarks.gpu.parts import PARTS, ROOT, Outcome, Settings, run_apart, run_here
+from steerkit.io.files import write_text
 from steerkit.io.signals import restore_interrupt
 
-Part = Callable[[Sizes, torch.device], list[dict[str, Any]]]
-PARTS: dict[str, Part] = {
-    "equivalence": equivalences,
-    "decoding": decoding,
-    "capture": capture,
-    "static-cache": static_cache,
-    "training": training,
-    "recipe": recipe,
-}
+PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the chosen parts; returns 1 if one failed."""
     restore_interrupt()
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--device", default="cuda", help="cuda, or cpu with small sizes.")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cuda, or cpu with small sizes.")
+    parser.add_argument(
+        "--small", action="store_true", help="Small sizes on the GPU too, in this process: a first try."
+    )
     parser.add_argument("--parts", default=",".join(PARTS), help="Parts to run, with commas.")
-    parser.add_argument("--budget", type=float, default=330.0, help="Seconds after which no further part starts.")
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="Folder of gpu.json and gpu.md.")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="Seconds for all parts together.")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="Folder of gpu.json, gpu.md and log.txt.")
+    parser.add_argument("--work", type=Path, help="Folder of checkpoints; kept, to resume (default: a temporary one).")
     parser.add_argument("--checkpoint", type=Path, help="Folder or GGUF file of SmolLM2 for the part recipe.")
     parser.add_argument("--debates", type=Path, help="traces.jsonl for the part recipe (default: debate first).")
+    parser.add_argument("--commit", help="Commit of the source, where git does not know it.")
     given = parser.parse_args(arguments)
     chosen = given.parts.split(",")
     if unknown := [name for name in chosen if name not in PARTS]:
         parser.error(f"expected parts among {list(PARTS)}; got {unknown}.")
-    device = torch.device(given.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("expected a GPU; torch sees none. Pass --device cpu to run small sizes on the CPU.")
-    known = {"checkpoint": given.checkpoint, "debates": given.debates, "folder": given.out / "recipe"}
-    sizes = replace(sizes_for(device), **known)
-    start = time.monotonic()
-    results = {"machine": machine(device), "parts": {}}
-    for name, part in PARTS.items():
-        elapsed = time.monotonic() - start
-        if name not in chosen:
-            results["parts"][name] = {"state": "skipped", "reason": "not chosen"}
-        elif elapsed > given.budget:
-            results["parts"][name] = {"state": "skipped", "reason": f"no time left after {elapsed:.0f} s"}
-        else:
-            results["parts"][name] = run(part, device, sizes)
-        write(results, given.out)
-        print(name, json.dumps({k: v for k, v in results["parts"][name].items() if k != "figures"}), flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (given.work or Path(temporary)).absolute()
+        settings = Settings(given.device, given.small, given.checkpoint, given.debates, work)
+        results = {"machine": machine(settings, given.commit), "parts": {}}
+        run_all(chosen, settings, given.seconds, results, given.out)
     print(markdown(results))
     return int(any(part["state"] == "failed" for part in results["parts"].values()))
 
 
-def run(part: Part, device: torch.device, sizes: Sizes) -> dict[str, Any]:
-    """One part's figures and seconds; a failure with its reason."""
+def run_all(chosen: Sequence[str], settings: Settings, seconds: float, results: dict[str, Any], out: Path) -> None:
+    """Run the chosen parts in the order of `PARTS`, and write the results after each figure."""
     start = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (name for name in PARTS if name in chosen):
+        part, left = PARTS[name], seconds - (time.monotonic() - start)
+        needed = part.seconds if settings.apart else 0.0
+
+        def report(outcome: Outcome, name: str = name) -> None:
+            results["parts"][name] = {**outcome, "note": PARTS[name].note}
+            write_text(out / "gpu.json", json.dumps(results, indent=1))
+            write_text(out / "gpu.md", markdown(results))
+
+        if left < needed:
+            reason = f"expected {needed:.0f} s; {left:.0f} s are left"
+            report({"state": "skipped", "figures": [], "reason": reason})
+        elif settings.apart:
+            report(run_apart(name, settings, min(part.limit, left), report, out / "log.txt"))
+        else:
+            report(run_here(name, settings, min(part.limit, left), report))
+        shown = {key: value for key, value in results["parts"][name].items() if key not in ("figures", "note")}
+        print(name, json.dumps(shown), flush=True)
+
+
+def machine(settings: Settings, commit: str | None) -> dict[str, str]:
+    """The device, the commit and the versions that figures depend on."""
+    device = torch.cuda.get_device_name() if settings.device == "cuda" else "CPU"
+    if not settings.apart:
+        device += ", small sizes: no figures to publish"
+    about = {
+        "device": device,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit or _commit(),
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda or "none",
+    }
+    for package in PACKAGES:
+        try:
+            about[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            about[package] = "not installed"
+    return about
+
+
+def _commit() -> str:
     try:
-        figures = part(sizes, device)
-        outcome: dict[str, Any] = {"state": "ran", "figures": figures}
-    except NotImplementedError as error:
-        outcome = {"state": "skipped", "reason": str(error)}
-    except Exception as error:  # reported, so that the other parts run
-        traceback.print_exc(file=sys.stderr)
-        outcome = {"state": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return {**outcome, "seconds": round(time.monotonic() - start, 1)}
-
-
-def machine(device: torch.device) -> dict[str, str]:
-    """The device and the versions that figures depend on."""
-    import transformers
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, small sizes: no figures to publish"
-    return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def write(results: dict[str, Any], folder: Path) -> None:
-    """Write the results so far as JSON and Markdown."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu.json").write_text(json.dumps(results, indent=1))
-    (folder / "gpu.md").write_text(markdown(results))
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """A table of all figures; parts that did not run with their reason."""
-    about = results["machine"]
-    lines = [f"# GPU: {about['device']}", "", f"torch {about['torch']}, transformers {about['transformers']}.", ""]
-    for name, part in results["parts"].items():
-        took = f" ({part['seconds']} s)" if "seconds" in part else ""
-        lines += [f"## {name}: {part['state']}{took}", ""]
-        if "reason" in part:
-            lines += [part["reason"], ""]
-        if part.get("figures"):
-            lines += ["| figure | value | 95 % interval | n |", "|---|---|---|---|"]
-            for row in part["figures"]:
-                interval = f"[{row['low']:.4g}, {row['high']:.4g}]" if "low" in row else ""
-                limit = f" (limit {row['limit']:g})" if "limit" in row else ""
-                value = f"{row['value']:.4g} {row['unit']}{limit}".strip()
-                lines.append(f"| {row['figure']} | {value} | {interval} | {row.get('n', '')} |")
-            lines.append("")
-    return "\n".join(lines)
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -1,31 +1,30 @@
-"""Pack what a GPU machine without a network needs, in pieces of at most 60 MiB: source, wheels and weights.
+"""Pack what a GPU machine without a network needs beside the source, in pieces of at most 50 MiB: wheels and weights.
 
 `python -m benchmarks.gpu.pack OUT` needs a network, for the wheels. OUT gets folders `piece-1`, `piece-2`, ...; carry
-each to the machine, into one folder KIT, and run there
+each to the machine, and run there, in the root of the source,
 
-    python3 KIT/piece-1/unpack.py KIT
+    python3 -m benchmarks.gpu.unpack PIECE KIT
 
-It writes `KIT/kit` with the source, installs the wheels into `KIT/kit/site`, and prints the commands to run.
+It adds the piece to the folder KIT, installs the wheels into `KIT/site` once they are whole, and prints the commands
+that can be run.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import json
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.gpu.unpack import CUT, GSM8K, LARGER, SOURCE, UNPACK, WEIGHTS, WHEELS
+from benchmarks.gpu.unpack import CUT, GSM8K, LARGER, MANIFEST, WEIGHTS, WHEELS, digest
 
-ROOT = Path(__file__).parents[2]
 MIB = 2**20
-LIMIT = 60 * MIB
-FOLDERS = ("steerkit", "training", "benchmarks")
-PACKAGES = ("trl", "datasets", "dill", "multiprocess", "gguf", "rouge-score")
+LIMIT = 50 * MIB
+"""A piece travels with the source, and both together have at most 64 MiB."""
+PACKAGES = ("trl", "datasets", "dill", "multiprocess", "gguf")
 """What the machine lacks: torch, transformers, accelerate, peft, pandas and pyarrow are there."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
@@ -59,25 +58,25 @@ def pack(
     shutil.rmtree(staging, ignore_errors=True)
     (staging / WHEELS).mkdir(parents=True)
     download(PACKAGES, staging / WHEELS, python)
-    files: dict[str, bytes] = {SOURCE: source()}
-    files |= {f"{WHEELS}/{path.name}": path.read_bytes() for path in sorted((staging / WHEELS).iterdir())}
+    files = {f"{WHEELS}/{path.name}": path.read_bytes() for path in sorted((staging / WHEELS).iterdir())}
     files |= {} if weights is None else {f"{WEIGHTS}/{weights.name}": weights.read_bytes()}
     carried = {f"{WEIGHTS}/traces.jsonl": debates, f"{WEIGHTS}/{LARGER}": larger, f"{WEIGHTS}/{GSM8K}": gsm8k}
     files |= {name: path.read_bytes() for name, path in carried.items() if path is not None}
     shutil.rmtree(staging)
     pieces = in_pieces(files, LIMIT)
+    manifest = json.dumps({name: digest(data) for name, data in files.items()}, indent=1)
     for number, piece in enumerate(pieces, 1):
         for name, data in piece.items():
             path = staging / f"piece-{number}" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-    shutil.copyfile(Path(__file__).with_name(UNPACK), staging / "piece-1" / UNPACK)
+        (staging / f"piece-{number}" / MANIFEST).write_text(manifest)
     staging.rename(out)
     return sorted(out.iterdir())
 
 
 def in_pieces(files: Mapping[str, bytes], limit: int) -> list[dict[str, bytes]]:
-    """Return the files in pieces of at most `limit` bytes; a file that does not fit whole is cut, see `unpack.joined`.
+    """Return the files in pieces of at most `limit` bytes; a file that does not fit whole is cut, see `unpack.add`.
 
     Example:
         >>> [list(piece) for piece in in_pieces({"a": b"123", "b": b"45"}, limit=4)]
@@ -96,18 +95,6 @@ def in_pieces(files: Mapping[str, bytes], limit: int) -> list[dict[str, bytes]]:
             pieces[-1][f"{name}{CUT}{len(parts) - 1:03d}" if cut else name] = parts[-1]
             room, data = room - len(parts[-1]), data[room:]
     return pieces
-
-
-def source() -> bytes:
-    """The committed source as a compressed archive."""
-    done = subprocess.run(
-        ["git", "archive", "--format=tar", "HEAD", *FOLDERS], cwd=ROOT, check=True, stdout=subprocess.PIPE
-    )
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as given, tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for member in given:
-            archive.addfile(member, given.extractfile(member) if member.isfile() else None)
-    return packed.getvalue()
 
 
 def wheels(packages: Sequence[str], folder: Path, python: str) -> None:

@@ -42,18 +42,18 @@ class Sizes:
         new: new tokens of a row.
         texts: captured texts, each of `width` tokens at most.
         pairs: timed pairs of each comparison.
-        sft_rows: texts of an SFT step, one step for each number.
-        train_tokens: tokens of each of these texts.
+        train_tokens: tokens of each text of an SFT step.
         completions: completions of a GRPO step.
         completion: new tokens of each of them.
         grpo_prompts: different prompts among them.
         grpo_micro_batch: completions per backward pass.
         recipe: preset, family and changed settings of the trainings of a real model.
-        recipe_seeds: training seeds that are started.
+        recipe_seeds: training seeds.
+        processes: trainings at the same time.
         recipe_seconds: seconds after which trainings that have not ended are stopped.
         checkpoint: folder or GGUF file from which these trainings start; None is the preset's own.
         debates: file of their traces; None runs the debates first.
-        folder: folder of their runs.
+        folder: folder of their runs and of all other files that are no results.
         exact: configuration of the random model on which equivalences are tested.
     """
 
@@ -66,18 +66,18 @@ class Sizes:
     new: int
     texts: int
     pairs: int
-    sft_rows: tuple[int, ...] = (4, 1)
     train_tokens: int = 2048
     completions: int = 32
     completion: int = 2000
     grpo_prompts: int = 8
     grpo_micro_batch: int = 2
     recipe: tuple[str, str, tuple[str, ...]] = ("smollm2", "addition", ())
-    recipe_seeds: int = 4
-    recipe_seconds: float = 240.0
+    recipe_seeds: tuple[int, ...] = (20, 21, 22, 23)
+    processes: int = 6
+    recipe_seconds: float = 900.0
     checkpoint: Path | None = None
     debates: Path | None = None
-    folder: Path = Path("runs/gpu/recipe")
+    folder: Path = Path("runs/gpu-work")
     exact: dict[str, Any] = field(default_factory=lambda: dict(LLAMA_SMALL, hidden_size=512, num_hidden_layers=6))
 
 
@@ -88,8 +88,8 @@ FEW = (
     "grpo.prompts=2", "grpo.generations=2", "grpo.micro_batch=4", "grpo.must_end=false", "sampling.max_new_tokens=12",
 )  # fmt: skip
 """Settings with which the preset `tiny` runs in seconds and learns nothing."""
-CUDA = Sizes(LLAMA_8B, torch.bfloat16, layer=15, rows=72, prompts=8, width=128, new=64, texts=512, pairs=11)
-CPU = Sizes(
+CUDA = Sizes(LLAMA_8B, torch.bfloat16, layer=15, rows=72, prompts=8, width=128, new=64, texts=512, pairs=5)
+SMALL = Sizes(
     LLAMA_SMALL,
     torch.float32,
     layer=1,
@@ -99,29 +99,36 @@ CPU = Sizes(
     new=4,
     texts=8,
     pairs=3,
-    sft_rows=(2,),
     train_tokens=128,
     completions=4,
     completion=8,
     grpo_prompts=2,
     recipe=("tiny", "arithmetic", FEW),
-    recipe_seeds=1,
-    recipe_seconds=900.0,
+    recipe_seeds=(20,),
     exact=dict(LLAMA_SMALL),
 )
 
 
-def sizes_for(device: torch.device) -> Sizes:
-    """The sizes for a device."""
-    return CUDA if device.type == "cuda" else CPU
+def sizes_for(device: torch.device, small: bool = False) -> Sizes:
+    """The sizes for a device; a CPU always has the small ones."""
+    return SMALL if small or device.type != "cuda" else CUDA
+
+
+HEAD = 8.0
+"""Factor of the output matrix: with random weights a nucleus would otherwise hold most of the vocabulary."""
 
 
 def random_llama(config: dict[str, Any], device: torch.device, dtype: torch.dtype, seed: int = 0) -> Any:
-    """A Llama with random weights: speed and memory do not depend on their values."""
+    """A Llama with random weights: speed and memory do not depend on their values, except for the width of a nucleus.
+
+    The output matrix is multiplied by `HEAD`, so that a nucleus has few tokens, as in a trained model.
+    """
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(seed)
     tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**config, **tokens), dtype=dtype)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(HEAD)
     return model.eval()

@@ -3,93 +3,196 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
 
 import steerkit as sk
-from benchmarks.gpu.measure import bandwidth, interleaved, ratio, seconds
+from benchmarks.gpu.measure import Figure, Way, bandwidth, interleaved, ratio, seconds
 from benchmarks.gpu.sizes import Sizes, random_llama
 from steerkit.capture.batches import read_passages, token_batches
 from steerkit.capture.pooling import pool_at
-from steerkit.generation.engine import Row
-from steerkit.generation.generate import decode
+from steerkit.generation.engine import Engine, Row
+from steerkit.generation.sampling import likeliest
 from steerkit.models.blocks import find_blocks
 from steerkit.text.spans import Passage
 
-Figure = dict[str, Any]
+WARM_UPS = 3
 
 
-class NoTokenizer:
-    """Stands for a tokenizer where prompts are token ids and texts never end."""
+def decoding(sizes: Sizes, device: torch.device) -> Iterator[Figure]:
+    """Tokens per second of decoding after the prefill: the engine, steered and not, and `model.generate`.
 
-    eos_token_id = None
-
-
-def decoding(sizes: Sizes, device: torch.device) -> list[Figure]:
-    """Tokens per second of the engine, steered and not, and of `model.generate`; the bandwidth floor of one step."""
+    Every row is steered by a vector of its own. Also: the prefill of distinct steered prompts, and the share of a
+    decoding step that reading weights and cache from memory takes at least.
+    """
     model = random_llama(sizes.llama, device, sizes.dtype)
-    prompts = _prompts(sizes)
-    vector = sk.SteeringVector({sizes.layer: torch.randn(model.config.hidden_size)})
+    prompts = _prompts(sizes, sizes.prompts)
     plain = [Row(prompts[i % len(prompts)]) for i in range(sizes.rows)]
-    steering = sk.Steering(vector, 1.0)
-    steered = [Row(row.prompt, (steering.scaled(0.1 + 0.01 * i),)) for i, row in enumerate(plain)]
+    steered = [
+        Row(row.prompt, (one,)) for row, one in zip(plain, _steerings(sizes, "from_last_prompt_token"), strict=True)
+    ]
+    ids = torch.tensor([row.prompt for row in plain], device=device)
 
-    def engine(rows: list[Row], new: int) -> Callable[[], Any]:
-        return lambda: list(decode(model, NoTokenizer(), rows, [], max_new_tokens=new, batch_rows=sizes.rows))
+    def engine(rows: list[Row]) -> Way:
+        def prepare() -> Callable[[], Any]:
+            with torch.inference_mode():
+                filled = Engine(model, rows, sizes.new)
+            return lambda: _decode(filled, sizes.new)
 
-    def generate(**options: Any) -> Callable[[], Any]:
-        ids = torch.tensor([row.prompt for row in plain], device=device)
+        return prepare
+
+    def generate() -> Callable[[], Any]:
+        cache = DynamicCache(config=model.config)
+        with torch.inference_mode():
+            model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
         settings = {"max_new_tokens": sizes.new, "min_new_tokens": sizes.new, "do_sample": False, "pad_token_id": 0}
-        return lambda: model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings, **options)
+        mask = torch.ones_like(ids)
+        return lambda: model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **settings)
 
     tokens = sizes.rows * sizes.new
-    ways = {
-        "engine, unsteered": engine(plain, sizes.new),
-        "engine, steered, a vector per row": engine(steered, sizes.new),
-        "generate, dynamic cache": generate(),
-    }
-    times = interleaved(ways, device, sizes.pairs)
-    figures = [_rate(name, tokens, values) for name, values in times.items()]
-    unsteered_engine, steered_engine, generated = ways
-    figures.append(_ratio("engine steered / unsteered, seconds", times, steered_engine, unsteered_engine))
-    figures.append(_ratio("engine steered / generate unsteered, seconds", times, steered_engine, generated))
-    prefill = interleaved({"steered": engine(steered, 1), "unsteered": engine(plain, 1)}, device, sizes.pairs)
-    figures.append(_ratio("prefill steered / unsteered, seconds", prefill, "steered", "unsteered"))
-    bytes_per_second = bandwidth(device, 2**31 if device.type == "cuda" else 2**20)
-    floor = _bytes_per_step(model, sizes) / bytes_per_second
-    step = statistics.median(times["engine, steered, a vector per row"]) / sizes.new
-    figures.append({"figure": "memory bandwidth", "value": bytes_per_second / 1e12, "unit": "TB/s"})
-    figures.append({"figure": "floor of a decoding step / measured step", "value": floor / step, "unit": ""})
-    return figures
+    ours, unsteered, theirs = "engine, steered, a vector per row", "engine, unsteered", "generate, dynamic cache"
+    times = interleaved({unsteered: engine(plain), ours: engine(steered), theirs: generate}, device, sizes.pairs)
+    for name, values in times.items():
+        yield _rate(f"decoding after the prefill: {name}", tokens, values)
+    yield _ratio("decoding: engine steered / unsteered, seconds", times, ours, unsteered)
+    yield _ratio("decoding: engine steered / generate unsteered, seconds", times, ours, theirs)
+
+    distinct = _prompts(sizes, sizes.rows)
+    everywhere = [Row(one, (steering,)) for one, steering in zip(distinct, _steerings(sizes, "all"), strict=True)]
+    bare = [Row(one) for one in distinct]
+    ways = {"steered at all positions": _prefill(model, everywhere), "unsteered": _prefill(model, bare)}
+    prefill = interleaved(ways, device, sizes.pairs)
+    for name, values in prefill.items():
+        yield _rate(f"prefill of {sizes.rows} prompts, {name}", sizes.rows * sizes.width, values)
+    yield _ratio("prefill steered / unsteered, seconds", prefill, *ways)
+    yield from _floor("a steered step of the engine", statistics.median(times[ours]) / sizes.new, model, sizes, device)
 
 
-def static_cache(sizes: Sizes, device: torch.device) -> list[Figure]:
-    """`model.generate` with a static cache, without and with compilation (CUDA graphs), against the dynamic cache."""
-    if device.type != "cuda":
-        raise NotImplementedError("CUDA graphs need a GPU")
+def _decode(engine: Engine, new: int) -> None:
+    with torch.inference_mode():
+        engine.decode(new, frozenset(), lambda logits, rows, step: likeliest(logits))
+
+
+def _prefill(model: Any, rows: list[Row]) -> Way:
+    def work() -> None:
+        with torch.inference_mode():
+            Engine(model, rows, 1)
+
+    return lambda: work
+
+
+def _steerings(sizes: Sizes, positions: str) -> list[sk.Steering]:
+    """A steering per row, each with a random vector of its own."""
+    generator = torch.Generator().manual_seed(2)
+    width = sizes.llama["hidden_size"]
+    vectors = [sk.SteeringVector({sizes.layer: torch.randn(width, generator=generator)}) for _ in range(sizes.rows)]
+    return [sk.Steering(vector, 0.1, positions=positions) for vector in vectors]
+
+
+def static_cache(sizes: Sizes, device: torch.device) -> Iterator[Figure]:
+    """Greedy decoding steps over a static cache, recorded once as a CUDA graph and replayed; without steering.
+
+    On a CPU the steps run without a graph.
+    """
     model = random_llama(sizes.llama, device, sizes.dtype)
-    prompts = _prompts(sizes)
+    prompts = _prompts(sizes, sizes.prompts)
     ids = torch.tensor([prompts[i % len(prompts)] for i in range(sizes.rows)], device=device)
-    settings = {"max_new_tokens": sizes.new, "min_new_tokens": sizes.new, "do_sample": False, "pad_token_id": 0}
-
-    def generate(**options: Any) -> Callable[[], Any]:
-        return lambda: model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings, **options)
-
-    ways = {
-        "dynamic cache": generate(),
-        "static cache": generate(cache_implementation="static", disable_compile=True),
-        "static cache, compiled": generate(cache_implementation="static"),
-    }
-    compile_seconds = seconds(ways["static cache, compiled"], device)
+    step = Step(model, ids, sizes.new + WARM_UPS + 1)
+    with torch.inference_mode():
+        truth = model(input_ids=torch.cat([ids, *(step() for _ in range(2))], dim=1), use_cache=False).logits[:, -1]
+        off = (step.logits.float() - truth.float()).norm(dim=-1) / truth.float().norm(dim=-1)
+    yield {"figure": "static against no cache, largest deviation", "value": float(off.max()), "unit": ""}
+    ways: dict[str, Way] = {"static cache, no graph": _repeated(step, step, sizes.new)}
+    if device.type == "cuda":
+        ways["static cache, CUDA graph"] = _repeated(step, _recorded(step), sizes.new)
     times = interleaved(ways, device, sizes.pairs)
-    figures = [_rate(name, sizes.rows * sizes.new, values) for name, values in times.items()]
-    figures += [_ratio(f"{name} / dynamic cache, seconds", times, name, "dynamic cache") for name in list(ways)[1:]]
-    return [*figures, {"figure": "first compiled call", "value": compile_seconds, "unit": "s"}]
+    for name, values in times.items():
+        yield _rate(name, sizes.rows * sizes.new, values)
+    if device.type == "cuda":
+        yield _ratio("CUDA graph / no graph, seconds", times, *reversed(ways))
+    name, values = list(times.items())[-1]
+    yield from _floor(f"a step ({name})", statistics.median(values) / sizes.new, model, sizes, device)
 
 
-def capture(sizes: Sizes, device: torch.device) -> list[Figure]:
+class Step:
+    """One greedy decoding step over a static cache: its inputs and outputs have fixed addresses, as a graph needs.
+
+    Args:
+        ids: prompts of one length.
+        room: number of new tokens that the cache has room for.
+    """
+
+    def __init__(self, model: Any, ids: Tensor, room: int) -> None:
+        self.model, self.width = model, ids.shape[1]
+        self.cache: Any = StaticCache(config=model.config, max_cache_len=self.width + room)
+        self.columns = torch.arange(self.width + room, device=ids.device)
+        with torch.inference_mode():
+            logits = model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
+            self.token, self.first = logits.argmax(-1), logits.argmax(-1)
+            self.position = torch.full_like(self.token[:1], self.width)
+            self.logits = logits[:, -1]
+
+    def __call__(self) -> Tensor:
+        """Forward the current token; returns it, and writes the next one and its logits."""
+        forwarded = self.token.clone()
+        mask = (self.columns <= self.position)[None, None]
+        logits = self.model(
+            input_ids=self.token,
+            attention_mask=mask,
+            position_ids=self.position,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits
+        self.logits.copy_(logits[:, -1])
+        self.token.copy_(logits.argmax(-1))
+        self.position.add_(1)
+        return forwarded
+
+    def restart(self) -> None:
+        """Return to the end of the prompts; what the cache holds after them is masked, and then overwritten."""
+        with torch.inference_mode():
+            self.token.copy_(self.first)
+            self.position.fill_(self.width)
+            for layer in self.cache.layers:
+                layer.cumulative_length.fill_(self.width)
+
+
+def _repeated(step: Step, work: Callable[[], Any], times: int) -> Way:
+    """Run one step many times from the end of the prompts."""
+
+    def run() -> None:
+        with torch.inference_mode():
+            for _ in range(times):
+                work()
+
+    def prepare() -> Callable[[], Any]:
+        step.restart()
+        return run
+
+    return prepare
+
+
+def _recorded(step: Step) -> Callable[[], Any]:
+    """Record a step as a CUDA graph, after warm-ups on a stream of their own; returns its replay."""
+    step.restart()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode():
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            step()
+    return graph.replay
+
+
+def capture(sizes: Sizes, device: torch.device) -> Iterator[Figure]:
     """Capture of texts at one layer against the bare forward of the same batches through the same blocks."""
     model = random_llama(sizes.llama, device, sizes.dtype)
     generator = torch.Generator().manual_seed(0)
@@ -128,14 +231,24 @@ def capture(sizes: Sizes, device: torch.device) -> list[Figure]:
         if number:
             times["capture"].append(took)
             times["bare forward"].append(plain)
-    figures = [_rate(name, sum(lengths), values) for name, values in times.items()]
-    return [*figures, _ratio("capture / bare forward, seconds", times, "capture", "bare forward")]
+    for name, values in times.items():
+        yield _rate(name, sum(lengths), values)
+    yield _ratio("capture / bare forward, seconds", times, "capture", "bare forward")
 
 
-def _prompts(sizes: Sizes) -> list[tuple[int, ...]]:
+def _prompts(sizes: Sizes, count: int) -> list[tuple[int, ...]]:
     generator = torch.Generator().manual_seed(0)
     high = sizes.llama["vocab_size"]
-    return [tuple(torch.randint(1, high, (sizes.width,), generator=generator).tolist()) for _ in range(sizes.prompts)]
+    return [tuple(torch.randint(1, high, (sizes.width,), generator=generator).tolist()) for _ in range(count)]
+
+
+def _floor(name: str, step: float, model: Any, sizes: Sizes, device: torch.device) -> Iterator[Figure]:
+    """Memory bandwidth, and the seconds that reading weights and cache takes at least, against those of a step."""
+    bytes_per_second = bandwidth(device, 2**31 if device.type == "cuda" else 2**20)
+    least = _bytes_per_step(model, sizes) / bytes_per_second
+    yield {"figure": "memory bandwidth", "value": bytes_per_second / 1e12, "unit": "TB/s"}
+    yield {"figure": f"floor of {name}", "value": 1e3 * least, "unit": "ms"}
+    yield {"figure": f"floor / measured, {name}", "value": least / step, "unit": ""}
 
 
 def _bytes_per_step(model: Any, sizes: Sizes) -> float:

@@ -2,108 +2,157 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from transformers import TrainerCallback, trainer
 
-from benchmarks.gpu.measure import PeakMemory, seconds
+from benchmarks.gpu.measure import Figure, PeakMemory, synchronize
 from benchmarks.gpu.sizes import Sizes, random_llama
 from benchmarks.gpu.texts import byte_tokenizer, debates
 from training.memory import MARGIN, generation, training_step
 from training.problems.problem import Problem
-from training.train.checkpoints import LoRA
-from training.train.grpo import GRPO, train_grpo
+from training.train import grpo, sft
+from training.train.checkpoints import MODULES, LoRA
 from training.train.schedules import Anneal
-from training.train.sft import SFT, train_sft
 
-Figure = dict[str, Any]
 PROMPT = 48
 """Tokens of a prompt of GRPO."""
+STEPS = 3
+"""SFT steps; the last one is reported, since the first ones allocate memory and choose kernels."""
 
 
-def training(sizes: Sizes, device: torch.device) -> list[Figure]:
-    """One optimisation step of each kind from the same random weights; its peak against `training.memory`.
+def sft_step(rows: int, sizes: Sizes, device: torch.device) -> Iterator[Figure]:
+    """An SFT step on `rows` debates; the embeddings are trained, as the new tags require.
 
     Raises:
         NotImplementedError: the packages of the extra `train` are missing.
     """
+    _check_packages()
+    model, tokenizer = random_llama(sizes.llama, device, sizes.dtype), byte_tokenizer()
+    config, lora, tokens = model.config, LoRA(), sizes.train_tokens
+    traces = debates(tokenizer, [tokens] * rows)
+    setting = sft.SFT(steps=STEPS, batch=rows, micro_batch=rows, lora=lora)
+    with _timed(sft, device) as (folder, times), PeakMemory(device) as peak:
+        sft.train_sft(model, tokenizer, traces, setting, folder / "sft")
+    name = f"SFT step, {rows} x {tokens:,} tokens"
+    yield {"figure": f"{name}: the last of {STEPS}", "value": times[-1], "unit": "s", "n": 1}
+    yield {"figure": f"{name}: the first", "value": times[0], "unit": "s", "n": 1}
+    autocast = device.type == "cuda"
+    step = training_step(config, lora, rows, tokens, train_embeddings=True, dtype=sizes.dtype, autocast=autocast)
+    yield from _memory(name, peak, MARGIN * step.total / 2**30)
+
+
+def grpo_step(sizes: Sizes, device: torch.device) -> Iterator[Figure]:
+    """Completions of full length, since a random model does not end, and two optimisation steps on them.
+
+    Raises:
+        NotImplementedError: the packages of the extra `train` are missing.
+    """
+    _check_packages()
+    model, tokenizer = random_llama(sizes.llama, device, sizes.dtype), byte_tokenizer()
+    config, lora, new = model.config, LoRA(32, 64, 0.1), sizes.completion
+    projections = [module.weight for name, module in model.named_modules() if name.rpartition(".")[2] in MODULES]
+    copied = sum(weight.numel() * weight.element_size() for weight in projections)
+    problems = [
+        Problem(str(i), f"{i}".ljust(PROMPT - 11, "x"), "2", "number", "own") for i in range(sizes.grpo_prompts)
+    ]
+    generations = sizes.completions // sizes.grpo_prompts
+    setting = grpo.GRPO(
+        anneal=Anneal("linear", clip=(new, new)),
+        steps=2,
+        inner=2,
+        prompts=sizes.grpo_prompts,
+        generations=generations,
+        micro_batch=sizes.grpo_micro_batch,
+        lora=lora,
+        save_every=2,
+    )
+    with _timed(grpo, device) as (folder, times), _timed_rollouts(device) as written, PeakMemory(device) as peak:
+        grpo.train_grpo(model, tokenizer, problems, setting, folder / "grpo")
+        row = json.loads((folder / "grpo" / "log.jsonl").read_text().splitlines()[0])
+    name = f"GRPO, {sizes.completions} x {new:,} new tokens"
+    yield {"figure": f"{name}: completions", "value": written[0], "unit": "s", "n": 1}
+    rest = times[0] - written[0]
+    yield {"figure": f"{name}: rest of the first step (rewards, old log-probabilities)", "value": rest, "unit": "s"}
+    yield {"figure": f"{name}: second step on the same completions", "value": times[1], "unit": "s", "n": 1}
+    yield {"figure": f"{name}: mean length", "value": row["length"], "unit": "tokens", "n": sizes.completions}
+    cuda = device.type == "cuda"
+    rows, tokens = sizes.grpo_micro_batch, PROMPT + new
+    step = training_step(config, lora, rows, tokens, dtype=sizes.dtype, autocast=cuda)
+    writing = step.weights + generation(config, sizes.completions, PROMPT, new, sizes.dtype, cpu=not cuda)
+    yield from _memory(name, peak, MARGIN * max(step.total, writing + copied * cuda) / 2**30)
+
+
+def _check_packages() -> None:
     try:
         import datasets  # noqa: F401
         import peft  # noqa: F401
         import trl  # noqa: F401
     except ImportError as error:
         raise NotImplementedError(f"needs TRL, peft and datasets: {error}. Carry their wheels.") from error
-    figures: list[Figure] = []
-    with warnings.catch_warnings():
+
+
+class _Timer(TrainerCallback):
+    """Callback that appends the seconds of each optimisation step, the device's queue emptied before and after."""
+
+    def __init__(self, times: list[float], device: torch.device) -> None:
+        self.times, self.device = times, device
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        synchronize(self.device)
+        self.start = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        synchronize(self.device)
+        self.times.append(time.perf_counter() - self.start)
+
+
+@contextlib.contextmanager
+def _timed(stage: Any, device: torch.device) -> Iterator[tuple[Path, list[float]]]:
+    """A folder for one training, and the seconds of its steps; no checkpoint is saved, which would take 16 GB."""
+    times: list[float] = []
+    callbacks = [*trainer.DEFAULT_CALLBACKS, _Timer(times, device)]
+    with (
+        warnings.catch_warnings(),
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(trainer, "DEFAULT_CALLBACKS", callbacks),
+        mock.patch.object(stage, "save", lambda model, tokenizer, folder: folder),
+    ):
         warnings.simplefilter("ignore")
-        for rows in sizes.sft_rows:
-            figures += _sft(sizes, device, rows)
-        figures += _grpo(sizes, device)
-    return figures
+        yield Path(folder), times
 
 
-def _sft(sizes: Sizes, device: torch.device, rows: int) -> Iterator[Figure]:
-    """One SFT step; the embeddings are trained, as the new tags require."""
-    model, tokenizer = random_llama(sizes.llama, device, sizes.dtype), byte_tokenizer()
-    config, lora, tokens = model.config, LoRA(), sizes.train_tokens
-    traces = debates(tokenizer, [tokens] * rows)
-    setting = SFT(steps=1, batch=rows, micro_batch=rows, lora=lora)
-    with _scratch() as folder, PeakMemory(device) as peak:
-        train_sft(model, tokenizer, traces, setting, Path(folder) / "sft")
-        log = json.loads((Path(folder) / "sft" / "log.json").read_text())
-    name = f"SFT step, {rows} x {tokens:,} tokens"
-    took = next(entry["train_runtime"] for entry in log if "train_runtime" in entry)
-    yield {"figure": name, "value": took, "unit": "s", "n": 1}
-    autocast = device.type == "cuda"
-    step = training_step(config, lora, rows, tokens, train_embeddings=True, dtype=sizes.dtype, autocast=autocast)
-    yield from _memory(name, peak.gib, MARGIN * step.total / 2**30)
+@contextlib.contextmanager
+def _timed_rollouts(device: torch.device) -> Iterator[list[float]]:
+    """The seconds of each call that generates completions."""
+    times: list[float] = []
+    original = grpo.rollouts
+
+    def rollouts(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        synchronize(device)
+        start = time.perf_counter()
+        made = original(prompts, trainer)
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+        return made
+
+    with mock.patch.object(grpo, "rollouts", rollouts):
+        yield times
 
 
-def _grpo(sizes: Sizes, device: torch.device) -> Iterator[Figure]:
-    """One GRPO step: completions of full length, since a random model does not end, then the backward passes."""
-    model, tokenizer = random_llama(sizes.llama, device, sizes.dtype), byte_tokenizer()
-    config, lora, new = model.config, LoRA(32, 64, 0.1), sizes.completion
-    problems = [
-        Problem(str(i), f"{i}".ljust(PROMPT - 11, "x"), "2", "number", "own") for i in range(sizes.grpo_prompts)
-    ]
-    generations = sizes.completions // sizes.grpo_prompts
-    setting = GRPO(
-        anneal=Anneal("linear", clip=(new, new)),
-        steps=1,
-        inner=1,
-        prompts=sizes.grpo_prompts,
-        generations=generations,
-        micro_batch=sizes.grpo_micro_batch,
-        lora=lora,
-        save_every=9,
-    )
-    with _scratch() as folder, PeakMemory(device) as peak:
-        took = seconds(lambda: train_grpo(model, tokenizer, problems, setting, Path(folder) / "grpo"), device)
-        row = json.loads((Path(folder) / "grpo" / "log.jsonl").read_text().splitlines()[0])
-    name = f"GRPO step, {sizes.completions} x {new:,} new tokens"
-    yield {"figure": f"{name}, and saving", "value": took, "unit": "s", "n": 1}
-    yield {"figure": f"{name}: mean length", "value": row["length"], "unit": "tokens", "n": sizes.completions}
-    cuda = device.type == "cuda"
-    rows, tokens = sizes.grpo_micro_batch, PROMPT + new
-    step = training_step(config, lora, rows, tokens, dtype=sizes.dtype, autocast=cuda)
-    written = step.weights + generation(config, sizes.completions, PROMPT, new, sizes.dtype, cpu=not cuda)
-    yield from _memory(name, peak.gib, MARGIN * max(step.total, written) / 2**30)
-
-
-def _memory(name: str, measured: float, estimated: float) -> Iterator[Figure]:
+def _memory(name: str, peak: PeakMemory, estimated: float) -> Iterator[Figure]:
     """The measured peak where there is one, and the estimate."""
     yield {"figure": f"{name}: estimated peak", "value": estimated, "unit": "GiB"}
-    if measured == measured:  # NaN on a CPU
-        yield {"figure": f"{name}: peak", "value": measured, "unit": "GiB", "n": 1}
-        yield {"figure": f"{name}: estimate / peak", "value": estimated / measured, "unit": ""}
-
-
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder for a checkpoint of the model's size, in memory where there is room."""
-    memory = Path("/dev/shm")
-    return tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
+    if peak.gib == peak.gib:  # NaN on a CPU
+        yield {"figure": f"{name}: allocated before the training", "value": peak.before, "unit": "GiB", "n": 1}
+        yield {"figure": f"{name}: peak", "value": peak.gib, "unit": "GiB", "n": 1}
+        yield {"figure": f"{name}: estimate / peak", "value": estimated / peak.gib, "unit": ""}

@@ -1,77 +1,96 @@
-"""Join the pieces of `benchmarks.gpu.pack` on the machine: `python3 KIT/piece-1/unpack.py KIT`. No other packages."""
+"""Add a piece of `benchmarks.gpu.pack` to a kit: `python3 -m benchmarks.gpu.unpack PIECE KIT`. No other packages."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
+from typing import Any
 
-UNPACK, SOURCE, WHEELS, WEIGHTS, CUT = "unpack.py", "source.tar.gz", "wheels", "weights", ".cut-"
+WHEELS, WEIGHTS, CUT, MANIFEST = "wheels", "weights", ".cut-", "manifest.json"
 LARGER, GSM8K = "qwen2.5-coder-0.5b.gguf", "gsm8k/test.jsonl"
+SPEED = "equivalence,decoding,capture,sft-4,sft-1,grpo,static-cache"
+"""Parts that need no weights."""
 
 
-def joined(pieces: Path) -> dict[str, bytes]:
-    """Return the files of all pieces; cut ones are joined.
+def digest(data: bytes) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def add(piece: Path, kit: Path) -> list[str]:
+    """Copy a piece into a kit, join the files that are now whole, and install the wheels once all of them are.
+
+    Returns:
+        Names of the files that need further pieces.
 
     Raises:
-        ValueError: a piece is missing.
+        ValueError: the folder is no piece, or a file is larger than the packed one or differs from it.
     """
-    folders = sorted(pieces.glob("piece-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
-    numbers = [int(folder.name.rpartition("-")[2]) for folder in folders]
-    if not numbers or numbers != list(range(1, len(numbers) + 1)):
-        raise ValueError(f"expected piece-1, piece-2, ... in {pieces}; got {numbers}. Carry the missing ones.")
-    files: dict[str, bytes] = {}
-    for folder in folders:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != UNPACK):
-            name, cut, number = str(path.relative_to(folder)).partition(CUT)
-            if cut and int(number) and name not in files:
-                raise ValueError(f"expected the first part of {name} in {pieces}; it is missing. Carry all pieces.")
-            files[name] = files.get(name, b"") + path.read_bytes()
-    return files
-
-
-def unpack(pieces: Path) -> Path:
-    """Write the files into `pieces/kit`, install the wheels into `pieces/kit/site`, and return the folder."""
-    kit = pieces / "kit"
-    for name, data in joined(pieces).items():
-        path = kit / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    with tarfile.open(kit / SOURCE) as archive:
-        archive.extractall(kit, filter="data")
-    wheels = sorted(str(path) for path in (kit / WHEELS).glob("*.whl"))
-    if wheels:
+    if not (piece / MANIFEST).is_file():
+        raise ValueError(
+            f"expected a piece with {MANIFEST} at {piece}; got none. Pass a folder of benchmarks.gpu.pack."
+        )
+    shutil.copytree(piece, kit, dirs_exist_ok=True)
+    manifest: dict[str, dict[str, Any]] = json.loads((kit / MANIFEST).read_text())
+    waiting = [name for name, packed in manifest.items() if not _join(kit / name, packed)]
+    wheels = [str(kit / name) for name in manifest if name.startswith(f"{WHEELS}/") and name.endswith(".whl")]
+    if wheels and not (kit / "site").exists() and not any(name.startswith(f"{WHEELS}/") for name in waiting):
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
         subprocess.run([*command, "--target", str(kit / "site"), *wheels], check=True)
-    return kit
+    return waiting
+
+
+def _join(path: Path, packed: dict[str, Any]) -> bool:
+    """Write a file from its parts if it is not there and all parts are; returns whether it is there."""
+    parts = sorted(path.parent.glob(f"{path.name}{CUT}*"))
+    if path.exists():
+        data = path.read_bytes()
+    elif not parts or sum(part.stat().st_size for part in parts) < packed["bytes"]:
+        return False
+    else:
+        data = b"".join(part.read_bytes() for part in parts)
+    if (got := digest(data)) != packed:
+        raise ValueError(f"expected {path.name} with {packed}; got {got}. Remove {path.parent}, and carry all pieces.")
+    path.write_bytes(data)
+    for part in parts:
+        part.unlink()
+    return True
 
 
 def commands(kit: Path) -> list[str]:
-    """Return the commands to run: two with a time limit, and those of the larger model where it was carried."""
+    """Return the commands that can be run, in the root of the source; OUT is the folder of the results."""
+    kit = kit.absolute()
     weights = kit / WEIGHTS
     small = next((path for path in weights.glob("*.gguf") if path.name != LARGER), None)
     debates = weights / "traces.jsonl"
-    options = [f" --checkpoint {small}" if small else "", f" --debates {debates}" if debates.exists() else ""]
-    python = f"cd {kit} && PYTHONPATH=.:site {sys.executable} -m"
+    python = f"PYTHONPATH={kit / 'site'} HF_HUB_OFFLINE=1 {sys.executable} -m"
     gpu = f"{python} benchmarks.gpu"
-    found = [
-        f"{gpu} --parts equivalence,decoding,capture,static-cache,training --out OUT",
-        f"{gpu} --parts recipe --out OUT{''.join(options)}",
-    ]
+    found = [f"{gpu} --parts {SPEED} --seconds 360 --out OUT"]
+    if small:
+        carried = f" --debates {debates}" if debates.exists() else ""
+        options = f"--checkpoint {small}{carried} --work {kit / 'work'}"
+        found.append(f"{gpu} --parts recipe --seconds 300 {options} --out OUT")
     if (weights / LARGER).exists():
-        preset = f"{python} training imad qwen2.5-coder-0.5b --set checkpoint={weights / LARGER} --out OUT/qwen"
+        run = kit / "qwen"
+        preset = f"{python} training imad qwen2.5-coder-0.5b --set checkpoint={weights / LARGER} --out {run}"
         found += [f"{preset} --dry-run", preset]
-    if (weights / LARGER).exists() and (weights / GSM8K).exists():
-        asked = f"{python} training benchmark --data {weights} --benchmark gsm8k --rows 256"
-        found += [f"{asked} --checkpoint {weights / LARGER} --out OUT/gsm8k"]
-        found += [f"{asked} --trained IMAD=OUT/qwen/grpo/checkpoint --out OUT/gsm8k"]
+        if (weights / GSM8K).exists():
+            asked = f"{python} training benchmark --data {weights} --benchmark gsm8k --rows 256"
+            found += [f"{asked} --checkpoint {weights / LARGER} --out {kit / 'gsm8k'}"]
+            found += [f"{asked} --trained IMAD={run / 'grpo' / 'checkpoint'} --out {kit / 'gsm8k'}"]
     return found
 
 
 def main() -> None:
-    """Unpack, and print the commands to run."""
-    print("\n".join(commands(unpack(Path(sys.argv[1])))))
+    """Add a piece, and print the commands that can be run."""
+    piece, kit = Path(sys.argv[1]), Path(sys.argv[2])
+    if waiting := add(piece, kit):
+        print(f"further pieces are needed for {', '.join(waiting)}")
+    print("\n".join(commands(kit)))
 
 
 if __name__ == "__main__":

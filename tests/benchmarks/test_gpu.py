@@ -2,78 +2,177 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import equivalence
 from benchmarks.gpu import pack as packing
-from benchmarks.gpu.measure import ratio
+from benchmarks.gpu import recipe as recipes
+from benchmarks.gpu.measure import Figure, ratio
+from benchmarks.gpu.merge import merged
 from benchmarks.gpu.pack import in_pieces
-from benchmarks.gpu.recipe import METHODS
-from benchmarks.gpu.sizes import CPU
+from benchmarks.gpu.page import markdown
+from benchmarks.gpu.parts import PARTS, Part, Settings, run_apart
+from benchmarks.gpu.recipe import BASE, METHODS
+from benchmarks.gpu.sizes import SMALL
 from benchmarks.gpu.texts import byte_tokenizer, debates
-from benchmarks.gpu.unpack import CUT, GSM8K, LARGER, commands, joined, unpack
+from benchmarks.gpu.unpack import CUT, GSM8K, LARGER, add, commands
 from training import __main__ as training_command
 
+FIGURE: Figure = {"figure": "f", "value": 1.0, "unit": ""}
 
-def test_every_part_runs_on_a_cpu_or_says_why_not(tmp_path, capsys) -> None:
-    small = [name for name in gpu.PARTS if name != "recipe"]  # the next test
+
+def settings(folder: Path, device: str = "cpu") -> Settings:
+    return Settings(device, False, None, None, folder / "work")
+
+
+def _until_error(figures: Iterator[Figure]) -> Iterator[Figure]:
+    with contextlib.suppress(RuntimeError):
+        yield from figures
+
+
+def test_every_part_runs_on_a_cpu(tmp_path, capsys) -> None:
+    small = [name for name in PARTS if name != "recipe"]  # the next test
     assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--parts", ",".join(small)]) == 0
-    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
-    assert {name: part["state"] for name, part in parts.items()} == {
-        "equivalence": "ran",
-        "decoding": "ran",
-        "capture": "ran",
-        "static-cache": "skipped",
-        "training": "ran",
-        "recipe": "skipped",
-    }
-    assert parts["static-cache"]["reason"] == "CUDA graphs need a GPU"
-    figures = [row for part in parts.values() for row in part.get("figures", [])]
-    assert len(figures) >= 14 and all(math.isfinite(row["value"]) for row in figures)
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert {name: part["state"] for name, part in results["parts"].items()} == dict.fromkeys(small, "ran")
+    assert {"commit", "python", "cuda", "torch", "peft", "trl", "accelerate"} <= set(results["machine"])
+    figures = [row for part in results["parts"].values() for row in part["figures"]]
+    assert all(math.isfinite(row["value"]) for row in figures)
     names = {row["figure"]: row for row in figures}
-    assert {"engine steered / unsteered, seconds", "capture / bare forward, seconds"} <= set(names)
-    assert names["GRPO step, 4 x 8 new tokens: mean length"]["value"] == 8
-    assert {"SFT step, 2 x 128 tokens", "SFT step, 2 x 128 tokens: estimated peak"} <= set(names)
+    assert {"prefill steered / unsteered, seconds", "capture / bare forward, seconds"} <= set(names)
+    assert names["GRPO, 4 x 8 new tokens: mean length"]["value"] == 8
+    assert names["static against no cache, largest deviation"]["value"] < 1e-3
+    assert {"SFT step, 4 x 128 tokens: the last of 3", "SFT step, 1 x 128 tokens: estimated peak"} <= set(names)
     page = (tmp_path / "gpu.md").read_text()
-    assert all(f"## {name}:" in page for name in parts) and "no figures to publish" in page
+    assert all(f"## {name}:" in page for name in small) and "no figures to publish" in page
 
 
 def test_the_recipe_trains_every_method_in_its_own_process_and_does_not_repeat_what_ended(tmp_path, capsys) -> None:
-    call = ["--device", "cpu", "--out", str(tmp_path), "--parts", "recipe"]
+    out, work = tmp_path / "out", tmp_path / "work"
+    call = ["--device", "cpu", "--out", str(out), "--work", str(work), "--parts", "recipe"]
     assert gpu.main(call) == 0
-    part = json.loads((tmp_path / "gpu.json").read_text())["parts"]["recipe"]
+    part = json.loads((out / "gpu.json").read_text())["parts"]["recipe"]
     names = {row["figure"]: row["value"] for row in part["figures"]}
-    assert {f"accuracy of {method}, training seed 0" for method in METHODS} <= set(names)
-    assert names["share of the trainings that ended in time"] == 1.0
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "recipe").rglob("checkpoint")}
+    assert {f"accuracy of {method}, training seed 20" for method in (BASE, *METHODS)} <= set(names)
+    assert names["share of the trainings and base models that ended in time"] == 1.0
+    assert {path.name for path in out.iterdir()} == {"gpu.json", "gpu.md"}
+    written = {path: path.stat().st_mtime_ns for path in work.rglob("checkpoint")}
     assert len(written) >= 5  # base, SFT, IMAD, GRPO alone, DebateGPT and its GRPO
     assert gpu.main(call) == 0
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "recipe").rglob("checkpoint")} == written
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("checkpoint")} == written
 
 
-def test_a_part_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch, capsys) -> None:
-    def broken(sizes: object, device: object) -> list[dict[str, object]]:
+def test_a_training_that_fails_is_named_and_the_figures_of_the_others_are_kept(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+
+    def train_all(*_: object) -> Iterator[tuple[str, int, Path]]:
+        for seed, right in ((20, 0.5), (21, 0.7)):
+            path = tmp_path / f"{seed}.json"
+            path.write_text(json.dumps({"accuracy": right, "questions": 6, "seconds": 1.0}))
+            yield "IMAD", seed, path
+        (tmp_path / "22.log").write_text("no memory left")
+        yield "IMAD", 22, tmp_path / "22.json"
+
+    monkeypatch.setattr(recipes, "train_all", train_all)
+    monkeypatch.setattr(recipes, "_debates", lambda *_: tmp_path)
+    sizes = replace(SMALL, recipe_seeds=(20, 21, 22))
+    with pytest.raises(RuntimeError, match="1 failed: IMAD, training seed 22: no memory left"):
+        list(recipes.recipe(sizes, torch.device("cpu")))
+    figures = list(_until_error(recipes.recipe(sizes, torch.device("cpu"))))
+    values = {row["figure"]: row["value"] for row in figures}
+    assert values["accuracy of IMAD, training seed 21"] == 0.7
+    assert values["accuracy of IMAD, mean over training seeds"] == pytest.approx(0.6)
+
+
+def test_trainings_start_seed_by_seed_and_at_most_six_at_once(tmp_path, monkeypatch) -> None:
+    started, alive = [], set()
+
+    class Child:
+        def __init__(self, command: list[str], **_: object) -> None:
+            self.key = command[5:7]
+            started.append((command[6], int(command[5])))
+            alive.add(self)
+            assert len(alive) <= 6
+
+        def poll(self) -> int:
+            alive.discard(self)
+            return 0
+
+    (tmp_path / "traces").touch()
+    monkeypatch.setattr(recipes.subprocess, "Popen", Child)
+    sizes = replace(SMALL, recipe_seeds=(20, 21, 22, 23), folder=tmp_path / "work")
+    list(recipes.train_all(sizes, torch.device("cpu"), tmp_path / "traces", math.inf))
+    first = [(method, seed) for seed in (20, 21, 22, 23) for method in METHODS[:2]]
+    assert started == [
+        *first,
+        *((BASE, seed) for seed in range(20, 24)),
+        *((METHODS[2], seed) for seed in range(20, 24)),
+    ]
+
+
+def test_a_part_that_fails_keeps_its_figures_and_the_others_go_on(tmp_path, monkeypatch, capsys) -> None:
+    def broken(*_: object) -> Iterator[Figure]:
+        yield FIGURE
         raise ValueError("no such kernel")
 
-    monkeypatch.setattr(
-        gpu, "PARTS", {"broken": broken, "whole": lambda *_: [{"figure": "f", "value": 1.0, "unit": ""}]}
-    )
-    assert gpu.main(["--device", "cpu", "--out", str(tmp_path)]) == 1
+    monkeypatch.setitem(PARTS, "decoding", Part(broken, 1, 1))
+    monkeypatch.setitem(PARTS, "capture", Part(lambda *_: iter([FIGURE]), 1, 1))
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--parts", "decoding,capture"]) == 1
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
-    assert parts["broken"]["state"] == "failed" and "no such kernel" in parts["broken"]["reason"]
-    assert parts["whole"]["state"] == "ran"
+    assert parts["decoding"]["state"] == "failed" and "no such kernel" in parts["decoding"]["reason"]
+    assert parts["decoding"]["figures"] == [FIGURE] and parts["capture"]["state"] == "ran"
 
 
-def test_no_part_starts_once_the_budget_is_spent_and_a_part_can_be_left_out(tmp_path, capsys) -> None:
-    assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--budget", "-1", "--parts", "capture"]) == 0
-    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
-    assert {part["state"] for part in parts.values()} == {"skipped"}
-    assert "no time left" in parts["capture"]["reason"] and parts["decoding"]["reason"] == "not chosen"
+def test_a_part_starts_only_if_its_expected_seconds_are_left(tmp_path, monkeypatch, capsys) -> None:
+    ran = []
+    monkeypatch.setattr(gpu, "run_apart", lambda name, *_: ran.append(name) or {"state": "ran", "figures": []})
+    results = {"machine": gpu.machine(settings(tmp_path), "0"), "parts": {}}
+    gpu.run_all(["grpo", "capture"], settings(tmp_path, device="cuda"), 40.0, results, tmp_path)
+    assert ran == ["capture"]  # 35 s, and first in the order of the parts
+    assert results["parts"]["grpo"]["state"] == "skipped"
+    assert results["parts"]["grpo"]["reason"] == "expected 120 s; 40 s are left"
+
+
+def test_a_part_in_its_own_process_is_stopped_at_its_limit_and_reports_its_figures_otherwise(tmp_path) -> None:
+    log, seen = tmp_path / "log.txt", []
+    stopped = run_apart("capture", settings(tmp_path), 0.3, seen.append, log)
+    assert stopped["state"] == "failed" and stopped["reason"].startswith("stopped after 0 s") and not seen
+    ended = run_apart("capture", settings(tmp_path), 300.0, seen.append, log)
+    assert ended["state"] == "ran" and len(ended["figures"]) == 3, log.read_text()
+    assert log.read_text().startswith("# capture\n")
+
+
+def test_equivalences_record_a_deviation_above_its_limit_and_fail_after_the_last(monkeypatch) -> None:
+    monkeypatch.setattr(equivalence, "LIMITS", {torch.float32: -1.0, torch.bfloat16: 5e-2})
+    figures = []
+    with pytest.raises(AssertionError, match="float32"):
+        for figure in equivalence.equivalences(SMALL, torch.device("cpu")):
+            figures.append(figure)
+    assert len(figures) == 8 and [row["holds"] for row in figures] == [False] * 3 + [True] * 5
+
+
+def test_files_of_several_calls_are_merged_and_the_last_run_of_a_part_counts() -> None:
+    def call(state: str, value: float, commit: str, **machine: str) -> dict[str, object]:
+        figures = [{**FIGURE, "value": value}] if value else []
+        part = {"state": state, "figures": figures}
+        return {"machine": {"device": "H200", "commit": commit, **machine}, "parts": {"grpo": part}}
+
+    calls = [call("failed", 1.0, "a"), call("ran", 2.0, "b"), call("skipped", 0.0, "c")]
+    found = merged(calls)
+    assert found["parts"]["grpo"]["figures"][0]["value"] == 2.0
+    assert "Commit b." in markdown(found) and found["machine"]["commit"] == "a"
+    with pytest.raises(ValueError, match="they differ in"):
+        merged([calls[0], call("ran", 1.0, "a", torch="2")])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
@@ -102,7 +201,7 @@ def test_a_ratio_of_paired_times_has_the_interval_of_student_s_t() -> None:
     spread = ratio([2.0, 1.0, 4.0], [1.0, 1.0, 1.0])
     half = 4.303 * math.log(2) / math.sqrt(3)
     assert math.log(spread["high"] / spread["ratio"]) == pytest.approx(half, rel=1e-3)
-    assert CPU.pairs == 3
+    assert SMALL.pairs == 3
 
 
 def test_pieces_are_below_the_limit_and_join_to_what_was_packed() -> None:
@@ -117,7 +216,7 @@ def test_pieces_are_below_the_limit_and_join_to_what_was_packed() -> None:
     assert found == files
 
 
-def test_a_packed_kit_holds_source_wheels_and_weights_and_a_missing_piece_is_an_error(tmp_path, monkeypatch) -> None:
+def test_a_kit_is_joined_from_its_pieces_and_a_missing_or_changed_one_is_reported(tmp_path, monkeypatch) -> None:
     weights = tmp_path / "model.gguf"
     weights.write_bytes(bytes(range(256)) * 4000)
 
@@ -126,25 +225,46 @@ def test_a_packed_kit_holds_source_wheels_and_weights_and_a_missing_piece_is_an_
         (folder / "trl-1-py3-none-any.zip").write_bytes(b"no wheel")
 
     monkeypatch.setattr(packing, "LIMIT", 500_000)
-    pieces = packing.pack(tmp_path / "kit", weights, None, "3.12", download)
-    assert len(pieces) > 2 and (pieces[0] / "unpack.py").exists()
-    kit = unpack(tmp_path / "kit")
-    assert (kit / "weights" / "model.gguf").read_bytes() == weights.read_bytes()
+    first, *rest = packing.pack(tmp_path / "pieces", weights, None, "3.12", download)
+    assert len(rest) == 2
+    kit = tmp_path / "kit"
+    assert add(first, kit) == ["weights/model.gguf"] and len(commands(kit)) == 1
     assert (kit / "wheels" / "trl-1-py3-none-any.zip").read_bytes() == b"no wheel"
-    assert (kit / "benchmarks" / "gpu" / "speed.py").exists() and (kit / "steerkit" / "__init__.py").exists()
+    assert add(rest[1], kit) == ["weights/model.gguf"]  # any order
+    assert add(rest[0], kit) == []
+    assert (kit / "weights" / "model.gguf").read_bytes() == weights.read_bytes() and len(commands(kit)) == 2
     with pytest.raises(FileExistsError):
-        packing.pack(tmp_path / "kit", weights, None, "3.12", download)
-    assert len(commands(kit)) == 2
-    (tmp_path / "kit" / "piece-2").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="Carry the missing ones"):
-        joined(tmp_path / "kit")
+        packing.pack(tmp_path / "pieces", weights, None, "3.12", download)
+    changed = next((rest[1] / "weights").iterdir())
+    changed.write_bytes(bytes(changed.stat().st_size))
+    with pytest.raises(ValueError, match="carry all pieces"):
+        for piece in (first, *rest):
+            add(piece, tmp_path / "other")
+    with pytest.raises(ValueError, match="expected a piece"):
+        add(tmp_path, kit)
+
+
+def test_commands_of_a_kit_have_absolute_paths_and_the_script_accepts_them(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kit" / "weights").mkdir(parents=True)
+    for name in ("model.gguf", "traces.jsonl"):
+        (tmp_path / "kit" / "weights" / name).touch()
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "machine", lambda *_: {"device": "H200", "commit": "0"})
+    asked = []
+    monkeypatch.setattr(gpu, "run_all", lambda chosen, settings, *_: asked.append((chosen, settings)))
+    for line in commands(Path("kit")):
+        assert gpu.main(shlex.split(line.partition(" -m benchmarks.gpu ")[2])) == 0
+    assert [name for chosen, _ in asked for name in chosen] == list(PARTS)
+    assert asked[1][1].checkpoint == tmp_path / "kit" / "weights" / "model.gguf"
+    assert asked[1][1].debates == tmp_path / "kit" / "weights" / "traces.jsonl"
 
 
 def test_a_kit_with_the_larger_model_prints_commands_that_its_programs_accept(tmp_path, monkeypatch) -> None:
     for name in (LARGER, GSM8K):
         (tmp_path / "weights" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "weights" / name).touch()
-    given = [shlex.split(line.partition(" -m training ")[2]) for line in commands(tmp_path)[2:]]
+    given = [shlex.split(line.partition(" -m training ")[2]) for line in commands(tmp_path)[1:]]
     assert [arguments[0] for arguments in given] == ["imad", "imad", "benchmark", "benchmark"]
     accepted = []
     monkeypatch.setattr("training.imad.dry_run", lambda preset, *_: accepted.append(preset.checkpoint) or "")

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from steerkit.generation.generate import decode
 from steerkit.generation.sampling import random_stream, sample
 from steerkit.models.ends import ends_of
 from tests.tiny import tiny_model, tiny_tokenizer
+from training.train import rollouts as module
 from training.train.checkpoints import LoRA, with_adapter
-from training.train.rollouts import rollouts
+from training.train.rollouts import merged, rollouts
 
 pytest.importorskip("peft", reason="the extra `train` is not installed")
 PROMPTS = ["Problem: 1+2\n\n"] * 3 + ["Problem: 31+20\n\n"] * 3
@@ -34,6 +36,10 @@ def trainer(model: torch.nn.Module, step: int = 3) -> SimpleNamespace:
         state=SimpleNamespace(global_step=step), accelerator=SimpleNamespace(process_index=0),
         max_completion_length=NEW, temperature=0.9, top_p=0.95,
     )  # fmt: skip
+
+
+def out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError
 
 
 def by_hand(model: torch.nn.Module, prompt: str, index: int) -> list[int]:
@@ -70,3 +76,44 @@ def test_completions_of_a_prompt_differ_by_place_and_step_and_come_again_for_the
     assert first == again
     assert first != later
     assert first[0] != first[1]
+
+
+def test_a_merged_adapter_gives_the_same_logits_and_leaves_the_bits_of_all_weights() -> None:
+    model, ids = policy().eval(), torch.tensor([[3, 4, 5, 6]])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        adapted = model(input_ids=ids).logits
+        with merged(model):
+            changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+            torch.testing.assert_close(module.unwrap(model)(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-5)
+        assert torch.equal(model(input_ids=ids).logits, adapted)
+    assert len(changed) == 28  # seven projections in each of four blocks
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_completions_of_a_merged_adapter_are_those_of_plain_forwards(monkeypatch) -> None:
+    model = policy()
+    monkeypatch.setattr(module, "device_of", lambda _: torch.device("cuda"))  # the way of a GPU, on a CPU
+    used = []
+    monkeypatch.setattr(
+        module, "decode", lambda given, *rest, **more: used.append(given) or decode(given, *rest, **more)
+    )
+    made = rollouts(PROMPTS, trainer(model))
+    assert used == [module.unwrap(model)]
+    assert made["completion_ids"] == [by_hand(model, prompt, index) for index, prompt in enumerate(PROMPTS)]
+
+
+def test_quantised_weights_weights_without_room_for_a_copy_and_models_without_an_adapter_are_not_merged() -> None:
+    plain = tiny_model(kind="llama")
+    with merged(plain):
+        assert module.unwrap(plain) is plain
+    model = policy()
+    layer = module.unwrap(model).model.layers[0].self_attn.q_proj
+    layer.base_layer.weight = torch.nn.Parameter(torch.zeros(32, 32, dtype=torch.uint8), requires_grad=False)
+    with merged(model):
+        assert not layer.merged
+    layer.base_layer.weight = torch.nn.Parameter(torch.zeros(32, 32), requires_grad=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "clone", out_of_memory)
+        with merged(model):
+            assert not layer.merged

@@ -193,6 +193,18 @@ def test_grpo_fades_the_format_reward_and_shortens_what_is_generated(tmp_path) -
     assert loaded.get_input_embeddings().weight.shape[0] == 270
 
 
+@pytest.mark.parametrize("lora", [None, LoRA(4, 8)], ids=["full", "lora"])
+def test_grpo_under_autocast_of_float32_weights_trains(tmp_path, lora) -> None:
+    from training.train.grpo import train_grpo
+
+    model, tokenizer = model_and_tokenizer()
+    setting = replace(grpo(bf16=True), steps=2, lora=lora)
+    tagged = add_tags(model, tokenizer, tags())
+    folder = train_grpo(model, tagged, addition(12, 0, "train"), setting, tmp_path / "grpo")
+    assert next(sk.load(folder, dtype="auto")[0].parameters()).dtype is torch.float32
+    assert len(read_rows(tmp_path / "grpo" / "log.jsonl")) == 2
+
+
 @pytest.mark.parametrize("kind", ["gated", "linear"])
 def test_a_schedule_ends_on_time_with_several_steps_on_the_same_completions(kind, tmp_path) -> None:
     from training.train.grpo import train_grpo

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+
+import torch
+from torch import nn
 
 from steerkit.generation.engine import Row
 from steerkit.generation.generate import decode
+from steerkit.models.model import device_of, unwrap
 from steerkit.models.products import plain_products
 from steerkit.text.prompt import encode_prompt
 
@@ -16,7 +22,8 @@ def rollouts(prompts: list[str], trainer: Any) -> dict[str, Any]:
     The engine computes the prompt of a group once, removes finished completions from the batch, and samples the nucleus
     without sorting the vocabulary. A completion depends only on the weights and on (seed, step, its number in the batch
     of all processes), so a resumed run generates the same completions, and so does another number of processes. The
-    model is in eval mode during generation.
+    model is in eval mode during generation. On a GPU the adapter is merged and nothing runs under autocast, see
+    `generating`.
 
     Args:
         prompts: prompts of this process, each repeated once per completion; strings, continued verbatim.
@@ -33,16 +40,16 @@ def rollouts(prompts: list[str], trainer: Any) -> dict[str, Any]:
     first = trainer.accelerator.process_index * len(prompts)
     rows = [Row(tuple(encode_prompt(trainer.processing_class, prompt))) for prompt in prompts]
     completions: dict[int, list[int]] = {}
-    batches = decode(
-        trainer.model,
-        trainer.processing_class,
-        rows,
-        [(*stream, first + index) for index in range(len(rows))],
-        max_new_tokens=trainer.max_completion_length,
-        temperature=trainer.temperature,
-        top_p=trainer.top_p,
-    )
-    with plain_products():
+    with plain_products(), generating(trainer.model) as model:
+        batches = decode(
+            model,
+            trainer.processing_class,
+            rows,
+            [(*stream, first + index) for index in range(len(rows))],
+            max_new_tokens=trainer.max_completion_length,
+            temperature=trainer.temperature,
+            top_p=trainer.top_p,
+        )
         for index, completion in (one for batch in batches for one in batch):
             if completion.overflowed:
                 raise ValueError(
@@ -55,6 +62,70 @@ def rollouts(prompts: list[str], trainer: Any) -> dict[str, Any]:
         "completion_ids": [completions[index] for index in range(len(rows))],
         "logprobs": None,
     }
+
+
+@contextlib.contextmanager
+def generating(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the model to generate with, without autocast: its rounding is above the engine's limit for float32 weights.
+
+    On a CPU this is the policy itself. On a GPU it is the model inside the adapter, with the adapter merged into its
+    weights: a decoding step launches half as many kernels.
+
+    Args:
+        model: the policy, as accelerate has prepared it.
+    """
+    with without_autocast(model):
+        if device_of(model).type == "cuda":
+            with merged(model):
+                yield unwrap(model)
+        else:
+            yield model
+
+
+@contextlib.contextmanager
+def without_autocast(model: nn.Module) -> Iterator[None]:
+    """Call the model's own forward inside the `with`: accelerate replaces it by one under autocast."""
+    replaced, own = vars(model).get("forward"), vars(model).get("_original_forward")
+    if replaced is None or own is None:
+        yield
+        return
+    model.forward = own
+    try:
+        yield
+    finally:
+        model.forward = replaced
+
+
+@contextlib.contextmanager
+def merged(model: Any) -> Iterator[None]:
+    """Merge the adapter of a PEFT model into its weights inside the `with`; afterwards they have their old bits.
+
+    The old weights are kept as a copy. Quantised weights, which would be rounded again, models without an adapter, and
+    those whose copy does not fit into memory are not changed.
+    """
+    if unwrap(model) is model:
+        yield
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    before = None
+    if all(weight.is_floating_point() for weight in weights):
+        with contextlib.suppress(torch.OutOfMemoryError):
+            before = [weight.detach().clone() for weight in weights]
+    if before is None:
+        yield
+        return
+    with torch.no_grad():
+        model.merge_adapter()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            model.unmerge_adapter()
+            for weight, old in zip(weights, before, strict=True):
+                weight.copy_(old)
 
 
 def sharded(arguments: Any) -> bool:
