@@ -37,8 +37,8 @@ class Analysis:
 
     Args:
         grid: the agents' own directions, see `analysis.agents.choose.Grid`.
-        protocol: the paper's protocol, see `analysis.paper.protocol.Protocol`. Controls have relative doses: in such
-            models coefficients from 1 to 5 are less than 5 % of the stream's norm.
+        protocol: the paper's protocol, see `analysis.paper.protocol.Protocol`. Controls have relative doses: where the
+            stream has a large norm, coefficients from 1 to 5 are a small share of it.
         layers: number of layers that are tried, evenly spaced.
         probed: largest number of debates for the probes.
     """

@@ -62,8 +62,8 @@ class Protocol:
         controls: number of random and of shuffled triples; a rank of 5 % needs 19.
         control_coefficients: coefficients at which the controls are added, which are among `coefficients`; None for
             all of them and all doses. With fewer, own directions and controls are compared at these (grid `controls`).
-        control_doses: doses at which the controls are added instead, which are among `doses`. In a stream of large norm
-            coefficients from 1 to 5 change no text.
+        control_doses: doses at which the controls are added instead, which are among `doses`: for a stream of large
+            norm, of which coefficients from 1 to 5 are a small share.
         layers: to choose from; None for all but the last.
         train: largest number of debates for the vectors.
         validation: largest number of debates for the choice of the layer.
