@@ -11,12 +11,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
 from steerkit.io.files import write_text
 from steerkit.io.tables import read_table, write_table
-from steerkit.show.explorer import LAST, explorer_data
+from steerkit.show.explorer import LAST, explorer_data, tokens_by_row
 from steerkit.show.pages import environment, inert_json
 from steerkit.stats.format import DASH, MINUS, number_text
 from steerkit.sweeps.result import SweepResult, check_swept_model
@@ -101,6 +102,9 @@ def write_report(
 def report_run(run: str | Path, out: str | Path | None = None, loaded: tuple[Any, Any] | None = None) -> Path:
     """Write the report of a sweep's run folder, with the scores of its `scored.parquet` if it exists.
 
+    The rows are those of the finished sweep. Where it has grown since it was scored, or since its projections were
+    read, the new rows have none, and the page says so.
+
     Args:
         run: the folder of a finished sweep.
         out: the page to write; default `report.html` in the folder.
@@ -118,14 +122,36 @@ def report_run(run: str | Path, out: str | Path | None = None, loaded: tuple[Any
         >>> report_run("runs/calm", loaded=(model, tokenizer))
     """
     folder = Path(run)
-    sweep = SweepResult.load(folder / SCORED if (folder / SCORED).is_file() else folder)
+    table = SweepResult.load(folder)
+    sweep = table.with_scores_of(folder / SCORED)
     if loaded is not None:
         _write_projections(folder, sweep, *loaded)
     stored = folder / PROJECTIONS
     projections = read_table(stored)[0] if stored.is_file() else None
     page = folder / PAGE if out is None else Path(out)
-    write_report(page, title=f"Sweep: {folder.resolve().name}", sweep=sweep, projections=projections)
+    notes = _missing(sweep, [column for column in sweep.table if column not in table.table], projections)
+    write_report(page, title=f"Sweep: {folder.resolve().name}", sweep=sweep, projections=projections, notes=notes)
     return page
+
+
+def _missing(sweep: SweepResult, scores: Sequence[str], projections: pd.DataFrame | None) -> list[str]:
+    """Sentences about rows with a text that lack a score or projections."""
+    has_text = sweep.table["text"].notna()
+    lacking = {name: int((sweep.table[name].isna() & has_text).sum()) for name in scores}
+    sentences = [
+        f"{count} of {len(sweep.table)} rows have no {name}. Rows that were added after scoring have none until it is "
+        "scored again."
+        for name, count in lacking.items()
+        if count
+    ]
+    if projections is not None:
+        read = [part is not None for part in tokens_by_row(sweep.table, projections)]
+        if count := int((has_text & ~np.array(read)).sum()):
+            sentences.append(
+                f"The tokens of {count} of {len(read)} rows are not shaded: these rows were added after the projections "
+                "were read. Repeat steerkit report with --checkpoint."
+            )
+    return sentences
 
 
 def _write_projections(folder: Path, sweep: SweepResult, model: Any, tokenizer: Any) -> None:

@@ -82,6 +82,15 @@ def test_doses_have_the_same_coefficients_through_an_engine(llama, fake, positio
     assert own.table["text"].tolist() == found.table["text"].tolist()
 
 
+def test_doses_of_an_engine_without_sums_are_refused_and_the_folder_takes_given_norms(llama, tmp_path) -> None:
+    engine = Fake(*llama, tmp_path / "vectors", sums=0)
+    options = {"doses": [0.4], "layers": 1, "max_new_tokens": 3, "engine": engine, "out": tmp_path / "run"}
+    with pytest.raises(ValueError, match=r"Pass stream_norms=, .* an engine of vLLM needs sums"):
+        sk.sweep(None, llama[1], vector(llama[0], 1), PROMPTS, **options)
+    found = sk.sweep(None, llama[1], vector(llama[0], 1), PROMPTS, **options, stream_norms={1: 5.0})
+    assert found.table["relative_dose"].unique() == pytest.approx([0, 0.4])
+
+
 def test_norms_are_read_in_parts_where_there_are_many(llama, fake, monkeypatch) -> None:
     from steerkit.serving import remote
     from steerkit.steering.dose import median_norms
