@@ -12,11 +12,10 @@ import pandas as pd
 
 from steerkit.stats.areas import curve_auc
 from steerkit.stats.controls import control_band
-from steerkit.sweeps.result import KEYS, SweepResult
+from steerkit.sweeps.result import KEYS, OF_CHOICES, SweepResult
 
 SETTINGS = ("positions", "operation", "temperature", "top_p", "max_new_tokens", "seed")
 NO_SCORES = (*KEYS, *SETTINGS, "group", "prompt", "prompt_ids", "ids", "reference", "text", "finished", "relative_dose")
-OF_CHOICES = ("probability", "log_prob")
 LAST = ("projection", "n_tokens")
 FLUENCY = ("perplexity", "repeated_4grams")
 TITLES = {

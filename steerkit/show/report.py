@@ -20,6 +20,7 @@ from steerkit.io.tables import read_table, write_table
 from steerkit.show.explorer import LAST, explorer_data, tokens_by_row
 from steerkit.show.pages import environment, inert_json
 from steerkit.stats.format import DASH, MINUS, number_text
+from steerkit.sweeps.join import without_score
 from steerkit.sweeps.result import SweepResult, check_swept_model
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -136,20 +137,17 @@ def report_run(run: str | Path, out: str | Path | None = None, loaded: tuple[Any
 
 def _missing(sweep: SweepResult, scores: Sequence[str], projections: pd.DataFrame | None) -> list[str]:
     """Sentences about rows with a text that lack a score or projections."""
-    has_text = sweep.table["text"].notna()
-    lacking = {name: int((sweep.table[name].isna() & has_text).sum()) for name in scores}
+    count = len(sweep.table)
     sentences = [
-        f"{count} of {len(sweep.table)} rows have no {name}. Rows that were added after scoring have none until it is "
-        "scored again."
-        for name, count in lacking.items()
-        if count
+        f"{lacking} of {count} rows have no {name}. Rows that were added after scoring have none until they are scored."
+        for name, lacking in without_score(sweep.table, scores).items()
     ]
     if projections is not None:
-        read = [part is not None for part in tokens_by_row(sweep.table, projections)]
-        if count := int((has_text & ~np.array(read)).sum()):
+        shaded = [part is not None for part in tokens_by_row(sweep.table, projections)]
+        if lacking := int((sweep.table["text"].notna() & ~np.array(shaded)).sum()):
             sentences.append(
-                f"The tokens of {count} of {len(read)} rows are not shaded: these rows were added after the projections "
-                "were read. Repeat steerkit report with --checkpoint."
+                f"The tokens of {lacking} of {count} rows are not shaded. Rows that were added after the projections "
+                "were read are shaded after another steerkit report with --checkpoint."
             )
     return sentences
 

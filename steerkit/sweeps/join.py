@@ -180,28 +180,40 @@ def _with_all_choices(table: pd.DataFrame, sweep: np.ndarray) -> pd.DataFrame:
     return table.assign(sample=numbers.astype(int))
 
 
-def scores_of(table: pd.DataFrame, scored: pd.DataFrame) -> tuple[np.ndarray, dict[str, pd.Series]]:
-    """The columns of an earlier table that this one lacks.
-
-    A row is in both where key, token ids, text and all other columns are equal, except those that may change when a
-    sweep grows.
-
-    Returns:
-        Whether each row of the table is in the earlier one, and the columns, missing in the other rows; no column where
-        no row is.
-    """
-    new = [column for column in scored if column not in table]
-    is_new = {*NO_CONTENT, *(["sample"] if "choice" in table else [])}
-    compared = [column for column in table if column in scored and column not in is_new]
-    if not set(key_columns(table)) <= set(compared):
-        return np.zeros(len(table), bool), {}
+def scores_of(table: pd.DataFrame, scored: pd.DataFrame) -> dict[str, pd.Series]:
+    """The columns of an earlier table that this one lacks, missing in rows that were added since; none without a row."""
+    compared = _compared(table, scored)
     place = {row: number for number, row in enumerate(_contents(scored, compared))}
     found = np.array([place.get(row, -1) for row in _contents(table, compared)])
     there = found >= 0
-    if not there.any():
-        return there, {}
+    if not compared or not there.any():
+        return {}
+    new = [column for column in scored if column not in table]
     known = {column: pd.Series(scored[column].to_numpy()[found[there]], index=table.index[there]) for column in new}
-    return there, {column: values.reindex(table.index) for column, values in known.items()}
+    return {column: values.reindex(table.index) for column, values in known.items()}
+
+
+def without_score(table: pd.DataFrame, scores: Iterable[str]) -> dict[str, int]:
+    """The number of rows that have a text and lack a score, for each score that some lack."""
+    counts = {name: int((table[name].isna() & table["text"].notna()).sum()) for name in scores}
+    return {name: count for name, count in counts.items() if count}
+
+
+def count_of_others(table: pd.DataFrame, scored: pd.DataFrame) -> int:
+    """The number of rows of an earlier table that this one lacks."""
+    compared = _compared(table, scored)
+    there = set(_contents(table, compared))
+    return sum(row not in there for row in _contents(scored, compared)) if compared else len(scored)
+
+
+def _compared(table: pd.DataFrame, scored: pd.DataFrame) -> list[str]:
+    """The columns that are equal in a row of two tables; none where one lacks a part of the key.
+
+    These are key, token ids, text and all others that both have, except those that may change when a sweep grows.
+    """
+    may_change = {*NO_CONTENT, *(["sample"] if "choice" in table else [])}
+    compared = [column for column in table if column in scored and column not in may_change]
+    return compared if set(key_columns(table)) <= set(compared) else []
 
 
 def _contents(table: pd.DataFrame, columns: Iterable[str]) -> list[tuple[Any, ...]]:

@@ -27,6 +27,8 @@ from steerkit.sweeps.layers import layers_of
 
 KEYS = ["vector", "layer", "coefficient", "prompt_id", "sample"]
 PLACE = ("vector", "layer")
+OF_CHOICES = ("probability", "log_prob")
+"""Columns of scores that a sweep of choices has."""
 FEW_PROMPTS = 10
 
 
@@ -137,23 +139,11 @@ class SweepResult:
 
         A row has the scores of the row with the same key, token ids and text; rows that were added since have NaN.
         Unchanged if that file is missing or has none of these rows.
-
-        Warns:
-            UserWarning: the number of rows without scores.
         """
         if not Path(path).is_file():
             return self
         scored = SweepResult.load(path)
-        there, scores = scores_of(self.table, scored.table)
-        if not scores:
-            return self
-        if not there.all():
-            warnings.warn(
-                f"expected scores of all {len(there)} rows in {path}; {int((~there).sum())} were added since and have "
-                f"none of {list(scores)}. Score them again.",
-                UserWarning,
-                stacklevel=2,
-            )
+        scores = scores_of(self.table, scored.table)
         judges = {column: about for column, about in scored.meta.get("judges", {}).items() if column in scores}
         meta = {**self.meta, "judges": {**judges, **self.meta.get("judges", {})}} if judges else self.meta
         return replace(self, table=self.table.assign(**scores), meta=meta)
@@ -191,7 +181,8 @@ class SweepResult:
         Raises:
             TypeError: a function that returns no number for a row.
             ValueError: an unknown score, what it needs is not there, or for `"kl"` a model that is not the sweep's.
-            JudgeError: a judge's server gave no answer; the message names the row.
+            JudgeError: a judge's server gave no answer for some texts; the message names their rows, and the answers
+                for all others are kept.
         """
         if isinstance(name, Judge):
             return self._judged(name, column or "judge")

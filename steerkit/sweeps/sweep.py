@@ -129,7 +129,7 @@ def sweep(
         >>> result = sk.sweep(model, tokenizer, vectors, prompts, layers=14, coefficients=[1], choices=[" (A)", " (B)"])
         >>> result.where(result.table["choice"] == " (A)").gains("probability")
     """
-    generator = _generator(model, engine, out)
+    generator = generator_of(model, engine, out)
     named = named_vectors(vectors)
     rows = prompt_rows(prompts, choices)
     texts = {choice: choice_ids(tokenizer, choice) for row in rows for choice in row["choices"] or ()}
@@ -271,7 +271,7 @@ def _share(rows: Sequence[Mapping[str, Any]], out: str | Path | None) -> set[str
     return {row["id"] for row in rows[rank::world]}
 
 
-def _generator(model: nn.Module | None, engine: Any, out: str | Path | None) -> Generator:
+def generator_of(model: nn.Module | None, engine: Any, out: str | Path | None = None) -> Generator:
     """What generates: the model, or the engine that was asked for.
 
     Raises:
