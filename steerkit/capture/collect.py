@@ -117,7 +117,9 @@ def collect_each(
         >>> read["mean"].at(14)
     """
     items = labelled_texts(texts, labels, groups)
-    return _collect(model, tokenizer, items, checked_positions(positions), layers, site, chat_template_kwargs, batch_tokens)
+    return _collect(
+        model, tokenizer, items, checked_positions(positions), layers, site, chat_template_kwargs, batch_tokens
+    )
 
 
 def collect_means(

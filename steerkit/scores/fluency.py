@@ -74,7 +74,7 @@ def kl(
     Use unsteered texts, so that the push is measured and not the text that it leads to. NaN for an empty text. Texts as
     in `log_probabilities`: strings or token ids.
 
-    A steering with a dose raises ValueError, since nothing is generated here over which its norm could be measured: pass
+    A steering with a dose raises ValueError, since no text is generated over which its norm could be measured: pass
     `steering.resolved(norms)`, with `result.meta["stream_norms"]` of a sweep or `steerkit.steering.dose.median_norms`.
     """
 

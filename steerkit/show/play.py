@@ -61,8 +61,8 @@ class GenerationRequest:
         strengths: vector name -> (layer, strength); vectors with strength 0 are left out.
         positions: as for `Steering`.
         operation: as for `Steering`.
-        unit: what the strengths are, `"coefficient"` or `"dose"` (of the median norm of the stream over the prompt, at the
-            site of the vector).
+        unit: what the strengths are, `"coefficient"` or `"dose"` (of the median norm of the stream over the prompt, at
+            the vector's site).
         max_new_tokens: at most `MAX_NEW_TOKENS`.
         temperature: 0 is greedy; all texts draw the same random numbers.
         seed: sampling seed.
@@ -265,7 +265,9 @@ def _norms(
     """
     if norms := median_norms(model, [(ids, ())], None, "prompt", operation, site):
         return norms
-    (written,) = generate(model, tokenizer, [Prompt.of_ids(tokenizer, ids)], max_new_tokens=NORM_TOKENS, return_details=True)
+    (written,) = generate(
+        model, tokenizer, [Prompt.of_ids(tokenizer, ids)], max_new_tokens=NORM_TOKENS, return_details=True
+    )
     return median_norms(model, [(ids, written.ids)], None, "from_last_prompt_token", operation, site)
 
 

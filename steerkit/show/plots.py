@@ -264,7 +264,7 @@ def curve_grid(
 
 
 def _further_controls(frames: Sequence[pd.DataFrame], series: str) -> list[str]:
-    """The series whose intervals are those of a further control: rows of `SweepResult.control_curve` have k controls."""
+    """The series whose intervals are those of a further control: they have k controls (`SweepResult.control_curve`)."""
     rows = pd.concat([frame[frame["k"] > 0] for frame in frames if "k" in frame] or [pd.DataFrame({series: []})])
     return [str(name) for name in rows[series].unique()]
 

@@ -92,7 +92,8 @@ def score_choices(
     def measured(positions: str, operation: str, site: str) -> Mapping[Layer, float]:
         return generator.norms(read, positions, operation, site) if norms is None else norms
 
-    with contextlib.nullcontext([]) if model is None else suspended(model) as active:
+    on = contextlib.nullcontext(list[Steering]()) if model is None else suspended(model)
+    with on as active:
         steered = with_coefficients(steerings_per_row(steering, active, len(prompts)), measured)
         rows = [Row(rendered[number].ids, steered[number]) for number, _ in places]
         found = {i: value for batch in generator.score(tokenizer, rows, texts, settings) for i, value in batch}

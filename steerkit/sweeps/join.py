@@ -181,7 +181,7 @@ def _with_all_choices(table: pd.DataFrame, sweep: np.ndarray) -> pd.DataFrame:
 
 
 def scores_of(table: pd.DataFrame, scored: pd.DataFrame) -> dict[str, pd.Series]:
-    """The columns of an earlier table that this one lacks, missing in rows that were added since; none without a row."""
+    """The columns of an earlier table that this one lacks, missing in rows added since; none without a common row."""
     compared = _compared(table, scored)
     place = {row: number for number, row in enumerate(_contents(scored, compared))}
     found = np.array([place.get(row, -1) for row in _contents(table, compared)])

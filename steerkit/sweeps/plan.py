@@ -123,10 +123,12 @@ class Planned:
 
 
 def named_vectors(vectors: SteeringVector | Mapping[str, SteeringVector]) -> dict[str, SteeringVector]:
-    """Several vectors by name, or one as "vector"; `TypeError` for anything else."""
+    """Several vectors by name, or one as "vector"; `ValueError` for none, `TypeError` for anything else."""
     named = {"vector": vectors} if isinstance(vectors, SteeringVector) else vectors
     if not isinstance(named, Mapping) or not all(isinstance(vector, SteeringVector) for vector in named.values()):
         raise TypeError(f"expected a SteeringVector, or several by name; got {vectors!r:.80}. Pass {{'name': vector}}.")
+    if not named:
+        raise ValueError("expected at least one vector; got 0 vectors. Add some.")
     return dict(named)
 
 

@@ -35,8 +35,8 @@ def sweep_projections(
 
     Returns:
         One row per token, with the columns vector, layer, coefficient, prompt_id, sample, choice (where the sweep has
-        choices), position (in the text, from 0), token_id, start and stop (characters of the text; of tokens that share a character the last one has it, and
-        special tokens have none), projection (in the unit of the stream).
+        choices), position (in the text, from 0), token_id, start and stop (characters of the text; of tokens that share
+        a character the last one has it, and special tokens have none), projection (in the unit of the stream).
 
     Raises:
         ValueError: a vector is missing, or does not hold the layer; a table without token ids.

@@ -134,8 +134,6 @@ def sweep(
     rows = prompt_rows(prompts, choices)
     texts = {choice: choice_ids(tokenizer, choice) for row in rows for choice in row["choices"] or ()}
     settings = _settings(samples, temperature, top_p, max_new_tokens, seed) if not texts else {}
-    if not named:
-        raise ValueError("expected at least one vector; got 0 vectors. Add some.")
     steerings = steerings_at(named, layers, positions, operation, foreign, site, when)
     site = next(str(steering.site) for steering in steerings.values())
     cells = Cell.each(steerings, coefficients, doses)

@@ -50,7 +50,7 @@ SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     ),
     **{
         f"norms of {value}": (
-            {"stream_norms": {1: value}}, "expected stream_norms above 0", f"got {{1: {value}}}", "Pass e.g.", ValueError
+            {"stream_norms": {1: value}}, "stream_norms above 0", f"got {{1: {value}}}", "Pass e.g.", ValueError
         )
         for value in (0.0, -1.0, float("nan"), float("inf"))
     },

@@ -252,7 +252,16 @@ def test_score_prints_one_choice_per_prompt_by_its_text_or_by_a_column(work: Wor
     out = tmp_path / "run"
     rows = [{"id": str(n), "prompt": f"hi {n}", "matching": " (A)" if n else " (B)", "wrong": "(A)"} for n in range(2)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = ("--choices", " (A), (B)", "--prompts", str(tmp_path / "prompts.jsonl"), "--coefficients", "1", "--random", "1")
+    asked = (
+        "--choices",
+        " (A), (B)",
+        "--prompts",
+        str(tmp_path / "prompts.jsonl"),
+        "--coefficients",
+        "1",
+        "--random",
+        "1",
+    )
     work.sweep(str(out), "--layers", "1", *asked)
     result = SweepResult.load(out)
     kept = {
@@ -276,7 +285,10 @@ def test_score_prints_one_choice_per_prompt_by_its_text_or_by_a_column(work: Wor
     for option, message in bad.items():
         with pytest.raises(ValueError, match=message):
             CliRunner().invoke(app, ["score", str(out), "probability", *option], catch_exceptions=False)
-    for words, message in ((("probability",), "expected a sweep of choices"), (("distinct_2", "--choice", "a"), "no --")):
+    for words, message in (
+        (("probability",), "expected a sweep of choices"),
+        (("distinct_2", "--choice", "a"), "no --"),
+    ):
         with pytest.raises(ValueError, match=message):
             CliRunner().invoke(app, ["score", work.run, *words], catch_exceptions=False)
 

@@ -130,10 +130,16 @@ def test_all_failing_rows_are_named_and_all_other_texts_are_judged_and_kept(tmp_
 
 def test_a_server_that_answers_nothing_is_given_up_after_16_texts(tmp_path) -> None:
     texts = [f"text {n}" for n in range(60)]
-    with Scripted(in_turn(refuse(400))) as scripted, pytest.raises(JudgeError, match="none for 16 of 60: text") as failed:
+    with (
+        Scripted(in_turn(refuse(400))) as scripted,
+        pytest.raises(JudgeError, match="none for 16 of 60: text") as failed,
+    ):
         judge_of(scripted, tmp_path).scores(texts)
     assert len(scripted.calls) < 40 and "The other 44 were not waited for" in str(failed.value)
-    with Scripted(in_turn(five, refuse(400))) as scripted, pytest.raises(JudgeError, match="9 more.*1 answers were added"):
+    with (
+        Scripted(in_turn(five, refuse(400))) as scripted,
+        pytest.raises(JudgeError, match=r"9 more.*1 answers were added"),
+    ):
         judge_of(scripted, tmp_path, concurrency=1).scores(texts)
     assert len(scripted.calls) == 60
 

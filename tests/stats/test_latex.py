@@ -61,7 +61,14 @@ def test_small_p_values_coefficients_and_doses_are_not_written_as_zero() -> None
 
 def test_a_column_that_only_begins_like_a_p_value_is_not_one() -> None:
     frame = pd.DataFrame(
-        {"p_yes": [0.3], "p_yes_low": [0.2], "p_yes_high": [0.4], "p_points": [12.5], "prompt": [1e-5], "p_given": [0.25]}
+        {
+            "p_yes": [0.3],
+            "p_yes_low": [0.2],
+            "p_yes_high": [0.4],
+            "p_points": [12.5],
+            "prompt": [1e-5],
+            "p_given": [0.25],
+        }
     )
     rows = sk.latex_table(frame, digits={"p_given": 1}).splitlines()[4]
     assert rows == r"0.30 [0.20, 0.40] & 12.50 & 0.00 & 0.2 \\"

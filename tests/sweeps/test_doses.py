@@ -113,7 +113,9 @@ def test_norms_that_could_not_be_measured_are_not_stored_and_the_folder_goes_on_
     short = ["H", "x"]  # one token each, at position 0
     how: dict[str, Any] = {"layers": 1, "positions": "prompt", "max_new_tokens": 3}
     for out in (None, tmp_path):
-        with pytest.raises(ValueError, match=r"norms of the stream at the layers \[1\] for doses; .* Pass stream_norms=,"):
+        with pytest.raises(
+            ValueError, match=r"norms of the stream at the layers \[1\] for doses; .* Pass stream_norms=,"
+        ):
             sk.sweep(model, tokenizer, named["v"], short, doses=[0.4], out=out, **how)
     plain = sk.sweep(model, tokenizer, named["v"], short, coefficients=[1], out=tmp_path, **how)
     assert plain.table.query("coefficient == 1")["relative_dose"].isna().all()

@@ -179,7 +179,9 @@ KINDS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 
 @pytest.mark.parametrize("through", ["this process", "an engine"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_report_and_scores_after_growth_have_every_row_and_keep_what_was_scored(loaded, kind, through, tmp_path) -> None:
+def test_report_and_scores_after_growth_have_every_row_and_keep_what_was_scored(
+    loaded, kind, through, tmp_path
+) -> None:
     model, tokenizer = loaded
     out, scored = tmp_path / "run", tmp_path / "run" / "scored.parquet"
     first, more = KINDS[kind]

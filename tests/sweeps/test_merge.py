@@ -71,7 +71,7 @@ def test_another_template_is_refused() -> None:
     other = tiny_tokenizer()
     other.chat_template = other.chat_template.replace("<|end|>", "<|end|> ")
     two = sk.sweep(MODEL, other, {"w": W}, PROMPTS, layers=1, coefficients=[1], max_new_tokens=3)
-    with pytest.raises(ValueError, match="equal settings; got .*template_sha256"):
+    with pytest.raises(ValueError, match=r"equal settings; got .*template_sha256"):
         sk.SweepResult.merge([swept(), two])
 
 
@@ -123,7 +123,7 @@ def test_doses_are_merged_where_they_are_of_the_same_norms_and_a_dose_is_known_b
     other = swept(coefficients=None, doses=[0.2, 0.4], stream_norms={1: 5.5, 2: 6.0})
     with pytest.raises(ValueError, match="expected sweeps whose doses are of the same stream_norms"):
         sk.SweepResult.merge([one, steered(other)])
-    with pytest.raises(ValueError, match="got 2 rows twice, .*'dose': 0.4"):
+    with pytest.raises(ValueError, match=r"got 2 rows twice, .*'dose': 0.4"):
         sk.SweepResult.merge([one, steered(one)])
 
 
