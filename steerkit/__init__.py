@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from steerkit.capture.collect import collect_each as collect_each
     from steerkit.capture.collect import collect_means as collect_means
     from steerkit.capture.resid import capture_resid as capture_resid
-    from steerkit.generation.choices import score_choices as score_choices
     from steerkit.generation.generate import Generation as Generation
     from steerkit.generation.generate import generate as generate
     from steerkit.generation.logit_lens import logit_lens as logit_lens
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from steerkit.steering.erase import erase as erase
     from steerkit.steering.operations import Operation as Operation
     from steerkit.steering.steering import Steering as Steering
+    from steerkit.sweeps.choices import score_choices as score_choices
     from steerkit.sweeps.direction import choose_direction as choose_direction
     from steerkit.sweeps.result import SweepResult as SweepResult
     from steerkit.sweeps.sweep import sweep as sweep
@@ -68,7 +68,6 @@ _PUBLIC = {  # module -> the public names in it
     "capture.activations": ("Activations", "ActivationMeans"),
     "capture.collect": ("collect", "collect_each", "collect_means"),
     "capture.resid": ("capture_resid",),
-    "generation.choices": ("score_choices",),
     "generation.generate": ("Generation", "generate"),
     "generation.logit_lens": ("logit_lens",),
     "generation.projections": ("project",),
@@ -86,6 +85,7 @@ _PUBLIC = {  # module -> the public names in it
     "steering.erase": ("erase",),
     "steering.operations": ("Operation",),
     "steering.steering": ("Steering",),
+    "sweeps.choices": ("score_choices",),
     "sweeps.direction": ("choose_direction",),
     "sweeps.result": ("SweepResult",),
     "sweeps.sweep": ("sweep",),

@@ -199,7 +199,7 @@ def swept(
         kept = table if not finite else table[table["coefficient"] == 1.0]
         replaced = kept.assign(coefficient=kept["coefficient"].replace(1.0, -np.inf))
         parts.append(SweepResult(replaced, ablated.meta))
-    return SweepResult.merge(parts)
+    return SweepResult(pd.concat([part.table for part in parts], ignore_index=True), parts[0].meta)
 
 
 def at_stage(

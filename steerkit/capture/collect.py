@@ -109,12 +109,17 @@ def collect_each(
     Returns:
         Position -> `Activations`.
 
+    Raises:
+        ValueError: no positions, or one given twice; and see `collect`.
+
     Example:
         >>> read = sk.collect_each(model, tokenizer, pairs, positions=["last", "mean"])
         >>> read["mean"].at(14)
     """
     items = labelled_texts(texts, labels, groups)
-    return _collect(model, tokenizer, items, positions, layers, site, chat_template_kwargs, batch_tokens)
+    return _collect(
+        model, tokenizer, items, checked_positions(positions), layers, site, chat_template_kwargs, batch_tokens
+    )
 
 
 def collect_means(
@@ -162,6 +167,15 @@ def collect_means(
         raise ValueError("expected finite activations; got NaN or infinity. Load the model in float32 or bfloat16.")
     meta = {**_meta(model, tokenizer, items, wanted, chat_template_kwargs), "read_position": position}
     return ActivationMeans(mean, tuple(counts[label] for label in sorted_labels), sorted_labels, wanted, meta, site)
+
+
+def checked_positions(positions: Any) -> list[Any]:
+    """Several read positions as a list; `ValueError` for none, no list, or one given twice."""
+    several = isinstance(positions, Iterable) and not isinstance(positions, str)
+    listed = list(positions) if several else []
+    if not listed or len(set(map(repr, listed))) < len(listed):
+        raise ValueError(f"expected a list of read positions that differ; got {positions!r:.80}. Pass e.g. [-2, -1].")
+    return listed
 
 
 def _collect(

@@ -132,43 +132,59 @@ def score(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="rouge_l, rouge_l_symbols, rouge_l_unicode, distance, distinct_2, repeated_4grams, perplexity or kl."
+            help="rouge_l, rouge_l_symbols, rouge_l_unicode, distance, distinct_2, repeated_4grams, perplexity or kl; "
+            "probability and log_prob of choices, which are there already."
         ),
     ] = None,
     words: Annotated[
         str | None, typer.Option(help="Words of a trait with commas between; the score counts them in a text.")
+    ] = None,
+    choice: Annotated[
+        str | None, typer.Option(help='Of choices: the one whose scores are printed, e.g. --choice " (A)".')
+    ] = None,
+    choice_column: Annotated[
+        str | None, typer.Option(help="Of choices: the column of the prompts with the one of each, e.g. matching.")
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="The sweep's model; perplexity and kl need it.")] = None,
     as_json: Json = False,
 ) -> None:
     """Add scores to a sweep and print them with their gains.
 
-    The scores are stored in RUN/scored.parquet. Means are printed by layer and coefficient. Gains are over coefficient
-    0 and over each role of controls.
+    The scores are stored in RUN/scored.parquet. After a sweep has grown, earlier scores are kept; the same command
+    scores the new rows. Means are printed by layer and coefficient. Gains are over coefficient 0 and over each role of
+    controls. A sweep of choices needs --choice or --choice-column: a mean over all choices of a prompt has no meaning.
 
     Example: steerkit score runs/persona repeated_4grams --words happy,glad,joy
     """
-    from steerkit.sweeps.result import PURE, SweepResult, of_words
+    from steerkit.sweeps.join import without_score
+    from steerkit.sweeps.result import OF_CHOICES, PURE, SweepResult, of_words
 
     names = list(names or [])
-    known = [*PURE, *NEED_A_MODEL]
-    if not names and words is None:
-        raise ValueError("expected a score or --words; got neither. Name one.")
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"expected scores among {known}; got {unknown}. Pass some of these.")
+    _check_names(names, words, [*PURE, *NEED_A_MODEL, *OF_CHOICES])
     needs_model = [name for name in names if name in NEED_A_MODEL]
     if needs_model and checkpoint is None:
         raise ValueError(f"expected a model for {needs_model}; got none. Pass --checkpoint.")
     if checkpoint is not None:
         loading.check(checkpoint)
+    table = SweepResult.load(run / "table.parquet")
+    stored = [name for name in names if name in OF_CHOICES]
+    if absent := [name for name in stored if name not in table.table]:
+        raise ValueError(f"expected a sweep of choices for {absent}; got texts. Repeat the sweep with --choices.")
+    shown = _rows_of_choice(table.table, choice, choice_column)
     scored = run / "scored.parquet"
-    result = SweepResult.load(run / "table.parquet").with_scores_of(scored)
+    _keep_others(scored, table)
+    result = table.with_scores_of(scored)
     models = _models_of(result, run, checkpoint, loading, needs_model) if needs_model else {}
     for name in names:
-        result = result.score(name, **models if name in NEED_A_MODEL else {})
+        if name not in stored:
+            result = result.score(name, **models if name in NEED_A_MODEL else {})
     if words is not None:
         result, names = result.score(of_words(words.split(",")), column="words"), [*names, "words"]
     result.save(scored)
+    others = [name for name in result.table if name not in (*table.table, *names)]
+    for name, count in without_score(result.table, others).items():
+        hint(f"{count} of {len(result.table)} rows have no {name}; rows added since need it again.", as_json)
+    result = result.where(shown)
     if as_json:
         curves = {name: result.curve(name).to_dict("records") for name in names}
         print_json({"curves": curves, "gains": {name: result.gains(name).to_dict("records") for name in names}})
@@ -178,6 +194,55 @@ def score(
     for title, columns in pivots(result, names).items():
         draw(title, columns, keys=2)
     hint(READING, as_json)
+
+
+def _check_names(names: list[str], words: str | None, known: list[str]) -> None:
+    """`ValueError` for no score, or an unknown one."""
+    if not names and words is None:
+        raise ValueError("expected a score or --words; got neither. Name one.")
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"expected scores among {known}; got {unknown}. Pass some of these.")
+
+
+def _rows_of_choice(table: Any, choice: str | None, column: str | None) -> Any:
+    """Which rows are printed: of choices those of one choice per prompt.
+
+    Raises:
+        ValueError: a choice of a sweep without choices, none of a sweep with several, or one that is not there.
+    """
+    given = [name for name, value in (("--choice", choice), ("--choice-column", column)) if value is not None]
+    if "choice" not in table:
+        if given:
+            raise ValueError(f"expected no {given[0]} for generated texts; got one. Leave it out.")
+        return table["vector"].notna()
+    if len(given) != 1:
+        raise ValueError(
+            f"expected one choice per prompt; got {'both' if given else 'no'} options. Pass --choice TEXT, or "
+            "--choice-column COLUMN, such as matching."
+        )
+    if column is not None and column not in table:
+        raise ValueError(f"expected a column of the prompts; got {column!r}. Choose among {list(table)}.")
+    rows = table["choice"] == (choice if column is None else table[column])
+    lacking = sorted(set(table["prompt_id"]) - set(table["prompt_id"][rows]))
+    if lacking and (column is not None or not rows.any()):
+        raise ValueError(
+            f"expected a choice among {table['choice'].unique()[:8].tolist()}; got another by {given[0]}="
+            f"{choice or column!r} for the prompts {lacking[:5]}. Pass one with its first space."
+        )
+    return rows
+
+
+def _keep_others(scored: Path, table: Any) -> None:
+    """Copy the scores of an earlier sweep into this folder whose rows the table lacks, before they are overwritten."""
+    from steerkit.io.files import sha256
+    from steerkit.sweeps.join import count_of_others
+    from steerkit.sweeps.result import SweepResult
+
+    earlier = SweepResult.load(scored) if scored.is_file() else None
+    if earlier is not None and (count := count_of_others(table.table, earlier.table)):
+        kept = scored.with_name(f"scored-{sha256(scored)[:8]}.parquet")
+        earlier.save(kept)
+        hint(f"{count} rows of {scored.name} are not in the last sweep; their scores are kept in {kept}.", False)
 
 
 def _models_of(

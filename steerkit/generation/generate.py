@@ -126,8 +126,9 @@ def generate(
 ) -> list[str] | list[Generation]:
     """Continue each prompt, steered or not; the texts in the order of the prompts.
 
-    A text depends on the model, its prompt, its steering and the seed alone, not on the other rows: prompts are
-    left-padded with positions of their own, and random numbers are keyed by (seed, prompt, occurrence index).
+    A text depends on the model, its prompt, its steering (with a dose also on the norms) and the seed alone, not on the
+    other rows: prompts are left-padded with positions of their own, and random numbers are keyed by (seed, prompt,
+    occurrence index).
     Of the model's generation configuration only the end tokens are used: repetition penalties, suppressed tokens, a
     top_k or other sampling settings there have no effect.
 
@@ -148,7 +149,8 @@ def generate(
             more, and no text changes. Vectors of other weights are allowed, as for `sk.project`.
         norms: norm of the stream per layer, for steerings with a `dose`, e.g. `result.meta["stream_norms"]` of a sweep.
             Default: the prompts are first continued without steering by the same settings, and the norm is the median
-            over the steered positions, see `steerkit.steering.dose.median_norms`.
+            over the steered positions of all of them, see `steerkit.steering.dose.median_norms`. The coefficient of a
+            dose, and so a text, then depends on all prompts of the call; pass norms for one that does not.
 
     Returns:
         One text per prompt, or one `Generation` with `return_details=True` or `watch`.

@@ -166,7 +166,8 @@ def project(
         vectors: name -> vector, or one vector, named `"vector"`. Each of its layers is read. The vectors must fit the
             model; its weights may be others than those they were read from, for instance a fine-tuned model's.
         prompts: what each text continues. Without them a whole text is prompt.
-        steering: as for `sk.generate`; steerings that `with steering.on(model)` set are applied too.
+        steering: as for `sk.generate`; steerings that `with steering.on(model)` set are applied too. Pass one with a
+            dose as `steering.resolved(norms)`.
         chat_template_kwargs: further arguments of the chat template.
 
     Returns:

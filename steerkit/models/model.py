@@ -12,7 +12,17 @@ from torch import nn
 
 
 def unwrap(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper; any other model is returned as it is."""
+    """The transformers model inside a PEFT wrapper; any other model is returned as it is.
+
+    Raises:
+        TypeError: None, a path, or the pair that `sk.load` returns.
+    """
+    if model is None or isinstance(model, str | tuple):
+        got = "a tuple" if isinstance(model, tuple) else repr(model)
+        raise TypeError(
+            f"expected a model in this process; got {got:.80}. Load one: model, tokenizer = sk.load(...). For a served "
+            "model, sk.sweep and sk.score_choices have engine=."
+        )
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 

@@ -38,7 +38,8 @@ def log_probabilities(
         prompts: strings, chats or `Prompt`s.
         texts: continuations. Pass the token ids of a text that this model generated (`Generation.ids`): its text may
             encode to other ids. A string is encoded as continuation of its prompt (`steerkit.text.tokens.encode`).
-        steerings: what steers the model in each row; default nothing.
+        steerings: what steers the model in each row; default nothing. Pass one with a dose as
+            `steering.resolved(norms)`.
 
     Warns:
         UserWarning: rows whose logits are NaN or infinite; their log-probabilities are NaN.
@@ -72,6 +73,9 @@ def kl(
 
     Use unsteered texts, so that the push is measured and not the text that it leads to. NaN for an empty text. Texts as
     in `log_probabilities`: strings or token ids.
+
+    A steering with a dose raises ValueError, since no text is generated over which its norm could be measured: pass
+    `steering.resolved(norms)`, with `result.meta["stream_norms"]` of a sweep or `steerkit.steering.dose.median_norms`.
     """
 
     def score(logits: Tensor, plain: Tensor | None, ids: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ from steerkit.text.thinking import reply_of
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+GIVE_UP = 16
+"""A server that answers none of so many texts is asked for no more."""
+NAMED = 50  # texts that an error names
 FORMAT = 1  # of the message; another one gives other answers
 _NUMBER = re.compile(r"(?<![\w.,])-?[0-9]+(?:\.[0-9]+)?(?![\w,]|\.[0-9])")
 _ITEM = re.compile(r"\s*[0-9]+[.)]\s+\w")
@@ -93,7 +96,9 @@ class Judge:
         Raises:
             TypeError: a text that is no string, or a rule whose answer is none.
             ValueError: no prompts, or not n; a text that UTF-8 cannot hold; a cache that holds something else.
-            JudgeError: the server gave no answer for a text, after all attempts; the message names it.
+            JudgeError: the server gave no answer for some texts, after all attempts. All other answers are then in the
+                cache, and the message names these texts. It is raised at once where the server answers none of the
+                first 16.
 
         Warns:
             JudgeWarning: with the number of answers that are not a score.
@@ -150,21 +155,40 @@ class Judge:
     def _ask(
         self, server: ChatServer, names: Mapping[str, str], pair_of: Mapping[str, tuple[str, str]]
     ) -> Iterator[tuple[str, str]]:
-        """Ask the server for the answers with these keys; yield each when it is in the cache."""
+        """Ask the server for the answers with these keys; yield each when it is in the cache.
+
+        Texts are sent in the order of their hashes, so that the first ones are a sample of all.
+
+        Raises:
+            JudgeError: after all others were answered, naming each text without an answer; or where the server
+                answers none of the first `GIVE_UP`.
+        """
         assert self.cache is not None
-        bodies = [(key, self._body(*pair)) for key, pair in pair_of.items()]
-        for number, reply in enumerate(server.complete(bodies)):
+        bodies = [(key, self._body(*pair_of[key])) for key in sorted(pair_of)]
+        failed: dict[str, str] = {}
+        answered = 0
+        for reply in server.complete(bodies):
             if reply.text is None:
-                raise JudgeError(
-                    f"expected an answer for every text; got none for {names[reply.id]}: {reply.error}. "
-                    f"{number} answers were added to {self.cache}; the same call asks only for the others."
-                )
+                failed[names[reply.id]] = str(reply.error)
+                if len(failed) == GIVE_UP and not answered:
+                    break
+                continue
+            answered += 1
             prompt, text = pair_of[reply.id]
             row = {"key": reply.id, "text": text, "answer": reply.text}
             self.cache.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.cache}.lock"):
                 append_rows(self.cache, [{**row, "prompt": prompt} if self.reads_prompts else row])
             yield reply.id, reply.text
+        if failed:
+            listed = [*list(failed)[:NAMED], *([f"{len(failed) - NAMED} more"] if len(failed) > NAMED else [])]
+            unsent = len(bodies) - len(failed) - answered
+            stopped = f" The other {unsent} were not waited for." if unsent else ""
+            raise JudgeError(
+                f"expected an answer for every text; got none for {len(failed)} of {len(bodies)}: {'; '.join(listed)}. "
+                f"The first error: {next(iter(failed.values()))}.{stopped} {answered} answers were added to "
+                f"{self.cache}; the same call asks only for the others."
+            )
 
     def _body(self, prompt: str, text: str) -> dict[str, Any]:
         message = {"role": "user", "content": self.message(text, prompt)}

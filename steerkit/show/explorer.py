@@ -12,11 +12,10 @@ import pandas as pd
 
 from steerkit.stats.areas import curve_auc
 from steerkit.stats.controls import control_band
-from steerkit.sweeps.result import KEYS, SweepResult
+from steerkit.sweeps.result import KEYS, OF_CHOICES, SweepResult
 
 SETTINGS = ("positions", "operation", "temperature", "top_p", "max_new_tokens", "seed")
 NO_SCORES = (*KEYS, *SETTINGS, "group", "prompt", "prompt_ids", "ids", "reference", "text", "finished", "relative_dose")
-OF_CHOICES = ("probability", "log_prob")
 LAST = ("projection", "n_tokens")
 FLUENCY = ("perplexity", "repeated_4grams")
 TITLES = {
@@ -70,11 +69,11 @@ def explorer_data(
         ValueError: projections of other texts, or `opens_on` is not in the sweep.
     """
     table = sweep.table.reset_index(drop=True)
+    tokens = [None] * len(table) if projections is None else tokens_by_row(table, projections)
     if sweep.axis == "dose":  # one dose is another coefficient for each vector
         table = table.assign(coefficient=table["dose"]).drop(columns="dose")
     choices = _choices(table)
     table = _by_choice(table, choices)
-    tokens = [None] * len(table) if projections is None else _tokens_by_row(table, projections)
     if projections is not None:
         means = [np.nan if part is None else part["projection"].mean() for part in tokens]
         table = table.assign(projection=means)
@@ -301,10 +300,16 @@ def _pooled(values: pd.Series) -> list[float | None]:
     return _all_rounded([band.mean, band.low, band.high, band.n])
 
 
-def _tokens_by_row(table: pd.DataFrame, projections: pd.DataFrame) -> list[pd.DataFrame | None]:
+def tokens_by_row(table: pd.DataFrame, projections: pd.DataFrame) -> list[pd.DataFrame | None]:
     """The tokens of each row in their order; None for a row without projections."""
-    parts = {tuple(map(str, key)): part for key, part in projections.groupby(KEYS, sort=False)}
-    tokens = [parts.get(tuple(map(str, key))) for key in table[KEYS].itertuples(index=False, name=None)]
+    keys = [*KEYS[:-1], "choice" if "choice" in table else "sample"]
+    if missing := [name for name in keys if name not in projections]:
+        raise ValueError(
+            f"expected projections of this sweep with the columns {keys}; {missing} are missing. Read the projections "
+            "again (sweep_projections)."
+        )
+    parts = {tuple(map(str, key)): part for key, part in projections.groupby(keys, sort=False)}
+    tokens = [parts.get(tuple(map(str, key))) for key in table[keys].itertuples(index=False, name=None)]
     for text, part in zip(table["text"], tokens, strict=True):
         if part is not None and (pd.isna(text) or part["stop"].iloc[-1] != len(text)):
             raise ValueError(

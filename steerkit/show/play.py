@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from steerkit.capture.layers import Layer
 from steerkit.generation.batches import in_batches
 from steerkit.generation.engine import Continuation, Engine, Row
+from steerkit.generation.generate import generate
 from steerkit.generation.projections import Monitor
 from steerkit.generation.sampling import OVERFLOWED, likeliest, random_stream, sample
 from steerkit.models.blocks import find_blocks
@@ -30,7 +32,7 @@ from steerkit.steering.dose import median_norms, with_coefficients
 from steerkit.steering.operations import OPERATIONS
 from steerkit.steering.positions import POSITIONS
 from steerkit.steering.steering import Steering
-from steerkit.text.prompt import PromptLike, encode_prompt
+from steerkit.text.prompt import Prompt, PromptLike, encode_prompt
 from steerkit.text.tokens import decode as decode_ids
 from steerkit.vectors.controls import random_like
 from steerkit.vectors.vector import SteeringVector
@@ -38,6 +40,8 @@ from steerkit.vectors.vector import SteeringVector
 MAX_NEW_TOKENS = 512
 CONTROL_SEED = 0
 """Seed of the random direction that replaces each vector in the third text."""
+NORM_TOKENS = 8
+"""New tokens over which the norm is measured after a prompt of one token."""
 UNITS = ("coefficient", "dose")
 MAX_TEMPERATURE = 5.0
 ENDED = -1  # takes the position of a token after the end of a text
@@ -57,7 +61,8 @@ class GenerationRequest:
         strengths: vector name -> (layer, strength); vectors with strength 0 are left out.
         positions: as for `Steering`.
         operation: as for `Steering`.
-        unit: what the strengths are, `"coefficient"` or `"dose"` (of the median norm of the stream over the prompt).
+        unit: what the strengths are, `"coefficient"` or `"dose"` (of the median norm of the stream over the prompt, at
+            the vector's site).
         max_new_tokens: at most `MAX_NEW_TOKENS`.
         temperature: 0 is greedy; all texts draw the same random numbers.
         seed: sampling seed.
@@ -197,10 +202,9 @@ def stream(
     """
     messages: PromptLike = [{"role": "user", "content": request.prompt}] if request.chat else request.prompt
     ids = encode_prompt(tokenizer, messages)
-    # a dose is of the norm at the prompt: nothing is generated before the first text
     steerings = request.steerings(vectors)
     random = [replace(one, vector=random_like(one.vector, CONTROL_SEED)) for one in steerings]
-    resolved = with_coefficients([steerings, random], lambda *_: median_norms(model, [(ids, ())], None, "prompt"))
+    resolved = with_coefficients([steerings, random], lambda *where: _norms(model, tokenizer, ids, *where))
     rows = [Row(ids), *(Row(ids, one) for one in resolved)]
     limit = context_length(model)
     if limit is not None and len(ids) + request.max_new_tokens > limit:
@@ -250,6 +254,21 @@ def stream(
     finally:  # wait until no forward runs through the model's hooks
         stopped.set()
         worker.join()
+
+
+def _norms(
+    model: nn.Module, tokenizer: Any, ids: tuple[int, ...], positions: str, operation: str, site: str
+) -> Mapping[Layer, float]:
+    """The median norm over the prompt, whatever the positions: nothing is generated before the first text.
+
+    For a prompt of one token, whose position 0 is left out, over the tokens of a short unsteered continuation.
+    """
+    if norms := median_norms(model, [(ids, ())], None, "prompt", operation, site):
+        return norms
+    (written,) = generate(
+        model, tokenizer, [Prompt.of_ids(tokenizer, ids)], max_new_tokens=NORM_TOKENS, return_details=True
+    )
+    return median_norms(model, [(ids, written.ids)], None, "from_last_prompt_token", operation, site)
 
 
 def _choose(

@@ -153,7 +153,8 @@ def curves(
 
     Args:
         curve: result of `SweepResult.curve`: `series`, coefficient, mean, low, high, n (groups), and optionally
-            n_missing and relative_dose. One row per series and coefficient.
+            n_missing and relative_dose. One row per series and coefficient. Rows of `SweepResult.control_curve` (with
+            k controls) may be added; the legend then says that their interval is that of a further control.
         label_x: label of the coefficient's axis.
         label_y: name of the score, with its unit.
         series: the column whose values are the series.
@@ -231,7 +232,8 @@ def curve_grid(
     legend_columns = max(1, min(len(looks), int(width * 15) // (max(map(len, legend_text.values())) + 8)))
     doses = {persona: _dose_per_coefficient([row[persona] for row in panels.values()]) for persona in names[0]}
     height = max(1.65, 1.1 * len(panels)) + 0.14 * math.ceil(len(looks) / legend_columns)
-    height += 0.25 * any(doses.values()) + 0.55 + 0.2 * bool(title) + 0.15 * any(doses)
+    bands = _further_controls(frames, series)
+    height += 0.25 * any(doses.values()) + 0.55 + 0.2 * bool(title) + 0.15 * any(doses) + 0.14 * bool(bands)
     figure, grid = new_figure(width, height, title, len(panels), len(doses), sharex=True, sharey="row")
     handles: dict[str, Any] = {}
     for (score, row), row_of_axes in zip(panels.items(), grid, strict=True):
@@ -257,8 +259,14 @@ def curve_grid(
     text = sample or f"n = {_range_text(pd.concat([frame['n'] for frame in frames]))} prompt groups"
     if n_missing:
         text += f", {n_missing} missing at most"
-    _draw_legend(figure, handles, text, legend_columns)
+    _draw_legend(figure, handles, text, legend_columns, ["grey"] if bands and {*bands} <= {*controls} else bands)
     return figure
+
+
+def _further_controls(frames: Sequence[pd.DataFrame], series: str) -> list[str]:
+    """The series whose intervals are those of a further control: they have k controls (`SweepResult.control_curve`)."""
+    rows = pd.concat([frame[frame["k"] > 0] for frame in frames if "k" in frame] or [pd.DataFrame({series: []})])
+    return [str(name) for name in rows[series].unique()]
 
 
 def _set_log_axis(axes: Any, least: float) -> None:
@@ -336,9 +344,10 @@ def effect_by_layer(
         raise ValueError(f"expected a vector at a single layer with {axis} {at:g}; got {axis} {values}. Choose one.")
     drawn = replace(result, table=table[here].assign(coefficient=float(at)).drop(columns="dose", errors="ignore"))
     curve = drawn.curve(score)
-    figure, [[axes]] = new_figure(ONE_COLUMN, 2.6 + 0.15 * bool(title), title)
+    has_band = any(roles[name][0] != "vector" for name in curve["vector"].unique())
+    figure, [[axes]] = new_figure(ONE_COLUMN, 2.6 + 0.15 * bool(title) + 0.14 * has_band, title)
     handles: dict[str, Any] = {}
-    if any(roles[name][0] != "vector" for name in curve["vector"].unique()):
+    if has_band:
         band = drawn.control_curve(score)
         for number, (name, part) in enumerate(band.groupby("vector", sort=False)):
             look = _Look(GREYS[number % 4], 0.22, DASHES[number % 4])
@@ -355,7 +364,7 @@ def effect_by_layer(
     axes.set(xlabel="steered layer", ylabel=label_y or score)
     shown = curve[curve["vector"].isin(names)]
     sample = f"n = {_range_text(shown['n'])} prompt groups, {axis} {at:g}"
-    _draw_legend(figure, handles, sample, 1)
+    _draw_legend(figure, handles, sample, 1, ["grey"] if has_band else [])
     return figure
 
 
@@ -783,8 +792,17 @@ def _dose_per_coefficient(frames: Sequence[pd.DataFrame]) -> float | None:
     return float(ratio[0]) if len(ratio) and ratio[0] > 0 and np.allclose(ratio, ratio[0], rtol=1e-3, atol=0) else None
 
 
-def _draw_legend(figure: Figure, handles: Mapping[str, Any], sample: str, columns: int) -> None:
+def _draw_legend(
+    figure: Figure, handles: Mapping[str, Any], sample: str, columns: int, bands: Sequence[str] = ()
+) -> None:
+    """Draw the legend below the axes.
+
+    Args:
+        bands: names of what is drawn with the prediction interval of a further control.
+    """
     title = f"Mean and 95 % interval, {sample}."
+    if bands:
+        title += f"\n{', '.join(bands)}: 95 % prediction interval of one further control."
     options: Any = {"title": title, "alignment": "left", "ncols": columns, "loc": "outside lower left"}
     figure.legend(list(handles.values()), list(handles), **options)
 

@@ -11,14 +11,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
 from steerkit.io.files import write_text
 from steerkit.io.tables import read_table, write_table
-from steerkit.show.explorer import LAST, explorer_data
+from steerkit.show.explorer import LAST, explorer_data, tokens_by_row
 from steerkit.show.pages import environment, inert_json
 from steerkit.stats.format import DASH, MINUS, number_text
+from steerkit.sweeps.join import without_score
 from steerkit.sweeps.result import SweepResult, check_swept_model
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -101,6 +103,9 @@ def write_report(
 def report_run(run: str | Path, out: str | Path | None = None, loaded: tuple[Any, Any] | None = None) -> Path:
     """Write the report of a sweep's run folder, with the scores of its `scored.parquet` if it exists.
 
+    The rows are those of the finished sweep. Where it has grown since it was scored, or since its projections were
+    read, the new rows have none, and the page says so.
+
     Args:
         run: the folder of a finished sweep.
         out: the page to write; default `report.html` in the folder.
@@ -118,14 +123,33 @@ def report_run(run: str | Path, out: str | Path | None = None, loaded: tuple[Any
         >>> report_run("runs/calm", loaded=(model, tokenizer))
     """
     folder = Path(run)
-    sweep = SweepResult.load(folder / SCORED if (folder / SCORED).is_file() else folder)
+    table = SweepResult.load(folder)
+    sweep = table.with_scores_of(folder / SCORED)
     if loaded is not None:
         _write_projections(folder, sweep, *loaded)
     stored = folder / PROJECTIONS
     projections = read_table(stored)[0] if stored.is_file() else None
     page = folder / PAGE if out is None else Path(out)
-    write_report(page, title=f"Sweep: {folder.resolve().name}", sweep=sweep, projections=projections)
+    notes = _missing(sweep, [column for column in sweep.table if column not in table.table], projections)
+    write_report(page, title=f"Sweep: {folder.resolve().name}", sweep=sweep, projections=projections, notes=notes)
     return page
+
+
+def _missing(sweep: SweepResult, scores: Sequence[str], projections: pd.DataFrame | None) -> list[str]:
+    """Sentences about rows with a text that lack a score or projections."""
+    count = len(sweep.table)
+    sentences = [
+        f"{lacking} of {count} rows have no {name}. Rows that were added after scoring have none until they are scored."
+        for name, lacking in without_score(sweep.table, scores).items()
+    ]
+    if projections is not None:
+        shaded = [part is not None for part in tokens_by_row(sweep.table, projections)]
+        if lacking := int((sweep.table["text"].notna() & ~np.array(shaded)).sum()):
+            sentences.append(
+                f"The tokens of {lacking} of {count} rows are not shaded. Rows that were added after the projections "
+                "were read are shaded after another steerkit report with --checkpoint."
+            )
+    return sentences
 
 
 def _write_projections(folder: Path, sweep: SweepResult, model: Any, tokenizer: Any) -> None:

@@ -67,7 +67,9 @@ class Steering:
         when: a `Condition`: the steering acts only in rows, or at positions, where it holds. None: everywhere.
         dose: instead of a coefficient: the norm of the push in units of the stream's norm, signed, for `add` and
             `add_normed`. The coefficient is NaN until `resolved(norms)` sets it; `on(model, norms=...)`,
-            `sk.generate` and `sk.score_choices` do so.
+            `sk.generate` and `sk.score_choices` do so. Without `norms=` these two measure the norms over all prompts of
+            the call: the coefficient of one prompt then depends on the others. Functions without `norms=`, such as
+            `sk.project` and `steerkit.scores.fluency.kl`, take `steering.resolved(norms)`.
 
     Raises:
         TypeError: `vector` is not a SteeringVector, or `when` not a Condition.
@@ -194,8 +196,8 @@ class Steering:
         """
         if self.dose is not None:
             raise ValueError(
-                f"expected a coefficient; got dose={self.dose}, which needs the norms of the stream. Call "
-                "steering.on(model, norms=...), or steering.resolved(norms)."
+                f"expected a coefficient; got dose={self.dose}, which needs the norms of the stream. Pass "
+                "steering.resolved(norms), with norms such as result.meta['stream_norms'] of a sweep."
             )
         width = width_of(model, blocks, str(self.site), self.vector.layers)
         if self.vector.d_model != width:

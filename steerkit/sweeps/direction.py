@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steerkit.capture.collect import collect_each
+from steerkit.capture.collect import checked_positions, collect_each
 from steerkit.capture.layers import EMBED, Layers
+from steerkit.capture.pooling import Position
 from steerkit.generation.batches import in_batches
 from steerkit.generation.engine import Engine, Row
 from steerkit.io.progress import progress
@@ -87,8 +88,8 @@ def choose_direction(
         with `vector.at_all(layer)`.
 
     Raises:
-        ValueError: a label without prompts, a validation prompt that is a training prompt too, no tokens, or a position
-            outside a prompt.
+        ValueError: a label without prompts, a validation prompt that is a training prompt too, no tokens, no positions,
+            one given twice, or one outside a prompt.
         NoDirection: no candidate meets the conditions; a `ValueError`.
 
     Source: Arditi et al. 2024, "Refusal in Language Models Is Mediated by a Single Direction", arXiv 2406.11717,
@@ -110,6 +111,7 @@ def choose_direction(
         )
     if isinstance(tokens, str) or not tokens or not all(tokens):
         raise ValueError(f"expected a list of texts that begin a refusal; got {tokens!r:.80}. Pass e.g. ['I'].")
+    positions = checked_positions(positions)
     if not max_kl > 0 or not 0 <= last_layers < 1:
         raise ValueError(
             f"expected max_kl above 0 and last_layers in [0, 1); got {max_kl} and {last_layers}. Correct them."
@@ -129,7 +131,7 @@ def choose_direction(
     n_layers = len(find_blocks(model))
     end = int(n_layers * (1 - last_layers) + 1e-9)
     judge = _Judge(model, held_out[positive], held_out[negative], first_tokens)
-    found: dict[tuple[int, int], SteeringVector] = {}
+    found: dict[tuple[Position, int], SteeringVector] = {}
     table = []
     tried = [layer for layer in next(iter(activations.values())).layers if layer != EMBED]
     with progress("directions", len(positions) * len(tried)) as advance:
@@ -147,7 +149,7 @@ def choose_direction(
     about |= {"max_kl": max_kl, "last_layers": last_layers}
 
     def candidate(row: Any) -> SteeringVector:
-        vector = found[int(row["position"]), int(row["layer"])]
+        vector = found[row["position"], int(row["layer"])]
         return replace(vector, meta={**vector.meta, **about})
 
     if not frame["eligible"].any():

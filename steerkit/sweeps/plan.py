@@ -123,10 +123,12 @@ class Planned:
 
 
 def named_vectors(vectors: SteeringVector | Mapping[str, SteeringVector]) -> dict[str, SteeringVector]:
-    """Several vectors by name, or one as "vector"; `TypeError` for anything else."""
+    """Several vectors by name, or one as "vector"; `ValueError` for none, `TypeError` for anything else."""
     named = {"vector": vectors} if isinstance(vectors, SteeringVector) else vectors
     if not isinstance(named, Mapping) or not all(isinstance(vector, SteeringVector) for vector in named.values()):
         raise TypeError(f"expected a SteeringVector, or several by name; got {vectors!r:.80}. Pass {{'name': vector}}.")
+    if not named:
+        raise ValueError("expected at least one vector; got 0 vectors. Add some.")
     return dict(named)
 
 
@@ -228,6 +230,29 @@ def strengths_of(coefficients: Any, doses: Any) -> list[float]:
     return values
 
 
+def checked_norms(norms: Mapping[Layer, float] | None) -> dict[Layer, float] | None:
+    """The given norms of the stream as numbers; `ValueError` for one that is not a finite number above 0."""
+    if norms is None:
+        return None
+    if other := {layer: norm for layer, norm in norms.items() if not 0 < float(norm) < math.inf}:
+        raise ValueError(
+            f"expected stream_norms above 0, one per layer; got {other}. Pass e.g. result.meta['stream_norms'] of a "
+            "sweep."
+        )
+    return {int(layer): float(norm) for layer, norm in norms.items()}
+
+
 def resolved(cells: Sequence[Cell], norms: Mapping[Layer, float]) -> list[Cell]:
-    """The cells with the coefficients that their doses mean, see `Steering.resolved`."""
+    """The cells with the coefficients that their doses mean, see `Steering.resolved`.
+
+    Raises:
+        ValueError: `norms` lacks a steered layer.
+    """
+    steered = {layer for cell in cells if cell.steering is not None for layer in cell.steering.vector.layers}
+    if missing := sorted(steered - set(norms)):
+        raise ValueError(
+            f"expected norms of the stream at the layers {sorted(steered)} for doses; got none for {missing}. Pass "
+            "stream_norms=, or prompts and positions that steer a token beyond the first; an engine of vLLM needs sums "
+            "to measure them."
+        )
     return [cell if cell.steering is None else replace(cell, steering=cell.steering.resolved(norms)) for cell in cells]

@@ -34,9 +34,9 @@ def sweep_projections(
         vectors: by the names in the table.
 
     Returns:
-        One row per token, with the columns vector, layer, coefficient, prompt_id, sample, position (in the text, from
-        0), token_id, start and stop (characters of the text; of tokens that share a character the last one has it, and
-        special tokens have none), projection (in the unit of the stream).
+        One row per token, with the columns vector, layer, coefficient, prompt_id, sample, choice (where the sweep has
+        choices), position (in the text, from 0), token_id, start and stop (characters of the text; of tokens that share
+        a character the last one has it, and special tokens have none), projection (in the unit of the stream).
 
     Raises:
         ValueError: a vector is missing, or does not hold the layer; a table without token ids.
@@ -55,8 +55,9 @@ def sweep_projections(
             )
         directions[name, label] = (last, vectors[name].at(last).unit().layers[last].double())
     read_layers = sorted({layer for layer, _ in directions.values()})
+    columns = [*ROW, *(["choice"] if "choice" in table else [])]
     rows_of: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[Any, ...]]] = {}
-    for prompt_ids, new_ids, key in zip(*ids_of(table), table[ROW].itertuples(index=False, name=None), strict=True):
+    for prompt_ids, new_ids, key in zip(*ids_of(table), table[columns].itertuples(index=False, name=None), strict=True):
         rows_of.setdefault((prompt_ids, new_ids), []).append(key)
     texts = [(before, ids, row_keys) for (before, ids), row_keys in rows_of.items() if ids]
     found: dict[int, list[tuple[Any, ...]]] = {}
@@ -72,7 +73,7 @@ def sweep_projections(
                 found[number] += [(*key, *token, value) for token, value in zip(tokens, along, strict=True)]
             advance(1)
     projected = [row for number in sorted(found) for row in found[number]]
-    return pd.DataFrame(projected, columns=[*ROW, "position", "token_id", "start", "stop", "projection"])
+    return pd.DataFrame(projected, columns=[*columns, "position", "token_id", "start", "stop", "projection"])
 
 
 def _token_ends(tokenizer: Any, ids: Sequence[int]) -> list[int]:

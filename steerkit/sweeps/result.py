@@ -22,10 +22,13 @@ from steerkit.stats.areas import curve_auc as area_under
 from steerkit.stats.controls import against_controls, control_band, controls_needed
 from steerkit.stats.items import slopes
 from steerkit.stats.mean import accuracy_interval, is_binary, mean_interval
+from steerkit.sweeps.join import joined, key_columns, scores_of
 from steerkit.sweeps.layers import layers_of
 
 KEYS = ["vector", "layer", "coefficient", "prompt_id", "sample"]
 PLACE = ("vector", "layer")
+OF_CHOICES = ("probability", "log_prob")
+"""Columns of scores that a sweep of choices has."""
 FEW_PROMPTS = 10
 
 
@@ -76,7 +79,7 @@ class SweepResult:
     def counts(self) -> dict[str, int]:
         """Texts that were generated (or choices scored), and rows: one at coefficient 0 is listed under each vector."""
         plain = self.table["coefficient"] == 0
-        own = self.table[plain].drop_duplicates(["prompt_id", "sample"])
+        own = self.table[plain].drop_duplicates(key_columns(self.table)[-2:])
         computed, rows = int((~plain).sum()) + len(own), len(plain)
         if "choice" in self.table:
             return {"choices_scored": computed, "unsteered_choices": len(own), "rows": rows}
@@ -92,7 +95,10 @@ class SweepResult:
                 f"expected a finished sweep at {file}; there is none. If only rows.jsonl exists, "
                 "repeat the sweep to resume it."
             )
-        return cls(*read_table(file))
+        table, meta = read_table(file)
+        if "stream_norms" in meta:
+            meta["stream_norms"] = _with_layers(meta["stream_norms"])
+        return cls(table, meta)
 
     @classmethod
     def merge(cls, results: Sequence[SweepResult]) -> SweepResult:
@@ -101,37 +107,20 @@ class SweepResult:
         To add coefficients, vectors or prompts to a sweep, sweep into its folder instead (`sk.sweep(..., out=)`).
 
         Args:
-            results: at least one sweep. In the merged provenance a setting in which they differ is a list, one value
-                per sweep; vectors and norms of the stream are those of all.
+            results: at least one sweep. In the merged provenance a setting in which they may differ is a list, one
+                value per sweep. Vectors, judges and norms of the stream are those of all; the counts of a judge are
+                added, so that a text in two sweeps counts twice. Probabilities of choices are among the choices of all.
 
         Raises:
-            ValueError: no sweep, sweeps of different models, or a row (vector, layer, coefficient, prompt, sample) that
-                occurs twice: it would count twice in every mean.
+            ValueError: no sweep; sweeps of different models; rows that do not belong into one mean: other settings,
+                one name of two vectors, one prompt id of two prompts, other positions or operations of a vector and
+                its controls, doses and coefficients, doses of other norms of the stream, one column of two judges; or
+                a row (vector, layer, coefficient or dose, prompt, sample or choice) that occurs twice.
 
         Example:
             >>> both = SweepResult.merge([SweepResult.load("runs/layer-14"), SweepResult.load("runs/layer-16")])
         """
-        models = {(one.meta.get("model_fingerprint"), one.meta.get("adapter_fingerprint")) for one in results}
-        if len(models) != 1:
-            raise ValueError(f"expected sweeps of one model; got {len(models)} models. Merge the sweeps of each model.")
-        table = pd.concat([one.table for one in results], ignore_index=True)
-        if (twice := table.duplicated(KEYS)).any():
-            rows = table.loc[twice, KEYS].head(3).to_dict("records")
-            raise ValueError(
-                f"expected sweeps without common rows; got {int(twice.sum())} rows twice, e.g. {rows}. Drop them with "
-                "where(), or sweep everything into one folder."
-            )
-        meta: dict[str, Any] = {}
-        for key in dict.fromkeys(key for one in results for key in one.meta):
-            values = [one.meta.get(key) for one in results]
-            several = [value for value in values if isinstance(value, Mapping)]
-            if len(several) == len(values):
-                merged = {name: item for value in several for name, item in value.items()}
-                agree = all(merged[name] == item for value in several for name, item in value.items())
-                meta[key] = merged if agree else values
-            else:
-                meta[key] = values[0] if all(value == values[0] for value in values) else values
-        return cls(table, meta)
+        return cls(*joined([one.table for one in results], [one.meta for one in results]))
 
     def where(self, keep: Sequence[bool] | np.ndarray | pd.Series) -> SweepResult:
         """The rows for which `keep`, one boolean per row, is true.
@@ -146,12 +135,18 @@ class SweepResult:
         return replace(self, table=self.table[kept].reset_index(drop=True))
 
     def with_scores_of(self, path: str | Path) -> SweepResult:
-        """The same rows with the scores of another table; unchanged if that file is missing or has other rows."""
+        """The same rows with the scores of another table, such as one from before the sweep has grown.
+
+        A row has the scores of the row with the same key, token ids and text; rows that were added since have NaN.
+        Unchanged if that file is missing or has none of these rows.
+        """
         if not Path(path).is_file():
             return self
         scored = SweepResult.load(path)
-        same = set(self.table) <= set(scored.table) and scored.table[list(self.table)].equals(self.table)
-        return scored if same else self
+        scores = scores_of(self.table, scored.table)
+        judges = {column: about for column, about in scored.meta.get("judges", {}).items() if column in scores}
+        meta = {**self.meta, "judges": {**judges, **self.meta.get("judges", {})}} if judges else self.meta
+        return replace(self, table=self.table.assign(**scores), meta=meta)
 
     def save(self, path: str | Path) -> None:
         """Write the table (`.parquet` or `.csv`) and its `.meta.json`."""
@@ -186,7 +181,8 @@ class SweepResult:
         Raises:
             TypeError: a function that returns no number for a row.
             ValueError: an unknown score, what it needs is not there, or for `"kl"` a model that is not the sweep's.
-            JudgeError: a judge's server gave no answer; the message names the row.
+            JudgeError: a judge's server gave no answer for some texts; the message names their rows, and the answers
+                for all others are kept.
         """
         if isinstance(name, Judge):
             return self._judged(name, column or "judge")
@@ -250,7 +246,7 @@ class SweepResult:
         table = self.table
         texts = [text if isinstance(text, str) else None for text in table["text"]]
         prompts = table["prompt"].tolist() if "prompt" in table else None
-        keys = table[KEYS].to_dict("records")
+        keys = table[key_columns(table)].to_dict("records")
         names = [f"row {n} ({', '.join(f'{k}={v!r}' for k, v in key.items())})" for n, key in enumerate(keys)]
         scored = self._with(column, judge.scores(texts, prompts, names))
         pairs = scored.table[["prompt", "text"] if judge.reads_prompts else ["text"]]
@@ -570,6 +566,13 @@ class SweepResult:
             raise ValueError(f"expected columns to group by, such as {there}; got {missing}. Choose of these.")
 
 
+def _with_layers(norms: Any) -> Any:
+    """Norms of the stream by layer, or a list of these, as they were before JSON made texts of the layers."""
+    if isinstance(norms, Mapping):
+        return {int(layer): norm for layer, norm in norms.items()}
+    return [_with_layers(one) for one in norms]
+
+
 def _number(score: Callable[[pd.Series], float], row: pd.Series) -> float:
     """A function's score of a row; what it raises, and what is no number, names the row."""
     where = ", ".join(f"{key}={row[key]!r}" for key in KEYS if key in row)
@@ -620,9 +623,9 @@ def ids_of(table: pd.DataFrame) -> tuple[list[tuple[int, ...]], list[tuple[int, 
 
 
 def _unsteered(table: pd.DataFrame, values: Sequence[Any] | None = None) -> list[Any]:
-    """For each row, the text (or value) of the same prompt and sample at coefficient 0."""
+    """For each row, the text (or value) of the same prompt and sample (or choice) at coefficient 0."""
     values = table["text"].tolist() if values is None else list(values)
-    keys = list(zip(table["prompt_id"], table["sample"], strict=True))
+    keys = list(table[key_columns(table)[-2:]].itertuples(index=False, name=None))
     plain = dict[Any, Any]()
     for key, coefficient, value in zip(keys, table["coefficient"], values, strict=True):
         if coefficient == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -131,11 +131,14 @@ class RowStore:
         }
 
     def norms(
-        self, given: Mapping[Layer, float] | None, measure: Callable[[], dict[Layer, float]]
+        self, given: Mapping[Layer, float] | None, measure: Callable[[], dict[Layer, float]], layers: Collection[Layer]
     ) -> dict[Layer, float]:
-        """Norms of the stream: as they are stored; else those that are given, or are measured, which are then stored.
+        """Norms of the stream: as they are stored; for other layers as given or, with none given, as measured.
 
-        Of several processes the first one measures; all call this.
+        New ones are stored. Of several processes the first one measures; all call this.
+
+        Args:
+            layers: those that are steered. Nothing is measured where all of them are stored.
 
         Raises:
             ConfigurationChanged: others are given than those that are stored.
@@ -143,11 +146,15 @@ class RowStore:
         if self.folder is None:
             return measure() if given is None else dict(given)
         path = self.folder / NORMS
-        if is_first() and not path.exists():
-            write_json(path, measure() if given is None else given)
+        stored = _read_norms(path)
+        if is_first() and (given is not None or not set(layers) <= set(stored)):
+            new = measure() if given is None else given
+            norms = {**{layer: norm for layer, norm in new.items() if norm > 0}, **stored}
+            if norms != stored:
+                write_json(path, norms)
         barrier()
-        stored: dict[Layer, float] = {int(layer): norm for layer, norm in read_json(path).items()}
-        if given is not None and dict(given) != stored:
+        stored = _read_norms(path)
+        if given is not None and any(stored[layer] != norm for layer, norm in given.items()):
             raise ConfigurationChanged(
                 f"expected the stream_norms that {self.folder} was started with, {short_json(stored)}; got "
                 f"{short_json(given)}. Pass none, or use another folder."
@@ -182,6 +189,11 @@ def open_store(
         except KeyboardInterrupt:
             print(f"interrupted: finished rows are in {folder / ROWS}; the same call resumes.", file=sys.stderr)
             raise
+
+
+def _read_norms(path: Path) -> dict[Layer, float]:
+    """The stored norms; none without a file."""
+    return {int(layer): norm for layer, norm in read_json(path).items()} if path.is_file() else {}
 
 
 def _check_version(folder: Path, config: Mapping[str, Any]) -> None:

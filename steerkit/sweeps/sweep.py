@@ -23,7 +23,7 @@ from steerkit.steering.operations import Operation
 from steerkit.steering.operations import named as operation_named
 from steerkit.steering.positions import steered_columns
 from steerkit.sweeps.layers import LayerSet
-from steerkit.sweeps.plan import Cell, Planned, named_vectors, prompt_rows, resolved, steerings_at
+from steerkit.sweeps.plan import Cell, Planned, checked_norms, named_vectors, prompt_rows, resolved, steerings_at
 from steerkit.sweeps.result import SweepResult
 from steerkit.sweeps.store import open_store
 from steerkit.sweeps.table import scored_row, sweep_table, warn_of_overflows, written_row
@@ -85,7 +85,8 @@ def sweep(
         site: where in a block the vectors act, see `Steering`; default: where they were read, the same for all.
         stream_norms: norm of the stream (of the site) per layer, for doses and `relative_dose`. Default: the median
             over the steered positions of this sweep's own unsteered prompts and continuations, without position 0. It
-            is measured once and stored with the run, so that a grown sweep keeps its scale.
+            is measured once and stored with the run, so that a grown sweep keeps its scale; layers without a stored
+            norm are measured when they are first steered, and further ones may be given then.
         foreign: allow vectors that were read from other weights.
         chat_template_kwargs: further arguments of the chat template, e.g. `{"enable_thinking": False}`.
         out: a folder that rows are appended to as they are finished; vectors and table are kept there too. Rows are
@@ -128,16 +129,16 @@ def sweep(
         >>> result = sk.sweep(model, tokenizer, vectors, prompts, layers=14, coefficients=[1], choices=[" (A)", " (B)"])
         >>> result.where(result.table["choice"] == " (A)").gains("probability")
     """
-    generator = _generator(model, engine, out)
+    generator = generator_of(model, engine, out)
     named = named_vectors(vectors)
     rows = prompt_rows(prompts, choices)
     texts = {choice: choice_ids(tokenizer, choice) for row in rows for choice in row["choices"] or ()}
     settings = _settings(samples, temperature, top_p, max_new_tokens, seed) if not texts else {}
-    if not named:
-        raise ValueError("expected at least one vector; got 0 vectors. Add some.")
     steerings = steerings_at(named, layers, positions, operation, foreign, site, when)
     site = next(str(steering.site) for steering in steerings.values())
     cells = Cell.each(steerings, coefficients, doses)
+    layers_used = {layer for steering in steerings.values() for layer in steering.vector.layers}
+    given = checked_norms(stream_norms)
     options = Settings(
         max(map(len, texts.values()), default=max_new_tokens), settings.get("temperature", 0.0), top_p, batch_rows
     )
@@ -201,10 +202,10 @@ def sweep(
 
         if doses is not None:
             compute(Planned.each(cells[:1], rows, samples))
-            cells = resolved(cells, store.norms(stream_norms, measure))
+            cells = resolved(cells, store.norms(given, measure, layers_used))
         plan = Planned.each(cells, rows, samples)
         compute(plan)
-        norms = store.norms(stream_norms, measure)
+        norms = store.norms(given, measure, layers_used)
         if not is_first():
             barrier()  # for the first process to write the table
             return SweepResult.load(Path(str(out)))
@@ -268,7 +269,7 @@ def _share(rows: Sequence[Mapping[str, Any]], out: str | Path | None) -> set[str
     return {row["id"] for row in rows[rank::world]}
 
 
-def _generator(model: nn.Module | None, engine: Any, out: str | Path | None) -> Generator:
+def generator_of(model: nn.Module | None, engine: Any, out: str | Path | None = None) -> Generator:
     """What generates: the model, or the engine that was asked for.
 
     Raises:

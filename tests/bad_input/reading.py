@@ -83,6 +83,11 @@ def lens(**given: Any) -> object:
     return sk.logit_lens(model(), tokenizer(), given.pop("texts"), given.pop("tokens"), **given)
 
 
+def choose_direction(positions: Any) -> object:
+    train, validation = ({"harmful": [f"bad {n}"], "harmless": [f"good {n}"]} for n in range(2))
+    return sk.choose_direction(model(), tokenizer(), train, validation, tokens=["I"], positions=positions)
+
+
 def reading_cases() -> Iterator[Case]:
     for name, (given, *says) in LENS.items():
         yield Case(f"a logit lens with {name}", lambda _, given=given: lens(**given), *says)
@@ -93,6 +98,13 @@ def reading_cases() -> Iterator[Case]:
             f"{name} of a model with NaN in its weights", lambda _, r=read: r(broken_model(), tokenizer(), ["four"]),
             "expected finite activations", "got NaN or infinity", "Load the model in float32",
         )  # fmt: skip
+    for value in ([], [-1, -1], "last", -1):
+        says = "expected a list of read positions that differ", f"got {value!r}", "Pass e.g. [-2, -1]"
+        yield Case(
+            f"reading at the positions {value!r}",
+            lambda _, value=value: sk.collect_each(model(), tokenizer(), ["four"], positions=value), *says,
+        )  # fmt: skip
+        yield Case(f"choosing a direction at {value!r}", lambda _, value=value: choose_direction(value), *says)
     pair = "expected one text (and steering) per prompt, 2"
     yield Case(
         "perplexity of fewer texts than prompts", lambda _: perplexity(model(), tokenizer(), ["a", "b"], ["c"]),

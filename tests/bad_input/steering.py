@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 import steerkit as sk
+from steerkit.scores.fluency import kl
 from steerkit.steering.steering import Steering
 from steerkit.vectors.vector import SteeringVector
 from tests.bad_input.cases import LIST, NO_TABLE, PROMPT, TABLE, Case, model, push, tokenizer
@@ -350,6 +351,23 @@ CONDITIONS: dict[str, tuple[Callable[[], object], str, str, str, type[Exception]
 }
 
 
+PARTS = {"harmful": ["a"], "harmless": ["b"]}, {"harmful": ["c"], "harmless": ["d"]}
+WITHOUT_A_MODEL: dict[str, Callable[[Any], object]] = {
+    "generation": lambda m: sk.generate(m, tokenizer(), ["a"], max_new_tokens=1),
+    "generation that watches": lambda m: sk.generate(m, tokenizer(), ["a"], max_new_tokens=1, watch={"v": push()}),
+    "projections": lambda m: sk.project(m, tokenizer(), ["a"], push()),
+    "a logit lens": lambda m: sk.logit_lens(m, tokenizer(), ["a"], ["b"]),
+    "a chosen direction": lambda m: sk.choose_direction(m, tokenizer(), *PARTS, tokens=["I"]),
+    "reading": lambda m: sk.collect(m, tokenizer(), ["a"]),
+    "KL": lambda m: kl(m, tokenizer(), ["a"], ["b"], [None]),
+}
+WITHOUT_NORMS: dict[str, Callable[[Steering], object]] = {
+    "projections": lambda s: sk.project(model(), tokenizer(), ["a"], push(), steering=s),
+    "KL": lambda s: kl(model(), tokenizer(), ["a"], ["b"], [s]),
+    "plain forwards": lambda s: s.on(model()).__enter__(),
+}
+
+
 def steering_cases() -> Iterator[Case]:
     for name, (act, *says) in CONDITIONS.items():
         yield Case(f"condition: {name}", lambda _, act=act: act(), *says)
@@ -365,6 +383,18 @@ def steering_cases() -> Iterator[Case]:
         yield Case(f"generation with {name}", lambda _, given=given: generate(**given), *says)
     for name, (given, *says) in CHOSEN.items():
         yield Case(f"choices with {name}", lambda _, given=given: score_choices(**given), *says)
+    for name, do in WITHOUT_A_MODEL.items():
+        for model_, got in ((None, "None"), ("gpt2", "'gpt2'"), ((model(), tokenizer()), "a tuple")):
+            says = "expected a model in this process", f"got {got}", "Load one", TypeError
+            yield Case(f"{name} with {got} for a model", lambda _, do=do, model_=model_: do(model_), *says)
+    yield Case(
+        "choices of neither a model nor an engine", lambda _: sk.score_choices(None, tokenizer(), ["a"], ["b"]),
+        "expected a model, or an engine=", "got neither", "Load one", TypeError,
+    )  # fmt: skip
+    dosed = Steering(push(), dose=0.4)
+    for name, do in WITHOUT_NORMS.items():
+        says = "expected a coefficient", "got dose=0.4", "Pass steering.resolved(norms)"
+        yield Case(f"{name} with a dose and no norms", lambda _, do=do: do(dosed), *says)
     chat = [[{"role": "user", "content": "hi"}]]
     yield Case(
         "messages for a tokenizer without a template",

@@ -48,6 +48,12 @@ SWEPT: dict[str, tuple[Mapping[str, Any], str, str, str, type[Exception]]] = {
     "neither coefficients nor doses": (
         {"coefficients": None}, "expected coefficients or doses", "got neither", "Pass one of the two", ValueError
     ),
+    **{
+        f"norms of {value}": (
+            {"stream_norms": {1: value}}, "stream_norms above 0", f"got {{1: {value}}}", "Pass e.g.", ValueError
+        )
+        for value in (0.0, -1.0, float("nan"), float("inf"))
+    },
     "doses of an ablation": (
         {"coefficients": None, "doses": [1], "operation": "ablate"}, "expected a coefficient for 'ablate'",
         "got dose=1.0", "Pass a coefficient", ValueError,

@@ -248,6 +248,72 @@ def test_sweep_scores_choices_and_grows_in_its_folder(work: Work, tmp_path: Path
     assert sums.sub(1).abs().max() < 1e-12
 
 
+def test_score_prints_one_choice_per_prompt_by_its_text_or_by_a_column(work: Work, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    rows = [{"id": str(n), "prompt": f"hi {n}", "matching": " (A)" if n else " (B)", "wrong": "(A)"} for n in range(2)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = (
+        "--choices",
+        " (A), (B)",
+        "--prompts",
+        str(tmp_path / "prompts.jsonl"),
+        "--coefficients",
+        "1",
+        "--random",
+        "1",
+    )
+    work.sweep(str(out), "--layers", "1", *asked)
+    result = SweepResult.load(out)
+    kept = {
+        ("--choice", " (A)"): result.table["choice"] == " (A)",
+        ("--choice-column", "matching"): result.table["choice"] == result.table["matching"],
+    }
+    for option, rows_of in kept.items():
+        found = work.json("score", str(out), "probability", "log_prob", "distinct_2", "--words", "a", *option)
+        for name in ("probability", "log_prob"):
+            wanted = result.where(rows_of).curve(name)["mean"]
+            assert [row["mean"] for row in found["curves"][name]] == pytest.approx(wanted.tolist())
+    scored = SweepResult.load(out / "scored.parquet").table
+    assert len(scored) == len(result.table) and {"distinct_2", "words"} <= set(scored)
+    bad = {
+        (): "expected one choice per prompt; got no options. Pass --choice TEXT, or --choice-column COLUMN",
+        ("--choice", " (A)", "--choice-column", "matching"): "got both options",
+        ("--choice", "(A)"): r"expected a choice among \[' \(A\)', ' \(B\)'\]; got another by --choice='\(A\)'",
+        ("--choice-column", "wrong"): "got another by --choice-column='wrong' for the prompts",
+        ("--choice-column", "right"): "expected a column of the prompts; got 'right'",
+    }
+    for option, message in bad.items():
+        with pytest.raises(ValueError, match=message):
+            CliRunner().invoke(app, ["score", str(out), "probability", *option], catch_exceptions=False)
+    for words, message in (
+        (("probability",), "expected a sweep of choices"),
+        (("distinct_2", "--choice", "a"), "no --"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CliRunner().invoke(app, ["score", work.run, *words], catch_exceptions=False)
+
+
+def test_score_after_growth_keeps_earlier_scores_and_names_what_lacks_them(work: Work, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ("--layers", "1", "--random", "0", "--max-new-tokens", "4")
+    work.sweep(str(out), *options, "--coefficients", "1")
+    work.ok("score", str(out), "perplexity", "distinct_2", "--words", "a", "--checkpoint", work.model)
+    first = SweepResult.load(out / "scored.parquet").table.set_index("coefficient")
+    work.sweep(str(out), *options, "--coefficients", "1,2")
+    done = CliRunner().invoke(app, ["score", str(out), "distinct_2"], catch_exceptions=False)
+    grown = SweepResult.load(out / "scored.parquet").table.set_index("coefficient")
+    for name in ("perplexity", "words"):
+        assert grown[name][[0, 1]].tolist() == first[name].tolist() and grown[name][2].isna().all()
+        assert f"{len(grown) // 3} of {len(grown)} rows have no {name}" in done.stderr
+    work.ok("score", str(out), "perplexity", "--checkpoint", work.model)
+    again = SweepResult.load(out / "scored.parquet").table.set_index("coefficient")
+    assert again["perplexity"].notna().all() and again["words"].equals(grown["words"])
+    work.sweep(str(out), *options, "--coefficients", "3")
+    done = CliRunner().invoke(app, ["score", str(out), "distinct_2"], catch_exceptions=False)
+    (kept,) = out.glob("scored-*.parquet")
+    assert SweepResult.load(kept).table.set_index("coefficient").equals(again) and kept.name in done.stderr
+
+
 def test_lens_prints_the_tokens_asked_for_or_the_best_one(work: Work) -> None:
     loaded = sk.load(work.model)
     rows = work.json("lens", work.model, "one two", "--token", "a", "--token", "b", "--layers", "1,3")

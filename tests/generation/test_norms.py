@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +30,62 @@ def test_norms_over_shared_prompts_equal_those_of_plain_forwards(kind, positions
     monkeypatch.setattr(module, "median_norms", lambda *_: pytest.fail("plain forwards"))
     found = shared_median_norms(model, TEXTS, positions, "add", site)
     assert list(found) == list(wanted) and list(found.values()) == pytest.approx(list(wanted.values()), rel=1e-4)
+
+
+STEERED: dict[tuple[str, str], Callable[[int, int], list[int]]] = {
+    ("generated", "add"): lambda prompt, text: list(range(prompt, text)),
+    ("generated:2", "add"): lambda prompt, text: list(range(prompt, min(prompt + 2, text))),
+    ("from_last_prompt_token", "add"): lambda prompt, text: list(range(prompt - 1, text)),
+    ("from_last_prompt_token:3", "add_normed"): lambda prompt, text: list(range(prompt - 1, min(prompt + 2, text))),
+    ("prompt", "add"): lambda prompt, text: list(range(prompt)),
+    ("prompt:2", "add"): lambda prompt, text: list(range(min(2, prompt))),
+    ("all", "add"): lambda prompt, text: list(range(text)),
+    ("all:4", "add"): lambda prompt, text: list(range(min(4, text))),
+    ("prompt", "ablate"): lambda prompt, text: list(range(1, prompt)),
+    ("all:2", "ablate"): lambda prompt, text: list(range(1, min(3, text))),
+    ("all+0", "ablate"): lambda prompt, text: list(range(text)),
+    ("all+0:2", "ablate"): lambda prompt, text: list(range(min(2, text))),
+    ("prompt+0:3", "ablate"): lambda prompt, text: list(range(min(3, prompt))),
+}  # fmt: skip
+"""Positions and operation -> the steered positions of a text with so many tokens in its prompt and in all."""
+
+
+def norms_at(model: Any, site: str, ids: tuple[int, ...]) -> np.ndarray:
+    """`[layer, pos]` of one text, by hooks on transformers' own modules and a plain forward."""
+    found: list[np.ndarray] = []
+    handles = []
+    for block in model.model.layers:
+        module = {"resid_post": block, "mlp_out": block.mlp}[site]
+
+        def keep(_: Any, __: Any, out: Any) -> None:
+            stream = out if isinstance(out, torch.Tensor) else out[0]
+            found.append(stream[0].double().pow(2).sum(-1).sqrt().numpy())
+
+        handles.append(module.register_forward_hook(keep))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([ids]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
+@pytest.mark.parametrize(("positions", "operation"), STEERED)
+def test_norms_are_the_medians_over_the_steered_positions_but_0_of_plain_forwards(positions, operation, site) -> None:
+    model = tiny_model()
+    rows = []
+    for prompt, choice in TEXTS:
+        ids = (*prompt, *choice)
+        norms = norms_at(model, site, ids)
+        rows += [norms[:, t] for t in STEERED[positions, operation](len(prompt), len(ids)) if t > 0]
+    wanted = dict(enumerate(np.median(np.stack(rows), axis=0)))
+    for found in (
+        median_norms(model, TEXTS, None, positions, operation, site),
+        shared_median_norms(model, TEXTS, positions, operation, site),
+    ):
+        assert found == pytest.approx(wanted, rel=1e-5)
+    some = median_norms(model, TEXTS, [2, 0], positions, operation, site)
+    assert some == pytest.approx({2: wanted[2], 0: wanted[0]}, rel=1e-5)
 
 
 def test_a_prompt_is_forwarded_once_for_its_choices() -> None:

@@ -105,24 +105,43 @@ def test_a_request_that_fails_is_retried(tmp_path, fault) -> None:
     assert len(scripted.calls) == 3
 
 
-def test_the_failing_row_is_named_and_the_same_call_sends_only_the_missing_texts(tmp_path) -> None:
+def test_all_failing_rows_are_named_and_all_other_texts_are_judged_and_kept(tmp_path) -> None:
     result = swept(lambda v, c, i, s: f"{v} {c} {i} {s}")
     texts = list(result.table["text"].unique())
-    bad = texts[len(texts) // 2]
-    row = result.table.index[result.table["text"] == bad][0]
-    named = rf"row {row} \(vector='.*prompt_id='q.*HTTP 400.*only for the others"
+    bad = texts[:2] + texts[-1:]
+    rows = [result.table.index[result.table["text"] == text][0] for text in bad]
 
     def script(call: Call, _: int) -> None:
-        (refuse(400) if text_in(call) == bad else by_rule)(call)
+        (refuse(400) if text_in(call) in bad else by_rule)(call)
 
-    with Scripted(script) as scripted, pytest.raises(JudgeError, match=named) as failed:
-        result.score(judge_of(scripted, tmp_path, concurrency=1))
-    kept = len(read_rows(tmp_path / "answers.jsonl"))
-    assert f"{kept} answers were added" in str(failed.value) and kept == len(texts) // 2
+    with Scripted(script) as scripted, pytest.raises(JudgeError, match=f"none for 3 of {len(texts)}") as failed:
+        result.score(judge_of(scripted, tmp_path))
+    message = str(failed.value)
+    for row in rows:
+        assert f"row {row} (vector='{result.table['vector'][row]}'" in message
+    assert "HTTP 400" in message and message.endswith("only for the others.")
+    kept = [row["text"] for row in read_rows(tmp_path / "answers.jsonl")]
+    assert sorted(kept) == sorted(set(texts) - set(bad)) and f"{len(kept)} answers were added" in message
     with Scripted(by_rule) as scripted:
         resumed = result.score(judge_of(scripted, tmp_path))
-    assert sorted(text_in(call) for call in scripted.calls) == sorted(texts[kept:])
+    assert sorted(text_in(call) for call in scripted.calls) == sorted(bad)
     pd.testing.assert_frame_equal(resumed.table, result.score(sk.judge(rule=rule)).table)
+
+
+def test_a_server_that_answers_nothing_is_given_up_after_16_texts(tmp_path) -> None:
+    texts = [f"text {n}" for n in range(60)]
+    with (
+        Scripted(in_turn(refuse(400))) as scripted,
+        pytest.raises(JudgeError, match="none for 16 of 60: text") as failed,
+    ):
+        judge_of(scripted, tmp_path).scores(texts)
+    assert len(scripted.calls) < 40 and "The other 44 were not waited for" in str(failed.value)
+    with (
+        Scripted(in_turn(five, refuse(400))) as scripted,
+        pytest.raises(JudgeError, match=r"9 more.*1 answers were added"),
+    ):
+        judge_of(scripted, tmp_path, concurrency=1).scores(texts)
+    assert len(scripted.calls) == 60
 
 
 def test_a_text_that_was_judged_is_not_sent_again_unless_the_judge_is_another(tmp_path) -> None:
@@ -153,7 +172,7 @@ def test_a_line_that_was_cut_off_is_asked_for_again(tmp_path) -> None:
         cache.write_bytes(cache.read_bytes()[:-9])
         assert judge_of(scripted, tmp_path).scores(["a", "bc", "def"]).tolist() == [1, 2, 3]
     assert len(scripted.calls) == 4
-    assert [row["text"] for row in read_rows(cache)] == ["a", "bc", "def"]
+    assert sorted(row["text"] for row in read_rows(cache)) == ["a", "bc", "def"]
 
 
 def test_answers_that_are_no_score_are_nan_and_counted(tmp_path) -> None:

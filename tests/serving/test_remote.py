@@ -66,6 +66,45 @@ def test_choices_have_the_same_table_through_an_engine_and_over_http(llama, fake
             pd.testing.assert_frame_equal(found, own, rtol=1e-4)
 
 
+@pytest.mark.parametrize("steering", [
+    {"coefficient": 0.5, "layer": (1, 2)}, {"operation": "ablate", "positions": "all", "layer": 2},
+    {"dose": -0.4, "layer": 1, "positions": "generated"}, None,
+])  # fmt: skip
+def test_score_choices_has_the_same_table_through_an_engine_and_over_http(llama, fake, steering) -> None:
+    model, tokenizer = llama
+    one = None if steering is None else sk.Steering(vector(model, 1, 2), **steering)
+    each = [CHOICES, [" yes"], CHOICES[:2], ["a longer choice", "b"]]
+    for choices, given in ((CHOICES, one), (each, [one, None, one, one])):
+        own = sk.score_choices(model, tokenizer, PROMPTS, choices, steering=given)
+        with over_http(fake) as url:
+            for served, engine in ((None, fake), (None, url), (model, fake)):
+                found = sk.score_choices(served, tokenizer, PROMPTS, choices, steering=given, engine=engine)
+                pd.testing.assert_frame_equal(found, own, rtol=1e-4)
+
+
+def test_score_choices_through_an_engine_takes_given_norms_active_steering_and_its_own_checks(llama, fake) -> None:
+    model, tokenizer = llama
+    dosed = sk.Steering(vector(model, 1), dose=0.4)
+    norms = {1: 3.0}
+    own = sk.score_choices(model, tokenizer, PROMPTS, CHOICES, steering=dosed, norms=norms)
+    options = {"engine": fake, "norms": norms}
+    pd.testing.assert_frame_equal(
+        sk.score_choices(None, tokenizer, PROMPTS, CHOICES, steering=dosed, **options), own, rtol=1e-4
+    )
+    with dosed.on(model, norms=norms):
+        found = sk.score_choices(model, tokenizer, PROMPTS, CHOICES, engine=fake)
+    pd.testing.assert_frame_equal(found, own, rtol=1e-4)
+    with pytest.raises(ValueError, match="served context"):
+        sk.score_choices(None, tokenizer, ["x" * 120], ["y" * 8], engine=fake)
+    with pytest.raises(ValueError, match="expected a steering without a condition through vLLM"):
+        condition = sk.Condition(vector(model, 1), above=0.0)
+        steering = sk.Steering(vector(model, 2), when=condition, positions="generated")
+        sk.score_choices(None, tokenizer, PROMPTS, CHOICES, steering=steering, engine=fake)
+    fake.n_sums = 0
+    with pytest.raises(ValueError, match=r"norms of the stream .* got none for \[1\]. Pass norms="):
+        sk.score_choices(None, tokenizer, PROMPTS, CHOICES, steering=dosed, engine=fake)
+
+
 def test_a_choice_beyond_the_served_context_is_refused(llama, fake) -> None:
     with pytest.raises(ValueError, match="served context"):
         sk.sweep(None, llama[1], vector(llama[0], 1), ["x" * 120], coefficients=[1], choices=["y" * 8], engine=fake)
@@ -80,6 +119,15 @@ def test_doses_have_the_same_coefficients_through_an_engine(llama, fake, positio
     same_doses = own.table["coefficient"], found.table["coefficient"]
     pd.testing.assert_series_equal(*same_doses, rtol=1e-5)
     assert own.table["text"].tolist() == found.table["text"].tolist()
+
+
+def test_doses_of_an_engine_without_sums_are_refused_and_the_folder_takes_given_norms(llama, tmp_path) -> None:
+    engine = Fake(*llama, tmp_path / "vectors", sums=0)
+    options = {"doses": [0.4], "layers": 1, "max_new_tokens": 3, "engine": engine, "out": tmp_path / "run"}
+    with pytest.raises(ValueError, match=r"Pass stream_norms=, .* an engine of vLLM needs sums"):
+        sk.sweep(None, llama[1], vector(llama[0], 1), PROMPTS, **options)
+    found = sk.sweep(None, llama[1], vector(llama[0], 1), PROMPTS, **options, stream_norms={1: 5.0})
+    assert found.table["relative_dose"].unique() == pytest.approx([0, 0.4])
 
 
 def test_norms_are_read_in_parts_where_there_are_many(llama, fake, monkeypatch) -> None:

@@ -74,6 +74,36 @@ def test_a_strength_in_doses_is_of_the_median_norm_over_the_prompt(parts) -> Non
     assert list(texts[-1][:3]) == wanted and len(set(wanted)) == 3
 
 
+def test_a_dose_is_of_the_norm_at_the_site_of_the_vector(parts) -> None:
+    model, tokenizer, vectors = parts
+    other = {"up": sk.SteeringVector(vectors["up"].layers, site="mlp_out")}
+    request = GenerationRequest.from_json({**REQUEST, "strengths": {"up": [1, 4.0]}, "unit": "dose"})
+    texts = list(stream(model, tokenizer, other, request, threading.Event()))
+    asked = [{"role": "user", "content": "tell me"}]
+    read = [(sk.render(tokenizer, asked).ids, ())]
+    at_site, at_block = (median_norms(model, read, None, "prompt", site=site) for site in ("mlp_out", "resid_post"))
+    steering = sk.Steering(other["up"], dose=4.0, layer=1)
+    wanted, wrong = (
+        sk.generate(model, tokenizer, [asked], max_new_tokens=8, steering=steering, norms=norms)[0]
+        for norms in (at_site, at_block)
+    )
+    assert texts[-1].steered == wanted != wrong
+
+
+@pytest.mark.parametrize("positions", ["from_last_prompt_token", "prompt", "all"])
+def test_a_dose_after_a_prompt_of_one_token_is_of_the_norm_at_new_tokens(parts, positions: str) -> None:
+    model, tokenizer, vectors = parts
+    given = {"prompt": "H", "chat": False, "strengths": {"up": [1, 4.0]}, "unit": "dose", "positions": positions}
+    (texts,) = list(stream(*parts, GenerationRequest.from_json({**REQUEST, **given}), threading.Event()))[-1:]
+    (written,) = sk.generate(model, tokenizer, ["H"], max_new_tokens=8, return_details=True)
+    ids = sk.render(tokenizer, "H").ids
+    assert len(ids) == 1
+    norms = median_norms(model, [(ids, written.ids)])
+    steering = sk.Steering(vectors["up"], dose=4.0, layer=1, positions=positions)
+    assert texts.unsteered == written.text
+    assert texts.steered == sk.generate(model, tokenizer, ["H"], max_new_tokens=8, steering=steering, norms=norms)[0]
+
+
 def test_without_steering_both_texts_are_the_same(parts) -> None:
     request = GenerationRequest.from_json({**REQUEST, "strengths": {"up": [1, 0]}, "temperature": 1.0})
     assert all(one.unsteered == one.steered == one.control for one in stream(*parts, request, threading.Event()))

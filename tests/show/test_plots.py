@@ -89,6 +89,7 @@ def layered_result(axis: str = "coefficient") -> SweepResult:
     return SweepResult(pd.DataFrame(rows))
 
 
+FURTHER = "grey: 95 % prediction interval of one further control."
 FIGURES = {
     "by layer": lambda: plots.effect_by_layer(layered_result(), "trait", at=0.4, title="Calm"),
     "profiles": lambda: plots.layer_profiles({"base": probe_table(), "SFT": probe_table(8)}, title="Formality"),
@@ -482,7 +483,22 @@ def test_the_effect_by_layer_is_the_curve_of_one_strength_and_the_controls_are_a
     plain = result.table.query(f"vector == 'calm' and {axis} == 0 and layer != '2+10'")["trait"].mean()
     assert any(list(one.get_ydata()) == [pytest.approx(plain)] * 2 for one in axes.lines)
     shown = texts(figure)
-    assert f"Mean and 95 % interval, n = 40 prompt groups, {axis} 0.4." in shown and "calm/random, k = 4" in shown
+    title = f"Mean and 95 % interval, n = 40 prompt groups, {axis} 0.4."
+    assert f"{title}\n{FURTHER}" in shown and "calm/random, k = 4" in shown
+    vector_alone = result.where(result.table["vector"] == "calm")
+    assert title in texts(plots.effect_by_layer(vector_alone, "trait", at=0.4, axis=axis))
+
+
+def test_the_legend_says_which_interval_a_band_of_controls_is() -> None:
+    result = layered_result().where(layered_result().table["layer"] == 2)
+    own = result.curve("trait")
+    both = pd.concat([own[own["vector"] == "calm"], result.control_curve("trait")])
+    grey = plots.curves(both, "coefficient", "trait", controls=["calm/random"]).legends[0].get_title().get_text()
+    assert grey == f"Mean and 95 % interval, n = 40 prompt groups.\n{FURTHER}"
+    coloured = plots.curves(both, "coefficient", "trait").legends[0].get_title().get_text()
+    assert coloured.endswith("calm/random: 95 % prediction interval of one further control.")
+    single = plots.curves(own, "coefficient", "trait", controls=[f"calm/random-{i}" for i in range(4)])
+    assert single.legends[0].get_title().get_text() == "Mean and 95 % interval, n = 40 prompt groups."
 
 
 def test_an_effect_by_layer_refuses_other_strengths_and_several_choices() -> None:

@@ -46,3 +46,29 @@ def test_a_table_without_rows_or_with_half_an_interval_is_refused() -> None:
 def test_a_text_of_several_lines_is_one_cell_and_missing_values_of_any_kind_are_a_dash() -> None:
     frame = pd.DataFrame({"text": ["a\n\nb\tc", None], "when": [pd.NaT, pd.Timestamp("2026-01-02")], "n": [pd.NA, 1]})
     assert sk.latex_table(frame).splitlines()[4:6] == [r"a b c & -- & -- \\", r"-- & 2026-01-02 00:00:00 & 1 \\"]
+
+
+def test_small_p_values_coefficients_and_doses_are_not_written_as_zero() -> None:
+    frame = pd.DataFrame(
+        {"coefficient": [0.004, -2.0], "dose": [1e-5, 0.25], "p_holm": [1e-5, 0.04], "p_random_holm": [np.nan, 1.0],
+         "p_rank": [1, 0.05]}
+    )  # fmt: skip
+    assert sk.latex_table(frame).splitlines()[4:6] == [
+        r"0.004 & 1e-05 & $<$ 0.001 & -- & 1.000 \\",
+        r"$-$2 & 0.25 & 0.040 & 1.000 & 0.050 \\",
+    ]
+
+
+def test_a_column_that_only_begins_like_a_p_value_is_not_one() -> None:
+    frame = pd.DataFrame(
+        {
+            "p_yes": [0.3],
+            "p_yes_low": [0.2],
+            "p_yes_high": [0.4],
+            "p_points": [12.5],
+            "prompt": [1e-5],
+            "p_given": [0.25],
+        }
+    )
+    rows = sk.latex_table(frame, digits={"p_given": 1}).splitlines()[4]
+    assert rows == r"0.30 [0.20, 0.40] & 12.50 & 0.00 & 0.2 \\"

@@ -106,6 +106,43 @@ def test_a_grown_sweep_keeps_its_scale_and_computes_only_new_doses(setting, swep
                  **OPTIONS)  # fmt: skip
 
 
+def test_norms_that_could_not_be_measured_are_not_stored_and_the_folder_goes_on_with_other_prompts(
+    setting, tmp_path
+) -> None:
+    model, tokenizer, named = setting
+    short = ["H", "x"]  # one token each, at position 0
+    how: dict[str, Any] = {"layers": 1, "positions": "prompt", "max_new_tokens": 3}
+    for out in (None, tmp_path):
+        with pytest.raises(
+            ValueError, match=r"norms of the stream at the layers \[1\] for doses; .* Pass stream_norms=,"
+        ):
+            sk.sweep(model, tokenizer, named["v"], short, doses=[0.4], out=out, **how)
+    plain = sk.sweep(model, tokenizer, named["v"], short, coefficients=[1], out=tmp_path, **how)
+    assert plain.table.query("coefficient == 1")["relative_dose"].isna().all()
+    assert not (tmp_path / "stream_norms.json").exists()
+    (tmp_path / "stream_norms.json").write_text("{}")  # as earlier versions stored them
+    dosed = sk.sweep(model, tokenizer, named["v"], [*short, "Hello"], doses=[0.4], out=tmp_path, **how)
+    ids = encode_prompt(tokenizer, "Hello")
+    assert dosed.meta["stream_norms"] == pytest.approx(median_norms(model, [(ids, ())], None, "prompt"))
+
+
+def test_given_norms_of_some_layers_are_extended_by_further_given_or_measured_ones(setting, tmp_path) -> None:
+    model, tokenizer, named = setting
+
+    def run(layers: list[int], norms: dict[int, float] | None) -> dict[int, float]:
+        options: dict[str, Any] = {"layers": layers, "max_new_tokens": 3, "out": tmp_path, "stream_norms": norms}
+        return sk.sweep(model, tokenizer, named["v"], PROMPTS, doses=[0.4], **options).meta["stream_norms"]
+
+    assert run([1], {1: 5.0}) == run([1], None) == {1: 5.0}
+    measured = run([1, 2], None)
+    assert measured[1] == 5.0 and set(measured) == {0, 1, 2, 3}
+    assert run([1, 2], {2: measured[2]}) == measured
+    with pytest.raises(ConfigurationChanged, match=r'started with, .*"1":5.0.*got {"1":5.5}'):
+        run([1], {1: 5.5})
+    (tmp_path / "stream_norms.json").write_text('{"1": 5.0}')
+    assert run([1, 2], {1: 5.0, 2: 6.0}) == run([1, 2], {2: 6.0}) == run([1, 2], None) == {1: 5.0, 2: 6.0}
+
+
 def test_scores_curves_gains_and_the_report_are_over_the_dose(setting, swept) -> None:
     model, tokenizer, named = setting
     result, out = swept

@@ -14,8 +14,12 @@ import steerkit as sk
 from steerkit.io.json import read_json, write_json
 from steerkit.io.rows import read_rows
 from steerkit.io.run_folder import ConfigurationChanged
+from steerkit.show.report import report_run
+from steerkit.sweeps.result import SweepResult
 from steerkit.sweeps.store import swept_vectors
+from tests.serving.fake import Fake
 from tests.steering.test_steering import vector
+from tests.sweep_tables import data_of
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = [{"id": "a", "prompt": "Hello"}, {"id": "b", "prompt": "A longer one"}]
@@ -161,3 +165,59 @@ def test_merge_joins_different_rows_and_refuses_duplicates(loaded) -> None:
     assert len(both.table) == len(one.table) + len(two.table) and both.meta["model_fingerprint"]
     with pytest.raises(ValueError, match=r"got 4 rows twice, e.g. \[\{'vector': 'v', 'layer': 1"):
         sk.SweepResult.merge([one, one])
+
+
+KINDS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "texts": ({"coefficients": [0.3]}, {"coefficients": [-0.3, 0.3], "layers": [1, (1, 2)]}),
+    "doses": ({"doses": [0.4]}, {"doses": [-0.4, 0.4], "layers": [1, 2]}),
+    "choices": (
+        {"coefficients": [0.3], "choices": [" (A)", " (B)"]},
+        {"coefficients": [0.3, 0.5], "choices": [" (B)", " (C)", " (A)"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("through", ["this process", "an engine"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_report_and_scores_after_growth_have_every_row_and_keep_what_was_scored(
+    loaded, kind, through, tmp_path
+) -> None:
+    model, tokenizer = loaded
+    out, scored = tmp_path / "run", tmp_path / "run" / "scored.parquet"
+    first, more = KINDS[kind]
+    engine = Fake(model, tokenizer, tmp_path / "vectors") if through == "an engine" else None
+    prompts = [*PROMPTS, {"id": "c", "prompt": "new"}]
+
+    def swept(prompts: Any, folder: Path | None = out, **options: Any) -> sk.SweepResult:
+        given = {"layers": 1, **({} if kind == "choices" else {"max_new_tokens": 4}), **options}
+        own = None if engine is not None else model
+        return sk.sweep(own, tokenizer, vectors(model, "v"), prompts, out=folder, engine=engine, **given)
+
+    small = swept(PROMPTS, **first).score(lambda row: float(len(row["text"])), column="length")
+    small.save(scored)
+    page = report_run(out, loaded=loaded)
+    assert "have no" not in page.read_text()
+    calls = 0 if engine is None else engine.requests
+    grown = swept(prompts, **more)
+    rows = len(read_rows(out / "rows.jsonl"))
+    if engine is not None:  # one request per new row: none for those that were there, nor for norms
+        assert engine.requests - calls == rows - len(small.table)
+    alone = swept(prompts, folder=None, **more, stream_norms=grown.meta["stream_norms"])
+    pd.testing.assert_frame_equal(grown.table, alone.table)
+
+    text, data = report_run(out).read_text(), data_of(page)
+    there = SweepResult.load(out).with_scores_of(scored).table
+    new = int(there["length"].isna().sum())
+    assert len(data["rows"]["text"]) == len(grown.table) and new == len(grown.table) - len(small.table)
+    assert f"{new} of {len(there)} rows have no length." in text
+    assert f"The tokens of {new} of {len(there)} rows are not shaded." in text
+    assert [one is None for one in data["rows"]["projections"]] == there["length"].isna().tolist()
+    known = there[there["length"].notna()]
+    assert known["length"].tolist() == [float(len(text)) for text in known["text"]] and len(known) == len(small.table)
+
+    there = SweepResult.load(out).with_scores_of(scored).score(lambda row: float(len(row["text"])), column="length")
+    there.save(scored)
+    page = report_run(out, loaded=loaded)
+    assert "have no" not in page.read_text() and "not shaded" not in page.read_text()
+    ids = grown.table["ids"].map(len).tolist()
+    assert [len(one) for one in data_of(page)["rows"]["projections"]] == ids
