@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from steerkit.capture.layers import Layer
 from steerkit.generation.batches import in_batches
 from steerkit.generation.engine import Continuation, Engine, Row
 from steerkit.generation.generate import generate
@@ -258,7 +257,7 @@ def stream(
 
 def _norms(
     model: nn.Module, tokenizer: Any, ids: tuple[int, ...], positions: str, operation: str, site: str
-) -> Mapping[Layer, float]:
+) -> Mapping[int | str, float]:
     """The median norm over the prompt, whatever the positions: nothing is generated before the first text.
 
     For a prompt of one token, whose position 0 is left out, over the tokens of a short unsteered continuation.
