@@ -12,7 +12,6 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +78,9 @@ def split(pairs: Sequence[ContrastPair], n_test: int) -> dict[str, list[Contrast
     half.
     """
     words = [WORD.findall(question_of(pair).lower()) for pair in pairs]
-    shared = len(commonprefix(words))
-    begun = [" ".join(one[shared : shared + 8]) for one in words]
+    columns = enumerate(zip(*words, strict=False))  # as many as the shortest question has words
+    shared = next((i for i, column in columns if len(set(column)) > 1), min(map(len, words)))
+    begun = [" ".join(one[shared:][:8]) for one in words]
     number = {start: i for i, start in enumerate(dict.fromkeys(begun))}
     parts = {
         name: [pair for pair, start in zip(pairs, begun, strict=True) if number[start] % 4 in rests]

@@ -62,9 +62,9 @@ def measure_persona(
 
     Returns:
         Gains on the test questions (score `judge` or `repeated_4grams`, coefficient, over, gain, low, high, p, p_rank,
-        n, k, unsteered, `wrong_way`: share of questions whose score falls as the coefficient grows); and facts: n_read and n_kept (texts for the vector, and those that follow their instruction), layer,
-        and `monitoring_auc`: how well the projection at the end of the prompt tells positive
-        from negative instructions, on the test questions.
+        n, k, unsteered, `wrong_way`: share of questions whose score falls as the coefficient grows); and facts: n_read
+        and n_kept (texts for the vector, and those that follow their instruction), layer, and `monitoring_auc`: how
+        well the projection at the end of the prompt tells positive from negative instructions, on the test questions.
 
     Raises:
         ValueError: no text of a side follows its instruction, so that there is no vector: not testable on this model.

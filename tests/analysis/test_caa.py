@@ -166,8 +166,17 @@ def test_the_score_of_answers_is_the_difference_of_their_log_probabilities_per_t
     ],
 )  # fmt: skip
 def test_a_verdict_needs_the_sign_of_the_dose_in_both_gains_and_both_p_values(gain, over, p, p_random, verdict) -> None:
-    row = {"behavior": "b", "measure": "letters", "dose": 0.2, "gain": gain, "low": 0.0, "high": 1.0, "n": 30,
-           "unsteered": 0.6, "wrong_way": 0.25}
+    row = {
+        "behavior": "b",
+        "measure": "letters",
+        "dose": 0.2,
+        "gain": gain,
+        "low": 0.0,
+        "high": 1.0,
+        "n": 30,
+        "unsteered": 0.6,
+        "wrong_way": 0.25,
+    }
     rows = [{**row, "over": "coefficient 0", "p": p}, {**row, "over": "random", "gain": over, "p": p_random}]
     rows += [{**one, "measure": "letter A", "p": 1e-9} for one in rows]
     rows += [{**rows[1], "over": caa.OWN_LAYER, "p": 1e-9}]

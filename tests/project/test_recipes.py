@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import steerkit as sk
+from analysis.recipes.jobs import PAGES, changed, script
 from steerkit.sweeps.result import FewWarning
 from steerkit.text.prompt import encode_prompt
 from tests.hub_stub import hub
@@ -21,13 +22,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.vectors.test_sae import OLD as SAE_CONFIG
 from tests.vectors.test_sae import write as write_autoencoder
 
-RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.md"))
-
-
-def script(name: str) -> str:
-    (page,) = [page for page in RECIPES if page.stem == name]
-    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    return block
+RECIPES = sorted(PAGES.glob("*.md"))
 
 
 @pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
@@ -44,10 +39,7 @@ def keep(folder: Path, name: str, model: Any, tokenizer: Any) -> None:
 
 def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, str]) -> dict[str, Any]:
     """Run a page's own code in a folder, with sizes and addresses changed; return its variables."""
-    code = script(name)
-    for old, new in changes.items():
-        assert old in code, old
-        code = code.replace(old, new)
+    code = changed(script(name), changes)
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
     exec(compile(code, f"{name}.md", "exec"), names)
