@@ -40,7 +40,8 @@ PAGES = ROOT / "docs" / "recipes"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 LAYER = 15
 """Of the vector that the jobs read: half of SmolLM2's depth, chosen before any result."""
-N_DEBATES = 60
+N_PAIRS = 200
+BOXED = re.compile(r"\\boxed\{ (\S+) \}")
 JUDGE, RUN = ("judge_url", "judge_model"), ("run",)
 TASK = """task: capitals
 dataset_path: json
@@ -122,15 +123,17 @@ def write_task(folder: Path, given: argparse.Namespace) -> None:
 
 
 def write_checkpoints(folder: Path, given: argparse.Namespace) -> None:
-    """Links to the three checkpoints of a run, and pairs: agent 1's first turn against agent 2's, after a question."""
+    """Links to the three checkpoints of a run, and pairs: the right answer to a question against an agent's wrong one."""
     for name, checkpoint in checkpoints_of(given.run).items():
         (folder / name.upper()).unlink(missing_ok=True)
         (folder / name.upper()).symlink_to(Path(checkpoint).resolve())
     pairs = []
-    for number, trace in enumerate(read_traces(given.run / "debates" / "traces.jsonl")[:N_DEBATES]):
-        text = {turn.agent: turn.text for turn in trace.turns if turn.round == 1}
-        pairs.append(sk.ContrastPair(trace.prompt_text, text[1], text[2], str(number)))
-    sk.write_pairs(folder / "PAIRS.jsonl", pairs)
+    for number, trace in enumerate(read_traces(given.run / "debates" / "traces.jsonl")):
+        answers = (BOXED.search(turn.text) for turn in trace.turns if turn.round == 1)
+        if wrong := [found[1] for found in answers if found and found[1] != trace.gold]:
+            right, other = (f"\\boxed{{ {answer} }}" for answer in (trace.gold, wrong[0]))
+            pairs.append(sk.ContrastPair(trace.prompt_text, right, other, str(number)))
+    sk.write_pairs(folder / "PAIRS.jsonl", pairs[:N_PAIRS])
 
 
 def checkpoints_of(run: Path) -> dict[str, str | Path]:
@@ -196,8 +199,8 @@ JOBS = {
     ),
     "checkpoints": Job(
         write_checkpoints,
-        f"The checkpoints are of the [miniature](../training.md). Each of {N_DEBATES} pairs has a question of its "
-        "training debates, agent 1's first turn as positive and agent 2's as negative.",
+        f"The checkpoints are of the [miniature](../training.md). Each of {N_PAIRS} pairs has a question of its training "
+        "debates, the right answer as positive and a wrong answer of an agent in round 1 as negative.",
         {".pdf": ".png"},
         {
             "profiles.png": "Accuracy of probes by layer, for base, SFT and IMAD",

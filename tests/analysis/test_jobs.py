@@ -112,17 +112,23 @@ def test_the_task_of_the_harness_has_the_capital_once_and_at_every_place_equally
     assert [row["answer"] for row in rows] == [0, 1, 2, 3] * 5
 
 
-def test_pairs_of_checkpoints_are_first_turns_of_two_agents_and_the_checkpoints_are_those_of_the_run(
+def test_pairs_of_checkpoints_are_right_and_wrong_answers_and_the_checkpoints_are_those_of_the_run(
     tmp_path, monkeypatch
 ) -> None:
-    turns = [SimpleNamespace(agent=a, round=r, text=f"{a} in {r}") for r in (1, 2) for a in (1, 2, 3)]
-    monkeypatch.setattr(jobs, "read_traces", lambda _: [SimpleNamespace(prompt_text="Why?", turns=turns)])
+
+    def debate(prompt: str, *answers: str) -> SimpleNamespace:
+        turns = [SimpleNamespace(round=1, text=f"so \\boxed{{ {answer} }}") for answer in answers]
+        late = SimpleNamespace(round=2, text="\\boxed{ 9 }")
+        return SimpleNamespace(prompt_text=prompt, gold="4", turns=[late, *turns])
+
+    debates = [debate("all right", "4", "4"), debate("What?", "4", "5", "6")]
+    monkeypatch.setattr(jobs, "read_traces", lambda _: debates)
     for part in ("base", "sft", "grpo"):
         (tmp_path / "run" / part / "checkpoint").mkdir(parents=True)
     (tmp_path / "job").mkdir()
     jobs.write_checkpoints(tmp_path / "job", Namespace(run=tmp_path / "run"))
     (pair,) = sk.read_pairs(tmp_path / "job" / "PAIRS.jsonl")
-    assert (pair.prompt, pair.positive, pair.negative) == ("Why?", "1 in 1", "2 in 1")
+    assert (pair.prompt, pair.positive, pair.negative) == ("What?", "\\boxed{ 4 }", "\\boxed{ 5 }")
     parts = {name: (tmp_path / "job" / name).resolve().parent.name for name in ("BASE", "SFT", "IMAD")}
     assert parts == {"BASE": "base", "SFT": "sft", "IMAD": "grpo"}
 
