@@ -123,7 +123,7 @@ def write_task(folder: Path, given: argparse.Namespace) -> None:
 
 
 def write_checkpoints(folder: Path, given: argparse.Namespace) -> None:
-    """Links to the three checkpoints of a run, and pairs: the right answer to a question against an agent's wrong one."""
+    """Links to the three checkpoints of a run, and pairs: the right answer to a question and a wrong one."""
     for name, checkpoint in checkpoints_of(given.run).items():
         (folder / name.upper()).unlink(missing_ok=True)
         (folder / name.upper()).symlink_to(Path(checkpoint).resolve())
@@ -199,8 +199,8 @@ JOBS = {
     ),
     "checkpoints": Job(
         write_checkpoints,
-        f"The checkpoints are of the [miniature](../training.md). Each of {N_PAIRS} pairs has a question of its training "
-        "debates, the right answer as positive and a wrong answer of an agent in round 1 as negative.",
+        f"The checkpoints are of the [miniature](../training.md). Each of {N_PAIRS} pairs has a question of its "
+        "training debates, the right answer as positive and a wrong answer of an agent in round 1 as negative.",
         {".pdf": ".png"},
         {
             "profiles.png": "Accuracy of probes by layer, for base, SFT and IMAD",
