@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
@@ -127,19 +128,16 @@ def job_block(folder: Path, name: str) -> str:
     if not file.is_file():
         return f"Not run yet; `python -m analysis jobs {name}` runs the script on real checkpoints."
     found = read_json(file)
-    on = [", ".join(found["models"])]
-    on += [f"judge {found['judge']}"] if "judge" in found else []
-    on += [f"{found['run']['family']}, training seed {found['run']['seed']}"] if "run" in found else []
+    on = ", ".join(found["models"])
+    on += f" ({found['run']['family']}, training seed {found['run']['seed']})" if "run" in found else ""
+    on += f" with {found['judge']} as judge" if "judge" in found else ""
     changes = "; ".join(f"`{old}` is `{new}`" for old, new in found["changes"].items())
-    lines = [
-        f"`{found['command']}` ran this script on {', '.join(on)}: {found['seconds']:.0f} s, {found['threads']} "
-        f"thread{'s' * (found['threads'] > 1)}, commit {found['commit']}. {found['data']} In the script {changes}. It "
-        "printed:",
-        "",
-        "```text",
-        found["printed"].rstrip("\n"),
-        "```",
-    ]
+    told = (
+        f"`{found['command']}` ran this script on {on}, at commit {found['commit']}. {found['data']} In the script "
+        f"{changes}. It printed:"
+    )
+    printed = [line.rstrip() for line in found["printed"].rstrip().splitlines()]
+    lines = [*wrap(told, 120, break_long_words=False, break_on_hyphens=False), "", "```text", *printed, "```"]
     for picture in found["pictures"]:
         lines += ["", f"![{found['pictures'][picture]}]({picture})"]
     return "\n".join(lines)
