@@ -131,6 +131,11 @@ ANALYSES = {
         "run the notebooks of docs and store what they show",
         "docs/notebooks/steering.ipynb",
     ),
+    "jobs": Analysis(
+        "analysis.recipes.jobs",
+        "run the scripts of docs/recipes on real checkpoints, and store what they print and draw",
+        "monitoring --out runs/jobs --results results/recipes/jobs",
+    ),
     "reproduce": Analysis(
         "analysis.paper.reproduce",
         "run everything: training, analyses, tables and figures",

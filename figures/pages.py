@@ -89,23 +89,8 @@ def _protocols(folder: Path) -> Drawn:
     return debate.protocol_areas({family: table for family, (table, _) in found.items()}), found["clues"][1]
 
 
-CAA_MODELS = {"caa-smollm2": "SmolLM2-135M", "caa-gemma": "Gemma 3 270M", "caa-qwen": "Qwen2.5-Coder-0.5B"}
-"""Folder below `results/recipes` -> the model's name."""
-
-
-REFUSAL_MODELS = {"refusal-smollm2": "SmolLM2-135M", "refusal-qwen": "Qwen2.5-Coder-0.5B"}
-
-
-def _caa_tables(name: str, folder: Path) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
-    """Model -> table and provenance, of the models that were measured; `FileNotFoundError` if none was."""
-    there = {of: model for of, model in CAA_MODELS.items() if (folder / f"recipes/{of}/{name}.csv").is_file()}
-    if not there:
-        raise FileNotFoundError(f"expected {name}.csv in one of {list(CAA_MODELS)} below {folder / 'recipes'}")
-    return {model: _read(f"recipes/{of}/{name}", folder) for of, model in there.items()}
-
-
 def _caa(axis: str, folder: Path) -> Drawn:
-    found = _caa_tables(f"by_{axis}", folder)
+    found = recipes.measured("caa", f"by_{axis}", folder)
     tables = {model: table for model, (table, _) in found.items()}
     return recipes.caa_curves(tables, axis), {model: meta for model, (_, meta) in found.items()}
 
@@ -280,10 +265,11 @@ def findings_table(folder: Path) -> str:
     spared = fired["repeat"] == 0
     holds = _sign(gain.low, gain.high) if spared else "no"
     rows.append([claim, result, f"{gain['n']:.0f}", "", holds])
-    one = _read("recipes/judge-smollm2/agreement", folder)[0].iloc[0]
-    claim = "[judge](docs/concepts/scores.md): SmolLM2-135M as a judge separates cheerful texts from others"
-    result = f"ROC AUC {one.roc_auc:.2f}; {one.n_unread:.0f} other answers are not a number on the scale"
-    rows.append([claim, result, f"{one.n - one.n_unread:.0f}", "", "yes" if one.roc_auc_low > 0.5 else "no"])
+    for judge, (table, _) in recipes.measured("judge", "agreement", folder).items():
+        one = table.iloc[0]
+        claim = f"[judge](docs/concepts/scores.md): {judge} as a judge separates cheerful texts from others"
+        result = f"ROC AUC {one.roc_auc:.2f}; {one.n_unread:.0f} other answers are not a number on the scale"
+        rows.append([claim, result, f"{one.n - one.n_unread:.0f}", "", "yes" if one.roc_auc_low > 0.5 else "no"])
     header = ("claim", "result", "test questions or texts", "training seeds", "holds")
     return markdown_table(header, [*rows, *_training_findings(folder)])
 
@@ -387,47 +373,6 @@ def conditional_table(folder: Path) -> str:
     ]  # fmt: skip
     fired = [_interval(rates.set_index("task").loc[task], ("rate", "low", "high")) for task in ("question", "repeat")]
     return markdown_table(("", "questions", "repeat a text"), [*rows, ["share of prompts where it fires", *fired]])
-
-
-def caa_table(folder: Path) -> str:
-    """The gain of each measure at each dose over coefficient 0 and over random directions, and its verdict."""
-    rows = []
-    for model, (table, meta) in _caa_tables("verdicts", folder).items():
-        called = meta.get("matching_answers", {})
-        for row in table.sort_values(["behavior", "measure"], kind="stable").itertuples():
-            behavior = f"{row.behavior} ({called[row.behavior]})" if called.get(row.behavior) else row.behavior
-            gain = _interval(row, ("gain", "gain_low", "gain_high"))
-            random = _interval(row, ("over_random", "over_random_low", "over_random_high"))
-            rows.append([model, behavior, row.measure, f"{row.dose:+g}", gain, random, row.verdict, str(row.n)])
-    header = ("model", "behavior (what matching answers do)", "measure", "dose", "gain over coefficient 0")
-    return markdown_table((*header, "gain over random directions", "verdict", "questions"), rows)
-
-
-def refusal_table(folder: Path) -> str:
-    """The unsteered rates of refusal, and the gains where the direction is added or ablated, per model."""
-    rows = []
-    for name, model in REFUSAL_MODELS.items():
-        if not (folder / f"recipes/{name}/rates.csv").is_file():
-            continue
-        rates, meta = _read(f"recipes/{name}/rates", folder)
-        for row in rates.itertuples():
-            rows.append([model, f"unsteered, {row.kind}", _interval(row, ("refused", "low", "high")), "", str(row.n)])
-        if not meta["testable"]:
-            rows.append([model, "ablated, harmful", "not testable on this model", "", ""])
-        if not (folder / f"recipes/{name}/gains.csv").is_file():
-            continue
-        gains, about = _read(f"recipes/{name}/gains", folder)
-        for operation, verdict in about.get("verdicts", {}).items():
-            if meta["testable"] or operation != "ablate":
-                rows.append([model, f"verdict on operation `{operation}`", verdict, "", ""])
-        for (operation, kind, coefficient), part in gains.groupby(["operation", "kind", "coefficient"], sort=False):
-            over = part.set_index("over")
-            text = f"{operation}, coefficient {coefficient:g}, {kind}"
-            random = _interval(over.loc["random"]) if "random" in over.index else ""
-            rows.append([model, text, _interval(over.loc["coefficient 0"]), random, str(over["n"].max())])
-    rate = 'refusal rate (rows "unsteered") or gain over coefficient 0 (rows "add")'
-    header = ("model", "steering and prompts", rate, "gain over random directions", "number of prompts")
-    return markdown_table(header, rows)
 
 
 def training_table(folder: Path, family: str, preset: str = "miniature") -> str:
@@ -574,8 +519,11 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "reading": reading_table,
     "steering-moved": steering_moved,
     "conditional": conditional_table,
-    "caa": caa_table,
-    "refusal": refusal_table,
+    "caa": recipes.caa_table,
+    "refusal": recipes.refusal_table,
+    "persona": recipes.persona_table,
+    "judges": recipes.judges_table,
+    **{f"job-{name}": partial(recipes.job_block, name=name) for name in recipes.JOBS},
     "fact-recall": fact_recall_table,
     "training-arithmetic": partial(training_table, family="arithmetic"),
     "training-clues": partial(training_table, family="clues"),
@@ -632,6 +580,9 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     for name in PICTURES:
         print(f"{name}: {'drawn' if draw(name, RESULTS, given.out / name) else 'no tables in results'}", flush=True)
+    for name, stored in recipes.pictures(RESULTS).items():
+        (given.out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(stored, given.out / name)
     if given.out == ROOT:
         for page in pages():
             write_text(page, written(page))

@@ -1,9 +1,9 @@
 """CAA on A/B questions: letters, answers without letters, and written texts, each against control directions.
 
 Each behavior's questions are split by their beginnings: a quarter makes the vector, a quarter chooses the layer, a half
-measures. In every part A is the matching answer as often as B. Controls are random directions, at the vector's layer
-and each at the layer that it would have been given by the same choice, and vectors from shuffled labels. All sweeps are
-in the run folder, so that a killed call resumes.
+measures. In every part A is the matching answer as often as B (Yes as often as No). Controls are random directions, at
+the vector's layer and each at the layer that it would have been given by the same choice, and vectors from shuffled
+labels. All sweeps are in the run folder, so that a killed call resumes.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ DOSES = (-0.4, -0.2, 0.2, 0.4)
 AT = 0.2  # the dose of the choice of the layer, of the curve over layers and of the verdicts
 PARTS = {"vector": (0,), "validation": (1,), "test": (2, 3)}
 N_CHOICE = 40  # largest number of pairs that the vector is read from, and of validation questions
+N_RANDOM = 19
 OWN_LAYER = "random, each at its own layer"
 MATCHING = {
     "corrigible-neutral-HHH": "agrees to be changed",
@@ -52,7 +53,12 @@ RUBRICS = {
 }
 """For a judge of written texts: each asks for what the matching answers do."""
 CUE = "\n\nAnswer:"
-JUDGED = ("letters", "answers", "answers, not yes or no", "texts")
+LETTERS, YES_OR_NO = "letters", "yes or no"
+"""The measure of the options as the question names them: the probability of the matching one."""
+TOWARDS = {"a": "letter A", "yes": "answer yes"}
+"""First word of an option -> the measure of the options turned towards it."""
+GAIN = ("gain", "low", "high", "p", "n")
+JUDGED = (LETTERS, YES_OR_NO, "answers", "answers, not yes or no", "texts")
 """Measures with a verdict; the others show what moves whatever the behavior."""
 OPTION = re.compile(r"^\s*(\([AB]\))\s*(.+?)\s*$", re.MULTILINE)
 WORD = re.compile(r"[^\W\d]+")
@@ -67,10 +73,14 @@ def spaced_layers(model: Any, count: int) -> list[int]:
 def split(pairs: Sequence[ContrastPair], n_test: int) -> dict[str, list[ContrastPair]]:
     """The pairs by part: at most `n_test` for the test, `N_CHOICE` otherwise.
 
-    Questions whose first eight words are equal, numbers apart, are in one part. Each part has as many pairs of either
-    matching letter, so that a model which always answers A scores a half.
+    Questions whose first eight words are equal are in one part; numbers, and words that all questions begin with, do
+    not count. Each part has as many pairs of either matching answer, so that a model which always answers A scores a
+    half.
     """
-    begun = [" ".join(WORD.findall(question_of(pair).lower())[:8]) for pair in pairs]
+    words = [WORD.findall(question_of(pair).lower()) for pair in pairs]
+    columns = enumerate(zip(*words, strict=False))  # as many as the shortest question has words
+    shared = next((i for i, column in columns if len(set(column)) > 1), min(map(len, words)))
+    begun = [" ".join(one[shared:][:8]) for one in words]
     number = {start: i for i, start in enumerate(dict.fromkeys(begun))}
     parts = {
         name: [pair for pair, start in zip(pairs, begun, strict=True) if number[start] % 4 in rests]
@@ -80,20 +90,34 @@ def split(pairs: Sequence[ContrastPair], n_test: int) -> dict[str, list[Contrast
 
 
 def balanced(pairs: Sequence[ContrastPair], most: int) -> list[ContrastPair]:
-    """The first pairs of each matching letter, equally many, at most `most` in all."""
-    by_letter: dict[str, list[int]] = {}
+    """The first pairs of each of the two matching answers, equally many, at most `most` in all."""
+    numbers_of: dict[str, list[int]] = {}
     for i, pair in enumerate(pairs):
-        by_letter.setdefault(pair.positive, []).append(i)
-    share = min(most // max(1, len(by_letter)), *(len(of_letter) for of_letter in by_letter.values()), most)
-    kept = sorted(i for of_letter in by_letter.values() for i in of_letter[:share])
-    return [pairs[i] for i in kept]
+        numbers_of.setdefault(pair.positive, []).append(i)
+    if len(numbers_of) < 2:
+        return []
+    share = min(most // 2, *(len(numbers) for numbers in numbers_of.values()))
+    return [pairs[i] for i in sorted(i for numbers in numbers_of.values() for i in numbers[:share])]
 
 
-def cued(pair: ContrastPair) -> ContrastPair:
-    """A pair of a model without a chat template: its question ends with one cue, so that an answer follows."""
-    if not isinstance(pair.prompt, str):
-        return pair
-    return replace(pair, prompt=pair.prompt.removesuffix(CUE).rstrip() + CUE)
+def options_of(pairs: Sequence[ContrastPair]) -> str:
+    """What the answers of all pairs are, `LETTERS` or `YES_OR_NO`.
+
+    Raises:
+        ValueError: some are letters, and some are Yes and No.
+    """
+    kinds = {YES_OR_NO if pair.positive.strip() in ("Yes", "No") else LETTERS for pair in pairs}
+    if len(kinds) > 1:
+        raise ValueError("expected letters or Yes and No as the answers of all questions; got both. Split the file.")
+    return kinds.pop()
+
+
+def as_asked(pair: ContrastPair, chat: bool) -> ContrastPair:
+    """A pair as the model is asked: as a chat, or with one cue at its end, so that an answer follows."""
+    question = question_of(pair)
+    if chat:
+        return replace(pair, prompt=[{"role": "user", "content": question}])
+    return replace(pair, prompt=question.removesuffix(CUE).rstrip() + CUE)
 
 
 def question_of(pair: ContrastPair) -> str:
@@ -102,16 +126,17 @@ def question_of(pair: ContrastPair) -> str:
 
 
 def rows_of(pairs: Sequence[ContrastPair], measure: str) -> list[dict[str, Any]]:
-    """The prompts of a sweep: with options for `letters`, without for `answers` and `texts`. Choice 0 matches.
+    """The prompts of a sweep: as they are for the options, without letters for `answers` and `texts`. Choice 0 matches.
 
     A letter is scored without its closing parenthesis, so that both letters cost one forward of their common start.
-    Texts have the columns `matching` and `other` instead of choices.
+    Texts have the columns `matching` and `other` instead of choices. Questions with Yes and No have no rows of
+    `answers`: these would be those of the options.
     """
     rows: list[dict[str, Any]] = []
     for pair in pairs:
         question = question_of(pair)
         choices, prompt = [pair.positive.rstrip(")"), pair.negative.rstrip(")")], question
-        if measure != "letters":
+        if measure == "answers" or (measure == "texts" and "(" in pair.positive):
             options = dict(OPTION.findall(question))
             if set(options) != {"(A)", "(B)"}:
                 continue
@@ -154,7 +179,7 @@ def matching(swept: SweepResult, measure: str) -> SweepResult:
 
     Answers have several tokens, so their score is the difference of the mean log-probability per token.
     """
-    if measure == "letters":
+    if measure != "answers":
         swept = swept.where(swept.table["sample"] == 0)
         return SweepResult(swept.table.assign(score=swept.table["probability"]), swept.meta)
     mean = swept.table["log_prob"] / swept.table["n_tokens"]
@@ -186,7 +211,7 @@ def measure_behavior(
     *,
     layers: Sequence[int],
     n_test: int = 150,
-    n_random: int = 19,
+    n_random: int = N_RANDOM,
     judge: Any = None,
     n_texts: int = 150,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -195,28 +220,29 @@ def measure_behavior(
     The dose is the norm of the push over the median norm of the stream at the last token of the validation prompts.
 
     Args:
-        pairs: as `sk.read_ab` gives them.
+        pairs: from `as_asked`, all with letters or all with Yes and No.
         out: folder of the sweeps.
         layers: the layers that are steered, one at a time.
         judge: rates written texts; None: their `likeness` to the answers.
         n_texts: largest number of test questions that texts are written for.
 
     Returns:
-        Gains by layer at dose 0.2 (letters), and gains by dose at the layer that the validation questions chose
-        (letters; answers and texts at the doses -0.2 and 0.2). Both have the columns measure, layer, dose, over
-        (`coefficient 0`, `random`, `shuffled`; by dose also `OWN_LAYER`), gain, low, high, p, p_rank, n, k, unsteered,
-        `attainable` (of texts: the mean score of the matching answers themselves), `tied` (share of unsteered scores
-        that are 0) and `wrong_way` (share of items that move against the vector). The measures `letter A` and `yes over
-        no` have the same answers, turned towards A and towards yes: what moves there as much moves regardless of the
-        behavior. `answers, not yes or no` leaves those questions out.
+        Gains by layer at dose 0.2 (options), and gains by dose at the layer that the validation questions chose
+        (options; answers and texts at the doses -0.2 and 0.2). Both have the columns measure (of the options `letters`
+        or `yes or no`), layer, dose, over (`coefficient 0`, `random`, `shuffled`; by dose also `OWN_LAYER`), gain, low,
+        high, p, p_rank, n, k, unsteered, `attainable` (of texts: the mean score of the matching answers themselves),
+        `tied` (share of unsteered scores that are 0) and `wrong_way` (share of items that move against the vector). The
+        measures `letter A`, `answer yes` and `yes over no` have the same answers, turned towards A and towards yes:
+        what moves there as much moves regardless of the behavior. `answers, not yes or no` leaves those questions out.
     """
-    parts = split([cued(pair) for pair in pairs], n_test)
-    read = sk.collect(model, tokenizer, parts["vector"], position="letter")
+    options = options_of(pairs)
+    parts = split(pairs, n_test)
+    read = sk.collect(model, tokenizer, parts["vector"], position="letter" if options == LETTERS else "last")
     vectors = {"caa": sk.difference_in_means(read)}
     compared = vectors | sk.controls.random(vectors, n=n_random)
     every = compared | sk.controls.shuffled(vectors, read, n=n_random)
-    letters = {name: rows_of(parts[name], "letters") for name in ("validation", "test")}
-    norms = median_norms(model, [(encode_prompt(tokenizer, row["prompt"]), ()) for row in letters["validation"]])
+    rows = {name: rows_of(parts[name], options) for name in ("validation", "test")}
+    norms = median_norms(model, [(encode_prompt(tokenizer, row["prompt"]), ()) for row in rows["validation"]])
 
     def swept(
         name: str, used: Any, rows: Sequence[Any], at: Sequence[int], doses: Sequence[float], **how: Any
@@ -224,25 +250,19 @@ def measure_behavior(
         how |= {"layers": list(at), "doses": list(doses), "stream_norms": norms, "out": out / name}
         return sk.sweep(model, tokenizer, used, rows, **how)
 
-    chosen = matching(swept("chosen", compared, letters["validation"], layers, (-AT, AT)), "letters")
+    chosen = matching(swept("chosen", compared, rows["validation"], layers, (-AT, AT)), options)
     slopes = chosen.per_item("score").groupby(["vector", "layer"])["slope"].mean().unstack("layer")
     own_layer = {str(name): int(layer) for name, layer in slopes.idxmax(axis=1).items()}
     best = own_layer["caa"]
-    at_layers = matching(swept("letters", compared, letters["test"], layers, [AT]), "letters")
-    by_layer = _gains(at_layers, "letters")
-    at_doses = matching(swept("letters", every, letters["test"], [best], DOSES), "letters")
-    by_dose = [_gains(at_doses, "letters"), at_own_layers(at_layers, own_layer)]
-    if set(at_doses.table["choice"].map(first_word)) == {"a", "b"}:
-        by_dose.append(_gains(towards(at_doses, "a", 1.0), "letter A"))
-    answers = rows_of(parts["test"], "answers")
-    scored = matching(swept("answers", every, answers, [best], (-AT, AT)), "answers")
-    by_dose.append(_gains(scored, "answers"))
-    yes_or_no = {row["id"] for row in answers if says_yes_or_no(row)}
-    is_one = scored.table["prompt_id"].isin(yes_or_no)
-    for name, some, turned in (("answers, not yes or no", ~is_one, False), ("yes over no", is_one, True)):
-        if some.any():
-            part = scored.where(some)
-            by_dose.append(_gains(towards(part, "yes", 0.0) if turned else part, name))
+    at_layers = matching(swept("options", compared, rows["test"], layers, [AT]), options)
+    by_layer = _gains(at_layers, options)
+    at_doses = matching(swept("options", every, rows["test"], [best], DOSES), options)
+    by_dose = [_gains(at_doses, options), at_own_layers(at_layers, own_layer, options)]
+    said = set(at_doses.table["choice"].map(first_word))
+    by_dose += [_gains(towards(at_doses, one, 1.0), name) for one, name in TOWARDS.items() if one in said]
+    if answers := rows_of(parts["test"], "answers"):
+        scored = matching(swept("answers", every, answers, [best], (-AT, AT)), "answers")
+        by_dose += _gains_of_answers(scored, {row["id"] for row in answers if says_yes_or_no(row)})
     asked = rows_of(parts["test"], "texts")[:n_texts]
     texts = swept("texts", every, asked, [best], (-AT, AT), max_new_tokens=24)
     told = _gains(texts.score(likeness if judge is None else judge, column="score"), "texts")
@@ -251,19 +271,31 @@ def measure_behavior(
     return by_layer, pd.concat(by_dose, ignore_index=True)
 
 
-def at_own_layers(swept: SweepResult, layers: Mapping[str, int]) -> pd.DataFrame:
+def _gains_of_answers(scored: SweepResult, yes_or_no: set[str]) -> list[pd.DataFrame]:
+    """The gains of all answers; apart, those of questions without yes and no, and of the others towards yes."""
+    is_one = scored.table["prompt_id"].isin(yes_or_no)
+    found = [_gains(scored, "answers")]
+    if not is_one.all():
+        found.append(_gains(scored.where(~is_one), "answers, not yes or no"))
+    if is_one.any():
+        found.append(_gains(towards(scored.where(is_one), "yes", 0.0), "yes over no"))
+    return found
+
+
+def at_own_layers(swept: SweepResult, layers: Mapping[str, int], measure: str) -> pd.DataFrame:
     """The vector's gain over random directions that were each given the layer which its validation questions chose.
 
     Args:
         swept: the scores of the vector and of the random directions at all layers and one dose.
         layers: vector -> its layer.
+        measure: name of the scores.
     """
     steered = swept.table[swept.table["coefficient"] != 0]
     mine = steered[steered["layer"].astype(int) == steered["vector"].map(layers)]
     wide = mine.pivot_table(index="prompt_id", columns="vector", values="score")
     found = against_controls(wide["caa"].to_numpy(), wide.drop(columns="caa").to_numpy())
     plain = swept.table[(swept.table["coefficient"] == 0) & (swept.table["vector"] == "caa")]
-    line = {"measure": "letters", "layer": layers["caa"], "dose": AT, "over": OWN_LAYER}
+    line = {"measure": measure, "layer": layers["caa"], "dose": AT, "over": OWN_LAYER}
     kept = {name: getattr(found, name) for name in ("gain", "low", "high", "p", "p_rank", "n", "k")}
     return pd.DataFrame([{**line, **kept, "unsteered": float(plain["score"].mean())}])
 
@@ -286,12 +318,13 @@ def verdicts(by_dose: pd.DataFrame) -> pd.DataFrame:
     `changes`: in the direction of the dose, with both adjusted p below 0.05. `changes like random directions`: only
     over coefficient 0. `changes against the dose`: against the dose, with both. `changes along the dose, less than
     random directions` or `changes against the dose, less than random directions`: with both, and the two gains have
-    opposite signs. Otherwise `not detected`.
+    opposite signs. Otherwise `not detected`. Beside it the unsteered mean, and the share of items that move against the
+    vector.
     """
     at = by_dose[(by_dose["dose"].abs() == AT) & by_dose["over"].isin(["coefficient 0", "random"])]
     at = at[at["measure"].isin(JUDGED)]
     keys = ["behavior", "measure", "dose"]
-    wide = at.pivot_table(index=keys, columns="over", values=["gain", "low", "high", "p", "n"], sort=False)
+    wide = at.pivot_table(index=keys, columns="over", values=[*GAIN, "unsteered", "wrong_way"], sort=False)
     plain, random = (holm(wide["p", over].to_numpy()) for over in ("coefficient 0", "random"))
     rows = []
     for number, (behavior, measure, dose) in enumerate(wide.index):
@@ -306,10 +339,29 @@ def verdicts(by_dose: pd.DataFrame) -> pd.DataFrame:
         if plain[number] < 0.05 <= random[number]:
             verdict = "changes like random directions"
         found = {over: (row["gain", over], row["low", over], row["high", over]) for over in ("coefficient 0", "random")}
-        rows.append((behavior, measure, dose, verdict, *found["coefficient 0"], plain[number], *found["random"],
-                     random[number], int(row["n", "coefficient 0"])))  # fmt: skip
-    columns = ["gain", "gain_low", "gain_high", "p_holm", "over_random", "over_random_low", "over_random_high"]
-    return pd.DataFrame(rows, columns=[*keys, "verdict", *columns, "p_random_holm", "n"])
+        unsteered, wrong, n = (row[name, "coefficient 0"] for name in ("unsteered", "wrong_way", "n"))
+        rows.append((behavior, measure, dose, verdict, unsteered, *found["coefficient 0"], plain[number],
+                     *found["random"], random[number], wrong, int(n)))  # fmt: skip
+    columns = ["unsteered", "gain", "gain_low", "gain_high", "p_holm", "over_random", "over_random_low"]
+    columns += ["over_random_high", "p_random_holm", "wrong_way", "n"]
+    return pd.DataFrame(rows, columns=[*keys, "verdict", *columns])
+
+
+def questions_of(file: Path, n_test: int) -> list[ContrastPair]:
+    """The questions of a file, which are enough for all three parts.
+
+    Raises:
+        ValueError: the file has letters and Yes and No; a part without questions, or fewer than `n_test` for the test.
+    """
+    pairs = sk.read_ab(file)
+    options_of(pairs)
+    counts = {name: len(part) for name, part in split(pairs, n_test).items()}
+    if not all(counts.values()) or counts["test"] < n_test:
+        raise ValueError(
+            f"expected {n_test} questions for the test, and some for the vector and for validation; got {counts} from "
+            "those that begin differently. Pass a smaller, even --n-test, or a file with more questions."
+        )
+    return pairs
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -320,7 +372,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; the same call resumes it")
     parser.add_argument("--results", type=Path, help="folder for the tables, such as results/recipes/caa-smollm2")
     parser.add_argument("--layers", type=int, default=5, help="number of layers, evenly spaced, each steered by itself")
-    parser.add_argument("--n-test", type=int, default=150, help="largest number of test questions")
+    parser.add_argument("--n-test", type=int, default=150, help="number of test questions, half per answer")
     parser.add_argument("--judge-url", help="OpenAI-compatible server that rates written texts")
     parser.add_argument("--judge-model", help="name of its model")
     given = parser.parse_args(arguments)
@@ -330,16 +382,23 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"expected the files of all behaviors; missing: {missing}. Correct --data or --behaviors.")
     if given.judge_url and (unknown := [name for name in names if name not in RUBRICS]):
         parser.error(f"expected behaviors with a rubric, {list(RUBRICS)}; got {unknown}. Leave --judge-url out.")
+    questions = {}
+    for name, file in files.items():
+        try:
+            questions[name] = questions_of(file, given.n_test)
+        except ValueError as error:
+            parser.error(f"{file}: {error}")
     model, tokenizer = sk.load(given.checkpoint)
     chat = bool(getattr(tokenizer, "chat_template", None))
     layers = spaced_layers(model, given.layers)
-    found = []
-    for name, file in files.items():
+    found, judges = [], {}
+    for name, pairs in questions.items():
         judge = None
         if given.judge_url:
             rubric = f"{RUBRICS[name]} 0: not at all. 100: as strongly as a text can show."
             judge = sk.judge(given.judge_url, given.judge_model, rubric, cache=given.out / name / "judge.jsonl")
-        pairs = sk.read_ab(file, chat=chat)
+            judges[name] = judge.about()
+        pairs = [as_asked(pair, chat) for pair in pairs]
         how = {"layers": layers, "n_test": given.n_test, "judge": judge}
         found.append(
             [t.assign(behavior=name) for t in measure_behavior(model, tokenizer, pairs, given.out / name, **how)]
@@ -349,6 +408,10 @@ def main(arguments: list[str] | None = None) -> None:
             **published(describe(model, tokenizer)),
             "chat": chat,
             "matching_answers": {name: MATCHING.get(name, "") for name in names},
+            "judges": judges,
+            "layers": layers,
+            "doses": list(DOSES),
+            "n_random": N_RANDOM,
             "n_test": given.n_test,
             "parts": PARTS,
             "n_choice": N_CHOICE,

@@ -1,6 +1,7 @@
 """Persona vectors: a trait from instructions, a layer from validation questions, the effect from test questions.
 
-Texts, sweeps and the judge's answers are in the run folder, so that a killed call resumes.
+Texts, sweeps and the judge's answers are in the run folder, so that a killed call resumes; so is the vector, in
+`trait.safetensors`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from steerkit.io.tables import write_table
 from steerkit.models.identity import describe, fingerprint
 from steerkit.scores.judge import Judge
 from steerkit.stats.areas import roc_auc
+from steerkit.sweeps.result import SweepResult
 
 TRAIT = Path(__file__).with_name("cheerful_trait.json")
 SIDES = ("positive", "negative")
@@ -55,14 +57,14 @@ def measure_persona(
     Args:
         trait: `positive` and `negative` instructions, and the questions `read`, `validation` and `test`.
         judge: rates the trait in a text.
-        out: folder of the run.
+        out: folder of the run; the vector is written to `trait.safetensors` in it.
         layers: the layers of which the validation questions choose one, by the gain at the largest coefficient.
 
     Returns:
         Gains on the test questions (score `judge` or `repeated_4grams`, coefficient, over, gain, low, high, p, p_rank,
-        n, k); and facts: n_read and n_kept (texts for the vector, and those that follow their instruction), layer,
-        unsteered (mean score), and `monitoring_auc`: how well the projection at the end of the prompt tells positive
-        from negative instructions, on the test questions.
+        n, k, unsteered, `wrong_way`: share of questions whose score falls as the coefficient grows); and facts: n_read
+        and n_kept (texts for the vector, and those that follow their instruction), layer, and `monitoring_auc`: how
+        well the projection at the end of the prompt tells positive from negative instructions, on the test questions.
 
     Raises:
         ValueError: no text of a side follows its instruction, so that there is no vector: not testable on this model.
@@ -90,6 +92,7 @@ def measure_persona(
         )
     spans = [sk.SpannedText(text, ((0, len(text)),), (row["label"],), prompt=row["prompt"]) for row, text in kept]
     vectors = {"trait": sk.difference_in_means(sk.collect(model, tokenizer, spans, position="mean"))}
+    vectors["trait"].save(out / "trait.safetensors")
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     validation, test = ([ask(question) for question in trait[part]] for part in ("validation", "test"))
     chosen = sk.sweep(
@@ -111,17 +114,27 @@ def measure_persona(
         .score(judge)
         .score("repeated_4grams")
     )
-    gains = pd.concat([swept.gains(score).assign(score=score) for score in ("judge", "repeated_4grams")])
-    plain = swept.table[(swept.table["coefficient"] == 0) & (swept.table["vector"] == "trait")]
+    gains = pd.concat([_gains(swept, score) for score in ("judge", "repeated_4grams")])
     rows = instructed(trait, "test")
     seen = sk.project(model, tokenizer, [row["prompt"] for row in rows], {"trait": vectors["trait"].at(layer)})
     ends = seen[seen["prompt_end"]].sort_values("text")["after"].to_numpy()
     facts = {
-        "n_read": len(read), "n_kept": len(kept), "layer": layer, "unsteered": float(plain["judge"].mean()),
+        "n_read": len(read), "n_kept": len(kept), "layer": layer,
         "monitoring_auc": roc_auc([row["label"] == "positive" for row in rows], ends),
         "n_unread": swept.meta["judges"]["judge"]["n_unread"], "n_texts": swept.meta["judges"]["judge"]["n_texts"],
     }  # fmt: skip
     return gains.drop(columns="vector").reset_index(drop=True), facts
+
+
+def _gains(swept: SweepResult, score: str) -> pd.DataFrame:
+    """`SweepResult.gains` with the unsteered mean and the share of questions that move against the vector."""
+    own = swept.where(swept.table["vector"] == "trait")
+    about = {
+        "score": score,
+        "unsteered": own.table[own.table["coefficient"] == 0][score].mean(),
+        "wrong_way": own.wrong_way(score)["share"].item(),
+    }
+    return swept.gains(score).assign(**about)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -115,9 +115,11 @@ def measure_refusal(
 
     Returns:
         The unsteered rates of all test prompts (kind, refused, low, high, n); the gains of the rate (operation, kind,
-        layer, coefficient, over, gain, low, high, p, p_rank, n, k), with the perplexity of the direction's texts under
-        the unsteered model, `perplexity`, and of the unsteered texts, `perplexity_0` (a text without sense is no
-        refusal either); and a verdict per operation: in words, of the ablation also `not testable on this model`. The
+        layer, coefficient, over, gain, low, high, p, p_rank, n, k), with the unsteered rate of the same prompts,
+        `unsteered`, the share of prompts that move against the operation, `wrong_way` (refused less where the direction
+        is added, more where it is ablated), the perplexity of the direction's texts under the unsteered model,
+        `perplexity`, and of the unsteered texts, `perplexity_0` (a text without sense is no refusal either); and a
+        verdict per operation: in words, of the ablation also `not testable on this model`. The
         verdicts are at coefficient 1. Where no direction meets the conditions of `sk.choose_direction`, the one that
         induces most is added, and nothing is ablated.
     """
@@ -129,8 +131,10 @@ def measure_refusal(
         found = sk.sweep(model, tokenizer, vectors, rows, **how)
         return found.score(lambda row: float(bool(pattern.match(row["text"]))), column="refused")
 
-    def gains(name: str, vector: sk.SteeringVector, kind: str, coefficients: Sequence[float], **how: Any) -> Any:
-        """Over coefficient 0 and over random directions at each coefficient."""
+    def gains(
+        name: str, vector: sk.SteeringVector, kind: str, coefficients: Sequence[float], sign: float = 1.0, **how: Any
+    ) -> pd.DataFrame:
+        """Over coefficient 0 and over random directions at each coefficient; `sign` of the effect that is meant."""
         one, rows = {"refusal": vector}, test[kind][:n_steered]
         everyone = one | sk.controls.random(one, n=n_random)
         result = swept(name, everyone, rows, coefficients=coefficients, **how)
@@ -141,7 +145,9 @@ def measure_refusal(
         mean = own.assign(perplexity=values).groupby("coefficient")["perplexity"].median()
         table = result.gains("refused")
         (layer,) = direction.layers
+        slope = result.per_item("refused").query("vector == 'refusal'")["slope"]
         about = {"operation": name, "kind": kind, "layer": layer, "perplexity_0": mean[0.0]}
+        about |= {"unsteered": own[own["coefficient"] == 0]["refused"].mean(), "wrong_way": (sign * slope < 0).mean()}
         table = table.assign(perplexity=table["coefficient"].map(mean), **about)
         return table.drop(columns="vector")
 
@@ -168,7 +174,7 @@ def measure_refusal(
         return rates, found[0], verdicts | {"ablate": NOT_FOUND}
     (layer,) = direction.layers
     everywhere = direction.at_all(layer, len(find_blocks(model)))
-    found.append(gains("ablate", everywhere, "harmful", [AT], layers="all", operation="ablate"))
+    found.append(gains("ablate", everywhere, "harmful", [AT], -1.0, layers="all", operation="ablate"))
     verdicts["ablate"] = told(found[1], "ablating it lowers refusals", -1.0)
     return rates, pd.concat(found, ignore_index=True), verdicts
 

@@ -34,9 +34,27 @@ def write_questions(path: Path, count: int = 32, alike: bool = True) -> Path:
     return path
 
 
+def write_statements(path: Path) -> Path:
+    """Questions of 16 kinds with Yes and No, which all begin as those of the persona files do."""
+    rows = []
+    for i in range(32):
+        answers = [" Yes", " No"][:: 1 if i % 2 else -1]
+        question = f'Is the following statement something you would say?\n"{WORDS[i // 2]} is fine {i}"'
+        rows.append(
+            {"question": question, "answer_matching_behavior": answers[0], "answer_not_matching_behavior": answers[1]}
+        )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 @pytest.fixture
 def pairs(tmp_path: Path) -> list[sk.ContrastPair]:
     return sk.read_ab(write_questions(tmp_path / "good.jsonl"))
+
+
+@pytest.fixture
+def statements(tmp_path: Path) -> list[sk.ContrastPair]:
+    return sk.read_ab(write_statements(tmp_path / "kind.jsonl"))
 
 
 def test_questions_that_begin_alike_are_in_one_part_and_each_part_has_both_letters_equally_often(pairs) -> None:
@@ -53,9 +71,27 @@ def test_questions_that_begin_alike_are_in_one_part_and_each_part_has_both_lette
     assert sorted(map(len, caa.split(pairs, 100).values())) == [0, 0, 32]
 
 
+def test_words_that_all_questions_begin_with_do_not_put_them_into_one_part(statements) -> None:
+    parts = caa.split(statements, 100)
+    assert [len(part) for part in parts.values()] == [8, 8, 16]
+    for part in parts.values():
+        assert [pair.positive for pair in part].count(" Yes") == len(part) / 2
+    asked = {name: {caa.question_of(pair).split()[-4] for pair in part} for name, part in parts.items()}
+    assert sum(map(len, asked.values())) == len(set.union(*asked.values())) == 16
+
+
+def test_questions_with_yes_and_no_are_asked_as_they_are_and_have_no_answers_without_letters(statements) -> None:
+    (first, *_) = caa.rows_of(statements, "yes or no")
+    assert first["choices"] == [" No", " Yes"] and first["prompt"] == statements[0].prompt
+    (text, *_) = caa.rows_of(statements, "texts")
+    assert (text["matching"], text["other"], text["prompt"]) == (" No", " Yes", statements[0].prompt)
+    assert caa.rows_of(statements, "answers") == []
+
+
 def test_a_question_of_a_model_without_a_chat_template_ends_with_one_cue(pairs) -> None:
-    (plain,) = (caa.cued(pairs[0]),)
-    assert str(plain.prompt).endswith("Yes, 0.\n (B) No, 0.\n\nAnswer:") and caa.cued(plain) == plain
+    plain = caa.as_asked(pairs[0], chat=False)
+    assert str(plain.prompt).endswith("Yes, 0.\n (B) No, 0.\n\nAnswer:")
+    assert caa.as_asked(plain, chat=False) == plain
     assert caa.rows_of([plain], "texts")[0]["prompt"] == "Is 0 good?\n\nAnswer:"
 
 
@@ -103,7 +139,8 @@ def test_a_control_is_measured_at_the_layer_that_it_would_have_been_given() -> N
          "sample": 0, "text": "", "score": value + 0.01 * i if coefficient else 0.5}
         for (vector, layer), value in score.items() for coefficient in (0.0, 2.0) for i in range(4)
     ]  # fmt: skip
-    (line,) = caa.at_own_layers(SweepResult(pd.DataFrame(rows)), {"caa": 1, "r1": 2, "r2": 1}).to_dict("records")
+    layers = {"caa": 1, "r1": 2, "r2": 1}
+    (line,) = caa.at_own_layers(SweepResult(pd.DataFrame(rows)), layers, "letters").to_dict("records")
     assert line["gain"] == pytest.approx(0.9 - (0.8 + 0.6) / 2) and line["k"] == 2 and line["unsteered"] == 0.5
 
 
@@ -129,11 +166,22 @@ def test_the_score_of_answers_is_the_difference_of_their_log_probabilities_per_t
     ],
 )  # fmt: skip
 def test_a_verdict_needs_the_sign_of_the_dose_in_both_gains_and_both_p_values(gain, over, p, p_random, verdict) -> None:
-    row = {"behavior": "b", "measure": "letters", "dose": 0.2, "gain": gain, "low": 0.0, "high": 1.0, "n": 30}
+    row = {
+        "behavior": "b",
+        "measure": "letters",
+        "dose": 0.2,
+        "gain": gain,
+        "low": 0.0,
+        "high": 1.0,
+        "n": 30,
+        "unsteered": 0.6,
+        "wrong_way": 0.25,
+    }
     rows = [{**row, "over": "coefficient 0", "p": p}, {**row, "over": "random", "gain": over, "p": p_random}]
     rows += [{**one, "measure": "letter A", "p": 1e-9} for one in rows]
     rows += [{**rows[1], "over": caa.OWN_LAYER, "p": 1e-9}]
-    assert caa.verdicts(pd.DataFrame(rows))["verdict"].tolist() == [verdict]
+    (line,) = caa.verdicts(pd.DataFrame(rows)).to_dict("records")
+    assert (line["verdict"], line["unsteered"], line["wrong_way"], line["n"]) == (verdict, 0.6, 0.25, 30)
 
 
 def test_the_command_writes_gains_that_are_those_of_scored_choices_and_resumes(tmp_path, monkeypatch, capsys) -> None:
@@ -152,6 +200,8 @@ def test_the_command_writes_gains_that_are_those_of_scored_choices_and_resumes(t
         str(out),
         "--layers",
         "2",
+        "--n-test",
+        "16",
     ]
     with pytest.warns(FewWarning):
         caa.main(arguments)
@@ -163,9 +213,12 @@ def test_the_command_writes_gains_that_are_those_of_scored_choices_and_resumes(t
     assert by_dose.loc[by_dose["measure"] == "texts", "attainable"].eq(1).all()
     turned = by_dose[(by_dose["measure"] == "letter A") & (by_dose["over"] == "coefficient 0")]
     assert 0 < turned["unsteered"].iloc[0] < 1
-    assert meta["n_test"] == 150 and set(by_dose["k"]) == {0, 19}
+    wanted = {"n_test": 16, "n_random": 19, "layers": [1, 3], "doses": list(caa.DOSES), "judges": {}}
+    assert {name: meta[name] for name in wanted} == wanted and set(by_dose["k"]) == {0, 19}
+    judged, _ = read_table(out / "verdicts.csv")
+    assert judged["n"].eq(8).all() and judged[["unsteered", "wrong_way"]].notna().all(axis=None)
     layer = int(by_dose["layer"].iloc[0])
-    parts = caa.split(sk.read_ab(tmp_path / "good.jsonl", chat=True), 150)
+    parts = caa.split(sk.read_ab(tmp_path / "good.jsonl", chat=True), 16)
     vector = sk.difference_in_means(sk.collect(model, tokenizer, parts["vector"], position="letter")).at(layer)
     asked = [encode_prompt(tokenizer, row["prompt"]) for row in caa.rows_of(parts["validation"], "letters")]
     norms = median_norms(model, [(ids, ()) for ids in asked])
@@ -185,6 +238,41 @@ def test_the_command_writes_gains_that_are_those_of_scored_choices_and_resumes(t
     with pytest.warns(FewWarning):
         caa.main(arguments)
     assert {path: path.read_bytes() for path in files} == files and len(files) == 4
+
+
+def test_the_command_measures_questions_with_yes_and_no_as_those_with_letters(tmp_path, monkeypatch, capsys) -> None:
+    write_statements(tmp_path / "kind.jsonl")
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    monkeypatch.setattr(sk, "load", lambda *_: (model, tokenizer))
+    out = tmp_path / "run"
+    arguments = ["--checkpoint", "C", "--data", str(tmp_path), "--behaviors", "kind", "--out", str(out)]
+    caa.main([*arguments, "--layers", "2", "--n-test", "16"])
+    by_dose, _ = read_table(out / "by_dose.csv")
+    assert set(by_dose["measure"]) == {"yes or no", "answer yes", "texts"}
+    assert set(by_dose["over"]) == {"coefficient 0", "random", "shuffled", caa.OWN_LAYER}
+    plain = by_dose[by_dose["over"] == "coefficient 0"].drop_duplicates("measure").set_index("measure")["unsteered"]
+    rows = caa.rows_of([caa.as_asked(p, True) for p in caa.split(sk.read_ab(tmp_path / "kind.jsonl"), 16)["test"]], "")
+    prompts, choices = ([row[key] for row in rows] for key in ("prompt", "choices"))
+    scored = sk.score_choices(model, tokenizer, prompts, choices)
+    assert plain["yes or no"] == pytest.approx(scored.groupby("prompt")["probability"].first().mean(), abs=1e-5)
+    yes = scored[scored["choice"] == " Yes"]["probability"]
+    assert plain["answer yes"] == pytest.approx(yes.mean(), abs=1e-5)
+    judged, _ = read_table(out / "verdicts.csv")
+    assert set(judged["measure"]) == {"yes or no", "texts"}
+
+
+@pytest.mark.parametrize("what", ["few", "both kinds", "one beginning"])
+def test_a_file_that_cannot_be_measured_is_named_before_a_model_is_loaded(tmp_path, monkeypatch, capsys, what) -> None:
+    monkeypatch.setattr(sk, "load", lambda *_: pytest.fail("loaded"))
+    file = write_questions(tmp_path / "good.jsonl", alike=what == "one beginning")
+    if what == "both kinds":
+        file.write_text(file.read_text() + write_statements(tmp_path / "kind.jsonl").read_text())
+    arguments = ["--checkpoint", "C", "--data", str(tmp_path), "--behaviors", "good", "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        caa.main(arguments if what == "few" else [*arguments, "--n-test", "4"])
+    told = capsys.readouterr().err
+    wanted = {"few": "expected 150 questions", "both kinds": "Split the file", "one beginning": "'validation': 0"}
+    assert str(file) in told and wanted[what] in told and not (tmp_path / "run").exists()
 
 
 def test_a_missing_file_is_named_before_a_model_is_loaded(tmp_path, monkeypatch, capsys) -> None:

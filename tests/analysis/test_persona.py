@@ -35,7 +35,12 @@ def test_a_planted_trait_is_raised_on_test_questions_and_seen_at_the_end_of_the_
     judge = sk.judge(rule=share_of_s)
     with pytest.warns(FewWarning):
         gains, facts = persona.measure_persona(model, tokenizer, TRAIT, judge, tmp_path / "run", **HOW)
-    assert (facts["n_read"], facts["n_kept"], facts["monitoring_auc"]) == (6, 6, 1.0) and facts["unsteered"] < 10
+    assert (facts["n_read"], facts["n_kept"], facts["monitoring_auc"]) == (6, 6, 1.0)
+    judged = gains[gains["score"] == "judge"]
+    assert judged["unsteered"].between(0, 10).all() and judged["wrong_way"].eq(0).all()
+    vector = sk.SteeringVector.load(tmp_path / "run" / "trait.safetensors")
+    assert sk.generate(model, tokenizer, [persona.ask("a cat?")], max_new_tokens=3,
+                       steering=sk.Steering(vector, 2.0, layer=facts["layer"])) == ["SSS"]  # fmt: skip
     up = gains[(gains["score"] == "judge") & (gains["coefficient"] == 2)].set_index("over")
     assert (up["gain"] > 60).all() and up["k"].to_dict() == {"coefficient 0": 0, "random": 3} and set(up["n"]) == {3}
     assert set(gains["score"]) == {"judge", "repeated_4grams"}

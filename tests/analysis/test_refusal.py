@@ -42,6 +42,8 @@ def test_a_planted_direction_adds_refusals_and_its_ablation_removes_them(tmp_pat
     added = gains[gains["operation"] == "add"]
     assert added.groupby("over")["coefficient"].agg(list).tolist() == [[0.5, 1, 2]] * 2
     assert set(gains["k"]) == {0, 3} and set(verdicts) == {"add", "ablate"}
+    assert gains.groupby("operation")["unsteered"].first().to_dict() == {"add": 0, "ablate": 1}
+    assert gains["wrong_way"].eq(0).all()  # all harmless prompts are refused more, all harmful ones less
     assert verdicts["ablate"] != refusal.NOT_TESTABLE and gains["perplexity"].gt(0).all()
     files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("rows.jsonl")}
     with pytest.warns(FewWarning):

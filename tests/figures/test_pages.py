@@ -11,7 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from figures import pages
+from figures import pages, recipes
 from figures.numbers import faults
 from figures.pages import PICTURES, RESULTS, ROOT
 from steerkit.io.tables import read_table, write_table
@@ -52,7 +52,10 @@ def shown() -> set[str]:
 
 
 def test_every_picture_of_a_page_is_drawn_from_results() -> None:
-    assert shown() - SCREENSHOTS <= set(PICTURES)
+    drawn_by_scripts = recipes.pictures(RESULTS)
+    assert shown() - SCREENSHOTS <= set(PICTURES) | set(drawn_by_scripts)
+    for name, stored in drawn_by_scripts.items():
+        assert (ROOT / name).read_bytes() == stored.read_bytes(), name
     for name in shown() - SCREENSHOTS:
         assert (ROOT / name).is_file(), name
 

@@ -33,20 +33,49 @@ def test_a_further_random_direction_is_drawn_where_the_gain_over_it_says(axis: s
 
 def test_the_tables_of_the_pages_print_gains_verdicts_and_what_could_not_be_tested(tmp_path: Path) -> None:
     row = {"behavior": "myopic-reward", "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15, "n": 150, "verdict": "moves",
+           "unsteered": 0.5, "wrong_way": 0.25,
            "over_random": 0.2, "over_random_low": 0.1, "over_random_high": 0.3}  # fmt: skip
     rows = [{**row, "measure": "letters", "dose": dose} for dose in (-0.2, 0.2)]
     rows.append({**row, "measure": "texts", "dose": 0.2, "n": 40, "verdict": "not detected"})
     about = {"matching_answers": {"myopic-reward": "prefers less now"}}
     write_table(tmp_path / "recipes/caa-smollm2/verdicts.csv", pd.DataFrame(rows), about)
-    lines = pages.caa_table(tmp_path).splitlines()[2:]
+    lines = recipes.caa_table(tmp_path).splitlines()[2:]
     start = "| SmolLM2-135M | myopic-reward (prefers less now) |"
-    assert lines[0] == f"{start} letters | -0.2 | 0.10 [0.05, 0.15] | 0.20 [0.10, 0.30] | moves | 150 |"
-    assert len(lines) == 3 and "texts | +0.2 |" in lines[2] and "not detected | 40" in lines[2]
+    assert lines[0] == f"{start} letters | -0.2 | 0.50 | 0.10 [0.05, 0.15] | 0.20 [0.10, 0.30] | 0.25 | moves | 150 |"
+    assert len(lines) == 3 and "texts | +0.2 |" in lines[2] and "not detected | 40 (fewer than 150)" in lines[2]
     rates = [{"kind": kind, "refused": 0.02, "low": 0.0, "high": 0.07, "n": 100} for kind in ("harmful", "harmless")]
     write_table(tmp_path / "recipes/refusal-smollm2/rates.csv", pd.DataFrame(rates), {"testable": False})
     one = {"operation": "add", "kind": "harmless", "coefficient": 1.0, "gain": 0.5, "low": 0.4, "high": 0.6, "n": 50}
+    one |= {"unsteered": 0.04, "wrong_way": 0.06}
     added = pd.DataFrame([{**one, "over": over} for over in ("coefficient 0", "random")])
     write_table(tmp_path / "recipes/refusal-smollm2/gains.csv", added, {})
-    lines = pages.refusal_table(tmp_path).splitlines()[2:]
-    assert lines[0] == "| SmolLM2-135M | unsteered, harmful | 0.02 [0.00, 0.07] |  | 100 |"
+    lines = recipes.refusal_table(tmp_path).splitlines()[2:]
+    assert lines[0] == "| SmolLM2-135M | unsteered, harmful | 0.02 [0.00, 0.07] |  |  |  | 100 (fewer than 150) |"
     assert lines[3].count("0.50 [0.40, 0.60]") == 2 and "not testable" in lines[2]
+    assert "| 0.04 | 0.50" in lines[3] and "| 0.06 | 50 (fewer than 150) |" in lines[3]
+    assert recipes.persona_table(tmp_path).startswith("Not run yet")
+    judged = added.assign(score="judge", coefficient=-2.0).drop(columns=["operation", "kind"])
+    write_table(tmp_path / "recipes/persona-qwen/gains.csv", judged, {})
+    (line,) = recipes.persona_table(tmp_path).splitlines()[2:]
+    gain = "0.50 [0.40, 0.60]"
+    assert line == (f"| Qwen2.5-Coder-0.5B | judge | -2 | 0.04 | {gain} | {gain} | 0.06 | 50 (fewer than 150) |")
+
+
+def test_every_judge_that_was_measured_is_in_the_tables_in_the_order_of_the_models(tmp_path: Path) -> None:
+    row = {"n": 50, "n_unread": 3, "n_distinct": 7, "roc_auc": 0.8, "roc_auc_low": 0.7, "roc_auc_high": 0.9,
+           "right_side": 0.6, "right_side_low": 0.5, "right_side_high": 0.7, "spearman": float("nan")}  # fmt: skip
+    for name, change in (("qwen", {"spearman": 0.5}), ("smollm2", {}), ("another", {"n_unread": 0})):
+        write_table(tmp_path / f"recipes/judge-{name}/agreement.csv", pd.DataFrame([{**row, **change}]), {})
+    lines = recipes.judges_table(tmp_path).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| SmolLM2-135M", "| Qwen2.5-Coder-0.5B", "| another"]
+    assert lines[0].endswith("| 50 | 3 | 7 | 0.80 [0.70, 0.90] | 0.60 [0.50, 0.70] |  |") and lines[1].endswith(
+        "0.50 |"
+    )
+
+
+def test_the_findings_of_readme_have_a_row_for_every_judge_in_results(tmp_path: Path, monkeypatch) -> None:
+    stored = recipes.measured("judge", "agreement", pages.RESULTS)
+    (table, meta) = next(iter(stored.values()))
+    monkeypatch.setattr(recipes, "measured", lambda *_: {"one": (table, meta), "two": (table, meta)})
+    found = pages.findings_table(pages.RESULTS)
+    assert "one as a judge" in found and "two as a judge" in found

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import steerkit as sk
+from analysis.recipes.jobs import PAGES, changed, script
 from steerkit.sweeps.result import FewWarning
 from steerkit.text.prompt import encode_prompt
 from tests.hub_stub import hub
@@ -21,13 +22,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.vectors.test_sae import OLD as SAE_CONFIG
 from tests.vectors.test_sae import write as write_autoencoder
 
-RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.md"))
-
-
-def script(name: str) -> str:
-    (page,) = [page for page in RECIPES if page.stem == name]
-    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    return block
+RECIPES = sorted(PAGES.glob("*.md"))
 
 
 @pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
@@ -44,10 +39,7 @@ def keep(folder: Path, name: str, model: Any, tokenizer: Any) -> None:
 
 def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, str]) -> dict[str, Any]:
     """Run a page's own code in a folder, with sizes and addresses changed; return its variables."""
-    code = script(name)
-    for old, new in changes.items():
-        assert old in code, old
-        code = code.replace(old, new)
+    code = changed(script(name), changes)
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
     exec(compile(code, f"{name}.md", "exec"), names)
@@ -83,22 +75,40 @@ def refusing_model() -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def test_the_refusal_recipe_turns_refusals_on_by_addition_and_off_by_ablation(tmp_path, monkeypatch) -> None:
+REFUSES = {'"I\'m s", "Sorry")': '"I\'m s", "S")', '["I", "Sorry"]': '["S"]'}
+"""Changes of the refusal recipe for the beginnings of `refusing_model`."""
+
+
+def write_refusal_data(folder: Path) -> None:
     words = ["the sky", "a tree", "my book", "that river", "one door", "some rain", "her song", "no lamp", "a cat"]
     splits = ["train"] * 4 + ["validation"] * 3 + ["test"] * 2
     for kind, mark, order in (("harmful", "!", words), ("harmless", "?", words[::-1])):
         rows = [{"split": split, "instruction": f"{word}{mark}"} for split, word in zip(splits, order, strict=True)]
-        write_lines(tmp_path / "DATA" / f"{kind}.jsonl", rows)
+        write_lines(folder / f"{kind}.jsonl", rows)
+
+
+def test_the_refusal_recipe_turns_refusals_on_by_addition_and_off_by_ablation(tmp_path, monkeypatch, capsys) -> None:
+    write_refusal_data(tmp_path / "DATA")
     keep(tmp_path, "CHECKPOINT", *refusing_model())
-    changes = {'"I\'m s", "Sorry")': '"I\'m s", "S")', '["I", "Sorry"]': '["S"]'}
-    names = run("refusal", tmp_path, monkeypatch, changes)
-    rates = {
-        name: names[name].score(**names["score"]).table.groupby(["kind", "coefficient"])["refuse"].mean().to_dict()
-        for name in ("added", "ablated")
-    }
-    assert rates["added"][("harmful", 0.0)] == 1 and rates["added"][("harmless", 0.0)] == 0
-    assert rates["added"][("harmless", 1.0)] == 1
-    assert rates["ablated"][("harmful", 1.0)] == 0 and rates["ablated"][("harmless", 1.0)] == 0
+    with pytest.warns(FewWarning):
+        run("refusal", tmp_path, monkeypatch, REFUSES)
+    rates, added, ablated = re.split(r"\n(?= +gain )", capsys.readouterr().out)
+    assert "{'harmful': 1.0, 'harmless': 0.0}" in rates.replace("np.float64(", "").replace(")", "")
+    assert "not testable" not in rates
+    for table, gain in ((added, 1.0), (ablated, -1.0)):
+        plain, random = table.splitlines()[1:]
+        assert re.search(rf"^0 +{gain}0* .* coefficient 0$", plain) and random.endswith(" random")
+
+
+def test_the_refusal_recipe_leaves_the_ablation_out_where_fewer_than_half_of_the_harmful_prompts_are_refused(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    write_refusal_data(tmp_path / "DATA")
+    keep(tmp_path, "CHECKPOINT", *refusing_model())
+    with pytest.warns(FewWarning):
+        run("refusal", tmp_path, monkeypatch, {'["I", "Sorry"]': '["S"]'})  # no text begins like these refusals
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].endswith("ablation: not testable on this model") and printed.count(" random\n") == 1
 
 
 def test_the_persona_recipe_finds_a_planted_trait_and_steers_test_questions_with_it(tmp_path, monkeypatch) -> None:
@@ -125,6 +135,8 @@ def test_the_persona_recipe_finds_a_planted_trait_and_steers_test_questions_with
         changes['100: very.")'] = '100: very.", cache="answers.jsonl")'
         names = run("persona-vectors", tmp_path, monkeypatch, changes)
     assert names["kept"]["label"].tolist() == ["positive"] * 3 + ["negative"] * 3
+    vector = sk.SteeringVector.load(tmp_path / "VECTOR.safetensors")
+    assert vector == names["v"] and sorted(vector.layers) == [0, 1, 2, 3]
     gains = names["gains"]
     assert (gains["gain"] > 60).all() and set(gains["over"]) == {"coefficient 0", "random"} and set(gains["n"]) == {3}
 
@@ -246,20 +258,23 @@ def test_the_caa_recipe_measures_test_questions_at_the_layer_that_others_chose(t
     write_lines(tmp_path / "DATA" / "BEHAVIOR.jsonl", rows)
     model, tokenizer = tiny_model(), tiny_tokenizer()
     keep(tmp_path, "CHECKPOINT", model, tokenizer)
-    names = run("caa", tmp_path, monkeypatch, {"LAYERS": "[1, 2]", "COEFFICIENT": "4.0"})
+    names = run("caa", tmp_path, monkeypatch, {"LAYERS": "[1, 2]"})
     gains, best = names["gains"], names["best"]
     assert best == names["slopes"].groupby("layer")["slope"].mean().idxmax() and set(gains["layer"]) == {best}
     assert set(gains["n"]) == {16} and set(gains["k"]) == {0, 19}
+    assert gains.groupby("over")["dose"].agg(list).tolist() == [[-0.4, -0.2, 0.2, 0.4]] * 2
     questions = [{row["prompt"][0]["content"] for row in names[part]} for part in ("valid", "test")]
     assert not questions[0] & questions[1] and len(names["acts"].items) == 2 * 8
-    steering = sk.Steering(names["vectors"]["caa"], 4.0, layer=best)
+    table = names["swept"].table.query("vector == 'caa' and layer == @best and dose == 0.2")
+    assert set(table["relative_dose"].round(6)) == {0.2}
+    steering = sk.Steering(names["vectors"]["caa"], table["coefficient"].iloc[0], layer=best)
     prompts, choices = ([row[key] for row in names["test"]] for key in ("prompt", "choices"))
 
     def mean(steering: sk.Steering | None) -> float:
         scored = sk.score_choices(model, tokenizer, prompts, choices, steering=steering)
         return float(scored.groupby("prompt")["probability"].first().mean())
 
-    wanted = gains[(gains["over"] == "coefficient 0") & (gains["coefficient"] == 4.0)]["gain"].item()
+    wanted = gains[(gains["over"] == "coefficient 0") & (gains["dose"] == 0.2)]["gain"].item()
     assert wanted == pytest.approx(mean(steering) - mean(None), abs=1e-5)
     assert (tmp_path / "caa.pdf").is_file()
 
