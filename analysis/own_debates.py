@@ -38,8 +38,8 @@ from steerkit.io.tables import write_table
 from steerkit.text.traces import DebateTrace, read_records, write_traces
 from training.debates.personas import CASTS, cast_of
 from training.devices import this_device
-from training.presets import override
 from training.problems.answers import KINDS
+from training.settings import override
 
 
 def analyse_debates(inputs: Inputs, setting: Analysis, out: str | Path) -> Path:

@@ -41,10 +41,10 @@ from steerkit.text.prompt import PromptLike
 from steerkit.text.tags import without_tags
 from steerkit.text.traces import DebateTrace
 from training.debates.personas import PLAIN, Cast, Persona
-from training.presets import override
 from training.problems.answers import read_answer, same
 from training.problems.problem import Problem
 from training.problems.sources import load_source
+from training.settings import override
 
 SCORES = ("trait", "accuracy", "perplexity")
 

@@ -26,6 +26,7 @@ from steerkit.text.prompt import encode_prompt
 from steerkit.text.tags import agents_in
 from training.debates.judge import Judge
 from training.problems.problem import Problem
+from training.settings import check_fields, check_shares
 from training.train.checkpoints import (
     LoRA,
     NoFinalSave,
@@ -93,6 +94,7 @@ class GRPO:
         epsilon: clip of the probability ratio.
         loss: TRL's name of the loss. `"dapo"` averages over all tokens of the generation step, however it is divided;
             `"bnpo"` over those of each micro-batch and then over the micro-batches; several processes refuse it.
+            `"grpo"` is a mean over completions, `"dr_grpo"` a sum over tokens divided by the longest length.
         scale: divide the advantages of a group by their standard deviation.
         mask_truncated: leave completions without an end out of the loss.
         max_grad_norm: gradient norm limit.
@@ -125,7 +127,7 @@ class GRPO:
     top_p: float = 0.9
     beta: float = 0.02
     epsilon: float = 0.1
-    loss: str = "dapo"
+    loss: Literal["dapo", "bnpo", "grpo", "dr_grpo"] = "dapo"
     scale: bool = True
     mask_truncated: bool = False
     max_grad_norm: float = 0.3
@@ -137,6 +139,9 @@ class GRPO:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, epochs=0.01, steps=1, prompts=1, generations=2, micro_batch=1, inner=1, save_every=1)
+        check_fields(self, agents=1, rounds=1, learning_rate=0, temperature=0, beta=0, clip_weight=0)
+        check_shares(self, "warmup", "top_p")
         if self.save_every % self.inner:
             raise ValueError(
                 f"expected save_every as a multiple of inner={self.inner}, so that a run resumes between generations; "

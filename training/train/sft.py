@@ -24,6 +24,7 @@ from steerkit.text.tags import CONSENSUS, END, agent_tag, agents_in, round_tag, 
 from steerkit.text.tokens import encode
 from steerkit.text.traces import DebateTrace, Turn
 from training.problems.answers import read_answer, same
+from training.settings import check_fields, check_shares
 from training.train.checkpoints import (
     LoRA,
     NoFinalSave,
@@ -101,6 +102,10 @@ class SFT:
     checkpointing: bool | None = None
     save_every: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, epochs=0.01, steps=1, batch=1, micro_batch=1, max_length=1, save_every=1, learning_rate=0)
+        check_shares(self, "warmup", "structure_dropout")
 
 
 def examples(
