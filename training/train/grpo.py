@@ -412,8 +412,10 @@ def train_grpo(
     check_division(setting, process_count())
     setting = replace(setting, steps=setting.steps_for(len(rows)))
     resume_kernels(model, out)
-    about = describe(model, tokenizer)
+    about, dtype = describe(model, tokenizer), model.dtype
     config = {**asdict(setting), "problems": sha256(canonical_json(rows)), "model": identity(about)}
+    if dtype is not torch.float32 and setting.lora is None:
+        config["trained"] = "float32 weights"  # earlier versions trained the weights in their own data type
     with run_folder(out, config, provenance(about)) as folder:
         done = folder / "checkpoint"
         if done.exists():
@@ -446,7 +448,7 @@ def train_grpo(
                 stacklevel=2,
             )
         with whole_weights(trainer):
-            in_first_process(lambda: save(trainer.model, tokenizer, done))
+            in_first_process(lambda: save(trainer.model, tokenizer, done, dtype))
         return done
 
 

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, write_json
 from steerkit.io.ranks import in_first_process
@@ -67,7 +69,8 @@ class SFT:
         warmup: share of the steps with increasing learning rate.
         max_length: maximum length of an example in tokens, longer ones are refused; None is the model's context.
         max_grad_norm: gradient norm limit.
-        lora: the adapter; None trains all weights.
+        lora: the adapter; the embeddings are trained beside it, whatever the target, so that the targets differ in
+            their texts alone. None trains all weights.
         structure_dropout: share of traces that are shortened to the turns of `cut_to` and the consensus. Without
             shortened traces, the length reward of GRPO finds no short output to reinforce.
         cut_to: turns of a shortened trace:
@@ -299,8 +302,10 @@ def train_sft(
     rows = examples(traces, setting, kind, cut_like)
     check_batch("batch", setting.batch, setting.micro_batch, process_count())
     resume_kernels(model, out)
-    about = describe(model, tokenizer)
+    about, dtype = describe(model, tokenizer), model.dtype
     config = {**asdict(setting), "examples": sha256(canonical_json(rows)), "model": identity(about)}
+    if dtype is not torch.float32 or (setting.lora is not None and setting.target != "trace"):
+        config["trained"] = "float32 weights, embeddings"  # earlier versions trained others in these cases
     with run_folder(out, config, provenance(about)) as folder:
         checkpoint = folder / "checkpoint"
         if checkpoint.exists():
@@ -317,7 +322,7 @@ def train_sft(
         if tagged.pad_token is None:
             tagged = _with_pad_token(tagged)
         trainer = SFTTrainer(
-            with_adapter(model, setting.lora, needs_tags, setting.seed),
+            with_adapter(model, setting.lora, train_embeddings=True, seed=setting.seed),
             args=_trl_config(setting, folder, len(ordered) // setting.batch),
             train_dataset=Dataset.from_list(ordered),
             processing_class=tagged,
@@ -326,7 +331,7 @@ def train_sft(
         with fast_products(model), fast_log_probs():
             trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
         with whole_weights(trainer):
-            in_first_process(lambda: _write_checkpoint(folder, trainer, tagged))
+            in_first_process(lambda: _write_checkpoint(folder, trainer, tagged, dtype))
         return checkpoint
 
 
@@ -414,9 +419,9 @@ def _trl_config(setting: SFT, folder: Path, steps: int) -> Any:
     )
 
 
-def _write_checkpoint(folder: Path, trainer: Any, tokenizer: Any) -> None:
+def _write_checkpoint(folder: Path, trainer: Any, tokenizer: Any, dtype: torch.dtype) -> None:
     write_json(folder / "log.json", trainer.state.log_history)
-    save(trainer.model, tokenizer, folder / "checkpoint")
+    save(trainer.model, tokenizer, folder / "checkpoint", dtype)
 
 
 def tags_of(traces: Sequence[DebateTrace]) -> tuple[str, ...]:
