@@ -27,6 +27,7 @@ from training.devices import DEVICES, Device, this_device
 from training.estimate import estimate, shape_of
 from training.evaluate.methods import DEBATES, PLURALITIES, debates, one_answer, self_consistency
 from training.evaluate.results import write_results
+from training.memory import KEPT
 from training.presets import EVOLVED, ON_ANSWERS, SELF_CHECKED, Preset, get_preset, preset_names
 from training.problems.families import FAMILIES, questions_of_seed
 from training.problems.problem import Problem
@@ -443,10 +444,17 @@ def dry_run(preset: Preset, device: Device, memory: float | None) -> str:
         f"{preset.name}: {shape.parameters:,} parameters, {shape.layers} layers, d_model {shape.width}. Estimate for "
         f"one device ({where}):",
         table.drop(columns="change").round(2).to_string(index=False),
+        f"All stages: {table['tokens'].sum():,} tokens, {table['hours'].sum():.1f} hours, at most "
+        f"{table['memory_gib'].max():.1f} GiB.",
     ]
-    for row in table[table["change"] != ""].itertuples():
-        change = f"--set {row.change}" if "=" in str(row.change) else row.change
-        lines.append(f"{row.stage} needs {row.memory_gib:.1f} GiB of {limit:g}. Pass {change}.")
+    if device.on_cpu:
+        lines.append(
+            f"This is the memory in use. A process also keeps freed memory for its next step: up to {KEPT} times as "
+            "much (benchmarks/TRAINING_MEMORY.md)."
+        )
+    for change, rows in table[table["change"] != ""].groupby("change", sort=False):
+        needs = ", ".join(f"{row.stage} ({row.memory_gib:.1f} GiB)" for row in rows.itertuples())
+        lines.append(f"Above {limit:g} GiB: {needs}. Pass {change}.")
     return "\n".join(lines)
 
 
@@ -470,7 +478,7 @@ def main(arguments: list[str] | None = None) -> None:
         except (ValueError, OSError) as error:
             parser.error(str(error))
         return
-    if options.device or options.memory:
+    if options.device or options.memory is not None:
         parser.error("expected --device and --memory with --dry-run only. Leave them out, or add --dry-run.")
     out = options.out or Path("runs") / f"imad-{preset.name}" / preset.family / f"seed-{options.seed}"
     _hide_library_progress()

@@ -17,7 +17,8 @@ from training.train.grpo import GRPO
 from training.train.schedules import Anneal
 from training.train.sft import SFT
 
-MATCHED = ("SFT on shuffled turns", "SFT on gold answers", "SFT on right answers", "DebateGPT + GRPO")
+DEBATEGPT_GRPO = "DebateGPT + GRPO"
+MATCHED = ("SFT on shuffled turns", "SFT on gold answers", "SFT on right answers", DEBATEGPT_GRPO)
 """Controls whose SFT has as many steps and target tokens as SFT on the traces, and a learning rate of its own."""
 EVOLVED = "Debate, Train, Evolve"
 """Baseline without right answers and without SFT, see `training.train.evolve`."""
@@ -117,7 +118,7 @@ class Preset:
             "SFT on first answers": self.controls and self.checkpoint is not None,
             "GRPO without debate": self.controls,
             **{method: method in self.what_helps for method in (*MATCHED, EVOLVED)},
-            ON_ANSWERS: self.controls and "DebateGPT + GRPO" in self.what_helps,
+            ON_ANSWERS: self.controls and DEBATEGPT_GRPO in self.what_helps,
             "SFT of one self-check": self.self_check,
             SELF_CHECKED: self.self_check,
         }

@@ -53,7 +53,9 @@ def test_the_embeddings_of_a_bfloat16_model_are_trained_in_float32_and_read_in_b
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("lora", [None, LoRA(4, 8)], ids=["full", "lora"])
-def test_small_updates_of_a_bfloat16_model_are_kept_and_its_checkpoint_stays_bfloat16(tmp_path, lora, monkeypatch) -> None:
+def test_small_updates_of_a_bfloat16_model_are_kept_and_its_checkpoint_stays_bfloat16(
+    tmp_path, lora, monkeypatch
+) -> None:
     import training.train.sft as module
 
     model, tokenizer = model_and_tokenizer()

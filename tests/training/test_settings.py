@@ -28,7 +28,7 @@ from training.train.sft import SFT
         ("grpo.anneal.clip=1000", "expected a list of 2 numbers for 'grpo.anneal.clip'"),
         ("grpo.anneal.clip=[8]", "expected a list of 2 numbers"),
         ('rates={"SFT on gold answers": "fast"}', "expected a value of type Mapping for 'rates'"),
-        ('what_helps=[1]', "expected a list of str for 'what_helps'"),
+        ("what_helps=[1]", "expected a list of str for 'what_helps'"),
         ('sft.lora={"rank": 8}', r"expected fields among \['r', 'alpha', 'dropout'\] for 'sft.lora'; got \['rank'\]"),
         ('sft.lora={"r": "8"}', "expected a value of type int for 'sft.lora.r'"),
         ("sft.batch=0", "expected batch of 1 or more; got 0"),
