@@ -252,7 +252,7 @@ class _Stages:
         if "SFT on right answers" in preset.what_helps:
             yield self._writing("right answers", 4 * preset.debates, _answers)
         for method in preset.trained:
-            target = _TARGETS.get(method)
+            target = FINE_TUNED.get(method)
             if method == DEBATEGPT_GRPO:
                 yield self._sft(f"SFT before {method}", BOX, matched=True)
             yield self._grpo(method) if target is None else self._sft(method, target(preset), method in MATCHED)
@@ -397,7 +397,7 @@ def _of_box(preset: Preset) -> int:
     return BOX
 
 
-_TARGETS: Mapping[str, Callable[[Preset], int]] = {
+FINE_TUNED: Mapping[str, Callable[[Preset], int]] = {
     "SFT": _of_trace,
     "SFT without tags": _of_trace,
     "SFT on single turns": _of_turn,

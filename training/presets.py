@@ -98,6 +98,13 @@ class Preset:
                 "the rate of others set sft.learning_rate."
             )
 
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Settings that do not determine results: a run may be resumed with others."""
+        names = [f"{stage}.{name}" for stage in ("sft", "grpo") for name in getattr(self, stage).free]
+        matched = any(method in MATCHED for method in self.what_helps)  # their batch is a multiple of a micro-batch
+        return tuple(name for name in names if not (matched and name == "sft.micro_batch"))
+
     def decoding_seeds(self, seed: int) -> list[int]:
         """Return the seeds with which test questions are answered: the run's own, and `decodings - 1` further ones.
 
@@ -245,6 +252,7 @@ def _paper(name: str, checkpoint: str, epochs: float = 3.0, sft_rate: float = 5e
             decay="cosine",
             warmup=0.1,
             checkpointing=True,
+            kept_checkpoints=2,
         ),
         sampling=PAPER_SAMPLING,
         untagged=True,

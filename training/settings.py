@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses: `field=value` texts change a copy, and each value is checked against its annotation."""
+"""Settings as frozen dataclasses: `field=value` texts change a copy; values are checked against annotations."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from training.train.checkpoints import MODULES, LoRA, save, with_adapter
 from training.train.sft import SFT
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
-from tests.training.test_training import model_and_tokenizer, traces  # noqa: E402
-from training.train.sft import train_sft  # noqa: E402
+from tests.training.test_training import model_and_tokenizer, traces
+from training.train.sft import train_sft
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,

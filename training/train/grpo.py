@@ -100,6 +100,8 @@ class GRPO:
         max_grad_norm: gradient norm limit.
         lora: the adapter; None trains all weights.
         save_every: steps between checkpoints, a multiple of `inner`.
+        kept_checkpoints: number of the trainer's newest checkpoints that are kept; None keeps all, which analyses of
+            the training need.
         bf16: compute in bfloat16 on a CPU too, see `training.train.sft.SFT`; a GPU always does.
         checkpointing: see `training.train.sft.SFT`.
         vllm: generate completions by vLLM in the same process; this requires vLLM and a GPU.
@@ -133,6 +135,7 @@ class GRPO:
     max_grad_norm: float = 0.3
     lora: LoRA | None = LoRA(32, 64, 0.1)  # noqa: RUF009  frozen
     save_every: int = 60
+    kept_checkpoints: int | None = None
     bf16: bool = False
     checkpointing: bool | None = None
     vllm: bool = False
@@ -140,6 +143,7 @@ class GRPO:
 
     def __post_init__(self) -> None:
         check_fields(self, epochs=0.01, steps=1, prompts=1, generations=2, micro_batch=1, inner=1, save_every=1)
+        check_fields(self, kept_checkpoints=2)  # a run may be killed while it writes the newest one
         check_fields(self, agents=1, rounds=1, learning_rate=0, temperature=0, beta=0, clip_weight=0)
         check_shares(self, "warmup", "top_p")
         if self.save_every % self.inner:
@@ -147,6 +151,12 @@ class GRPO:
                 f"expected save_every as a multiple of inner={self.inner}, so that a run resumes between generations; "
                 f"got {self.save_every}. Pass {self.inner * max(1, round(self.save_every / self.inner))}."
             )
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Settings that do not determine the model: a run may be resumed with others."""
+        divided = () if self.loss == "bnpo" else ("micro_batch",)  # bnpo is a mean of the micro-batches' means
+        return (*divided, "checkpointing", "save_every", "kept_checkpoints")
 
     def steps_for(self, problems: int) -> int:
         """Return the optimisation steps: with `epochs`, `inner * ceil(epochs * problems / prompts)`, else `steps`.
@@ -371,6 +381,7 @@ def train_grpo(
     setting: GRPO,
     out: str | Path,
     judge: Judge | None = None,
+    judged_by: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train a model by GRPO and write a standalone checkpoint; an interrupted run resumes.
 
@@ -382,6 +393,7 @@ def train_grpo(
         out: run folder. `log.jsonl` has one row per step, `trainer/` the checkpoints to resume from.
         judge: judge of open questions, see `training.debates.judge`. The clip reward of an open question is 1 if the
             judge passes the first `l` tokens.
+        judged_by: what determines the judge's verdicts, as plain data; another judge is another run.
 
     Returns:
         The folder `out/checkpoint`, which `steerkit.load` opens.
@@ -413,10 +425,15 @@ def train_grpo(
     setting = replace(setting, steps=setting.steps_for(len(rows)))
     resume_kernels(model, out)
     about, dtype = describe(model, tokenizer), model.dtype
-    config = {**asdict(setting), "problems": sha256(canonical_json(rows)), "model": identity(about)}
+    config = {
+        **asdict(setting),
+        "problems": sha256(canonical_json(rows)),
+        "model": identity(about),
+        "judge": None if judged_by is None else dict(judged_by),
+    }
     if dtype is not torch.float32 and setting.lora is None:
         config["trained"] = "float32 weights"  # earlier versions trained the weights in their own data type
-    with run_folder(out, config, provenance(about)) as folder:
+    with run_folder(out, config, provenance(about), setting.free) as folder:
         done = folder / "checkpoint"
         if done.exists():
             return done
@@ -480,6 +497,7 @@ def _trl_config(setting: GRPO, folder: Path, longest: int) -> Any:
         warmup_steps=0.05 if setting.warmup is None else setting.warmup,
         save_strategy="steps",
         save_steps=setting.save_every,
+        save_total_limit=setting.kept_checkpoints,
         logging_steps=10,
         seed=setting.seed,
         **checkpointing_options(setting.checkpointing),

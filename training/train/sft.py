@@ -83,6 +83,7 @@ class SFT:
         checkpointing: keep only the input of each block for the backward pass and compute the rest again: less memory,
             about a third more time, the same gradients. None is False.
         save_every: steps between two checkpoints to resume from, of which the last is kept; None is 100.
+        keep_at: steps after which the model is kept in `steps/STEP`, for a learning curve; None keeps none.
         seed: seed of the examples and of the trainer.
 
     With prompt x and target y, the loss is the mean of `-log p(y_t | x, y_1 ... y_(t-1))` over all target tokens of a
@@ -104,11 +105,17 @@ class SFT:
     bf16: bool = False
     checkpointing: bool | None = None
     save_every: int | None = None
+    keep_at: tuple[int, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self, epochs=0.01, steps=1, batch=1, micro_batch=1, max_length=1, save_every=1, learning_rate=0)
         check_shares(self, "warmup", "structure_dropout")
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Settings that do not determine the model: a run may be resumed with others."""
+        return ("micro_batch", "checkpointing", "save_every", "keep_at")
 
 
 def examples(
@@ -306,7 +313,7 @@ def train_sft(
     config = {**asdict(setting), "examples": sha256(canonical_json(rows)), "model": identity(about)}
     if dtype is not torch.float32 or (setting.lora is not None and setting.target != "trace"):
         config["trained"] = "float32 weights, embeddings"  # earlier versions trained others in these cases
-    with run_folder(out, config, provenance(about)) as folder:
+    with run_folder(out, config, provenance(about), setting.free) as folder:
         checkpoint = folder / "checkpoint"
         if checkpoint.exists():
             return checkpoint
