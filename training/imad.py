@@ -19,7 +19,7 @@ from steerkit.io.signals import restore_interrupt
 from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
 from steerkit.text.traces import DebateTrace, read_traces
-from training.commands.options import one_line_errors
+from training.commands.options import one_line_errors, refuse
 from training.debates.answerers import LocalModel, Sampling
 from training.debates.debate import TRACES, Setting, run_debates
 from training.debates.personas import Cast, cast_of, self_checking
@@ -491,7 +491,7 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             print(dry_run(preset, device, options.memory))
         except (ValueError, OSError) as error:
-            parser.error(str(error))
+            refuse("imad", error)
         return
     if options.device or options.memory is not None:
         parser.error("expected --device and --memory with --dry-run only. Leave them out, or add --dry-run.")

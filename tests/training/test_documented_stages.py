@@ -129,27 +129,62 @@ def test_the_papers_problems_are_written_in_disjoint_parts(at_hand, monkeypatch)
     assert len(rows) == 200
 
 
+def at(call: list[str], url: str) -> list[str]:
+    return [part.replace(URL, url) for part in call]
+
+
+def refused(call: list[str], capsys) -> str:
+    """The error of a call that ends with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        commands.main(call)
+    assert stopped.value.code == 2
+    return str(capsys.readouterr().err)
+
+
+def test_another_cast_is_another_evaluation_and_a_trained_name_is_no_other_method(at_hand, capsys) -> None:
+    assert commands.main(["problems", "--run", "run", "--problems", "my.jsonl"]) == 0
+    with Scripted(by_role, models=[{"id": "MODEL", "root": "MODEL"}]) as server:
+        call = small(["evaluate", "--run", "run", "--answerer", URL, "MODEL"], server.url)
+        for method in ("Single", "Debate"):
+            assert commands.main([*call, "--cast", "diverse", "--method", method]) == 0
+            asked = len(server.calls)
+            assert "cast.name" in refused([*call, "--cast", "standard", "--method", method], capsys)
+            assert len(server.calls) == asked
+        for name in ("Single", "single", "Debate, plurality", "Self-consistency of 3"):
+            error = refused([*call, "--trained", f"{name}=MODEL"], capsys)
+            assert "a name that no other method has" in error and len(error.strip().splitlines()) == 1
+
+
+def test_another_criterion_is_another_training_and_a_cut_file_is_reported(at_hand, capsys) -> None:
+    assert commands.main(["problems", "--run", "run", "--problems", "open=questions.json"]) == 0
+    with Scripted(by_role, models=[{"id": "MODEL", "root": "MODEL"}]) as server:
+        call = small(["grpo", "--run", "run", "--checkpoint", "MODEL", "--judge", URL, "MODEL"], server.url)
+        call += ["--set", "debates=2"]
+        assert commands.main([*call, "--criterion", "ethical"]) == 0
+        assert re.search(r"Using 2 of \d+ problems", capsys.readouterr().out)
+        assert "judge.criterion" in refused([*call, "--criterion", "admits"], capsys)
+        assert "judge.max_new_tokens" in refused([*call, "--judge-tokens", "64"], capsys)
+
+
 def test_a_server_at_another_address_resumes_and_another_model_is_refused(at_hand) -> None:
     assert commands.main(["problems", "--run", "run", "--problems", "my.jsonl"]) == 0
     call = small(["debates", "--run", "run", "--answerer", URL + "/v1", "MODEL"], URL)
 
-    def at(url: str) -> list[str]:
-        return [part.replace(URL, url) for part in call]
-
     with Scripted(by_role, models=[{"id": "MODEL", "root": "weights-a"}]) as server:
-        assert commands.main(at(server.url)) == 0
+        assert commands.main(at(call, server.url)) == 0
         first = len(server.calls)
     with Scripted(by_role, models=[{"id": "MODEL", "root": "weights-a"}]) as server:
-        assert commands.main(at(server.url)) == 0
+        assert commands.main(at(call, server.url)) == 0
         assert first > 0 and not server.calls
     with (
         Scripted(by_role, models=[{"id": "MODEL", "root": "weights-b"}]) as server,
         pytest.raises(SystemExit) as stopped,
     ):
-        commands.main(at(server.url))
+        commands.main(at(call, server.url))
     assert stopped.value.code == 2 and isinstance(stopped.value.__context__, ConfigurationChanged)
     with pytest.raises(SystemExit):
-        commands.main(at("http://127.0.0.1:9"))  # nothing listens
+        commands.main(at(call, "http://127.0.0.1:9"))  # nothing listens
 
 
 @pytest.mark.parametrize("cast", ["standard", "diverse", "evil", "hallucination"])

@@ -88,6 +88,8 @@ def split_problems(
     Example:
         >>> train, test = split_problems("arithmetic", ["gsm8k=openai/gsm8k"], n_train=1000, n_test=1000)
     """
+    if min(n for n in (n_train, n_test, 1) if n is not None) < 1:
+        raise ValueError(f"expected 1 problem or more in each part; got {n_train} and {n_test}. Pass larger numbers.")
     tests = tuple(tests) or (train,)
     trained = _part(train, "train", train in tests, n_train, seed)
     tested = [problem for source in tests for problem in _part(source, "test", source == train, n_test, seed)]

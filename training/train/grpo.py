@@ -46,6 +46,8 @@ from training.train.rollouts import rollouts, sharded
 from training.train.schedules import Anneal, pass_gate
 
 GATE, LOG = "gate.json", "log.jsonl"
+SILENT = 3
+"""Steps in a row without any verdict of the judge after which a training ends."""
 SCHEDULERS = {False: "constant_with_warmup", True: "linear", "cosine": "cosine"}
 """`GRPO.decay` -> TRL's name of the schedule of the learning rate."""
 
@@ -202,6 +204,7 @@ class AnnealedReward(TrainerCallback):
         self.on_clip = on_clip
         self.judge = judge
         self.progress = 0.0
+        self.silent = 0
         self.weights = tag_weights(setting.agents, setting.rounds)
         self.__name__ = "imad"
 
@@ -227,12 +230,17 @@ class AnnealedReward(TrainerCallback):
     ) -> list[float]:
         """Return the reward of each completion and append a row to the log.
 
+        A completion on which the judge gives no verdict gets the mean reward of its group, so that its advantage is 0.
+
         Args:
             completion_ids: token ids of the completions.
             question: question of each completion.
             gold: correct answer of each; empty for an open question.
             kind: kind of answer of each.
             trainer_state: TRL's state, for the step.
+
+        Raises:
+            ValueError: no verdict of the judge in `SILENT` steps in a row.
         """
         step = trainer_state.global_step
         w_fmt, clip = self.at_step(step)
@@ -241,8 +249,37 @@ class AnnealedReward(TrainerCallback):
             self._score(ids, gold[i], kind[i], w_fmt, (clip, self.at_step(step, 1)[1]), verdicts.get(i))
             for i, ids in enumerate(completion_ids)
         ]
-        self._log(step, w_fmt, clip, rows)
+        for index, reward in self._unjudged(rows, verdicts).items():
+            rows[index]["reward"] = reward
+        judged = self._judged(verdicts)
+        self._log(step, w_fmt, clip, rows, judged)
         return [row["reward"] for row in rows]
+
+    def _unjudged(self, rows: Sequence[Mapping[str, float]], verdicts: Mapping[int, bool | None]) -> dict[int, float]:
+        """Return the rewards of the completions without a verdict: the mean of their group's others, if it has some."""
+        missing = {index for index, verdict in verdicts.items() if verdict is None}
+        found = {}
+        for index in missing:
+            first = index - index % self.setting.generations
+            group = range(first, first + self.setting.generations)
+            others = [rows[one]["reward"] for one in group if one not in missing]
+            if others:
+                found[index] = sum(others) / len(others)
+        return found
+
+    def _judged(self, verdicts: Mapping[int, bool | None]) -> dict[str, float]:
+        """Return the share of the open questions' completions with a verdict, for the log; nothing without a judge."""
+        if self.judge is None:
+            return {}
+        asked = mean_over_processes(len(verdicts))
+        given = mean_over_processes(sum(verdict is not None for verdict in verdicts.values()))
+        self.silent = self.silent + 1 if asked and not given else 0
+        if self.silent == SILENT:
+            raise ValueError(
+                f"expected verdicts of the judge; got none in {SILENT} steps in a row. Check its server, use another "
+                "judge, or pass --judge-tokens 2048 for one that thinks first; the same command resumes."
+            )
+        return {"judged": given / asked if asked else 1.0}
 
     def _score(
         self, ids: Sequence[int], gold: str, kind: str, w_fmt: float, clips: tuple[int, int], verdict: bool | None
@@ -281,16 +318,18 @@ class AnnealedReward(TrainerCallback):
 
     def _judge_open(
         self, completion_ids: Sequence[Sequence[int]], question: Sequence[str], kind: Sequence[str], clip: int
-    ) -> dict[int, bool]:
+    ) -> dict[int, bool | None]:
         """Return the judge's verdict on the first `clip` tokens of each open question's completion, by its index."""
         indices = [index for index, one in enumerate(kind) if one == "open"]
         if not indices:
             return {}
         assert self.judge is not None
         pairs = [(question[index], self._decode(completion_ids[index][:clip])) for index in indices]
-        return {index: verdict is True for index, verdict in zip(indices, self.judge(pairs), strict=True)}
+        return dict(zip(indices, self.judge(pairs), strict=True))
 
-    def _log(self, step: int, w_fmt: float, clip: int, rows: Sequence[Mapping[str, float]]) -> None:
+    def _log(
+        self, step: int, w_fmt: float, clip: int, rows: Sequence[Mapping[str, float]], judged: Mapping[str, float]
+    ) -> None:
         """Append the means of a step to the log, and update the progress of a gated schedule."""
         rewards = np.array([row["reward"] for row in rows]).reshape(-1, self.setting.generations)
         own = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -301,7 +340,7 @@ class AnnealedReward(TrainerCallback):
         means["success"] = now = means["clip"]
         under_next = means["clip_next"]
         if is_first():
-            row = {"step": step, "w_fmt": w_fmt, "clip_tokens": clip, **means, "progress": self.progress}
+            row = {"step": step, "w_fmt": w_fmt, "clip_tokens": clip, **means, **judged, "progress": self.progress}
             append_rows(self.folder / LOG, [row])
         if self.setting.anneal.kind == "gated":
             self.progress = pass_gate(self.progress, now, under_next, self.pace, self.setting.anneal.floor)
