@@ -20,9 +20,12 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("no_
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("decodings=1", "debates=8", "sampling.max_new_tokens=6", "debate.sampling.max_new_tokens=6")
 OF_SETTINGS = [part for setting in SETTINGS for part in ("--set", setting)]
-WORK = (
-    "import json, sys; from training.__main__ import main\nfor call in json.loads(sys.argv[1]): assert main(call) == 0"
-)
+WORK = """
+import json, sys
+from training.__main__ import main
+for call in json.loads(sys.argv[1]):
+    assert main(call) == 0
+"""
 
 
 def started(calls: list[list[str]], folder: Path) -> list[str]:
