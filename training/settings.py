@@ -127,8 +127,10 @@ def _described(kind: Any) -> str:
         return " or ".join(_described(part) for part in parts)
     if origin is Literal:
         return f"one of {', '.join(map(repr, parts))}"
+    if origin is tuple and parts[-1] is ...:
+        return f"a list of {_described(parts[0]).removeprefix('a value of type ').removeprefix('one of ')}"
     if origin is tuple:
-        return f"a list of {parts[0].__name__}" if parts[-1] is ... else f"a list of {len(parts)} numbers"
+        return f"a list of {len(parts)} numbers"
     return "null" if kind is type(None) else f"a value of type {getattr(origin or kind, '__name__', kind)}"
 
 

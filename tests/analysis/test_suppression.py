@@ -164,8 +164,11 @@ def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(
     of_problems = kept[kept["context"] == "problems"]
     assert set(of_problems["cut_0"]) == set(of_problems["cut"]) == {3}  # the small model never ends a text
     assert kept[kept["context"] != "problems"]["cut"].isna().all()
+    of_base = tmp_path / "out" / "suppression" / "base"
     longest = {
-        context: SweepResult.load(tmp_path / "out" / "suppression" / "base" / f"{context}-curves" / "add").table["n_tokens"]
+        context: SweepResult.load(tmp_path / "out" / "suppression" / "base" / f"{context}-curves" / "add").table[
+            "n_tokens"
+        ]
         for context in ("plain", "problems")
     }
     assert longest["plain"].max() == 4 and longest["problems"].max() == 6
@@ -176,7 +179,7 @@ def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(
 
 
 def test_texts_about_problems_have_the_paper_s_length_and_problems_are_drawn_from_the_whole_source() -> None:
-    assert suppress.PROBLEM_TOKENS == PAPER_SAMPLING.max_new_tokens and Suppression().problem_tokens is None
+    assert PAPER_SAMPLING.max_new_tokens == suppress.PROBLEM_TOKENS and Suppression().problem_tokens is None
     rows = [Problem(str(i), f"{i} + 0", str(i), "number", "own") for i in range(40)]
     few, more = suppress.drawn(rows, 5, 0), suppress.drawn(rows, 20, 0)
     assert more[:5] == few and few != rows[:5] and len(set(more)) == 20 and few != suppress.drawn(rows, 5, 1)
