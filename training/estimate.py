@@ -343,7 +343,7 @@ class _Stages:
 
     def _step(self, setting: SFT | GRPO, tokens: int, rows: int, **more: bool) -> StepMemory:
         """`training_step` with these settings, counted once."""
-        options = {
+        options: dict[str, Any] = {
             "dtype": _dtype(self.device),
             "autocast": not self.device.on_cpu,
             "checkpointing": bool(setting.checkpointing),

@@ -37,15 +37,13 @@ from training.toy.worlds import WORLDS, bare
 from training.train.checkpoints import check_batch, with_tags
 from training.train.controls import gold_answers, right_answers, with_equal_tokens, with_foreign_turns
 from training.train.distributed import process_count
-from training.train.evolve import Evolve, evolve
+from training.train.evolve import HELD, Evolve, evolve
 from training.train.grpo import GRPO, check_clip, check_division, check_rollouts, train_grpo
 from training.train.sft import SFT, short_finished, tags_of, train_sft
 
 SELF_CHECKING = ("Self-checking agents", "Self-checking agents, plurality")
 RIGHT_ANSWERS = "right-answers.jsonl"
 SELF_CHECKS = "self-checks"
-VALIDATION = 100
-"""Validation problems on which each round of Debate, Train, Evolve is measured."""
 
 
 @dataclass(frozen=True)
@@ -232,12 +230,10 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         return train_sft(model, tokenizer, traces, sft, run.folder / "sft", kind)
 
     def evolved() -> Path:
-        """Rounds share the steps of one GRPO training, so that all methods with GRPO have as many."""
-        rounds = Evolve().rounds
-        steps = max(1, round(grpo.steps_for(len(problems)) / rounds))
-        setting = Evolve(rounds, grpo=replace(grpo, epochs=None, steps=steps))
+        """Rounds share the steps of one GRPO training: no method with GRPO has more."""
+        setting = Evolve.sharing(grpo, len(problems))
         debate = run.debate_setting(replace(run.preset.debate.sampling, seed=run.seed))
-        held, first = run.problems(VALIDATION, "validation"), run.folder / "debates"
+        held, first = run.problems(HELD, "validation"), run.folder / "debates"
         start = grpo_start()
         own = first if start == base else None
         return evolve(

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import types
 from collections.abc import Mapping, Sequence
-from functools import cache
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -134,7 +133,6 @@ def _described(kind: Any) -> str:
     return "null" if kind is type(None) else f"a value of type {getattr(origin or kind, '__name__', kind)}"
 
 
-@cache
 def _hints(kind: Any) -> dict[str, Any]:
     """The annotations of a dataclass's fields."""
     hints = get_type_hints(kind)

@@ -166,9 +166,7 @@ def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(
     assert kept[kept["context"] != "problems"]["cut"].isna().all()
     of_base = tmp_path / "out" / "suppression" / "base"
     longest = {
-        context: SweepResult.load(tmp_path / "out" / "suppression" / "base" / f"{context}-curves" / "add").table[
-            "n_tokens"
-        ]
+        context: SweepResult.load(of_base / f"{context}-curves" / "add").table["n_tokens"]
         for context in ("plain", "problems")
     }
     assert longest["plain"].max() == 4 and longest["problems"].max() == 6

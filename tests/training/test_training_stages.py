@@ -55,7 +55,7 @@ def test_an_example_of_the_list_passes_the_options_of_its_stage(name, example, m
 def test_an_unknown_stage_exits_with_2_and_names_the_list(capsys) -> None:
     assert commands.main(["sftt"]) == 2
     assert (
-        "expected a stage among problems, debates, sft, grpo, evaluate, benchmark, imad; got 'sftt'"
+        "expected a stage among problems, debates, sft, grpo, evolve, curve, evaluate, benchmark, imad; got 'sftt'"
         in capsys.readouterr().err
     )
 

@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
         preset = settings_of(given)
         problems = problems_of(given, "test")
         judge = judge_of(given, problems)
-        about = judge and judge.about()
+        about = None if judge is None else judge.about()
         judge = judge and replace(judge, answerer=Shared(judge.answerer))
         folder = Stages(given.run).folder / "evaluation"
         evaluation = Evaluation(problems, preset, given.seed, folder, judge, about)

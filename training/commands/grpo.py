@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
                 f"training sft --run {given.run}` first, or pass --checkpoint."
             )
         judge = judge_of(given, problems)
-        judged_by = judge and judge.about()  # a server that does not answer is an error here
+        judged_by = None if judge is None else judge.about()  # a server that does not answer is an error here
         start = checkpoint_of(given, preset) if given.checkpoint else stages.checkpoint("sft")
         model, tokenizer = sk.load(start)
         setting = replace(preset.grpo, seed=given.seed)

@@ -200,7 +200,8 @@ def _train_in_float32(layer: Any) -> None:
     if dtype is torch.float32:
         return
     layer.float()
-    if isinstance(layer, torch.nn.Embedding):
+    reads_ids = isinstance(layer, torch.nn.Embedding)
+    if reads_ids:
         layer.forward = lambda ids: forward(ids).to(dtype)
 
 
@@ -289,6 +290,27 @@ class NoFinalSave(TrainerCallback):
         """Take back what the trainer's own callback has asked for."""
         if state.global_step >= state.max_steps:
             control.should_save = False
+
+
+class KeepAt(TrainerCallback):
+    """Callback that keeps the model after chosen steps in `folder/STEP`: all weights, or the adapter without its base.
+
+    Args:
+        steps: the steps.
+        folder: where they are kept.
+
+    `trainer` has to be set before the training.
+    """
+
+    def __init__(self, steps: Sequence[int], folder: Path) -> None:
+        self.steps = frozenset(steps)
+        self.folder = folder
+        self.trainer: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save the model if this step is one of the chosen."""
+        if state.global_step in self.steps:
+            self.trainer.save_model(str(self.folder / str(state.global_step)))
 
 
 def last_checkpoint(folder: Path, needed: Sequence[str] = (TRAINER_STATE_NAME,)) -> str | None:

@@ -28,6 +28,7 @@ from steerkit.text.traces import DebateTrace, Turn
 from training.problems.answers import read_answer, same
 from training.settings import check_fields, check_shares
 from training.train.checkpoints import (
+    KeepAt,
     LoRA,
     NoFinalSave,
     add_tags,
@@ -45,6 +46,8 @@ from training.train.checkpoints import (
 from training.train.distributed import process_count, whole_weights
 from training.train.log_probs import fast_log_probs
 
+STEPS = "steps"
+"""Folder of a run with the models of `SFT.keep_at`."""
 Target = Literal["trace", "untagged", "answer", "response", "first", "gold"]
 Cut = Literal["answers", "revision", "turn"]
 
@@ -286,7 +289,8 @@ def train_sft(
         tokenizer: its tokenizer.
         traces: debates with a consensus.
         setting: see `SFT`.
-        out: run folder. `log.json` has the losses, `trainer/` the checkpoints to resume from.
+        out: run folder. `log.json` has the losses, `trainer/` the checkpoints to resume from, `steps/` the models of
+            `keep_at`.
         kind: kind of the answers, one of `training.problems.answers.KINDS`.
         cut_like: see `examples`.
 
@@ -328,13 +332,15 @@ def train_sft(
         declare_ends(model, tagged)
         if tagged.pad_token is None:
             tagged = _with_pad_token(tagged)
+        kept = KeepAt(setting.keep_at or (), folder / STEPS)
         trainer = SFTTrainer(
             with_adapter(model, setting.lora, train_embeddings=True, seed=setting.seed),
             args=_trl_config(setting, folder, len(ordered) // setting.batch),
             train_dataset=Dataset.from_list(ordered),
             processing_class=tagged,
-            callbacks=[NoFinalSave()],
+            callbacks=[NoFinalSave(), kept],
         )
+        kept.trainer = trainer
         with fast_products(model), fast_log_probs():
             trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
         with whole_weights(trainer):
