@@ -26,11 +26,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 URL = "http://127.0.0.1:8000"
 SMALL = {
     "debates": ("debates=8", "debate.sampling.max_new_tokens=8"),
-    "sft": ("sft.steps=1", "sft.batch=2", "sft.micro_batch=2", "sft.lora.r=2"),
+    "sft": ("sft.steps=2", "sft.batch=2", "sft.micro_batch=2", "sft.lora.r=2", "sft.keep_at=[1]"),
     "grpo": (
         "grpo.epochs=null", "grpo.steps=1", "grpo.inner=1", "grpo.prompts=1", "grpo.generations=2",
         "grpo.micro_batch=2", "grpo.anneal.clip=[8,6]", "grpo.lora.r=2", "debates=8",
     ),
+    "evolve": (
+        "grpo.epochs=null", "grpo.steps=1", "grpo.inner=1", "grpo.prompts=1", "grpo.generations=2",
+        "grpo.micro_batch=2", "grpo.anneal.clip=[8,6]", "grpo.lora.r=2", "debates=8",
+        "debate.sampling.max_new_tokens=8",
+    ),
+    "curve": ("decodings=2", "sampling.max_new_tokens=6"),
     "evaluate": ("decodings=2", "sampling.max_new_tokens=6", "debate.sampling.max_new_tokens=6"),
 }  # fmt: skip
 
@@ -82,25 +88,34 @@ def local_answers(self, requests, sampling):
 def small(arguments: list[str], url: str) -> list[str]:
     """A documented command with small sizes, and the address of the scripted server."""
     settings = [part for setting in SMALL.get(arguments[0], ()) for part in ("--set", setting)]
-    settings += ["--per", "2"] if arguments[0] == "benchmark" else []
+    settings += {"benchmark": ["--per", "2"], "evolve": ["--held", "4"]}.get(arguments[0], [])
     return [part.replace(URL, url) for part in arguments] + settings
 
 
 def test_every_documented_stage_runs_and_the_next_one_reads_its_files(at_hand, monkeypatch, capsys) -> None:
     calls = [call for call in documented() if call[0] in commands.STAGES and "openai/gsm8k" not in str(call)]
-    assert {call[0] for call in calls} >= {"problems", "debates", "sft", "grpo", "evaluate"} and len(calls) >= 15
+    assert {call[0] for call in calls} >= {"problems", "debates", "sft", "grpo", "evolve", "curve", "evaluate"} and len(
+        calls
+    ) >= 15
     monkeypatch.setattr(LocalModel, "__call__", local_answers)
     with Scripted(by_role, models=[{"id": "MODEL", "root": "MODEL"}]) as server:
         for call in calls:
             assert commands.main(small(call, server.url)) == 0, call
     assert {path.parent.name for path in at_hand.glob("runs/own/*/checkpoint")} == {"sft", "sft-untagged", "sft-answer"}
-    table = read_table("runs/mine/evaluation/results.csv")[0]
-    decided = [*DEBATES, *PLURALITIES]
-    assert list(table["method"]) == ["Single", "Self-consistency of 5", *decided, "SFT", "IMAD"]
+    table = read_table("runs/mine/evaluation/results.csv")[0]  # of the last call, with --trained
+    assert list(table["method"]) == ["Single", *DEBATES, *PLURALITIES, "DTE"]
     held = len(Path("runs/mine/problems/test.jsonl").read_text().splitlines())
     assert set(table["n"]) == {held}
     questions = read_table("runs/mine/evaluation/questions.parquet")[0]
-    assert len(questions) == 8 * 2 * held and set(questions["sample"]) == {0, 1}
+    assert len(questions) == 6 * 2 * held and set(questions["sample"]) == {0, 1}
+    assert {path.name for path in Path("runs/mine/evaluation").glob("*/config.json")} == {"config.json"}
+    assert {"sft", "imad", "dte", "self-consistency-of-5"} <= {
+        path.name for path in Path("runs/mine/evaluation").iterdir()
+    }
+    curve = read_table("runs/mine/curve/curve.csv")[0]
+    assert list(curve["step"]) == [1, 2] and set(curve["n"]) == {held} and curve["accuracy"].between(0, 1).all()
+    rounds = json.loads(Path("runs/mine/evolve/evolve.json").read_text())
+    assert [(row["round"], row["steps"]) for row in rounds] == [(1, 1)]  # every answer is 4 before and after
     judged = read_table("runs/evil/evaluation/questions.parquet")[0]
     assert set(judged["method"]) == {"Single", "SFT", "IMAD"} and set(judged["correct"]) == {True, False}
     log = [json.loads(line) for line in Path("runs/evil/grpo/log.jsonl").read_text().splitlines()]

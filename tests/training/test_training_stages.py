@@ -70,6 +70,8 @@ def test_an_unknown_stage_exits_with_2_and_names_the_list(capsys) -> None:
         (["debates", "--set", "debates=many"], "expected a value of type int"),
         (["sft"], "expected debates at"),
         (["grpo"], "expected problems at"),
+        (["evolve"], "expected problems at"),
+        (["curve"], "expected a finished stage sft with models in"),
         (["evaluate", "--trained", "x"], "expected problems at"),
         (["sft", "--set", "sft.target=untaged"], "expected one of 'trace'"),
         (["imad", "tiny", "--only", "Foo"], "expected methods among"),
