@@ -33,13 +33,13 @@ from analysis.paper.pooling import pool_protocol
 from analysis.paper.protocol import run_protocol
 from analysis.probes.separability import probe_checkpoints
 from steerkit.io.json import write_json
-from steerkit.io.run_folder import RunFolderBusy, run_folder
+from steerkit.io.run_folder import ConfigurationChanged, RunFolderBusy, run_folder
 from steerkit.io.tables import write_table
 from steerkit.text.traces import DebateTrace, read_records, write_traces
 from training.debates.personas import CASTS, cast_of
 from training.devices import this_device
-from training.presets import override
 from training.problems.answers import KINDS
+from training.settings import override
 
 
 def analyse_debates(inputs: Inputs, setting: Analysis, out: str | Path) -> Path:
@@ -99,8 +99,9 @@ def copy_of_debates(inputs: Inputs, out: Path) -> None:
 
 
 def _refuse(error: Exception) -> NoReturn:
-    """End with exit code 2 and the error in one line."""
-    print(f"python -m analysis agents: {error}", file=sys.stderr)
+    """End with exit code 2 and the error in one line; only changes of a configuration have a line each."""
+    text = str(error) if isinstance(error, ConfigurationChanged) else " ".join(str(error).split())
+    print(f"python -m analysis agents: {text}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -57,6 +57,16 @@ STAGES = {
             "--run runs/mine --judge http://127.0.0.1:8000/v1 MODEL --criterion ethical",
         ),
     ),
+    "evolve": Stage(
+        "training.commands.evolve",
+        "Train on the majority answers of a model's own debates, a baseline without right answers and without debates.",
+        ("--run runs/mine --checkpoint runs/mine/sft-first/checkpoint",),
+    ),
+    "curve": Stage(
+        "training.commands.curve",
+        "Tabulate loss and accuracy over the steps that sft has kept.",
+        ("--run runs/mine --checkpoint MODEL",),
+    ),
     "evaluate": Stage(
         "training.commands.evaluate",
         "Answer the test problems by every method, and compare the methods.",

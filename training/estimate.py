@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
 import math
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import torch
 
 from steerkit.models.gguf_model import gguf_config
 from training.devices import Device
-from training.memory import MARGIN, blank, generation, kv_width, training_step
-from training.presets import Preset
+from training.memory import MARGIN, StepMemory, blank, generation, kv_width, rollouts, training_step
+from training.presets import DEBATEGPT_GRPO, EVOLVED, MATCHED, Preset
+from training.settings import override
+from training.train.evolve import Evolve
 from training.train.grpo import GRPO
 from training.train.sft import SFT
 
@@ -24,8 +28,15 @@ QUESTION = 200
 """Tokens of a question with its instructions that are assumed where the problems are not known."""
 ROWS = {"cpu": 72, "cuda": 256}
 """Texts that the engine generates at once, where they fit (`steerkit.generation.batches`)."""
+BOX = 16
+"""Tokens of an answer alone."""
+SHORTEST = 16
+"""Least length of a text that is proposed where longer ones do not fit."""
+LARGER, SHARDED = "a larger device", "a larger device, or training/nodes/fsdp.yaml"
 EFFICIENCY = 0.4
 """Share of a device's speed that a stage is assumed to reach; not measured on large models."""
+Lengths = Callable[[Preset], tuple[int, int, str]]
+"""Tokens of a prompt and of its text, and the setting of the latter."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +145,13 @@ class Stage:
     """One line of an estimate.
 
     Args:
-        name: name of the stage.
+        name: name of the stage: a trained method, or what is generated.
         texts: generated texts, or texts that are trained on, each time counted.
         tokens_each: most tokens of one of them.
         rows: texts that are generated, or trained on, at once.
         memory: bytes on one device.
         seconds: on one device.
-        fixes: settings that need less memory, the least change first.
+        change: what to change where the stage does not fit the device; empty if it fits.
     """
 
     name: str
@@ -149,7 +160,7 @@ class Stage:
     rows: int
     memory: int
     seconds: float
-    fixes: tuple[str, ...] = ()
+    change: str = ""
 
 
 def estimate(preset: Preset, shape: Shape, device: Device, memory: float | None = None) -> pd.DataFrame:
@@ -169,29 +180,33 @@ def estimate(preset: Preset, shape: Shape, device: Device, memory: float | None 
 
     Returns:
         One row per stage: `stage`, `texts`, `tokens_each`, `tokens`, `rows` (at once), `memory_gib`, `hours`, and
-        `change`: empty where the stage fits, else the setting to change.
+        `change`: empty where the stage fits, else options with which it does, or a larger device. A trained method is
+        a stage; the evaluation has all methods and decodings of a kind in one.
+
+    Raises:
+        ValueError: a memory that is not above 0.
 
     Example:
         >>> preset = get_preset("llama-3.1-8b")
         >>> estimate(preset, shape_of(preset), DEVICES["h100"])
     """
     limit = device.memory_gib if memory is None else memory
+    if limit is not None and not limit > 0:
+        raise ValueError(f"expected a memory above 0 GiB; got {limit:g}. Pass --memory of the device in GiB.")
     most = math.inf if limit is None else limit * GIB / MARGIN
-    rows = []
-    for stage in _stages(preset, shape, device, most):
-        change = "" if stage.memory <= most else (stage.fixes or ("a larger device, or training/nodes/fsdp.yaml",))[0]
-        rows.append(
-            {
-                "stage": stage.name,
-                "texts": stage.texts,
-                "tokens_each": stage.tokens_each,
-                "tokens": stage.texts * stage.tokens_each,
-                "rows": stage.rows,
-                "memory_gib": MARGIN * stage.memory / GIB,
-                "hours": stage.seconds / 3600,
-                "change": change,
-            }
-        )
+    rows = [
+        {
+            "stage": stage.name,
+            "texts": stage.texts,
+            "tokens_each": stage.tokens_each,
+            "tokens": stage.texts * stage.tokens_each,
+            "rows": stage.rows,
+            "memory_gib": MARGIN * stage.memory / GIB,
+            "hours": stage.seconds / 3600,
+            "change": stage.change,
+        }
+        for stage in _Stages(preset, shape, device, most).all()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -214,60 +229,204 @@ def to_write(shape: Shape, device: Device, texts: int, prompt: int, new: int) ->
     return Stage("writing", texts, new, rows, _writing(shape, device, rows, prompt, new), seconds)
 
 
-def _stages(preset: Preset, shape: Shape, device: Device, most: float) -> Iterator[Stage]:
-    sft, grpo, agents = preset.sft, preset.grpo, preset.grpo.agents
-    calls, answer = agents * preset.debate.rounds, preset.debate.sampling.max_new_tokens
-    test = preset.sampling.max_new_tokens
-    trace = min(QUESTION + calls * answer, sft.max_length or math.inf)
-    sft_texts = sft.steps * sft.batch if sft.steps is not None else round(sft.epochs * preset.debates)
-    clip = grpo.anneal.at(0.0)[1]
-    steps = grpo.steps_for(preset.fresh or preset.debates)
-    asked = math.ceil(steps / grpo.inner) * grpo.prompts * grpo.generations
-    trained = steps * grpo.prompts * grpo.generations
+@dataclass(frozen=True)
+class _Stages:
+    """The stages of a run, each with its needs and with the least change with which it fits."""
 
-    def written(name: str, texts: int, prompt: int, new: int, setting: str) -> Stage:
-        rows = _rows_that_fit(shape, device, texts, prompt, new, most)
-        bytes_ = _writing(shape, device, rows, prompt, new)
+    preset: Preset
+    shape: Shape
+    device: Device
+    most: float
+    known: dict[Any, StepMemory] = field(default_factory=dict)
+
+    def all(self) -> Iterator[Stage]:
+        """Debates, every trained method, and the evaluation."""
+        preset = self.preset
+        agents, decodings = preset.grpo.agents, (preset.decodings or 1) + 1  # greedy, too
+        yield self._debates("debates", preset.debates * self._calls, agents)
+        if preset.self_check:
+            yield self._debates("debates: one self-check", preset.debates * preset.debate.rounds, 1)
+        if EVOLVED in preset.what_helps:
+            first = preset.checkpoint is None  # the first round's are those of the run
+            yield self._debates(f"debates: {EVOLVED}", (Evolve().rounds - first) * preset.debates * self._calls, agents)
+        if "SFT on right answers" in preset.what_helps:
+            yield self._writing("right answers", 4 * preset.debates, _answers)
+        for method in preset.trained:
+            target = FINE_TUNED.get(method)
+            if method == DEBATEGPT_GRPO:
+                yield self._sft(f"SFT before {method}", BOX, matched=True)
+            yield self._grpo(method) if target is None else self._sft(method, target(preset), method in MATCHED)
+        singles = preset.test * decodings * (1 + len(preset.trained))
+        yield self._writing("test: one answer", singles, _tests)
+        yield self._writing("test: debates", preset.test * decodings * self._calls, _test_turns)
+        if preset.self_check:
+            yield self._writing("test: self-checks", preset.test * decodings * self._calls, _test_turns)
+        if preset.controls:
+            (asked, turn, _), (prompt, new, _) = _test_turns(preset), _tests(preset)
+            samples = max(3, round(self._calls * (asked + turn) / (prompt + new)))  # as many tokens as debates
+            texts = preset.test * (decodings - 1) * samples
+            yield self._writing("test: self-consistency", texts, _tests)
+
+    @property
+    def _calls(self) -> int:
+        return self.preset.grpo.agents * self.preset.debate.rounds
+
+    def _debates(self, name: str, texts: int, agents: int) -> Stage:
+        return self._writing(name, texts, partial(_turns, agents=agents))
+
+    def _writing(self, name: str, texts: int, lengths: Lengths) -> Stage:
+        """Generation by the model without an adapter."""
+        shape, device = self.shape, self.device
+        prompt, new, setting = lengths(self.preset)
+        rows = _rows_that_fit(shape, device, texts, prompt, new, self.most)
+        memory = _writing(shape, device, rows, prompt, new)
+        change = ""
+        if memory > self.most:
+
+            def needed(preset: Preset) -> int:
+                prompt, new, _ = lengths(preset)
+                return _writing(shape, device, 1, prompt, new)
+
+            change = self._fitting(([f"{setting}={length}"] for length in _halves(new)), needed) or LARGER
         seconds = seconds_to_write(shape, device, texts, rows, prompt, new)
-        return Stage(name, texts, new, rows, bytes_, seconds, (f"{setting}={new // 2}",))
+        return Stage(name, texts, new, rows, memory, seconds, change)
 
-    # in later rounds an agent reads its own last answer and those of all others
-    yield written(
-        "debates", preset.debates * calls, QUESTION + agents * answer, answer, "debate.sampling.max_new_tokens"
-    )
-    sft_step = _step(shape, device, sft.lora, int(trace), embeddings=True, checkpointing=bool(sft.checkpointing))
-    yield Stage(
-        "SFT",
-        sft_texts,
-        int(trace),
-        sft.micro_batch,
-        sft_step(sft.micro_batch),
-        _seconds_to_train(shape, device, sft_texts * trace, sft),
-        tuple(_training_fixes("sft", sft.batch, sft, sft_step, most)),
-    )
-    grpo_step = _step(
-        shape,
-        device,
-        grpo.lora,
-        QUESTION + clip,
-        reference=grpo.beta > 0,
-        checkpointing=bool(grpo.checkpointing),
-    )
-    rollouts = written("", asked, QUESTION, clip, "grpo.anneal.clip")
-    packed = _packed(shape, device)
-    yield Stage(
-        "GRPO",
-        trained,
-        clip,
-        rollouts.rows,
-        max(rollouts.memory, grpo_step(grpo.micro_batch) + packed),
-        rollouts.seconds + _seconds_to_train(shape, device, trained * (QUESTION + clip), grpo),
-        tuple(_training_fixes("grpo", grpo.prompts * grpo.generations, grpo, grpo_step, most - packed)),
-    )
-    name = "sampling.max_new_tokens"
-    yield written("evaluation, one method", preset.test, QUESTION, test, name)
-    turn, name = (preset.turn_tokens, "turn_tokens") if preset.turn_tokens else (test, name)
-    yield written("evaluation, debates", preset.test * calls, QUESTION + agents * turn, turn, name)
+    def _sft(self, method: str, target: int, matched: bool) -> Stage:
+        """SFT on targets of so many tokens; a matched control has more of them in a batch, see `with_equal_tokens`."""
+        preset, sft = self.preset, self.preset.sft
+        trace = QUESTION + _turns(preset)[1] * self._calls
+        longest = sft.max_length or math.inf
+        tokens = int(min(QUESTION + target, longest))
+        factor = max(1.0, (trace - QUESTION) / target) if matched else 1.0
+        texts = round((sft.steps * sft.batch if sft.steps is not None else sft.epochs * preset.debates) * factor)
+
+        def rows(of: SFT) -> int:
+            return round(of.micro_batch * factor)
+
+        def needed(changed: Preset) -> int:
+            of = changed.sft
+            return self._step(of, tokens, rows(of), train_embeddings=True).total
+
+        memory = needed(preset)
+        change = "" if memory <= self.most else self._fitting(_divisions("sft", sft, sft.batch), needed) or SHARDED
+        seconds = _seconds_to_train(self.shape, self.device, texts * tokens, sft)
+        return Stage(method, texts, tokens, rows(sft), memory, seconds, change)
+
+    def _grpo(self, method: str) -> Stage:
+        """Completions of the policy, and training steps on them; the larger need of both counts."""
+        preset, shape, device, grpo = self.preset, self.shape, self.device, self.preset.grpo
+        new = grpo.anneal.at(0.0)[1]
+        steps, together = grpo.steps_for(preset.fresh or preset.debates), grpo.prompts * grpo.generations
+        written, trained = math.ceil(steps / grpo.inner) * together, steps * together
+        packed = _packed(shape, device)
+
+        def parts(of: GRPO, at_once: int) -> tuple[int, int]:
+            limit = of.anneal.at(0.0)[1]
+            step = self._step(of, QUESTION + limit, of.micro_batch, reference=of.beta > 0)
+            writing = rollouts(shape.config, of.lora, step, at_once, QUESTION, limit, _dtype(device), device.on_cpu)
+            return packed + step.total, packed + writing
+
+        rows = min(together, ROWS["cpu" if device.on_cpu else "cuda"])
+        while rows > 1 and parts(grpo, rows)[1] > self.most:
+            rows //= 2
+        memory, change = max(parts(grpo, rows)), ""
+        if memory > self.most:
+            end = grpo.anneal.at(1.0)[1]
+            shorter = ([f"grpo.anneal.clip=[{length},{min(length, end)}]"] for length in _halves(new))
+            changes = chain(_divisions("grpo", grpo, together), shorter if grpo.anneal.kind != "staged" else ())
+            change = self._fitting(changes, lambda changed: max(parts(changed.grpo, 1))) or SHARDED
+        tokens = QUESTION + new
+        forwards = 2 * shape.parameters * ((grpo.beta > 0) + (grpo.inner > 1)) * written * tokens  # reference, policy
+        seconds = seconds_to_write(shape, device, written, rows, QUESTION, new) + forwards / device.flops / EFFICIENCY
+        seconds += _seconds_to_train(shape, device, trained * tokens, grpo)
+        return Stage(method, trained, new, rows, memory, seconds, change)
+
+    def _step(self, setting: SFT | GRPO, tokens: int, rows: int, **more: bool) -> StepMemory:
+        """`training_step` with these settings, counted once."""
+        options: dict[str, Any] = {
+            "dtype": _dtype(self.device),
+            "autocast": not self.device.on_cpu,
+            "checkpointing": bool(setting.checkpointing),
+            **more,
+        }
+        key = setting.lora, rows, tokens, *options.values()
+        if key not in self.known:
+            self.known[key] = training_step(self.shape.config, setting.lora, rows, tokens, **options)
+        return self.known[key]
+
+    def _fitting(self, candidates: Iterable[Sequence[str]], needed: Callable[[Preset], int]) -> str:
+        """Return the first candidate with which the stage fits, as options of the command line; else nothing."""
+        for settings in candidates:
+            if needed(override(self.preset, settings)) <= self.most:
+                return " ".join(f"--set {shlex.quote(setting)}" for setting in settings)
+        return ""
+
+
+def _turns(preset: Preset, agents: int | None = None) -> tuple[int, int, str]:
+    """Tokens of a debate's prompt and turn; in later rounds an agent reads the last answers of all."""
+    new = preset.debate.sampling.max_new_tokens
+    return QUESTION + (agents or preset.grpo.agents) * new, new, "debate.sampling.max_new_tokens"
+
+
+def _answers(preset: Preset) -> tuple[int, int, str]:
+    return QUESTION, *_turns(preset)[1:]
+
+
+def _tests(preset: Preset) -> tuple[int, int, str]:
+    return QUESTION, preset.sampling.max_new_tokens, "sampling.max_new_tokens"
+
+
+def _test_turns(preset: Preset) -> tuple[int, int, str]:
+    new = preset.turn_tokens or preset.sampling.max_new_tokens
+    return QUESTION + preset.grpo.agents * new, new, "turn_tokens"
+
+
+def _of_rounds(preset: Preset) -> int:
+    return preset.debate.rounds * preset.debate.sampling.max_new_tokens
+
+
+def _of_trace(preset: Preset) -> int:
+    return preset.grpo.agents * _of_rounds(preset)
+
+
+def _of_turn(preset: Preset) -> int:
+    return preset.debate.sampling.max_new_tokens
+
+
+def _of_box(preset: Preset) -> int:
+    return BOX
+
+
+FINE_TUNED: Mapping[str, Callable[[Preset], int]] = {
+    "SFT": _of_trace,
+    "SFT without tags": _of_trace,
+    "SFT on single turns": _of_turn,
+    "DebateGPT (answer)": _of_box,
+    "DebateGPT (response)": _of_turn,
+    "SFT on first answers": _of_turn,
+    "SFT on shuffled turns": _of_trace,
+    "SFT on gold answers": _of_box,
+    "SFT on right answers": _of_turn,
+    "SFT of one self-check": _of_rounds,
+}
+"""Methods of SFT -> tokens of a target; the other methods are GRPO."""
+
+
+def _halves(length: int) -> Iterator[int]:
+    """Halves, quarters, ... of a length, down to `SHORTEST`."""
+    while (length := length // 2) >= SHORTEST:
+        yield length
+
+
+def _divisions(stage: str, setting: SFT | GRPO, batch: int) -> Iterator[list[str]]:
+    """Settings with which a training step needs less: a smaller micro-batch, checkpointing, an adapter, or several."""
+    checkpointing = [] if setting.checkpointing else [f"{stage}.checkpointing=true"]
+    adapter = [] if setting.lora is not None else [f'{stage}.lora={{"r": 32, "alpha": 32}}']
+    smaller = [rows for rows in range(setting.micro_batch - 1, 0, -1) if batch % rows == 0]
+    for first in dict.fromkeys([(), tuple(checkpointing), tuple(adapter), (*adapter, *checkpointing)]):
+        if first:
+            yield [*first]
+        yield from ([*first, f"{stage}.micro_batch={rows}"] for rows in smaller)
 
 
 def _dtype(device: Device) -> torch.dtype:
@@ -296,53 +455,6 @@ def _rows_that_fit(shape: Shape, device: Device, texts: int, prompt: int, new: i
     while rows > 1 and _writing(shape, device, rows, prompt, new) > most:
         rows //= 2
     return rows
-
-
-def _step(
-    shape: Shape,
-    device: Device,
-    lora: Any,
-    tokens: int,
-    embeddings: bool = False,
-    reference: bool = False,
-    checkpointing: bool = False,
-) -> Callable[[int], int]:
-    """Return a function from a micro-batch to the bytes of a training step."""
-    known: dict[int, int] = {}
-
-    def bytes_of(rows: int) -> int:
-        if rows not in known:
-            known[rows] = training_step(
-                shape.config,
-                lora,
-                rows,
-                tokens,
-                train_embeddings=embeddings,
-                dtype=_dtype(device),
-                autocast=not device.on_cpu,
-                reference=reference,
-                checkpointing=checkpointing,
-            ).total
-        return known[rows]
-
-    return bytes_of
-
-
-def _training_fixes(
-    stage: str, batch: int, setting: SFT | GRPO, step: Callable[[int], int], most: float
-) -> Iterator[str]:
-    """Yield a setting with which a training step takes less: the largest micro-batch that fits, checkpointing, LoRA."""
-    if step(setting.micro_batch) <= most:
-        return
-    smaller = [rows for rows in range(1, setting.micro_batch) if batch % rows == 0]
-    fitting = bisect.bisect_right(smaller, most, key=step)
-    if fitting:
-        yield f"{stage}.micro_batch={smaller[fitting - 1]}"
-        return
-    if not setting.checkpointing:
-        yield f"{stage}.checkpointing=true"
-    if setting.lora is None:
-        yield f'{stage}.lora={{"r": 32, "alpha": 32}}'
 
 
 def seconds_to_write(shape: Shape, device: Device, texts: int, rows: int, prompt: int, new: int) -> float:

@@ -19,30 +19,31 @@ from steerkit.io.signals import restore_interrupt
 from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
 from steerkit.text.traces import DebateTrace, read_traces
+from training.commands.options import one_line_errors, refuse
 from training.debates.answerers import LocalModel, Sampling
 from training.debates.debate import TRACES, Setting, run_debates
 from training.debates.personas import Cast, cast_of, self_checking
 from training.debates.shared import Shared
 from training.devices import DEVICES, Device, this_device
-from training.estimate import estimate, shape_of
+from training.estimate import FINE_TUNED, estimate, shape_of
 from training.evaluate.methods import DEBATES, PLURALITIES, debates, one_answer, self_consistency
 from training.evaluate.results import write_results
+from training.memory import KEPT
 from training.presets import EVOLVED, ON_ANSWERS, SELF_CHECKED, Preset, get_preset, preset_names
 from training.problems.families import FAMILIES, questions_of_seed
 from training.problems.problem import Problem
 from training.toy.base_model import train_base
 from training.toy.worlds import WORLDS, bare
-from training.train.checkpoints import with_tags
+from training.train.checkpoints import check_batch, with_tags
 from training.train.controls import gold_answers, right_answers, with_equal_tokens, with_foreign_turns
-from training.train.evolve import Evolve, evolve
-from training.train.grpo import GRPO, check_clip, train_grpo
+from training.train.distributed import process_count
+from training.train.evolve import HELD, Evolve, evolve
+from training.train.grpo import GRPO, check_clip, check_division, check_rollouts, train_grpo
 from training.train.sft import SFT, short_finished, tags_of, train_sft
 
 SELF_CHECKING = ("Self-checking agents", "Self-checking agents, plurality")
 RIGHT_ANSWERS = "right-answers.jsonl"
 SELF_CHECKS = "self-checks"
-VALIDATION = 100
-"""Validation problems on which each round of Debate, Train, Evolve is measured."""
 
 
 @dataclass(frozen=True)
@@ -229,12 +230,10 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         return train_sft(model, tokenizer, traces, sft, run.folder / "sft", kind)
 
     def evolved() -> Path:
-        """Rounds share the steps of one GRPO training, so that all methods with GRPO have as many."""
-        rounds = Evolve().rounds
-        steps = max(1, round(grpo.steps_for(len(problems)) / rounds))
-        setting = Evolve(rounds, grpo=replace(grpo, epochs=None, steps=steps))
+        """Rounds share the steps of one GRPO training: no method with GRPO has more."""
+        setting = Evolve.sharing(grpo, len(problems))
         debate = run.debate_setting(replace(run.preset.debate.sampling, seed=run.seed))
-        held, first = run.problems(VALIDATION, "validation"), run.folder / "debates"
+        held, first = run.problems(HELD, "validation"), run.folder / "debates"
         start = grpo_start()
         own = first if start == base else None
         return evolve(
@@ -368,21 +367,21 @@ def run_all(run: Run, only: Sequence[str] = ()) -> pd.DataFrame | None:
         The results table in the first process. None in the others, and with `only`.
 
     Raises:
-        ValueError: a method that this preset does not train.
+        ValueError: a method that this preset does not train, or settings with which so many processes cannot train;
+            nothing is written then.
 
     Example:
         >>> run_all(Run(get_preset("tiny", "clues"), seed=0, folder=Path("runs/imad-tiny/clues/seed-0")))
     """
+    _check_methods(run.preset, only)
     run.folder.mkdir(parents=True, exist_ok=True)
     preset = {**asdict(run.preset), "seed": run.seed}
-    check_config(run.folder, preset)
+    check_config(run.folder, preset, run.preset.free)
     in_first_process(lambda: base_checkpoint(run))
     base = base_checkpoint(run)
     trained = recipes(run, base)
     if only:
         work = {DEBATES[0]: lambda: _debate_test_questions(run, base), **trained}
-        if unknown := [method for method in only if method not in work]:
-            raise ValueError(f"expected methods among {list(work)}; got {unknown}. Pass one of these.")
         for method in only:
             work[method]()
         return None
@@ -395,6 +394,19 @@ def run_all(run: Run, only: Sequence[str] = ()) -> pd.DataFrame | None:
         return write_results(run.folder, rows, "IMAD", meta)
 
     return in_first_process(write)
+
+
+def _check_methods(preset: Preset, only: Sequence[str]) -> None:
+    """`ValueError` for a method that the preset does not train, or a batch that the processes cannot share."""
+    known = (DEBATES[0], *preset.trained)
+    if unknown := [method for method in only if method not in known]:
+        raise ValueError(f"expected methods among {list(known)}; got {unknown}. Pass one of these.")
+    trained = set(only or preset.trained) - {DEBATES[0]}
+    if trained:
+        check_batch("sft.batch", preset.sft.batch, preset.sft.micro_batch, process_count())
+    if trained - FINE_TUNED.keys():
+        check_rollouts(preset.grpo)
+        check_division(preset.grpo, process_count())
 
 
 def _hide_library_progress() -> None:
@@ -443,10 +455,17 @@ def dry_run(preset: Preset, device: Device, memory: float | None) -> str:
         f"{preset.name}: {shape.parameters:,} parameters, {shape.layers} layers, d_model {shape.width}. Estimate for "
         f"one device ({where}):",
         table.drop(columns="change").round(2).to_string(index=False),
+        f"All stages: {table['tokens'].sum():,} tokens, {table['hours'].sum():.1f} hours, at most "
+        f"{table['memory_gib'].max():.1f} GiB.",
     ]
-    for row in table[table["change"] != ""].itertuples():
-        change = f"--set {row.change}" if "=" in str(row.change) else row.change
-        lines.append(f"{row.stage} needs {row.memory_gib:.1f} GiB of {limit:g}. Pass {change}.")
+    if device.on_cpu:
+        lines.append(
+            f"This is the memory in use. A process also keeps freed memory for its next step: up to {KEPT} times as "
+            "much (benchmarks/TRAINING_MEMORY.md)."
+        )
+    for change, rows in table[table["change"] != ""].groupby("change", sort=False):
+        needs = ", ".join(f"{row.stage} ({row.memory_gib:.1f} GiB)" for row in rows.itertuples())
+        lines.append(f"Above {limit:g} GiB: {needs}. Pass {change}.")
     return "\n".join(lines)
 
 
@@ -468,13 +487,14 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             print(dry_run(preset, device, options.memory))
         except (ValueError, OSError) as error:
-            parser.error(str(error))
+            refuse("imad", error)
         return
-    if options.device or options.memory:
+    if options.device or options.memory is not None:
         parser.error("expected --device and --memory with --dry-run only. Leave them out, or add --dry-run.")
     out = options.out or Path("runs") / f"imad-{preset.name}" / preset.family / f"seed-{options.seed}"
     _hide_library_progress()
-    table = run_all(Run(preset, options.seed, out), options.only)
+    with one_line_errors("imad"):
+        table = run_all(Run(preset, options.seed, out), options.only)
     if table is None:
         return
     print(table.round(3).to_string(index=False))

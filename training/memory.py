@@ -17,6 +17,8 @@ from training.train.log_probs import NUMBERS
 
 MARGIN = 1.1
 """Factor of an estimate, for the allocator and small tensors; benchmarks/TRAINING_MEMORY.md shows what it leaves."""
+KEPT = 2.7
+"""On a CPU: how much larger a process is than its memory in use at most, as measured in the same table."""
 CHUNK = 2048
 """Prompt tokens that the engine forwards at once on a CPU; on a GPU it forwards the prompts of a batch together."""
 
@@ -42,6 +44,11 @@ class StepMemory:
     def total(self) -> int:
         """The sum."""
         return self.weights + self.optimizer + self.activations + self.backward
+
+    @property
+    def held(self) -> int:
+        """What stays between two steps: the weights and Adam's two moments."""
+        return self.weights + self.optimizer * 2 // 3
 
 
 def blank(config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -76,8 +83,8 @@ def training_step(
     one and with two blocks, and the tensors that autograd keeps are added up. The difference of the two is a block.
     With N = rows x tokens, V rows of embeddings, d = d_model and inner width f, the backward pass holds min(N V, 8
     million) logits three times, 2 N d numbers of gradients of the last hidden states, V d more where the output matrix
-    is trained, and N (4 d + 3 f) in one block. With gradient checkpointing, each block keeps its input of N d numbers,
-    and one block at a time all of its tensors.
+    is trained, and N (4 d + 3 f) in one block. With gradient checkpointing, each block keeps its input of N d numbers.
+    The backward pass then holds the larger of two: the logits with what belongs to them, or all tensors of one block.
 
     Args:
         config: configuration of a causal language model of transformers.
@@ -85,7 +92,7 @@ def training_step(
         rows: texts per backward pass (micro-batch).
         tokens: tokens of each text, prompt included.
         train_embeddings: whether the embeddings are trained beside the adapter, as SFT on new tags does.
-        dtype: data type of the weights; an adapter's are float32.
+        dtype: data type of the weights that are not trained; trained ones are float32.
         autocast: whether the products are computed in bfloat16 (always on a GPU).
         checkpointing: whether only the inputs of the blocks are kept, and one block's tensors at a time.
         reference: whether a second copy of all weights is held (GRPO with `beta > 0` and without an adapter).
@@ -106,12 +113,17 @@ def training_step(
     )
     weights, trained, activations = (a + (depth - 1) * (b - a) for a, b in zip(one, two, strict=True))
     n = rows * tokens
-    if checkpointing:
-        activations = one[2] + (depth - 1) * n * text.hidden_size * dtype.itemsize
     table = text.vocab_size * text.hidden_size
-    backward = 12 * min(n * text.vocab_size, NUMBERS) + 8 * n * text.hidden_size
-    backward += 4 * table if lora is None or train_embeddings else 0
-    backward += dtype.itemsize * n * _block_numbers(text)
+    logits = 12 * min(n * text.vocab_size, NUMBERS) + 8 * n * text.hidden_size
+    logits += 4 * table if lora is None or train_embeddings else 0
+    of_block = dtype.itemsize * n * _block_numbers(text)
+    if checkpointing:
+        block = two[2] - one[2]
+        stream = 4 if lora is None else dtype.itemsize  # weights that are all trained are float32
+        activations = one[2] - block + depth * n * text.hidden_size * stream
+        backward = max(logits, block + of_block)
+    else:
+        backward = logits + of_block
     copies = 2 if reference and lora is None else 1
     return StepMemory(copies * weights, 3 * trained, activations, backward)
 
@@ -144,6 +156,61 @@ def generation(
     return int(cache + 12 * rows * text.vocab_size + width * forwarded * _block_numbers(text))
 
 
+def rollouts(
+    config: Any,
+    lora: LoRA | None,
+    step: StepMemory,
+    rows: int,
+    prompt: int,
+    new: int,
+    dtype: torch.dtype = torch.float32,
+    cpu: bool = True,
+) -> int:
+    """Return the bytes while GRPO generates its completions.
+
+    They are what a training step leaves, what generation needs, and on a GPU a copy of the weights that the adapter is
+    merged into (`training.train.rollouts.merged`).
+
+    Args:
+        config: configuration of a causal language model of transformers.
+        lora: the adapter; None trains all weights.
+        step: a training step of the policy.
+        rows: completions generated at once.
+        prompt: tokens of a prompt.
+        new: new tokens of a completion.
+        dtype: data type of the weights and of the cache.
+        cpu: whether the engine runs on a CPU.
+
+    Example:
+        >>> step = training_step(LlamaConfig(), LoRA(), rows=4, tokens=2200)
+        >>> rollouts(LlamaConfig(), LoRA(), step, rows=4, prompt=200, new=2000) / 2**30
+    """
+    copied = 0 if cpu or lora is None else _adapted_weights(config, lora, dtype)
+    return step.held + copied + generation(config, rows, prompt, new, torch.float32 if lora is None else dtype, cpu)
+
+
+def _adapted_weights(config: Any, lora: LoRA, dtype: torch.dtype) -> int:
+    """Return the bytes of the weights that have an adapter beside them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    def of(layers: int) -> int:
+        model = _adapted(blank(_with_layers(config, layers), dtype), lora, train_embeddings=False)
+        weights: list[Any] = [
+            module.get_base_layer().weight for module in model.modules() if isinstance(module, BaseTunerLayer)
+        ]
+        return sum(weight.numel() * weight.element_size() for weight in weights)
+
+    one, two = of(1), of(2)
+    return int(one + (config.get_text_config(decoder=True).num_hidden_layers - 1) * (two - one))
+
+
+def _adapted(model: Any, lora: LoRA | None, train_embeddings: bool) -> Any:
+    """`with_adapter`, without its warning: the training itself gives it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return with_adapter(model, lora, train_embeddings)
+
+
 def kv_width(config: Any) -> int:
     """Return how many numbers a cache holds per token and layer: keys and values of all their heads."""
     text = config.get_text_config(decoder=True)
@@ -171,7 +238,7 @@ def _counted(
     config: Any, lora: LoRA | None, train_embeddings: bool, rows: int, tokens: int, dtype: torch.dtype, autocast: bool
 ) -> tuple[int, int, int]:
     """Return the bytes of all weights, of the trained ones, and of what autograd keeps in a forward of padded texts."""
-    model = with_adapter(blank(config, dtype), lora, train_embeddings).train()
+    model = _adapted(blank(config, dtype), lora, train_embeddings).train()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     with FakeTensorMode(), warnings.catch_warnings():

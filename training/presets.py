@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Literal
 
 from training.debates.answerers import Sampling
 from training.debates.debate import Setting
+from training.debates.personas import CASTS
 from training.problems.families import FAMILIES
+from training.settings import check_fields, override
 from training.toy.base_model import Base
 from training.train.checkpoints import LoRA, check_batch
 from training.train.grpo import GRPO
 from training.train.schedules import Anneal
 from training.train.sft import SFT
 
-T = TypeVar("T")
-MATCHED = ("SFT on shuffled turns", "SFT on gold answers", "SFT on right answers", "DebateGPT + GRPO")
+DEBATEGPT_GRPO = "DebateGPT + GRPO"
+MATCHED = ("SFT on shuffled turns", "SFT on gold answers", "SFT on right answers", DEBATEGPT_GRPO)
 """Controls whose SFT has as many steps and target tokens as SFT on the traces, and a learning rate of its own."""
 EVOLVED = "Debate, Train, Evolve"
 """Baseline without right answers and without SFT, see `training.train.evolve`."""
@@ -82,15 +82,28 @@ class Preset:
     untagged: bool = False
     turns: bool = False
     decodings: int | None = None
-    dtype: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = None
     base: Base = field(default_factory=Base)
 
     def __post_init__(self) -> None:
+        check_fields(self, debates=1, test=1, fresh=0, turn_tokens=1, decodings=1)
+        if self.family not in FAMILIES or self.cast not in ("world", *CASTS):
+            raise ValueError(
+                f"expected a family among {sorted(FAMILIES)} and a cast among {sorted(CASTS)}; got {self.family!r} and "
+                f"{self.cast!r}. Pass two of these."
+            )
         if unknown := sorted((set(self.rates) - set(RATED)) | (set(self.what_helps) - {*MATCHED, EVOLVED})):
             raise ValueError(
                 f"expected methods among {RATED} in rates and {(*MATCHED, EVOLVED)} in what_helps; got {unknown}. For "
                 "the rate of others set sft.learning_rate."
             )
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Settings that do not determine results: a run may be resumed with others."""
+        names = [f"{stage}.{name}" for stage in ("sft", "grpo") for name in getattr(self, stage).free]
+        matched = any(method in MATCHED for method in self.what_helps)  # their batch is a multiple of a micro-batch
+        return tuple(name for name in names if not (matched and name == "sft.micro_batch"))
 
     def decoding_seeds(self, seed: int) -> list[int]:
         """Return the seeds with which test questions are answered: the run's own, and `decodings - 1` further ones.
@@ -112,7 +125,7 @@ class Preset:
             "SFT on first answers": self.controls and self.checkpoint is not None,
             "GRPO without debate": self.controls,
             **{method: method in self.what_helps for method in (*MATCHED, EVOLVED)},
-            ON_ANSWERS: self.controls and "DebateGPT + GRPO" in self.what_helps,
+            ON_ANSWERS: self.controls and DEBATEGPT_GRPO in self.what_helps,
             "SFT of one self-check": self.self_check,
             SELF_CHECKED: self.self_check,
         }
@@ -239,6 +252,7 @@ def _paper(name: str, checkpoint: str, epochs: float = 3.0, sft_rate: float = 5e
             decay="cosine",
             warmup=0.1,
             checkpointing=True,
+            kept_checkpoints=2,
         ),
         sampling=PAPER_SAMPLING,
         untagged=True,
@@ -328,7 +342,7 @@ def get_preset(name: str, family: str | None = None, settings: Sequence[str] = (
             raise ValueError(
                 f"expected a family among {sorted(TINY)} for the preset tiny; got {family!r}. Pass one of these."
             )
-        return override(TINY[family], settings)
+        return _divided(override(TINY[family], settings))
     if name not in PRESETS:
         raise ValueError(f"expected a preset among {preset_names()}; got {name!r}. Pass one of these.")
     if family is not None and family not in FAMILIES:
@@ -336,53 +350,12 @@ def get_preset(name: str, family: str | None = None, settings: Sequence[str] = (
     preset = PRESETS[name]
     variants = SMOLLM2 if preset is SUMS else {}
     family = family or preset.family
-    chosen = override(variants.get(family, replace(preset, family=family)), settings)
-    check_batch("sft.batch", chosen.sft.batch, chosen.sft.micro_batch)
-    check_batch("grpo.prompts x generations", chosen.grpo.prompts * chosen.grpo.generations, chosen.grpo.micro_batch)
-    return chosen
+    return _divided(override(variants.get(family, replace(preset, family=family)), settings))
 
 
-def override(data: T, settings: Sequence[str]) -> T:
-    """Return a copy of a preset, or of any frozen dataclass, with fields replaced.
-
-    Args:
-        data: a frozen dataclass, possibly with dataclasses as fields.
-        settings: `path=value` texts, e.g. `grpo.steps=60`, `sft.lora=null`, `family=two_sum`. Values are JSON, or
-            plain text.
-
-    Raises:
-        ValueError: a text without `=`, an unknown field, or a value of the wrong type.
-
-    Example:
-        >>> override(GRPO(), ["anneal.kind=gated", "steps=60"]).anneal.kind
-        'gated'
-    """
-    for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"expected field=value; got {setting!r}. Pass e.g. grpo.steps=60.")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        data = _with_field(data, path.split("."), value, path)
-    return data
-
-
-def _with_field(data: Any, path: Sequence[str], value: Any, full_path: str) -> Any:
-    name, *rest = path
-    names = [one.name for one in dataclasses.fields(data)] if dataclasses.is_dataclass(data) else []
-    if name not in names:
-        raise ValueError(f"expected a field among {names} for {full_path!r}; got {name!r}. Pass one of these.")
-    old = getattr(data, name)
-    if rest:
-        return dataclasses.replace(data, **{name: _with_field(old, rest, value, full_path)})
-    if isinstance(old, tuple | None) and isinstance(value, list):
-        value = tuple(value)
-    if isinstance(old, float) and type(value) is int:
-        value = float(value)
-    if old is not None and value is not None and type(value) is not type(old):
-        raise ValueError(
-            f"expected a value of type {type(old).__name__} for {full_path!r}; got {value!r}. Pass such a value."
-        )
-    return dataclasses.replace(data, **{name: value})
+def _divided(preset: Preset) -> Preset:
+    """The preset; `ValueError` if its micro-batches do not divide its batches."""
+    sft, grpo = preset.sft, preset.grpo
+    check_batch("sft.batch", sft.batch, sft.micro_batch)
+    check_batch("grpo.prompts x generations", grpo.prompts * grpo.generations, grpo.micro_batch)
+    return preset

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,6 +15,13 @@ from steerkit.text.tags import agent_tag, round_tag
 from steerkit.text.traces import DebateTrace
 
 Source = Literal["asked", "trace", "untagged", "plain"]
+READ: Mapping[str, tuple[str, ...]] = {
+    "asked": ("last",),
+    "trace": ("last", "mean", "first", "tag"),
+    "untagged": ("last", "mean", "first"),
+    "plain": ("last", "mean", "first"),
+}
+"""Source -> its read positions."""
 
 
 def activations_of(

@@ -9,15 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.agents.activations import Source
+from analysis.agents.activations import READ, Source
 from analysis.agents.contexts import unnamed
 from analysis.agents.continuations import continuations
 from analysis.agents.curves import only
 from analysis.agents.vectors import agent_vectors
 from analysis.stored import stored_vectors
 from steerkit.capture.activations import Activations
+from steerkit.steering.positions import parse_positions
 from steerkit.text.traces import DebateTrace
 from steerkit.vectors.vector import SteeringVector
+from training.settings import check_fields
 
 SETTING = ["source", "position", "layer", "extent"]
 """Columns that name where a vector is read and added; with a coefficient they are a `Choice`."""
@@ -65,6 +67,20 @@ class Grid:
     max_new_tokens: int | None = 64
     seed: int = 0
     rouge_tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        known = {position for positions in READ.values() for position in positions}
+        own = {position for source in self.sources for position in READ[source]}
+        if set(self.positions) - known or not set(self.positions) & own:
+            raise ValueError(
+                f"expected positions among {sorted(known)}, one of them a read position of the sources "
+                f"{list(self.sources)}; got {list(self.positions)}. Pass some of these."
+            )
+        if not self.extents:
+            raise ValueError('expected extents; got none. Pass e.g. extents=["all"].')
+        for extent in self.extents:
+            parse_positions(extent)
 
 
 @dataclass(frozen=True)

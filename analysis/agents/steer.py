@@ -33,7 +33,7 @@ from steerkit.io.files import file_name, sha256
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
 from steerkit.sweeps.result import SweepResult
-from training.presets import override
+from training.settings import override
 
 SCORES = ("rouge_l", "speaks", "style", "fidelity")
 KINDS = ("tried", "choice", "curves", "gains", "cosines", "plane", "reliability")

@@ -28,7 +28,7 @@ from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
 from steerkit.stats.controls import against_controls
 from steerkit.sweeps.result import SweepResult
-from training.presets import override
+from training.settings import override
 
 
 @dataclass(frozen=True)

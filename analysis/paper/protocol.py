@@ -39,7 +39,7 @@ from steerkit.stats.controls import against_controls
 from steerkit.text.traces import DebateTrace
 from steerkit.vectors.controls import shuffle_labels
 from steerkit.vectors.vector import SteeringVector
-from training.presets import override
+from training.settings import override
 
 Vectors = Mapping[str, SteeringVector]
 """A unit vector per agent."""

@@ -50,7 +50,7 @@ from steerkit.stats.mean import mean_interval
 from steerkit.stats.paired import ratio
 from steerkit.text.traces import DebateTrace
 from steerkit.vectors.controls import shuffle_labels
-from training.presets import override
+from training.settings import override
 
 POSITIONS = ("asked", "first", "last")
 """Where agents are read and erasures are fitted."""

@@ -33,7 +33,7 @@ from steerkit.stats.controls import against_controls
 from steerkit.stats.mean import accuracy_interval, mean_interval
 from steerkit.stats.paired import ratio
 from steerkit.steering.conditions import described
-from training.presets import override
+from training.settings import override
 
 VECTOR = "steps"
 TARGET, OTHER = "question", "repeat"

@@ -11,6 +11,7 @@ and the perplexity under the base model.
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,12 +42,14 @@ from steerkit.text.prompt import PromptLike
 from steerkit.text.tags import without_tags
 from steerkit.text.traces import DebateTrace
 from training.debates.personas import PLAIN, Cast, Persona
-from training.presets import override
 from training.problems.answers import read_answer, same
 from training.problems.problem import Problem
 from training.problems.sources import load_source
+from training.settings import override
 
 SCORES = ("trait", "accuracy", "perplexity")
+PROBLEM_TOKENS = 1024
+"""New tokens of an answer to a benchmark's problem, as in the paper's evaluation; a turn of a debate is shorter."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Suppression:
         test: largest number of questions for the results.
         kind: kind of the answers, see `training.problems.answers`.
         max_new_tokens: of each text.
-        seed: sampling seed, also of the random directions.
+        problem_tokens: of each text about a problem of `--problems`; None is `PROBLEM_TOKENS`.
+        seed: sampling seed, also of the random directions and of the draw of problems.
     """
 
     agent: str = "2"
@@ -79,6 +83,7 @@ class Suppression:
     test: int = 200
     kind: str = "number"
     max_new_tokens: int = 64
+    problem_tokens: int | None = None
     seed: int = 0
 
 
@@ -243,25 +248,41 @@ def at_stage(
     of_debates, of_problems = measure, replace(measure, kind=problems[0].kind if problems else measure.kind)
     for short, prompts in prompts_of.items():
         measure = of_problems if short == "problems" else of_debates
+        longest = setting.problem_tokens or PROBLEM_TOKENS if short == "problems" else setting.max_new_tokens
+        written = replace(setting, max_new_tokens=longest)
         bands = sk.controls.random({"agent": vectors["agent"]}, n=setting.bands, seed=setting.seed)
         of_curve = {**vectors, **bands}
         result = swept(
-            model, tokenizer, of_curve, prompts, [choice.layer], coefficients, setting, out / f"{short}-curves"
+            model, tokenizer, of_curve, prompts, [choice.layer], coefficients, written, out / f"{short}-curves"
         )
         result = measure.of(result, prompts, short == "forced")
         result = measure.with_perplexity(result, prompts, out / f"{short}-perplexity.jsonl")
         tables["curves"].append(_curves(result).assign(context=short))
         chosen = vectors[choice.vector]
-        random = sk.controls.random({choice.vector: chosen}, n=setting.controls, seed=setting.seed)
+        others = sk.controls.random({choice.vector: chosen}, n=setting.controls, seed=setting.seed)
         matched = sk.controls.matched({choice.vector: chosen}, within_labels(turns), setting.controls, setting.seed)
-        frozen = {choice.vector: chosen, **random, **matched}
+        frozen = {choice.vector: chosen, **others, **matched}
         folder = out / f"{short}-frozen"
-        result = swept(model, tokenizer, frozen, prompts, [choice.layer], [choice.coefficient], setting, folder)
+        result = swept(model, tokenizer, frozen, prompts, [choice.layer], [choice.coefficient], written, folder)
         result = measure.of(result, prompts, short == "forced")
         line = {**asdict(choice), **on_test(result, choice), "context": short}
         line["right_in_context"] = float(np.mean([row["right_before"] for row in prompts]))
+        if short == "problems":
+            line |= cut_texts(result, choice.vector)
         tables["kept"].append(pd.DataFrame([line]))
     return {kind: pd.concat(parts, ignore_index=True).assign(stage=name) for kind, parts in tables.items()}
+
+
+def cut_texts(result: SweepResult, vector: str) -> dict[str, int]:
+    """The number of texts that reached the limit: `cut_0` at coefficient 0 and `cut` under the vector."""
+    table = result.table[result.table["vector"] == vector]
+    cut = ~table["finished"].astype(bool)
+    return {"cut_0": int(cut[table["coefficient"] == 0].sum()), "cut": int(cut[table["coefficient"] != 0].sum())}
+
+
+def drawn(problems: Sequence[Problem], n: int, seed: int) -> list[Problem]:
+    """`n` problems, drawn at random; a smaller draw is the beginning of a larger one."""
+    return random.Random(f"suppression {seed}").sample(list(problems), len(problems))[:n]
 
 
 def _curves(result: SweepResult) -> pd.DataFrame:
@@ -332,7 +353,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--problems",
         metavar="SOURCE",
-        help="also measure the accuracy on `test` of these problems: gsm8k=PLACE, ... or a .jsonl file",
+        help="also measure the accuracy on `test` of these problems, drawn at random: gsm8k=PLACE, ... or a .jsonl "
+        "file; texts about them have up to 1,024 new tokens (--set problem_tokens=N)",
     )
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="run this checkpoint; write no common tables"
@@ -343,7 +365,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"expected checkpoints among {list(inputs.stages)}; got {unknown}. Pass names of that list.")
     try:
         setting = override(Suppression(agent=given.agent), given.set)
-        problems = load_source(given.problems)[: setting.test] if given.problems else []
+        problems = drawn(load_source(given.problems), setting.test, setting.seed) if given.problems else []
         if any(problem.kind != problems[0].kind or problem.gold is None for problem in problems):
             raise ValueError("expected --problems with answers of one kind; got others. Pass one benchmark or task.")
     except (ValueError, OSError) as error:

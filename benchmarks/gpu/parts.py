@@ -57,12 +57,12 @@ class Part:
 
 PARTS: dict[str, Part] = {
     "equivalence": Part(equivalences, 30, 70),
-    "decoding": Part(decoding, 60, 110),
-    "capture": Part(capture, 35, 70),
+    "decoding": Part(decoding, 52, 110),
+    "capture": Part(capture, 32, 70),
     "sft-4": Part(partial(sft_step, 4), 45, 80, TRAINED),
     "sft-1": Part(partial(sft_step, 1), 40, 70, TRAINED),
     "grpo": Part(grpo_step, 120, 190, TRAINED),
-    "static-cache": Part(static_cache, 35, 70, "Nothing is steered here."),
+    "static-cache": Part(static_cache, 32, 70, "Nothing is steered here."),
     "recipe": Part(
         recipe,
         120,

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def recipe(sizes: Sizes, device: torch.device) -> Iterator[Figure]:
     """Greedy accuracy on the test questions, of each method and training seed as it ends, and its mean over seeds.
 
     Raises:
-        NotImplementedError: the packages of the extra `train` are missing.
+        NotImplementedError: the packages of the extra `train`, the weights, or the package that reads them are missing.
         RuntimeError: after all figures, if some trainings failed.
     """
     try:
@@ -53,6 +54,7 @@ def recipe(sizes: Sizes, device: torch.device) -> Iterator[Figure]:
     except ImportError as error:
         raise NotImplementedError(f"needs TRL, peft and datasets: {error}. Carry their wheels.") from error
     until = time.monotonic() + sizes.recipe_seconds
+    _check_weights(sizes)
     with _quiet():
         sizes = replace(sizes, checkpoint=_in_float32(sizes))
         debates = _debates(sizes, device)
@@ -78,6 +80,16 @@ def recipe(sizes: Sizes, device: torch.device) -> Iterator[Figure]:
     yield {"figure": "share of the trainings and base models that ended in time", "value": ended, "unit": ""}
     if failed:
         raise RuntimeError(f"expected trainings without an error; {len(failed)} failed: " + "; ".join(failed))
+
+
+def _check_weights(sizes: Sizes) -> None:
+    """`NotImplementedError` where no weights were carried, or nothing reads them; a wrong path stays an error."""
+    try:
+        given = base_of(sizes)
+    except FileNotFoundError as error:
+        raise NotImplementedError(f"needs the weights of SmolLM2: {error} Or pass --checkpoint FILE.") from error
+    if given is not None and given.suffix == ".gguf" and find_spec("gguf") is None:
+        raise NotImplementedError(f"needs the package gguf to read {given}. Carry its wheel.")
 
 
 def _in_float32(sizes: Sizes) -> Path | None:

@@ -88,7 +88,7 @@ FEW = (
     "grpo.prompts=2", "grpo.generations=2", "grpo.micro_batch=4", "grpo.must_end=false", "sampling.max_new_tokens=12",
 )  # fmt: skip
 """Settings with which the preset `tiny` runs in seconds and learns nothing."""
-CUDA = Sizes(LLAMA_8B, torch.bfloat16, layer=15, rows=72, prompts=8, width=128, new=64, texts=512, pairs=5)
+CUDA = Sizes(LLAMA_8B, torch.bfloat16, layer=15, rows=72, prompts=8, width=128, new=64, texts=512, pairs=4)
 SMALL = Sizes(
     LLAMA_SMALL,
     torch.float32,

@@ -18,14 +18,16 @@ from transformers import TrainerCallback, trainer
 from benchmarks.gpu.measure import Figure, PeakMemory, synchronize
 from benchmarks.gpu.sizes import Sizes, random_llama
 from benchmarks.gpu.texts import byte_tokenizer, debates
-from training.memory import MARGIN, generation, training_step
+from training.memory import MARGIN, rollouts, training_step
 from training.problems.problem import Problem
 from training.train import grpo, sft
-from training.train.checkpoints import MODULES, LoRA
+from training.train.checkpoints import LoRA
 from training.train.schedules import Anneal
 
 PROMPT = 48
 """Tokens of a prompt of GRPO."""
+CHECKPOINTING = True
+"""The presets of large models have gradient checkpointing. The SFT step on one debate runs without it."""
 STEPS = 3
 """SFT steps; the last one is reported, since the first ones allocate memory and choose kernels."""
 
@@ -40,14 +42,16 @@ def sft_step(rows: int, sizes: Sizes, device: torch.device) -> Iterator[Figure]:
     model, tokenizer = random_llama(sizes.llama, device, sizes.dtype), byte_tokenizer()
     config, lora, tokens = model.config, LoRA(), sizes.train_tokens
     traces = debates(tokenizer, [tokens] * rows)
-    setting = sft.SFT(steps=STEPS, batch=rows, micro_batch=rows, lora=lora)
+    checkpointing = CHECKPOINTING and rows > 1
+    setting = sft.SFT(steps=STEPS, batch=rows, micro_batch=rows, lora=lora, checkpointing=checkpointing)
     with _timed(sft, device) as (folder, times), PeakMemory(device) as peak:
         sft.train_sft(model, tokenizer, traces, setting, folder / "sft")
-    name = f"SFT step, {rows} x {tokens:,} tokens"
+    name = f"SFT step{', checkpointing' * checkpointing}, {rows} x {tokens:,} tokens"
     yield {"figure": f"{name}: the last of {STEPS}", "value": times[-1], "unit": "s", "n": 1}
     yield {"figure": f"{name}: the first", "value": times[0], "unit": "s", "n": 1}
     autocast = device.type == "cuda"
-    step = training_step(config, lora, rows, tokens, train_embeddings=True, dtype=sizes.dtype, autocast=autocast)
+    options = {"dtype": sizes.dtype, "autocast": autocast, "checkpointing": checkpointing}
+    step = training_step(config, lora, rows, tokens, train_embeddings=True, **options)
     yield from _memory(name, peak, MARGIN * step.total / 2**30)
 
 
@@ -60,8 +64,6 @@ def grpo_step(sizes: Sizes, device: torch.device) -> Iterator[Figure]:
     _check_packages()
     model, tokenizer = random_llama(sizes.llama, device, sizes.dtype), byte_tokenizer()
     config, lora, new = model.config, LoRA(32, 64, 0.1), sizes.completion
-    projections = [module.weight for name, module in model.named_modules() if name.rpartition(".")[2] in MODULES]
-    copied = sum(weight.numel() * weight.element_size() for weight in projections)
     problems = [
         Problem(str(i), f"{i}".ljust(PROMPT - 11, "x"), "2", "number", "own") for i in range(sizes.grpo_prompts)
     ]
@@ -74,12 +76,13 @@ def grpo_step(sizes: Sizes, device: torch.device) -> Iterator[Figure]:
         generations=generations,
         micro_batch=sizes.grpo_micro_batch,
         lora=lora,
+        checkpointing=CHECKPOINTING,
         save_every=2,
     )
     with _timed(grpo, device) as (folder, times), _timed_rollouts(device) as written, PeakMemory(device) as peak:
         grpo.train_grpo(model, tokenizer, problems, setting, folder / "grpo")
         row = json.loads((folder / "grpo" / "log.jsonl").read_text().splitlines()[0])
-    name = f"GRPO, {sizes.completions} x {new:,} new tokens"
+    name = f"GRPO{', checkpointing' * CHECKPOINTING}, {sizes.completions} x {new:,} new tokens"
     yield {"figure": f"{name}: completions", "value": written[0], "unit": "s", "n": 1}
     rest = times[0] - written[0]
     yield {"figure": f"{name}: rest of the first step (rewards, old log-probabilities)", "value": rest, "unit": "s"}
@@ -87,9 +90,10 @@ def grpo_step(sizes: Sizes, device: torch.device) -> Iterator[Figure]:
     yield {"figure": f"{name}: mean length", "value": row["length"], "unit": "tokens", "n": sizes.completions}
     cuda = device.type == "cuda"
     rows, tokens = sizes.grpo_micro_batch, PROMPT + new
-    step = training_step(config, lora, rows, tokens, dtype=sizes.dtype, autocast=cuda)
-    writing = step.weights + generation(config, sizes.completions, PROMPT, new, sizes.dtype, cpu=not cuda)
-    yield from _memory(name, peak, MARGIN * max(step.total, writing + copied * cuda) / 2**30)
+    options = {"dtype": sizes.dtype, "autocast": cuda, "checkpointing": CHECKPOINTING}
+    step = training_step(config, lora, rows, tokens, **options)
+    writing = rollouts(config, lora, step, sizes.completions, PROMPT, new, sizes.dtype, cpu=not cuda)
+    yield from _memory(name, peak, MARGIN * max(step.total, writing) / 2**30)
 
 
 def _check_packages() -> None:
@@ -125,7 +129,7 @@ def _timed(stage: Any, device: torch.device) -> Iterator[tuple[Path, list[float]
         warnings.catch_warnings(),
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(trainer, "DEFAULT_CALLBACKS", callbacks),
-        mock.patch.object(stage, "save", lambda model, tokenizer, folder: folder),
+        mock.patch.object(stage, "save", lambda model, tokenizer, folder, dtype: folder),
     ):
         warnings.simplefilter("ignore")
         yield Path(folder), times

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ class ConfigurationChanged(ValueError):
 
 @contextlib.contextmanager
 def run_folder(
-    folder: str | Path, config: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+    folder: str | Path,
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+    free: Collection[str] = (),
 ) -> Iterator[Path]:
     """Hold a folder for one run, and write its `config.json` or check that the configuration is the same.
 
@@ -38,6 +41,7 @@ def run_folder(
         config: what determines the results; another configuration is refused.
         provenance: what the run was started with and may differ when it is resumed, e.g. the kind of device and the
             versions of packages. A difference warns; the stored one stays.
+        free: dotted names of the configuration that may differ from the stored ones: they do not determine results.
 
     The operating system releases the lock when the process ends, also when it is killed. Of several processes that
     torchrun started as one run, the first (`RANK` 0) holds the lock for all.
@@ -61,7 +65,7 @@ def run_folder(
     with contextlib.ExitStack() as stack:
         if os.environ.get("RANK", "0") == "0":
             stack.enter_context(_lock(folder))
-        check_config(folder, config)
+        check_config(folder, config, free)
         if provenance is not None:
             _compare_provenance(folder, provenance)
         yield folder
@@ -83,11 +87,11 @@ def _lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def check_config(folder: Path, config: Mapping[str, Any]) -> None:
+def check_config(folder: Path, config: Mapping[str, Any], free: Collection[str] = ()) -> None:
     """Write `config.json`, or raise `ConfigurationChanged` with the differences from the existing one.
 
-    The path of a checkpoint is not compared where the model's fingerprint or the hash of its files is known: folders
-    may be moved.
+    Names in `free` are stored but not compared. The path of a checkpoint is not compared where the model's fingerprint
+    or the hash of its files is known: folders may be moved.
     """
     path = folder / CONFIG
     current = json.loads(canonical_json(config))
@@ -97,7 +101,8 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
     stored = read_json(path)
     if not isinstance(stored, dict):
         raise ValueError(f"expected a JSON object in {path}; got {type(stored).__name__}. Use another folder.")
-    if changes := list(config_differences(stored, current)):
+    changes = [change for change in config_differences(stored, current) if change[0] not in free]
+    if changes:
         lines = "\n".join(f"  {name}: {short_json(old)} -> {short_json(new)}" for name, old, new in changes)
         raise ConfigurationChanged(
             f"expected the configuration that {folder} was started with; got these differences (stored -> now):\n"

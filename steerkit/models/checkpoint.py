@@ -109,7 +109,9 @@ def explained(error: Exception, checkpoint: str, offline: bool) -> Exception:
         unreachable = (
             "the hub does not answer, and this machine keeps no copy of it. Check the network, or pass a folder."
         )
-        return OSError(f"expected a checkpoint named {checkpoint}; {unreachable if offline else error}")
+        return OSError(
+            f"expected a checkpoint named {checkpoint}; {unreachable if offline else ' '.join(str(error).split())}"
+        )
     return ValueError(
         f"expected a whole checkpoint at {checkpoint}; got {type(error).__name__}: {error}. Fetch it again, or look at "
         "the file that this is about."

@@ -20,6 +20,8 @@ from steerkit.sweeps.result import KEYS, SweepResult
 from steerkit.text.tags import without_tags
 from steerkit.text.traces import DebateTrace, Turn, write_traces
 from tests.tiny import tiny_model, tiny_tokenizer
+from training.presets import PAPER_SAMPLING
+from training.problems.problem import Problem
 
 
 def test_a_trait_is_a_whole_word_in_any_case() -> None:
@@ -128,8 +130,9 @@ def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(
         held.append(DebateTrace.of(f"{number}+0", turns, f"All agree on \\boxed{{{number}}}", str(number)))
     write_traces(tmp_path / "traces.jsonl", held)
     small = Suppression(
-        layers=(1, 2), coefficients=(-1.0, 1.0), validation=2, test=3, max_new_tokens=4, controls=3, bands=2
-    )
+        layers=(1, 2), coefficients=(-1.0, 1.0), validation=2, test=3, max_new_tokens=4, controls=3, bands=2,
+        problem_tokens=6,
+    )  # fmt: skip
     monkeypatch.setattr(suppress, "Suppression", lambda agent: small)
     call = [
         "--traces", str(tmp_path / "traces.jsonl"), "--stage", "base=x", "--stage", "IMAD=y", "--agent", "2",
@@ -158,10 +161,26 @@ def test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again(
     assert set(kept["n"]) == {3} and set(kept["k"]) == {3} and len(kept) == 2 * 3
     assert set(kept["vector"]) <= {"agent", "prompts"} and set(kept["layer"]) <= {1, 2}
     assert "kept" in capsys.readouterr().out
+    of_problems = kept[kept["context"] == "problems"]
+    assert set(of_problems["cut_0"]) == set(of_problems["cut"]) == {3}  # the small model never ends a text
+    assert kept[kept["context"] != "problems"]["cut"].isna().all()
+    of_base = tmp_path / "out" / "suppression" / "base"
+    longest = {
+        context: SweepResult.load(of_base / f"{context}-curves" / "add").table["n_tokens"]
+        for context in ("plain", "problems")
+    }
+    assert longest["plain"].max() == 4 and longest["problems"].max() == 6
     files = {path.name for path in (tmp_path / "out" / "suppression" / "base").glob("*.jsonl")}
     assert files == {f"{context}-perplexity.jsonl" for context in ("plain", "forced", "problems")}
     monkeypatch.setattr(suppress, "at_stage", pytest.fail)
     main(call)
+
+
+def test_texts_about_problems_have_the_paper_s_length_and_problems_are_drawn_from_the_whole_source() -> None:
+    assert PAPER_SAMPLING.max_new_tokens == suppress.PROBLEM_TOKENS and Suppression().problem_tokens is None
+    rows = [Problem(str(i), f"{i} + 0", str(i), "number", "own") for i in range(40)]
+    few, more = suppress.drawn(rows, 5, 0), suppress.drawn(rows, 20, 0)
+    assert more[:5] == few and few != rows[:5] and len(set(more)) == 20 and few != suppress.drawn(rows, 5, 1)
 
 
 def test_a_fluency_checkpoint_that_was_moved_is_the_same_and_another_one_is_not(tmp_path, monkeypatch) -> None:

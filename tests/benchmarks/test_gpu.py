@@ -25,7 +25,7 @@ from benchmarks.gpu.parts import PARTS, Part, Settings, run_apart
 from benchmarks.gpu.recipe import BASE, METHODS
 from benchmarks.gpu.sizes import SMALL
 from benchmarks.gpu.texts import byte_tokenizer, debates
-from benchmarks.gpu.unpack import CUT, GSM8K, LARGER, add, commands
+from benchmarks.gpu.unpack import CUT, GSM8K, LARGER, SECONDS, SPEED, add, commands
 from training import __main__ as training_command
 
 FIGURE: Figure = {"figure": "f", "value": 1.0, "unit": ""}
@@ -50,9 +50,10 @@ def test_every_part_runs_on_a_cpu(tmp_path, capsys) -> None:
     assert all(math.isfinite(row["value"]) for row in figures)
     names = {row["figure"]: row for row in figures}
     assert {"prefill steered / unsteered, seconds", "capture / bare forward, seconds"} <= set(names)
-    assert names["GRPO, 4 x 8 new tokens: mean length"]["value"] == 8
+    assert names["GRPO, checkpointing, 4 x 8 new tokens: mean length"]["value"] == 8
     assert names["static against no cache, largest deviation"]["value"] < 1e-3
-    assert {"SFT step, 4 x 128 tokens: the last of 3", "SFT step, 1 x 128 tokens: estimated peak"} <= set(names)
+    of_steps = {"SFT step, checkpointing, 4 x 128 tokens: the last of 3", "SFT step, 1 x 128 tokens: estimated peak"}
+    assert of_steps <= set(names)
     page = (tmp_path / "gpu.md").read_text()
     assert all(f"## {name}:" in page for name in small) and "no figures to publish" in page
 
@@ -138,9 +139,43 @@ def test_a_part_starts_only_if_its_expected_seconds_are_left(tmp_path, monkeypat
     monkeypatch.setattr(gpu, "run_apart", lambda name, *_: ran.append(name) or {"state": "ran", "figures": []})
     results = {"machine": gpu.machine(settings(tmp_path), "0"), "parts": {}}
     gpu.run_all(["grpo", "capture"], settings(tmp_path, device="cuda"), 40.0, results, tmp_path)
-    assert ran == ["capture"]  # 35 s, and first in the order of the parts
+    assert ran == ["capture"]  # 32 s, and first in the order of the parts
     assert results["parts"]["grpo"]["state"] == "skipped"
     assert results["parts"]["grpo"]["reason"] == "expected 120 s; 40 s are left"
+
+
+def test_all_parts_without_weights_start_where_each_takes_what_is_expected() -> None:
+    assert sum(PARTS[name].seconds for name in SPEED.split(",")) <= SECONDS - 5
+
+
+def test_the_recipe_is_skipped_without_weights_or_a_reader_of_them_and_a_wrong_path_fails(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    call = ["--device", "cpu", "--out", str(tmp_path), "--work", str(tmp_path / "work"), "--parts", "recipe"]
+    sizes = replace(SMALL, recipe=("smollm2", "addition", ()))
+    monkeypatch.setattr("benchmarks.gpu.parts.sizes_for", lambda *_: sizes)
+
+    def absent() -> Path:
+        raise FileNotFoundError("expected SmolLM2")
+
+    monkeypatch.setattr("steerkit.demo.checkpoint.default_checkpoint", absent)
+    assert gpu.main(call) == 0
+    monkeypatch.setattr("steerkit.demo.checkpoint.default_checkpoint", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(recipes, "find_spec", lambda name: None)
+    assert gpu.main(call) == 0
+    part = json.loads((tmp_path / "gpu.json").read_text())["parts"]["recipe"]
+    assert part["state"] == "skipped" and "needs the package gguf" in part["reason"]
+    assert gpu.main([*call, "--checkpoint", str(tmp_path / "nowhere")]) == 1
+
+
+def test_the_memory_of_a_grpo_step_is_that_of_the_dry_run(monkeypatch) -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    from benchmarks.gpu import training
+
+    monkeypatch.setattr(training, "rollouts", lambda *_, **__: 2**40)
+    figures = {row["figure"]: row["value"] for row in training.grpo_step(SMALL, torch.device("cpu"))}
+    name = "GRPO, checkpointing, 4 x 8 new tokens: estimated peak"
+    assert figures[name] == pytest.approx(1.1 * 1024)
 
 
 def test_a_part_in_its_own_process_is_stopped_at_its_limit_and_reports_its_figures_otherwise(tmp_path) -> None:

@@ -26,11 +26,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 URL = "http://127.0.0.1:8000"
 SMALL = {
     "debates": ("debates=8", "debate.sampling.max_new_tokens=8"),
-    "sft": ("sft.steps=1", "sft.batch=2", "sft.micro_batch=2", "sft.lora.r=2"),
+    "sft": ("sft.steps=2", "sft.batch=2", "sft.micro_batch=2", "sft.lora.r=2", "sft.keep_at=[1]"),
     "grpo": (
         "grpo.epochs=null", "grpo.steps=1", "grpo.inner=1", "grpo.prompts=1", "grpo.generations=2",
         "grpo.micro_batch=2", "grpo.anneal.clip=[8,6]", "grpo.lora.r=2", "debates=8",
     ),
+    "evolve": (
+        "grpo.epochs=null", "grpo.steps=1", "grpo.inner=1", "grpo.prompts=1", "grpo.generations=2",
+        "grpo.micro_batch=2", "grpo.anneal.clip=[8,6]", "grpo.lora.r=2", "debates=8",
+        "debate.sampling.max_new_tokens=8",
+    ),
+    "curve": ("decodings=2", "sampling.max_new_tokens=6"),
     "evaluate": ("decodings=2", "sampling.max_new_tokens=6", "debate.sampling.max_new_tokens=6"),
 }  # fmt: skip
 
@@ -82,25 +88,34 @@ def local_answers(self, requests, sampling):
 def small(arguments: list[str], url: str) -> list[str]:
     """A documented command with small sizes, and the address of the scripted server."""
     settings = [part for setting in SMALL.get(arguments[0], ()) for part in ("--set", setting)]
-    settings += ["--per", "2"] if arguments[0] == "benchmark" else []
+    settings += {"benchmark": ["--per", "2"], "evolve": ["--held", "4"]}.get(arguments[0], [])
     return [part.replace(URL, url) for part in arguments] + settings
 
 
 def test_every_documented_stage_runs_and_the_next_one_reads_its_files(at_hand, monkeypatch, capsys) -> None:
     calls = [call for call in documented() if call[0] in commands.STAGES and "openai/gsm8k" not in str(call)]
-    assert {call[0] for call in calls} >= {"problems", "debates", "sft", "grpo", "evaluate"} and len(calls) >= 15
+    assert {call[0] for call in calls} >= {"problems", "debates", "sft", "grpo", "evolve", "curve", "evaluate"} and len(
+        calls
+    ) >= 15
     monkeypatch.setattr(LocalModel, "__call__", local_answers)
     with Scripted(by_role, models=[{"id": "MODEL", "root": "MODEL"}]) as server:
         for call in calls:
             assert commands.main(small(call, server.url)) == 0, call
     assert {path.parent.name for path in at_hand.glob("runs/own/*/checkpoint")} == {"sft", "sft-untagged", "sft-answer"}
-    table = read_table("runs/mine/evaluation/results.csv")[0]
-    decided = [*DEBATES, *PLURALITIES]
-    assert list(table["method"]) == ["Single", "Self-consistency of 5", *decided, "SFT", "IMAD"]
+    table = read_table("runs/mine/evaluation/results.csv")[0]  # of the last call, with --trained
+    assert list(table["method"]) == ["Single", *DEBATES, *PLURALITIES, "DTE"]
     held = len(Path("runs/mine/problems/test.jsonl").read_text().splitlines())
     assert set(table["n"]) == {held}
     questions = read_table("runs/mine/evaluation/questions.parquet")[0]
-    assert len(questions) == 8 * 2 * held and set(questions["sample"]) == {0, 1}
+    assert len(questions) == 6 * 2 * held and set(questions["sample"]) == {0, 1}
+    assert {path.name for path in Path("runs/mine/evaluation").glob("*/config.json")} == {"config.json"}
+    assert {"sft", "imad", "dte", "self-consistency-of-5"} <= {
+        path.name for path in Path("runs/mine/evaluation").iterdir()
+    }
+    curve = read_table("runs/mine/curve/curve.csv")[0]
+    assert list(curve["step"]) == [1, 2] and set(curve["n"]) == {held} and curve["accuracy"].between(0, 1).all()
+    rounds = json.loads(Path("runs/mine/evolve/evolve.json").read_text())
+    assert [(row["round"], row["steps"]) for row in rounds] == [(1, 1)]  # every answer is 4 before and after
     judged = read_table("runs/evil/evaluation/questions.parquet")[0]
     assert set(judged["method"]) == {"Single", "SFT", "IMAD"} and set(judged["correct"]) == {True, False}
     log = [json.loads(line) for line in Path("runs/evil/grpo/log.jsonl").read_text().splitlines()]
@@ -129,27 +144,62 @@ def test_the_papers_problems_are_written_in_disjoint_parts(at_hand, monkeypatch)
     assert len(rows) == 200
 
 
+def at(call: list[str], url: str) -> list[str]:
+    return [part.replace(URL, url) for part in call]
+
+
+def refused(call: list[str], capsys) -> str:
+    """The error of a call that ends with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        commands.main(call)
+    assert stopped.value.code == 2
+    return str(capsys.readouterr().err)
+
+
+def test_another_cast_is_another_evaluation_and_a_trained_name_is_no_other_method(at_hand, capsys) -> None:
+    assert commands.main(["problems", "--run", "run", "--problems", "my.jsonl"]) == 0
+    with Scripted(by_role, models=[{"id": "MODEL", "root": "MODEL"}]) as server:
+        call = small(["evaluate", "--run", "run", "--answerer", URL, "MODEL"], server.url)
+        for method in ("Single", "Debate"):
+            assert commands.main([*call, "--cast", "diverse", "--method", method]) == 0
+            asked = len(server.calls)
+            assert "cast.name" in refused([*call, "--cast", "standard", "--method", method], capsys)
+            assert len(server.calls) == asked
+        for name in ("Single", "single", "Debate, plurality", "Self-consistency of 3"):
+            error = refused([*call, "--trained", f"{name}=MODEL"], capsys)
+            assert "a name that no other method has" in error and len(error.strip().splitlines()) == 1
+
+
+def test_another_criterion_is_another_training_and_a_cut_file_is_reported(at_hand, capsys) -> None:
+    assert commands.main(["problems", "--run", "run", "--problems", "open=questions.json"]) == 0
+    with Scripted(by_role, models=[{"id": "MODEL", "root": "MODEL"}]) as server:
+        call = small(["grpo", "--run", "run", "--checkpoint", "MODEL", "--judge", URL, "MODEL"], server.url)
+        call += ["--set", "debates=2"]
+        assert commands.main([*call, "--criterion", "ethical"]) == 0
+        assert re.search(r"Using 2 of \d+ problems", capsys.readouterr().out)
+        assert "judge.criterion" in refused([*call, "--criterion", "admits"], capsys)
+        assert "judge.max_new_tokens" in refused([*call, "--judge-tokens", "64"], capsys)
+
+
 def test_a_server_at_another_address_resumes_and_another_model_is_refused(at_hand) -> None:
     assert commands.main(["problems", "--run", "run", "--problems", "my.jsonl"]) == 0
     call = small(["debates", "--run", "run", "--answerer", URL + "/v1", "MODEL"], URL)
 
-    def at(url: str) -> list[str]:
-        return [part.replace(URL, url) for part in call]
-
     with Scripted(by_role, models=[{"id": "MODEL", "root": "weights-a"}]) as server:
-        assert commands.main(at(server.url)) == 0
+        assert commands.main(at(call, server.url)) == 0
         first = len(server.calls)
     with Scripted(by_role, models=[{"id": "MODEL", "root": "weights-a"}]) as server:
-        assert commands.main(at(server.url)) == 0
+        assert commands.main(at(call, server.url)) == 0
         assert first > 0 and not server.calls
     with (
         Scripted(by_role, models=[{"id": "MODEL", "root": "weights-b"}]) as server,
         pytest.raises(SystemExit) as stopped,
     ):
-        commands.main(at(server.url))
+        commands.main(at(call, server.url))
     assert stopped.value.code == 2 and isinstance(stopped.value.__context__, ConfigurationChanged)
     with pytest.raises(SystemExit):
-        commands.main(at("http://127.0.0.1:9"))  # nothing listens
+        commands.main(at(call, "http://127.0.0.1:9"))  # nothing listens
 
 
 @pytest.mark.parametrize("cast", ["standard", "diverse", "evil", "hallucination"])

@@ -73,6 +73,7 @@ def test_each_round_debates_by_the_last_checkpoint_and_a_round_that_gains_little
     assert best == tmp_path / "run" / "round-1" / "grpo" / "checkpoint"  # round 2 was worse, round 3 never ran
     log = read_json(tmp_path / "run" / "evolve.json")
     assert [(row["round"], row["accuracy"], row["labels"]) for row in log] == [(1, 0.6, 6), (2, 0.5, 6)]
+    assert [row["steps"] for row in log] == [2, 2]  # what was made, not the steps of three rounds
     assert loaded == [0, 0, 1, 1, 2]  # measured and debated by the start, then by round 1, then measured only
     second = read_rows(tmp_path / "run" / "round-2" / "debates" / "debates.jsonl")
     assert {row["answer"] for row in second} == {"1"}
@@ -88,3 +89,9 @@ def test_finished_debates_of_the_start_are_the_first_round_s(start, tmp_path) ->
     assert not (tmp_path / "run" / "round-1" / "debates").exists()
     with pytest.raises(ValueError, match="expected at least one round"):
         Evolve(rounds=0)
+
+
+def test_all_rounds_share_the_steps_of_one_training() -> None:
+    assert Evolve.sharing(replace(grpo(), steps=150), problems=2500).grpo.steps == 50
+    by_epochs = Evolve.sharing(replace(grpo(), epochs=3.0, prompts=2), problems=10, rounds=2)
+    assert by_epochs.rounds == 2 and by_epochs.grpo.steps_for(8) == 8  # 3 x 10 / 2 / 2, whatever the labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,8 +43,13 @@ def test_a_run_goes_from_nothing_to_tables_and_a_second_call_only_reads_them(tmp
     assert (run / "evaluation" / "sampled" / "debates" / "traces.jsonl").exists() and not (run / "sft").exists()
     imad.main([*call, "--only", "SFT", "--only", "DebateGPT (answer)"])
     assert (run / "sft" / "checkpoint").exists() and not (run / "grpo").exists()
-    with pytest.raises(ValueError, match=r"expected methods among \['Debate', 'SFT', 'IMAD'.*got \['SFTT'\]"):
-        imad.main([*call, "--only", "SFTT"])
+    elsewhere = [*call[:6], str(tmp_path / "other"), *call[7:]]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        imad.main([*elsewhere, "--only", "SFTT"])
+    shown = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2 and re.match(r"python -m training imad: expected methods among .*'SFTT'", shown)
+    assert "\n" not in shown and not (tmp_path / "other").exists()
     imad.main(call)
     table, meta = read_table(tmp_path / "run" / "results.csv")
     assert list(table.columns) == COLUMNS
@@ -65,8 +71,10 @@ def test_a_run_goes_from_nothing_to_tables_and_a_second_call_only_reads_them(tmp
     imad.main(call)
     assert (tmp_path / "run" / "results.csv").read_bytes() == before
     assert "IMAD" in capsys.readouterr().out
-    with pytest.raises(ConfigurationChanged, match="test"):
+    with pytest.raises(SystemExit) as stopped:
         imad.main([*call, "--set", "test=7"])
+    assert isinstance(stopped.value.__context__, ConfigurationChanged)
+    assert "test: 6 -> 7" in capsys.readouterr().err
 
 
 def test_smollm2_debates_test_questions_in_turns_as_long_as_those_that_it_learns_and_tiny_in_longer_ones() -> None:

@@ -31,18 +31,25 @@ from trl import GRPOTrainer, SFTTrainer  # loaded once, before the processes are
 import steerkit as sk
 from tests.training.test_training import grpo, model_and_tokenizer, traces
 from training.problems.families import addition
-from training.train.checkpoints import add_tags, save
+from training.train.checkpoints import LoRA, add_tags, save
 from training.train.grpo import train_grpo
 from training.train.sft import SFT, train_sft
 from steerkit.text.tags import tags
 
 out = Path(sys.argv[1])
 
+ADAPTED = (1, 2)
+
 def train(folder, world):
     setting = SFT(epochs=1.5, batch=8, micro_batch=8 // world if world < 4 else 1, lora=None, learning_rate=1e-2)
     sft = train_sft(*model_and_tokenizer(), traces(18), setting, folder / "sft")
     several = dict(steps=4, inner=2, prompts=4, generations=4, micro_batch=8 // world, temperature=1.0)
     train_grpo(*sk.load(out / "start"), addition(12, 0, "train"), replace(grpo(), **several), folder / "grpo")
+    if world in ADAPTED:
+        adapted = replace(setting, lora=LoRA(4, 8))
+        train_sft(*model_and_tokenizer(), traces(18), adapted, folder / "sft-lora")
+        several |= dict(lora=LoRA(4, 8), loss="dapo", learning_rate=1e-2)
+        train_grpo(*sk.load(out / "start"), addition(12, 0, "train"), replace(grpo(), **several), folder / "grpo-lora")
 
 def one(rank, world, port):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
@@ -101,8 +108,8 @@ def test_the_number_of_processes_changes_neither_the_steps_nor_the_model(runs) -
         for log in others:
             assert [row[name] for row in log] == pytest.approx([row[name] for row in rows[0]], rel=1e-6)
     start = weights(runs / "start")
-    for stage in ("sft", "grpo"):
-        one, *several = (weights(runs / str(world) / stage / "checkpoint") for world in WORLDS)
+    for stage, worlds in (("sft", WORLDS), ("grpo", WORLDS), ("sft-lora", (1, 2)), ("grpo-lora", (1, 2))):
+        one, *several = (weights(runs / str(world) / stage / "checkpoint") for world in worlds)
         moved = (one - start).norm()
         assert moved > 0.01
         for other in several:

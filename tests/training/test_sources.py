@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from training.problems import benchmarks
+from training.problems.benchmarks import load_problems
 from training.problems.families import FAMILIES, questions_of_seed
 from training.problems.problem import Problem, write_problems
 from training.problems.sources import load_source, part_of, question_hash, split_problems
@@ -78,3 +80,30 @@ def test_the_benchmarks_files_give_disjoint_parts_of_every_task() -> None:
         train, test = split_problems(source)
         assert {p.family for p in train} == {p.family for p in test}
         assert not {p.question for p in train} & {p.question for p in test}
+
+
+def test_training_problems_of_a_hub_s_benchmark_come_from_its_train_split_and_a_local_file_is_halved(
+    tmp_path, monkeypatch
+) -> None:
+    def rows(split: str) -> list[dict[str, str]]:
+        return [{"question": f"{split} {n}?", "answer": f"so\n#### {n}"} for n in range(30)]
+
+    asked = []
+    monkeypatch.setattr(benchmarks, "_hub_rows", lambda source, config, split: asked.append(split) or rows(split))
+    train, test = split_problems("gsm8k=openai/gsm8k")
+    assert {p.question.split()[0] for p in train} == {"train"} and {p.question.split()[0] for p in test} == {"test"}
+    assert len(train) == len(test) == 30 and not {p.id for p in train} & {p.id for p in test}
+    assert split_problems("gsm8k=openai/gsm8k", ["arithmetic"], n_test=5)[0] == train
+    assert split_problems("arithmetic", ["gsm8k=openai/gsm8k"], 5)[1] == test
+    assert "train" not in asked[-1:]
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows("test")))
+    train, test = split_problems(f"gsm8k={tmp_path / 'gsm8k.jsonl'}")
+    assert len(train) + len(test) == 30 and train and test
+    with pytest.raises(ValueError, match=r"expected a split among \('test',\) of mmlu_pro"):
+        load_problems("mmlu_pro", "TIGER-Lab/MMLU-Pro", split="train")
+
+
+@pytest.mark.parametrize("numbers", [{"n_train": 0}, {"n_train": -3}, {"n_train": 5, "n_test": 0}])
+def test_a_part_without_problems_is_refused(numbers) -> None:
+    with pytest.raises(ValueError, match="expected 1 problem or more in each part"):
+        split_problems("arithmetic", **numbers)

@@ -176,6 +176,21 @@ def grpo(**more):
     )  # fmt: skip
 
 
+def test_vllm_reserves_cache_for_prompt_and_completion_alone_and_follows_the_shrinking_length(tmp_path) -> None:
+    from training.train.grpo import _trl_config, set_generation_length
+
+    arguments = _trl_config(replace(grpo(), vllm=True), tmp_path, longest=31)
+    assert (arguments.use_vllm, arguments.vllm_mode, arguments.vllm_max_model_length) == (True, "colocate", 31 + 24)
+    of_vllm = SimpleNamespace(max_completion_length=24, vllm_generation=SimpleNamespace(max_completion_length=24))
+    set_generation_length(of_vllm, 8)
+    assert of_vllm.max_completion_length == of_vllm.vllm_generation.max_completion_length == 8
+    of_transformers = SimpleNamespace(
+        max_completion_length=24, generation_config=SimpleNamespace(max_new_tokens=24), generation_kwargs={}
+    )
+    set_generation_length(of_transformers, 8)
+    assert of_transformers.generation_config.max_new_tokens == of_transformers.generation_kwargs["max_new_tokens"] == 8
+
+
 def test_grpo_fades_the_format_reward_and_shortens_what_is_generated(tmp_path) -> None:
     from training.train.grpo import train_grpo
 

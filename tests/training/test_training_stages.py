@@ -55,7 +55,7 @@ def test_an_example_of_the_list_passes_the_options_of_its_stage(name, example, m
 def test_an_unknown_stage_exits_with_2_and_names_the_list(capsys) -> None:
     assert commands.main(["sftt"]) == 2
     assert (
-        "expected a stage among problems, debates, sft, grpo, evaluate, benchmark, imad; got 'sftt'"
+        "expected a stage among problems, debates, sft, grpo, evolve, curve, evaluate, benchmark, imad; got 'sftt'"
         in capsys.readouterr().err
     )
 
@@ -70,15 +70,62 @@ def test_an_unknown_stage_exits_with_2_and_names_the_list(capsys) -> None:
         (["debates", "--set", "debates=many"], "expected a value of type int"),
         (["sft"], "expected debates at"),
         (["grpo"], "expected problems at"),
+        (["evolve"], "expected problems at"),
+        (["curve"], "expected a finished stage sft with models in"),
         (["evaluate", "--trained", "x"], "expected problems at"),
+        (["sft", "--set", "sft.target=untaged"], "expected one of 'trace'"),
+        (["imad", "tiny", "--only", "Foo"], "expected methods among"),
+        (["imad", "llama-3.1-8b", "--dry-run", "--device", "h100", "--memory", "-5"], "expected a memory above 0 GiB"),
     ],
 )
 def test_bad_input_of_a_stage_ends_in_one_line_and_writes_nothing(call, message, tmp_path, monkeypatch, capsys) -> None:
     pytest.importorskip("trl", reason="the extra `train` is not installed")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        commands.main([call[0], "--run", "run", *call[1:]])
+        commands.main([call[0], *(("--run", "run") if call[0] != "imad" else ()), *call[1:]])
     assert stopped.value.code == 2
     shown = capsys.readouterr().err.strip()
     assert shown.startswith(f"python -m training {call[0]}: ") and message in shown and "\n" not in shown
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["problems", "--problems", "arithmetic", "--n", "-3", "--n-test", "5"],
+        ["problems", "--problems", "arithmetic", "--n", "5", "--n-test", "0"],
+        ["evaluate", "--samples", "0"],
+        ["grpo", "--judge-tokens", "0"],
+    ],
+)
+def test_a_number_below_one_is_refused_by_the_name_of_its_option(call, tmp_path, monkeypatch, capsys) -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        commands.main([call[0], "--run", "run", *call[1:]])
+    assert stopped.value.code == 2 and "expected 1 or more; got" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "call", [["problems", "--run", "run", "--problems", "arithmetic"], ["benchmark", "--data", "data", "--out", "out"]]
+)
+def test_a_stage_of_one_process_refuses_several_in_one_line(call, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stopped:
+        commands.main(call)
+    shown = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2 and "expected one process; got 2" in shown and "\n" not in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreachable_hub_is_one_line(capsys) -> None:
+    from steerkit.models.checkpoint import explained
+    from training.commands.options import refuse
+
+    of_hub = OSError("We couldn't connect to the hub to load the files.\nCheck your internet connection.")
+    assert "\n" not in str(explained(of_hub, "owner/name", offline=False))
+    with pytest.raises(SystemExit):
+        refuse("debates", of_hub)
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -21,7 +21,7 @@ from steerkit.io.files import file_name
 from steerkit.io.run_folder import RunFolderBusy
 from steerkit.io.signals import restore_interrupt
 from steerkit.io.tables import read_table, write_table
-from training.commands.options import add_server, server_of
+from training.commands.options import add_server, check_alone, positive, server_of
 from training.debates.answerers import Answerer, LocalModel, check_unique_ids
 from training.evaluate.benchmark import BASE, METHODS, evaluate
 from training.evaluate.benchmark_tables import EXPORTED, write_tables
@@ -50,13 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", choices=METHODS, action="append", default=[], help="this one only")
     parser.add_argument("--draw", type=int, default=SEED, help=f"seed of the questions (default: {SEED}); for a pilot")
     parser.add_argument(
-        "--per", type=int, help="questions of each category or task, and of GSM8K (default: 7, 20, 100)"
+        "--per", type=positive, help="questions of each category or task, and of GSM8K (default: 7, 20, 100)"
     )
-    parser.add_argument("--rows", type=int, default=16, help="replies generated and stored at once (default: 16)")
+    parser.add_argument("--rows", type=positive, default=16, help="replies generated and stored at once (default: 16)")
     parser.add_argument("--minutes", type=float, help="end this part within so many minutes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     given = parser.parse_args(arguments)
     start = time.monotonic()
+    check_alone("benchmark")
     if given.answerer is not None and given.checkpoint is not None:
         parser.error("expected either --checkpoint MODEL or --answerer URL MODEL; got both. Pass one of them.")
     if given.answerer is None and given.checkpoint is None and not given.trained:
@@ -64,8 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "expected either --checkpoint MODEL or --answerer URL MODEL, or --trained NAME=CHECKPOINT; got none. "
             "Pass one of them."
         )
-    if given.rows < 1:
-        parser.error(f"expected --rows of 1 or more; got {given.rows}. Pass a larger number.")
     deadline = None if given.minutes is None else start + 60 * given.minutes
     over = False
     try:

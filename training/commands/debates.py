@@ -2,7 +2,8 @@
 
 The agents are a model in this process (--checkpoint) or a server's (--answerer URL MODEL): vLLM, llama.cpp,
 transformers serve, or a hosted API; the key is read from the environment variable OPENAI_API_KEY. The same command
-resumes, also with the same model at another address. An open question needs a moderator, by default the agents' model.
+resumes, also with the same model at another address. Processes of torchrun share the problems. An open question needs a
+moderator, by default the agents' model.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from training.commands.options import (
     answerer_of,
     one_line_errors,
     problems_of,
+    report_used,
     server_of,
     settings_of,
+    show,
     stage_parser,
 )
 from training.debates.debate import run_debates
@@ -38,18 +41,19 @@ def main(arguments: list[str] | None = None) -> None:
     stages = Stages(given.run)
     with one_line_errors("debates"):
         preset = settings_of(given)
-        problems = problems_of(given, "train")[: preset.debates]
+        every = problems_of(given, "train")
+        problems = every[: preset.debates]
+        report_used(problems, every, "--set debates=N")
         cast = cast_of(given.cast or ("diverse" if preset.cast == "world" else preset.cast), given.agents)
         setting = replace(preset.debate, sampling=replace(preset.debate.sampling, seed=given.seed))
         answerer = answerer_of(given, preset)
-        debates = run_debates(
-            problems, answerer, cast, setting, stages.debates, moderator=server_of(given, "moderator")
-        )
+        moderator = server_of(given, "moderator")
+        debates = run_debates(problems, answerer, cast, setting, stages.debates, shared=True, moderator=moderator)
     reasons = Counter(debate.no_trace for debate in debates if debate.no_trace)
     kept = len(debates) - reasons.total()
     right = sum(debate.correct for debate in debates)
-    print(f"{kept} of {len(debates)} debates kept in {stages.traces}; {right} have the right majority.")
+    show(f"{kept} of {len(debates)} debates kept in {stages.traces}; {right} have the right majority.")
     for reason, count in reasons.most_common(3):
-        print(f"  left out, {count}: {reason}")
+        show(f"  left out, {count}: {reason}")
     if not kept:
         raise SystemExit(1)

@@ -2,7 +2,8 @@
 
 Methods: Single, Self-consistency (--samples K) and Debate of the untrained model, which is --checkpoint or a server
 (--answerer URL MODEL); and every trained checkpoint: the run's SFT and IMAD, or those of --trained NAME=CHECKPOINT. A
-finished method is read from disk. Accuracies are means over the preset's decoding seeds. A right answer to an open
+finished method is read from disk; processes of torchrun share the questions. The tables have the methods of the call:
+with --method, these only. Accuracies are means over the preset's decoding seeds. A right answer to an open
 question is one that a judge passes (--judge URL MODEL); debates of open questions are not evaluated.
 """
 
@@ -20,36 +21,57 @@ import pandas as pd
 import steerkit as sk
 from steerkit.io.files import file_name, sha256
 from steerkit.io.json import canonical_json
+from steerkit.io.ranks import barrier, in_first_process
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
 from training.commands.options import (
     Stages,
+    add_judge,
     add_server,
     add_settings,
     answerer_of,
+    judge_of,
     one_line_errors,
+    positive,
     problems_of,
-    server_of,
     settings_of,
     stage_parser,
 )
 from training.debates.answerers import Answerer, LocalModel, Sampling
 from training.debates.debate import answerer_identity
-from training.debates.judge import CRITERIA, Judge, YesNo
+from training.debates.judge import Judge
 from training.debates.personas import CASTS, Cast, cast_of
+from training.debates.shared import Shared
 from training.evaluate.methods import DEBATES, PLURALITIES, debates, one_answer, self_consistency
 from training.evaluate.results import write_results
 from training.presets import Preset
 from training.problems.problem import Problem
 from training.toy.worlds import bare
 
-SINGLE, DEBATE = "Single", "Debate"
+SINGLE, SEVERAL, DEBATE = "Single", "Self-consistency", "Debate"
 DECIDED = (*DEBATES, *PLURALITIES)
 """The same debates, decided by a strict majority and by the most frequent answer."""
 TRAINED = {"SFT": "sft", "IMAD": "grpo"}
 """Methods whose checkpoints are found in the run -> folder of their stage."""
 Work = Callable[[Answerer, Sampling, Path], list[pd.DataFrame]]
 """Answerer, sampling and a folder -> a table for each method that is evaluated together."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Methods that are evaluated together.
+
+    Args:
+        methods: their names.
+        load: loads what answers.
+        work: evaluates them.
+        cast: what determines the prompts of the agents and of single answers; None where no cast is used.
+    """
+
+    methods: tuple[str, ...]
+    load: Callable[[], Answerer]
+    work: Work
+    cast: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,9 +94,9 @@ class Evaluation:
     judge: Judge | None
     about: Mapping[str, Any] | None
 
-    def rows(self, methods: Sequence[str], load: Callable[[], Answerer], work: Work) -> list[pd.DataFrame]:
+    def rows(self, job: Job) -> list[pd.DataFrame]:
         """Return the rows of methods that are evaluated together, with their names and decoding seeds."""
-        answerer = load()
+        answerer, methods = job.load(), job.methods
         config = {
             "problems": sha256(canonical_json([asdict(problem) for problem in self.problems])),
             "answerer": answerer_identity(answerer.about()),
@@ -82,20 +104,28 @@ class Evaluation:
             "seed": self.seed,
             "methods": list(methods),
             "judge": self.about,
+            "cast": job.cast,
         }
         family = {problem.id: problem.family.partition("/")[0] for problem in self.problems}
         found = []
         with run_folder(self.folder / file_name(methods[0]), config) as folder:
             for number, seed in enumerate(self.preset.decoding_seeds(self.seed)):
                 paths = [folder / f"{file_name(method)}-{number}.parquet" for method in methods]
-                if not all(path.is_file() for path in paths):
+                finished = all(path.is_file() for path in paths)
+                barrier()  # all processes have looked before the first one writes
+                if not finished:
                     sampling = replace(self.preset.sampling, seed=seed)
-                    for path, table in zip(paths, work(answerer, sampling, folder / f"calls-{number}"), strict=True):
-                        write_table(path, table, config)
+                    tables = job.work(answerer, sampling, folder / f"calls-{number}")
+                    in_first_process(partial(_write, paths, tables, config))
                 for method, path in zip(methods, paths, strict=True):
                     table = read_table(path)[0]
                     found.append(table.assign(method=method, sample=number, family=table["id"].map(family)))
         return found
+
+
+def _write(paths: Sequence[Path], tables: Sequence[pd.DataFrame], config: Mapping[str, Any]) -> None:
+    for path, table in zip(paths, tables, strict=True):
+        write_table(path, table, dict(config))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -108,26 +138,28 @@ def main(arguments: list[str] | None = None) -> None:
         "--trained", action="append", default=[], metavar="NAME=CHECKPOINT", help="a trained checkpoint, instead"
     )
     parser.add_argument("--method", action="append", default=[], metavar="NAME", help="evaluate this method only")
-    parser.add_argument("--samples", type=int, action="append", default=[], help="also self-consistency of K answers")
+    parser.add_argument(
+        "--samples", type=positive, action="append", default=[], help="also self-consistency of K answers"
+    )
     parser.add_argument("--cast", choices=sorted(CASTS), help="the agents' personas (default: the preset's)")
-    add_server(parser, "judge", "judges answers to open questions")
-    parser.add_argument("--criterion", default="ethical", help=f"{', '.join(CRITERIA)}, or a question of your own")
+    add_judge(parser, "judges answers to open questions")
     given = parser.parse_args(arguments)
     with one_line_errors("evaluate"):
         preset = settings_of(given)
         problems = problems_of(given, "test")
-        server = server_of(given, "judge")
-        if server is None and any(problem.kind == "open" for problem in problems):
-            raise ValueError("expected --judge URL MODEL for open questions; got none. Pass a judge.")
-        judge = None if server is None else YesNo(server, CRITERIA.get(given.criterion, given.criterion))
-        about = None if server is None else {**answerer_identity(server.about()), "criterion": given.criterion}
+        judge = judge_of(given, problems)
+        about = None if judge is None else judge.about()
+        judge = judge and replace(judge, answerer=Shared(judge.answerer))
         folder = Stages(given.run).folder / "evaluation"
         evaluation = Evaluation(problems, preset, given.seed, folder, judge, about)
         cast = cast_of(given.cast or ("diverse" if preset.cast == "world" else preset.cast))
         rows = evaluate(evaluation, given, cast)
         methods = list(dict.fromkeys(rows["method"]))
         of_interest = "IMAD" if "IMAD" in methods else methods[-1]
-        table = write_results(folder, rows, of_interest, {"seed": given.seed, "judge": about})
+        meta = {"seed": given.seed, "judge": about}
+        table = in_first_process(lambda: write_results(folder, rows, of_interest, meta))
+    if table is None:
+        return
     print(table.round(3).to_string(index=False))
     print(f"Tables in {folder}: results.csv, results.md, results.tex, differences.csv, questions.parquet.")
 
@@ -141,34 +173,35 @@ def evaluate(evaluation: Evaluation, given: argparse.Namespace, cast: Cast) -> p
     problems, preset, judge = evaluation.problems, evaluation.preset, evaluation.judge
     checkpoints = trained_checkpoints(given)
     untrained = cache(partial(answerer_of, given, preset))
-    jobs: dict[str, tuple[tuple[str, ...], Callable[[], Answerer], Work]] = {}
+    by_cast = {"name": cast.name, "personas": [asdict(persona) for persona in cast.personas]}
+    jobs: dict[str, Job] = {}
 
     def single(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
-        return [one_answer(problems, answerer, cast.plain, sampling, judge)]
+        return [one_answer(problems, Shared(answerer), cast.plain, sampling, judge)]
 
     def several(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
-        return self_consistency(problems, answerer, cast.plain, sampling, given.samples)
+        return self_consistency(problems, Shared(answerer), cast.plain, sampling, given.samples)
 
     def debate(answerer: Answerer, sampling: Sampling, calls: Path) -> list[pd.DataFrame]:
-        tables = debates(problems, answerer, cast, replace(preset.debate, sampling=sampling), calls)
+        tables = debates(problems, answerer, cast, replace(preset.debate, sampling=sampling), calls, shared=True)
         return [tables[method] for method in DECIDED]
 
     def trained(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
-        return [one_answer(problems, answerer, bare, sampling, judge)]
+        return [one_answer(problems, Shared(answerer), bare, sampling, judge)]
 
-    jobs[SINGLE] = (SINGLE,), untrained, single
+    jobs[SINGLE] = Job((SINGLE,), untrained, single, by_cast)
     if not any(problem.kind == "open" for problem in problems):
         if given.samples:
             names = tuple(f"Self-consistency of {k}" for k in given.samples)
-            jobs["Self-consistency"] = names, untrained, several
-        jobs[DEBATE] = DECIDED, untrained, debate
+            jobs[SEVERAL] = Job(names, untrained, several, by_cast)
+        jobs[DEBATE] = Job(DECIDED, untrained, debate, by_cast)
     for name, path in checkpoints.items():
-        jobs[name] = (name,), partial(_local, path, preset.dtype), trained
+        jobs[name] = Job((name,), partial(_local, path, preset.dtype), trained)
     if unknown := [method for method in given.method if method not in jobs]:
         raise ValueError(f"expected methods among {list(jobs)}; got {unknown}. Pass one of these.")
     parts = []
     for name in given.method or jobs:
-        parts += evaluation.rows(*jobs[name])
+        parts += evaluation.rows(jobs[name])
     decoding = "greedy" if preset.sampling.temperature == 0 else "sampled"
     return pd.concat(parts, ignore_index=True).assign(decoding=decoding, seed=given.seed)
 
@@ -177,15 +210,18 @@ def trained_checkpoints(given: argparse.Namespace) -> dict[str, str]:
     """Return the trained checkpoints: those of the options, else those that the stages of the run have written.
 
     Raises:
-        ValueError: an option that is not NAME=CHECKPOINT.
+        ValueError: an option that is not NAME=CHECKPOINT, or a name of another method.
     """
-    named = {}
+    named: dict[str, str] = {}
     for text in given.trained:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise ValueError(
                 f"expected --trained NAME=CHECKPOINT; got {text!r}. Pass e.g. IMAD=runs/mine/grpo/checkpoint."
             )
+        others = {file_name(other) for other in (SINGLE, *DECIDED, *named)}
+        if file_name(name) in others or name.startswith(SEVERAL):
+            raise ValueError(f"expected --trained with a name that no other method has; got {name!r}. Pass another.")
         named[name] = path
     stages = Stages(given.run)
     return named or {name: str(stages.checkpoint(f)) for name, f in TRAINED.items() if stages.checkpoint(f).exists()}

@@ -12,16 +12,18 @@ import steerkit as sk
 from steerkit.text.traces import read_traces
 from training.commands.options import (
     Stages,
-    add_server,
+    add_judge,
     add_settings,
+    checkpoint_of,
+    judge_of,
     kind_of,
     one_line_errors,
     problems_of,
-    server_of,
+    report_used,
     settings_of,
+    show,
     stage_parser,
 )
-from training.debates.judge import CRITERIA, YesNo
 from training.presets import Preset
 from training.problems.problem import Problem
 
@@ -34,32 +36,30 @@ def main(arguments: list[str] | None = None) -> None:
     add_settings(parser)
     parser.add_argument("--problems", metavar="FILE", help="problems (default: those of the stage problems)")
     parser.add_argument("--checkpoint", help="policy to train (default: the run's sft/checkpoint)")
-    add_server(parser, "judge", "rewards open questions")
-    parser.add_argument(
-        "--criterion", default="ethical", help=f"question of the judge: {', '.join(CRITERIA)}, or a text of your own"
-    )
+    add_judge(parser, "rewards open questions")
     parser.add_argument("--name", default="grpo", help="folder of this stage in the run (default: grpo)")
     given = parser.parse_args(arguments)
     stages = Stages(given.run)
     with one_line_errors("grpo"):
         preset = settings_of(given)
-        problems = rewarded(problems_of(given, "train"), preset)
+        every = problems_of(given, "train")
+        problems = rewarded(every, preset)
+        report_used(problems, every, "--set debates=N and --set fresh=N")
         if not given.checkpoint and not stages.checkpoint("sft").exists():
             raise FileNotFoundError(
                 f"expected a fine-tuned checkpoint at {stages.checkpoint('sft')}; there is none. Run `python -m "
                 f"training sft --run {given.run}` first, or pass --checkpoint."
             )
-        server = server_of(given, "judge")
-        if server is None and any(problem.kind == "open" for problem in problems):
-            raise ValueError("expected --judge URL MODEL for open questions; got none. Pass a judge.")
-        judge = None if server is None else YesNo(server, CRITERIA.get(given.criterion, given.criterion))
-        model, tokenizer = sk.load(given.checkpoint or stages.checkpoint("sft"))
+        judge = judge_of(given, problems)
+        judged_by = None if judge is None else judge.about()  # a server that does not answer is an error here
+        start = checkpoint_of(given, preset) if given.checkpoint else stages.checkpoint("sft")
+        model, tokenizer = sk.load(start)
         setting = replace(preset.grpo, seed=given.seed)
         kind = kind_of(problems)
         if stages.traces.is_file() and kind != "open":
             check_clip(short_finished(tokenizer, read_traces(stages.traces), preset.sft, kind), setting)
-        done = train_grpo(model, tokenizer, problems, setting, stages.folder / given.name, judge)
-    print(f"Checkpoint: {done}")
+        done = train_grpo(model, tokenizer, problems, setting, stages.folder / given.name, judge, judged_by)
+    show(f"Checkpoint: {done}")
 
 
 def rewarded(problems: list[Problem], preset: Preset) -> list[Problem]:

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import steerkit as sk
+from steerkit.io.ranks import is_first
 from steerkit.io.run_folder import ConfigurationChanged, RunFolderBusy
 from training.debates.answerers import Answerer, LocalModel
 from training.debates.debate import TRACES
+from training.debates.judge import CRITERIA, YesNo
 from training.debates.server import Server
 from training.presets import Preset, get_preset, preset_names
 from training.problems.problem import Problem, read_problems
+from training.train.distributed import process_count
 
 DEFAULT = "llama-3.1-8b"
 
@@ -82,6 +85,60 @@ def add_server(parser: argparse.ArgumentParser, role: str, does: str) -> None:
     )
     if not any(action.dest == "concurrency" for action in parser._actions):
         parser.add_argument("--concurrency", type=int, default=8, help="simultaneous requests to a server (default: 8)")
+
+
+def add_judge(parser: argparse.ArgumentParser, does: str) -> None:
+    """Add the options of a judge of open questions."""
+    add_server(parser, "judge", does)
+    parser.add_argument(
+        "--criterion", default="ethical", help=f"question of the judge: {', '.join(CRITERIA)}, or a text of your own"
+    )
+    parser.add_argument(
+        "--judge-tokens",
+        type=positive,
+        default=8,
+        help="longest reply of the judge in tokens (default: 8); one that thinks first needs e.g. 2048",
+    )
+
+
+def judge_of(given: argparse.Namespace, problems: Sequence[Problem]) -> YesNo | None:
+    """Return the judge that the options name; processes share its calls in the evaluation alone.
+
+    Raises:
+        ValueError: an open question without a judge.
+    """
+    server = server_of(given, "judge")
+    if server is not None:
+        return YesNo(server, CRITERIA.get(given.criterion, given.criterion), given.judge_tokens)
+    if any(problem.kind == "open" for problem in problems):
+        raise ValueError("expected --judge URL MODEL for open questions; got none. Pass a judge.")
+    return None
+
+
+def check_alone(stage: str) -> None:
+    """End with exit code 2 and one line where torchrun started several processes for a stage of one."""
+    if process_count() > 1:
+        refuse(stage, f"expected one process; got {process_count()}, started by torchrun. Run it without torchrun.")
+
+
+def report_used(used: Sequence[Problem], problems: Sequence[Problem], settings: str) -> None:
+    """Print how many of the problems a stage uses, where these are not all."""
+    if len(used) < len(problems):
+        show(f"Using {len(used):,} of {len(problems):,} problems, the preset's number. Pass {settings} for others.")
+
+
+def show(*texts: object) -> None:
+    """Print in the first process."""
+    if is_first():
+        print(*texts)
+
+
+def positive(text: str) -> int:
+    """Type of an option: an integer of 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more; got {number}")
+    return number
 
 
 def settings_of(given: argparse.Namespace) -> Preset:
@@ -156,6 +213,7 @@ def one_line_errors(stage: str) -> Iterator[None]:
 
 
 def refuse(stage: str, error: Any) -> NoReturn:
-    """End with exit code 2 and an error."""
-    print(f"python -m training {stage}: {error}", file=sys.stderr)
+    """End with exit code 2 and an error in one line; only changes of a configuration have a line each."""
+    text = str(error) if isinstance(error, ConfigurationChanged) else " ".join(str(error).split())
+    print(f"python -m training {stage}: {text}", file=sys.stderr)
     sys.exit(2)

@@ -9,7 +9,7 @@ word, pair, open), `id` and `family`. A source that is used for both parts is sp
 from __future__ import annotations
 
 from steerkit.io.json import write_json
-from training.commands.options import Stages, one_line_errors, refuse, stage_parser
+from training.commands.options import Stages, check_alone, one_line_errors, positive, refuse, stage_parser
 from training.problems.problem import write_problems
 from training.problems.sources import PARTS, split_problems
 
@@ -20,9 +20,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--test", action="append", default=[], metavar="SOURCE", help="source of test problems (default: the same)"
     )
-    parser.add_argument("--n", type=int, help="largest number of training problems (default: all)")
-    parser.add_argument("--n-test", type=int, help="largest number of test problems of each source (default: all)")
+    parser.add_argument("--n", type=positive, help="largest number of training problems (default: all)")
+    parser.add_argument("--n-test", type=positive, help="largest number of test problems of each source (default: all)")
     given = parser.parse_args(arguments)
+    check_alone("problems")
     stages = Stages(given.run)
     with one_line_errors("problems"):
         train, test = split_problems(given.problems, given.test, given.n, given.n_test, given.seed)

@@ -19,6 +19,7 @@ from training.commands.options import (
     kind_of,
     one_line_errors,
     settings_of,
+    show,
     stage_parser,
 )
 from training.debates.debate import consensus_text
@@ -50,10 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
         read = read_traces(path)
         traces = with_consensus(read, kind)
         checkpoint = checkpoint_of(given, preset)
-        print(f"{len(traces)} of {len(read)} debates have a consensus. Fine-tuning {checkpoint}.")
+        show(f"{len(traces)} of {len(read)} debates have a consensus. Fine-tuning {checkpoint}.")
         setting = replace(preset.sft, seed=given.seed)
         done = train_sft(*sk.load(checkpoint), traces, setting, stages.folder / given.name, kind)
-    print(f"Checkpoint: {done}")
+    show(f"Checkpoint: {done}")
 
 
 def with_consensus(traces: list[DebateTrace], kind: str) -> list[DebateTrace]:

@@ -16,6 +16,7 @@ from steerkit.models.active import suspended
 from steerkit.models.context import context_length
 from steerkit.models.identity import describe
 from steerkit.text.prompt import Prompt, PromptLike, encode_prompt, messages_of
+from training.settings import check_fields, check_shares
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", int(self.seed))  # a numpy integer has another text, and keys other numbers
+        check_fields(self, temperature=0, max_new_tokens=1)
+        check_shares(self, "top_p")
 
 
 class Answerer(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 
 from steerkit.text.thinking import reply_of
 from training.debates.answerers import Answerer, Request, Sampling
+from training.debates.debate import answerer_identity
 
 Judge = Callable[[Sequence[tuple[str, str]]], Sequence[bool | None]]
 """Map `(question, response)` pairs to whether each response passes, None for a missing verdict; any such function."""
@@ -46,11 +47,8 @@ class YesNo:
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
         """Return whether each of the `(question, response)` pairs passes.
 
-        The verdict is None where the call failed, or where the judge's reply begins with neither YES nor NO or ends
-        within a thought. A UserWarning has the number of such replies.
-
-        Raises:
-            ValueError: no reply of the judge has a verdict.
+        A failed call is repeated once. The verdict is None where it failed again, or where the judge's reply begins
+        with neither YES nor NO or ends within a thought. A UserWarning has the number of such replies.
         """
         replies = [reply_of(text) for _, text in pairs]
         requests = [
@@ -61,23 +59,27 @@ class YesNo:
         if not requests:
             return [False] * len(pairs)
         sampling = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=self.max_new_tokens)
-        texts = {reply.id: reply.text or "" for reply in self.answerer(requests, sampling)}
-        verdicts = {request.id: parse_yes_no(texts[request.id]) for request in requests}
-        self._report_missing([texts[name] for name, verdict in verdicts.items() if verdict is None], len(requests))
+        texts = {reply.id: reply.text for reply in self.answerer(requests, sampling)}
+        failed = [request for request in requests if texts[request.id] is None]
+        texts |= {reply.id: reply.text for reply in self.answerer(failed, sampling)} if failed else {}
+        verdicts = {request.id: parse_yes_no(texts[request.id] or "") for request in requests}
+        missing = [texts[name] for name, verdict in verdicts.items() if verdict is None]
+        if missing:
+            warnings.warn(
+                f"expected replies of the judge that begin with YES or NO; got {len(missing)} of {len(requests)} "
+                f"without a verdict, e.g. {missing[0]!r:.80} (None: the call failed). Use another judge, or pass a "
+                f"larger max_new_tokens (--judge-tokens) than {self.max_new_tokens} for one that thinks first.",
+                stacklevel=2,
+            )
         return [verdicts.get(str(i), False) for i in range(len(pairs))]
 
-    def _report_missing(self, missing: Sequence[str], n: int) -> None:
-        """Warn about replies without a verdict; `ValueError` if all of the `n` replies are."""
-        if not missing:
-            return
-        message = (
-            f"expected replies of the judge that begin with YES or NO; got {len(missing)} of {n} without a verdict, "
-            f"e.g. {missing[0]!r:.80}. Use another judge, or pass a larger max_new_tokens than {self.max_new_tokens} "
-            "for one that thinks first."
-        )
-        if len(missing) == n:
-            raise ValueError(message)
-        warnings.warn(message, stacklevel=3)
+    def about(self) -> dict[str, Any]:
+        """Return what determines the verdicts, for the configuration of a run."""
+        return {
+            **answerer_identity(self.answerer.about()),
+            "criterion": self.criterion,
+            "max_new_tokens": self.max_new_tokens,
+        }
 
     def _messages(self, question: str, text: str) -> list[dict[str, Any]]:
         content = f"Question: {question}\n\nResponse:\n{text}\n\n{self.criterion} Reply with YES or NO."

@@ -41,6 +41,9 @@ def one_answer(
         One row per problem: `id`, `answer` (canonical or None), `correct`, `parsed`, `failed` (failed calls),
         `tokens_in`, `tokens_out`, and `agents` (number of agents whose tags are in the text).
 
+    Raises:
+        ValueError: a judge without any verdict.
+
     Example:
         >>> rows = one_answer(problems, LocalModel(*sk.load("runs/model")), bare, Sampling())
         >>> rows["correct"].mean()
@@ -51,7 +54,13 @@ def one_answer(
     opened = [index for index, problem in enumerate(problems) if problem.kind == "open"]
     if judge is not None and opened:
         pairs = [(problems[i].question, replies[f"{problems[i].id}/0"].text or "") for i in opened]
-        for index, verdict in zip(opened, judge(pairs), strict=True):
+        verdicts = judge(pairs)
+        if all(verdict is None for verdict in verdicts):
+            raise ValueError(
+                f"expected verdicts of the judge; got none on {len(pairs)} answers. Use another judge, or pass "
+                "--judge-tokens 2048 for one that thinks first."
+            )
+        for index, verdict in zip(opened, verdicts, strict=True):
             rows[index] |= {"correct": verdict is True, "parsed": verdict is not None}
     return pd.DataFrame(rows)
 

@@ -13,15 +13,19 @@ from steerkit.io.rows import read_rows
 from training.problems.answers import canonical
 from training.problems.problem import LETTERS, Problem, problems_from_rows
 
+SPLITS = {"gsm8k": ("train", "test")}
+"""Benchmarks with more splits on the hub than the one of the evaluation, `test`."""
 
-def load_gsm8k(source: str | Path) -> list[Problem]:
-    """Load GSM8K from a file of `{"question", "answer"}` rows, or from the hub (test split).
+
+def load_gsm8k(source: str | Path, split: str = "test") -> list[Problem]:
+    """Load GSM8K from a file of `{"question", "answer"}` rows, or from the hub.
 
     The file is `.jsonl`, `.json` (a list) or `.parquet`. The gold answer is the text after the last `####`. Errors are
     those of `load_problems`.
 
     Args:
         source: path of the file, or the hub id `openai/gsm8k`.
+        split: of the hub, `train` or `test`; a file has no splits.
 
     Source: Cobbe et al. 2021, arXiv 2110.14168.
 
@@ -34,9 +38,10 @@ def load_gsm8k(source: str | Path) -> list[Problem]:
         if not mark:
             raise ValueError(f"expected a gold answer after '#### '; got {row['answer'][-80:]!r}. Correct the row.")
         gold = canonical(gold.strip(), "number")
-        return Problem(f"gsm8k/{number}", row["question"].strip(), gold, "number", "gsm8k")
+        name = f"gsm8k/{number}" if split == "test" else f"gsm8k/{split}/{number}"
+        return Problem(name, row["question"].strip(), gold, "number", "gsm8k")
 
-    return problems_from_rows(source, _rows(source, "main"), {"question": str, "answer": str}, problem)
+    return problems_from_rows(source, _rows(source, "main", split), {"question": str, "answer": str}, problem)
 
 
 def load_mmlu_pro(source: str | Path) -> list[Problem]:
@@ -140,10 +145,12 @@ def load_open(source: str | Path) -> list[Problem]:
     return problems_from_rows(source, rows, {"question": str}, problem)
 
 
-_LOADERS = {"gsm8k": load_gsm8k, "mmlu_pro": load_mmlu_pro, "open": load_open}
+_LOADERS = {"mmlu_pro": load_mmlu_pro, "open": load_open}
 
 
-def load_problems(name: str, source: str | Path, limit: int | None = None, seed: int = 0) -> list[Problem]:
+def load_problems(
+    name: str, source: str | Path, limit: int | None = None, seed: int = 0, split: str = "test"
+) -> list[Problem]:
     """Load a benchmark by name.
 
     Args:
@@ -152,10 +159,11 @@ def load_problems(name: str, source: str | Path, limit: int | None = None, seed:
         limit: maximum number of problems, drawn at random; a smaller draw is a prefix of a larger one. None returns
             all problems in the source's order.
         seed: seed of the draw.
+        split: of the hub, one of `SPLITS` of this benchmark; the others have `test` alone.
 
     Raises:
-        ValueError: an unknown name, a negative limit, an empty source, a row that does not match the data set's schema,
-            or an unparsable gold answer; the message names source and row.
+        ValueError: an unknown name or split, a negative limit, an empty source, a row that does not match the data
+            set's schema, or an unparsable gold answer; the message names source and row.
         OSError: the file does not exist, or the hub cannot be read.
         ImportError: a hub id, and the package `datasets` is not installed.
 
@@ -164,24 +172,30 @@ def load_problems(name: str, source: str | Path, limit: int | None = None, seed:
     """
     if limit is not None and limit < 0:
         raise ValueError(f"expected a limit of 0 or more, or None; got {limit}. Pass None for all problems.")
-    if name == "bbh":
+    if split not in SPLITS.get(name, ("test",)):
+        raise ValueError(f"expected a split among {SPLITS.get(name, ('test',))} of {name}; got {split!r}. Pass one.")
+    if name == "gsm8k":
+        problems = load_gsm8k(source, split)
+    elif name == "bbh":
         problems = [problem for task in BBH_TASKS for problem in load_bbh(source, task)]
     elif name.startswith("bbh/"):
         problems = load_bbh(source, name.removeprefix("bbh/"))
     elif name in _LOADERS:
         problems = _LOADERS[name](source)
     else:
-        raise ValueError(f"expected a benchmark, one of {(*_LOADERS, 'bbh', 'bbh/TASK')}; got {name!r}. Pass one.")
+        raise ValueError(
+            f"expected a benchmark, one of {('gsm8k', *_LOADERS, 'bbh', 'bbh/TASK')}; got {name!r}. Pass one."
+        )
     if limit is not None:
         random.Random(f"{name} {seed}").shuffle(problems)
     return problems[:limit]
 
 
-def _rows(source: str | Path, config: str | None) -> list[Any]:
-    """Return the rows of a local file, or of a hub data set's test split if the file does not exist."""
+def _rows(source: str | Path, config: str | None, split: str = "test") -> list[Any]:
+    """Return the rows of a local file, or of a split of a hub's data set if the file does not exist."""
     path = Path(source)
     if not path.exists():
-        return _hub_rows(str(source), config)
+        return _hub_rows(str(source), config, split)
     if path.suffix == ".parquet":
         from pyarrow.parquet import read_table
 
@@ -195,7 +209,7 @@ def _rows(source: str | Path, config: str | None) -> list[Any]:
     return rows
 
 
-def _hub_rows(source: str, config: str | None) -> list[Any]:
+def _hub_rows(source: str, config: str | None, split: str) -> list[Any]:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(?<!\.jsonl)(?<!\.json)(?<!\.parquet)", source):
         raise FileNotFoundError(
             f"expected a local file or folder, or a hub id like owner/name; there is no {source}. Check the path."
@@ -208,7 +222,7 @@ def _hub_rows(source: str, config: str | None) -> list[Any]:
             "Install it (`pip install datasets`), or pass a file."
         ) from error
     try:
-        return [dict(row) for row in load_dataset(source, config, split="test")]
+        return [dict(row) for row in load_dataset(source, config, split=split)]
     except Exception as error:  # datasets, huggingface_hub and the HTTP client each raise types of their own
         raise OSError(
             f"expected to read {source} from the hub; got {error!r}. If offline, pass a local file."

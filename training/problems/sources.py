@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from steerkit.io.files import sha256
-from training.problems.benchmarks import BBH_TASKS, load_problems
+from training.problems.benchmarks import BBH_TASKS, SPLITS, load_problems
 from training.problems.families import FAMILIES, questions_of_seed
 from training.problems.problem import Problem, read_problems
 
@@ -41,12 +41,13 @@ def drawn_hashes() -> frozenset[str]:
     return frozenset(DRAWN.read_text(encoding="utf-8").split())
 
 
-def load_source(source: str) -> list[Problem]:
+def load_source(source: str, split: str = "test") -> list[Problem]:
     """Load a benchmark or a file of your own: all of its problems, in its order.
 
     Args:
         source: `BENCHMARK=PLACE` with one of `BENCHMARKS` and a local path or a hub id, e.g. `gsm8k=openai/gsm8k`,
             `bbh=data/bbh`; or the path of a `.jsonl` file of problems (`training.problems.problem.read_problems`).
+        split: of a hub id, see `load_problems`.
 
     Raises:
         ValueError, OSError, ImportError: as `load_problems` and `read_problems`; another text as source.
@@ -56,7 +57,7 @@ def load_source(source: str) -> list[Problem]:
     """
     name, equals, place = source.partition("=")
     if equals and name in BENCHMARKS:
-        return load_problems(name, place)
+        return load_problems(name, place, split=split)
     if Path(source).suffix == ".jsonl":
         return read_problems(source)
     raise ValueError(
@@ -70,9 +71,10 @@ def split_problems(
 ) -> tuple[list[Problem], list[Problem]]:
     """Return training problems of one source, and test problems of the same source or of others.
 
-    A source that is both is split: a family by its own rule (`training.problems.families.split_of`), another source by
-    `part_of`. A source that is only one of the two is used whole. Questions that `python -m training benchmark` draws
-    are left out of the training problems.
+    A source that is both is split: a family by its own rule (`training.problems.families.split_of`), a hub's data set
+    with a train split (`training.problems.benchmarks.SPLITS`) by the hub's, another source by `part_of`. A source that
+    is only one of the two is used whole; of a hub's data set with a train split, only that part. Questions that
+    `python -m training benchmark` draws are left out of the training problems.
 
     Args:
         train: a family, or a source of `load_source`.
@@ -88,6 +90,8 @@ def split_problems(
     Example:
         >>> train, test = split_problems("arithmetic", ["gsm8k=openai/gsm8k"], n_train=1000, n_test=1000)
     """
+    if min(n for n in (n_train, n_test, 1) if n is not None) < 1:
+        raise ValueError(f"expected 1 problem or more in each part; got {n_train} and {n_test}. Pass larger numbers.")
     tests = tuple(tests) or (train,)
     trained = _part(train, "train", train in tests, n_train, seed)
     tested = [problem for source in tests for problem in _part(source, "test", source == train, n_test, seed)]
@@ -109,11 +113,15 @@ def _part(source: str, part: str, shared: bool, n: int | None, seed: int) -> lis
         if n is None:
             raise ValueError(f"expected a number of problems of the family {source}; got none. Pass --n and --n-test.")
         return FAMILIES[source](n, seed, "train") if part == "train" else questions_of_seed(source, n, seed)
-    problems = [problem for problem in load_source(source) if not shared or part_of(problem.question) == part]
+    name, _, place = source.partition("=")
+    if name in SPLITS and not Path(place).exists():
+        problems = load_source(source, part)
+    else:
+        problems = [problem for problem in load_source(source) if not shared or part_of(problem.question) == part]
     if part == "train":
         problems = [problem for problem in problems if question_hash(problem.question) not in drawn_hashes()]
     if not problems:
         raise ValueError(f"expected problems in the {part} part of {source}; got none. Pass a larger file.")
     if n is not None and n < len(problems):
-        random.Random(f"{source.partition('=')[0]} {seed}").shuffle(problems)
+        random.Random(f"{name} {seed}").shuffle(problems)
     return problems[:n]

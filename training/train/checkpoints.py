@@ -139,6 +139,9 @@ def check_batch(name: str, batch: int, micro_batch: int, processes: int = 1) -> 
 def with_adapter(model: Any, lora: LoRA | None, train_embeddings: bool, seed: int = 0) -> Any:
     """Return the model with a fresh LoRA adapter to train; with `lora=None` the model itself, all weights trainable.
 
+    Trained weights are float32, whatever the model's data type is: an update of a bfloat16 weight that is less than
+    about 1/256 of it is lost. `save` writes them in a data type of choice.
+
     Args:
         model: a causal language model.
         lora: the adapter.
@@ -146,12 +149,17 @@ def with_adapter(model: Any, lora: LoRA | None, train_embeddings: bool, seed: in
             are trained too.
         seed: of the adapter's initial weights. They depend on nothing else, so that a resumed run begins with the same.
 
+    Warns:
+        UserWarning: the model lacks some of the projections `MODULES`; the adapter then covers all linear layers but
+            the output matrix.
+
     Example:
         >>> policy = with_adapter(model, LoRA(r=32, alpha=64, dropout=0.1), train_embeddings=False)
     """
     if lora is None:
-        return model
+        return model.float()
     from peft import LoraConfig, get_peft_model
+    from peft.utils import ModulesToSaveWrapper
 
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     extra: dict[str, Any] = {}
@@ -160,24 +168,51 @@ def with_adapter(model: Any, lora: LoRA | None, train_embeddings: bool, seed: in
         saved = [names[id(model.get_input_embeddings())]]
         saved += [] if tied else [names[id(model.get_output_embeddings())]]
         extra = {"modules_to_save": saved, "ensure_weight_tying": tied}
-    module_names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    targets = [name for name in MODULES if name in module_names] or "all-linear"
+    found = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    lacking = [name for name in MODULES if name not in found]
+    if lacking:
+        warnings.warn(
+            f"expected the projections {', '.join(MODULES)} for the adapter; {type(model).__name__} lacks "
+            f"{', '.join(lacking)}. The adapter covers all its linear layers but the output matrix instead.",
+            stacklevel=2,
+        )
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=targets,
+        target_modules="all-linear" if lacking else list(MODULES),
         task_type="CAUSAL_LM",
         **extra,
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft reads it
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+    for module in adapted.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            _train_in_float32(module.modules_to_save["default"])
+    return adapted
 
 
-def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
+def _train_in_float32(layer: Any) -> None:
+    """Bring trained embeddings to float32; their outputs keep the data type that the blocks read."""
+    dtype, forward = layer.weight.dtype, layer.forward
+    if dtype is torch.float32:
+        return
+    layer.float()
+    reads_ids = isinstance(layer, torch.nn.Embedding)
+    if reads_ids:
+        layer.forward = lambda ids: forward(ids).to(dtype)
+
+
+def save(model: Any, tokenizer: Any, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Merge an adapter if there is one, and write a folder that `steerkit.load` opens without other files.
+
+    Args:
+        model: the model, with or without an adapter.
+        tokenizer: its tokenizer.
+        folder: the folder to write.
+        dtype: data type of the written weights; None keeps that of each weight.
 
     Raises:
         FileExistsError: the folder exists.
@@ -187,6 +222,8 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    if dtype is not None:
+        merged = merged.to(dtype)
     staging = folder.with_name(f".{folder.name}.part")
     merged.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
@@ -253,6 +290,27 @@ class NoFinalSave(TrainerCallback):
         """Take back what the trainer's own callback has asked for."""
         if state.global_step >= state.max_steps:
             control.should_save = False
+
+
+class KeepAt(TrainerCallback):
+    """Callback that keeps the model after chosen steps in `folder/STEP`: all weights, or the adapter without its base.
+
+    Args:
+        steps: the steps.
+        folder: where they are kept.
+
+    `trainer` has to be set before the training.
+    """
+
+    def __init__(self, steps: Sequence[int], folder: Path) -> None:
+        self.steps = frozenset(steps)
+        self.folder = folder
+        self.trainer: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save the model if this step is one of the chosen."""
+        if state.global_step in self.steps:
+            self.trainer.save_model(str(self.folder / str(state.global_step)))
 
 
 def last_checkpoint(folder: Path, needed: Sequence[str] = (TRAINER_STATE_NAME,)) -> str | None:

@@ -1,6 +1,7 @@
 """Debate, Train, Evolve (arXiv 2505.15734): GRPO on the debates' majority answers, by the model that debated; repeated.
 
-No right answer is used in training, and no debate is learned: the text of the policy is a single answer.
+No right answer is used in training, and no debate is learned: the text of the policy is a single answer. `evolve` says
+where it differs from the published training.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from training.problems.problem import Problem
 from training.toy.worlds import bare
 from training.train.grpo import GRPO, train_grpo
 
+HELD = 100
+"""Validation problems on which each round is measured."""
+
 
 @dataclass(frozen=True)
 class Evolve:
@@ -41,6 +45,23 @@ class Evolve:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"expected at least one round; got {self.rounds}. Pass rounds=1 or more.")
+
+    @classmethod
+    def sharing(cls, grpo: GRPO, problems: int, rounds: int = 3) -> Evolve:
+        """Return the settings in which all rounds together have the steps of one GRPO training.
+
+        A training that stops early has fewer: `evolve.json` has the steps of each round.
+
+        Args:
+            grpo: the settings of that training.
+            problems: number of its problems.
+            rounds: rounds at most.
+
+        Example:
+            >>> Evolve.sharing(GRPO(steps=150), problems=2500).grpo.steps
+            50
+        """
+        return cls(rounds, grpo=replace(grpo, epochs=None, steps=max(1, round(grpo.steps_for(problems) / rounds))))
 
 
 def majority_labels(problems: Sequence[Problem], debates: str | Path) -> list[Problem]:
@@ -90,7 +111,8 @@ def evolve(
         cast: the agents.
         debate: settings of the debates.
         setting: see `Evolve`.
-        out: folder; `round-1`, `round-2`, ... hold the debates and the training, `evolve.json` the accuracies.
+        out: folder; `round-1`, `round-2`, ... hold the debates and the training. `evolve.json` has for each round the
+            number of labels, the share of right ones (for the report alone), the optimisation steps and the accuracy.
         first: run folder of finished debates of `start`; they are the first round's.
         load: loads a checkpoint that debates or is measured.
 
@@ -100,9 +122,17 @@ def evolve(
     Raises:
         ValueError: no debate has a majority. See also `train_grpo`.
 
-    Source: Srivastava et al. 2025, "Debate, Train, Evolve", arXiv 2505.15734. It differs from the published training in
-    the prompts of later rounds (those of `cast`), in the reward of the format (a box is required, its XML tags are not)
-    and in learning rate and batch, which are those of `setting.grpo`.
+    Source: Srivastava et al. 2025, "Debate, Train, Evolve", arXiv 2505.15734. It differs from the published training:
+
+    - Debates have the rounds and prompts of `debate` and `cast` (published: at most 3 rounds, prompts that reflect,
+      criticise and refine, and for small models a falling temperature).
+    - All rounds use the same problems (published: 500 new ones per round).
+    - The completion is trained as it is written; the traces are not filtered.
+    - The reward is 1 for the majority answer in the box within the length limit (published: 2 for it, with terms for a
+      numeric answer, for XML tags and for the length).
+    - Learning rate, batch, epochs, adapter, clip and KL weight are those of `setting.grpo` (published: 2e-5, 16, 3, r
+      128 with alpha 256 and dropout 0.05, 0.2, 0.02).
+    - A round ends the training if it gains less than `least` on `validation`: one answer of 100 problems.
 
     Example:
         >>> evolve("runs/base", problems, held_out, cast_of("diverse"), Setting(), Evolve(), "runs/dte")
@@ -124,7 +154,13 @@ def evolve(
         checkpoint = train_grpo(*sk.load(checkpoint), labelled, grpo, folder / "grpo")
         now = accuracy(checkpoint)
         log.append(
-            {"round": number, "labels": len(labelled), "right_labels": _right(problems, labelled), "accuracy": now}
+            {
+                "round": number,
+                "labels": len(labelled),
+                "right_labels": _right(problems, labelled),
+                "steps": grpo.steps_for(len(labelled)),
+                "accuracy": now,
+            }
         )
         trained.append((now, -number, checkpoint))
         if now - best < setting.least:

@@ -26,6 +26,7 @@ from steerkit.text.prompt import encode_prompt
 from steerkit.text.tags import agents_in
 from training.debates.judge import Judge
 from training.problems.problem import Problem
+from training.settings import check_fields, check_shares
 from training.train.checkpoints import (
     LoRA,
     NoFinalSave,
@@ -45,6 +46,8 @@ from training.train.rollouts import rollouts, sharded
 from training.train.schedules import Anneal, pass_gate
 
 GATE, LOG = "gate.json", "log.jsonl"
+SILENT = 3
+"""Steps in a row without any verdict of the judge after which a training ends."""
 SCHEDULERS = {False: "constant_with_warmup", True: "linear", "cosine": "cosine"}
 """`GRPO.decay` -> TRL's name of the schedule of the learning rate."""
 
@@ -93,11 +96,14 @@ class GRPO:
         epsilon: clip of the probability ratio.
         loss: TRL's name of the loss. `"dapo"` averages over all tokens of the generation step, however it is divided;
             `"bnpo"` over those of each micro-batch and then over the micro-batches; several processes refuse it.
+            `"grpo"` is a mean over completions, `"dr_grpo"` a sum over tokens divided by the longest length.
         scale: divide the advantages of a group by their standard deviation.
         mask_truncated: leave completions without an end out of the loss.
         max_grad_norm: gradient norm limit.
         lora: the adapter; None trains all weights.
         save_every: steps between checkpoints, a multiple of `inner`.
+        kept_checkpoints: number of the trainer's newest checkpoints that are kept; None keeps all, which analyses of
+            the training need.
         bf16: compute in bfloat16 on a CPU too, see `training.train.sft.SFT`; a GPU always does.
         checkpointing: see `training.train.sft.SFT`.
         vllm: generate completions by vLLM in the same process; this requires vLLM and a GPU.
@@ -125,23 +131,34 @@ class GRPO:
     top_p: float = 0.9
     beta: float = 0.02
     epsilon: float = 0.1
-    loss: str = "dapo"
+    loss: Literal["dapo", "bnpo", "grpo", "dr_grpo"] = "dapo"
     scale: bool = True
     mask_truncated: bool = False
     max_grad_norm: float = 0.3
     lora: LoRA | None = LoRA(32, 64, 0.1)  # noqa: RUF009  frozen
     save_every: int = 60
+    kept_checkpoints: int | None = None
     bf16: bool = False
     checkpointing: bool | None = None
     vllm: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, epochs=0.01, steps=1, prompts=1, generations=2, micro_batch=1, inner=1, save_every=1)
+        check_fields(self, kept_checkpoints=2)  # a run may be killed while it writes the newest one
+        check_fields(self, agents=1, rounds=1, learning_rate=0, temperature=0, beta=0, clip_weight=0)
+        check_shares(self, "warmup", "top_p")
         if self.save_every % self.inner:
             raise ValueError(
                 f"expected save_every as a multiple of inner={self.inner}, so that a run resumes between generations; "
                 f"got {self.save_every}. Pass {self.inner * max(1, round(self.save_every / self.inner))}."
             )
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Settings that do not determine the model: a run may be resumed with others."""
+        divided = () if self.loss == "bnpo" else ("micro_batch",)  # bnpo is a mean of the micro-batches' means
+        return (*divided, "checkpointing", "save_every", "kept_checkpoints")
 
     def steps_for(self, problems: int) -> int:
         """Return the optimisation steps: with `epochs`, `inner * ceil(epochs * problems / prompts)`, else `steps`.
@@ -187,6 +204,7 @@ class AnnealedReward(TrainerCallback):
         self.on_clip = on_clip
         self.judge = judge
         self.progress = 0.0
+        self.silent = 0
         self.weights = tag_weights(setting.agents, setting.rounds)
         self.__name__ = "imad"
 
@@ -212,12 +230,17 @@ class AnnealedReward(TrainerCallback):
     ) -> list[float]:
         """Return the reward of each completion and append a row to the log.
 
+        A completion on which the judge gives no verdict gets the mean reward of its group, so that its advantage is 0.
+
         Args:
             completion_ids: token ids of the completions.
             question: question of each completion.
             gold: correct answer of each; empty for an open question.
             kind: kind of answer of each.
             trainer_state: TRL's state, for the step.
+
+        Raises:
+            ValueError: no verdict of the judge in `SILENT` steps in a row.
         """
         step = trainer_state.global_step
         w_fmt, clip = self.at_step(step)
@@ -226,8 +249,37 @@ class AnnealedReward(TrainerCallback):
             self._score(ids, gold[i], kind[i], w_fmt, (clip, self.at_step(step, 1)[1]), verdicts.get(i))
             for i, ids in enumerate(completion_ids)
         ]
-        self._log(step, w_fmt, clip, rows)
+        for index, reward in self._unjudged(rows, verdicts).items():
+            rows[index]["reward"] = reward
+        judged = self._judged(verdicts)
+        self._log(step, w_fmt, clip, rows, judged)
         return [row["reward"] for row in rows]
+
+    def _unjudged(self, rows: Sequence[Mapping[str, float]], verdicts: Mapping[int, bool | None]) -> dict[int, float]:
+        """Return the rewards of the completions without a verdict: the mean of their group's others, if it has some."""
+        missing = {index for index, verdict in verdicts.items() if verdict is None}
+        found = {}
+        for index in missing:
+            first = index - index % self.setting.generations
+            group = range(first, first + self.setting.generations)
+            others = [rows[one]["reward"] for one in group if one not in missing]
+            if others:
+                found[index] = sum(others) / len(others)
+        return found
+
+    def _judged(self, verdicts: Mapping[int, bool | None]) -> dict[str, float]:
+        """Return the share of the open questions' completions with a verdict, for the log; nothing without a judge."""
+        if self.judge is None:
+            return {}
+        asked = mean_over_processes(len(verdicts))
+        given = mean_over_processes(sum(verdict is not None for verdict in verdicts.values()))
+        self.silent = self.silent + 1 if asked and not given else 0
+        if self.silent == SILENT:
+            raise ValueError(
+                f"expected verdicts of the judge; got none in {SILENT} steps in a row. Check its server, use another "
+                "judge, or pass --judge-tokens 2048 for one that thinks first; the same command resumes."
+            )
+        return {"judged": given / asked if asked else 1.0}
 
     def _score(
         self, ids: Sequence[int], gold: str, kind: str, w_fmt: float, clips: tuple[int, int], verdict: bool | None
@@ -266,16 +318,18 @@ class AnnealedReward(TrainerCallback):
 
     def _judge_open(
         self, completion_ids: Sequence[Sequence[int]], question: Sequence[str], kind: Sequence[str], clip: int
-    ) -> dict[int, bool]:
+    ) -> dict[int, bool | None]:
         """Return the judge's verdict on the first `clip` tokens of each open question's completion, by its index."""
         indices = [index for index, one in enumerate(kind) if one == "open"]
         if not indices:
             return {}
         assert self.judge is not None
         pairs = [(question[index], self._decode(completion_ids[index][:clip])) for index in indices]
-        return {index: verdict is True for index, verdict in zip(indices, self.judge(pairs), strict=True)}
+        return dict(zip(indices, self.judge(pairs), strict=True))
 
-    def _log(self, step: int, w_fmt: float, clip: int, rows: Sequence[Mapping[str, float]]) -> None:
+    def _log(
+        self, step: int, w_fmt: float, clip: int, rows: Sequence[Mapping[str, float]], judged: Mapping[str, float]
+    ) -> None:
         """Append the means of a step to the log, and update the progress of a gated schedule."""
         rewards = np.array([row["reward"] for row in rows]).reshape(-1, self.setting.generations)
         own = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -286,7 +340,7 @@ class AnnealedReward(TrainerCallback):
         means["success"] = now = means["clip"]
         under_next = means["clip_next"]
         if is_first():
-            row = {"step": step, "w_fmt": w_fmt, "clip_tokens": clip, **means, "progress": self.progress}
+            row = {"step": step, "w_fmt": w_fmt, "clip_tokens": clip, **means, **judged, "progress": self.progress}
             append_rows(self.folder / LOG, [row])
         if self.setting.anneal.kind == "gated":
             self.progress = pass_gate(self.progress, now, under_next, self.pace, self.setting.anneal.floor)
@@ -366,6 +420,7 @@ def train_grpo(
     setting: GRPO,
     out: str | Path,
     judge: Judge | None = None,
+    judged_by: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train a model by GRPO and write a standalone checkpoint; an interrupted run resumes.
 
@@ -377,6 +432,7 @@ def train_grpo(
         out: run folder. `log.jsonl` has one row per step, `trainer/` the checkpoints to resume from.
         judge: judge of open questions, see `training.debates.judge`. The clip reward of an open question is 1 if the
             judge passes the first `l` tokens.
+        judged_by: what determines the judge's verdicts, as plain data; another judge is another run.
 
     Returns:
         The folder `out/checkpoint`, which `steerkit.load` opens.
@@ -407,9 +463,16 @@ def train_grpo(
     check_division(setting, process_count())
     setting = replace(setting, steps=setting.steps_for(len(rows)))
     resume_kernels(model, out)
-    about = describe(model, tokenizer)
-    config = {**asdict(setting), "problems": sha256(canonical_json(rows)), "model": identity(about)}
-    with run_folder(out, config, provenance(about)) as folder:
+    about, dtype = describe(model, tokenizer), model.dtype
+    config = {
+        **asdict(setting),
+        "problems": sha256(canonical_json(rows)),
+        "model": identity(about),
+        "judge": None if judged_by is None else dict(judged_by),
+    }
+    if dtype is not torch.float32 and setting.lora is None:
+        config["trained"] = "float32 weights"  # earlier versions trained the weights in their own data type
+    with run_folder(out, config, provenance(about), setting.free) as folder:
         done = folder / "checkpoint"
         if done.exists():
             return done
@@ -441,7 +504,7 @@ def train_grpo(
                 stacklevel=2,
             )
         with whole_weights(trainer):
-            in_first_process(lambda: save(trainer.model, tokenizer, done))
+            in_first_process(lambda: save(trainer.model, tokenizer, done, dtype))
         return done
 
 
@@ -473,6 +536,7 @@ def _trl_config(setting: GRPO, folder: Path, longest: int) -> Any:
         warmup_steps=0.05 if setting.warmup is None else setting.warmup,
         save_strategy="steps",
         save_steps=setting.save_every,
+        save_total_limit=setting.kept_checkpoints,
         logging_steps=10,
         seed=setting.seed,
         **checkpointing_options(setting.checkpointing),

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, write_json
 from steerkit.io.ranks import in_first_process
@@ -24,7 +26,9 @@ from steerkit.text.tags import CONSENSUS, END, agent_tag, agents_in, round_tag, 
 from steerkit.text.tokens import encode
 from steerkit.text.traces import DebateTrace, Turn
 from training.problems.answers import read_answer, same
+from training.settings import check_fields, check_shares
 from training.train.checkpoints import (
+    KeepAt,
     LoRA,
     NoFinalSave,
     add_tags,
@@ -42,6 +46,8 @@ from training.train.checkpoints import (
 from training.train.distributed import process_count, whole_weights
 from training.train.log_probs import fast_log_probs
 
+STEPS = "steps"
+"""Folder of a run with the models of `SFT.keep_at`."""
 Target = Literal["trace", "untagged", "answer", "response", "first", "gold"]
 Cut = Literal["answers", "revision", "turn"]
 
@@ -66,7 +72,8 @@ class SFT:
         warmup: share of the steps with increasing learning rate.
         max_length: maximum length of an example in tokens, longer ones are refused; None is the model's context.
         max_grad_norm: gradient norm limit.
-        lora: the adapter; None trains all weights.
+        lora: the adapter; the embeddings are trained beside it, whatever the target, so that the targets differ in
+            their texts alone. None trains all weights.
         structure_dropout: share of traces that are shortened to the turns of `cut_to` and the consensus. Without
             shortened traces, the length reward of GRPO finds no short output to reinforce.
         cut_to: turns of a shortened trace:
@@ -79,6 +86,7 @@ class SFT:
         checkpointing: keep only the input of each block for the backward pass and compute the rest again: less memory,
             about a third more time, the same gradients. None is False.
         save_every: steps between two checkpoints to resume from, of which the last is kept; None is 100.
+        keep_at: steps after which the model is kept in `steps/STEP`, for a learning curve; None keeps none.
         seed: seed of the examples and of the trainer.
 
     With prompt x and target y, the loss is the mean of `-log p(y_t | x, y_1 ... y_(t-1))` over all target tokens of a
@@ -100,7 +108,17 @@ class SFT:
     bf16: bool = False
     checkpointing: bool | None = None
     save_every: int | None = None
+    keep_at: tuple[int, ...] | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, epochs=0.01, steps=1, batch=1, micro_batch=1, max_length=1, save_every=1, learning_rate=0)
+        check_shares(self, "warmup", "structure_dropout")
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Settings that do not determine the model: a run may be resumed with others."""
+        return ("micro_batch", "checkpointing", "save_every", "keep_at")
 
 
 def examples(
@@ -271,7 +289,8 @@ def train_sft(
         tokenizer: its tokenizer.
         traces: debates with a consensus.
         setting: see `SFT`.
-        out: run folder. `log.json` has the losses, `trainer/` the checkpoints to resume from.
+        out: run folder. `log.json` has the losses, `trainer/` the checkpoints to resume from, `steps/` the models of
+            `keep_at`.
         kind: kind of the answers, one of `training.problems.answers.KINDS`.
         cut_like: see `examples`.
 
@@ -294,9 +313,11 @@ def train_sft(
     rows = examples(traces, setting, kind, cut_like)
     check_batch("batch", setting.batch, setting.micro_batch, process_count())
     resume_kernels(model, out)
-    about = describe(model, tokenizer)
+    about, dtype = describe(model, tokenizer), model.dtype
     config = {**asdict(setting), "examples": sha256(canonical_json(rows)), "model": identity(about)}
-    with run_folder(out, config, provenance(about)) as folder:
+    if dtype is not torch.float32 or (setting.lora is not None and setting.target != "trace"):
+        config["trained"] = "float32 weights, embeddings"  # earlier versions trained others in these cases
+    with run_folder(out, config, provenance(about), setting.free) as folder:
         checkpoint = folder / "checkpoint"
         if checkpoint.exists():
             return checkpoint
@@ -311,17 +332,19 @@ def train_sft(
         declare_ends(model, tagged)
         if tagged.pad_token is None:
             tagged = _with_pad_token(tagged)
+        kept = KeepAt(setting.keep_at or (), folder / STEPS)
         trainer = SFTTrainer(
-            with_adapter(model, setting.lora, needs_tags, setting.seed),
+            with_adapter(model, setting.lora, train_embeddings=True, seed=setting.seed),
             args=_trl_config(setting, folder, len(ordered) // setting.batch),
             train_dataset=Dataset.from_list(ordered),
             processing_class=tagged,
-            callbacks=[NoFinalSave()],
+            callbacks=[NoFinalSave(), kept],
         )
+        kept.trainer = trainer
         with fast_products(model), fast_log_probs():
             trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
         with whole_weights(trainer):
-            in_first_process(lambda: _write_checkpoint(folder, trainer, tagged))
+            in_first_process(lambda: _write_checkpoint(folder, trainer, tagged, dtype))
         return checkpoint
 
 
@@ -409,9 +432,9 @@ def _trl_config(setting: SFT, folder: Path, steps: int) -> Any:
     )
 
 
-def _write_checkpoint(folder: Path, trainer: Any, tokenizer: Any) -> None:
+def _write_checkpoint(folder: Path, trainer: Any, tokenizer: Any, dtype: torch.dtype) -> None:
     write_json(folder / "log.json", trainer.state.log_history)
-    save(trainer.model, tokenizer, folder / "checkpoint")
+    save(trainer.model, tokenizer, folder / "checkpoint", dtype)
 
 
 def tags_of(traces: Sequence[DebateTrace]) -> tuple[str, ...]:

@@ -1,0 +1,80 @@
+"""Learning curve: SFT keeps its models at chosen steps, and a command tabulates loss and accuracy over them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import steerkit as sk
+from steerkit.io.tables import read_table
+
+pytest.importorskip("trl", reason="the extra `train` is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")
+from tests.training.test_training import model_and_tokenizer, traces  # noqa: E402
+from training import __main__ as commands  # noqa: E402
+from training.commands.curve import loss_at  # noqa: E402
+from training.debates.answerers import LocalModel, Reply  # noqa: E402
+from training.train.checkpoints import LoRA, save  # noqa: E402
+from training.train.sft import SFT, train_sft  # noqa: E402
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(4, 8)], ids=["full", "lora"])
+def test_a_model_that_was_kept_at_the_last_step_is_the_checkpoint_and_the_training_is_the_same(tmp_path, lora) -> None:
+    base = save(*model_and_tokenizer(), tmp_path / "base")
+    setting = SFT(steps=2, batch=4, micro_batch=4, lora=lora, learning_rate=1e-2, keep_at=(1, 2, 9))
+    done = train_sft(*sk.load(base), traces(), setting, tmp_path / "kept")
+    plain = SFT(steps=2, batch=4, micro_batch=4, lora=lora, learning_rate=1e-2)
+    other = train_sft(*sk.load(base), traces(), plain, tmp_path / "plain")
+    weights = [sk.load(folder)[0].state_dict() for folder in (done, other)]
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+    kept = {path.name: path for path in (tmp_path / "kept" / "steps").iterdir()}
+    assert set(kept) == {"1", "2"}
+    logits = []
+    for folder in (kept["1"], kept["2"], done):
+        alone = lora is None or folder == done
+        model, tokenizer = sk.load(folder) if alone else sk.load(base, adapter=folder)
+        ids = torch.tensor([tokenizer(traces(1)[0].text)["input_ids"]])
+        logits.append(model(ids).logits)
+    torch.testing.assert_close(logits[1], logits[2], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits[0], logits[2], atol=1e-2)
+
+
+def test_the_table_has_the_kept_steps_and_the_last_one_with_their_losses(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = model_and_tokenizer()
+    model.save_pretrained("MODEL")
+    tokenizer.save_pretrained("MODEL")
+    rows = [{"question": f"What is {n} + 0?", "gold": n} for n in range(12)]
+    Path("my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    debates = [{"question": f"{n}+0", "rounds": [[rf"\boxed{{{n}}}"] * 2]} for n in range(8)]
+    Path("traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in debates))
+    small = ["sft.steps=12", "sft.batch=2", "sft.micro_batch=2", "sft.lora.r=2", "sft.learning_rate=0.01"]
+    call = ["sft", "--run", "run", "--checkpoint", "MODEL", "--traces", "traces.jsonl"]
+    call += [part for setting in (*small, "sft.keep_at=[4,8]") for part in ("--set", setting)]
+    curve = ["curve", "--run", "run", "--checkpoint", "MODEL", "--set", "decodings=1", "--problems", "my.jsonl"]
+    with pytest.raises(SystemExit):
+        commands.main(curve)
+    assert "--set sft.keep_at=[25,50]" in capsys.readouterr().err and not Path("run").exists()
+    assert commands.main(call) == 0
+    asked = []
+
+    def answers(self, requests, sampling):
+        asked.append(len(requests))
+        for request in requests:
+            yield Reply(request.id, rf"\boxed{{{len(asked)}}}", 5, 4, True)
+
+    monkeypatch.setattr(LocalModel, "__call__", answers)
+    assert commands.main(curve) == 0
+    table = read_table("run/curve/curve.csv")[0]
+    assert list(table["step"]) == [4, 8, 12] and set(table["n"]) == {12} and asked == [12] * 3
+    losses = [row["loss"] for row in json.loads(Path("run/sft/log.json").read_text()) if "loss" in row]
+    assert table["loss"].tolist() == pytest.approx([losses[0]] * 2 + [losses[-1]])
+    assert commands.main(curve) == 0 and asked == [12] * 3  # finished steps are read
+
+
+def test_a_loss_is_that_of_the_last_logged_steps_before() -> None:
+    log = [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0}, {"step": 25, "train_loss": 2.5}]
+    assert [loss_at(log, step) for step in (5, 10, 19, 20, 25)] == [3.0, 3.0, 3.0, 2.0, 2.0]

@@ -1,0 +1,112 @@
+"""Identity of a run: what determines its results is compared when it resumes, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from steerkit.io.json import read_json, write_json
+from steerkit.io.run_folder import ConfigurationChanged, check_config
+from steerkit.text.tags import tags
+from training.presets import TINY, get_preset
+
+pytest.importorskip("trl", reason="the extra `train` is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")
+from tests.training.test_training import grpo, model_and_tokenizer, traces  # noqa: E402
+from training import imad  # noqa: E402
+from training.problems.families import addition  # noqa: E402
+from training.problems.problem import Problem  # noqa: E402
+from training.train.checkpoints import add_tags  # noqa: E402
+from training.train.grpo import train_grpo  # noqa: E402
+from training.train.sft import SFT, train_sft  # noqa: E402
+
+LATER = {"grpo": ("kept_checkpoints",), "sft": ("keep_at",)}
+"""Settings that older configurations do not have."""
+
+
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_a_folder_of_the_preset_tiny_from_before_a_setting_was_added_is_the_same_run(family, tmp_path) -> None:
+    preset = get_preset("tiny", family)
+    stored = json.loads(json.dumps(asdict(preset)))
+    for stage, names in LATER.items():
+        for name in names:
+            assert stored[stage].pop(name) is None
+    write_json(tmp_path / "config.json", stored)
+    check_config(tmp_path, asdict(preset), preset.free)
+    with pytest.raises(ConfigurationChanged, match=r"sft.learning_rate"):
+        check_config(tmp_path, asdict(get_preset("tiny", family, ["sft.learning_rate=1"])), preset.free)
+
+
+@pytest.mark.parametrize("stored_has_them", [True, False])
+def test_a_run_is_resumed_with_another_micro_batch_and_with_checkpointing(tmp_path, stored_has_them) -> None:
+    setting = SFT(steps=1, batch=4, micro_batch=4, lora=None, learning_rate=1e-2)
+    done = train_sft(*model_and_tokenizer(), traces(), setting, tmp_path / "sft")
+    if not stored_has_them:
+        stored = read_json(tmp_path / "sft" / "config.json")
+        write_json(tmp_path / "sft" / "config.json", {k: v for k, v in stored.items() if k not in setting.free})
+    smaller = replace(setting, micro_batch=2, checkpointing=True)
+    assert train_sft(*model_and_tokenizer(), traces(), smaller, tmp_path / "sft") == done
+    with pytest.raises(ConfigurationChanged, match="batch: 4 -> 8"):
+        train_sft(*model_and_tokenizer(), traces(), replace(setting, batch=8), tmp_path / "sft")
+
+
+def test_the_micro_batch_is_part_of_the_identity_where_it_changes_the_result() -> None:
+    assert "micro_batch" in replace(grpo(), loss="dapo").free and "micro_batch" not in replace(grpo(), loss="bnpo").free
+    free = get_preset("llama-3.1-8b").free
+    assert {"sft.micro_batch", "sft.checkpointing", "grpo.micro_batch", "grpo.kept_checkpoints"} <= set(free)
+    matched = get_preset("llama-3.1-8b", None, ['what_helps=["SFT on gold answers"]'])
+    assert "sft.micro_batch" not in matched.free  # its batch is rounded to micro-batches
+    assert "grpo.micro_batch" not in get_preset("tiny").free
+
+
+def test_the_eight_gpus_of_a_node_train_by_the_commands_of_the_files_and_other_batches_are_refused_at_once(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(imad, "process_count", lambda: 8)
+    ran = []
+    monkeypatch.setattr(imad, "base_checkpoint", lambda run: ran.append(run) or pytest.fail("it started"))
+    for call, message in (
+        (["llama-3.1-8b"], "expected a micro_batch that divides sft.batch, 2 on each of 8 processes; got 4"),
+        (["llama-3.1-8b", "--set", "sft.micro_batch=2"], "expected prompts to be a multiple of the 8 processes; got 1"),
+        (["tiny"], "micro_batch that divides"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            imad.main([*call, "--out", str(tmp_path / "run")])
+        shown = capsys.readouterr().err.strip()
+        assert stopped.value.code == 2 and message in shown and "\n" not in shown
+    assert not (tmp_path / "run").exists() and not ran
+    for file in sorted((imad.Path(imad.__file__).parent / "nodes").glob("*.yaml")):
+        text = file.read_text().replace("\\\n#", "")
+        (command,) = [line for line in text.splitlines() if "-m training.imad" in line]
+        name, *rest = command.partition("-m training.imad ")[2].split()
+        imad._check_methods(get_preset(name, None, rest[1::2]), ())
+
+
+def test_another_judge_or_criterion_is_another_run(tmp_path) -> None:
+    questions = [Problem(f"open/{i}", f"Who led expedition {i}?", None, "open", "open") for i in range(4)]
+    model, tokenizer = model_and_tokenizer()
+    tagged = add_tags(model, tokenizer, tags())
+    setting, judge = replace(grpo(), steps=2), lambda pairs: [True for _ in pairs]
+
+    def train(judged_by):
+        return train_grpo(model, tagged, questions, setting, tmp_path / "grpo", judge, judged_by)
+
+    train({"model": "a", "criterion": "ethical"})
+    for other in ({"model": "a", "criterion": "admits"}, {"model": "b", "criterion": "ethical"}, None):
+        with pytest.raises(ConfigurationChanged, match="judge"):
+            train(other)
+
+
+@pytest.mark.parametrize(("kept", "left"), [(None, {2, 4, 6, 8}), (2, {6, 8})])
+def test_the_newest_checkpoints_of_grpo_are_kept_and_all_of_them_by_default(tmp_path, kept, left) -> None:
+    model, tokenizer = model_and_tokenizer()
+    setting = replace(grpo(), steps=9, kept_checkpoints=kept)
+    train_grpo(model, add_tags(model, tokenizer, tags()), addition(8, 0, "train"), setting, tmp_path / "grpo")
+    assert {int(path.name[11:]) for path in (tmp_path / "grpo" / "trainer").glob("checkpoint-*")} == left
+
+
+def test_presets_of_large_models_keep_two_checkpoints_of_grpo_and_the_small_ones_all_that_are_analysed() -> None:
+    kept = {name: get_preset(name).grpo.kept_checkpoints for name in ("tiny", "smollm2", "llama-3.1-8b", "qwen2.5-7b")}
+    assert kept == {"tiny": None, "smollm2": None, "llama-3.1-8b": 2, "qwen2.5-7b": 2}

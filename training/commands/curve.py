@@ -1,0 +1,92 @@
+"""Tabulate loss and accuracy over the steps of SFT: `curve/curve.csv`.
+
+The steps are those that `sft` kept (`--set sft.keep_at=[25,50,100]`), and the last one. Each model answers the test
+problems once per decoding seed of the preset. A finished step is read from disk; processes of torchrun share the
+questions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import steerkit as sk
+from steerkit.io.json import read_json
+from steerkit.io.ranks import in_first_process, is_first
+from steerkit.io.tables import write_table
+from training.commands.evaluate import Evaluation, Job
+from training.commands.options import (
+    Stages,
+    add_settings,
+    checkpoint_of,
+    one_line_errors,
+    problems_of,
+    settings_of,
+    stage_parser,
+)
+from training.debates.answerers import Answerer, LocalModel, Sampling
+from training.debates.shared import Shared
+from training.evaluate.methods import one_answer
+from training.evaluate.results import summary
+from training.toy.worlds import bare
+from training.train.sft import STEPS
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = stage_parser("curve", __doc__)
+    add_settings(parser)
+    parser.add_argument("--problems", metavar="FILE", help="problems (default: the test problems of the run)")
+    parser.add_argument("--checkpoint", help="model that was fine-tuned (default: the preset's)")
+    parser.add_argument("--name", default="sft", help="folder of the stage sft in the run (default: sft)")
+    given = parser.parse_args(arguments)
+    folder = given.run / ("curve" if given.name == "sft" else f"curve-{given.name}")
+    with one_line_errors("curve"):
+        preset = settings_of(given)
+        stages = Stages(given.run)
+        checkpoint, kept = stages.checkpoint(given.name), stages.folder / given.name / STEPS
+        models = {int(path.name): path for path in kept.glob("*") if path.name.isdecimal()}
+        if not checkpoint.exists() or not models:
+            raise FileNotFoundError(
+                f"expected a finished stage sft with models in {kept}; got {len(models)}. Run `python -m training sft "
+                f"--run {given.run} --name {given.name} --set sft.keep_at=[25,50]`, with the steps to keep."
+            )
+        problems = problems_of(given, "test")
+        log = [row for row in read_json(checkpoint.with_name("log.json")) if "loss" in row or "train_loss" in row]
+        models[log[-1]["step"]] = checkpoint
+        evaluation = Evaluation(problems, preset, given.seed, folder, None, None)
+        base = checkpoint_of(given, preset)
+
+        def answered(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
+            return [one_answer(problems, Shared(answerer), bare, sampling)]
+
+        rows = []
+        for step, path in sorted(models.items()):
+            job = Job((f"step {step}",), partial(_load, path, base, preset.dtype), answered)
+            parts = pd.concat(evaluation.rows(job), ignore_index=True).assign(family="", decoding="", seed=0)
+            rows.append({"step": step, "loss": loss_at(log, step), **summary(parts).iloc[0]})
+        table = pd.DataFrame(rows).drop(columns=["family", "method", "decoding", "seed", "mean_agents"])
+        in_first_process(lambda: write_table(folder / "curve.csv", table, {"seed": given.seed, "stage": given.name}))
+    if is_first():
+        print(table.round(3).to_string(index=False))
+        print(f"Table in {folder / 'curve.csv'}.")
+
+
+def loss_at(log: Sequence[Mapping[str, Any]], step: int) -> float:
+    """Return the mean loss of the last logged steps up to a step, or of the first ones if none is logged before it."""
+    losses = [(row["step"], row["loss"]) for row in log if "loss" in row]
+    before = [loss for logged, loss in losses if logged <= step]
+    return float((before or [loss for _, loss in losses[:1]] or [float("nan")])[-1])
+
+
+def _load(path: Path, base: str | Path, dtype: str | None) -> LocalModel:
+    """The model of a step: an adapter beside its base, or all weights."""
+    if not (path / "adapter_config.json").is_file():
+        return LocalModel(*sk.load(path, dtype=dtype))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tokenizer.*")  # the adapter's has the tags
+        return LocalModel(*sk.load(base, adapter=path, dtype=dtype))
