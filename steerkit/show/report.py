@@ -149,8 +149,14 @@ def _csp_hash(source: str) -> str:
 
 
 def _lede(sweep: SweepResult) -> str:
-    """The size of the sweep in one sentence: texts, vectors, layers, coefficients, prompts, samples."""
+    """The size of the sweep in one sentence: texts, vectors, layers, coefficients, prompts, samples.
+
+    A text at coefficient 0, which has a row for each vector and layer, is one text, as in the search.
+    """
     table = sweep.table
+    unsteered = table[table["coefficient"] == 0].drop_duplicates(["prompt_id", "sample", "text"])
+    texts = int((table["coefficient"] != 0).sum()) + len(unsteered)
+    rows = f" ({len(table)} rows)" if texts < len(table) else ""
     words = {"vector": "vector", "layer": "layer", sweep.axis: sweep.axis, "prompt_id": "prompt"}
     parts = []
     scored = "choice" in table
@@ -160,7 +166,7 @@ def _lede(sweep: SweepResult) -> str:
             parts.append(f"{count} {word}" + "s" * (count > 1))
     checkpoint = sweep.meta.get("checkpoint")
     of = f" of {Path(str(checkpoint)).name}" if checkpoint else ""
-    return f"{len(table)} {'scored choices' if scored else 'texts'}{of}: {', '.join(parts)}."
+    return f"{texts} {'scored choices' if scored else 'texts'}{rows}{of}: {', '.join(parts)}."
 
 
 def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:

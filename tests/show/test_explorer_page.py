@@ -267,6 +267,14 @@ def test_search_lists_what_matches_marks_it_and_goes_there(tab: Tab, page: Path)
     assert tab.js("document.getElementById('hits').hidden")
 
 
+def test_the_header_and_the_search_count_the_same_texts(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    tab.press("/")
+    tab.type("no such words")
+    assert tab.js("document.getElementById('search-status').textContent") == "0 of 392 texts"
+    assert tab.js("document.querySelector('.lede').textContent").startswith("392 texts (480 rows): 6 vectors")
+
+
 def test_tokens_are_shaded_by_their_projection_and_the_shades_can_be_put_away(tab: Tab, page: Path) -> None:
     tab.open(page)
     spans = "[...document.querySelectorAll('#steered .token')]"
