@@ -223,7 +223,8 @@ def test_a_chat_shows_its_roles_and_scores_their_plain_names(tab: Tab, tmp_path:
     prompt = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     frame = frame.assign(prompt=prompt, rouge_l=0.5, right=(frame["coefficient"] > 0).astype(float), own_score=1.5)
     path = tmp_path / "chat.html"
-    write_report(path, title="Chat", sweep=SweepResult(frame))
+    tokens = {"<|im_start|>": 1, "<|im_end|>": 2}
+    write_report(path, title="Chat", sweep=SweepResult(frame, {"special_tokens": tokens}))
     tab.open(path)
     assert tab.js("[...document.querySelectorAll('#prompt .role')].map((x) => x.textContent)") == ["system", "user"]
     assert tab.js("document.getElementById('prompt').textContent") == "systemBe kind.\nuserWhy?"
