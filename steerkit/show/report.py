@@ -149,13 +149,9 @@ def _csp_hash(source: str) -> str:
 
 
 def _lede(sweep: SweepResult) -> str:
-    """The size of the sweep in one sentence: texts, vectors, layers, coefficients, prompts, samples.
-
-    A text at coefficient 0, which has a row for each vector and layer, is one text, as in the search.
-    """
+    """The size of the sweep in one sentence: texts, vectors, layers, coefficients, prompts, samples."""
     table = sweep.table
-    unsteered = table[table["coefficient"] == 0].drop_duplicates(["prompt_id", "sample", "text"])
-    texts = int((table["coefficient"] != 0).sum()) + len(unsteered)
+    texts = next(iter(sweep.counts().values()))  # without the repeated ones at coefficient 0
     rows = f" ({len(table)} rows)" if texts < len(table) else ""
     words = {"vector": "vector", "layer": "layer", sweep.axis: sweep.axis, "prompt_id": "prompt"}
     parts = []
