@@ -144,8 +144,7 @@ architectures: $(DEV)  ## run the doctor on a small model of every type in trans
 architecture: $(DEV)  ## update the picture and the generated lists of docs/architecture.md
 	$(BIN)/python -m tests.architecture_page
 
-docs: $(DEV)  ## the documentation site, in runs/site
-	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[docs]'
+docs: $(VENV)/.docs  ## the documentation site, in runs/site
 	$(BIN)/mkdocs build
 	@echo 'the search needs a server: $(BIN)/python -m http.server --bind 127.0.0.1 --directory runs/site'
 
@@ -156,6 +155,10 @@ setup: $(STAMP)
 
 $(DEV): $(STAMP)
 	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,train,play]'
+	touch $@
+
+$(VENV)/.docs: $(DEV)
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 $(VENV)/.peers: $(STAMP)

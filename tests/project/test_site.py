@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -64,3 +65,11 @@ def test_a_page_has_no_word_that_readers_stumble_over(page: Path) -> None:
     text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     found = {word for word in NONE_IN_PAGES if re.search(rf"\b(?:{WORDS[word]})\b", text, re.IGNORECASE)}
     assert found == set()
+
+
+def test_make_docs_needs_no_network_once_its_packages_are_installed() -> None:
+    command = ["make", "--dry-run", "--old-file=.venv/.docs", "docs"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "mkdocs build" in told and "pip" not in told
+    rule = (ROOT / "Makefile").read_text().partition("$(VENV)/.docs: ")[2].partition("\n\n")[0]
+    assert "'.[docs]'" in rule and "touch $@" in rule
