@@ -151,6 +151,18 @@ def test_the_reference_names_every_public_name() -> None:
     assert set(sk.__all__) <= listed
 
 
+def test_the_overview_of_the_reference_lists_the_names_of_each_page_once() -> None:
+    listed = {}
+    for page in (DOCS / "reference").glob("*.md"):
+        entries = re.findall(r"^::: steerkit\.([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        is_module = {entry: (ROOT / "steerkit" / f"{entry.replace('.', '/')}.py").is_file() for entry in entries}
+        listed[page.name] = [entry if is_module[entry] else entry.rpartition(".")[2] for entry in entries]
+    rows = re.findall(r"\(reference/(\w+\.md)\) \|(.*)\|$", (DOCS / "reference.md").read_text(), re.MULTILINE)
+    assert {page: re.findall(r"`([\w.]+)`", names) for page, names in rows} == listed
+    every = [name for names in listed.values() for name in names]
+    assert len(every) == len(set(every))
+
+
 @pytest.mark.parametrize("notebook", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_runs_and_is_stored_with_the_outputs_of_its_code(notebook, checkpoint) -> None:
     stored = json.loads(notebook.read_text(encoding="utf-8"))
