@@ -162,7 +162,7 @@ $(VENV)/.docs: $(DEV)
 	touch $@
 
 $(VENV)/.peers: $(STAMP)
-	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,train,play,backends,lm-eval,serve]'
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,train,play,backends,lm-eval,serve,docs]'
 	$(BIN)/python $(PIP_INSTALL) --no-deps steering-vectors==0.12.2 repeng==0.4.0
 	touch $@
 

@@ -45,7 +45,8 @@ def test_nothing_of_the_picture_is_cut_or_overlaps_and_it_has_no_background(tab:
     tab.open(PICTURE)
     whole, boxes = tab.js(
         "(() => { const box = (e) => (({ left, top, right, bottom }) => [left, top, right, bottom])"
-        "(e.getBoundingClientRect()); return [box(document.documentElement), [...document.querySelectorAll('rect, text')].map(box)] })()"
+        "(e.getBoundingClientRect());"
+        " return [box(document.documentElement), [...document.querySelectorAll('rect, text')].map(box)] })()"
     )
     assert len(boxes) == len(PICTURE.read_text().split("<title>")) - 1 + 2 * len(PACKAGES)
     assert all(left >= whole[0] and top >= whole[1] and right <= whole[2] and bottom <= whole[3]

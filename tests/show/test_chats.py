@@ -44,7 +44,11 @@ DEEPSEEK = "<\uff5cbegin\u2581of\u2581sentence\uff5c>Be kind.<\uff5cUser\uff5c>W
             ("<bos>", "<start_of_turn>", "<end_of_turn>"),
             [("user", "The user\nleft.")],
         ),
-        ("<s>[INST] Who? [/INST] I.</s>", ("<s>", "</s>", "[INST]", "[/INST]"), [("user", "Who?"), ("assistant", "I.")]),
+        (
+            "<s>[INST] Who? [/INST] I.</s>",
+            ("<s>", "</s>", "[INST]", "[/INST]"),
+            [("user", "Who?"), ("assistant", "I.")],
+        ),
         (CHATML.format("").replace("Be kind.", ""), IM, []),
     ],
     ids=["ChatML", "Phi-3", "DeepSeek", "Llama 3", "Gemma", "Mistral", "empty messages"],
