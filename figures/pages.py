@@ -79,9 +79,13 @@ def _growth(folder: Path) -> Drawn:
 def _dose(folder: Path) -> Drawn:
     curves, meta = _read("demo/dose_curves", folder)
     means, _ = _read("demo/means", folder)
-    verdict = _read("demo/verdicts", folder)[0].set_index("persona").loc["steps"]
-    found = "more than control directions do" if verdict["steered"] else "no more than control directions do"
-    return dose.dose_with_controls(curves, means, "steps", f"Steering adds numbered lists, {found}"), meta
+    controls, _ = _read("demo/controls", folder)
+    own = means[(means["score"] == "trait") & (means["coefficient"] != 0)].set_index("vector").loc["steps", "mean"]
+    others = controls.loc[controls["persona"] == "steps", "trait"]
+    below = int((others < own).sum())
+    share = f"each of {below}" if below == len(others) else f"{below} of {len(others)}"
+    title = f"Steering adds numbered lists, more than {share} control directions"
+    return dose.dose_with_controls(curves, means, controls, "steps", title), meta
 
 
 def _protocols(folder: Path) -> Drawn:
