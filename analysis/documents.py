@@ -64,7 +64,11 @@ def tutorial_tables(names: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
         ignore_index=True,
     )
     curves = pd.concat(
-        [frame.assign(score=score) for score, row in names["panels"].items() for frame in row.values()],
+        [
+            frame.assign(score=score)
+            for score, row in zip(names["units"], names["panels"].values(), strict=True)
+            for frame in row.values()
+        ],
         ignore_index=True,
     )
     settings = names["settings"].assign(chosen=False)

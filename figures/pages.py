@@ -18,7 +18,7 @@ import pandas as pd
 
 from figures import agents, debate, debate_tables, dose, growth, recipes, suppression
 from figures.numbers import GENERATED, regenerate
-from steerkit.demo.figures import dose_figure, gain_figure
+from steerkit.demo.figures import dose_figure, dose_title, gain_figure, gain_title
 from steerkit.demo.traits import PERSONAS
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json
@@ -29,8 +29,6 @@ from steerkit.stats.format import interval_text, p_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-RISES = 0.25
-"""A trait score whose mean spans less on validation is not said to rise."""
 HALF = 0.5
 """Effect of a patch from which on a title says that the answer depends on a position."""
 Drawn = tuple[Any, Mapping[str, Any]]
@@ -42,26 +40,20 @@ def _read(name: str, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 def _demo_gains(folder: Path) -> Drawn:
     table, meta = _read("demo/gains", folder)
-    lows = table[table["score"] == "trait"].groupby("persona", sort=False)["low"].min()
-    names = [PERSONAS[str(name)] for name in lows.index[lows > 0]]
-    title = f"Steering raises the trait score of {' and '.join(names)}" if names else "Steering raises no trait score"
-    return gain_figure(table, title), meta
+    return gain_figure(table, gain_title(table)), meta
 
 
 def _demo_dose(folder: Path) -> Drawn:
     table, meta = _read("demo/dose_curves", folder)
-    trait = table[(table["score"] == "trait") & (table["role"] == "vector")]
-    curves = trait.groupby("persona", sort=False)["mean"]
-    span = curves.max() - curves.min()
-    names = [PERSONAS[str(name)] for name in span.index[span >= RISES]]
-    found = f"The trait scores of {' and '.join(names)} rise" if names else "No trait score rises"
-    return dose_figure(table, f"{found} with the dose"), meta
+    chosen = _read("demo/verdicts", folder)[0].set_index("persona")["coefficient"]
+    return dose_figure(table, dose_title(table), chosen.to_dict()), meta
 
 
 def _tutorial(folder: Path) -> Drawn:
     table, meta = _read("tutorial/curves", folder)
     place = f"layer {table['layer'].iloc[0]}"
-    panels = {str(score): {place: part} for score, part in table.groupby("score", sort=False)}
+    units = {"mood": "cheerful minus\ngloomy words\nper text", "perplexity": "perplexity"}
+    panels = {units[str(score)]: {place: part} for score, part in table.groupby("score", sort=False)}
     title = "Steering adds cheerful words, random directions do not"
     return curve_grid(panels, "coefficient", controls=["cheerful/random"], title=title, log=["perplexity"]), meta
 
@@ -120,7 +112,7 @@ def _fact_recall(folder: Path) -> Drawn:
     stream = denoising[denoising["site"] == "resid_post"].set_index(["position", "layer"])["effect"]
     subject = int(stream["country"].loc[lambda effect: effect > HALF].index.max())
     last = int(stream["last (of)"].loc[lambda effect: effect > HALF].index.min())
-    title = f"The answer depends on the country's position\nup to layer {subject}, on the last one from layer {last}"
+    title = f"The answer depends on the country's position up to layer {subject},\non the last one from layer {last}"
     return patching(denoising, "resid_post", title), meta
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from steerkit.demo.contrasts import SOURCES
-from steerkit.demo.figures import dose_figure, gain_figure
+from steerkit.demo.figures import dose_figure, dose_title, gain_figure, gain_title
 from steerkit.demo.summary import results
 from steerkit.io.tables import read_table
 from steerkit.show.plots import layer_profile, save_figure
@@ -26,19 +26,21 @@ def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, projection
         table, about = read_table(tables / f"probes-{source}.csv")
         layers = [int(layer) if str(layer).isdigit() else layer for layer in table["layer"]]
         probes[source] = (table.assign(layer=layers), about)
+    curves = read_table(tables / "dose_curves.csv")[0]
+    chosen = {name: choice["coefficient"] for name, choice in summary["choices"].items()}
     weights = f"{Path(summary['checkpoint']).name}, {summary['weights']}"
     meta = {"weights": summary["weights"], "model_fingerprint": dose.meta["model_fingerprint"]}
     figures = {
         "dose": (
-            dose_figure(read_table(tables / "dose_curves.csv")[0], f"validation, {weights}"),
-            "Validation: every score over the coefficient, for each persona's vector, one random direction of the same "
-            "norm and one shuffled-label direction; bands are 95 % intervals over questions.",
+            dose_figure(curves, dose_title(curves), chosen),
+            f"Validation ({weights}): every score over the coefficient, for each persona's vector, one random "
+            "direction of the same norm and one vector from shuffled labels; bands are 95 % intervals over questions.",
         ),
         "gains": (
-            gain_figure(gains, f"test, {weights}"),
-            "Test, one run with the chosen settings: gain in trait score, paired within questions, 95 % intervals. "
-            "Over controls: the interval of a further control, and p by rank among the controls. Over coefficient 0: "
-            "p of the sign-flip test, Holm-adjusted over the personas.",
+            gain_figure(gains, gain_title(gains)),
+            f"Test ({weights}), one run with the chosen settings: gain in trait score, paired within questions, 95 % "
+            "intervals. Over controls: the interval of a further control, and p by rank among the controls. Over "
+            "coefficient 0: p of the sign-flip test, Holm-adjusted over the personas.",
         ),
         **{
             f"probes-{source}": (
