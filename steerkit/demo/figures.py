@@ -94,3 +94,10 @@ def dose_title(curves: pd.DataFrame) -> str:
     span = means.max() - means.min()
     names = [PERSONAS[str(name)] for name in span.index[span >= RISES]]
     return f"The trait scores of {' and '.join(names)} rise with the dose" if names else "No trait score rises"
+
+
+def probe_title(table: pd.DataFrame) -> str:
+    """The finding of a probe by layer: its best held-out accuracy, beside that of the embedding."""
+    rows = table[(table["features"] == "resid") & (table["labels"] == "true")].set_index("layer")["accuracy"]
+    blocks = rows[[layer for layer in rows.index if layer not in ("embed", "nested")]]
+    return f"Best layer {blocks.idxmax()}: {blocks.max():.2f} accurate; the embedding: {rows['embed']:.2f}"

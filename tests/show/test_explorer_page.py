@@ -229,7 +229,7 @@ def test_a_chat_shows_its_roles_and_scores_their_plain_names(tab: Tab, tmp_path:
     assert tab.js("[...document.querySelectorAll('#prompt .role')].map((x) => x.textContent)") == ["system", "user"]
     assert tab.js("document.getElementById('prompt').textContent") == "systemBe kind.\nuserWhy?"
     headings = tab.js("[...document.querySelectorAll('h4')].map((x) => x.textContent)")
-    assert "ROUGE-L with the reference rouge_l" in headings and "own_score" in headings
+    assert "ROUGE-L with the reference" in headings and "own_score" in headings
     assert "right answer: yes" in tab.js("document.getElementById('steered-about').textContent")
     assert "right answer: no" in tab.js("document.getElementById('plain-about').textContent")
     assert tab.js("document.querySelectorAll('#scores h4').length") == 2
@@ -297,7 +297,7 @@ def test_tokens_are_shaded_by_their_projection_and_the_shades_can_be_put_away(ta
 def test_curves_follow_the_choice_and_say_their_values_as_a_table(tab: Tab, page: Path) -> None:
     tab.open(page)
     card = "document.querySelector('.score')"
-    assert tab.js(f"{card}.querySelector('h4').textContent") == "trait score trait"
+    assert tab.js(f"{card}.querySelector('h4').textContent") == "trait score"
     legend = tab.js(f"[...{card}.querySelectorAll('.legend li')].map((e) => e.textContent)")
     assert [re.split(r"[\d\u2212\u2013]", entry)[0] for entry in legend[1:]] == ["random (mean of ", "shuffled"]
     assert legend[0].startswith("formal") and all("area under the curve" in entry for entry in legend)

@@ -112,7 +112,7 @@ function newCard(score, k) {
   card.values = make("table", {}, make("caption", {}, `${card.title}: mean and 95 % interval`));
   const about = { class: "scroll", tabindex: "0", role: "group", "aria-label": `Values of ${card.title}` };
   card.table = make("details", {}, make("summary", {}, "Values as a table"), make("div", about, card.values));
-  const heading = make("h4", {}, card.title, ...(card.title === score ? [] : [" ", make("code", {}, score)]));
+  const heading = make("h4", { title: score }, card.title);
   const parts = [heading, card.this, card.figure, card.legend, card.table];
   card.root = make("article", { class: "card score" }, ...parts);
   return card;
