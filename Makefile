@@ -21,7 +21,7 @@ ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MA
 PRESET ?= tiny
 SEEDS ?= 1
 
-.PHONY: setup demo test test-long test-newest test-oldest test-real test-llamacpp bench-gguf serve-env test-vllm test-vllm-full bench-vllm calibration lint bench gpu gpu-pack imad-tiny reproduce reproduce-full documents figures random-directions architectures architecture docs torture clean
+.PHONY: setup demo test test-long test-newest test-oldest test-real test-llamacpp bench-gguf serve-env test-vllm test-vllm-full bench-vllm calibration lint bench gpu gpu-pack imad-tiny reproduce reproduce-full documents figures screenshots random-directions architectures architecture docs torture clean
 
 demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a report page
 	$(BIN)/steerkit demo --out runs/demo
@@ -134,6 +134,9 @@ figures: .venv-figures/.ready  ## every picture and generated table of README an
 	$(PYTHON) -m venv .venv-figures
 	.venv-figures/bin/python $(PIP_INSTALL) --constraint constraints.txt matplotlib pandas
 	touch $@
+
+screenshots: demo $(DEV)  ## pictures of the demo's report in docs; needs Chromium or Chrome
+	$(BIN)/python -m tests.screenshots runs/demo/report.html
 
 random-directions: $(DEV)  ## random against random directions on a finished demo; writes docs/calibration-demo.md
 	$(BIN)/python -m tests.calibration.demo runs/demo

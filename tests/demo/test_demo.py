@@ -69,6 +69,13 @@ def test_every_table_of_the_report_fits_a_desktop_and_its_labels_keep_their_word
     assert tab.js("document.documentElement.scrollWidth") <= 400
 
 
+def test_a_printed_figure_fits_a_page_with_its_caption(demo, tab) -> None:
+    tab.window(1032, media="print")
+    tab.open(demo[2] / "report.html")
+    height = tab.js("Math.max(...[...document.querySelectorAll('figure')].map((e) => e.offsetHeight))")
+    assert 100 < height < 186 / 25.4 * 96  # A4, landscape, without its margins
+
+
 def test_the_reports_tables_have_plain_names_and_p_of_controls_by_rank_only(demo) -> None:
     tables = demo[2] / "tables"
     gains = shown_gains(read_table(tables / "gains.csv")[0])
