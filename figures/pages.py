@@ -186,6 +186,19 @@ def demo_texts(folder: Path) -> str:
     return markdown_table(header, rows)
 
 
+def demo_texts_short(folder: Path) -> str:
+    """README's part of `demo_texts`: the steered texts with trait score and correctness."""
+    table, _ = _read("demo/texts", folder)
+    rows = [
+        [row.question, _as_cell(row.text_steered), f"{row.trait_steered:.2f}",
+         f"{row.answer}: {'yes' if row.right_steered else 'no'}"]
+        for row in table[table["persona"] == "steps"].itertuples()
+    ]  # fmt: skip
+    return markdown_table(
+        ("question", "text, steered to numbered steps", "trait score", "right answer: in the text?"), rows
+    )
+
+
 def _as_cell(text: str) -> str:
     """A text in a cell of a table: line breaks are kept, and nothing in it is Markdown or HTML."""
     for sign, written in (
@@ -244,9 +257,13 @@ def comparison_table(folder: Path) -> str:
     return markdown_table(header, rows)
 
 
+HOLDS, FAILS = "holds", "does not hold"
+"""Verdicts, see docs/glossary.md."""
+
+
 def _sign(low: float, high: float) -> str:
-    """Whether an effect is shown: its whole interval is above 0, below 0, or neither."""
-    return "yes" if low > 0 else "no" if high < 0 else "not shown"
+    """The verdict on an effect: its whole interval is above 0, below 0, or neither."""
+    return HOLDS if low > 0 else FAILS if high < 0 else "not shown"
 
 
 def findings_table(folder: Path) -> str:
@@ -261,7 +278,7 @@ def findings_table(folder: Path) -> str:
             f"{row.perplexity_unsteered:.1f} -> {row.perplexity_steered:.1f}"
         )
         claim = f"[demo](docs/demo.md): steering raises the trait score of {PERSONAS[row.persona]}"
-        rows.append([claim, result, str(meta["n_test"]), "", "yes" if row.steered else "no"])
+        rows.append([claim, result, str(meta["n_test"]), "", HOLDS if row.steered else FAILS])
     effects, _ = _read("recipes/conditional/effects", folder)
     gain = effects.set_index(["quantity", "task"]).loc["conditional over random", "question"]
     fired = _read("recipes/conditional/rates", folder)[0].set_index("task")["rate"]
@@ -274,14 +291,20 @@ def findings_table(folder: Path) -> str:
         "answers to questions, but not texts of another task"
     )
     spared = fired["repeat"] == 0
-    holds = _sign(gain.low, gain.high) if spared else "no"
+    holds = _sign(gain.low, gain.high) if spared else FAILS
     rows.append([claim, result, f"{gain['n']:.0f}", "", holds])
     one = _read("recipes/judge-smollm2/agreement", folder)[0].iloc[0]
     claim = "[judge](docs/concepts/scores.md): SmolLM2-135M as a judge separates cheerful texts from others"
-    result = f"ROC AUC {one.roc_auc:.2f}; {one.n_unread:.0f} other answers are not a number on the scale"
-    rows.append([claim, result, f"{one.n - one.n_unread:.0f}", "", "yes" if one.roc_auc_low > 0.5 else "no"])
-    header = ("claim", "result", "test questions or texts", "training seeds", "holds")
-    return markdown_table(header, [*rows, *_training_findings(folder)])
+    read = f"{one.n - one.n_unread:.0f} of {one.n:.0f} answers are numbers"
+    given = _read("recipes/judge-smollm2/texts", folder)[0]["score"].dropna().unique()
+    read += f", all {given[0]:g}" if len(given) == 1 else ""
+    result = f"{read} (ROC AUC {one.roc_auc:.2f}); the other {one.n_unread:.0f} cannot be read"
+    rows.append([claim, result, f"{one.n:.0f}", "", HOLDS if one.roc_auc_low > 0.5 else FAILS])
+    header = ["claim", "result", "test questions or texts", "training seeds", "verdict"]
+    rows += _training_findings(folder)
+    if not any(row[3] for row in rows):
+        header, *rows = ([*row[:3], row[4]] for row in (header, *rows))
+    return markdown_table(header, rows)
 
 
 FOUND = ("fewer tokens", "as accurate", "helps most", "silent first round", "directions add more", "base's vector")
@@ -559,6 +582,7 @@ def rates_table(folder: Path) -> str:
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "demo": demo_table,
     "demo-texts": demo_texts,
+    "demo-texts-short": demo_texts_short,
     "dose": dose_table,
     "sizes": sizes_table,
     "comparison": comparison_table,
