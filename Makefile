@@ -21,7 +21,7 @@ ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MA
 PRESET ?= tiny
 SEEDS ?= 1
 
-.PHONY: setup demo test test-long test-newest test-oldest test-real test-llamacpp bench-gguf serve-env test-vllm test-vllm-full bench-vllm calibration lint bench gpu gpu-pack imad-tiny reproduce reproduce-full documents figures random-directions architectures architecture docs torture clean
+.PHONY: setup demo test test-long test-newest test-oldest test-real test-llamacpp bench-gguf serve-env test-vllm test-vllm-full bench-vllm calibration lint bench gpu gpu-pack imad-tiny reproduce reproduce-full documents figures screenshots random-directions architectures architecture docs torture clean
 
 demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a report page
 	$(BIN)/steerkit demo --out runs/demo
@@ -135,6 +135,9 @@ figures: .venv-figures/.ready  ## every picture and generated table of README an
 	.venv-figures/bin/python $(PIP_INSTALL) --constraint constraints.txt matplotlib pandas
 	touch $@
 
+screenshots: demo $(DEV)  ## pictures of the demo's report in docs; needs Chromium or Chrome
+	$(BIN)/python -m tests.screenshots runs/demo/report.html
+
 random-directions: $(DEV)  ## random against random directions on a finished demo; writes docs/calibration-demo.md
 	$(BIN)/python -m tests.calibration.demo runs/demo
 
@@ -144,8 +147,7 @@ architectures: $(DEV)  ## run the doctor on a small model of every type in trans
 architecture: $(DEV)  ## update the picture and the generated lists of docs/architecture.md
 	$(BIN)/python -m tests.architecture_page
 
-docs: $(DEV)  ## the documentation site, in runs/site
-	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[docs]'
+docs: $(VENV)/.docs  ## the documentation site, in runs/site
 	$(BIN)/mkdocs build
 	@echo 'the search needs a server: $(BIN)/python -m http.server --bind 127.0.0.1 --directory runs/site'
 
@@ -158,8 +160,12 @@ $(DEV): $(STAMP)
 	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,train,play]'
 	touch $@
 
+$(VENV)/.docs: $(DEV)
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 $(VENV)/.peers: $(STAMP)
-	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,train,play,backends,lm-eval,serve]'
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,train,play,backends,lm-eval,serve,docs]'
 	$(BIN)/python $(PIP_INSTALL) --no-deps steering-vectors==0.12.2 repeng==0.4.0
 	touch $@
 

@@ -64,7 +64,11 @@ def tutorial_tables(names: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
         ignore_index=True,
     )
     curves = pd.concat(
-        [frame.assign(score=score) for score, row in names["panels"].items() for frame in row.values()],
+        [
+            frame.assign(score=score)
+            for score, row in zip(names["units"], names["panels"].values(), strict=True)
+            for frame in row.values()
+        ],
         ignore_index=True,
     )
     settings = names["settings"].assign(chosen=False)
@@ -102,7 +106,15 @@ def write_demo(run: Path, out: Path) -> None:
         table, meta = read_table(run / "tables" / f"{name}.csv")
         write_table(out / "demo" / f"{name}.csv", table, published(meta))
     test, meta = read_table(run / "tables" / "test.parquet")
-    write_table(out / "demo" / "texts.csv", demo_texts(test), published(meta))
+    for name, table in {"texts": demo_texts(test), "controls": demo_controls(test)}.items():
+        write_table(out / "demo" / f"{name}.csv", table, published(meta))
+
+
+def demo_controls(test: pd.DataFrame) -> pd.DataFrame:
+    """Mean trait score and right answers of each control direction over the test questions, at the chosen dose."""
+    steered = test[(test["role"] != "vector") & (test["coefficient"] != 0)]
+    keys = ["persona", "role", "vector"]
+    return steered.groupby(keys, sort=False)[["relative_dose", "trait", "right"]].mean().reset_index()
 
 
 def demo_texts(test: pd.DataFrame, n: int = 3) -> pd.DataFrame:

@@ -212,8 +212,8 @@ def results() -> str:
             "",
             "Slopes on logarithmic axes (1: proportional), each size in a process of its own. MiB are counted above "
             "the memory that the process held after a smaller run; the C library's cache changes them by about 50 MiB, "
-            "so slopes of jobs that stay below that say nothing. "
-            "![growth](growth.png)",
+            "so slopes of jobs that stay below that say nothing. The figure has the seconds. "
+            "![Seconds over the size of each job](growth.png)",
             "",
         ]
         lines += ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]

@@ -1,39 +1,40 @@
-"""Figure of the growth of time and memory with the size of a job."""
+"""Figure of the growth of time with the size of a job."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from steerkit.show.plots import GREY, PALETTE, TWO_COLUMNS, new_figure, styled
-
-QUANTITIES = {"seconds": "seconds", "mib": "MiB above the loaded model"}
+from steerkit.show.plots import GREY, PALETTE, SMALLEST, TWO_COLUMNS, new_figure, styled
 
 
 @styled()
 def growth(measured: pd.DataFrame) -> Any:
-    """A column per job: seconds and MiB over its size, on logarithmic axes, with a dashed line of slope 1 for each.
+    """A panel per job: seconds over its size, on logarithmic axes, with a dashed line of slope 1.
+
+    Memory is in the table only: most jobs take less than the 50 MiB by which the C library's cache changes it.
 
     Args:
-        measured: columns grows (the job), size, seconds, mib; see `benchmarks.growth.table`.
+        measured: columns grows (the job), size, seconds; see `benchmarks.growth.table`.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     jobs = list(measured.groupby("grows", sort=False))
-    figure, grid = new_figure(
-        1.8 * TWO_COLUMNS, 3.6, "Seconds and memory over the size of a job", 2, len(jobs), sharex="col"
-    )
-    for column, (name, part) in zip(grid.T, jobs, strict=True):
-        size = part["size"].to_numpy()
-        for axes, quantity, color in zip(column, QUANTITIES, PALETTE, strict=False):
-            y = part[quantity].clip(lower=1.0 if quantity == "mib" else None).to_numpy()
-            axes.loglog(size, y, "o-", color=color)
-            axes.loglog(size, y[-1] * size / size[-1], color=GREY, lw=0.8, ls="--")
-            axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=FuncFormatter("{0:g}".format))
-            axes.set_xticks(size, [str(s) for s in size])
-            axes.minorticks_off()
-        column[-1].set_xlabel(name)
-    for axes, label in zip(grid[:, 0], QUANTITIES.values(), strict=True):
-        axes.set_ylabel(f"{label}\n(dashed: slope 1)")
+    steepest = max(np.log(part["seconds"].iloc[-1] / part["seconds"].iloc[0])
+                   / np.log(part["size"].iloc[-1] / part["size"].iloc[0]) for _, part in jobs)  # fmt: skip
+    title = f"Seconds grow at most with the power {steepest:.2f} of a job's size"
+    figure, grid = new_figure(TWO_COLUMNS, 3.6, title, -(-len(jobs) // 3), 3)
+    for axes, (name, part) in zip(grid.flat, jobs, strict=True):
+        size, seconds = part["size"].to_numpy(), part["seconds"].to_numpy()
+        axes.loglog(size, seconds, "o-", color=PALETTE[0])
+        axes.loglog(size, seconds[-1] * size / size[-1], color=GREY, lw=0.8, ls="--")
+        axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=FuncFormatter("{0:g}".format))
+        axes.set_xticks(size, [str(s) for s in size])
+        axes.minorticks_off()
+        axes.set_xlabel(name)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("seconds")
+    figure.supxlabel("Dashed: seconds in proportion to the size.", x=0.01, ha="left", size=SMALLEST)
     return figure

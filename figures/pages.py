@@ -18,7 +18,7 @@ import pandas as pd
 
 from figures import agents, debate, debate_tables, dose, growth, recipes, suppression
 from figures.numbers import GENERATED, regenerate
-from steerkit.demo.figures import dose_figure, gain_figure
+from steerkit.demo.figures import dose_figure, dose_title, gain_figure, gain_title
 from steerkit.demo.traits import PERSONAS
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json
@@ -29,8 +29,6 @@ from steerkit.stats.format import interval_text, p_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-RISES = 0.25
-"""A trait score whose mean spans less on validation is not said to rise."""
 HALF = 0.5
 """Effect of a patch from which on a title says that the answer depends on a position."""
 Drawn = tuple[Any, Mapping[str, Any]]
@@ -42,26 +40,20 @@ def _read(name: str, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 def _demo_gains(folder: Path) -> Drawn:
     table, meta = _read("demo/gains", folder)
-    lows = table[table["score"] == "trait"].groupby("persona", sort=False)["low"].min()
-    names = [PERSONAS[str(name)] for name in lows.index[lows > 0]]
-    title = f"Steering raises the trait score of {' and '.join(names)}" if names else "Steering raises no trait score"
-    return gain_figure(table, title), meta
+    return gain_figure(table, gain_title(table)), meta
 
 
 def _demo_dose(folder: Path) -> Drawn:
     table, meta = _read("demo/dose_curves", folder)
-    trait = table[(table["score"] == "trait") & (table["role"] == "vector")]
-    curves = trait.groupby("persona", sort=False)["mean"]
-    span = curves.max() - curves.min()
-    names = [PERSONAS[str(name)] for name in span.index[span >= RISES]]
-    found = f"The trait scores of {' and '.join(names)} rise" if names else "No trait score rises"
-    return dose_figure(table, f"{found} with the dose"), meta
+    chosen = _read("demo/verdicts", folder)[0].set_index("persona")["coefficient"]
+    return dose_figure(table, dose_title(table), chosen.to_dict()), meta
 
 
 def _tutorial(folder: Path) -> Drawn:
     table, meta = _read("tutorial/curves", folder)
     place = f"layer {table['layer'].iloc[0]}"
-    panels = {str(score): {place: part} for score, part in table.groupby("score", sort=False)}
+    units = {"mood": "cheerful minus\ngloomy words\nper text", "perplexity": "perplexity"}
+    panels = {units[str(score)]: {place: part} for score, part in table.groupby("score", sort=False)}
     title = "Steering adds cheerful words, random directions do not"
     return curve_grid(panels, "coefficient", controls=["cheerful/random"], title=title, log=["perplexity"]), meta
 
@@ -79,9 +71,13 @@ def _growth(folder: Path) -> Drawn:
 def _dose(folder: Path) -> Drawn:
     curves, meta = _read("demo/dose_curves", folder)
     means, _ = _read("demo/means", folder)
-    verdict = _read("demo/verdicts", folder)[0].set_index("persona").loc["steps"]
-    found = "more than control directions do" if verdict["steered"] else "no more than control directions do"
-    return dose.dose_with_controls(curves, means, "steps", f"Steering adds numbered lists, {found}"), meta
+    controls, _ = _read("demo/controls", folder)
+    own = means[(means["score"] == "trait") & (means["coefficient"] != 0)].set_index("vector").loc["steps", "mean"]
+    others = controls.loc[controls["persona"] == "steps", "trait"]
+    below = int((others < own).sum())
+    share = f"each of {below}" if below == len(others) else f"{below} of {len(others)}"
+    title = f"Steering adds numbered lists, more than {share} control directions"
+    return dose.dose_with_controls(curves, means, controls, "steps", title), meta
 
 
 def _protocols(folder: Path) -> Drawn:
@@ -101,7 +97,7 @@ def _fact_recall(folder: Path) -> Drawn:
     stream = denoising[denoising["site"] == "resid_post"].set_index(["position", "layer"])["effect"]
     subject = int(stream["country"].loc[lambda effect: effect > HALF].index.max())
     last = int(stream["last (of)"].loc[lambda effect: effect > HALF].index.min())
-    title = f"The answer depends on the country's position\nup to layer {subject}, on the last one from layer {last}"
+    title = f"The answer depends on the country's position up to layer {subject},\non the last one from layer {last}"
     return patching(denoising, "resid_post", title), meta
 
 
@@ -175,6 +171,19 @@ def demo_texts(folder: Path) -> str:
     return markdown_table(header, rows)
 
 
+def demo_texts_short(folder: Path) -> str:
+    """README's part of `demo_texts`: the steered texts with trait score and correctness."""
+    table, _ = _read("demo/texts", folder)
+    rows = [
+        [row.question, _as_cell(row.text_steered), f"{row.trait_steered:.2f}",
+         f"{row.answer}: {'yes' if row.right_steered else 'no'}"]
+        for row in table[table["persona"] == "steps"].itertuples()
+    ]  # fmt: skip
+    return markdown_table(
+        ("question", "text, steered to numbered steps", "trait score", "right answer: in the text?"), rows
+    )
+
+
 def _as_cell(text: str) -> str:
     """A text in a cell of a table: line breaks are kept, and nothing in it is Markdown or HTML."""
     for sign, written in (
@@ -233,9 +242,13 @@ def comparison_table(folder: Path) -> str:
     return markdown_table(header, rows)
 
 
+HOLDS, FAILS, NOT_SHOWN = "holds", "does not hold", "not shown"
+"""Verdicts, see docs/glossary.md."""
+
+
 def _sign(low: float, high: float) -> str:
-    """Whether an effect is shown: its whole interval is above 0, below 0, or neither."""
-    return "yes" if low > 0 else "no" if high < 0 else "not shown"
+    """The verdict on an effect: its whole interval is above 0, below 0, or neither."""
+    return HOLDS if low > 0 else FAILS if high < 0 else NOT_SHOWN
 
 
 def findings_table(folder: Path) -> str:
@@ -250,7 +263,7 @@ def findings_table(folder: Path) -> str:
             f"{row.perplexity_unsteered:.1f} -> {row.perplexity_steered:.1f}"
         )
         claim = f"[demo](docs/demo.md): steering raises the trait score of {PERSONAS[row.persona]}"
-        rows.append([claim, result, str(meta["n_test"]), "", "yes" if row.steered else "no"])
+        rows.append([claim, result, str(meta["n_test"]), "", HOLDS if row.steered else NOT_SHOWN])
     effects, _ = _read("recipes/conditional/effects", folder)
     gain = effects.set_index(["quantity", "task"]).loc["conditional over random", "question"]
     fired = _read("recipes/conditional/rates", folder)[0].set_index("task")["rate"]
@@ -263,15 +276,22 @@ def findings_table(folder: Path) -> str:
         "answers to questions, but not texts of another task"
     )
     spared = fired["repeat"] == 0
-    holds = _sign(gain.low, gain.high) if spared else "no"
+    holds = _sign(gain.low, gain.high) if spared else FAILS
     rows.append([claim, result, f"{gain['n']:.0f}", "", holds])
     for judge, (table, _) in recipes.measured("judge", "agreement", folder).items():
         one = table.iloc[0]
+        given = recipes.measured("judge", "texts", folder)[judge][0]["score"].dropna().unique()
+        result = f"{one.n - one.n_unread:.0f} of {one.n:.0f} answers are numbers"
+        result += f", all {given[0]:g}" if len(given) == 1 else ""
+        result += f" (ROC AUC {one.roc_auc:.2f})"
+        result += f"; the other {one.n_unread:.0f} cannot be read" if one.n_unread else ""
         claim = f"[judge](docs/concepts/scores.md): {judge} as a judge separates cheerful texts from others"
-        result = f"ROC AUC {one.roc_auc:.2f}; {one.n_unread:.0f} other answers are not a number on the scale"
-        rows.append([claim, result, f"{one.n - one.n_unread:.0f}", "", "yes" if one.roc_auc_low > 0.5 else "no"])
-    header = ("claim", "result", "test questions or texts", "training seeds", "holds")
-    return markdown_table(header, [*rows, *_training_findings(folder)])
+        rows.append([claim, result, f"{one.n:.0f}", "", _sign(one.roc_auc_low - 0.5, one.roc_auc_high - 0.5)])
+    header = ["claim", "result", "test questions or texts", "training seeds", "verdict"]
+    rows += _training_findings(folder)
+    if not any(row[3] for row in rows):
+        header, *rows = ([*row[:3], row[4]] for row in (header, *rows))
+    return markdown_table(header, rows)
 
 
 FOUND = ("fewer tokens", "as accurate", "helps most", "silent first round", "directions add more", "base's vector")
@@ -508,6 +528,7 @@ def rates_table(folder: Path) -> str:
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "demo": demo_table,
     "demo-texts": demo_texts,
+    "demo-texts-short": demo_texts_short,
     "dose": dose_table,
     "sizes": sizes_table,
     "comparison": comparison_table,

@@ -167,19 +167,31 @@ def _count(n: float) -> str:
 def caa_curves(tables: Mapping[str, pd.DataFrame], axis: str) -> Any:
     """Gain in the probability of the matching option by layer or dose: a row per model, a column per behavior.
 
-    In grey the mean of the random directions, with the interval of a further one.
+    The title is the finding. In grey the mean of the random directions, with the interval of a further one.
 
     Args:
         tables: model -> the table `by_layer` or `by_dose` of `analysis.recipes.caa`.
         axis: `layer` or `dose`.
     """
     panels = {
-        model: {name.partition("-")[0]: against_random(part, axis) for name, part in _options(table).items()}
+        f"gain in probability of the\nmatching answer, {model}": {
+            name.partition("-")[0]: against_random(part, axis) for name, part in _options(table).items()
+        }
         for model, table in tables.items()
     }
     label = "steered layer, at a dose of 0.2" if axis == "layer" else "dose"
-    title = "Gain in the probability of the matching answer"
-    return curve_grid(panels, label, controls=[RANDOM], title=title, sample=_sample(tables.values()))
+    return curve_grid(panels, label, controls=[RANDOM], title=_finding(tables, axis), sample=_sample(tables.values()))
+
+
+def _finding(tables: Mapping[str, pd.DataFrame], axis: str) -> str:
+    """At how many layers or doses both gains have the sign of the dose, with intervals that exclude 0."""
+    every = pd.concat([table[table["measure"].isin(OPTIONS)].assign(model=model) for model, table in tables.items()])
+    sign = every[axis].map(lambda dose: 1 if axis == "layer" or dose > 0 else -1)
+    intended = every["low"].where(sign > 0, -every["high"]) > 0
+    found = intended.groupby([every["model"], every["behavior"], every[axis]]).all()
+    return (
+        f"CAA moves the answer as intended, and more than random directions, at {found.sum()} of {len(found)} {axis}s"
+    )
 
 
 def against_random(gains: pd.DataFrame, axis: str) -> pd.DataFrame:

@@ -13,8 +13,10 @@ from tests.import_graph import PACKAGES, ROOT, graph, package_graph
 
 PAGE, PICTURE = ROOT / "docs" / "architecture.md", ROOT / "docs" / "imports.svg"
 ROW = re.compile(r"^\| `(\w+)` \| (.*?) \|.*\|$", re.MULTILINE)
-ROW_HEIGHT, LEFT, WIDTH, TOP = 26, 330, 470, 24
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666")
+CELL, LEFT, TOP, RIGHT = 24, 96, 80, 52
+"""Size of a cell, and room for the names: of rows at the left, of columns above, the last of which leans out."""
+TEXT, GRID, SQUARE = "#808080", "#80808055", "#2b8cc4"
+"""Colours that can be read on white and on the dark theme; the picture has no background."""
 
 
 def with_imports(page: str, edges: dict[str, set[str]]) -> str:
@@ -40,26 +42,26 @@ def with_stops(page: str, stops: dict[str, list[list[str]]]) -> str:
 
 
 def picture(edges: dict[str, set[str]]) -> str:
-    """Return an SVG of the packages in order, with an arc from each package up to each one that it imports."""
-    height = TOP + ROW_HEIGHT * len(PACKAGES)
-    y = {name: TOP + ROW_HEIGHT * number for number, name in enumerate(PACKAGES)}
+    """Return an SVG: a matrix with a square where the package of the row imports the package of the column."""
+    side = CELL * len(PACKAGES)
+    width, height = LEFT + side + RIGHT, TOP + side + 2
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">',
-        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="sans-serif" font-size="14" fill="{TEXT}">',
+        f'<path d="M {LEFT} {TOP} l {side} {side}" stroke="{GRID}"/>',
     ]
-    for number, name in enumerate(PACKAGES):
-        colour = COLOURS[number % len(COLOURS)]
-        for other in PACKAGES:
+    for row, name in enumerate(PACKAGES):
+        middle = TOP + CELL * row + CELL // 2
+        lines.append(f'<path d="M {LEFT} {TOP + CELL * (row + 1)} h {side} M {LEFT + CELL * row} {TOP} v {side}" '
+                     f'stroke="{GRID}"/>')  # fmt: skip
+        lines.append(f'<text x="{LEFT - 8}" y="{middle + 5}" text-anchor="end">{name}</text>')
+        lines.append(f'<text transform="translate({LEFT + CELL * row + 13} {TOP - 6}) rotate(-55)">{name}</text>')
+        for column, other in enumerate(PACKAGES):
             if other in edges.get(name, ()):
-                bulge = LEFT - 14 - 1.35 * abs(y[name] - y[other]) * 0.72
                 lines.append(
-                    f'<path d="M {LEFT} {y[name]} C {bulge:.0f} {y[name]} {bulge:.0f} {y[other]} {LEFT} {y[other]}" '
-                    f'fill="none" stroke="{colour}" stroke-opacity="0.75"><title>{name} imports {other}</title></path>'
+                    f'<rect x="{LEFT + CELL * column + 4}" y="{TOP + CELL * row + 4}" width="16" height="16" rx="3" '
+                    f'fill="{SQUARE}"><title>{name} imports {other}</title></rect>'
                 )
-    for number, name in enumerate(PACKAGES):
-        colour = COLOURS[number % len(COLOURS)]
-        lines.append(f'<circle cx="{LEFT}" cy="{y[name]}" r="4" fill="{colour}"/>')
-        lines.append(f'<text x="{LEFT + 12}" y="{y[name] + 5}" font-size="15" fill="black">{name}</text>')
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 

@@ -71,9 +71,9 @@ ABOUT = (
 COLUMNS = [site for site in SITES if site != DEFAULT]
 PARTS = ("attn_out", "mlp_out")
 ABOUT_SITES = (
-    "A column per site besides `resid_post`: **yes** where it was verified in all four blocks, the blocks where it was "
-    "verified in some, and - where it was refused by name. Blocks with attention and MLP in parallel have no "
-    "`resid_mid`; recurrent blocks have no heads `z`; blocks that normalise the sum of stream and sublayer (BERT, "
+    "**Sites** are those besides `resid_post`. A site was verified in all four blocks, or in those that are named; a "
+    "site that is not listed was refused by name. **All**: {columns}. Blocks with attention and MLP in parallel have "
+    "no `resid_mid`; recurrent blocks have no heads `z`; blocks that normalise the sum of stream and sublayer (BERT, "
     "BART), or add more than two outputs, have no part that is added as it is. **Complete** are types whose every "
     "block has each part that it adds verified: {complete} of {works}."
 )
@@ -113,10 +113,14 @@ class Verdict:
         parts = {layer for part in PARTS for layer in self.sites.get(part, ())}
         return self.layers > 0 and len(parts) == self.layers
 
-    def cell(self, site: str) -> str:
-        """The layers of a site, as the page shows them."""
-        found = self.sites.get(site, ())
-        return "yes" if len(found) == self.layers else ", ".join(map(str, found)) or "-"
+    def verified(self) -> str:
+        """The verified sites, as the page shows them; one that not every block has is followed by its blocks."""
+        found = {site: self.sites.get(site, ()) for site in COLUMNS}
+        if all(len(layers) == self.layers for layers in found.values()):
+            return "all"
+        some = [(site, "" if len(layers) == self.layers else f" in {', '.join(map(str, layers))}")
+                for site, layers in found.items() if layers]  # fmt: skip
+        return "; ".join(f"{site}{where}" for site, where in some) or "none"
 
 
 def judge(name: str) -> Verdict:
@@ -191,18 +195,25 @@ def page(verdicts: Sequence[Verdict]) -> str:
         "",
         *wrap(NOTES, 120),
         "",
-        *wrap(ABOUT_SITES.format(complete=sum(one.complete for one in works), works=len(works)), 120),
+        *wrap(
+            ABOUT_SITES.format(
+                columns=", ".join(f"`{site}`" for site in COLUMNS),
+                complete=sum(one.complete for one in works),
+                works=len(works),
+            ),
+            120,
+        ),
         "",
         ", ".join(f"{count[state]} {state}" for state in ("works", "refused", "wrong", "not built")) + ".",
     ]
     for state in ("wrong", "not built", "refused", "works"):
         rows = [verdict for verdict in verdicts if verdict.state == state]
         if rows:
-            columns = COLUMNS if state == "works" else []
-            heads = ["model type", "class", *columns, ""]
+            heads = ["model type", "class", *(["sites"] if state == "works" else []), ""]
             lines += ["", f"## {state.capitalize()} ({len(rows)})", "", f"| {' | '.join(heads)} |"]
             lines.append("|---" * len(heads) + "|")
-            cells = [[row.name, row.made, *map(row.cell, columns), _explained(row)] for row in rows]
+            sites = [[row.verified()] if state == "works" else [] for row in rows]
+            cells = [[row.name, row.made, *own, _explained(row)] for row, own in zip(rows, sites, strict=True)]
             lines += [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join(lines) + "\n"
 
@@ -221,7 +232,7 @@ def main(names: Sequence[str]) -> None:
     for name in names or sorted(CLASSES):
         verdicts.append(apart(name))
         one = verdicts[-1]
-        print(" | ".join([one.name, one.made, one.state, *map(one.cell, COLUMNS), one.note]), flush=True)
+        print(" | ".join([one.name, one.made, one.state, one.verified(), one.note]), flush=True)
     if not names:
         write_text(PAGE, page(verdicts))
 

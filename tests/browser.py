@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -144,17 +145,28 @@ class Tab:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
-    def window(self, width: int, height: int = 900, dark: bool = False, scale: float = 1) -> None:
-        """The size of the page in CSS pixels, and what the reader's system prefers."""
+    def window(
+        self, width: int, height: int = 900, dark: bool = False, scale: float = 1, media: str = "screen"
+    ) -> None:
+        """The size of the page in CSS pixels, what the reader's system prefers, and whether it is printed."""
         sizes = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **sizes)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
 
-    def picture(self, path: Path) -> None:
-        import base64
-
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+    def picture(self, path: Path, between: tuple[str, str] | None = None) -> None:
+        """Write what the window shows; or the page from the top of one element to the end of another."""
+        options: dict[str, Any] = {}
+        if between is not None:
+            self.js("document.documentElement.style.scrollbarWidth = 'none'")  # as in the picture
+            ends = f"[{json.dumps(between[0])}, {json.dumps(between[1])}].map((s) => document.querySelector(s))"
+            width, top, bottom = self.js(
+                f"(([a, b]) => [innerWidth, a.getBoundingClientRect().top, b.getBoundingClientRect().bottom])({ends})"
+            )
+            room = min(top, 12)
+            clip = {"x": 0, "y": top - room, "width": width, "height": bottom - top + room + 4, "scale": 1}
+            options = {"clip": clip, "captureBeyondViewport": True}
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png", **options)["data"]))
 
     def close(self) -> None:
         self.browser.call("Target.closeTarget", targetId=self.target)

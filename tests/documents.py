@@ -56,9 +56,8 @@ def languages_of(page: Path) -> set[str]:
 
 
 def furnish(folder: Path, checkpoint: Path) -> Path:
-    """Put what a checkout has after `make setup` into a folder: docs, the environment, and the demo's weights."""
+    """Put what a checkout has into a folder: docs, and the demo's weights. `bash` activates the environment."""
     (folder / "docs").symlink_to(DOCS)
-    (folder / ".venv").symlink_to(sys.prefix)
     (folder / checkpoint.name).symlink_to(checkpoint)
     return folder
 

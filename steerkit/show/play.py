@@ -152,9 +152,9 @@ class GenerationRequest:
 
 
 class Texts(NamedTuple):
-    """Both texts so far.
+    """The three texts so far.
 
-    Args:
+    Attributes:
         unsteered: the text without steering.
         steered: the text with it.
         control: the text with a random direction in place of each vector, of the same norm and strength.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,7 +213,7 @@ def curve_grid(
         title: printed above the grid.
         zero: score -> the value to mark with a horizontal line.
         log: the scores with a logarithmic axis.
-        labels: series -> its text in the legend; default its name.
+        labels: series -> its text in the legend; default its name, of several controls with their number (column k).
         width: of the figure, in inches.
         sample: what the intervals are over and how many of it there are; default: the number of prompt groups.
 
@@ -228,7 +228,7 @@ def curve_grid(
             f"expected the same personas for every score, at least one; got {names}. Pass a frame for each of them."
         )
     looks = _looks(frames, series, controls)
-    legend_text = {name: (labels or {}).get(name, name) for name in looks}
+    legend_text = _with_numbers(looks, frames, series) | dict(labels or {})
     legend_columns = max(1, min(len(looks), int(width * 15) // (max(map(len, legend_text.values())) + 8)))
     doses = {persona: _dose_per_coefficient([row[persona] for row in panels.values()]) for persona in names[0]}
     height = max(1.65, 1.1 * len(panels)) + 0.14 * math.ceil(len(looks) / legend_columns)
@@ -247,6 +247,10 @@ def curve_grid(
                 axes.axhline(zero[score], color=INK, lw=0.7, ls=(0, (2, 2)), zorder=1)
             if score in log:
                 _set_log_axis(axes, min(float(part["mean"].min()) for part in row.values()))
+                if len(cut := frame[frame["low"] < axes.get_ylim()[0]]):
+                    at = np.full(len(cut), axes.get_ylim()[0])
+                    marks = {"color": INK, "marker": "v", "ls": "", "ms": 3.5, "clip_on": False, "zorder": 6}
+                    (handles["the band reaches below the axis"],) = axes.plot(cut["coefficient"], at, **marks)
             most_ticks = 8 if len(doses) == 1 else 5
             axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(most_ticks, steps=[1, 2, 4, 5, 10]))
     for (persona, dose), top, bottom in zip(doses.items(), grid[0], grid[-1], strict=True):
@@ -258,7 +262,7 @@ def curve_grid(
     n_missing = max(int(frame["n_missing"].max()) if "n_missing" in frame else 0 for frame in frames)
     text = sample or f"n = {_range_text(pd.concat([frame['n'] for frame in frames]))} prompt groups"
     if n_missing:
-        text += f", {n_missing} missing at most"
+        text += f" ({n_missing} at most without a value)"
     _draw_legend(figure, handles, text, legend_columns, ["grey"] if bands and {*bands} <= {*controls} else bands)
     return figure
 
@@ -267,6 +271,13 @@ def _further_controls(frames: Sequence[pd.DataFrame], series: str) -> list[str]:
     """The series whose intervals are those of a further control: they have k controls (`SweepResult.control_curve`)."""
     rows = pd.concat([frame[frame["k"] > 0] for frame in frames if "k" in frame] or [pd.DataFrame({series: []})])
     return [str(name) for name in rows[series].unique()]
+
+
+def _with_numbers(names: Iterable[str], frames: Sequence[pd.DataFrame], series: str) -> dict[str, str]:
+    """Name of a series -> its text in the legend, with the number of controls where it is a mean over several."""
+    rows = pd.concat([frame.reindex(columns=[series, "k"]) for frame in frames])
+    counted = rows.groupby(rows[series].astype(str))["k"].max()
+    return {name: name if pd.isna(counted[name]) else f"{name}: mean of {counted[name]:.0f}" for name in names}
 
 
 def _set_log_axis(axes: Any, least: float) -> None:
@@ -300,6 +311,10 @@ class _Look:
     band: float
     linestyle: Any = "-"
     marker: str = ""
+
+
+MOST_ROWS = 12
+"""Layers that `patching` draws below each other; more are drawn side by side."""
 
 
 @styled()
@@ -597,9 +612,11 @@ def heat_map(
         axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink)
     for axis, names in ((axes.xaxis, frame.columns), (axes.yaxis, frame.index)):
         texts = [name if isinstance(name, str) else f"{name:g}".replace("-", MINUS) for name in names]
-        axis.set_ticks(np.arange(len(names)) + 0.5, texts)
+        every = max(1, math.ceil(0.17 / cell_width)) if axis is axes.xaxis else 1
+        texts = texts[::every]
+        axis.set_ticks(np.arange(len(names))[::every] + 0.5, texts)
         axis.set_label_text(str(names.name or ""))
-        if axis is axes.xaxis and 0.06 * max(map(len, texts)) > cell_width:
+        if axis is axes.xaxis and 0.06 * max(map(len, texts)) > cell_width * every:
             axis.set_ticks(axis.get_ticklocs(), texts, rotation=40, ha="right", rotation_mode="anchor")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -613,7 +630,10 @@ def heat_map(
 
 
 def patching(table: pd.DataFrame, site: str, title: str | None = None) -> Figure:
-    """Draw the effects of patching one site as a heat map, layers x positions; white is 0, the unpatched run.
+    """Draw the effects of patching one site as a heat map, layers x positions; positions x layers of many layers.
+
+    An effect is the share of the difference between two runs that the patch makes up for: white is 0, the unpatched
+    run; 1 is the run that activations are taken from.
 
     Args:
         table: `PatchResult.table`; without `head` and `token` too.
@@ -638,7 +658,9 @@ def patching(table: pd.DataFrame, site: str, title: str | None = None) -> Figure
     frame = rows.assign(place=place, shown=shown).pivot(index="place", columns="shown", values="effect")
     frame = frame.loc[list(dict.fromkeys(place)), list(dict.fromkeys(shown))]
     frame.index.name, frame.columns.name = "layer.head" if heads else "layer", "position"
-    return heat_map(frame, f"effect of {site}", centre=0.0, n=rows["n"], title=title, digits=2)
+    frame = frame.T if len(frame) > MOST_ROWS else frame
+    label = f"effect of patching {site}\n(0: unpatched run, 1: other run)"
+    return heat_map(frame, label, centre=0.0, n=rows["n"], title=title, digits=2)
 
 
 @styled()
@@ -647,7 +669,8 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
 
     Args:
         frame: one row per name and comparison: name (its rows are grouped below it), comparison, gain (the mean), low,
-            high, n (prompt groups), p (already adjusted, by `steerkit.stats.multiple.holm`, where it must be).
+            high, n (prompt groups), p (of the sign-flip test; already adjusted, by `steerkit.stats.multiple.holm`,
+            where it must be), and optionally p_rank, a column of its own.
         label_x: what the gain is, with its unit.
         title: printed above the axes.
 
@@ -657,7 +680,10 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
     _check_columns(frame, ["name", "comparison", "gain", "low", "high", "n", "p"])
     digits = digits_for(frame["gain"])
     left = [""]
-    right = [f"{'mean [95 % interval]':>20} {'n':>3} {'p':>7}"]
+    tests = {"p": "p", **({"p_rank": "p by rank"} if "p_rank" in frame else {})}
+    widths = {name: max(7, len(text)) for name, text in tests.items()}
+    heads = "  ".join(f"{text:>{widths[name]}}" for name, text in tests.items())
+    right = [f"{'mean [95 % interval]':>20} {'n':>3} {heads}"]
     lines = len(frame) + frame["name"].nunique()
     figure, [[axes]] = new_figure(TWO_COLUMNS, 0.17 * lines + 0.75 + 0.2 * bool(title), title)
     for name, part in frame.groupby("name", sort=False):
@@ -668,7 +694,8 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
             axes.plot(row["gain"], len(left), "o", color=PALETTE[0], markersize=4)
             estimate = interval_text(row["gain"], row["low"], row["high"], digits, typographic=True)
             left.append(str(row["comparison"]))
-            right.append(f"{estimate:>20} {row['n']:>3.0f} {DASH if math.isnan(row['p']) else p_text(row['p']):>7}")
+            cells = (f"{DASH if pd.isna(row[name]) else p_text(row[name]):>{widths[name]}}" for name in tests)
+            right.append(f"{estimate:>20} {row['n']:>3.0f} {'  '.join(cells)}")
     axes.axvline(0, color=INK, lw=0.7, zorder=1)
     axes.set_yticks(range(len(left)), left)
     for text, tick in zip(right, axes.get_yticklabels(), strict=True):

@@ -84,7 +84,7 @@ def write_report(
         style=_source("report.css"),
         script=_source(*SCRIPTS),
         lede=_lede(sweep),
-        facts=_facts(sweep.meta),
+        facts=_facts(sweep),
         summary=results is not None or len(summary) > 0,
         results=results,
         sentences=[] if results else list(summary),
@@ -175,6 +175,8 @@ def _csp_hash(source: str) -> str:
 def _lede(sweep: SweepResult) -> str:
     """The size of the sweep in one sentence: texts, vectors, layers, coefficients, prompts, samples."""
     table = sweep.table
+    texts = next(iter(sweep.counts().values()))  # without the repeated ones at coefficient 0
+    rows = f" ({len(table)} rows)" if texts < len(table) else ""
     words = {"vector": "vector", "layer": "layer", sweep.axis: sweep.axis, "prompt_id": "prompt"}
     parts = []
     scored = "choice" in table
@@ -184,11 +186,12 @@ def _lede(sweep: SweepResult) -> str:
             parts.append(f"{count} {word}" + "s" * (count > 1))
     checkpoint = sweep.meta.get("checkpoint")
     of = f" of {Path(str(checkpoint)).name}" if checkpoint else ""
-    return f"{len(table)} {'scored choices' if scored else 'texts'}{of}: {', '.join(parts)}."
+    return f"{texts} {'scored choices' if scored else 'texts'}{rows}{of}: {', '.join(parts)}."
 
 
-def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(sweep: SweepResult) -> list[tuple[str, str]]:
     """The provenance as `(name, text)`, in the order of the page; missing values are "not recorded"."""
+    meta = sweep.meta
     missing = "not recorded"
     weights, dtype, device = (meta.get(key) for key in ("weights", "dtype", "device"))
     computed = f"computed in {dtype}" + (f" on {device}" if device else "") if dtype else ""
@@ -203,7 +206,7 @@ def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "n_layers" in meta:
         facts.append(("Model", f"{meta['n_layers']} blocks, width {meta.get('d_model', missing)}"))
     if "operation" in meta:
-        facts.append(("Steering", f"{_each(meta['operation'])}, positions: {_each(meta.get('positions', missing))}"))
+        facts.append(("Steering", f"{_each(meta['operation'])}, positions: {_positions(sweep) or missing}"))
     if "max_new_tokens" in meta:
         greedy = not meta.get("temperature")
         how = "greedy" if greedy else f"temperature {meta['temperature']:g}, top p {meta.get('top_p', 1):g}"
@@ -214,6 +217,18 @@ def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in (meta.get("versions") or {}).items())
     seed = meta.get("seed")
     return [*facts, ("Seed", missing if seed is None else str(seed)), ("Versions", versions or missing)]
+
+
+def _positions(sweep: SweepResult) -> str:
+    """The steered positions; where vectors differ in them, those of each vector that is no control."""
+    table = sweep.table
+    if "positions" not in table:
+        return _each(sweep.meta.get("positions", ""))
+    own = [name for name, (role, _) in sweep.roles().items() if role == "vector"]
+    several = {str(name): " and ".join(part.unique()) for name, part in table.groupby("vector")["positions"]}
+    if len(set(several.values())) == 1:
+        return next(iter(several.values()))
+    return "; ".join(f"{name}: {several[name]}" for name in own or several)
 
 
 def _each(value: Any) -> str:

@@ -38,6 +38,8 @@ class Condition:
         decide: `"prompt"`: once per row, at the last position of the prompt; the steering then acts at all of its
             positions or at none. `"token"`: at each position by the stream of this position.
         meta: provenance of the threshold, see `calibrate_condition`; not compared.
+
+    Attributes:
         weights: made from `direction`: the score is `h . weights + offset`.
         offset: see `weights`.
 

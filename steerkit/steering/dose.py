@@ -71,7 +71,9 @@ def median_norms(
     Args:
         texts: `(prompt, continuation)` as token ids.
         layers: block indices; None: all that have the site.
-        positions, operation, site: those of the steering.
+        positions: those of the steering.
+        operation: that of the steering.
+        site: that of the steering.
 
     Returns:
         Layer -> norm; empty where no position is steered.

@@ -28,6 +28,7 @@ RESERVED = {
     "prompt_id",
     "sample",
     "prompt_ids",
+    "messages",
     "ids",
     "text",
     "n_tokens",

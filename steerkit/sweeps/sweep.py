@@ -28,6 +28,7 @@ from steerkit.sweeps.result import SweepResult
 from steerkit.sweeps.store import open_store
 from steerkit.sweeps.table import scored_row, sweep_table, warn_of_overflows, written_row
 from steerkit.text.prompt import Prompt, PromptLike, render
+from steerkit.text.tokens import special_tokens
 from steerkit.vectors.vector import SteeringVector
 
 
@@ -103,14 +104,14 @@ def sweep(
 
     Returns:
         `SweepResult` with columns vector, role, control_of, layer, coefficient, prompt_id, group, sample, text, ids
-        (new token ids, the end token included), n_tokens, finished, relative_dose (`|coefficient| * |v| / norm` at
-        that layer; for several layers their mean; NaN for operations other than `add` and `add_normed`), prompt,
-        prompt_ids, reference, the settings, and the weights' dtype or quantisation. A row whose logits overflowed has
-        no text and no n_tokens. With `when` also share_steered of a generated row: the share of the positions that
-        decided its tokens (the last one of the prompt, and all new tokens but the last) where the steering acted; 0 at
-        coefficient 0. With `choices` also choice, log_prob and probability (among the choices of a prompt);
-        `text` is the choice, `sample` its index. Select one choice per prompt for curves and gains:
-        `result.where(result.table["choice"] == ...)`.
+        (new token ids, the end token included), n_tokens, finished, relative_dose (`|coefficient| * |v| / norm` at that
+        layer; for several layers their mean; NaN for operations other than `add` and `add_normed`), prompt, prompt_ids,
+        messages (JSON, where prompts are chats), reference, the settings, and the weights' dtype or quantisation. A row
+        whose logits overflowed has no text and no n_tokens. With `when` also share_steered of a generated row: the
+        share of the positions that decided its tokens (the last one of the prompt, and all new tokens but the last)
+        where the steering acted; 0 at coefficient 0. With `choices` also choice, log_prob and probability (among the
+        choices of a prompt); `text` is the choice, `sample` its index. Select one choice per prompt for curves and
+        gains: `result.where(result.table["choice"] == ...)`.
 
     Warns:
         UserWarning: rows that overflowed, by name; a device kind or versions other than those the sweep was begun with;
@@ -222,6 +223,7 @@ def sweep(
             "n_prompts": len(rows),
             "rows": config["rows"],
             "chat_template_kwargs": config["chat_template_kwargs"],
+            "special_tokens": special_tokens(tokenizer, (prompt.ids for prompt in rendered.values())),
             "vectors": {name: vector.content() for name, vector in named.items()},
             **({} if when is None else {"when": described(when)}),
         }

@@ -12,11 +12,12 @@ from steerkit.capture.activations import Layer
 from steerkit.generation.choices import probabilities
 from steerkit.generation.engine import Continuation
 from steerkit.generation.generate import text_of
+from steerkit.io.json import canonical_json
 from steerkit.steering.dose import relative_dose
 from steerkit.steering.steering import Steering
 from steerkit.sweeps.layers import natural_order
 from steerkit.sweeps.plan import Place, Planned
-from steerkit.text.prompt import Prompt
+from steerkit.text.prompt import Prompt, PromptLike, messages_of
 from steerkit.vectors.controls import roles_of
 from steerkit.vectors.vector import SteeringVector
 
@@ -69,6 +70,8 @@ def sweep_table(
     roles = roles_of(named)
     unsteered = {place: steering.scaled(0.0) for place, steering in steerings.items()}
     own = ("id", "group", "prompt", "choices")
+    messages = {one.prompt["id"]: _messages(one.prompt["prompt"]) for one in plan}
+    chats = any(text is not None for text in messages.values())
     further = dict.fromkeys(key for one in plan for key in one.prompt if key not in own)
     rows = []
     for one in plan:
@@ -89,6 +92,7 @@ def sweep_table(
                     "group": row["group"],
                     "prompt": prompts[row["id"]].text,
                     "prompt_ids": prompts[row["id"]].ids,
+                    **({"messages": messages[row["id"]]} if chats else {}),
                     **{column: row.get(column) for column in further},
                     **scored,
                     "text": found["text"],
@@ -110,6 +114,11 @@ def sweep_table(
         table = table.assign(log_prob=log_probs)
         table.insert(table.columns.get_loc("log_prob") + 1, "probability", shares.astype(float))
     return table
+
+
+def _messages(prompt: PromptLike) -> str | None:
+    """The messages of a chat as JSON; None for a string or a `Prompt`."""
+    return None if isinstance(prompt, str | Prompt) else canonical_json(messages_of(prompt))
 
 
 def _share_steered(written: Mapping[str, Any]) -> float:

@@ -116,6 +116,13 @@ def decode(tokenizer: Any, ids: Ids, skip_special: bool = True) -> str:
     return str(both[len(before) :] if both.startswith(before) else tokenizer.decode(list(ids), **options))
 
 
+def special_tokens(tokenizer: Any, texts: Iterable[Ids]) -> dict[str, int]:
+    """The special tokens among the ids of texts, each with its id."""
+    known = getattr(tokenizer, "added_tokens_decoder", {})
+    used = {token for ids in texts for token in ids}
+    return {str(token): number for number, token in known.items() if token.special and number in used}
+
+
 def continuation_ids(tokenizer: Any, text: str | Ids) -> tuple[int, ...]:
     """The ids of a continuation: of a text by `encode`; ids are returned as they are."""
     if isinstance(text, str):

@@ -48,6 +48,7 @@ from analysis.paper.reproduce import (  # fmt: skip
     finished_seeds,
     note_start,
     plan,
+    seconds_left,
     seeds_of,
     waiting_for,
 )
@@ -108,7 +109,19 @@ def test_running_steps_are_reported_with_the_last_line_of_their_logs(tmp_path, m
     work = ("-n", "1", "-r", "1", "-s", f"print({line!r}, flush=True)", until)
     monkeypatch.setattr(reproduce, "print", lambda text, **_: _note(text, line, tmp_path / "seen"), raising=False)
     carry_out([Step("training", "timeit", work)], tmp_path, workers=1)
-    assert "0 of 1 steps done" in (tmp_path / "seen").read_text()
+    assert "0 of 1 steps done, no estimate before the first one is done" in (tmp_path / "seen").read_text()
+
+
+def test_a_report_estimates_the_rest_from_the_finished_steps_of_each_module(tmp_path) -> None:
+    names = {"a": "train", "b": "train", "c": "train", "d": "analyse", "e": "draw"}
+    steps = [Step(name, module, ()) for name, module in names.items()]
+    assert seconds_left(steps, {}, {"a": 50.0}, 2) is None
+    done = {"a": 600.0, "d": 120.0}
+    assert seconds_left(steps, done, {"b": 200.0}, 2) == ((600 - 200) + 600 + (600 + 120) / 2) / 2
+    assert seconds_left(steps, done, {"b": 900.0}, 1) == 0 + 600 + 360
+    (tmp_path / "b.log").write_text("SFT: 3 of 8\n")
+    report = reproduce._report(steps, done, {"b": 200.0}, 2, tmp_path)
+    assert report.splitlines() == ["2 of 5 steps done, about 11 min left", "  b, 3 min: SFT: 3 of 8"]
 
 
 def _note(text: str, line: str, seen: Path) -> None:

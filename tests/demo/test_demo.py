@@ -5,8 +5,9 @@ import json
 import pandas as pd
 import pytest
 
+from steerkit.demo.pages import shown_gains, shown_means
 from steerkit.demo.questions import PLAIN, instruction_pairs, read_questions, split
-from steerkit.demo.run import DemoSettings, run_demo
+from steerkit.demo.run import SCORES, DemoSettings, run_demo
 from steerkit.demo.traits import PERSONAS, TRAITS, has_answer
 from steerkit.io.json import canonical_json
 from steerkit.io.run_folder import ConfigurationChanged
@@ -53,6 +54,38 @@ def test_the_demo_writes_every_table_figure_and_page(demo) -> None:
     assert {"right_unsteered", "right_steered", "right_kept_low", "gain_over_zero_high", "layer"} <= set(verdicts)
     assert gains["weights"].eq("float32").all()
     assert (gains["p_holm"].dropna() >= gains["p"].dropna()).all()
+
+
+def test_every_table_of_the_report_fits_a_desktop_and_its_labels_keep_their_words_on_a_phone(demo, tab) -> None:
+    page = demo[2] / "report.html"
+    tab.window(1280)
+    tab.open(page)
+    boxes = "[...document.querySelectorAll('#summary .scroll, #tables .scroll')]"
+    assert tab.js(f"{boxes}.map((e) => e.scrollWidth - e.clientWidth)") == [0] * 5
+    tab.window(400)
+    labels = "[...document.querySelectorAll('#summary td, #tables td')].map((e) => getComputedStyle(e, '::before'))"
+    assert set(tab.js(f"{labels}.map((s) => s.overflowWrap)")) == {"normal"}
+    assert tab.js(f"Math.min(...{labels}.map((s) => parseFloat(s.width)))") > 100
+    assert tab.js("document.documentElement.scrollWidth") <= 400
+
+
+def test_a_printed_figure_fits_a_page_with_its_caption(demo, tab) -> None:
+    tab.window(1032, media="print")
+    tab.open(demo[2] / "report.html")
+    height = tab.js("Math.max(...[...document.querySelectorAll('figure')].map((e) => e.offsetHeight))")
+    assert 100 < height < 186 / 25.4 * 96  # A4, landscape, without its margins
+
+
+def test_the_reports_tables_have_plain_names_and_p_of_controls_by_rank_only(demo) -> None:
+    tables = demo[2] / "tables"
+    gains = shown_gains(read_table(tables / "gains.csv")[0])
+    controls = gains["over"] != "coefficient 0"
+    assert gains.loc[controls, "p (sign-flip, Holm)"].isna().all() and gains.loc[~controls, "p by rank"].isna().all()
+    means = shown_means(read_table(tables / "means.csv")[0])
+    shown = {str(value) for table in (gains, means) for column in table for value in (column, *table[column])}
+    assert not any(name in shown for name in (*SCORES, "p_rank", "p_holm", *PERSONAS))
+    assert {"numbered steps: random directions", "ROUGE-L with the reference"} <= shown
+    assert not gains["score"].isna().any() and not means["vector"].isna().any()
 
 
 def test_every_dose_has_its_controls_and_the_test_has_its_random_directions(demo) -> None:

@@ -15,8 +15,10 @@ from figures import pages, recipes
 from figures.numbers import faults
 from figures.pages import PICTURES, RESULTS, ROOT
 from steerkit.io.tables import read_table, write_table
+from tests.screenshots import SHOTS
 
-SCREENSHOTS = {"docs/explorer-light.png", "docs/explorer-dark.png"}
+SCREENSHOTS = {f"docs/{name}" for name in SHOTS}
+"""What `make screenshots` writes."""
 GENERATED_PAGES = {
     "docs/results.md",
     "docs/results-smollm2.md",
@@ -54,10 +56,15 @@ def shown() -> set[str]:
 def test_every_picture_of_a_page_is_drawn_from_results() -> None:
     drawn_by_scripts = recipes.pictures(RESULTS)
     assert shown() - SCREENSHOTS <= set(PICTURES) | set(drawn_by_scripts)
+    assert shown() >= SCREENSHOTS
     for name, stored in drawn_by_scripts.items():
         assert (ROOT / name).read_bytes() == stored.read_bytes(), name
-    for name in shown() - SCREENSHOTS:
+    for name in shown():
         assert (ROOT / name).is_file(), name
+
+
+def test_every_picture_of_docs_is_on_a_page() -> None:
+    assert {relative(path) for path in (ROOT / "docs").rglob("*.png")} <= shown()
 
 
 @pytest.mark.parametrize("name", THERE)

@@ -27,6 +27,8 @@ def test_a_further_random_direction_is_drawn_where_the_gain_over_it_says(axis: s
     assert random[["mean", "low", "high"]].tolist() == pytest.approx([0.05, -0.15, 0.2])
     assert ((recipes.CAA, 0) in curve.index) == (axis == "dose")
     figure = recipes.caa_curves({"small": gains(axis, (-2, 2))}, axis)
+    assert figure.get_suptitle().endswith(f"at {1 + (axis == 'layer')} of 2 {axis}s")  # a dose of -2 should lower it
+    assert "gain in probability" in figure.axes[0].get_ylabel()
     assert "myopic" in {axes.get_title(loc) for axes in figure.axes for loc in ("left", "center")}
     assert "k = 19 random directions" in figure.legends[0].get_title().get_text()
 

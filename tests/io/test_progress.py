@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -38,17 +39,58 @@ def test_a_log_has_one_line_of_what_takes_long_and_none_of_what_does_not(monkeyp
     assert capsys.readouterr().err == "loading m ...\n"
 
 
-def test_a_terminal_has_a_spinner_that_turns_while_another_stream_stands_in_and_then_goes() -> None:
+def of_a_terminal(code: str) -> bytes:
+    """What a program writes to a terminal as its stderr."""
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
-    subprocess.run([sys.executable, "-c", SPINNING], stderr=theirs, env=environment, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""
     with contextlib.suppress(OSError):  # how a terminal that was closed ends
         while part := os.read(ours, 1 << 16):
             shown += part
     os.close(ours)
+    assert process.wait() == 0
+    return shown
+
+
+SLOW = """
+import time
+from steerkit.io.progress import progress
+real = time.monotonic
+slow = lambda: 60 * real()  # rich's clock: a batch of 1.5 s takes 90 s
+import rich.progress
+rich.progress.Progress.__init__.__kwdefaults__["get_time"] = slow
+with progress("sweep", 8) as advance:
+    for n in (1, 1):
+        time.sleep(1.5)
+        advance(n)
+    time.sleep(0.5)
+"""
+
+
+def test_a_terminal_estimates_the_rest_also_where_a_batch_takes_longer_than_half_a_minute() -> None:
+    shown = of_a_terminal(SLOW).decode()
+    minutes = [int(found) for found in re.findall(r"about 0:(\d\d):\d\d left", shown)]
+    assert "1/8" in shown and "2/8" in shown
+    assert minutes and 10 <= minutes[0] < 40  # 7 batches of 90 s, and the load of the machine
+
+
+def test_a_log_estimates_the_rest_from_the_first_unit_on(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    with progress.progress("sweep", 4) as advance:
+        advance(0)
+        time.sleep(0.5)
+        advance(1)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "sweep: 0 of 4, 0 s"
+    assert re.fullmatch(r"sweep: 1 of 4, [01] s, about [12] s left", second)
+    assert progress.remaining(90, 3, 12) == 270
+
+
+def test_a_terminal_has_a_spinner_that_turns_while_another_stream_stands_in_and_then_goes() -> None:
+    shown = of_a_terminal(SPINNING)
     frames = {
         frame for frame in "\u280b\u2819\u2839\u2838\u283c\u2834\u2826\u2827\u2807\u280f" if frame.encode() in shown
     }

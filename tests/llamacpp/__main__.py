@@ -12,12 +12,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import steerkit as sk
+from steerkit.io.markdown import markdown_table
 from steerkit.io.versions import versions
 from steerkit.models.ends import ends_of
 from steerkit.text.prompt import Prompt, render
@@ -116,6 +118,13 @@ def top_logs(model: Any, row: dict[str, Any]) -> torch.Tensor:
     return logs.gather(-1, torch.tensor(row["top"]))
 
 
+def transposed(rows: Sequence[Mapping[str, object]]) -> str:
+    """A column per checkpoint, whose name is in the first key; a row per further key."""
+    first, *further = rows[0]
+    heads = (first, *(str(row[first]) for row in rows))
+    return markdown_table(heads, [(key, *(str(row[key]) for row in rows)) for key in further])
+
+
 def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -153,9 +162,7 @@ def main() -> int:
         "(Gemma) is read from a table of float16 numbers. The table rounds its input, so two inputs that differ in the "
         "last bit can get clearly different outputs.",
         "",
-        "| " + " | ".join(rows[0]) + " |",
-        "|" + "---|" * len(rows[0]),
-        *("| " + " | ".join(map(str, row.values())) + " |" for row in rows),
+        transposed(rows),
         "",
         "`texts with other ids`: number of prompts that llama.cpp's own tokenizer splits into other tokens. Both sides "
         "are compared on steerkit's ids.",

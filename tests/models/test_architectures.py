@@ -170,6 +170,6 @@ def test_a_model_whose_cache_is_its_own_is_read_and_not_generated_with(name: str
 def test_the_page_counts_every_state_and_names_the_worst_first() -> None:
     sites = {"resid_pre": [0, 1], "attn_out": [0, 1], "mlp_out": [0, 1], "z": [1]}
     written = page([Verdict("a", "A", "works", "fine", sites, 2), Verdict("b", "B", "wrong", "cache: no")])
-    assert "| a | A | yes | 1 | yes | - | yes | fine |" in written and "1 of 1." in written
+    assert "| a | A | resid_pre; z in 1; attn_out; mlp_out | fine |" in written and "1 of 1." in written
     assert "1 works, 0 refused, 1 wrong, 0 not built." in written
     assert written.index("## Wrong (1)") < written.index("| b | B | cache: no |") < written.index("## Works (1)")

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from tests.architecture_page import PAGE, PICTURE, ROW, picture, stops, with_imports
+from tests.browser import Tab
 from tests.import_graph import PACKAGES, graph, package_graph
 
 
@@ -31,13 +32,30 @@ def test_the_page_names_the_imports_of_each_package() -> None:
     assert with_imports(page, package_graph(graph())) == page, "run: make architecture"
 
 
-def test_the_picture_shows_every_import_and_each_line_leads_upwards() -> None:
+def test_the_picture_shows_every_import_left_of_the_diagonal() -> None:
     drawn = PICTURE.read_text(encoding="utf-8")
     edges = package_graph(graph())
     assert drawn == picture(edges), "run: make architecture"
     arrows = re.findall(r"<title>(\w+) imports (\w+)</title>", drawn)
     assert set(arrows) == {(name, other) for name in PACKAGES for other in edges[name] if other in PACKAGES}
     assert all(PACKAGES.index(other) < PACKAGES.index(name) for name, other in arrows)
+
+
+def test_nothing_of_the_picture_is_cut_or_overlaps_and_it_has_no_background(tab: Tab) -> None:
+    tab.open(PICTURE)
+    whole, boxes = tab.js(
+        "(() => { const box = (e) => (({ left, top, right, bottom }) => [left, top, right, bottom])"
+        "(e.getBoundingClientRect());"
+        " return [box(document.documentElement), [...document.querySelectorAll('rect, text')].map(box)] })()"
+    )
+    assert len(boxes) == len(PICTURE.read_text().split("<title>")) - 1 + 2 * len(PACKAGES)
+    assert all(left >= whole[0] and top >= whole[1] and right <= whole[2] and bottom <= whole[3]
+               for left, top, right, bottom in boxes)  # fmt: skip
+    squares = tab.js(
+        "[...document.querySelectorAll('rect')].map((e) => ['x', 'y', 'width', 'fill'].map((a) => e.getAttribute(a)))"
+    )
+    assert len({(x, y) for x, y, _, _ in squares}) == len(squares)
+    assert {width for _, _, width, _ in squares} == {"16"} and "white" not in {fill for *_, fill in squares}
 
 
 @pytest.mark.parametrize("flow", ["coefficient", "trace"])

@@ -118,9 +118,18 @@ def test_every_block_is_run_here_or_by_a_named_test_and_at_most_five_are_not() -
         assert name in text or f'"{folder}"' in text, test
 
 
-def test_no_test_of_the_documents_replaces_the_function_that_loads_a_model() -> None:
-    for name in ("project/test_docs.py", "project/test_recipes.py", "training/test_documented_stages.py"):
-        assert "sk, " + '"load' not in (ROOT / "tests" / name).read_text(encoding="utf-8"), name
+REPLACES = re.compile(r"""(?:setattr|patch\.object|patch\.multiple)\(\s*(?:sk|steerkit)\b|patch\(\s*["']steerkit\.load""")
+"""What would replace a public function: `monkeypatch.setattr(sk, ...)`, `mock.patch.object(sk, ...)`."""
+
+
+def test_no_test_that_reads_a_document_replaces_a_public_function() -> None:
+    readers = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if path != Path(__file__) and re.search(r"""\bDOCS\b|["']docs["'/]|docs/[\w/-]+\.md""", text):
+            readers.append(path.name)
+            assert not REPLACES.search(text), path
+    assert {"test_headers.py", "test_recipes.py", "test_documented_stages.py"} <= set(readers)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
@@ -149,6 +158,18 @@ def test_the_reference_names_every_public_name() -> None:
     pages = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
     listed = set(re.findall(r"^::: steerkit\.(\w+)$", pages, re.MULTILINE))
     assert set(sk.__all__) <= listed
+
+
+def test_the_overview_of_the_reference_lists_the_names_of_each_page_once() -> None:
+    listed = {}
+    for page in (DOCS / "reference").glob("*.md"):
+        entries = re.findall(r"^::: steerkit\.([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        is_module = {entry: (ROOT / "steerkit" / f"{entry.replace('.', '/')}.py").is_file() for entry in entries}
+        listed[page.name] = [entry if is_module[entry] else entry.rpartition(".")[2] for entry in entries]
+    rows = re.findall(r"\(reference/(\w+\.md)\) \|(.*)\|$", (DOCS / "reference.md").read_text(), re.MULTILINE)
+    assert {page: re.findall(r"`([\w.]+)`", names) for page, names in rows} == listed
+    every = [name for names in listed.values() for name in names]
+    assert len(every) == len(set(every))
 
 
 @pytest.mark.parametrize("notebook", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)

@@ -12,7 +12,7 @@ import torch
 
 import steerkit as sk
 from steerkit.io.tables import read_table
-from steerkit.show.explorer import explorer_data, prompt_labels
+from steerkit.show.explorer import explorer_data
 from steerkit.show.report import report_run, write_report
 from steerkit.stats.controls import control_band
 from steerkit.sweeps.projections import sweep_projections
@@ -105,31 +105,6 @@ def test_rows_without_projections_are_plain() -> None:
         assert (values is None) == (vector == 1)
     assert data["conditions"]["1,0"]["shade"] is None
     assert explorer_data(SweepResult(frame))["rows"]["projections"] is None
-
-
-def test_prompts_are_told_apart_by_what_is_their_own() -> None:
-    chat = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-    own = ["How do I bake?", "How do I sail?\nTell me  all.", "x" * 100]
-    labels = prompt_labels([chat.format(text) for text in own])
-    assert labels == ["How do I bake?", "How do I sail? Tell me all.", "x" * 69 + "\u2026"]
-    assert prompt_labels(["Once upon"]) == ["Once upon"]
-    assert prompt_labels(["same", "same"]) == ["same", "same"]
-    mixed = [chat.format("How do tides work?"), "The sea is", "He said <b>stop</b> now"]
-    assert prompt_labels(mixed) == ["How do tides work?", "The sea is", "He said stop now"]
-
-
-def test_a_chat_is_told_by_what_was_said_last_whatever_its_template() -> None:
-    header = "<|start_header_id|>{}<|end_header_id|>\n\n{}"
-    chat_text = header.format("system", "Be kind.<|eot_id|>") + header.format("user", "Why?\nSay.<|eot_id|>")
-    chats = [
-        chat_text + header.format("assistant", ""),
-        "<bos><start_of_turn>user\nHi.<end_of_turn>\n<start_of_turn>model\nHo.<end_of_turn>\n"
-        "<start_of_turn>user\nThe user\nleft.<end_of_turn>\n<start_of_turn>model\n",
-        "<s>[INST] Who came? [/INST]",
-    ]
-    assert prompt_labels(chats) == ["Why? Say.", "The user left.", "Who came?"]
-    same = [chat_text.replace("kind", mood) + header.format("assistant", "") for mood in ("glad", "gruff")]
-    assert prompt_labels(same) == ["Be glad.", "Be gruff."]
 
 
 # A run folder

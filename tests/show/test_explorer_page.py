@@ -17,6 +17,7 @@ from tests.browser import Tab
 from tests.sweep_tables import ARABIC, EMOJI, data_of, table, tokens
 
 EVIL = "</script><img src=x onerror=alert(1)><script>alert(2)</script><b>'\"&amp;\u2028<!-- javascript:alert(3)"
+BOXES = ("texts", "slide", "link-status")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def steered(tab: Tab) -> str:
     return str(tab.js("document.getElementById('steered').textContent"))
+
+
+def status(tab: Tab) -> str:
+    return str(tab.js("document.getElementById('link-status').textContent"))
 
 
 def chosen(tab: Tab) -> dict[str, Any]:
@@ -134,20 +139,54 @@ def test_a_link_restores_the_state(tab: Tab, page: Path) -> None:
     tab.open(page, fragment)
     assert (chosen(tab), steered(tab)) == (wanted, text)
     assert tab.js("document.getElementById('find').value") == "no vector & more"
-    assert tab.js("document.getElementById('link-status').textContent") == ""
-    tab.open(page, "#vector=gone&layer=12&coefficient=1.9&prompt=%ff")
-    assert steered(tab) == "plain words 0 0 and formal 2 at the end"
-    said = tab.js("document.getElementById('link-status').textContent")
-    assert 'vector "gone"' in said and "coefficient +1.9" in said and "layer" not in said
+    assert status(tab) == ""
+
+
+@pytest.fixture(scope="module")
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep over doses of "steps" at layer 20 and "program" at layer 10, which opens on the first."""
+    frame = table(vectors=("program", "steps"), layers=(10, 20))
+    frame = frame[(frame["vector"] == "steps") == (frame["layer"] == 20)]
+    sweep = SweepResult(frame.assign(dose=frame["coefficient"]))
+    path = tmp_path_factory.mktemp("doses") / "page.html"
+    write_report(path, title="Doses", sweep=sweep, opens_on={"vector": "steps", "layer": 20, "coefficient": 2.0})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("link", "text", "told"),
+    [
+        ("#vector=steps&layer=10&prompt=q2&dose=0.5", "2 0 and steps 0.5", ['layer "10" (shown: 20)']),
+        ("#vector=program&layer=20", "0 0 and program 2", ['layer "20" (shown: 10)']),
+        ("#vector=nope", "0 0 and steps 2", ['vector "nope" (shown: steps)']),
+        ("#foo=bar", "0 0 and steps 2", ['foo "bar" (no such field)']),
+        ("#dose=abc", "0 0 and steps 2", ['dose "abc" (shown: 2)']),
+        ("#dose=&prompt=%ff", "0 0 and steps 2", ['dose "" (shown: 2)', 'prompt "\ufffd" (shown: q0)']),
+        ("#dose=1.9&sample=1", "0 1 and steps 2", ['dose "1.9" (shown: 2)']),
+        ("#vector=steps&layer=20&prompt=q0&sample=0&dose=2.0&find=plain", "0 0 and steps 2", []),
+    ],
+)
+def test_every_field_of_a_link_that_the_page_does_not_show_is_named_and_replaced_by_the_opening_text(
+    tab: Tab, two_layers: Path, link: str, text: str, told: list[str]
+) -> None:
+    tab.open(two_layers, link)
+    assert steered(tab) == f"plain words {text} at the end"
+    assert status(tab) == (f"No text for this link: {', '.join(told)}." if told else "")
     tab.press("ArrowLeft")
-    assert tab.js("document.getElementById('link-status').textContent") == ""
+    assert status(tab) == ""
 
 
-def test_a_link_opens_at_its_text_and_the_down_key_scrolls_the_page(tab: Tab, page: Path) -> None:
-    tab.window(900)
-    tab.open(page, "#prompt=q2")
-    top = tab.js("document.getElementById('explorer').getBoundingClientRect().top")
-    assert 0 <= top < 100 and tab.js("scrollY") > 0
+@pytest.mark.parametrize("width", [400, 900])
+def test_a_link_opens_at_its_text_and_its_message_is_in_view(tab: Tab, page: Path, width: int) -> None:
+    tab.window(width)
+    tab.open(page, "#prompt=q2&layer=9")
+    box = "document.getElementById('{}').getBoundingClientRect()"
+    texts, slide, message = (tab.js(f"(({{top, bottom}}) => [top, bottom])({box.format(name)})") for name in BOXES)
+    assert slide[0] == 0 and 0 <= texts[0] - slide[1] < 24
+    assert slide[0] < message[0] < message[1] < slide[1] and tab.js("scrollY") > 0
+
+
+def test_the_down_key_scrolls_the_page(tab: Tab, page: Path) -> None:
     tab.open(page)
     before = steered(tab)
     assert tab.js("scrollY") == 0
@@ -184,12 +223,13 @@ def test_a_chat_shows_its_roles_and_scores_their_plain_names(tab: Tab, tmp_path:
     prompt = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     frame = frame.assign(prompt=prompt, rouge_l=0.5, right=(frame["coefficient"] > 0).astype(float), own_score=1.5)
     path = tmp_path / "chat.html"
-    write_report(path, title="Chat", sweep=SweepResult(frame))
+    tokens = {"<|im_start|>": 1, "<|im_end|>": 2}
+    write_report(path, title="Chat", sweep=SweepResult(frame, {"special_tokens": tokens}))
     tab.open(path)
     assert tab.js("[...document.querySelectorAll('#prompt .role')].map((x) => x.textContent)") == ["system", "user"]
     assert tab.js("document.getElementById('prompt').textContent") == "systemBe kind.\nuserWhy?"
     headings = tab.js("[...document.querySelectorAll('h4')].map((x) => x.textContent)")
-    assert "ROUGE-L with the reference rouge_l" in headings and "own_score" in headings
+    assert "ROUGE-L with the reference" in headings and "own_score" in headings
     assert "right answer: yes" in tab.js("document.getElementById('steered-about').textContent")
     assert "right answer: no" in tab.js("document.getElementById('plain-about').textContent")
     assert tab.js("document.querySelectorAll('#scores h4').length") == 2
@@ -228,6 +268,14 @@ def test_search_lists_what_matches_marks_it_and_goes_there(tab: Tab, page: Path)
     assert tab.js("document.getElementById('hits').hidden")
 
 
+def test_the_header_and_the_search_count_the_same_texts(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    tab.press("/")
+    tab.type("no such words")
+    assert tab.js("document.getElementById('search-status').textContent") == "0 of 392 texts"
+    assert tab.js("document.querySelector('.lede').textContent").startswith("392 texts (480 rows): 6 vectors")
+
+
 def test_tokens_are_shaded_by_their_projection_and_the_shades_can_be_put_away(tab: Tab, page: Path) -> None:
     tab.open(page)
     spans = "[...document.querySelectorAll('#steered .token')]"
@@ -249,7 +297,7 @@ def test_tokens_are_shaded_by_their_projection_and_the_shades_can_be_put_away(ta
 def test_curves_follow_the_choice_and_say_their_values_as_a_table(tab: Tab, page: Path) -> None:
     tab.open(page)
     card = "document.querySelector('.score')"
-    assert tab.js(f"{card}.querySelector('h4').textContent") == "trait score trait"
+    assert tab.js(f"{card}.querySelector('h4').textContent") == "trait score"
     legend = tab.js(f"[...{card}.querySelectorAll('.legend li')].map((e) => e.textContent)")
     assert [re.split(r"[\d\u2212\u2013]", entry)[0] for entry in legend[1:]] == ["random (mean of ", "shuffled"]
     assert legend[0].startswith("formal") and all("area under the curve" in entry for entry in legend)

@@ -273,7 +273,7 @@ def test_curves_tell_areas_missing_values_and_names_as_they_are() -> None:
     shown = texts(figure)
     assert "_a: area 8.15 [0.00, 9.10]" in shown
     assert "b$c$: area \u2013" in shown
-    assert "Mean and 95 % interval, n = 38\u201340 prompt groups, 3 missing at most." in shown
+    assert "Mean and 95 % interval, n = 38\u201340 prompt groups (3 at most without a value)." in shown
     assert figure.axes[0].get_yscale() == "log"
     assert any(list(line.get_ydata()) == [1.5, 1.5] for line in figure.axes[0].lines)
 

@@ -214,14 +214,22 @@ def test_the_provenance_is_told_in_words(page: Any) -> None:
         "Versions": "python 3.11.9, torch 2.6.0",
     }  # fmt: skip
     changed = {"weights": "float32", "adapter_fingerprint": "ab", "temperature": 0.7, "top_p": 0.9, "samples": 4}
-    facts = dict(_facts({**META, **changed}))
+    facts = dict(_facts(SweepResult(sweep().table, {**META, **changed})))
     assert facts["Weights"] == "computed in float32 on cpu"
     assert facts["Fingerprint"] == "0f1e2d3c, adapter ab"
     assert facts["Decoding"] == "temperature 0.7, top p 0.9, up to 64 new tokens"
     assert facts["Prompts"] == "3, 4 samples each"
-    facts = dict(_facts({}))
+    facts = dict(_facts(SweepResult(sweep().table)))
     assert list(facts) == ["Checkpoint", "Weights", "Fingerprint", "Seed", "Versions"]
     assert set(facts.values()) == {"not recorded"}
+
+
+def test_the_provenance_names_the_positions_of_each_vector_where_they_differ() -> None:
+    table = sweep().table.assign(role="vector", control_of=None, positions="all")
+    assert dict(_facts(SweepResult(table, META)))["Steering"] == "add, positions: all"
+    table["positions"] = table["vector"].map({"formal": "all", "terse": "generated:4"})
+    merged = SweepResult(table, {**META, "positions": ["all", "generated:4"]})
+    assert dict(_facts(merged))["Steering"] == "add, positions: formal: all; terse: generated:4"
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import steerkit as sk
+from steerkit.io.rows import read_rows
 from steerkit.sweeps.plan import Cell, Planned, prompt_rows, steerings_at
+from steerkit.sweeps.store import RowStore
 from steerkit.text.tokens import encode
 from tests.reference import steered_logits
 from tests.steering.test_steering import vector
@@ -69,6 +72,29 @@ def check_a_stored_row_is_not_taken_for_that_of_another_vector(key_of: Callable[
         {key_of(one): one for one in plans[0]}[key_of(plans[1][1])]
 
 
+Sweep = Callable[..., sk.SweepResult]
+
+
+def check_a_resumed_sweep_stores_each_row_once(resume: Sweep, folder: Path) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    given = (model, tokenizer, vector(model, 1), ["Hello", "The sea"])
+    settings: dict[str, Any] = {"layers": [1], "max_new_tokens": 3, "out": folder}
+    begun = sk.sweep(*given, coefficients=[1.0], **settings)
+    whole = resume(*given, coefficients=[1.0, 2.0], **settings)
+    rows = read_rows(folder / "rows.jsonl")
+    assert len(rows) == len({tuple(row["key"]) for row in rows}) == 2 * 3
+    kept = whole.table[whole.table["coefficient"] <= 1].reset_index(drop=True)
+    assert kept["text"].tolist() == begun.table["text"].tolist()
+
+
+def forgets_what_is_done(*given: Any, **settings: Any) -> sk.SweepResult:
+    """Computes all rows again: the first reading of the folder, by which a sweep leaves out rows, finds none."""
+    read = RowStore.read
+    answers = iter([lambda _: {}])
+    with mock.patch.object(RowStore, "read", lambda self: next(answers, read)(self)):
+        return sk.sweep(*given, **settings)
+
+
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
     "a choice is scored from its first token on": (
         check_a_choice_has_all_its_tokens_steered_from_the_end_of_the_prompt, ours, without_the_first_token
@@ -76,5 +102,8 @@ SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
     "a choice is steered as new tokens": (also_all_of_it, ours, with_the_choice_as_prompt),
     "a stored row is identified by the content of its vector": (
         check_a_stored_row_is_not_taken_for_that_of_another_vector, key, by_name
+    ),
+    "a resumed sweep stores each row once": (
+        check_a_resumed_sweep_stores_each_row_once, sk.sweep, forgets_what_is_done
     ),
 }  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit.models.identity import fingerprint, tokenizer_sha256
+from steerkit.models.identity import describe, fingerprint, tokenizer_sha256
 from steerkit.steering.steering import Steering
 from tests.models.test_identity import adapted, with_bos
 from tests.silent_wrong import plain
@@ -84,6 +84,28 @@ def by_width(model: Any, vector: sk.SteeringVector) -> None:
     assert vector.d_model == model.config.hidden_size and max(vector.layers) < model.config.num_hidden_layers
 
 
+def check_a_vector_of_other_weights_is_refused(apply: Callable[[Any, sk.SteeringVector], Any]) -> None:
+    """One architecture, other weights: the vector fits, and means nothing there."""
+    model, changed = tiny_model(), tiny_model()
+    with torch.no_grad():
+        changed.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    of_model = sk.SteeringVector({1: torch.ones(32)}, describe(model))
+    apply(model, of_model)
+    with pytest.raises(ValueError, match="foreign=True"):
+        apply(changed, of_model)
+
+
+def by_weights(model: Any, vector: sk.SteeringVector) -> None:
+    with Steering(vector, 1.0, "all").on(model), torch.no_grad():
+        model(input_ids=torch.tensor([[1, 2]]))
+
+
+def by_architecture(model: Any, vector: sk.SteeringVector) -> None:
+    names = ("model_type", "n_layers", "d_model", "dtype")
+    if {name: vector.meta[name] for name in names} != {name: describe(model)[name] for name in names}:
+        raise ValueError("expected a vector of this model. Pass foreign=True.")
+
+
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
     "another scaling is another adapter": (plain(check_another_scaling_is_another_adapter), fingerprint, by_more_names),
     "an adapter is none of the base": (plain(check_an_adapter_is_none_of_the_base), fingerprint, by_names),
@@ -96,6 +118,11 @@ SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
         plain(check_a_first_token_makes_another_tokenizer),
         tokenizer_sha256,
         vocabulary_alone,
+    ),
+    "a vector of other weights is refused": (
+        plain(check_a_vector_of_other_weights_is_refused),
+        by_weights,
+        by_architecture,
     ),
     "a vector of another architecture is refused": (
         plain(check_a_vector_of_another_architecture_is_refused),

@@ -92,7 +92,7 @@ def test_an_interrupted_sweep_of_choices_goes_on_and_grows_by_choices(setting, s
     assert len(read_rows(tmp_path / "rows.jsonl")) == 2 * 13 * 3
     assert resumed.counts() == {"choices_scored": 78, "unsteered_choices": 6, "rows": 108}
     page = report_run(tmp_path).read_text()
-    assert "108 scored choices" in page and "3 choices" in page
+    assert "78 scored choices (108 rows)" in page and "3 choices" in page
 
 
 def test_prompts_may_have_their_own_choices(setting) -> None:

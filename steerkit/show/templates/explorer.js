@@ -10,7 +10,7 @@ const OPEN = 2;  // scores that are not folded
 let lastHit, pendingLink;
 
 function go(change) {
-  requested = { ...requested, ...change, unknown: [] };
+  requested = { ...requested, ...change };
   show();
   at("link-status").textContent = "";
   clearTimeout(pendingLink);
@@ -112,7 +112,7 @@ function newCard(score, k) {
   card.values = make("table", {}, make("caption", {}, `${card.title}: mean and 95 % interval`));
   const about = { class: "scroll", tabindex: "0", role: "group", "aria-label": `Values of ${card.title}` };
   card.table = make("details", {}, make("summary", {}, "Values as a table"), make("div", about, card.values));
-  const heading = make("h4", {}, card.title, ...(card.title === score ? [] : [" ", make("code", {}, score)]));
+  const heading = make("h4", { title: score }, card.title);
   const parts = [heading, card.this, card.figure, card.legend, card.table];
   card.root = make("article", { class: "card score" }, ...parts);
   return card;
@@ -216,10 +216,12 @@ function restore() {
   arrive();
 }
 
-// Bring the linked text into view, and say what of the link is not here.
+// Bring the linked text into view, below the slider that stays at the top, and name what differs from the link.
 function arrive() {
-  at("link-status").textContent = missingOf(requested);
-  at("explorer").scrollIntoView({ behavior: "instant" });
+  at("link-status").textContent = differencesOf(location.hash, view);
+  const texts = at("texts");
+  texts.style.scrollMarginTop = `${at("slide").offsetHeight}px`;
+  texts.scrollIntoView({ behavior: "instant" });
 }
 
 // The chosen theme stays for the next visit where the browser keeps it.

@@ -12,18 +12,19 @@ function textOf(row) {
   return row === undefined ? "" : strings[rows.text[row]] ?? "";
 }
 
-// The view for a requested selection; a choice that is missing or does not exist becomes the first possible one.
+// The view for a requested selection. A choice that is missing, or has no text, becomes that of `start`; where `start`
+// has none either, the first possible one.
 function viewOf(requested) {
   const view = { options: {}, query: requested.query ?? "" };
   let remaining = rows.coefficient.map((_, row) => row);
   for (const choice of CHOICES) {
     const options = [...new Set(remaining.map((row) => rows[choice][row]))];
     view.options[choice] = options;
-    view[choice] = options.includes(requested[choice]) ? requested[choice] : options[0];
+    view[choice] = [requested[choice], start[choice], options[0]].find((code) => options.includes(code));
     remaining = remaining.filter((row) => rows[choice][row] === view[choice]);
   }
   view.list = remaining.sort((a, b) => rows.coefficient[a] - rows.coefficient[b]);
-  view.index = nearest(view.list.map((row) => rows.coefficient[row]), requested.coefficient);
+  view.index = nearest(view.list.map((row) => rows.coefficient[row]), requested.coefficient ?? start.coefficient);
   view.row = view.list[view.index];
   view.coefficient = rows.coefficient[view.row];
   view.zero = view.list.find((row) => rows.coefficient[row] === 0);
@@ -31,12 +32,24 @@ function viewOf(requested) {
   return view;
 }
 
-// What a link asks for and this page does not have, in words.
-function missingOf(requested) {
-  const lacks = requested.unknown ?? [];
-  const coefficient = requested.coefficient ?? view.coefficient;
-  const words = coefficient === view.coefficient ? lacks : [...lacks, `coefficient ${signed(coefficient)}`];
-  return words.length ? `The link asks for ${words.join(" and ")}, which this page does not have. Shown instead:` : "";
+// The fields of a link that differ from the view, in words.
+function differencesOf(link, view) {
+  const shown = fieldsOf(toLink(view));
+  const words = [...fieldsOf(link)].flatMap(([field, value]) => {
+    if (field === "find" || (field === strength ? numberOf(value) === view.coefficient : value === shown.get(field))) {
+      return [];
+    }
+    return [`${field} "${value}" (${shown.has(field) ? `shown: ${shown.get(field)}` : "no such field"})`];
+  });
+  return words.length ? `No text for this link: ${words.join(", ")}.` : "";
+}
+
+function fieldsOf(link) {
+  return new URLSearchParams(link.slice(1));
+}
+
+function numberOf(text) {
+  return text?.trim() ? Number(text) : NaN;
 }
 
 function nearest(values, wanted) {
@@ -50,20 +63,15 @@ function nearest(values, wanted) {
 
 function toLink(view) {
   const link = new URLSearchParams(CHOICES.map((choice) => [IN_LINK[choice], names[choice][view[choice]]]));
-  link.set("coefficient", view.coefficient);
+  link.set(strength, view.coefficient);
   if (view.query) link.set("find", view.query);
   return `#${link}`;
 }
 
-function fromLink(fragment) {
-  const link = new URLSearchParams(fragment.slice(1));
-  const requested = { query: link.get("find") ?? "", unknown: [] };
-  for (const choice of CHOICES) {
-    const wanted = link.get(IN_LINK[choice]);
-    requested[choice] = names[choice].indexOf(wanted);
-    if (wanted !== null && requested[choice] < 0) requested.unknown.push(`${IN_LINK[choice]} "${wanted}"`);
-  }
-  const coefficient = Number.parseFloat(link.get("coefficient"));
+function fromLink(link) {
+  const fields = fieldsOf(link), coefficient = numberOf(fields.get(strength));
+  const requested = { query: fields.get("find") ?? "" };
+  for (const choice of CHOICES) requested[choice] = names[choice].indexOf(fields.get(IN_LINK[choice]));
   if (Number.isFinite(coefficient)) requested.coefficient = coefficient;
   return requested;
 }
