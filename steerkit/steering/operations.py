@@ -262,6 +262,17 @@ def _clamp_at(operation: str, numbers: list[str]) -> Operation:
     return _builtin(name, partial(_clamp, low=low, high=high), unit=True)
 
 
+def check_vector(operation: str | Operation, vector: Any, site: str) -> None:
+    """`ValueError` unless the operation reads this vector at this site; an erasure belongs to one vector."""
+    own = getattr(named(operation).function, "vector", None)
+    if own is not None and (vector != own or site != own.site):
+        raise ValueError(
+            f"expected the vector of the erasure for {named(operation).name!r}, which reads no other; got "
+            f"{vector!r} at {site}. Pass sk.erase(eraser, layer); as a control the eraser of shuffled labels, "
+            "sk.leace(sk.controls.shuffle_labels(acts, seed, balanced=True))."
+        )
+
+
 def needs_direction(operation: str | Operation) -> bool:
     """Whether the operation has no meaning for a zero vector."""
     return named(operation).name not in ("add", "add_normed")
