@@ -190,6 +190,11 @@ def test_every_site_is_verified_in_every_dtype_however_small_beside_the_stream(
         assert all("MLP does not read it" in reason for reason in refused.values())
 
 
+def test_a_model_without_attention_says_so_of_its_heads() -> None:
+    with pytest.raises(NoSite, match="z is refused: the configuration names no attention heads"):
+        sk.collect(build("mamba"), tiny_tokenizer(), TEXTS, site="z", layers=1)
+
+
 class Scaled(nn.Module):
     """A block that multiplies its whole output, so that its parts do not add up to it."""
 

@@ -219,3 +219,11 @@ SILENT: dict[str, tuple[Callable[..., None], object, object]] = {
         check_two_functions_have_two_names_or_are_refused, with_its_source, by_the_source_of_what_is_written
     ),
 }  # fmt: skip
+VERIFIES = {
+    "add multiplies the vector as stored": ("add", "resid_post"),
+    "ablate is along the unit direction": ("ablate", "resid_post"),
+    "rotate turns by an angle": ("rotate", "resid_post"),
+    "add_normed keeps the norm of each position": ("add_normed", "resid_post"),
+    "clamp lowers too large projections": ("clamp", "resid_post"),
+    "a function that writes into its arguments changes steered positions only": ("sk.Operation", "resid_post"),
+}
