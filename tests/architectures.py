@@ -32,7 +32,7 @@ from tests.tiny import tiny_tokenizer
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 FORK = multiprocessing.get_context("fork")
 SECONDS = 180
-NEED_GENERATION = {"cache", "operations", "conditions", "first new token"}
+NEED_GENERATION = {"cache", "operations", "conditions", "steered sites", "first new token"}
 """Checks that fail where `generate` refuses a model."""
 REFUSALS = ("expected a model whose logits with a cache", "expected a model that takes a KV cache")
 ADVICE = " Steer its plain forwards with `steering.on(model)`."
@@ -70,6 +70,9 @@ ABOUT = (
 )
 COLUMNS = [site for site in SITES if site != DEFAULT]
 PARTS = ("attn_out", "mlp_out")
+ABSENT = ("the block has no attention", "the block adds one output to the stream, not two")
+"""Reasons for which a block lacks a part that it does not have."""
+NO_HEADS = "the configuration names no attention heads"
 ABOUT_SITES = (
     "A column per site besides `resid_post`: **yes** where it was verified in all four blocks, the blocks where it was "
     "verified in some, and - where it was refused by name. Blocks with attention and MLP in parallel have no "
