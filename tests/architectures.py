@@ -32,7 +32,7 @@ from tests.tiny import tiny_tokenizer
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 FORK = multiprocessing.get_context("fork")
 SECONDS = 180
-NEED_GENERATION = {"cache", "operations", "conditions", "first new token"}
+NEED_GENERATION = {"cache", "operations", "conditions", "steered sites", "first new token"}
 """Checks that fail where `generate` refuses a model."""
 REFUSALS = ("expected a model whose logits with a cache", "expected a model that takes a KV cache")
 ADVICE = " Steer its plain forwards with `steering.on(model)`."
@@ -70,12 +70,19 @@ ABOUT = (
 )
 COLUMNS = [site for site in SITES if site != DEFAULT]
 PARTS = ("attn_out", "mlp_out")
+ABSENT = (
+    "the block has no attention",
+    "the block adds one output to the stream, not two",
+    "the configuration names no attention heads",
+)
+"""Reasons of a site that a block does not have."""
 ABOUT_SITES = (
     "**Sites** are those besides `resid_post`. A site was verified in all four blocks, or in those that are named; a "
     "site that is not listed was refused by name. **All**: {columns}. Blocks with attention and MLP in parallel have "
     "no `resid_mid`; recurrent blocks have no heads `z`; blocks that normalise the sum of stream and sublayer (BERT, "
     "BART), or add more than two outputs, have no part that is added as it is. **Complete** are types whose every "
-    "block has each part that it adds verified: {complete} of {works}."
+    "block has each part that it adds verified, and its heads `z` unless it has no attention: {complete} of {works}. "
+    "{added} more have each part verified, and blocks without `z`, such as recurrent ones."
 )
 NOTES = (
     "Models that cannot be padded on the left (positions counted by the column, recurrent layers that read pads) "
@@ -97,6 +104,7 @@ class Verdict:
         state: `works`; `refused`, by name and with the reason; `wrong`, a check failed; `not built`.
         note: the path of its blocks and what differs from other models, or the reason why it does not work.
         sites: site -> the layers at which it was verified.
+        reasons: (site, layer) -> why it was not.
         layers: number of its blocks.
     """
 
@@ -105,13 +113,26 @@ class Verdict:
     state: str
     note: str
     sites: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    reasons: Mapping[tuple[str, int], str] = field(default_factory=dict)
     layers: int = 0
+
+    def _has(self, *names: str) -> bool:
+        """Whether each of these sites was verified in every block, or the block does not have it."""
+        return self.layers > 0 and all(
+            layer in self.sites.get(name, ()) or self.reasons.get((name, layer)) in ABSENT
+            for name in names
+            for layer in range(self.layers)
+        )
+
+    @property
+    def added(self) -> bool:
+        """Whether in every block each part that it adds was verified."""
+        return self._has(*PARTS)
 
     @property
     def complete(self) -> bool:
-        """Whether in every block a part that it adds was verified; where it adds two, both are or none is."""
-        parts = {layer for part in PARTS for layer in self.sites.get(part, ())}
-        return self.layers > 0 and len(parts) == self.layers
+        """Whether also the heads of every block with attention were."""
+        return self._has(*PARTS, "z")
 
     def verified(self) -> str:
         """The verified sites, as the page shows them; one that not every block has is followed by its blocks."""
@@ -135,8 +156,9 @@ def judge(name: str) -> Verdict:
     except NoResidualStream as error:
         return Verdict(name, made, "refused", _reason(error))
     verdict = _verdict(name, made, path, examine(model, tiny_tokenizer()))
-    found = {site: find_sites(model).layers(site) for site in COLUMNS}
-    return dataclasses.replace(verdict, sites=found, layers=len(find_blocks(model)))
+    sites = find_sites(model)
+    found = {site: sites.layers(site) for site in COLUMNS}
+    return dataclasses.replace(verdict, sites=found, reasons=dict(sites.reasons), layers=len(find_blocks(model)))
 
 
 def _verdict(name: str, made: str, path: str, findings: Sequence[Finding]) -> Verdict:
@@ -187,6 +209,7 @@ def page(verdicts: Sequence[Verdict]) -> str:
     """The text of docs/architectures.md."""
     count = Counter(verdict.state for verdict in verdicts)
     works = [verdict for verdict in verdicts if verdict.state == "works"]
+    complete = sum(one.complete for one in works)
     about = versions()
     lines = [
         "# Architectures",
@@ -198,8 +221,9 @@ def page(verdicts: Sequence[Verdict]) -> str:
         *wrap(
             ABOUT_SITES.format(
                 columns=", ".join(f"`{site}`" for site in COLUMNS),
-                complete=sum(one.complete for one in works),
+                complete=complete,
                 works=len(works),
+                added=sum(one.added for one in works) - complete,
             ),
             120,
         ),

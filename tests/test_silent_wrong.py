@@ -10,21 +10,20 @@ from typing import Any
 
 import pytest
 
-from steerkit.steering.operations import OPERATIONS
 from tests import silent_wrong
-from tests.verified import verifies
+from tests.verified import VERIFIED, Verified, name_of
 
 Entry = tuple[Callable[[Any, Path], None], Any, Any]
 
-TOPICS = [module.name for module in pkgutil.iter_modules(silent_wrong.__path__)]
+TOPICS = {
+    module.name: importlib.import_module(f"tests.silent_wrong.{module.name}")
+    for module in pkgutil.iter_modules(silent_wrong.__path__)
+}
 SILENT: dict[str, Entry] = {
-    f"{topic}: {name}": entry
-    for topic in TOPICS
-    for name, entry in importlib.import_module(f"tests.silent_wrong.{topic}").SILENT.items()
+    f"{topic}: {name}": entry for topic in TOPICS for name, entry in TOPICS[topic].SILENT.items()
 }
 
 
-@verifies("mutant", operations=[*OPERATIONS, "sk.Operation", "condition"])
 @pytest.mark.filterwarnings("ignore:position='mean' includes position 0")
 @pytest.mark.parametrize("name", SILENT)
 def test_ours_passes_and_the_wrong_way_is_caught(name: str, tmp_path: Path) -> None:
@@ -32,6 +31,13 @@ def test_ours_passes_and_the_wrong_way_is_caught(name: str, tmp_path: Path) -> N
     check(ours, tmp_path / "ours")
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check(mutant, tmp_path / "mutant")
+
+
+for topic, module in TOPICS.items():
+    for entry, (operation, site) in getattr(module, "VERIFIES", {}).items():
+        assert entry in module.SILENT, entry
+        test = f"{name_of(test_ours_passes_and_the_wrong_way_is_caught)}[{topic}: ...]"
+        VERIFIED.append(Verified(site, operation, "mutant", test))
 
 
 def test_every_entry_has_a_mutant_of_its_own() -> None:

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from steerkit.io.files import write_text
+from steerkit.models.site_names import SITES
+from steerkit.steering.operations import OPERATIONS
 
 PAGE = Path(__file__).parents[1] / "docs" / "concepts" / "steering.md"
 BLOCK = re.compile(r"(<!-- verified by tests -->\n).*?(<!-- end -->)", re.DOTALL)
 MODULES = (
     "tests.steering.test_operations",
     "tests.steering.test_conditions",
+    "tests.steering.test_sites",
     "tests.test_silent_wrong",
     "tests.doctor.test_doctor",
 )
@@ -29,7 +32,7 @@ CLAIMS = {
     "mixed": "each row of a mixed batch is steered as if it were alone",
     "zero": "coefficient 0 changes no bit",
     "resume": "an interrupted sweep resumes to the same table",
-    "mutant": "a wrong implementation is caught",
+    "mutant": "a wrong implementation of this operation at this site is caught",
     "doctor": "checked by `steerkit doctor` on each model",
 }
 """Column of the table -> what a test of it shows."""
@@ -54,11 +57,15 @@ def verifies(*claims: str, operations: Sequence[str], sites: Sequence[str] = ("r
     assert set(claims) <= set(CLAIMS), claims
 
     def mark(test: Test) -> Test:
-        name = f"{test.__module__.replace('.', '/')}.py::{test.__name__}"
-        VERIFIED.extend(Verified(s, o, c, name) for s in sites for o in operations for c in claims)
+        VERIFIED.extend(Verified(s, o, c, name_of(test)) for s in sites for o in operations for c in claims)
         return test
 
     return mark
+
+
+def name_of(test: Callable[..., None]) -> str:
+    """A test as pytest names it."""
+    return f"{test.__module__.replace('.', '/')}.py::{test.__name__}"
 
 
 def collected() -> list[Verified]:
@@ -74,7 +81,9 @@ def table() -> str:
     found = collected()
     tests = sorted({one.test for one in found})
     lines = ["| site | operation | " + " | ".join(CLAIMS) + " |", "|---" * (len(CLAIMS) + 2) + "|"]
-    for site, operation in dict.fromkeys((one.site, one.operation) for one in found):
+    order = [*OPERATIONS, "sk.Operation", "condition"]
+    rows = {(one.site, one.operation) for one in found}
+    for site, operation in sorted(rows, key=lambda row: (-SITES.index(row[0]), order.index(row[1]))):
         cells = []
         for claim in CLAIMS:
             mine = [one.test for one in found if (one.site, one.operation, one.claim) == (site, operation, claim)]

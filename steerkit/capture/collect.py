@@ -58,8 +58,8 @@ def collect(
         site: what is read of a block: `"resid_post"`, the stream after it; `"resid_pre"`, the stream before it;
             `"attn_out"` and `"mlp_out"`, what attention and MLP add to the stream; `"resid_mid"`, the stream between
             the two; `"z"`, the outputs of the attention heads side by side, `[n_heads * head width]`, before the output
-            projection. `"all"` layers are those at which the site was verified. Not all models have every site, see
-            docs/architectures.md.
+            projection. `"all"` layers are those at which the site was verified; a warning names the others. Not all
+            models have every site, see docs/architectures.md.
         position: the tokens of a span that are read: `"last"`, `"first"`, `"mean"`, `"letter"` (the first token with a
             letter or digit: `A` of the answer ` (A)`), or an integer index into the span (-1 is the last). The tokens
             that were read are shown by `print(activations)` and in `items["token"]`.
@@ -77,7 +77,8 @@ def collect(
             that the model does not have; another number of labels or groups than of texts; labels given twice.
 
     Warns:
-        UserWarning: `position="mean"` over spans that include position 0, an attention sink.
+        UserWarning: `position="mean"` over spans that include position 0, an attention sink; `"all"` layers of a site
+            that was not verified at some.
 
     Example:
         >>> acts = sk.collect(model, tokenizer, {"harmful": harmful, "harmless": harmless}, layers=14)

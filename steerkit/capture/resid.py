@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.hooks import check_called, counted_forwards, observe_points, observe_streams
 from steerkit.models.model import unwrap
 from steerkit.models.site_names import DEFAULT
-from steerkit.models.sites import layers_with, points_at
+from steerkit.models.sites import find_sites, layers_with, points_at
 
 
 @contextlib.contextmanager
@@ -98,9 +99,22 @@ def resolve_layers(model: nn.Module, blocks: Blocks, layers: Layers, site: str =
     Raises:
         ValueError: a layer or a site that the model does not have, no layer, or a layer given twice; `"embed"` at
             another site than `resid_post`.
+
+    Warns:
+        UserWarning: `"all"` leaves out layers at which the site was not verified, by number and with a reason.
     """
     if isinstance(layers, str) and layers == "all":
-        return tuple(layers_with(model, blocks, site))
+        found = layers_with(model, blocks, site)
+        if len(found) < len(blocks):
+            reasons = find_sites(model).reasons
+            left_out = [layer for layer in blocks.modules if layer not in found]
+            warnings.warn(
+                f"{site} was verified at {len(found)} of {len(blocks)} layers; layers='all' leaves out {left_out} "
+                f"({site} of layer {left_out[0]}: {reasons[site, left_out[0]]}). Name the layers.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return tuple(found)
     several = layer_list(layers)
     resolved = tuple(EMBED if isinstance(layer, str) and layer == EMBED else blocks.check(layer) for layer in several)
     if not resolved or len(set(resolved)) != len(resolved):

@@ -21,15 +21,17 @@ from steerkit.models.blocks import find_blocks
 from steerkit.models.cache_argument import counts_tokens
 from steerkit.models.context import context_length
 from steerkit.models.ends import ends_of
+from steerkit.models.hooks import edit_streams
 from steerkit.models.identity import describe, fingerprint, template_changes
 from steerkit.models.kernels import running
 from steerkit.models.model import device_of, unwrap
 from steerkit.models.site_names import DEFAULT, SITES
-from steerkit.models.sites import find_sites, layers_with, width_of
+from steerkit.models.sites import find_sites, layers_with
+from steerkit.patching.patch import patch
 from steerkit.steering.conditions import Condition, Decide
 from steerkit.steering.operations import OPERATIONS
 from steerkit.steering.steering import Steering
-from steerkit.text.prompt import encode_prompt, render
+from steerkit.text.prompt import Prompt, encode_prompt, render
 from steerkit.text.spans import SpannedText, passage_of
 from steerkit.text.thinking import drops_system, opens_thinking
 from steerkit.text.tokens import adds_space, decode, encode
@@ -56,6 +58,7 @@ UNUSED = (
 NEUTRAL = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
 QUESTION = [{"role": "user", "content": "How do tides work?"}]
 NEW_TOKENS = 8
+FEW_TOKENS = 4
 LARGE_COEFFICIENT = 50.0
 
 
@@ -68,7 +71,9 @@ def residual_stream(model: nn.Module, tokenizer: Any) -> Result:
 
 
 def sites(model: nn.Module, tokenizer: Any) -> Result:
-    """Find the verified sites, and check at each that coefficient 0 changes no bit and that a push arrives."""
+    """Find the verified sites, and check at each, in the middle layer of those that have it, that coefficient 0 changes
+    no bit of the logits and that an added vector and a clamp leave in the site's value what their formulas say.
+    """
     blocks = find_blocks(model)
     found = find_sites(model)
     ids = _ids(model, tokenizer, TEXTS[0])
@@ -81,19 +86,82 @@ def sites(model: nn.Module, tokenizer: Any) -> Result:
             notes.append(f"{site} at {layers or 'no layer'}: {found.reasons[site, layer]}")
         else:
             shown.append(site)
-        for layer in layers[:1]:
-            generator = torch.Generator().manual_seed(0)
-            width = width_of(model, blocks, site, [layer])
-            push = SteeringVector({layer: torch.randn(width, generator=generator)}, site=site)
-            with Steering(push, 0.0, "all", foreign=True).on(model):
-                zero = _logits(model, ids)
-            with Steering(push, 1.0, "all", foreign=True).on(model):
-                moved = _logits(model, ids)
-            if not torch.equal(zero, plain):
+        if not layers:
+            continue
+        layer = layers[len(layers) // 2]
+        with capture_resid(model, layer, site=site) as read:
+            _logits(model, ids)
+        before = read[layer][0].double().cpu()
+        push = _direction_at(model, site, layer, before)
+        with Steering(push, 0.0, "all", foreign=True).on(model):
+            if not torch.equal(_logits(model, ids), plain):
                 return "failed", f"coefficient 0 at {site} of block {layer} changes the logits"
+        for name in ("add", "clamp"):
+            with (
+                Steering(push, 1.0, "all", name, foreign=True).on(model),
+                capture_resid(model, layer, site=site) as changed,
+            ):
+                moved = _logits(model, ids)
+            vector, after = push.layers[layer].double(), changed[layer][0].double().cpu()
+            if (error := _operation_error(name, before, after, vector, 1.0)) > _tolerance(model):
+                return "failed", f"{name} at {site} of block {layer} misses its formula by {error:.1e} of the norm"
             if torch.equal(moved, plain):
-                return "failed", f"a push at {site} of block {layer} does not change the logits"
+                return "failed", f"{name} at {site} of block {layer} does not change the logits"
     return "note" if notes else "ok", "; ".join([f"{', '.join(shown)} verified in all blocks", *notes])
+
+
+def steered_sites(model: nn.Module, tokenizer: Any) -> Result:
+    """Check that a clamp, and an addition under a condition read where it acts, at each verified site give the same
+    texts in one mixed batch with a cache and one by one without.
+    """
+    blocks, text = find_blocks(model), TEXTS[1]
+    positions = "from_last_prompt_token" if counts_tokens(model) else "all"
+    rows: list[Steering] = []
+    for site in SITES[:-1]:
+        if not (layers := find_sites(model).layers(site)):
+            continue
+        layer = layers[len(layers) // 2]
+        with capture_resid(model, layer, site=site) as read:
+            _logits(model, _ids(model, tokenizer, text))
+        value = read[layer][0].float().cpu()
+        push = _direction_at(model, site, layer, value)
+        when = Condition(push, above=_middle(Condition(push, above=0.0).scores(value)), decide="token")
+        rows.append(Steering(push, 1.0, positions, "clamp", foreign=True))
+        rows.append(Steering(push, 1.0, positions, foreign=True, when=when))
+    if not rows:
+        return "note", f"no site but {DEFAULT} was verified in {blocks.path}"
+    with torch.inference_mode(), running(model):
+        slow = [_greedy(model, tokenizer, text, row, FEW_TOKENS) for row in rows]
+    mixed = [one for row in rows for one in (row, None)]
+    fast = generate(model, tokenizer, [text] * len(mixed), max_new_tokens=FEW_TOKENS, steering=mixed)
+    n_same = sum(a == b for a, b in zip(slow, fast[::2], strict=True))
+    detail = f"{n_same} of {len(rows)} texts steered at other sites are the same in a mixed batch and alone"
+    if n_same == len(rows) and len(set(fast[1::2])) == 1:
+        return "ok", detail
+    return "failed" if _tolerance(model) < 1e-3 else "note", detail
+
+
+def patching(model: nn.Module, tokenizer: Any) -> Result:
+    """Check that another run's stream, put in after the middle block at all positions, gives that run's prediction."""
+    blocks = find_blocks(model)
+    layer = len(blocks) // 2
+    clean = encode_prompt(tokenizer, TEXTS[1])
+    corrupted = (*clean[:1], *clean[:0:-1])
+    with capture_resid(model, layer) as read:
+        wanted = _logits(model, torch.tensor([clean], device=device_of(model)))[0, -1].float().log_softmax(-1)
+    with edit_streams({layer: blocks.modules[layer]}, lambda _, stream: read[layer].to(stream.dtype)):
+        put_in = _logits(model, torch.tensor([corrupted], device=device_of(model)))[0, -1].float().log_softmax(-1)
+    prompts = [Prompt.of_ids(tokenizer, ids) for ids in (clean, corrupted)]
+    whole = {"whole": (0, len(clean))}
+    (row,) = patch(model, tokenizer, *prompts, layers=layer, positions=whole, metric="kl").pairs.itertuples()
+    divergence = float((wanted.exp() * (wanted - put_in)).sum())
+    error = abs(row.patched - divergence) / row.base
+    if not error < 10 * _tolerance(model):
+        return "failed", f"patching all positions of block {layer} misses the run with its stream by {error:.1e}"
+    detail = f"the effect of all positions of the stream after block {layer} is {row.effect:.4f}"
+    if abs(row.effect - 1) < 10 * _tolerance(model):
+        return "ok", detail
+    return "note", f"{detail}, not 1: later blocks read more than this stream"
 
 
 def weights(model: nn.Module, tokenizer: Any) -> Result:
@@ -452,19 +520,19 @@ def adapter(model: nn.Module, tokenizer: Any) -> Result:
     return "ok", f"{names}: changes the logits by {change:.1%}; fingerprint {identity}"
 
 
-def _greedy(model: nn.Module, tokenizer: Any, text: str, steering: Steering) -> str:
+def _greedy(model: nn.Module, tokenizer: Any, text: str, steering: Steering, count: int = NEW_TOKENS) -> str:
     """The text of `_greedy_ids`, without its end token."""
-    ends = ends_of(model, tokenizer)
-    return decode(tokenizer, [token for token in _greedy_ids(model, tokenizer, text, steering) if token not in ends])
+    ends, ids = ends_of(model, tokenizer), _greedy_ids(model, tokenizer, text, steering, count)
+    return decode(tokenizer, [token for token in ids if token not in ends])
 
 
-def _greedy_ids(model: nn.Module, tokenizer: Any, text: str, steering: Steering) -> list[int]:
+def _greedy_ids(model: nn.Module, tokenizer: Any, text: str, steering: Steering, count: int = NEW_TOKENS) -> list[int]:
     """Greedy decoding of one prompt without a cache: the whole text is read again for every token."""
     ids = _ids(model, tokenizer, text)
     start = ids.shape[1]
     ends = ends_of(model, tokenizer)
     with torch.inference_mode(), running(model), steering.on(model, prompt_length=start):
-        while ids.shape[1] < start + NEW_TOKENS:
+        while ids.shape[1] < start + count:
             token = model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)
             ids = torch.cat([ids, token], dim=1)
             if int(token) in ends:
@@ -486,6 +554,13 @@ def _direction(model: nn.Module, seed: int = 0) -> SteeringVector:
     blocks = find_blocks(model)
     generator = torch.Generator().manual_seed(seed)
     return SteeringVector({len(blocks) // 2: torch.randn(blocks.d_model, generator=generator)})
+
+
+def _direction_at(model: nn.Module, site: str, layer: int, value: Tensor) -> SteeringVector:
+    """A fixed random vector at a place, of the mean norm of the value there, `[pos, width]`."""
+    direction = torch.randn(value.shape[-1], generator=torch.Generator().manual_seed(0))
+    norm = float(value[1:].norm(dim=-1).mean())  # position 0 is an attention sink
+    return SteeringVector({layer: direction * (norm or 1.0) / direction.norm()}, site=site)
 
 
 def _coefficient_of_stream_norm(model: nn.Module, tokenizer: Any) -> float:

@@ -25,6 +25,8 @@ CHECKS: dict[str, Callable[[nn.Module, Any], Result]] = {
     "cache": checks.cache,
     "operations": checks.operations,
     "conditions": checks.conditions,
+    "steered sites": checks.steered_sites,
+    "patching": checks.patching,
     "compiled caches": checks.compiled_caches,
     "first new token": checks.first_new_token,
     "adapter": checks.adapter,

@@ -144,7 +144,9 @@ def _targets(model: nn.Module, tokenizer: Any, tokens: Any) -> list[int] | int:
         raise ValueError(f"expected a list of tokens, or a number; got {tokens!r:.80}. Put them in a list.")
     ids = []
     for token in tokens:
-        if isinstance(token, Integral) and not isinstance(token, bool) and int(token) >= 0:
+        if isinstance(token, Integral) and not isinstance(token, bool):
+            if int(token) < 0:
+                raise ValueError(f"expected token ids from 0; got {token}. Pass an id, or the text of one token.")
             ids.append(int(token))
             continue
         found = encode(tokenizer, token) if isinstance(token, str) else ()

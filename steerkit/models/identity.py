@@ -140,6 +140,17 @@ def describe(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
     return description
 
 
+def other_model(meta: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """What `meta` says of its model and `about` says otherwise: of model type, depth and fingerprints.
+
+    What one of them does not say is no difference.
+    """
+    said = [name for name in ("model_type", "n_layers") if None not in (meta.get(name), about.get(name))]
+    if None not in (meta.get("model_fingerprint"), about.get("model_fingerprint")):
+        said += ["model_fingerprint", "adapter_fingerprint"]
+    return {name: meta.get(name) for name in said if meta.get(name) != about.get(name)}
+
+
 IDENTITY = (
     "model_fingerprint",
     "adapter_fingerprint",

@@ -158,12 +158,15 @@ def find_sites(model: nn.Module, place: Place | None = None) -> Sites:
     that a comes from and whose input holds `heads * head width` numbers. A place is verified if in the block, run
     again,
 
-    - zeros written to `attn_out` give `resid_post = resid_pre + mlp_out`, and then no position depends on earlier ones;
-    - zeros written to `mlp_out` give `resid_post = resid_pre + attn_out`;
-    - another `resid_mid` gives `resid_post = resid_mid + mlp_out` and another `mlp_out`; in parallel blocks, whose MLP
-      does not read `attn_out`, there is no `resid_mid`;
+    - a part (`attn_out` or `mlp_out`) at a position depends on earlier ones, and none where `attn_out` is zero;
+    - zeros written to a part, and values of the stream's size, arrive in `resid_post = resid_pre + attn_out + mlp_out`;
+    - another `resid_mid` gives `resid_post = resid_mid + mlp_out`, and `mlp_out` depends on nothing else; in parallel
+      blocks, whose MLP does not read `attn_out`, there is no `resid_mid`;
     - another `resid_pre` arrives as the stream that is added to;
     - another `z` in the slice of each head changes `attn_out`, and zeros in all slices leave a constant.
+
+    Sums hold at each element up to the rounding of the stream's dtype there, so a part that is small beside the stream
+    is verified too, see `_Rounding`.
 
     Args:
         place: what is asked for; modules are searched again if the one of this place (default: of any) was replaced.
@@ -307,8 +310,8 @@ Found = dict[str, tuple[str, HookPoint]]
 
 def _sites_of(run: _Run, heads: tuple[int, set[int]]) -> tuple[Found, dict[str, str], tuple[int, int] | None]:
     """The verified sites of one block, the reasons for the others, and the number of heads and the width of `z`."""
-    block, close = run.block, _closeness(run.entered.dtype)
     assert run.left is not None
+    block, rounding = run.block, _Rounding.of(run.entered, run.left)
     found: Found = {"resid_pre": ("", HookPoint(block, "input", block))}
     reasons: dict[str, str] = {}
     if getattr(block, "_compiled_call_impl", None) is not None:
@@ -318,33 +321,34 @@ def _sites_of(run: _Run, heads: tuple[int, set[int]]) -> tuple[Found, dict[str, 
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = f"the block cannot be run by itself ({type(error).__name__}: {error!s:.80})"
         return {}, dict.fromkeys(SITES[:-1], reason), None
-    if not close(same, run.left):
+    if not rounding.near(same, run.left, run.left):
         return {}, dict.fromkeys(SITES[:-1], "the block run again returns another stream"), None
-    reason = "no two modules of the block have outputs that add up to what it adds to the stream"
-    for parts in _summands(run, close):
-        verified = _verified(run, parts, close)
+    why: list[str] = []
+    for parts in _summands(run, rounding):
+        verified = _verified(run, parts, rounding)
         if not isinstance(verified, str):
             found |= verified
             break
-        reason = verified
+        why.append(verified)
     if len(found) == 1:
-        return _pre_alone(run, close), dict.fromkeys(SITES[1:-1], reason), None
+        reason = [*why, "no two modules of the block have outputs that add up to what it adds to the stream"][0]
+        return _pre_alone(run, rounding), dict.fromkeys(SITES[1:-1], reason), None
     if "attn_out" not in found:
         return found, dict.fromkeys(("z", "attn_out", "resid_mid"), "the block has no attention"), None
     if "mlp_out" not in found:
         reasons |= dict.fromkeys(("resid_mid", "mlp_out"), "the block adds one output to the stream, not two")
     elif "resid_mid" not in found:
         reasons["resid_mid"] = "the MLP does not read it: attention and MLP of the block read the same stream"
-    z, why = _heads(run, found["attn_out"], heads, close)
+    z, reason = _heads(run, found["attn_out"], heads, rounding)
     if z is None:
-        reasons["z"] = why
+        reasons["z"] = reason
         return found, reasons, None
     path, point, width = z
     found["z"] = path, point
     return found, reasons, (heads[0], width // heads[0])
 
 
-def _pre_alone(run: _Run, close: Callable[[Tensor, Tensor], bool]) -> Found:
+def _pre_alone(run: _Run, rounding: _Rounding) -> Found:
     """`resid_pre`, of a block whose other sites are unknown: what is written there is what the block reads."""
     point = HookPoint(run.block, "input", run.block)
     moved = _moved(run.entered)
@@ -353,30 +357,63 @@ def _pre_alone(run: _Run, close: Callable[[Tensor, Tensor], bool]) -> Found:
     kwargs = run.kwargs if run.args else {**run.kwargs, "hidden_states": moved}
     given = stream_of(run.block(*args, **kwargs))
     assert given is not None and run.left is not None
-    return {"resid_pre": ("", point)} if close(written, given) and not close(written, run.left) else {}
+    arrived = rounding.alike(written, given) and not rounding.alike(written, run.left)
+    return {"resid_pre": ("", point)} if arrived else {}
 
 
-def _closeness(dtype: torch.dtype) -> Callable[[Tensor, Tensor], bool]:
-    limit = 1e-4 if dtype in (torch.float32, torch.float64) else 0.03
+@dataclass(frozen=True)
+class _Rounding:
+    """Which differences are explained by rounding to the dtype of a block's stream.
 
-    def close(first: Tensor, second: Tensor) -> bool:
-        first, second = first.double().cpu(), second.double().cpu()
-        return float((first - second).norm()) <= limit * max(float(first.norm()), float(second.norm()), 1e-30)
+    Args:
+        unit: the distance from 1 to the next number of the dtype.
+        smallest: the smallest number of full precision.
+    """
 
-    return close
+    unit: float
+    smallest: float
+
+    @classmethod
+    def of(cls, *streams: Tensor) -> _Rounding:
+        """The rounding of the coarsest of these streams."""
+        about = [torch.finfo(stream.dtype) for stream in streams]
+        return cls(max(one.eps for one in about), max(one.smallest_normal for one in about))
+
+    def near(self, first: Tensor, second: Tensor, *operands: Tensor) -> bool:
+        """Whether each element of two results differs by at most four units of the sum of its operands' sizes."""
+        size = sum((_wide(one).abs() for one in operands), torch.zeros((), dtype=torch.float64))
+        return bool(((_wide(first) - _wide(second)).abs() <= 4 * self.unit * (size + self.smallest)).all())
+
+    def adds_up(self, total: Tensor, *parts: Tensor) -> bool:
+        """Whether the parts add up to the total at each element."""
+        return self.near(total, sum((_wide(one) for one in parts), torch.zeros((), dtype=torch.float64)), *parts)
+
+    def alike(self, *outputs: Tensor) -> bool:
+        """Whether the first two of these outputs of a sublayer, `[..., pos, width]`, are equal at each position.
+
+        Rounding of what the sublayer reads grows on its way through it: to 1e-4 of the largest norm there, in 16 bits
+        to eight units of it.
+        """
+        wide = [_wide(one) for one in outputs]
+        size = torch.stack([one.norm(dim=-1) for one in wide]).amax(0)
+        return bool(((wide[0] - wide[1]).norm(dim=-1) <= max(1e-4, 8 * self.unit) * size).all())
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.cpu().double()
 
 
 def _moved(stream: Tensor) -> Tensor:
-    """Another stream: at each position a different multiple of a ramp is added."""
+    """Another stream: at each position a multiple of a ramp is added, of the size of the stream there."""
+    wide = stream.float()
     ramp = torch.linspace(-1, 1, stream.shape[-1], device=stream.device).roll(1)
     steps = torch.linspace(0.5, 1.5, stream.shape[-2], device=stream.device)[:, None]
-    return (stream.float() + stream.float().std() * steps * ramp).to(stream.dtype)
+    size = wide.std(dim=-1, keepdim=True)
+    return (wide + size.where(size > 0, 1.0) * steps * ramp).to(stream.dtype)
 
 
-def _summands(run: _Run, close: Callable[[Tensor, Tensor], bool]) -> Iterable[Found]:
+def _summands(run: _Run, rounding: _Rounding) -> Iterable[Found]:
     """The modules whose outputs could be `attn_out` and `mlp_out`, the most likely first."""
-    assert run.left is not None
-    change = (run.left.double() - run.entered.double()).cpu()
     flat_shape = (run.entered.shape[0] * run.entered.shape[1], run.entered.shape[-1])
     counts = {call.path: sum(other.path == call.path for other in run.calls) for call in run.calls}
     candidates: list[tuple[_Call, Tensor]] = []
@@ -386,7 +423,7 @@ def _summands(run: _Run, close: Callable[[Tensor, Tensor], bool]) -> Iterable[Fo
             continue
         if out.shape not in (run.entered.shape, flat_shape):
             continue
-        value = out.double().cpu().reshape(change.shape)
+        value = _wide(out).reshape(run.entered.shape)
         if float(value.norm()) > 0 and not any(torch.equal(value, other) for _, other in candidates):
             candidates.append((call, value))
     place = {call.path: number for number, call in enumerate(run.calls)}
@@ -398,7 +435,7 @@ def _summands(run: _Run, close: Callable[[Tensor, Tensor], bool]) -> Iterable[Fo
     options: list[tuple[tuple[Any, ...], Found]] = []
     for first, second in itertools.combinations(candidates, 2):
         (a, m) = sorted((first, second), key=lambda one: place[one[0].path])
-        scales = _scales(change, (a[1], m[1]), close)
+        scales = _scales(run, (a[1], m[1]), rounding)
         if scales is None:
             continue
         depth = a[0].path.count(".") + m[0].path.count(".")
@@ -411,83 +448,101 @@ def _summands(run: _Run, close: Callable[[Tensor, Tensor], bool]) -> Iterable[Fo
             swapped = earlier is m[0]
             options.append(((scales != (1.0, 1.0), swapped, depth), parts))
     for call, value in candidates:
-        single = _scales(change, (value,), close)
+        single = _scales(run, (value,), rounding)
         if single is not None:
             options.append(((True, True, call.path.count(".")), {"attn_out": point(call, single[0])}))
     return [parts for _, parts in sorted(options, key=lambda one: one[0])]
 
 
-def _scales(
-    change: Tensor, parts: Sequence[Tensor], close: Callable[[Tensor, Tensor], bool]
-) -> tuple[float, ...] | None:
-    """The factors with which the parts add up to the change; None where there are none."""
-    if close(sum(parts, torch.zeros_like(change)), change):
+def _scales(run: _Run, parts: Sequence[Tensor], rounding: _Rounding) -> tuple[float, ...] | None:
+    """The factors with which the parts, each of them needed, add up to what the block adds; None where there are none.
+
+    They are 1 where that is enough, else fitted by least squares, each element in units of its rounding.
+    """
+    assert run.left is not None
+    entered, left = _wide(run.entered), _wide(run.left)
+    if rounding.adds_up(left, entered, *parts):
         return (1.0,) * len(parts)
-    columns = torch.stack([part.flatten() for part in parts], 1)
-    solved = torch.linalg.lstsq(columns, change.flatten()[:, None]).solution[:, 0]
-    if not close((columns @ solved).reshape(change.shape), change):
+    weight = 1 / (entered.abs() + left.abs() + rounding.smallest).flatten()
+    columns = torch.stack([part.flatten() * weight for part in parts], 1)
+    factors = torch.linalg.lstsq(columns, ((left - entered).flatten() * weight)[:, None]).solution[:, 0].tolist()
+    scaled = [part * factor for part, factor in zip(parts, factors, strict=True)]
+    if not rounding.adds_up(left, entered, *scaled):
         return None
-    if any(
-        float((part * factor).norm()) < 1e-3 * float(change.norm()) for part, factor in zip(parts, solved, strict=True)
-    ):
+    if any(rounding.adds_up(left, entered, *scaled[:number], *scaled[number + 1 :]) for number in range(len(scaled))):
         return None
-    return tuple(float(factor) for factor in solved)
+    return tuple(factors)
 
 
-def _verified(run: _Run, parts: Found, close: Callable[[Tensor, Tensor], bool]) -> Found | str:
+def _verified(run: _Run, parts: Found, rounding: _Rounding) -> Found | str:  # noqa: C901  one identity after another
     """These parts, if every identity holds (without `resid_mid` in a parallel block), or the one that does not."""
     points = {"resid_pre": HookPoint(run.block, "input", run.block), **{name: one for name, (_, one) in parts.items()}}
-    has_mlp = "mlp_out" in parts
+    added = [name for name in parts if name != "resid_mid"]
 
-    def again(**edits: Callable[[Tensor], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return run.again(points, edits)
+    def again(**edits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return run.again(points, {name: lambda _, new=new: new.clone() for name, new in edits.items()})
 
     def adds_up(out: Tensor, read: Mapping[str, Tensor]) -> bool:
-        parts = read["resid_pre"] + read["attn_out"]
-        return close(out, parts + read["mlp_out"] if has_mlp else parts)
+        return rounding.adds_up(out, *(read[name] for name in ("resid_pre", *added)))
 
-    moved = _moved(run.entered)
-    other_start = torch.cat([moved[:, :1], run.entered[:, 1:]], 1)
-    plain_out, plain = again()
-    if close(again(resid_pre=lambda _: other_start)[0][:, 1:], plain_out[:, 1:]):
+    entered, moved = run.entered, _moved(run.entered)
+    shift, zeros = moved - entered, torch.zeros_like(entered)
+    half = entered.shape[1] // 2
+    other_start = torch.cat([moved[:, :half].roll(entered.shape[-1] // 2, -1), entered[:, half:]], 1)
+    plain = again()[1]
+    inner = _Rounding.of(*plain.values())  # coarser than the stream's in models whose sublayers compute in 16 bits
+
+    def reads_earlier(**edits: Tensor) -> bool:
+        """Whether a part in the second half of the positions depends on the stream in the first."""
+        one, other = again(**edits)[1], again(resid_pre=other_start, **edits)[1]
+        return not all(inner.alike(one[name][:, half:], other[name][:, half:], plain[name][:, half:]) for name in added)
+
+    if not reads_earlier():
         single = next(iter(parts.values()))
-        return "no position reads an earlier one" if has_mlp else {"mlp_out": single}
-    out, read = again(resid_pre=lambda _: moved)
+        return "no position reads an earlier one" if len(added) > 1 else {"mlp_out": single}
+    if reads_earlier(attn_out=zeros):
+        return "positions read earlier ones also where attn_out is zero"
+    out, read = again(resid_pre=moved)
     if not adds_up(out, read) or not torch.equal(read["resid_pre"], moved):
         return "another resid_pre does not arrive in the sum"
-    out, read = again(attn_out=torch.zeros_like)
-    if not adds_up(out, read) or float(read["attn_out"].norm()) > 1e-4 * float(plain["attn_out"].norm()):
-        return "zeros written to attn_out do not arrive"
-    changed, _ = again(resid_pre=lambda _: other_start, attn_out=torch.zeros_like)
-    if not close(changed[:, 1:], out[:, 1:]):
-        return "positions read earlier ones also where attn_out is zero"
-    if not has_mlp:
+    for name in added:
+        for new in (zeros, shift):
+            out, read = again(**{name: new})
+            if not adds_up(out, read) or not inner.near(read[name], new, new, plain[name]):
+                return f"another {name} does not arrive in the sum"
+    if len(added) == 1:
         return parts
-    mlp_of_pre = read["mlp_out"]
-    out, read = again(mlp_out=torch.zeros_like)
-    if not adds_up(out, read) or float(read["mlp_out"].norm()) > 1e-4 * float(plain["mlp_out"].norm()):
-        return "zeros written to mlp_out do not arrive"
-    if torch.equal(mlp_of_pre, plain["mlp_out"]):
+    if inner.alike(again(attn_out=shift)[1]["mlp_out"], plain["mlp_out"]):
         return {name: part for name, part in parts.items() if name != "resid_mid"}
-    out, read = again(resid_mid=lambda _: moved)
-    if not close(read["resid_mid"], moved) or not close(out, moved + read["mlp_out"]):
+    out, read = again(resid_mid=moved)
+    arrived = inner.near(read["resid_mid"], moved, moved, plain["resid_mid"], entered)
+    if not arrived or not rounding.adds_up(out, read["resid_mid"], read["mlp_out"]):
         return "another resid_mid does not arrive in the sum"
-    of_other_pre = again(resid_pre=lambda value: value + _moved(value), resid_mid=lambda _: moved)[1]["mlp_out"]
-    if not close(of_other_pre, read["mlp_out"]) or close(read["mlp_out"], plain["mlp_out"]):
+    first, second = _coarse(shift), _coarse(shift.roll(entered.shape[-1] // 2, -1))  # their sum is exact in every dtype
+    whole, halves = again(resid_pre=first + second, attn_out=zeros)[1], again(resid_pre=first, attn_out=second)[1]
+    if not inner.alike(whole["mlp_out"], halves["mlp_out"]):
         return "mlp_out is no function of resid_mid"
     return parts
+
+
+def _coarse(stream: Tensor) -> Tensor:
+    """A stream rounded, at each position, to multiples of a power of 2 that is a 32nd of the largest value or more."""
+    step = torch.exp2(stream.float().abs().amax(dim=-1, keepdim=True).log2().ceil() - 5)
+    return ((stream.float() / step).round() * step).to(stream.dtype)
 
 
 def _heads(
     run: _Run,
     attn_out: tuple[str, HookPoint],
     heads: tuple[int, set[int]],
-    close: Callable[[Tensor, Tensor], bool],
+    rounding: _Rounding,
 ) -> tuple[tuple[str, HookPoint, int] | None, str]:
     """The path, point and width of `z`, or the reason why there is none."""
     count, head_widths = heads
     widths = {count * one for one in head_widths}
     last = max(number for number, call in enumerate(run.calls) if call.path == attn_out[0])
+    if not count:
+        return None, "the configuration names no attention heads"
     reason = f"no linear layer before attn_out reads {count} heads of a configured width"
     inside = attn_out[0] + "." if any(c.path.startswith(attn_out[0] + ".") for c in run.calls) else ""
     for call in reversed(run.calls):
@@ -502,7 +557,7 @@ def _heads(
         if any(isinstance(one, nn.Conv1d) for one in _around(run.block, call.path).modules()):
             continue
         point = HookPoint(call.module, "input", run.block, flat=z.ndim == 2)
-        if why := _broken_heads(run, point, attn_out[1], count, close):
+        if why := _broken_heads(run, point, attn_out[1], count, rounding):
             reason = why
             continue
         return (call.path, point, int(z.shape[-1])), ""
@@ -514,14 +569,12 @@ def _around(block: nn.Module, path: str) -> nn.Module:
     return block.get_submodule(path.rpartition(".")[0])
 
 
-def _broken_heads(
-    run: _Run, point: HookPoint, attn_out: HookPoint, count: int, close: Callable[[Tensor, Tensor], bool]
-) -> str | None:
+def _broken_heads(run: _Run, point: HookPoint, attn_out: HookPoint, count: int, rounding: _Rounding) -> str | None:
     """The identity that does not hold for `z`; None if all do."""
     points = {"z": point, "attn_out": attn_out}
     plain = run.again(points, {})[1]["attn_out"]
     constant = run.again(points, {"z": torch.zeros_like})[1]["attn_out"]
-    if not close(constant, constant[:, :1].expand_as(constant)) or close(constant, plain):
+    if not rounding.alike(constant, constant[:, :1].expand_as(constant)) or rounding.alike(constant, plain):
         return "zeros written before the output projection leave attn_out different between positions"
     for head in range(count):
 

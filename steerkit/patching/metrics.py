@@ -69,9 +69,14 @@ def _log_prob(logits: Float[Tensor, "batch pos vocabulary"], answer: tuple[int, 
     return logits.float().log_softmax(-1).gather(-1, ids.expand(len(logits), -1)[..., None])[..., 0].sum(-1)
 
 
-def check_metric(metric: Any, answers: Any) -> None:
-    """`ValueError` for an unknown metric, or one that needs answers and has none."""
+def check_metric(metric: Any, answers: Any, mode: str, method: str) -> None:
+    """`ValueError` for an unknown metric, one that needs answers and has none, or one without a slope."""
     if not callable(metric) and metric not in METRICS:
         raise ValueError(f"expected a metric among {METRICS}, or a function of the logits; got {metric!r}. Pass one.")
     if metric == "logprob_diff" and answers is None:
         raise ValueError("expected answers=(right, wrong) for the metric 'logprob_diff'; got none. Pass two texts.")
+    if metric == "kl" and mode == "noising" and method == "attribution":
+        raise ValueError(
+            "expected a metric with a slope at the clean run for method='attribution' in mode 'noising'; got 'kl', the "
+            "divergence from this very run, whose slope there is 0. Pass method='exact', or metric='logprob_diff'."
+        )

@@ -22,9 +22,9 @@ from steerkit.io.progress import progress
 from steerkit.models.active import suspended
 from steerkit.models.blocks import find_blocks
 from steerkit.models.context import check_fits, check_vocabulary
-from steerkit.models.identity import describe
+from steerkit.models.identity import describe, other_model
 from steerkit.models.site_names import DEFAULT, Place, check_name
-from steerkit.models.sites import find_sites
+from steerkit.models.sites import find_sites, width_of
 from steerkit.patching.metrics import Measure, Metric, check_metric
 from steerkit.patching.result import PatchResult, over_pairs
 from steerkit.patching.runs import Patch, Runs, attributed, values_of
@@ -34,7 +34,7 @@ from steerkit.text.tokens import encode
 Mode = Literal["denoising", "noising"]
 Method = Literal["exact", "attribution"]
 Span = int | tuple[int, int]
-Positions = Literal["all"] | Sequence[int] | Mapping[str, Any]
+Positions = Literal["all"] | int | Sequence[int] | Mapping[str, Any]
 Answers = tuple[str, str] | Sequence[tuple[str, str]]
 SMALL_CONTRAST = 0.1
 
@@ -78,18 +78,21 @@ def patch(
             layers before the patch, too, so that patching a whole stream does not give exactly 1.
         sites: one or several, see `sk.collect`. At `"z"` each head is patched by itself.
         layers: `"all"` where the site was verified, one layer, or several.
-        positions: `"all"` tokens one by one (prompts of equal length); token indices, -1 the last; or a mapping from a
-            name to an index, a span `(start, stop)` that is patched at once, or a list with one of these per pair.
+        positions: `"all"` tokens one by one (prompts of equal length); a token index or several, -1 the last; or a
+            mapping from a name to an index, a span `(start, stop)` that is patched at once, or a list with one of these
+            per pair.
         mode: `"denoising"`: activations of the clean run are put into the corrupted one; what restores the answer is
             sufficient. `"noising"`: those of the corrupted run into the clean one; what destroys it is necessary.
         metric: `"logprob_diff"`, log p(right) - log p(wrong); `"kl"`, the divergence of the last token's prediction
             from the clean run's, `KL(clean || run)`; or a function from the logits at the last token,
             `[batch, vocabulary]`, to `[batch]`.
-        source: means that are put in instead of the other run's activations, at every position alike (mean ablation):
-            `sk.collect_means` of one label, at the site and layers that are patched. The effect is still relative to
-            the other run's metric.
+        source: means that are put in instead of the other run's activations (mean ablation): `sk.collect_means` of one
+            label of this model, at the site and layers that are patched. The mean of the position that it was read at
+            (`"last"` by default) is put in at every patched position. The effect is still relative to the other run's
+            metric.
         method: `"exact"`; or `"attribution"`, the first-order approximation `(h_other - h) . dm/dh` of the effect of
-            every place, from one forward and one backward pass. Use it to find places, and check them exactly.
+            every place, from one forward and one backward pass. Use it to find places, and check them exactly. Not with
+            `"kl"` in mode `"noising"`, whose slope at the clean run is 0.
         batch_rows: patches per forward; default 32 on a CPU and 256 on a GPU, halved when memory runs out.
         chat_template_kwargs: arguments of the chat template.
 
@@ -98,7 +101,8 @@ def patch(
 
     Raises:
         ValueError: prompts of different lengths in a pair, a position outside a prompt, an unknown mode, metric, site
-            or layer, equal metrics of both runs of a pair, or an active steering.
+            or layer, equal metrics of both runs of a pair, an active steering, or a metric without a slope for
+            `"attribution"`.
 
     Warns:
         UserWarning: a pair whose runs differ less than a tenth as much as the median pair's: its effects are large and
@@ -116,7 +120,7 @@ def patch(
         raise ValueError(f"expected mode 'denoising' or 'noising'; got {mode!r}. Pass one of them.")
     if method not in ("exact", "attribution"):
         raise ValueError(f"expected method 'exact' or 'attribution'; got {method!r}. Pass one of them.")
-    check_metric(metric, answers)
+    check_metric(metric, answers, mode, method)
     check_numbers(1, 0.0, 1.0, batch_rows)
     pairs = _pairs(tokenizer, clean, corrupted, answers, chat_template_kwargs)
     rows = [
@@ -141,7 +145,8 @@ def patch(
             if EMBED in wanted:
                 raise ValueError("expected block indices as layers; got 'embed'. Pass sites='resid_pre', layers=0.")
             places += [(site, int(layer)) for layer in wanted]
-        means = None if source is None else _means(source, places)
+        about = describe(model, tokenizer)
+        means = None if source is None else _means(model, source, places, about)
         heads = find_sites(model).heads if "z" in names else {}
         frames = []
         with progress("patching", len(pairs)) as advance:
@@ -156,12 +161,12 @@ def patch(
     table = pd.concat(frames, ignore_index=True)
     _warn_of_small_contrasts(table)
     meta = {
-        **describe(model, tokenizer),
+        **about,
         "kind": "patching",
         "mode": mode,
         "method": method,
         "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "function"),
-        "source": "other run" if source is None else "mean",
+        **_described_source(source),
         "n_pairs": len(pairs),
     }
     return PatchResult(over_pairs(table), table, meta)
@@ -275,6 +280,8 @@ def _prompts(given: Any) -> list[Any]:
 
 def _answers(tokenizer: Any, answers: Any, count: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The right and the wrong answer of each pair as ids."""
+    if isinstance(answers, str) or not isinstance(answers, Iterable):
+        raise ValueError(f"expected answers as (right, wrong), two texts; got {answers!r:.80}. Pass both.")
     given = list(answers)
     listed = [given] * count if len(given) == 2 and all(isinstance(one, str) for one in given) else given
     found = []
@@ -308,9 +315,9 @@ def _spans(positions: Any, pairs: Sequence[_Pair]) -> dict[int | str, list[tuple
     else:
         listed = list(positions) if isinstance(positions, Iterable) else [positions]
         named = {int(index): int(index) for index in listed if isinstance(index, Integral) and type(index) is not bool}
-        if not isinstance(positions, Iterable) or len(named) != len(listed):
+        if len(named) != len(listed):
             raise ValueError(
-                f"expected a list of integers as positions, each once; got {positions!r:.80}. Pass e.g. [-1]."
+                f"expected integers as positions, each once; got {positions!r:.80}. Pass e.g. -1, or [0, -1]."
             )
     if not named:
         raise ValueError("expected one position at least; got none. Pass 'all', or indices.")
@@ -342,17 +349,40 @@ def _span(name: Any, given: Any, length: int) -> tuple[int, int]:
     return start, stop
 
 
-def _means(source: ActivationMeans, places: Sequence[Place]) -> dict[Place, Tensor]:
-    """The means by place; `ValueError` where they do not hold one."""
+def _means(
+    model: nn.Module, source: ActivationMeans, places: Sequence[Place], about: Mapping[str, Any]
+) -> dict[Place, Tensor]:
+    """The means by place; `ValueError` where they do not hold one, or are another model's."""
     if len(source.labels) != 1 or {site for site, _ in places} != {source.site}:
         raise ValueError(
             f"expected means of one label at {sorted({site for site, _ in places})}; got labels {list(source.labels)} "
             f"at {source.site}. Collect them with site=."
         )
-    if missing := [layer for _, layer in places if layer not in source.layers]:
+    layers = [layer for _, layer in places]
+    if missing := [layer for layer in layers if layer not in source.layers]:
         raise ValueError(f"expected means at the layers {missing} too; got {list(source.layers)}. Collect them.")
+    if other := other_model(source.meta, about):
+        raise ValueError(
+            f"expected means of this model, {about['checkpoint']}; got those of "
+            f"{source.meta.get('checkpoint', 'unknown')}, with {other}. Collect them from the model that is patched."
+        )
+    width = width_of(model, find_blocks(model), source.site, layers)
+    if source.mean.shape[-1] != width:
+        raise ValueError(
+            f"expected means of width {width}, the model's at {source.site}; got {source.mean.shape[-1]}. Collect them "
+            "from this model."
+        )
     mean = source.of(source.labels[0])
     return {(site, layer): mean[source.layers.index(layer)] for site, layer in places}
+
+
+def _described_source(source: ActivationMeans | None) -> dict[str, Any]:
+    """Where the activations that are put in come from, as plain data."""
+    if source is None:
+        return {"source": "other run"}
+    own = {"label": source.labels[0], "n": source.counts[0]}
+    own |= {name: source.meta[name] for name in ("read_position", "data_sha256") if name in source.meta}
+    return {"source": "mean", "means": own}
 
 
 def _warn_of_small_contrasts(table: pd.DataFrame) -> None:

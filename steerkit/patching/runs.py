@@ -187,6 +187,9 @@ def attributed(
 
     `sum (h_other - h) . dm/dh` over the positions and the width of the patch, from one forward and one backward pass
     per suffix of the metric, at all places together.
+
+    Raises:
+        ValueError: the metric has no gradient, or one that is 0 everywhere.
     """
     blocks, device = find_blocks(model), device_of(model)
     places = sorted({patch.place for patch in patches})
@@ -207,7 +210,14 @@ def attributed(
             row = torch.tensor([[*ids, *suffix]], device=device)
             logits.append(model(input_ids=row, use_cache=False).logits[:, -len(suffix) - 1 :])
         check_called(called, set(places))
-        slopes = torch.autograd.grad(measure.of(logits)[0], [deltas[place] for place in places])
+        metric = measure.of(logits)[0]
+        slopes = torch.autograd.grad(metric, [deltas[place] for place in places]) if metric.requires_grad else []
+    if not any(slope.any() for slope in slopes):
+        raise ValueError(
+            "expected a metric with a slope at the unpatched run for method='attribution'; its gradient is "
+            f"{'0' if metric.requires_grad else 'none'}. Pass method='exact', or a differentiable function of the "
+            "logits."
+        )
     products = {
         place: (values[place].to(read[place].device).float() - read[place].float()) * slope[0].float()
         for place, slope in zip(places, slopes, strict=True)

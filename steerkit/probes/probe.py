@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerkit.capture.activations import Activations, facts_html, shown_layers
-from steerkit.capture.layers import EMBED, Layer, Layers, layer_list
+from steerkit.capture.layers import EMBED, Layer, Layers, layer_list, plain_layer
+from steerkit.models.site_names import DEFAULT, check_name
 from steerkit.probes.folds import deal_folds, permuted_labels
 from steerkit.probes.solver import Fit, solver_for
 from steerkit.stats.areas import macro_roc_auc
@@ -38,18 +39,25 @@ class Probe:
         classes: the labels, sorted, in the order of the rows.
         weights: `[class, d_model]` in float64, in logits per unit of activation.
         bias: `[class]` in float64, in logits.
+        layer: where it was fitted; None if unknown.
+        site: what was read of the block there.
+        meta: provenance of the activations.
 
     Example:
-        >>> probe = sk.fit_probe(acts.at(14), acts.items["label"])
+        >>> probe = sk.fit_probe(acts, "label", layer=14)
         >>> probe.predict(acts.at(14))
     """
 
     classes: tuple[Hashable, ...]
     weights: Float[Tensor, "class d_model"]
     bias: Float[Tensor, " class"]
+    layer: Layer | None = None
+    site: str = DEFAULT
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"Probe(classes {_shown_classes(self.classes)}, d_model {self.weights.shape[1]})"
+        where = "" if self.layer is None else f", {self.site} of layer {self.layer}"
+        return f"Probe(classes {_shown_classes(self.classes)}, d_model {self.weights.shape[1]}{where})"
 
     def direction(self, cls: Hashable) -> Float[Tensor, " d_model"]:
         """Return the unit direction that raises class k: `w_k - mean_{j != k} w_j` over its L2 norm.
@@ -129,12 +137,15 @@ class ProbeResult:
 
 
 def fit_probe(
-    x: Float[Tensor, "item d_model"],
-    labels: Sequence[Hashable] | np.ndarray | pd.Series,
+    x: Float[Tensor, "item d_model"] | Activations,
+    labels: str | Sequence[Hashable] | np.ndarray | pd.Series,
     c: float = 1.0,
     tol: float = 1e-6,
     max_iter: int = MAX_ITER,
     solver: Solver = "steerkit",
+    *,
+    layer: Layer | None = None,
+    site: str | None = None,
 ) -> Probe:
     """Fit a logistic regression with an L2 penalty on standardised features, mapped back to the raw space.
 
@@ -143,8 +154,8 @@ def fit_probe(
     `-w/2` and `w/2`. A constant feature gets scale 1.
 
     Args:
-        x: `[item, d_model]`, finite.
-        labels: one per item, two different ones at least.
+        x: activations, or a tensor `[item, d_model]`, finite.
+        labels: one per item, two different ones at least; for activations also the name of their column.
         c: inverse strength of the penalty.
         tol: the largest excess of the loss over its minimum, relative to the loss. The curvature of the penalty bounds
             that excess by `c |gradient|^2 / 2` (`c / 4` with two classes), checked in float64; the intercept counts
@@ -152,23 +163,29 @@ def fit_probe(
         max_iter: number of steps after which the fit stops with a warning.
         solver: `"steerkit"`, or the slower reference `"scikit-learn"`,
             `make_pipeline(StandardScaler(), LogisticRegression(C=c))`. Both minimise the same loss.
+        layer: of activations, the layer that is fitted; default: the one that they hold. Of a tensor, where it was
+            read, for conditions.
+        site: of a tensor, what was read of the block; default `"resid_post"`. Activations have their own.
 
     Returns:
-        A `Probe` in the raw space.
+        A `Probe` in the raw space. It carries layer and site, and the provenance of activations.
 
     Raises:
-        ValueError: shapes disagree, one class only, a missing label, NaN or infinity in x, `c` not above 0, or an
-            unknown solver.
+        ValueError: shapes disagree, one class only, a missing label or column, NaN or infinity in x, `c` not above 0,
+            an unknown solver or site, no layer for activations of several, or another site than that of activations.
 
     Warns:
         RuntimeWarning: no convergence; names the norm of the gradient.
 
     Example:
-        >>> probe = sk.fit_probe(acts.at(14), acts.items["label"])
+        >>> probe = sk.fit_probe(acts, "label", layer=14)
         >>> direction = probe.direction("positive")
 
     Source: Hastie, Tibshirani and Friedman, "The Elements of Statistical Learning", 2009, section 4.4.
     """
+    meta: Mapping[str, Any] = {}
+    if isinstance(x, Activations):
+        x, labels, layer, site, meta = _of_activations(x, labels, layer, site)
     y, classes = encoded(labels)
     if x.ndim != 2 or len(x) != len(y):
         raise ValueError(f"expected x of shape [{len(y)} labels, d_model]; got {list(x.shape)}. Pass a row per label.")
@@ -176,7 +193,21 @@ def fit_probe(
         raise ValueError("expected finite x; got NaN or infinity. Drop those items.")
     fit = solver_for(x, solver)
     weights, bias, _ = fit(y[None], torch.ones_like(y[None]).bool(), len(classes), c, tol, max_iter)
-    return Probe(classes, weights[0], bias[0])
+    return Probe(classes, weights[0], bias[0], plain_layer(layer), check_name(DEFAULT if site is None else site), meta)
+
+
+def _of_activations(acts: Activations, labels: Any, layer: Layer | None, site: str | None) -> tuple[Any, ...]:
+    """Of activations: the tensor and labels of a fit, its layer and site, and their provenance."""
+    if layer is None and len(acts.layers) > 1:
+        raise ValueError(f"expected a layer; the activations hold {list(acts.layers)}. Pass layer=.")
+    if site not in (None, acts.site):
+        raise ValueError(f"expected the site of the activations, {acts.site}; got {site!r}. Leave site= out.")
+    if isinstance(labels, str):
+        if labels not in acts.items:
+            raise ValueError(f"expected a column {labels!r} in acts.items; got {list(acts.items)}. Name another.")
+        labels = acts.items[labels]
+    layer = acts.layers[0] if layer is None else layer
+    return acts.at(layer), labels, layer, acts.site, acts.meta
 
 
 def probe_layers(

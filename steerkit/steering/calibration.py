@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from steerkit.capture.activations import Activations
-from steerkit.models.site_names import DEFAULT
+from steerkit.models.identity import other_model
 from steerkit.probes.probe import Probe
 from steerkit.stats.areas import roc_auc
 from steerkit.stats.mean import accuracy_interval
 from steerkit.steering.conditions import Condition, Decide
 from steerkit.vectors.vector import SteeringVector
 
-KEPT = ("checkpoint", "model_fingerprint", "adapter_fingerprint", "read_position", "data_sha256")
+KEPT = (
+    *("checkpoint", "model_type", "model_fingerprint", "adapter_fingerprint", "n_layers"),
+    *("read_position", "data_sha256"),
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,6 +59,7 @@ def calibrate_condition(
     label: str = "label",
     max_false_rate: float | None = None,
     decide: Decide = "prompt",
+    foreign: bool = False,
 ) -> Calibration:
     """Choose the threshold of a condition on validation activations, and return it with its ROC curve.
 
@@ -67,21 +71,23 @@ def calibrate_condition(
     `decide="prompt"`. Use prompts that neither the direction was made from nor the result is reported on.
 
     Args:
-        direction: a vector, or a `Probe` of two classes, see `Condition`.
-        acts: activations of validation items, with a column of labels.
+        direction: a vector, or a `Probe` of two classes, see `Condition`. A probe is turned so that its score rises
+            with the probability of `positive`, whichever of its classes that is.
+        acts: activations of validation items, at the site of the direction, with a column of labels.
         layer: see `Condition`.
         positive: the label of the items where the condition should hold; all other items are negative.
         label: the column of `acts.items` with the labels.
         max_false_rate: largest share of negative items where the condition holds, in [0, 1).
         decide: see `Condition`.
+        foreign: allow activations of other weights than the direction's.
 
     Returns:
         A `Calibration`; `condition.meta` holds the rates, the numbers of items and where they were read.
 
     Raises:
         TypeError: no activations.
-        ValueError: an unknown column, only one class, activations of another site or read elsewhere than where the
-            prompt decides, positives that score below negatives (ROC AUC at most 0.5), or no threshold with
+        ValueError: an unknown column, only one class, activations of another site or model or read elsewhere than where
+            the prompt decides, positives that score below negatives (ROC AUC at most 0.5), or no threshold with
             `max_false_rate`.
 
     Example:
@@ -92,8 +98,10 @@ def calibrate_condition(
     Source: Lee et al. 2024, "Programming Refusal with Conditional Activation Steering" (CAST), arXiv 2409.05907; Youden
     1950, "Index for rating diagnostic tests".
     """
+    if isinstance(direction, Probe):
+        direction = _towards(positive, direction)
     draft = Condition(direction, layer, above=0.0, decide=decide)
-    truth, scores = _labelled(draft, acts, label, positive)
+    truth, scores = _labelled(draft, acts, label, positive, foreign)
     position = acts.meta.get("read_position", "last")
     if decide == "prompt" and position not in ("last", -1):
         raise ValueError(
@@ -107,7 +115,8 @@ def calibrate_condition(
     if area <= 0.5:
         raise ValueError(
             f"expected items labelled {positive!r} to score above the others; the ROC AUC is {area:.3f}. Reverse the "
-            "direction, or choose another layer."
+            "direction (-vector; a probe whose classes include this label is turned towards it), or choose another "
+            "layer."
         )
     roc, gaps = _roc(truth, scores)
     gain = roc["true_rate"] - roc["false_rate"]
@@ -134,25 +143,26 @@ def calibrate_condition(
     return Calibration(condition, roc.assign(chosen=np.arange(len(roc)) == best), area)
 
 
-def firing_rates(condition: Condition, acts: Activations, label: str = "label") -> pd.DataFrame:
+def firing_rates(condition: Condition, acts: Activations, label: str = "label", foreign: bool = False) -> pd.DataFrame:
     """Return the share of items of each label where a condition holds, with Wilson's 95 % interval over groups.
 
     Args:
         condition: read at its layer.
         acts: activations of held-out items.
         label: the column of `acts.items` with the labels.
+        foreign: allow activations of other weights than those that the condition was calibrated on.
 
     Returns:
         One row per label: label, rate, low, high, n (items), n_groups.
 
     Raises:
         TypeError: no condition, or no activations.
-        ValueError: an unknown column, a layer that was not read, or another site.
+        ValueError: an unknown column, a layer that was not read, or another site or model.
 
     Example:
         >>> sk.firing_rates(found.condition, test)
     """
-    streams, rows = _streams(condition, acts), []
+    streams, rows = _streams(condition, acts, foreign), []
     holds = condition.holds(streams).numpy().astype(float)
     labels = _column(acts, label)
     for name in dict.fromkeys(labels):
@@ -162,9 +172,18 @@ def firing_rates(condition: Condition, acts: Activations, label: str = "label") 
     return pd.DataFrame(rows, columns=["label", "rate", "low", "high", "n", "n_groups"])
 
 
-def _labelled(condition: Condition, acts: Activations, label: str, positive: str) -> tuple[np.ndarray, np.ndarray]:
+def _towards(positive: str, probe: Probe) -> Probe:
+    """The probe with `positive` as its second class, the one that a condition's score rises with."""
+    if len(probe.classes) != 2 or probe.classes[0] != positive:
+        return probe
+    return replace(probe, classes=probe.classes[::-1], weights=probe.weights.flip(0), bias=probe.bias.flip(0))
+
+
+def _labelled(
+    condition: Condition, acts: Activations, label: str, positive: str, foreign: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Whether each item is positive, and its score."""
-    scores = condition.scores(_streams(condition, acts)).numpy()
+    scores = condition.scores(_streams(condition, acts, foreign)).numpy()
     labels = _column(acts, label)
     truth = np.array([one == positive for one in labels])
     if truth.all() or not truth.any():
@@ -174,15 +193,21 @@ def _labelled(condition: Condition, acts: Activations, label: str, positive: str
     return truth, scores
 
 
-def _streams(condition: Condition, acts: Activations) -> Any:
+def _streams(condition: Condition, acts: Activations, foreign: bool) -> Any:
     if not isinstance(condition, Condition):
         raise TypeError(f"expected a Condition; got {type(condition).__name__}. Make one, or calibrate it.")
     if not isinstance(acts, Activations):
         raise TypeError(f"expected activations; got {type(acts).__name__}. Read them by sk.collect.")
-    if acts.site != DEFAULT:
-        raise ValueError(f"expected activations of {DEFAULT}, which a condition reads; got {acts.site}. Read those.")
-    assert condition.layer is not None
-    streams = acts.at(condition.layer)
+    site, layer = condition.place
+    if acts.site != site:
+        raise ValueError(f"expected activations of {site}, which the condition reads; got {acts.site}. Pass site=.")
+    known = condition.meta if "model_fingerprint" in condition.meta else condition.direction.meta
+    if (other := other_model(acts.meta, known)) and not foreign:
+        raise ValueError(
+            f"expected activations of the condition's model, {known.get('checkpoint', 'unknown')}; got those of "
+            f"{acts.meta.get('checkpoint', 'unknown')}, with {other}. Read them from that model, or pass foreign=True."
+        )
+    streams = acts.at(layer)
     if streams.shape[1] != len(condition.weights):
         raise ValueError(
             f"expected activations of width {len(condition.weights)}, the direction's; got {streams.shape[1]}. Read "

@@ -1,4 +1,6 @@
-"""Conditions: a steering acts only where the stream, read along a direction or by a probe, crosses a threshold."""
+"""Conditions: a steering acts only where the stream, or another site, read along a direction or by a probe, crosses a
+threshold.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import Any, Literal, get_args
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerkit.models.site_names import DEFAULT
+from steerkit.models.site_names import DEFAULT, Place, place_order
 from steerkit.probes.probe import Probe
 from steerkit.vectors.vector import SteeringVector
 
@@ -24,15 +26,16 @@ class Condition:
     """Where a steering acts: where a score of the stream after a layer's block is above (or below) a threshold.
 
     The score of a stream h is `h . v / |v|` for a vector, in the unit of the stream, and `log p / (1 - p)` for a probe
-    of two classes, with p the probability of the second class. A condition holds where `above < score < below`.
+    of two classes, with p the probability of the second class. A condition holds where `above < score < below`. h is
+    the value of the site that the vector or the probe was read at; `"resid_post"` is the stream after the block.
     It reads the stream before the steering that it controls, and after those that act before it. A score that is no
     number (the stream overflowed) meets no condition. The score is computed in float32 for each position by itself, so
     it is the same up to rounding with a cache, under left padding and in any batch.
 
     Args:
         direction: a vector, or a `Probe` of two classes.
-        layer: after whose block the stream is read: at most the first steered layer. None for a vector that holds one
-            layer.
+        layer: whose block is read; a forward must reach it before the first steered place. None for a vector that
+            holds one layer, or a probe that carries its layer.
         above: the condition holds for larger scores.
         below: the condition holds for smaller scores. With `above` both must hold.
         decide: `"prompt"`: once per row, at the last position of the prompt; the steering then acts at all of its
@@ -46,7 +49,8 @@ class Condition:
     Raises:
         TypeError: `direction` is neither a vector nor a Probe.
         ValueError: no layer, or one that the vector does not hold or where it is zero; a probe of more than two
-            classes; no threshold, one that is not finite, or an empty interval; an unknown `decide`.
+            classes, or of another layer; no threshold, one that is not finite, or an empty interval; an unknown
+            `decide`.
 
     Example:
         >>> harmful = sk.Condition(vector, layer=10, above=2.5)
@@ -86,8 +90,6 @@ class Condition:
     def _weights(self) -> tuple[Tensor, float]:
         """The score as `h . weights + offset`; checks direction and layer."""
         if isinstance(self.direction, SteeringVector):
-            if self.direction.site != DEFAULT:
-                raise ValueError(f"expected a direction at {DEFAULT}; got {self.direction.site}. Read one there.")
             held = list(self.direction.layers)
             layer = held[0] if self.layer is None and len(held) == 1 else self.layer
             if layer not in held:
@@ -104,11 +106,25 @@ class Condition:
             raise ValueError(
                 f"expected a probe of two classes; got {list(self.direction.classes)}. Fit one class against the rest."
             )
-        if isinstance(self.layer, bool) or not isinstance(self.layer, Integral) or self.layer < 0:
-            raise ValueError(f"expected the layer that the probe was fitted at; got {self.layer!r}. Pass layer=.")
-        object.__setattr__(self, "layer", int(self.layer))
+        own = self.direction.layer
+        chosen = own if self.layer is None else self.layer
+        if isinstance(chosen, bool) or not isinstance(chosen, Integral) or chosen < 0 or own not in (None, chosen):
+            where = "that the probe was fitted at" if own is None else f"{own}, at which the probe was fitted"
+            raise ValueError(f"expected the layer {where}, a block's; got {chosen!r}. Pass layer=.")
+        object.__setattr__(self, "layer", int(chosen))
         (w0, w1), (b0, b1) = self.direction.weights, self.direction.bias
         return (w1 - w0).float(), float(b1 - b0)
+
+    @property
+    def site(self) -> str:
+        """What is read of the block: where the vector or the probe was read."""
+        return self.direction.site
+
+    @property
+    def place(self) -> Place:
+        """The site and the layer that are read."""
+        assert self.layer is not None
+        return self.site, self.layer
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -128,7 +144,7 @@ class Condition:
         return (scores > low) & (scores < high)
 
     def _key(self) -> tuple[Any, ...]:
-        return self.content(), self.layer, self.bounds, self.decide
+        return self.content(), self.place, self.bounds, self.decide
 
     def content(self) -> str:
         """Hash of the score: SHA-256 of the weights and the offset."""
@@ -144,7 +160,8 @@ class Condition:
         """The condition in words, with the hash of its score: what identifies it in tables."""
         low = "" if self.above is None else f"{float(self.above)!r} < "
         high = "" if self.below is None else f" < {float(self.below)!r}"
-        return f"{low}{self.content()}@{self.layer}{high}, {self.decide}"
+        site = "" if self.site == DEFAULT else f"{self.site} "
+        return f"{low}{self.content()}@{site}{self.layer}{high}, {self.decide}"
 
     def check(self, layers: Sequence[int], positions: str, site: str = DEFAULT) -> None:
         """`ValueError` unless the condition is decided before the steering acts.
@@ -154,12 +171,12 @@ class Condition:
             positions: of the steering.
             site: where it acts.
         """
-        assert self.layer is not None
-        last = min(layers) if site == DEFAULT else min(layers) - 1
-        if self.layer > last:
+        first = site, min(layers)
+        if place_order(self.place) > place_order(first):
             raise ValueError(
-                f"expected a condition at layer {last} or below, where the steering begins; got {self.layer}. "
-                "Read an earlier layer, or steer a later one."
+                f"expected a condition that a forward reaches before the steering, which begins at {site} of layer "
+                f"{first[1]}; got one at {self.site} of layer {self.layer}. Read an earlier layer or site, or steer a "
+                "later one."
             )
         if self.decide == "prompt" and positions.partition(":")[0] not in ("generated", "from_last_prompt_token"):
             raise ValueError(
@@ -175,6 +192,7 @@ def described(condition: Condition | None) -> dict[str, Any] | None:
     return {
         "score": "probe" if isinstance(condition.direction, Probe) else "projection",
         "content": condition.content(),
+        "site": condition.site,
         "layer": condition.layer,
         "above": condition.above,
         "below": condition.below,

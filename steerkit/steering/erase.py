@@ -26,7 +26,8 @@ def erase(
 ) -> Steering:
     """Return a steering that erases a concept at one layer, `h <- h - c (h - mean) right left`.
 
-    Its operation is named `leace:` and a hash of the map, so rows of a sweep with another erasure are other rows. Like
+    Its operation is named `leace:` and a hash of the map, so rows of a sweep with another erasure are other rows. It
+    takes no other vector, which it would not read: a control of an erasure is the erasure of shuffled labels. Like
     `ablate`, positions `"prompt"` and `"all"` leave out position 0. vLLM refuses it by name.
 
     Args:
@@ -46,6 +47,8 @@ def erase(
     Example:
         >>> eraser = sk.leace(acts, label="agent")
         >>> sk.generate(model, tokenizer, prompts, max_new_tokens=40, steering=sk.erase(eraser, layer=14))
+        >>> mixed = [sk.controls.shuffle_labels(acts, seed, balanced=True, label="agent") for seed in range(19)]
+        >>> controls = [sk.erase(sk.leace(one, label="agent"), layer=14) for one in mixed]
 
     Source: Belrose et al. 2023, arXiv 2306.03819.
     """
@@ -56,14 +59,20 @@ def erase(
         raise ValueError(f"expected classes with different means at layer {layer}; all are equal. Nothing to erase.")
     meta = {name: eraser.meta[name] for name in PROVENANCE if name in eraser.meta}
     vector = SteeringVector({int(plain_layer(layer)): erasure.left[0]}, {**meta, "method": "leace"}, eraser.site)
-    operation = registered(f"leace:{erasure.content()}", _Erase(erasure))
+    operation = registered(f"leace:{erasure.content()}", _Erase(erasure, vector))
     return Steering(vector, coefficient, positions, operation, foreign)
 
 
 class _Erase:
-    """The operation of an erasure; its tensors follow the stream's device."""
+    """The operation of an erasure; its tensors follow the stream's device.
 
-    def __init__(self, erasure: Erasure) -> None:
+    Args:
+        erasure: the map.
+        vector: the only vector that it is used with.
+    """
+
+    def __init__(self, erasure: Erasure, vector: SteeringVector) -> None:
+        self.vector = vector
         self.parts: Mapping[Any, tuple[Tensor, ...]] = {
             torch.device("cpu"): tuple(part.float() for part in (erasure.mean, erasure.right, erasure.left))
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import dis
 import hashlib
 import inspect
 import math
@@ -30,14 +32,15 @@ class Operation:
         name: a word that is no operation of steerkit. The full name, `word@hash`, holds the SHA-256 of the function's
             source: rows of a sweep with an edited function are other rows.
         function: gets the stream `[row, pos, d_model]` in float32, the directions `[row, 1, d_model]` and the strengths
-            `[row, 1, 1]`; returns the new stream. Each position must depend on its own stream alone, and strength 0
-            must return the stream. It may read modules, and no other variables outside itself: its source must
-            determine it.
+            `[row, 1, 1]`; returns the new stream, and writes into none of them. Each position must depend on its own
+            stream alone, for any number of rows and positions and any width, and strength 0 must return the stream. It
+            may read modules, and no other variables outside itself: its source must determine it.
         unit: whether the direction is `v / |v|`, or the vector as stored.
 
     Raises:
         ValueError: a name that is taken or no word; a function whose source cannot be read or does not determine it;
-            one that changes the shape, mixes rows or positions, or changes the stream at strength 0.
+            one that raises, changes the shape or its arguments, mixes rows or positions, or changes the stream at
+            strength 0; a full name that another function has.
 
     Example:
         >>> def reflect(stream, direction, strength):
@@ -54,28 +57,42 @@ class Operation:
             raise ValueError(f"expected a word other than {OPERATIONS} as name; got {self.name!r}. Choose another.")
         digest = hashlib.sha256(f"{self.unit} {_source_of(self.name, self.function)}".encode()).hexdigest()[:12]
         _check(self)
-        word = self.name
-        object.__setattr__(self, "name", f"{word}@{digest}")
-        _registered[word] = _registered[self.name] = self
+        word, full = self.name, f"{self.name}@{digest}"
+        known: Any = _registered[full].function if full in _registered else self.function
+        if _behaviour(known.__code__) != _behaviour(self.function.__code__):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"expected one function of the source of {full}; got two, as where several share a line or a file was "
+                "edited after its import. Write each on lines of its own, or import the file again."
+            )
+        object.__setattr__(self, "name", full)
+        _registered[word] = _registered[full] = self
 
     def __str__(self) -> str:
         return self.name
 
 
 def _source_of(name: str, function: Any) -> str:
-    """The source of a plain function; `ValueError` where it cannot be read or does not determine the function."""
+    """The source of a plain function, with the modules that it reads.
+
+    Raises:
+        ValueError: it cannot be read, or does not determine the function.
+    """
     advice = "Write a function in a file that reads its arguments and modules only."
-    if not isinstance(function, FunctionType) or function.__closure__ or function.__defaults__:
+    plain = isinstance(function, FunctionType)
+    if not plain or function.__closure__ or function.__defaults__ or function.__kwdefaults__:
         raise ValueError(
             f"expected a plain function without closure or defaults as {name!r}; got {function!r}. {advice}"
         )
-    outside = {used for code in _codes(function.__code__) for used in code.co_names} & set(function.__globals__)
-    if variables := sorted(one for one in outside if not isinstance(function.__globals__[one], ModuleType)):
+    names = sorted({used for code in _codes(function.__code__) for used in _globals_of(code)})
+    modules = {one: function.__globals__[one].__name__ for one in names if _is_module(function.__globals__.get(one))}
+    other = [one for one in names if one not in modules]
+    if variables := [one for one in other if one in function.__globals__ or not hasattr(builtins, one)]:
         raise ValueError(f"expected {name!r} to read no variables outside itself; it reads {variables}. {advice}")
     try:
-        return inspect.getsource(function)
+        source = inspect.getsource(function.__code__)
     except (OSError, TypeError) as error:
         raise ValueError(f"expected the source of {name!r} to be readable; got {error}. {advice}") from error
+    return f"{source}{modules}" if modules else source
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -85,28 +102,68 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(inner)
 
 
+def _globals_of(code: CodeType) -> Iterator[str]:
+    """The names that a code reads, or writes, outside its function; attributes are none."""
+    for one in dis.get_instructions(code):
+        if one.opname.removesuffix("_GLOBAL") in ("LOAD", "STORE", "DELETE") or one.opname == "LOAD_NAME":
+            yield one.argval
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, ModuleType)
+
+
+def _behaviour(code: CodeType) -> tuple[Any, ...]:
+    """What a code computes, whatever its file and line."""
+    constants = [_behaviour(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    return code.co_code, tuple(constants), code.co_names, code.co_varnames, code.co_argcount
+
+
+SHAPES = ((2, 3, 8), (1, 1, 64), (3, 2, 24), (1, 300, 16), (2, 5000, 4))
+"""Rows, positions and widths at which an operation is checked when it is registered."""
+
+
 def _check(operation: Operation) -> None:
-    """`ValueError` unless the function acts position by position and is the identity at strength 0."""
+    """`ValueError` unless the function acts position by position, changes none of its arguments, and is the identity
+    at strength 0.
+    """
     generator = torch.Generator().manual_seed(0)
-    stream = torch.randn(2, 3, 8, generator=generator)
-    vectors = torch.randn(2, 1, 8, generator=generator)
-    vectors = vectors / vectors.norm(dim=-1, keepdim=True)
-    strength = torch.tensor([0.5, -0.25])[:, None, None]
-    new = operation.function(stream.clone(), vectors, strength)
-    if not isinstance(new, Tensor) or new.shape != stream.shape:
-        raise ValueError(f"expected {operation.name!r} to return a stream of the same shape. Return one.")
-    for row in range(2):
-        for pos in range(3):
-            one = operation.function(
-                stream[row : row + 1, pos : pos + 1].clone(), vectors[row : row + 1], strength[row : row + 1]
-            )
-            if not torch.allclose(one[0, 0], new[row, pos], atol=1e-5):
+    for shape in SHAPES:
+        rows, length, width = shape
+        stream = torch.randn(shape, generator=generator)
+        vectors = torch.nn.functional.normalize(torch.randn(rows, 1, width, generator=generator), dim=-1)
+        strength = torch.linspace(0.5, -0.25, rows)[:, None, None]
+        new = _called(operation, stream, vectors, strength)
+        places = {(row, pos) for row in {0, rows - 1} for pos in {0, 1, length // 2, length - 1} if pos < length}
+        for row, pos in sorted(places):
+            one = (stream[row : row + 1, pos : pos + 1], vectors[row : row + 1], strength[row : row + 1])
+            if not torch.allclose(_called(operation, *one)[0, 0], new[row, pos], atol=1e-5):
                 raise ValueError(
-                    f"expected {operation.name!r} to change each position by itself; it mixes rows or positions, or is "
-                    "random. Use the last dimension only."
+                    f"expected {operation.name!r} to change each position by itself; at a stream of shape {shape} it "
+                    "mixes rows or positions, depends on the shape, or is random. Use the last dimension only."
                 )
-    if not torch.allclose(operation.function(stream.clone(), vectors, 0 * strength), stream, atol=1e-5):
-        raise ValueError(f"expected {operation.name!r} to be the identity at strength 0. Multiply by the strength.")
+        if not torch.allclose(_called(operation, stream, vectors, 0 * strength), stream, atol=1e-5):
+            raise ValueError(f"expected {operation.name!r} to be the identity at strength 0. Multiply by the strength.")
+
+
+def _called(operation: Operation, *arguments: Tensor) -> Tensor:
+    """What the function returns for stream, direction and strength; `ValueError` if it is no stream or changes them."""
+    given = [one.clone() for one in arguments]
+    shape = list(arguments[0].shape)
+    try:
+        new = operation.function(*given)
+    except Exception as error:  # a user's function may raise anything
+        raise ValueError(
+            f"expected {operation.name!r} to return a stream of any shape; given one of shape {shape} it raises "
+            f"{type(error).__name__}: {error!s:.200}. Use the last dimension only, whatever its size."
+        ) from error
+    if not isinstance(new, Tensor) or new.shape != arguments[0].shape:
+        raise ValueError(f"expected {operation.name!r} to return a stream of the same shape, {shape}. Return one.")
+    if not all(torch.equal(one, before) for one, before in zip(given, arguments, strict=True)):
+        raise ValueError(
+            f"expected {operation.name!r} to leave its arguments as they are; it writes into one. Return a new tensor."
+        )
+    return new
 
 
 def _along(stream: Tensor, unit: Tensor) -> Tensor:
@@ -205,6 +262,17 @@ def _clamp_at(operation: str, numbers: list[str]) -> Operation:
     return _builtin(name, partial(_clamp, low=low, high=high), unit=True)
 
 
+def check_vector(operation: str | Operation, vector: Any, site: str) -> None:
+    """`ValueError` unless the operation reads this vector at this site; an erasure belongs to one vector."""
+    own = getattr(named(operation).function, "vector", None)
+    if own is not None and (vector != own or site != own.site):
+        raise ValueError(
+            f"expected the vector of the erasure for {named(operation).name!r}, which reads no other; got "
+            f"{vector!r} at {site}. Pass sk.erase(eraser, layer); as a control the eraser of shuffled labels, "
+            "sk.leace(sk.controls.shuffle_labels(acts, seed, balanced=True))."
+        )
+
+
 def needs_direction(operation: str | Operation) -> bool:
     """Whether the operation has no meaning for a zero vector."""
     return named(operation).name not in ("add", "add_normed")
@@ -225,7 +293,7 @@ def operate(
     strength: Tensor,
     push: Tensor,
 ) -> Tensor:
-    """The changed stream: `add` in the stream's dtype, all else computed in float32.
+    """The changed stream: `add` in the stream's dtype, all else computed in float32, a user's function on copies.
 
     Args:
         stream: `[row, pos, d_model]`.
@@ -237,4 +305,7 @@ def operate(
     """
     if operation.name == "add":
         return stream + push
+    if "@" in operation.name:  # a function that writes into its arguments would change unsteered positions
+        copies = (one.to(torch.float32, copy=True) for one in (stream, vectors, strength))
+        return operation.function(*copies).to(stream.dtype)
     return operation.function(stream.float(), vectors.float(), strength).to(stream.dtype)

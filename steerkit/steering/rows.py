@@ -57,13 +57,13 @@ class RowSteering:
     def __post_init__(self) -> None:
         directions: dict[tuple[int, int, str], Tensor] = {}
         for order in range(self._depth):  # a row's second steering acts after its first: an edit holds a row once
-            grouped: dict[tuple[Place, str, int | None], list[tuple[int, RowEdit, Tensor]]] = {}
-            gated: dict[int, list[tuple[int, RowEdit]]] = {}
+            grouped: dict[tuple[Place, str, Place | None], list[tuple[int, RowEdit, Tensor]]] = {}
+            gated: dict[Place, list[tuple[int, RowEdit]]] = {}
             for number, row in enumerate(self.rows):
                 if order >= len(row) or row[order].coefficient == 0:
                     continue
                 steering = row[order]
-                read_at = None if steering.when is None else steering.when.layer
+                read_at = None if steering.when is None else steering.when.place
                 if read_at is not None:
                     gated.setdefault(read_at, []).append((number, steering))
                 for layer, vector in steering.vector.layers.items():
@@ -74,10 +74,10 @@ class RowSteering:
                     edited = (number, steering, directions[key])
                     grouped.setdefault(((steering.site or DEFAULT, layer), operation, read_at), []).append(edited)
             gates = {}
-            for layer, some in gated.items():
+            for place, some in gated.items():
                 before = None if self.decided is None else self.decided[[number for number, _ in some], order]
-                gates[layer] = _Gate(order, some, self.prompts, before)
-                self._edits.setdefault((DEFAULT, layer), []).append(gates[layer])
+                gates[place] = _Gate(order, some, self.prompts, before)
+                self._edits.setdefault(place, []).append(gates[place])
             for (place, operation, read_at), edits in grouped.items():
                 gate = None if read_at is None else gates[read_at]
                 self._edits.setdefault(place, []).append(_Edit(operation, edits, self.prompts, gate))
@@ -125,7 +125,7 @@ class RowSteering:
 
 
 class _Gate:
-    """The conditions of one steering of each row, read at one layer: at which positions of a forward they hold.
+    """The conditions of one steering of each row, read at one place: at which positions of a forward they hold.
 
     Args:
         order: which of a row's steerings this is.

@@ -17,13 +17,13 @@ from steerkit.capture.layers import Layer
 from steerkit.models.active import watching
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.cache_argument import counts_tokens
-from steerkit.models.identity import fingerprint
+from steerkit.models.identity import fingerprint, other_model
 from steerkit.models.kernels import use_kernels
 from steerkit.models.model import unwrap
 from steerkit.models.site_names import DEFAULT, check_name
-from steerkit.models.sites import width_of
+from steerkit.models.sites import find_sites, width_of
 from steerkit.steering.conditions import Condition
-from steerkit.steering.operations import Operation, named, needs_direction
+from steerkit.steering.operations import Operation, check_vector, named, needs_direction
 from steerkit.steering.positions import parse_positions
 from steerkit.steering.watch import Watch
 from steerkit.vectors.vector import SteeringVector
@@ -75,7 +75,7 @@ class Steering:
         TypeError: `vector` is not a SteeringVector, or `when` not a Condition.
         ValueError: an unknown position, operation, site or layer; a coefficient or dose that is not finite, or both; a
             dose for an operation that adds nothing; no `layer` for a vector that holds several; a condition that is
-            decided after the steering would act.
+            decided after the steering would act; an erasure with another vector than its own.
 
     Example:
         >>> steering = sk.Steering(vector, 1.5, layer=14)
@@ -101,6 +101,7 @@ class Steering:
         object.__setattr__(self, "site", check_name(self.vector.site if self.site is None else self.site))
         parse_positions(self.positions)
         object.__setattr__(self, "operation", named(self.operation).name)
+        check_vector(self.operation, self.vector, str(self.site))
         if self.dose is None:
             object.__setattr__(self, "coefficient", _checked_coefficient(self.coefficient))
         else:
@@ -206,26 +207,34 @@ class Steering:
                 f"expected a vector of width {width}, the model's{at}; got {self.vector.d_model}. Extract it from "
                 "this model."
             )
+        about = {
+            "model_type": getattr(unwrap(model).config, "model_type", None),
+            "n_layers": len(blocks),
+            "model_fingerprint": weights[0],
+            "adapter_fingerprint": weights[1],
+        }
         if self.when is not None:
-            if len(self.when.weights) != blocks.d_model:
-                raise ValueError(
-                    f"expected a condition of width {blocks.d_model}, the model's; got {len(self.when.weights)}. Read "
-                    "it from this model."
-                )
-            if isinstance(self.when.direction, SteeringVector):
-                Steering(self.when.direction, foreign=self.foreign, layer=self.when.layer).check(model, blocks, weights)
-        meta = self.vector.meta
-        actual = {"model_type": getattr(unwrap(model).config, "model_type", None), "n_layers": len(blocks)}
-        if other := {name: meta[name] for name in actual if meta.get(name) not in (None, actual[name])}:
+            self._check_when(self.when, model, blocks)
+            _check_origin("a condition", self.when.direction.meta, about, self.foreign)
+            _check_origin("a condition with a threshold", self.when.meta, about, self.foreign)
+        _check_origin("a vector", self.vector.meta, about, self.foreign)
+
+    def _check_when(self, when: Condition, model: nn.Module, blocks: Blocks) -> None:
+        """`ValueError` unless the model has the condition's place, of its width, before that of the steering."""
+        site, layer = when.place
+        width = width_of(model, blocks, site, [layer])
+        if len(when.weights) != width:
+            at = "" if site == DEFAULT else f" at {site}"
             raise ValueError(
-                f"expected a vector of a model like this one, {actual}; it was read from one with {other} "
-                f"({meta.get('checkpoint', 'unknown')}). Extract it from this model, or the one it was trained from."
+                f"expected a condition of width {width}, the model's{at}; got {len(when.weights)}. Read it from this "
+                "model."
             )
-        read_from = (meta.get("model_fingerprint"), meta.get("adapter_fingerprint"))
-        if not self.foreign and read_from[0] is not None and read_from != weights:
+        beside = site in ("z", "attn_out") and self.site == "mlp_out" and layer == min(self.vector.layers)
+        if beside and layer not in find_sites(model).layers("resid_mid"):
             raise ValueError(
-                f"expected a vector read from this model, {weights}; it was read from {read_from} "
-                f"({meta.get('checkpoint', 'unknown')}). Pass foreign=True to use a vector from another model."
+                f"expected a condition that a forward reaches before mlp_out of layer {layer}; got one at {site}, and "
+                "attention and MLP of this block read the same stream, in any order. Read an earlier layer, or "
+                "resid_pre."
             )
 
     @contextlib.contextmanager
@@ -273,6 +282,31 @@ class Steering:
                 yield
         finally:
             active.remove(watch)
+
+
+def _check_origin(what: str, meta: Mapping[str, Any], about: Mapping[str, Any], foreign: bool) -> None:
+    """`ValueError` where the provenance of a vector or a condition names another model.
+
+    Args:
+        what: is checked, for the message.
+        meta: its provenance.
+        about: the model's type, depth and fingerprints.
+        foreign: other weights are allowed; another type or depth never is.
+    """
+    other = other_model(meta, about)
+    fingerprints = {name: other.pop(name) for name in ("model_fingerprint", "adapter_fingerprint") if name in other}
+    if other:
+        actual = {name: about[name] for name in ("model_type", "n_layers")}
+        raise ValueError(
+            f"expected {what} of a model like this one, {actual}; it was read from one with {other} "
+            f"({meta.get('checkpoint', 'unknown')}). Extract it from this model, or the one it was trained from."
+        )
+    if fingerprints and not foreign:
+        weights, read_from = ((one.get("model_fingerprint"), one.get("adapter_fingerprint")) for one in (about, meta))
+        raise ValueError(
+            f"expected {what} read from this model, {weights}; it was read from {read_from} "
+            f"({meta.get('checkpoint', 'unknown')}). Pass foreign=True to use a vector from another model."
+        )
 
 
 def steerings_per_row(

@@ -101,7 +101,7 @@ class Watch:
         self.generation: _Generation | None = None
         self.model_arguments: Mapping[str, Any] = {}
         self.compiled: RowSteering | None = None
-        read = [] if steering.when is None or steering.when.layer is None else [(DEFAULT, steering.when.layer)]
+        read = [] if steering.when is None else [steering.when.place]
         self.places: set[Place] = {*((steering.site or DEFAULT, layer) for layer in steering.vector.layers), *read}
         self.seen = _Seen()
 

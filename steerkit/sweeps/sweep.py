@@ -169,8 +169,8 @@ def sweep(
     with open_store(out, config, provenance(about)) as store:
         rendered = store.settled(rows, rendered)
         store.keep(named)
-        if when is not None and when.layer is not None:
-            store.keep({"when": SteeringVector({when.layer: when.weights}, described(when) or {})})
+        if when is not None:
+            store.keep({"when": SteeringVector({when.place[1]: when.weights}, described(when) or {}, when.site)})
         mine = _share(rows, out)
 
         def computed(todo: Sequence[Planned]) -> Iterator[list[dict[str, Any]]]:

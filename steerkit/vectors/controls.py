@@ -126,7 +126,9 @@ def shuffled(
     return _controls("shuffled", vectors, n, draw)
 
 
-def shuffle_labels(activations: Activations, seed: int = 0, balanced: bool = False) -> Activations:
+def shuffle_labels(
+    activations: Activations, seed: int = 0, balanced: bool = False, label: str = "label"
+) -> Activations:
     """Return the same activations with their labels shuffled, within each group where every group has several labels.
 
     Where a group has one label only, the labels are shuffled over all items.
@@ -135,11 +137,12 @@ def shuffle_labels(activations: Activations, seed: int = 0, balanced: bool = Fal
         balanced: False: a random permutation. True: a random assignment that gives the items of each true label every
             label in proportion to its frequency, e.g. in exactly half of the contrast pairs the two labels are swapped.
             The means of the shuffled labels then differ by noise, not by a chance share of the true difference.
+        label: the column of `activations.items` that is shuffled.
     """
     rng = np.random.default_rng(seed)
-    labels = activations.items["label"].copy()
+    labels = activations.items[label].copy()
     groups = activations.items.groupby("group", sort=False)
-    if (groups["label"].nunique() > 1).all():
+    if (groups[label].nunique() > 1).all():
         parts: list[Any] = [rows.index for _, rows in groups]
         ranks = rng.permutation(len(parts)) if balanced else None
         start = rng.random() if balanced else 0.0
@@ -157,7 +160,7 @@ def shuffle_labels(activations: Activations, seed: int = 0, balanced: bool = Fal
         labels.iloc[quantile.to_numpy().argsort()] = labels.iloc[labels.astype(str).to_numpy().argsort()].to_numpy()
     else:
         labels.loc[labels.index] = rng.permutation(labels.to_numpy())
-    return replace(activations, items=activations.items.assign(label=labels))
+    return replace(activations, items=activations.items.assign(**{label: labels}))
 
 
 def _used_by(vector: SteeringVector, activations: Activations) -> Activations:

@@ -12,8 +12,10 @@ from tokenizers import normalizers
 
 from steerkit.cli import models as cli
 from steerkit.cli.models import doctor
+from steerkit.doctor import checks
 from steerkit.doctor.report import CHECKS, Finding, examine
 from steerkit.models.cache_argument import cache_argument
+from steerkit.models.site_names import SITES
 from steerkit.steering.operations import OPERATIONS
 from tests.models.test_identity import adapted
 from tests.small_models import build
@@ -37,8 +39,8 @@ def test_a_sound_model_has_no_failed_check(kind) -> None:
         "residual stream": "ok", "weights": "ok", "tokenizer": "ok", "boundaries": "ok", "template": "ok",
         "generation settings": "ok", "causality": "ok", "hidden states": "note", "padding": "ok", "coefficient 0": "ok",
         "sites": "note" if kind == "gpt_neox" else "ok",
-        "cache": "ok", "operations": "ok", "conditions": "ok", "compiled caches": "ok", "first new token": "note",
-        "adapter": "ok",
+        "cache": "ok", "operations": "ok", "conditions": "ok", "steered sites": "ok", "patching": "ok",
+        "compiled caches": "ok", "first new token": "note", "adapter": "ok",
     }  # fmt: skip
 
 
@@ -295,3 +297,51 @@ def test_a_condition_that_is_decided_anew_for_each_token_is_found(monkeypatch) -
     monkeypatch.setattr(_Gate, "read", forgets)
     state, detail = result_of("conditions", tiny_model(), tiny_tokenizer())
     assert state == "failed" and "texts with a condition" in detail
+
+
+@verifies("doctor", operations=["add", "clamp"], sites=SITES[:-1])
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("name", ["add", "clamp"])
+def test_an_operation_that_misses_its_formula_at_a_site_is_found(site: str, name: str, monkeypatch) -> None:
+    """At this site alone half of the change is written."""
+    from steerkit.steering.rows import RowSteering
+
+    whole = RowSteering.edit
+
+    def half(self: Any, place: tuple[str, int], value: torch.Tensor) -> torch.Tensor | None:
+        new = whole(self, place, value)
+        steered = {str(one.operation) for row in self.rows for one in row}
+        return new if new is None or place[0] != site or steered != {name} else (new + value) / 2
+
+    monkeypatch.setattr(RowSteering, "edit", half)
+    state, detail = checks.sites(tiny_model(), tiny_tokenizer())
+    assert state == "failed" and f"{name} at {site} of block 2 misses its formula" in detail
+
+
+@verifies("doctor", operations=["condition"], sites=SITES[:-1])
+def test_a_condition_at_a_site_that_is_decided_by_the_last_position_is_found(monkeypatch) -> None:
+    from steerkit.steering.rows import _Gate
+
+    def of_the_first_row(self: Any, stream: torch.Tensor, start: int) -> None:
+        self.holds = self._holds(stream[:1].expand(len(self.rows), -1, -1) + start)
+
+    monkeypatch.setattr(_Gate, "read", of_the_first_row)
+    state, detail = checks.steered_sites(tiny_model(), tiny_tokenizer())
+    assert state == "failed" and "texts steered at other sites" in detail
+
+
+def test_a_patch_that_leaves_a_position_out_is_found_and_a_stream_that_is_not_all_is_noted(monkeypatch) -> None:
+    from steerkit.patching.runs import Patch, Runs
+
+    plain = Runs.patched
+
+    def short(self: Any, patches: Any, values: Any) -> list[float]:
+        return plain(self, [Patch(one.place, one.start, one.stop - 1, one.columns) for one in patches], values)
+
+    assert checks.patching(tiny_model(), tiny_tokenizer())[0] == "ok"
+    monkeypatch.setattr(Runs, "patched", short)
+    state, detail = checks.patching(tiny_model(), tiny_tokenizer())
+    assert state == "failed" and "misses the run with its stream" in detail
+    monkeypatch.undo()
+    state, detail = checks.patching(build("zamba2"), tiny_tokenizer())
+    assert state == "note" and "later blocks read more than this stream" in detail

@@ -110,6 +110,11 @@ def test_a_chat_and_more_streams_than_fit_one_forward_are_read_and_compiled_bloc
     torch._dynamo.reset()
 
 
+def test_a_negative_token_id_is_refused_as_one() -> None:
+    with pytest.raises(ValueError, match="expected token ids from 0; got -1"):
+        sk.logit_lens(tiny_model(), tiny_tokenizer(), TEXTS, [-1])
+
+
 def test_a_model_whose_logits_need_more_than_the_last_stream_is_refused() -> None:
     model = tiny_model(seed=3)
     plain = model.forward

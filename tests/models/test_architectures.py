@@ -21,7 +21,7 @@ from steerkit.steering.steering import Steering
 from steerkit.text.tokens import pad
 from steerkit.vectors.vector import SteeringVector
 from tests import reference
-from tests.architectures import NEED_GENERATION, Verdict, judge, page
+from tests.architectures import ABSENT, NEED_GENERATION, Verdict, judge, page
 from tests.small_models import build
 from tests.tiny import tiny_tokenizer
 
@@ -169,7 +169,22 @@ def test_a_model_whose_cache_is_its_own_is_read_and_not_generated_with(name: str
 
 def test_the_page_counts_every_state_and_names_the_worst_first() -> None:
     sites = {"resid_pre": [0, 1], "attn_out": [0, 1], "mlp_out": [0, 1], "z": [1]}
-    written = page([Verdict("a", "A", "works", "fine", sites, 2), Verdict("b", "B", "wrong", "cache: no")])
-    assert "| a | A | resid_pre; z in 1; attn_out; mlp_out | fine |" in written and "1 of 1." in written
+    written = page([Verdict("a", "A", "works", "fine", sites, {}, 2), Verdict("b", "B", "wrong", "cache: no")])
+    assert "| a | A | resid_pre; z in 1; attn_out; mlp_out | fine |" in written
+    assert "0 of 1. 1 more have each part verified" in " ".join(written.split())
     assert "1 works, 0 refused, 1 wrong, 0 not built." in written
     assert written.index("## Wrong (1)") < written.index("| b | B | cache: no |") < written.index("## Works (1)")
+
+
+def test_a_type_is_complete_if_every_part_that_a_block_has_was_verified_in_every_block() -> None:
+    both = {"attn_out": [0, 1], "mlp_out": [0, 1], "z": [0, 1]}
+    no_attention = {("attn_out", 1): ABSENT[0], ("z", 1): ABSENT[0]}
+    for sites, reasons, added, complete in (
+        (both, {}, True, True),
+        ({**both, "z": [0]}, {("z", 1): "attn_out does not depend on head 1"}, True, False),
+        ({**both, "mlp_out": [0]}, {("mlp_out", 1): "another mlp_out does not arrive in the sum"}, False, False),
+        ({"attn_out": [0], "mlp_out": [0, 1], "z": [0]}, no_attention, True, True),
+        ({**both, "mlp_out": []}, {("mlp_out", layer): ABSENT[1] for layer in (0, 1)}, True, True),
+    ):
+        verdict = Verdict("a", "A", "works", "fine", sites, reasons, 2)
+        assert (verdict.added, verdict.complete) == (added, complete), (sites, reasons)

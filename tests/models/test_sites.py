@@ -151,26 +151,108 @@ def test_recurrent_layers_have_no_heads_and_keep_their_output() -> None:
     model = build("jamba")
     sites = find_sites(model)
     assert sites.layers("z") == [1, 3] and sites.layers("attn_out") == [0, 1, 2, 3]
-    acts = sk.collect(model, tiny_tokenizer(), TEXTS, site="z")
+    with pytest.warns(UserWarning, match=r"z was verified at 2 of 4 layers; .* leaves out \[0, 2\] \(z of layer 0: no"):
+        acts = sk.collect(model, tiny_tokenizer(), TEXTS, site="z")
     assert acts.layers == (1, 3)
     with pytest.raises(NoSite, match="z is refused"):
         sk.collect(model, tiny_tokenizer(), TEXTS, site="z", layers=0)
 
 
+def real_like(kind: str, change: str, dtype: torch.dtype) -> Any:
+    """A tiny model with a property of real checkpoints."""
+    model = build(kind) if kind in ("granite", "mixtral") else tiny_model(kind)
+    embedding = model.get_input_embeddings().weight
+    with torch.no_grad():
+        if change == "a large stream":
+            embedding *= 20
+        if change == "a token with a large embedding":
+            embedding[3] *= 3e4 if dtype == torch.float32 else 100
+        if change == "small attention":
+            for name, parameter in model.named_parameters():
+                if name.endswith(("o_proj.weight", "attn.c_proj.weight", "attention.dense.weight")):
+                    parameter *= 1e-4
+    return model.to(dtype)
+
+
+@pytest.mark.parametrize("change", ["a large stream", "a token with a large embedding", "small attention"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "granite", "mixtral"])
+def test_every_site_is_verified_in_every_dtype_however_small_beside_the_stream(
+    kind: str, dtype: torch.dtype, change: str
+) -> None:
+    model = real_like(kind, change, dtype)
+    found = find_sites(model)
+    layers = list(range(len(find_blocks(model))))
+    for site in SITES[:-1]:
+        refused = site == "resid_mid" and kind == "gpt_neox"
+        assert found.layers(site) == ([] if refused else layers), (site, found.reasons)
+    if refused := {place: reason for place, reason in found.reasons.items() if place[0] == "resid_mid"}:
+        assert all("MLP does not read it" in reason for reason in refused.values())
+
+
+def test_a_model_without_attention_says_so_of_its_heads() -> None:
+    with pytest.raises(NoSite, match="z is refused: the configuration names no attention heads"):
+        sk.collect(build("mamba"), tiny_tokenizer(), TEXTS, site="z", layers=1)
+
+
 class Scaled(nn.Module):
     """A block that multiplies its whole output, so that its parts do not add up to it."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.block, self.factor = block, factor
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        return self.block(hidden_states, **kwargs) * self.factor
+
+
+class ReadsBefore(nn.Module):
+    """A block whose MLP also reads the stream before attention."""
+
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.block = block
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        return self.block(hidden_states, **kwargs) * 1.5
+        block = self.block
+        attn = block.self_attn(block.input_layernorm(hidden_states), **kwargs)[0]
+        middle = hidden_states + attn
+        return middle + block.mlp(block.post_attention_layernorm(middle + 0.3 * hidden_states))
+
+
+class LooksBack(nn.Module):
+    """An MLP that also reads the position before."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x + nn.functional.pad(x, (0, 0, 1, 0))[:, :-1])
+
+
+def looking_back(block: Any) -> Any:
+    block.mlp = LooksBack(block.mlp)
+    return block
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_no_dtype_hides_a_block_whose_parts_are_none(dtype: torch.dtype) -> None:
+    for change, reason in (
+        (lambda block: Scaled(block, 1.05), "no two modules .* add up"),
+        (ReadsBefore, "mlp_out is no function of resid_mid"),
+        (looking_back, "also where attn_out is zero"),
+    ):
+        model = tiny_model("llama").to(dtype)
+        model.model.layers[2] = change(model.model.layers[2])
+        with pytest.raises(NoSite, match=f"attn_out is refused: .*{reason}"):
+            sk.collect(model, tiny_tokenizer(), TEXTS, site="attn_out", layers=2)
+        assert find_sites(model).layers("mlp_out") == [0, 1, 3]
 
 
 def test_a_block_whose_parts_do_not_add_up_is_refused_by_name() -> None:
     model = tiny_model("llama")
-    model.model.layers[2] = Scaled(model.model.layers[2])
+    model.model.layers[2] = Scaled(model.model.layers[2], 1.5)
     for site in ("attn_out", "mlp_out", "resid_mid", "z"):
         with pytest.raises(NoSite, match=f"{site} is refused: no two modules .* add up"):
             sk.collect(model, tiny_tokenizer(), TEXTS, site=site, layers=2)

@@ -223,6 +223,45 @@ def test_effects_of_every_site_and_head_equal_those_of_transformer_lens(mode: An
     assert effects_of(result.table) == pytest.approx(theirs, abs=2e-3)
 
 
+def constant(logits: Tensor) -> Tensor:
+    return 0 * logits[:, 65] + logits[:, 65].round()
+
+
+def test_attribution_of_a_metric_without_a_slope_is_refused_and_of_kl_in_the_other_mode_is_the_derivative(
+    llama: Any,
+) -> None:
+    model, tokenizer = llama
+    options: dict[str, Any] = {"layers": 1, "positions": [4, 9], "method": "attribution"}
+    with pytest.raises(ValueError, match="got 'kl', the divergence from this very run"):
+        sk.patch(model, tokenizer, CLEAN, CORRUPTED, metric="kl", mode="noising", **options)
+    for metric, reason in ((constant, "its gradient is 0"), (lambda logits: logits[:, 65].detach(), "is none")):
+        with pytest.raises(ValueError, match=f"expected a metric with a slope .* {reason}"):
+            sk.patch(model, tokenizer, CLEAN, CORRUPTED, metric=metric, **options)
+    slopes = sk.patch(model, tokenizer, CLEAN, CORRUPTED, metric="kl", **options).pairs
+    assert slopes["effect"].abs().gt(1e-3).all()
+
+
+def test_means_of_another_model_or_width_are_refused_and_the_result_names_what_was_put_in(llama: Any) -> None:
+    model, tokenizer = llama
+    options: dict[str, Any] = {"layers": 1, "positions": -1}
+
+    def means(of: Any, **more: Any) -> sk.ActivationMeans:
+        return sk.collect_means(of, tokenizer, ["one two", "six ten"], layers=[1], labels=["m"] * 2, **more)
+
+    result = sk.patch(model, tokenizer, CLEAN, CORRUPTED, ANSWERS, source=means(model, position="first"), **options)
+    put_in = result.meta["means"]
+    assert (put_in["label"], put_in["n"], put_in["read_position"]) == ("m", 2, "first") and put_in["data_sha256"]
+    for other, reason in (
+        (tiny_model("llama", seed=5), "expected means of this model, .*'model_fingerprint'"),
+        (tiny_model("gpt2"), "'model_type': 'gpt2'"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            sk.patch(model, tokenizer, CLEAN, CORRUPTED, ANSWERS, source=means(other), **options)
+    unknown = sk.ActivationMeans(torch.zeros(1, 1, 8).double(), (1,), ("m",), (1,))
+    with pytest.raises(ValueError, match="expected means of width 32, the model's at resid_post; got 8"):
+        sk.patch(model, tokenizer, CLEAN, CORRUPTED, ANSWERS, source=unknown, **options)
+
+
 def test_what_cannot_be_patched_is_refused(llama: Any) -> None:
     model, tokenizer = llama
 
@@ -241,6 +280,8 @@ def test_what_cannot_be_patched_is_refused(llama: Any) -> None:
     refused("expected answers", answers=None)
     refused("two texts; got", answers=(" A", " B", " C"))
     refused("different tokens", answers=(" A", " A"))
+    refused(r"expected answers as \(right, wrong\), two texts; got 'AB'", answers="AB")
+    refused("expected integers as positions, each once; got 1.5", positions=1.5)
     refused("inside a prompt of 10 tokens; got 10", positions=[10])
     refused(r"as position 'a'; got '4'", positions={"a": "4"})
     refused("got 'embed'", layers=["embed"])

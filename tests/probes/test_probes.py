@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -336,6 +337,25 @@ def test_layer_at_which_all_items_are_equal_gives_the_majority_and_no_direction(
     assert not result.directions[0].any()
     with pytest.raises(ValueError, match="all are 0, as where all items are equal"):
         fit_probe(torch.full((90, 8), 0.3), y).direction(1)
+
+
+def test_a_probe_of_activations_is_that_of_their_tensor_and_carries_layer_site_and_provenance() -> None:
+    x, y = made(60, 4, 3, 1.0)
+    acts = replace(activations(torch.stack([x, 2 * x], 1), y, layers=(3, 7)), site="mlp_out", meta={"n_layers": 9})
+    probe, plain = fit_probe(acts, "label", layer=7), fit_probe((2 * x).float(), y)
+    assert (probe.layer, probe.site, probe.meta) == (7, "mlp_out", {"n_layers": 9})
+    assert (plain.layer, plain.site, plain.meta) == (None, "resid_post", {})
+    assert torch.equal(probe.weights, plain.weights) and repr(probe).endswith("d_model 4, mlp_out of layer 7)")
+    assert torch.equal(fit_probe(acts, y, layer=7).weights, probe.weights)
+    assert fit_probe(x, y, layer=3, site="z").site == "z"
+    for message, call in {
+        r"expected a layer; the activations hold \[3, 7\]": lambda: fit_probe(acts, "label"),
+        r"expected a column 'mood' in acts.items": lambda: fit_probe(acts, "mood", layer=3),
+        r"the site of the activations, mlp_out; got 'z'": lambda: fit_probe(acts, "label", layer=3, site="z"),
+        r"expected a site among": lambda: fit_probe(x, y, site="mlp"),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_errors_say_what_was_expected_and_what_came() -> None:

@@ -6,6 +6,7 @@ arguments are words of the checks to run: `python -m tests.real smollm2 patching
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
 import shutil
@@ -23,6 +24,7 @@ import steerkit as sk
 from analysis.patching.fact_recall import TEMPLATE
 from steerkit.io.versions import versions
 from steerkit.models.site_names import SITES
+from steerkit.models.sites import find_sites
 from steerkit.steering.bake import ablated_everywhere
 from steerkit.text.prompt import encode_prompt
 from steerkit.text.tokens import encode
@@ -56,6 +58,7 @@ def checks(model: Any, tokenizer: Any) -> dict[str, Callable[[], Any]]:
         "spans = separate forwards": lambda: {"largest difference": check_spans(model, tokenizer, PARTS, layer)},
         "scored = generated = stored = reported": lambda: swept(model, tokenizer, prompts, layer),
         "same bits alone and in any batch": lambda: same_bits(model, layer),
+        "sites in 32 and 16 bits": lambda: sites_by_dtype(model),
     }
     if model.config.model_type == "llama":  # what TransformerLens calls by our names; a configuration with mlp_bias
         found["patching = TransformerLens"] = lambda: patched(model, tokenizer)
@@ -98,6 +101,17 @@ def baked(model: Any, tokenizer: Any, layer: int) -> dict[str, Any]:
             found[f"largest difference, {name}"] = float((read - wanted).norm() / wanted.norm())
             shutil.rmtree(path)
     assert max(found.values()) < 1e-4, found
+    return found
+
+
+def sites_by_dtype(model: Any) -> dict[str, int]:
+    """Every site is verified at every layer in each dtype."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        sites = find_sites(copy.deepcopy(model).to(dtype))
+        count = min(len(sites.layers(site)) for site in SITES[:-1])
+        assert count == model.config.num_hidden_layers, (dtype, sites.reasons)
+        found[f"layers with every site, {str(dtype).removeprefix('torch.')}"] = count
     return found
 
 
@@ -149,6 +163,7 @@ CHECKED = {
     "generated, stored, resumed, scored and shown in a report",
     "same bits alone and in any batch": "with oneDNN's kernels the logits of a row are bitwise equal alone and in any "
     "batch",
+    "sites in 32 and 16 bits": "every site is verified at every layer in float32, bfloat16 and float16",
     "patching = TransformerLens": "effects of activation patching equal those of TransformerLens",
     "baked, without steerkit = steered": "logits of a baked checkpoint, loaded without steerkit, equal those of the "
     "steered model",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,6 +15,8 @@ from torch import Tensor
 import steerkit as sk
 from steerkit.generation.engine import Engine, Row
 from steerkit.models.model import evaluating
+from steerkit.models.site_names import SITES
+from steerkit.probes.probe import Probe
 from steerkit.steering import rows
 from steerkit.text.prompt import encode_prompt
 from tests.steering.test_conditions import NEW, PROMPTS, ids_of, slow, threshold, without_end
@@ -113,6 +117,48 @@ def forgetting(engine: Engine, numbers: list[int]) -> None:
     engine.compiled = engine._compile(range(len(numbers)))
 
 
+Make = Callable[[Any], sk.Condition]
+"""Makes a condition of a vector or a probe that was read at a site of layer 1, above 0 and token by token."""
+
+
+@cache
+def serial() -> tuple[Any, Any]:
+    return without_end()
+
+
+def check_a_condition_is_read_at(site: str, make: Make, _: Path) -> None:
+    """At each position the steering acts where the value of the site there scores above 0."""
+    model, tokenizer = serial()
+    texts = [f"{word} {i}" for i in range(6) for word in ("glad", "grey")]
+    acts = sk.collect(model, tokenizer, texts, layers=1, site=site, labels=[text[:4] for text in texts])
+    vector_there = sk.SteeringVector({1: torch.randn(32, generator=torch.Generator().manual_seed(7))}, site=site)
+    ids = torch.tensor([encode_prompt(tokenizer, PROMPTS[1])])
+    for direction in (vector_there, sk.fit_probe(acts, "label")):
+        push = sk.Steering(sk.SteeringVector({2: torch.ones(32)}), 1.0, "all", when=make(direction))
+        with torch.no_grad(), sk.capture_resid(model, 1, site=site) as read, sk.capture_resid(model, 2) as plain:
+            model(input_ids=ids)
+        with push.on(model), sk.capture_resid(model, 2) as steered, torch.no_grad():
+            model(input_ids=ids)
+        moved = (steered[2][0] - plain[2][0]).abs().amax(1) > 0.5
+        if isinstance(direction, Probe):
+            assert moved.tolist() == [one == direction.classes[1] for one in direction.predict(read[1][0])]
+        else:
+            assert torch.equal(moved, read[1][0] @ direction.layers[1] > 0)
+
+
+def at_its_place(direction: Any) -> sk.Condition:
+    return sk.Condition(direction, above=0.0, decide="token")
+
+
+def at_the_stream(direction: Any) -> sk.Condition:
+    """Without the site, as a direction of weights alone: after the block."""
+    return sk.Condition(replace(direction, site="resid_post"), 1, above=0.0, decide="token")
+
+
+def before_the_block(direction: Any) -> sk.Condition:
+    return sk.Condition(replace(direction, site="resid_pre"), 1, above=0.0, decide="token")
+
+
 SILENT: dict[str, tuple[Callable[..., None], Any, Any]] = {
     "a condition is read before its steering": (
         check("token", 2), ours, patched(rows._Gate, read=reads_after_the_push)
@@ -121,4 +167,12 @@ SILENT: dict[str, tuple[Callable[..., None], Any, Any]] = {
     "a prompt decides once": (check("prompt", 1), ours, patched(rows._Gate, read=decides_anew)),
     "each row keeps its condition when the batch shrinks": (check_a_smaller_batch, Engine.keep, forgetting),
     "the share of steered positions is a row's own": (share, sk.sweep, of_all_columns),
+    **{
+        f"a condition is read at {site}": (
+            partial(check_a_condition_is_read_at, site), at_its_place,
+            partial(before_the_block if site == "resid_post" else at_the_stream),
+        )
+        for site in SITES
+    },
 }  # fmt: skip
+VERIFIES = {f"a condition is read at {site}": ("condition", site) for site in SITES}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FunctionType
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 import steerkit as sk
+from steerkit.steering import operations
+from steerkit.steering import rows as compiled
 from steerkit.steering.operations import named
 from steerkit.steering.rows import RowSteering
 from tests.steering.test_operations import NAMES, PLACE, reflect, slowly
@@ -134,6 +140,63 @@ def by_name_only(function: Callable[..., Tensor]) -> sk.Operation:
     return operation
 
 
+def writing(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    """Adds in place, and leaves another direction behind."""
+    stream += strength * direction
+    direction *= 0
+    return stream
+
+
+def check_a_function_that_writes_into_its_arguments(operate: Callable[..., Tensor], _: Path) -> None:
+    """As registered by other means than `sk.Operation`, which refuses it: unsteered positions and the caller's stream
+    stay, and a second forward is steered as the first.
+    """
+    v = vector(tiny_model(), 1)
+    own = operations._builtin("writing@0", writing, unit=False)
+    stream = torch.randn(2, 5, v.d_model, generator=torch.Generator().manual_seed(4))
+    before = stream.clone()
+    with (
+        mock.patch.dict(operations._registered, {own.name: own}),
+        mock.patch.object(compiled, "operate", operate),
+    ):
+        rows = RowSteering([[sk.Steering(v, 1.0, operation=own.name)]] * 2, [(0, 4)] * 2)
+        for _ in range(2):
+            edited = rows.edit(PLACE, stream)
+            assert edited is not None and torch.equal(stream, before)
+            assert torch.equal(edited[:, :3], before[:, :3])
+            torch.testing.assert_close(edited[:, 3:], before[:, 3:] + v.layers[1])
+
+
+def on_the_arguments_themselves(
+    operation: sk.Operation, stream: Tensor, vectors: Tensor, strength: Tensor, push: Tensor
+) -> Tensor:
+    return operation.function(stream.float(), vectors.float(), strength).to(stream.dtype)
+
+
+def once(stream: Tensor, direction: Tensor, strength: Tensor, *, times: float = 1.0) -> Tensor:
+    return stream + times * strength * direction
+
+
+def twice() -> Callable[..., Tensor]:
+    """The same function with another default of a keyword."""
+    function = FunctionType(once.__code__, once.__globals__, once.__name__)
+    function.__kwdefaults__ = {"times": 2.0}
+    return function
+
+
+def check_two_functions_have_two_names_or_are_refused(register: Register, _: Path) -> None:
+    names = []
+    for function in (once, twice()):
+        with contextlib.suppress(ValueError):
+            names.append(register(function).name)
+    assert len(set(names)) == len(names)
+
+
+def by_the_source_of_what_is_written(function: Callable[..., Tensor]) -> sk.Operation:
+    with mock.patch.object(operations, "_source_of", lambda _, given: inspect.getsource(given)):
+        return sk.Operation("times", function)
+
+
 SILENT: dict[str, tuple[Callable[..., None], object, object]] = {
     "add multiplies the vector as stored": (check_formula("add"), ours("add"), with_the_norm_left_out),
     "ablate is along the unit direction": (check_formula("ablate"), ours("ablate"), without_the_norm),
@@ -149,4 +212,18 @@ SILENT: dict[str, tuple[Callable[..., None], object, object]] = {
     "an edited operation makes other rows": (
         check_an_edited_function_makes_other_rows, with_its_source, by_name_only
     ),
+    "a function that writes into its arguments changes steered positions only": (
+        check_a_function_that_writes_into_its_arguments, operations.operate, on_the_arguments_themselves
+    ),
+    "two functions never share a name": (
+        check_two_functions_have_two_names_or_are_refused, with_its_source, by_the_source_of_what_is_written
+    ),
 }  # fmt: skip
+VERIFIES = {
+    "add multiplies the vector as stored": ("add", "resid_post"),
+    "ablate is along the unit direction": ("ablate", "resid_post"),
+    "rotate turns by an angle": ("rotate", "resid_post"),
+    "add_normed keeps the norm of each position": ("add_normed", "resid_post"),
+    "clamp lowers too large projections": ("clamp", "resid_post"),
+    "a function that writes into its arguments changes steered positions only": ("sk.Operation", "resid_post"),
+}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 import steerkit as sk
+from steerkit.patching import patch as patching
 from steerkit.patching.metrics import Measure
 from steerkit.patching.runs import Patch, Runs, values_of
 from steerkit.text.prompt import encode_prompt
@@ -63,11 +65,37 @@ def at_the_index_in_the_chunk(runs: Any, values: Any) -> float:
     return float(runs.patched([Patch(("resid_post", 1), 6, 7)], moved)[0])
 
 
+def check_attribution_finds_what_exact_patching_finds(attribution: Callable[..., list[float] | None]) -> None:
+    """The effects of the last position at each layer: either refused, or of the size of the exact ones."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    for metric in ("kl", "logprob_diff"):
+        options: dict[str, Any] = {"positions": [-1], "mode": "noising", "metric": metric}
+        exact = sk.patch(model, tokenizer, CLEAN, CORRUPTED, ANSWERS, **options).table["effect"]
+        fast = attribution(model, tokenizer, CLEAN, CORRUPTED, ANSWERS, **options)
+        assert fast is None or max(map(abs, fast)) > 0.1 * exact.abs().max()
+
+
+def or_refused(*args: Any, **options: Any) -> list[float] | None:
+    try:
+        return sk.patch(*args, **options, method="attribution").table["effect"].tolist()
+    except ValueError:
+        return None
+
+
+def of_any_metric(*args: Any, **options: Any) -> list[float] | None:
+    """Also of the divergence from the run itself, whose slope is 0."""
+    with mock.patch.object(patching, "check_metric", lambda *_: None):
+        return sk.patch(*args, **options, method="attribution").table["effect"].tolist()
+
+
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
     "the whole stream gives the other run": (
         plain(check_the_whole_stream_gives_the_other_run), ours, always_into_the_corrupted_run
     ),
     "positions before a patch stay": (
         plain(check_positions_before_a_patch_stay), with_the_prefix, at_the_index_in_the_chunk
+    ),
+    "attribution finds what exact patching finds": (
+        plain(check_attribution_finds_what_exact_patching_finds), or_refused, of_any_metric
     ),
 }  # fmt: skip

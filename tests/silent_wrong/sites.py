@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from steerkit.capture.resid import capture_resid
 from steerkit.models import sites as site_search
 from steerkit.models.blocks import find_blocks
 from steerkit.models.hooks import HookPoint, edit_points, observe_points
+from steerkit.models.site_names import SITES
 from steerkit.models.sites import Sites, find_sites, points_at
+from steerkit.steering.operations import OPERATIONS
 from steerkit.steering.steering import Steering
 from steerkit.vectors.vector import SteeringVector
 from tests.silent_wrong import plain
+from tests.steering.test_operations import reflect, slowly
 from tests.tiny import tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[5, 17, 200, 33, 8]])
@@ -111,6 +115,41 @@ def with_the_steering_on(model: Any) -> Sites:
         return find_sites(model)
 
 
+Steer = Callable[[SteeringVector, str], Steering]
+
+
+@functools.cache
+def serial() -> Any:
+    """A model with every site."""
+    return tiny_model("llama")
+
+
+def check_an_operation_acts_at(site: str, operation: str, steer: Steer, _: Path) -> None:
+    """The value that is read at the site is the formula's, position by position."""
+    name = sk.Operation("reflect", reflect).name if operation == "sk.Operation" else operation
+    v = SteeringVector({1: 4 * torch.randn(32, generator=torch.Generator().manual_seed(1))}, site=site)
+    with torch.no_grad(), capture_resid(serial(), 1, site=site) as before:
+        serial()(input_ids=IDS)
+    with torch.no_grad(), steer(v, name).on(serial()), capture_resid(serial(), 1, site=site) as after:
+        serial()(input_ids=IDS)
+    truth = torch.stack([slowly(name, h, v.layers[1], 0.7) for h in before[1][0]]).float()
+    torch.testing.assert_close(after[1][0], truth, rtol=1e-4, atol=1e-4)
+
+
+def by_the_vectors_site(v: SteeringVector, operation: str) -> Steering:
+    return Steering(v, 0.7, "all+0", operation)
+
+
+def by_the_block(v: SteeringVector, operation: str) -> Steering:
+    """Acts on the stream after the block, whatever the site."""
+    return Steering(v, 0.7, "all+0", operation, site="resid_post")
+
+
+ACTS = {
+    f"{operation} acts at {site}": (operation, site)
+    for site in SITES[:-1]
+    for operation in (*OPERATIONS, "sk.Operation")
+}
 SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
     "the parts of a block add up": (plain(check_the_parts_add_up), what_is_added, what_attention_returns),
     "a vector acts where it was read": (plain(check_a_vector_acts_where_it_was_read), at_its_site, after_the_block),
@@ -118,4 +157,12 @@ SILENT: dict[str, tuple[Callable[[Any, Path], None], Any, Any]] = {
         plain(check_sites_do_not_depend_on_a_steering), find_sites, with_the_steering_on
     ),
     "a written middle arrives": (plain(check_a_written_middle_arrives), through_the_sum, at_the_second_norm),
+    **{
+        name: (
+            functools.partial(check_an_operation_acts_at, site, operation), by_the_vectors_site,
+            functools.partial(by_the_block),
+        )
+        for name, (operation, site) in ACTS.items()
+    },
 }  # fmt: skip
+VERIFIES = ACTS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,37 @@ def test_what_is_calibrated_on_prompts_fires_in_generation_where_the_activations
     for i, label in enumerate(labels):
         expected = always if label == "positive" else never
         assert conditional[i].ids == expected[i].ids and always[i].ids != never[i].ids
+
+
+@pytest.mark.parametrize("positive", ["harmful", "harmless"])
+def test_a_probe_is_turned_towards_the_positive_label_whichever_class_that_is(positive: str) -> None:
+    data = drawn(60, 2)
+    probe = sk.fit_probe(data, "label")
+    found = sk.calibrate_condition(probe, data, positive=positive)
+    p = probe.scores(data.at(2))[:, probe.classes.index(positive)]
+    torch.testing.assert_close(found.condition.scores(data.at(2)).double(), (p / (1 - p)).log(), rtol=1e-4, atol=1e-4)
+    rates = sk.firing_rates(found.condition, data).set_index("label")["rate"]
+    assert rates[positive] > 0.5 > rates.drop(positive).max()
+    assert found.condition.layer == 2 and found.roc_auc > 0.6
+
+
+def test_activations_of_another_site_or_model_are_refused() -> None:
+    good = acts([5.0, 9.0], [0.0, 1.0])
+    own = dict.fromkeys(("model_fingerprint", "adapter_fingerprint"), "a" * 16)
+    other = {**own, "model_fingerprint": "b" * 16}
+    direction = sk.SteeringVector(DIRECTION.layers, own)
+    at_mlp = replace(good, site="mlp_out")
+    with pytest.raises(ValueError, match="expected activations of resid_post, which the condition reads; got mlp_out"):
+        sk.calibrate_condition(direction, at_mlp, positive="harmful")
+    there = sk.SteeringVector(DIRECTION.layers, own, "mlp_out")
+    assert sk.calibrate_condition(there, at_mlp, positive="harmful").condition.site == "mlp_out"
+    elsewhere = replace(good, meta={**good.meta, **other})
+    with pytest.raises(ValueError, match="expected activations of the condition's model"):
+        sk.calibrate_condition(direction, elsewhere, positive="harmful")
+    found = sk.calibrate_condition(direction, elsewhere, positive="harmful", foreign=True).condition
+    assert len(sk.firing_rates(found, elsewhere)) == 2  # the threshold belongs to these weights
+    with pytest.raises(ValueError, match="expected activations of the condition's model"):
+        sk.firing_rates(found, replace(good, meta={**good.meta, **own}))
 
 
 def test_what_cannot_be_calibrated_is_refused() -> None:

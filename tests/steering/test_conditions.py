@@ -258,6 +258,40 @@ def test_a_probes_score_is_its_log_odds() -> None:
     assert Condition(probe, 1, above=0.0).holds(x).tolist() == [one == "yes" for one in probe.predict(x)]
 
 
+def labelled(model: Any, site: str = "resid_post", layers: Any = 1) -> sk.Activations:
+    texts = [f"{word} {i}" for i in range(6) for word in ("glad", "grey")]
+    return sk.collect(model, tiny_tokenizer(), texts, labels=[text[:4] for text in texts], layers=layers, site=site)
+
+
+def test_a_probe_is_read_at_the_layer_and_site_where_it_was_fitted_and_of_its_model_alone() -> None:
+    model, tokenizer = without_end()
+    probe = sk.fit_probe(labelled(model, "mlp_out"), "label")
+    when = Condition(probe, above=0.0, decide="token")
+    assert when.place == ("mlp_out", 1) and "@mlp_out 1 " not in str(Condition(vector(model, 1), above=0.0))
+    assert "@mlp_out 1, token" in str(when)
+    ids = torch.tensor([encode_prompt(tokenizer, PROMPTS[1])])
+    push = sk.Steering(sk.SteeringVector({2: torch.ones(32)}), 1.0, "all", when=when)
+    with torch.no_grad(), sk.capture_resid(model, 1, site="mlp_out") as read, sk.capture_resid(model, 2) as plain:
+        model(input_ids=ids)
+    with push.on(model), sk.capture_resid(model, 2) as steered, torch.no_grad():
+        model(input_ids=ids)
+    moved = (steered[2][0] - plain[2][0]).abs().amax(1) > 0.5
+    assert moved.tolist() == [one == "grey" for one in probe.predict(read[1][0])] and 0 < int(moved.sum()) < len(moved)
+    other = tiny_model(seed=5)
+    with pytest.raises(ValueError, match="expected a condition read from this model"), push.on(other):
+        pass
+    with pytest.raises(ValueError, match="expected the layer 1, at which the probe was fitted, a block's; got 2"):
+        Condition(probe, 2, above=0.0)
+    with pytest.raises(ValueError, match="a block's; got 'embed'"):
+        Condition(sk.fit_probe(labelled(model, layers=["embed"]), "label"), above=0.0)
+    foreign = sk.Steering(push.vector, 1.0, "all", foreign=True, when=when)
+    with torch.no_grad(), foreign.on(other):
+        other(input_ids=ids)
+    calibrated = Condition(vector(model, 1), above=0.0, meta={"model_fingerprint": "0" * 16})
+    with pytest.raises(ValueError, match="expected a condition with a threshold read from this model"):
+        sk.generate(model, tokenizer, ["a"], max_new_tokens=1, steering=sk.Steering(push.vector, when=calibrated))
+
+
 def test_conditions_are_equal_by_what_they_decide() -> None:
     read = vector(tiny_model(), 1)
     one = Condition(read, above=1.0, meta={"n": 3})
@@ -294,7 +328,7 @@ def test_conditions_that_cannot_be_decided_are_refused() -> None:
         Condition(torch.ones(16), 1, above=0.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Condition as when="):
         sk.Steering(push, when=0.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Read an earlier layer"):
+    with pytest.raises(ValueError, match="begins at resid_post of layer 1; got one at resid_post of layer 2"):
         sk.Steering(push, when=Condition(vector(model, 2), above=0.0))
     with pytest.raises(ValueError, match="decide='token'"):
         sk.Steering(push, positions="all", when=Condition(read, above=0.0))

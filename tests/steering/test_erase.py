@@ -9,6 +9,7 @@ import torch
 
 import steerkit as sk
 from steerkit.steering.operations import named
+from tests.steering.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TEXTS = [f"{word} {i}" for i in range(40) for word in ("glad", "grey")]
@@ -80,6 +81,29 @@ def test_an_eraser_of_another_site_erases_there() -> None:
     torch.testing.assert_close(read[1][0].double(), eraser.at(1)(plain[1][0]), atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="expected activations of mlp_out"):
         eraser.apply(sk.collect(model, tokenizer, TEXTS, layers=[1]))
+
+
+def test_an_erasure_takes_no_vector_but_its_own_and_its_controls_are_erasures_of_shuffled_labels() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    acts = sk.collect(model, tokenizer, TEXTS, labels=[text[:4] for text in TEXTS], layers=[1])
+    erasing = sk.erase(sk.leace(acts), 1)
+    assert erasing.scaled(0.5).operation == sk.Steering(erasing.vector, operation=erasing.operation).operation
+    for other in (*sk.controls.random(erasing.vector, n=1).values(), erasing.vector * 2.0, vector(model, 2)):
+        with pytest.raises(ValueError, match="expected the vector of the erasure for 'leace:"):
+            sk.Steering(other, operation=erasing.operation)
+    with pytest.raises(ValueError, match="at mlp_out"):
+        sk.Steering(erasing.vector, operation=erasing.operation, site="mlp_out")
+    with pytest.raises(ValueError, match="as a control the eraser of shuffled labels"):
+        both = {"vector": erasing.vector, **sk.controls.matched(erasing.vector, acts, n=1)}
+        sk.sweep(model, tokenizer, both, PROMPTS, coefficients=[1], operation=erasing.operation, max_new_tokens=1)
+    for seed in range(3):
+        mixed = sk.leace(sk.controls.shuffle_labels(acts, seed, balanced=True))
+        control = sk.erase(mixed, 1)
+        assert control.operation != erasing.operation and mixed.at(1).left.shape == (1, 32)
+        after = mixed.apply(acts).at(1)[acts.items["label"] == "glad"].mean(0)
+        before = acts.at(1)[acts.items["label"] == "glad"].mean(0)
+        gap = (before - acts.at(1).mean(0)).norm()
+        assert (after - before).norm() < 0.3 * gap  # the true difference stays
 
 
 def test_what_cannot_be_erased_is_refused() -> None:

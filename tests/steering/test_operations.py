@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -177,6 +178,66 @@ def global_reader(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor
     return stream + strength * len(NAMES) * direction
 
 
+def in_place(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    return stream.add_(strength * direction)
+
+
+def in_place_on_the_direction(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    return stream + direction.mul_(strength)
+
+
+def in_long_streams(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    return stream + strength * direction * (stream.shape[1] > 100)
+
+
+def in_batches(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    return stream + strength * direction * (stream.shape[0] > 1)
+
+
+def of_one_width(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    return stream + strength * (stream @ torch.eye(32))
+
+
+def with_a_keyword(stream: Tensor, direction: Tensor, strength: Tensor, *, scale: float = 2.0) -> Tensor:
+    return stream + scale * strength * direction
+
+
+def unresolved(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    return stream + strength * (direction if bool(strength.any()) else not_defined_yet)  # noqa: F821
+
+
+def setting_a_global(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    global LAST
+    LAST = stream
+    return stream + strength * direction
+
+
+norm = 2.0
+LAST: Any = None
+
+
+def by_method(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    """Its attribute `norm` is not the variable of this module, and `abs` is a builtin."""
+    return stream + abs(strength) * stream.norm(dim=-1, keepdim=True) * torch.sign(direction)
+
+
+def test_names_of_attributes_and_builtins_are_no_variables_of_the_module() -> None:
+    assert sk.Operation("by_method", by_method).name.startswith("by_method@")
+
+
+def test_two_functions_never_share_a_full_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = (lambda h, u, c: h + c * u, lambda h, u, c: h - c * u)  # one line, so one source
+    sk.Operation("line", one)
+    with pytest.raises(ValueError, match="expected one function of the source of line@"):
+        sk.Operation("line", two)
+    assert named("line").function is one
+    name = sk.Operation("by_method", by_method).name
+    other = ModuleType("other")
+    other.sign = torch.sign  # type: ignore[attr-defined]
+    monkeypatch.setitem(by_method.__globals__, "torch", other)  # another module of the same name in the source
+    assert sk.Operation("by_method", by_method).name != name
+
+
 def test_a_function_that_is_no_operation_is_refused() -> None:
     scale = 2.0
     refused: list[tuple[str, Callable[..., Any], str]] = [
@@ -186,6 +247,14 @@ def test_a_function_that_is_no_operation_is_refused() -> None:
         ("closed", lambda h, u, c: h + scale * c * u, "closure"),
         ("made", eval("lambda h, u, c: h + c * u"), "source"),
         ("add", reflect, "Choose another"),
+        ("in_place", in_place, "writes into one"),
+        ("in_place_on_the_direction", in_place_on_the_direction, "writes into one"),
+        ("in_long_streams", in_long_streams, r"shape \(1, 300, 16\) it mixes rows or positions, depends on the shape"),
+        ("in_batches", in_batches, "depends on the shape"),
+        ("of_one_width", of_one_width, r"shape \[2, 3, 8\] it raises RuntimeError: mat1 and mat2"),
+        ("with_a_keyword", with_a_keyword, "without closure or defaults"),
+        ("unresolved", unresolved, r"reads \['not_defined_yet'\]"),
+        ("setting_a_global", setting_a_global, r"reads \['LAST'\]"),
     ]
     for name, function, message in refused:
         with pytest.raises(ValueError, match=message):

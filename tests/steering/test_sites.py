@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 import steerkit as sk
 from steerkit.capture.resid import capture_resid
+from steerkit.models.site_names import SITES
 from steerkit.models.sites import NoSite, find_sites
 from steerkit.serving.remote import specification
+from steerkit.steering.operations import OPERATIONS
 from steerkit.steering.steering import Steering
 from steerkit.text.prompt import encode_prompt
 from steerkit.vectors.vector import SteeringVector
 from tests.small_models import build
+from tests.steering.test_operations import EVERY, NAMES, reflect
+from tests.steering.test_operations import slowly as one_position
 from tests.steering.test_steering import PROMPTS, plain_generate
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.verified import verifies
 
 NEW = 6
 SERIAL = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "z")
@@ -32,20 +38,17 @@ def vector(site: str, *layers: int, width: int = 32, seed: int = 0) -> SteeringV
 
 
 @contextlib.contextmanager
-def rewritten(model: Any, steering: Steering, first: int) -> Iterator[None]:
-    """Change one row's tokens from `first` on in the modules of a tiny Llama, by plain hooks: the slow truth."""
+def rewritten(model: Any, steering: Steering, columns: Container[int]) -> Iterator[None]:
+    """Change one row's tokens in the modules of a tiny Llama, by plain hooks, position by position: the slow truth."""
     block = model.model.layers[next(iter(steering.vector.layers))]
     value = next(iter(steering.vector.layers.values()))
     entered: list[Tensor] = []
 
     def change(h: Tensor) -> Tensor:
         h = h.clone()
-        for column in range(first, h.shape[1]):
-            if steering.operation == "ablate":
-                unit = value / value.norm()
-                h[0, column] -= float(steering.coefficient) * (h[0, column] @ unit) * unit
-            else:
-                h[0, column] += float(steering.coefficient) * value
+        for column in range(h.shape[1]):
+            if column in columns:
+                h[0, column] = one_position(str(steering.operation), h[0, column], value, float(steering.coefficient))
         return h
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -62,6 +65,7 @@ def rewritten(model: Any, steering: Steering, first: int) -> Iterator[None]:
         "mlp_out": lambda: block.mlp.register_forward_hook(lambda module, args, out: change(out)),
         "attn_out": lambda: block.self_attn.register_forward_hook(after_attention),
         "resid_mid": lambda: block.self_attn.register_forward_hook(after_attention),
+        "resid_post": lambda: block.register_forward_hook(lambda module, args, out: change(out)),
     }
     keep = block.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
     handle = handles[str(steering.site)]()
@@ -73,37 +77,131 @@ def rewritten(model: Any, steering: Steering, first: int) -> Iterator[None]:
 
 
 def slowly(model: Any, prompt: tuple[int, ...], steering: Steering, new: int = NEW) -> list[int]:
-    """Greedy tokens of one row, the whole text forwarded anew for each; steered from the last prompt token on."""
-    ids = list(prompt)
+    """Greedy tokens of one row, the whole text forwarded anew for each; steered from the last prompt token on, where
+    its condition holds: read in a forward of its own, since what a condition reads comes before its steering.
+    """
+    ids, end = list(prompt), len(prompt) - 1
     for _ in range(new):
-        with torch.no_grad(), rewritten(model, steering, len(prompt) - 1):
+        columns = range(end, len(ids))
+        if steering.when is not None:
+            site, layer = steering.when.place
+            with torch.no_grad(), capture_resid(model, layer, site=site) as read:
+                model(input_ids=torch.tensor([ids]), use_cache=False)
+            holds = steering.when.holds(read[layer][0]).tolist()
+            decided = [end] * len(ids) if steering.when.decide == "prompt" else range(len(ids))
+            columns = [column for column in columns if holds[decided[column]]]  # type: ignore[assignment]
+        with torch.no_grad(), rewritten(model, steering, columns):
             ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     return ids[len(prompt) :]
 
 
-def no_end(tokenizer: Any) -> Any:
-    tokenizer.eos_token = None
-    return tokenizer
+@pytest.fixture(scope="module")
+def serial() -> tuple[Any, Any]:
+    """A model with every site, and its tokenizer, whose texts do not end."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    tokenizer.eos_token = model.generation_config.eos_token_id = None
+    return model, tokenizer
 
 
-@pytest.mark.parametrize("operation", ["add", "ablate"])
-@pytest.mark.parametrize("site", SERIAL)
-def test_a_mixed_batch_with_a_cache_equals_each_row_alone_without_one(site: str, operation: str) -> None:
-    model, tokenizer = tiny_model("llama"), no_end(tiny_tokenizer())
-    model.generation_config.eos_token_id = None
-    first = Steering(vector(site), 1.5, operation=operation)
-    second = Steering(vector("mlp_out", 2, seed=1), -1.0)
-    row_steerings = [first, second, first.scaled(-2.0), first.scaled(0.0)]
-    found = sk.generate(model, tokenizer, PROMPTS, max_new_tokens=NEW, steering=row_steerings, return_details=True)
-    slow = [
-        slowly(model, encode_prompt(tokenizer, prompt), steering)
-        for prompt, steering in zip(PROMPTS, row_steerings, strict=True)
-    ]
-    assert [list(one.ids) for one in found] == slow
-    plain = sk.generate(model, tokenizer, PROMPTS, max_new_tokens=NEW, return_details=True)
-    assert found[3].ids == plain[3].ids and found[2].log_probs != plain[2].log_probs
-    hf = plain_generate(model, tokenizer, first, NEW, eos_token_id=None)
-    assert hf[0] == slow[0]
+@verifies("formula", "zero", operations=EVERY, sites=SITES)
+@pytest.mark.parametrize("name", [*NAMES, "reflect"])
+@pytest.mark.parametrize("site", SITES)
+def test_an_operation_at_a_site_is_its_formula_per_position_and_coefficient_zero_changes_no_bit(
+    site: str, name: str, serial: Any
+) -> None:
+    sk.Operation("reflect", reflect)
+    model, _ = serial
+    ids = torch.tensor([[5, 17, 200, 33, 8]])
+    steering = Steering(vector(site), 0.7, "all+0", name)
+    with torch.no_grad(), capture_resid(model, 1, site=site) as before:
+        plain = model(input_ids=ids).logits
+    with torch.no_grad(), steering.on(model), capture_resid(model, 1, site=site) as after:
+        model(input_ids=ids)
+    for column in range(5):
+        truth = one_position(name, before[1][0, column], steering.vector.layers[1], 0.7).float()
+        torch.testing.assert_close(after[1][0, column], truth, rtol=1e-4, atol=1e-4)
+    with torch.no_grad(), steering.scaled(0.0).on(model):
+        assert torch.equal(model(input_ids=ids).logits, plain)
+
+
+@verifies("batch", "mixed", operations=EVERY, sites=SITES)
+@pytest.mark.parametrize("site", SITES)
+def test_a_mixed_batch_with_a_cache_equals_each_row_alone_without_one(site: str, serial: Any) -> None:
+    """Every operation at a site, another site, coefficient 0 and no steering, in one left-padded batch."""
+    sk.Operation("reflect", reflect)
+    model, tokenizer = serial
+    own = [Steering(vector(site), 0.6 if name == "rotate" else 1.5, operation=name) for name in [*NAMES, "reflect"]]
+    other = [Steering(vector("mlp_out", 2, seed=1), -1.0), own[0].scaled(-2.0), own[0].scaled(0.0), None]
+    each = [*own, *other]
+    prompts = [PROMPTS[number % len(PROMPTS)] for number in range(len(each))]
+    found = sk.generate(model, tokenizer, prompts, max_new_tokens=NEW, steering=each, return_details=True)
+    plain = sk.generate(model, tokenizer, prompts, max_new_tokens=NEW, return_details=True)
+    for number, (prompt, steering) in enumerate(zip(prompts, each, strict=True)):
+        if steering is None or steering.coefficient == 0:
+            assert found[number].ids == plain[number].ids
+        else:
+            assert list(found[number].ids) == slowly(model, encode_prompt(tokenizer, prompt), steering), steering
+            is_interval = steering.operation == "clamp:-0.5:0.5"  # the projection may be inside it
+            assert is_interval or found[number].log_probs != plain[number].log_probs
+    alone = sk.generate(model, tokenizer, PROMPTS[:1], max_new_tokens=NEW, steering=own[0], return_details=True)
+    hf = plain_generate(model, tokenizer, own[0], NEW, eos_token_id=None)
+    assert alone[0].ids == found[0].ids == tuple(hf[0])
+
+
+@verifies("formula", "batch", "mixed", "zero", operations=["condition"], sites=SITES)
+@pytest.mark.parametrize("decide", ["prompt", "token"])
+@pytest.mark.parametrize("site", SITES)
+def test_a_condition_read_at_a_site_steers_the_rows_and_positions_that_a_slow_loop_steers(
+    site: str, decide: Any, serial: Any
+) -> None:
+    """Read before the steering at its own place, and at a place before it; coefficient 0 changes no text."""
+    model, tokenizer = serial
+    read = vector(site, seed=7)
+    scores = []
+    for prompt in PROMPTS:
+        with torch.no_grad(), capture_resid(model, 1, site=site) as streams:
+            model(input_ids=torch.tensor([encode_prompt(tokenizer, prompt)]))
+        scores += (streams[1][0, -1:] if decide == "prompt" else streams[1][0]).matmul(read.unit().layers[1]).tolist()
+    ordered = sorted(scores)
+    above = sum(ordered[len(ordered) // 2 - 1 : len(ordered) // 2 + 1]) / 2
+    when = sk.Condition(read, above=above, decide=decide)
+    here = Steering(vector(site), 1.5, when=when)
+    later = Steering(vector("resid_post", 2, seed=3), 2.0, operation="add_normed", when=when)
+    texts = {}
+    for steering in (here, later):
+        each = [one for _ in PROMPTS for one in (steering, None, steering.scaled(0.0), Steering(vector("resid_pre")))]
+        prompts = [prompt for prompt in PROMPTS for _ in range(4)]
+        found = sk.generate(model, tokenizer, prompts, max_new_tokens=NEW, steering=each, return_details=True)
+        truth = [slowly(model, encode_prompt(tokenizer, prompt), steering) for prompt in PROMPTS]
+        assert [list(one.ids) for one in found[::4]] == truth
+        assert [one.ids for one in found[1::4]] == [one.ids for one in found[2::4]]
+        alone = [sk.generate(model, tokenizer, [one], max_new_tokens=NEW, steering=steering) for one in PROMPTS]
+        assert [one.text for one in found[::4]] == [text for (text,) in alone]
+        texts[steering] = [list(one.ids) for one in found[1::4]], truth
+    if decide == "prompt":  # both outcomes occur
+        unsteered, steered = texts[here]
+        assert 0 < sum(a != b for a, b in zip(unsteered, steered, strict=True)) < len(PROMPTS)
+
+
+def test_a_condition_is_refused_where_a_forward_does_not_reach_it_before_its_steering(serial: Any) -> None:
+    model, tokenizer = serial
+    for read, steered in ((("mlp_out", 1), ("attn_out", 1)), (("resid_pre", 0), ("resid_pre", 0))):
+        when = sk.Condition(vector(*read), above=0.0)
+        if read == steered:
+            sk.generate(model, tokenizer, ["a"], max_new_tokens=1, steering=Steering(vector(*steered), when=when))
+            continue
+        with pytest.raises(ValueError, match="which begins at attn_out of layer 1; got one at mlp_out of layer 1"):
+            Steering(vector(*steered), when=when)
+    at_zero = sk.Condition(vector("resid_post", 0), above=0.0)
+    with pytest.raises(ValueError, match="begins at z of layer 0; got one at resid_post of layer 0"):
+        Steering(vector("z", 0), when=at_zero)
+    beside = Steering(vector("mlp_out"), when=sk.Condition(vector("attn_out"), above=0.0))
+    sk.generate(model, tokenizer, ["a"], max_new_tokens=1, steering=beside)
+    with pytest.raises(ValueError, match="attention and MLP of this block read the same stream, in any order"):
+        sk.generate(tiny_model("gpt_neox"), tokenizer, ["a"], max_new_tokens=1, steering=beside)
+    with pytest.raises(NoSite, match="resid_mid is refused"):
+        wrong = Steering(vector("mlp_out"), when=sk.Condition(vector("resid_mid"), above=0.0))
+        sk.generate(tiny_model("gpt_neox"), tokenizer, ["a"], max_new_tokens=1, steering=wrong)
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gpt_neox", "bloom", "opt", "granite", "qwen3_next", "zamba2"])
@@ -187,19 +285,36 @@ def test_what_does_not_fit_the_site_is_refused(tmp_path: Path, llama: Any) -> No
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_at_a_site_equals_generate_and_resumes(tmp_path: Path, llama: Any) -> None:
-    model, tokenizer = llama
+@verifies("resume", operations=[*EVERY, "condition"], sites=SITES)
+@pytest.mark.parametrize("site", SITES)
+def test_a_sweep_at_a_site_equals_generate_and_resumes(site: str, tmp_path: Path, serial: Any) -> None:
+    model, tokenizer = serial
+    own = sk.Operation("reflect", reflect)
+    when = sk.Condition(vector(site, seed=7), above=0.0, decide="token")
+    for operation, condition in (*((one, None) for one in (*OPERATIONS, own.name)), ("add", when)):
+        out = tmp_path / f"{operation.replace('@', '-')}{condition is not None}"
+        options: dict[str, Any] = {"coefficients": [0, 1], "max_new_tokens": 3, "operation": operation, "out": out}
+        options |= {"when": condition, "foreign": True}
+        result = sk.sweep(model, tokenizer, vector(site), PROMPTS[:2], **options)
+        steered = result.table[result.table["coefficient"] == 1]
+        steering = Steering(vector(site), 1.0, operation=operation, when=condition)
+        assert steered["text"].tolist() == sk.generate(
+            model, tokenizer, PROMPTS[:2], max_new_tokens=3, steering=steering
+        )
+        assert site == "resid_post" or set(result.table["site"]) == {site}
+        rows = (out / "rows.jsonl").read_text().splitlines(keepends=True)
+        (out / "rows.jsonl").write_text("".join(rows[:-2]))  # as if it had been interrupted
+        (out / "table.parquet").unlink()
+        pd.testing.assert_frame_equal(
+            sk.sweep(model, tokenizer, vector(site), PROMPTS[:2], **options).table, result.table
+        )
+
+
+def test_a_sweep_of_several_sites_is_refused_and_doses_are_of_the_site(serial: Any) -> None:
+    model, tokenizer = serial
     v = vector("mlp_out")
-    options: dict[str, Any] = {"coefficients": [-1, 1], "max_new_tokens": 4, "out": tmp_path / "run", "foreign": True}
-    result = sk.sweep(model, tokenizer, v, PROMPTS[:2], **options)
-    steered = result.table[result.table["coefficient"] == 1]
-    assert steered["text"].tolist() == sk.generate(
-        model, tokenizer, PROMPTS[:2], max_new_tokens=4, steering=Steering(v, 1.0)
-    )
-    assert set(result.table["site"]) == {"mlp_out"}
-    assert steered["relative_dose"].gt(0).all()
-    again = sk.sweep(model, tokenizer, v, PROMPTS[:2], **options)
-    assert again.table["text"].tolist() == result.table["text"].tolist()
+    result = sk.sweep(model, tokenizer, v, PROMPTS[:2], coefficients=[1], max_new_tokens=2, foreign=True)
+    assert result.table[result.table["coefficient"] == 1]["relative_dose"].gt(0).all()
     with pytest.raises(ValueError, match="expected vectors of one site"):
         sk.sweep(model, tokenizer, {"a": v, "b": vector("z")}, PROMPTS[:1], coefficients=1)
 

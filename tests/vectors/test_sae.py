@@ -33,7 +33,8 @@ NEW = {  # as version 6 writes it
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes: dict[str, tuple[int, ...]] = {
-        "W_enc": (D_IN, D_SAE), "W_dec": (D_SAE, D_IN), "b_enc": (D_SAE,), "b_dec": (D_IN,), "threshold": (D_SAE,)
+        "W_enc": (D_IN, D_SAE), "W_dec": (D_SAE, D_IN), "b_enc": (D_SAE,), "b_dec": (D_IN,), "threshold": (D_SAE,),
+        "b_gate": (D_SAE,), "b_mag": (D_SAE,), "r_mag": (D_SAE,),
     }  # fmt: skip
     made = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     return {**made, "threshold": made["threshold"].abs()}
@@ -53,12 +54,21 @@ def write(folder: Path, config: Any, without: tuple[str, ...] = (), **changes: t
 def encode(x: torch.Tensor, config: Any) -> torch.Tensor:
     """The features of activations, written out."""
     w = tensors()
-    before = (x - w["b_dec"] if config["apply_b_dec_to_input"] else x) @ w["W_enc"] + w["b_enc"]
+    given = x - w["b_dec"] if config["apply_b_dec_to_input"] else x
+    if config["architecture"] == "gated":
+        magnitude = (given @ (w["W_enc"] * w["r_mag"].exp()) + w["b_mag"]).relu()
+        return magnitude * (given @ w["W_enc"] + w["b_gate"] > 0)
+    before = given @ w["W_enc"] + w["b_enc"]
     level = w["threshold"] if config["architecture"] == "jumprelu" else torch.zeros(D_SAE)
     return before.relu() * (before > level)
 
 
-@pytest.mark.parametrize(("config", "place"), [(OLD, (2, "resid_pre")), (NEW, (1, "mlp_out"))])
+GATED = {**OLD, "architecture": "gated"}
+
+
+@pytest.mark.parametrize(
+    ("config", "place"), [(OLD, (2, "resid_pre")), (NEW, (1, "mlp_out")), (GATED, (2, "resid_pre"))]
+)
 def test_a_row_is_the_decoder_s_at_layer_and_site_and_the_feature_is_active_above_the_threshold(
     config: Any, place: tuple[int, str], tmp_path: Path
 ) -> None:
@@ -70,13 +80,15 @@ def test_a_row_is_the_decoder_s_at_layer_and_site_and_the_feature_is_active_abov
         assert row.index == index
         assert (list(row.decoder.layers), row.decoder.site) == ([place[0]], place[1])
         assert torch.equal(row.decoder.layers[place[0]], tensors()["W_dec"][index])
-        reads = (1, "resid_post") if config is OLD else place  # resid_pre of a layer is resid_post of the one before
+        reads = (
+            (1, "resid_post") if config is not NEW else place
+        )  # resid_pre of a layer is resid_post of the one before
         assert (list(row.encoder.layers), row.encoder.site) == ([reads[0]], reads[1])
         assert torch.equal(row.encoder.layers[reads[0]], tensors()["W_enc"][:, index])
         along = x @ row.encoder.unit().layers[reads[0]]
         assert torch.equal(along > row.above, active[:, index]) and 0 < int(active[:, index].sum()) < 500
     assert read[3].decoder.meta["source"]["row"] == 3 and read[3].decoder.meta["checkpoint"] == (
-        "gpt2-small" if config is OLD else "tiny"
+        "tiny" if config is NEW else "gpt2-small"
     )
 
 
@@ -130,7 +142,14 @@ def test_hook_names_give_layer_and_site(hook: str, place: tuple[int, str], tmp_p
     ("config", "without", "reason"),
     [
         ({"architecture": "topk"}, (), "compares features with each other"),
-        ({"architecture": "gated"}, ("b_enc",), "compares features|gated"),
+        ({"architecture": "standard", "activation_fn_str": "topk"}, (), "a topk autoencoder compares features"),
+        ({"architecture": "standard", "activation_fn": "topk"}, (), "a topk autoencoder compares features"),
+        (
+            {"activation_fn_str": "identity"},
+            (),
+            r"its activation function is 'identity', none of \('relu', 'tanh-relu'",
+        ),
+        ({"architecture": "gated"}, ("b_mag",), "the file lacks b_mag"),
         ({"normalize_activations": "layer_norm"}, (), r"normalised \(layer_norm\)"),
         ({}, ("threshold",), "the file lacks threshold"),
         ({"architecture": "standard"}, ("b_enc",), "the file lacks b_enc"),
@@ -158,6 +177,15 @@ BAD: dict[str, tuple[Any, dict[str, Any], Any, str]] = {
     "a negative row": ({}, {}, -1, "indices from 0"),
     "a row by name": ({}, {}, "first", "indices from 0"),
     "no rows": ({}, {}, [], "indices from 0"),
+    "a decoder of one dimension": ({}, {"W_dec": torch.ones(D_SAE)}, 0, r"of one shape; got \[12\]"),
+    "an encoder of one dimension": ({}, {"W_enc": torch.ones(D_SAE)}, 0, r"of one shape; .* \[12\] and"),
+    "a short encoder bias": ({}, {"b_enc": torch.ones(3)}, 7, r"expected b_enc of shape \[12\]; got \[3\]"),
+    "a short decoder bias": (
+        {"apply_b_dec_to_input": True},
+        {"b_dec": torch.ones(3)},
+        7,
+        r"expected b_dec of shape \[32\]; got \[3\]",
+    ),
     "a row that is not finite": ({}, {"W_dec": torch.full((D_SAE, D_IN), float("nan"))}, 0, "finite vector"),
 }
 
@@ -168,6 +196,49 @@ def test_the_error_names_what_a_file_lacks(name: str, tmp_path: Path) -> None:
     folder = write(tmp_path, {**NEW, **config}, **given)
     with pytest.raises(ValueError, match=message):
         sk.read_sae(folder, rows)
+
+
+@pytest.mark.parametrize(("config", "name"), [(OLD, "b_enc"), (OLD, "b_dec"), (NEW, "threshold"), (GATED, "r_mag")])
+def test_a_threshold_that_is_not_finite_is_none_with_the_reason(config: Any, name: str, tmp_path: Path) -> None:
+    row = sk.read_sae(write(tmp_path, config, **{name: tensors()[name] * float("nan")}), 1)[1]
+    assert row.threshold is None and name in row.reason and row.reason.endswith("not all finite numbers")
+
+
+def test_the_hook_point_of_the_first_versions_is_read(tmp_path: Path) -> None:
+    config = {name: value for name, value in OLD.items() if not name.startswith("hook_")}
+    row = sk.read_sae(write(tmp_path, {**config, "hook_point": "blocks.2.hook_mlp_out", "hook_point_layer": 2}), 0)[0]
+    assert (list(row.decoder.layers), row.decoder.site) == ([2], "mlp_out")
+
+
+def test_numpy_arrays_of_gemma_scope_are_refused_by_their_format(tmp_path: Path) -> None:
+    (tmp_path / "params.npz").write_bytes(b"PK")
+    for path in (tmp_path, tmp_path / "params.npz"):
+        with pytest.raises(ValueError, match=r"got .*params\.npz, numpy arrays, as Gemma Scope"):
+            sk.read_sae(path, 0)
+    assert sk.read_sae(write(tmp_path, NEW), 0)[0].index == 0
+
+
+@pytest.mark.parametrize("hook", ["attn_out", "resid_mid"])
+def test_a_row_of_another_site_conditions_a_steering_there_at_the_tokens_where_it_is_active(
+    hook: str, tmp_path: Path
+) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    config = {**NEW, "metadata": {"hook_name": f"blocks.1.hook_{hook}"}}
+    rows = sk.read_sae(write(tmp_path, config, threshold=torch.zeros(D_SAE), b_enc=torch.zeros(D_SAE)), range(D_SAE))
+    ids = torch.tensor([sk.render(tokenizer, "The sea is calm today").ids])
+    with sk.capture_resid(model, 1, site=hook) as plain, torch.no_grad():
+        model(ids)
+    for row in rows.values():
+        active = plain[1][0] @ tensors()["W_enc"][:, row.index] > 0
+        condition = sk.Condition(row.encoder, above=row.above, decide="token")
+        with (
+            sk.Steering(row.decoder, 3.0, "all", when=condition).on(model),
+            sk.capture_resid(model, 1, site=hook) as steered,
+            torch.no_grad(),
+        ):
+            model(ids)
+        moved = (steered[1][0] - plain[1][0]).abs().amax(1) > 0.5
+        assert torch.equal(moved, active)
 
 
 def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:

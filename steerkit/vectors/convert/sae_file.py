@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import exp, isfinite
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,18 @@ from steerkit.io.json import read_json
 from steerkit.vectors.vector import SteeringVector
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-ARCHITECTURES = ("standard", "jumprelu", "topk", "batchtopk", "matryoshka_batchtopk", "gated")
+LEVELS = {"standard": ("b_enc",), "jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "b_mag", "r_mag")}
+"""Architectures whose features have a threshold of their own, and the tensors `[d_sae]` that it is made of."""
+ARCHITECTURES = (*LEVELS, "topk", "batchtopk", "matryoshka_batchtopk")
+RECTIFIERS = ("relu", "tanh-relu")
+"""Activation functions that are above 0 where their input is."""
+RENAMED = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "hook_point_layer": "hook_layer",
+    "activation_fn": "activation_fn_str",
+}
+"""Fields of the first versions of sae-lens."""
 HOOKS = {
     r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)": None,
     r"blocks\.(\d+)\.attn\.hook_(z)": None,
@@ -32,14 +44,14 @@ class SaeRow:
     Args:
         index: the row of `W_dec`.
         decoder: the row, `[d_in]`, at the layer and site of the autoencoder: what the feature adds.
-        encoder: the column of `W_enc`, `[d_in]`: what the feature reads. For an autoencoder of `resid_pre` of layer
-            l > 0 it is held at `resid_post` of layer l - 1, the same stream, where conditions read.
+        encoder: the column of `W_enc`, `[d_in]`: what the feature reads, for conditions. For an autoencoder of
+            `resid_pre` of layer l > 0 it is held at `resid_post` of layer l - 1, the same stream.
         threshold: the feature is active where `h . encoder / |encoder| > threshold`; None where the file does not fix
             one.
         reason: why `threshold` is None.
 
     Example:
-        >>> row = sk.read_sae("gemma-scope/layer_12", 431)[431]
+        >>> row = sk.read_sae("sae/blocks.12.hook_resid_post", 431)[431]
         >>> steering = sk.Steering(row.decoder, 40.0, when=sk.Condition(row.encoder, above=row.above))
     """
 
@@ -63,7 +75,8 @@ def read_sae(path: str | Path, rows: int | Sequence[int]) -> dict[int, SaeRow]:
     Only the rows that are asked for are read. With w the encoder column, b its bias and d the decoder's bias, a feature
     of a `standard` autoencoder is active where `(h - d) . w + b > 0`, of `jumprelu` where it is above the row's
     `threshold` t, so along `w / |w|` the threshold is `(t - b + d . w) / |w|` (without d where
-    `apply_b_dec_to_input` is false).
+    `apply_b_dec_to_input` is false). A `gated` feature is active where gate and magnitude are above 0: `t - b` is then
+    `max(-b_gate, -b_mag exp(-r_mag))`.
 
     Args:
         path: the folder with `cfg.json` and `sae_weights.safetensors`, or a safetensors file with `cfg.json` beside it.
@@ -76,16 +89,18 @@ def read_sae(path: str | Path, rows: int | Sequence[int]) -> dict[int, SaeRow]:
 
     Raises:
         FileNotFoundError: no such folder, `cfg.json` or weights.
-        ValueError: a field or tensor that the files lack, by name; a hook that is no site, one head, a transcoder;
-            shapes that disagree; a row that does not exist; weights that are not finite.
+        ValueError: a field or tensor that the files lack, by name; a file of another format; a hook that is no site,
+            one head, a transcoder; shapes that disagree; a row that does not exist; weights that are not finite.
 
     Example:
         >>> row = sk.read_sae("sae/blocks.8.hook_resid_pre", 12)[12]
         >>> sk.generate(model, tokenizer, prompts, max_new_tokens=40, steering=sk.Steering(row.decoder, 20.0))
 
-    Source: Bricken et al. 2023, "Towards Monosemanticity"; Rajamanoharan et al. 2024, arXiv 2407.14435 (JumpReLU).
+    Source: Bricken et al. 2023, "Towards Monosemanticity"; Rajamanoharan et al. 2024, arXiv 2404.16014 (gated) and
+    arXiv 2407.14435 (JumpReLU).
     """
     weights = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    _refuse_arrays(weights)
     if not weights.is_file():
         raise FileNotFoundError(f"expected weights of sae-lens at {weights}; there is no such file. Check the path.")
     config_path = weights.with_name(CONFIG)
@@ -112,13 +127,26 @@ def read_sae(path: str | Path, rows: int | Sequence[int]) -> dict[int, SaeRow]:
         raise ValueError(f"expected a safetensors file at {weights}; got {error}. Download it again.") from error
 
 
+def _refuse_arrays(weights: Path) -> None:
+    """`ValueError` for a file of numpy arrays, or a folder that holds one and no weights of sae-lens."""
+    arrays = (
+        [weights] if weights.suffix == ".npz" else [] if weights.is_file() else sorted(weights.parent.glob("*.npz"))
+    )
+    if arrays:
+        raise ValueError(
+            f"expected a folder of sae-lens, {CONFIG} and {WEIGHTS}; got {arrays[0]}, numpy arrays, as Gemma Scope "
+            "publishes them. Convert it: sae_lens.SAE.from_pretrained(release, sae_id).save_model(folder)."
+        )
+
+
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a configuration; those of versions from 6 on have some in `metadata` (or `meta`)."""
     inner: dict[str, Any] = {}
     for name in ("meta", "metadata"):
         if isinstance(config.get(name), Mapping):
             inner |= config[name]
-    return {**inner, **{name: value for name, value in config.items() if value is not None}}
+    found = {**inner, **{name: value for name, value in config.items() if value is not None}}
+    return {**{RENAMED[name]: value for name, value in found.items() if name in RENAMED}, **found}
 
 
 def _place(fields: Mapping[str, Any], path: Path) -> tuple[int, str]:
@@ -164,11 +192,12 @@ def _read_row(file: Any, path: Path, fields: Mapping[str, Any], row: int, layer:
             f"and holds {sorted(names)}. Save it with sae-lens again."
         )
     decoder, encoder = file.get_slice("W_dec"), file.get_slice("W_enc")
-    features, width = decoder.get_shape()
+    shape = decoder.get_shape()
+    features, width = shape if len(shape) == 2 else (0, 0)
     given = [fields.get("d_sae", features), fields.get("d_in", width)]
-    if encoder.get_shape() != [width, features] or given != [features, width]:
+    if len(shape) != 2 or encoder.get_shape() != [width, features] or given != [features, width]:
         raise ValueError(
-            f"expected W_dec [d_sae, d_in] and W_enc [d_in, d_sae] of one shape; got {[features, width]}, "
+            f"expected W_dec [d_sae, d_in] and W_enc [d_in, d_sae] of one shape; got {shape}, "
             f"{encoder.get_shape()} and {given} in {CONFIG}. The files belong to different autoencoders."
         )
     if row >= features:
@@ -190,23 +219,40 @@ def _read_row(file: Any, path: Path, fields: Mapping[str, Any], row: int, layer:
 def _threshold(
     file: Any, names: set[str], fields: Mapping[str, Any], row: int, read: Tensor
 ) -> tuple[float | None, str]:
-    """The threshold along the unit encoder direction, or the reason why there is none."""
+    """The threshold along the unit encoder direction, or the reason why there is none.
+
+    Raises:
+        ValueError: a bias of another shape than the autoencoder's.
+    """
     architecture = fields.get("architecture", "standard")
+    activation = fields.get("activation_fn_str", RECTIFIERS[0])
     normalized = fields.get("normalize_activations", "none")
-    if architecture not in ("standard", "jumprelu"):
-        return None, f"a {architecture} autoencoder compares features with each other, not with a threshold"
+    if architecture not in LEVELS or activation == "topk":
+        kind = architecture if architecture not in LEVELS else activation
+        return None, f"a {kind} autoencoder compares features with each other, not with a threshold"
+    if activation not in RECTIFIERS:
+        return None, f"its activation function is {activation!r:.40}, none of {RECTIFIERS}"
     if normalized not in ("none", None):
         return None, f"the activations are normalised ({normalized}) before they are read"
-    needed = ["b_enc", *(["threshold"] if architecture == "jumprelu" else [])]
-    with_decoder_bias = fields.get("apply_b_dec_to_input", True)
-    needed += ["b_dec"] if with_decoder_bias else []
+    needed = [*LEVELS[architecture], *(["b_dec"] if fields.get("apply_b_dec_to_input", True) else [])]
     if missing := sorted(set(needed) - names):
         return None, f"the file lacks {', '.join(missing)}"
-    norm = float(read.norm())
-    if norm == 0:
+    for name in needed:
+        wanted = [len(read)] if name == "b_dec" else file.get_slice("W_dec").get_shape()[:1]
+        if file.get_slice(name).get_shape() != wanted:
+            raise ValueError(
+                f"expected {name} of shape {wanted}; got {file.get_slice(name).get_shape()}. The tensors belong to "
+                "different autoencoders, or the file is damaged: download it again."
+            )
+    if not read.any():
         return None, "its encoder column is zero"
-    level = float(file.get_slice("threshold")[row : row + 1][0]) if architecture == "jumprelu" else 0.0
-    level = max(level, 0.0) - float(file.get_slice("b_enc")[row : row + 1][0])
-    if with_decoder_bias:
-        level += float(file.get_tensor("b_dec").double() @ read)
-    return level / norm, ""
+    values = {name: float(file.get_slice(name)[row : row + 1][0]) for name in LEVELS[architecture]}
+    if architecture == "gated":
+        level = max(-values["b_gate"], -values["b_mag"] * exp(min(-values["r_mag"], 700.0)))
+    else:
+        level = max(values.get("threshold", 0.0), 0.0) - values["b_enc"]
+    offset = float(file.get_tensor("b_dec").double() @ read) if "b_dec" in needed else 0.0
+    found = (level + offset) / float(read.norm())
+    if not all(isfinite(one) for one in (*values.values(), found)):
+        return None, f"its {', '.join(needed)} are not all finite numbers"
+    return found, ""
