@@ -77,12 +77,12 @@ def test_a_strength_in_doses_is_of_the_median_norm_over_the_prompt(parts) -> Non
 def test_a_dose_is_of_the_norm_at_the_site_of_the_vector(parts) -> None:
     model, tokenizer, vectors = parts
     other = {"up": sk.SteeringVector(vectors["up"].layers, site="mlp_out")}
-    request = GenerationRequest.from_json({**REQUEST, "strengths": {"up": [1, 4.0]}, "unit": "dose"})
+    request = GenerationRequest.from_json({**REQUEST, "strengths": {"up": [1, -2.0]}, "unit": "dose"})
     texts = list(stream(model, tokenizer, other, request, threading.Event()))
     asked = [{"role": "user", "content": "tell me"}]
     read = [(sk.render(tokenizer, asked).ids, ())]
     at_site, at_block = (median_norms(model, read, None, "prompt", site=site) for site in ("mlp_out", "resid_post"))
-    steering = sk.Steering(other["up"], dose=4.0, layer=1)
+    steering = sk.Steering(other["up"], dose=-2.0, layer=1)
     wanted, wrong = (
         sk.generate(model, tokenizer, [asked], max_new_tokens=8, steering=steering, norms=norms)[0]
         for norms in (at_site, at_block)
