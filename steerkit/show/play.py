@@ -30,7 +30,7 @@ from steerkit.show.pages import environment, inert_json
 from steerkit.steering.dose import median_norms, with_coefficients
 from steerkit.steering.operations import OPERATIONS
 from steerkit.steering.positions import POSITIONS
-from steerkit.steering.steering import Steering
+from steerkit.steering.steering import ADDING, Steering
 from steerkit.text.prompt import Prompt, PromptLike, encode_prompt
 from steerkit.text.tokens import decode as decode_ids
 from steerkit.vectors.controls import random_like
@@ -321,6 +321,7 @@ def app(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector],
         "positions": list(POSITIONS),
         "operations": list(OPERATIONS),
         "units": list(UNITS),
+        "dosed": list(ADDING),
         "chat": bool(getattr(tokenizer, "chat_template", None)),
         "max_new_tokens": MAX_NEW_TOKENS,
         "token": token,

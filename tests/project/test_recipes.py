@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import steerkit as sk
-from analysis.recipes.jobs import PAGES, changed, script
+from analysis.recipes.jobs import PAGES, script
 from steerkit.sweeps.result import FewWarning
 from steerkit.text.prompt import encode_prompt
 from tests.hub_stub import hub
@@ -37,9 +37,17 @@ def keep(folder: Path, name: str, model: Any, tokenizer: Any) -> None:
     tokenizer.save_pretrained(folder / name)
 
 
+MAY_CHANGE = re.compile(r"[A-Z]+|http://127\.0\.0\.1:8000")
+"""What a test may replace in a page's code: a placeholder in capitals, or the address of a server."""
+
+
 def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, str]) -> dict[str, Any]:
-    """Run a page's own code in a folder, with sizes and addresses changed; return its variables."""
-    code = changed(script(name), changes)
+    """Run a page's own code in a folder, with its placeholders filled in; return its variables."""
+    code = script(name)
+    for old, new in changes.items():
+        assert MAY_CHANGE.fullmatch(old), old
+        code, count = re.subn(rf"(?<![A-Z]){re.escape(old)}(?![A-Z])", new, code)
+        assert count, old
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
     exec(compile(code, f"{name}.md", "exec"), names)
@@ -51,19 +59,32 @@ def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def refusing_model() -> tuple[Any, Any]:
-    """A model that writes "S" if a prompt holds "!": "!" writes a direction, a head averages it over all positions."""
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path, monkeypatch) -> None:
+    """The answers of judges are kept in a folder of the test."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+
+
+def refusing_model(mark: str = "!", refusal: str = "S") -> tuple[Any, Any]:
+    """A model that writes a refusal if a prompt holds a mark.
+
+    The mark's token writes a direction, a head averages it over all positions. A refusal of several letters becomes a
+    token.
+    """
     model, tokenizer = tiny_model("qwen2"), tiny_tokenizer()
+    if len(refusal) > 1:
+        tokenizer.add_tokens([refusal])
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     direction = torch.randn(32, generator=torch.Generator().manual_seed(7))
     direction /= direction.norm()
-    mark, question, refusal = (encode_prompt(tokenizer, one)[0] for one in "!?S")
+    marked, question, refused = (encode_prompt(tokenizer, one)[0] for one in (mark, "?", refusal))
     with torch.no_grad():
         for block in model.model.layers:
             for weight in (block.self_attn.o_proj.weight, block.mlp.down_proj.weight):
                 weight -= torch.outer(direction, direction @ weight)
         embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
         embedding -= torch.outer(embedding @ direction, direction)
-        embedding[mark] = embedding[question] + 12 * direction
+        embedding[marked] = embedding[question] + 12 * direction
         attention = model.model.layers[0].self_attn
         for part in (attention.q_proj, attention.k_proj):
             part.weight.zero_()
@@ -71,27 +92,25 @@ def refusing_model() -> tuple[Any, Any]:
         attention.v_proj.weight[0] = 40 * direction
         attention.o_proj.weight[:, 0] = direction
         head -= torch.outer(head @ direction, direction)
-        head[refusal] = 2 * direction - 0.3
+        head[refused] = 2 * direction - 0.3
     return model, tokenizer
 
 
-REFUSES = {'"I\'m s", "Sorry")': '"I\'m s", "S")', '["I", "Sorry"]': '["S"]'}
-"""Changes of the refusal recipe for the beginnings of `refusing_model`."""
-
-
-def write_refusal_data(folder: Path) -> None:
+def write_refusal_data(folder: Path, test_mark: str = "!") -> None:
+    """Prompts of both kinds; harmful ones end in the mark that is refused, or in `test_mark` in the test split."""
     words = ["the sky", "a tree", "my book", "that river", "one door", "some rain", "her song", "no lamp", "a cat"]
     splits = ["train"] * 4 + ["validation"] * 3 + ["test"] * 2
     for kind, mark, order in (("harmful", "!", words), ("harmless", "?", words[::-1])):
-        rows = [{"split": split, "instruction": f"{word}{mark}"} for split, word in zip(splits, order, strict=True)]
+        ends = {"train": mark, "validation": mark, "test": test_mark if kind == "harmful" else mark}
+        rows = [{"split": at, "instruction": f"{word}{ends[at]}"} for at, word in zip(splits, order, strict=True)]
         write_lines(folder / f"{kind}.jsonl", rows)
 
 
 def test_the_refusal_recipe_turns_refusals_on_by_addition_and_off_by_ablation(tmp_path, monkeypatch, capsys) -> None:
     write_refusal_data(tmp_path / "DATA")
-    keep(tmp_path, "CHECKPOINT", *refusing_model())
+    keep(tmp_path, "CHECKPOINT", *refusing_model(refusal="Sorry"))
     with pytest.warns(FewWarning):
-        run("refusal", tmp_path, monkeypatch, REFUSES)
+        run("refusal", tmp_path, monkeypatch, {})
     rates, added, ablated = re.split(r"\n(?= +gain )", capsys.readouterr().out)
     assert "{'harmful': 1.0, 'harmless': 0.0}" in rates.replace("np.float64(", "").replace(")", "")
     assert "not testable" not in rates
@@ -103,10 +122,10 @@ def test_the_refusal_recipe_turns_refusals_on_by_addition_and_off_by_ablation(tm
 def test_the_refusal_recipe_leaves_the_ablation_out_where_fewer_than_half_of_the_harmful_prompts_are_refused(
     tmp_path, monkeypatch, capsys
 ) -> None:
-    write_refusal_data(tmp_path / "DATA")
-    keep(tmp_path, "CHECKPOINT", *refusing_model())
+    write_refusal_data(tmp_path / "DATA", test_mark="?")
+    keep(tmp_path, "CHECKPOINT", *refusing_model(refusal="Sorry"))
     with pytest.warns(FewWarning):
-        run("refusal", tmp_path, monkeypatch, {'["I", "Sorry"]': '["S"]'})  # no text begins like these refusals
+        run("refusal", tmp_path, monkeypatch, {})
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].endswith("ablation: not testable on this model") and printed.count(" random\n") == 1
 
@@ -131,8 +150,7 @@ def test_the_persona_recipe_finds_a_planted_trait_and_steers_test_questions_with
         call.json(answer(str(100 * text.count("S") // max(1, len(text)))))
 
     with Scripted(rate) as server, pytest.warns(FewWarning):
-        changes = {"http://127.0.0.1:8000": server.url, "LAYERS": "[0, 1, 2]", "64": "6"}
-        changes['100: very.")'] = '100: very.", cache="answers.jsonl")'
+        changes = {"http://127.0.0.1:8000": server.url, "LAYERS": "[0, 1, 2]"}
         names = run("persona-vectors", tmp_path, monkeypatch, changes)
     assert names["kept"]["label"].tolist() == ["positive"] * 3 + ["negative"] * 3
     vector = sk.SteeringVector.load(tmp_path / "VECTOR.safetensors")
@@ -142,17 +160,11 @@ def test_the_persona_recipe_finds_a_planted_trait_and_steers_test_questions_with
 
 
 def test_the_monitoring_recipe_shows_the_trait_at_the_end_of_the_prompt_and_in_the_text(tmp_path, monkeypatch) -> None:
-    model, tokenizer = refusing_model()
+    model, tokenizer = refusing_model(mark=".")
     keep(tmp_path, "CHECKPOINT", model, tokenizer)
     direction = model.lm_head.weight[encode_prompt(tokenizer, "S")[0]].detach() + 0.3
-    sk.SteeringVector({2: direction}).save(tmp_path / "VECTOR.safetensors")
-    changes = {
-        "LAYER": "2",
-        "you can.": "you can!",
-        "48": "5",
-        "sk.Steering(mood)": "sk.Steering(mood, foreign=True)",
-    }
-    names = run("monitoring", tmp_path, monkeypatch, changes)
+    sk.SteeringVector({2: direction}, {"model_type": "qwen2"}).save(tmp_path / "VECTOR.safetensors")
+    names = run("monitoring", tmp_path, monkeypatch, {"LAYER": "2"})
     table, written = names["table"], names["written"]
     cheerful, plain = (part for _, part in table.groupby("text"))
     assert float(cheerful["after"][cheerful["prompt_end"]].iloc[0]) > float(plain["after"][plain["prompt_end"]].iloc[0])
@@ -187,12 +199,12 @@ def test_the_lm_eval_recipe_gives_the_cost_of_a_steering_per_item_and_against_ra
     rows = [{"question": f"Question {i}: what {'is' * (1 + i % 3)} {i}?", "answer": i % 2} for i in range(12)]
     write_lines(tmp_path / "tasks" / "questions.jsonl", rows)
     task = (
-        "task: of_the_test\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        "task: arc_easy\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
         f"    test: {tmp_path}/tasks/questions.jsonl\n"
         'test_split: test\noutput_type: multiple_choice\ndoc_to_text: "{{question}}"\ndoc_to_choice: ["A", "B"]\n'
         'doc_to_target: "{{answer}}"\nmetric_list:\n  - metric: acc\nmetadata:\n  version: 1\n'
     )
-    (tmp_path / "tasks" / "of_the_test.yaml").write_text(task)
+    (tmp_path / "tasks" / "arc_easy.yaml").write_text(task)
     manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
     monkeypatch.setattr(harness, "simple_evaluate", partial(harness.simple_evaluate, task_manager=manager))
     model, tokenizer = tiny_model(), tiny_tokenizer()
@@ -200,8 +212,7 @@ def test_the_lm_eval_recipe_gives_the_cost_of_a_steering_per_item_and_against_ra
     letters = [encode_prompt(tokenizer, letter)[0] for letter in "AB"]
     rows_of_letters = model.lm_head.weight[letters].detach()
     sk.SteeringVector({3: rows_of_letters[0] - rows_of_letters[1]}).save(tmp_path / "VECTOR.safetensors")
-    changes = {"LAYER": "3", "COEFFICIENT": "40.0", "arc_easy": "of_the_test", "n=19": "n=2"}
-    names = run("lm-eval", tmp_path, monkeypatch, changes)
+    names = run("lm-eval", tmp_path, monkeypatch, {"LAYER": "3", "COEFFICIENT": "40.0"})
     assert names["right"]["steered"].tolist() == [1.0, 0.0] * 6  # A everywhere
     assert names["right"]["plain"].tolist() != names["right"]["steered"].tolist()
     assert "Interval(" in capsys.readouterr().out
@@ -218,7 +229,7 @@ def test_the_sharing_recipe_uploads_file_and_card_and_downloads_the_same_vector(
         monkeypatch.setattr(huggingface_hub, "HfApi", made)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # the stub is on this machine
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        names = run("sharing", tmp_path, monkeypatch, {"USER/": "someone/"})
+        names = run("sharing", tmp_path, monkeypatch, {"USER": "someone"})
         files = stub.files["someone/cheerful-vector"]
     assert names["pulled"] == vector and names["pulled"].meta["checkpoint"] == "org/model"
     assert files["vector.safetensors"] == (tmp_path / "VECTOR.safetensors").read_bytes()
@@ -293,9 +304,7 @@ def test_the_recipe_of_a_growing_sweep_generates_only_missing_rows_and_prints_la
         call.json(answer(str(len(text) % 7)))
 
     with Scripted(rate) as server, pytest.warns(FewWarning):
-        changes = {"http://127.0.0.1:8000": server.url, "LAYER)": "2)", "48": "4"}
-        changes['100: very.")'] = '100: very.", cache="answers.jsonl")'
-        names = run("growing-sweep", tmp_path, monkeypatch, changes)
+        names = run("growing-sweep", tmp_path, monkeypatch, {"http://127.0.0.1:8000": server.url, "LAYER": "2"})
         sent = [call.question for call in server.calls]
     assert len(sent) == len(set(sent)) == names["grown"].table["text"].nunique()
     rows = [json.loads(line) for line in (tmp_path / "runs" / "trait" / "rows.jsonl").read_text().splitlines()]

@@ -284,6 +284,27 @@ def test_in_a_browser_the_slider_steers_the_real_model_once_and_three_texts_stre
     assert "Projection on warm" in tab.js("at('scale').textContent")
 
 
+@pytest.mark.parametrize("operation", ["ablate", "clamp", "rotate"])
+def test_in_a_browser_an_operation_without_a_dose_is_steered_by_a_coefficient(
+    tab: Tab, address: str, operation: str
+) -> None:
+    tab.open(address)
+    tab.js("at('max_new_tokens').value = 3; window.sent = []; window.send = fetch")
+    tab.js("fetch = (path, options) => (sent.push(options.body), send(path, options))")
+    title = "document.querySelector('section[aria-label=\"random direction\"] h2').textContent"
+    assert (tab.js("at('unit').value"), tab.js(title)) == ("dose", "Random direction, same dose")
+    tab.js(f"at('operation').value = {operation!r}; at('operation').dispatchEvent(new Event('change'))")
+    assert (tab.js("at('unit').value"), tab.js(title)) == ("coefficient", "Random direction, same coefficient")
+    assert tab.js("at('unit').disabled")
+    tab.js("document.querySelector('input[type=range]').focus()")
+    tab.press("ArrowRight")
+    tab.until("!['', 'generating'].includes(at('status').textContent)")
+    assert tab.js("at('status').textContent") == "done"
+    assert json.loads(tab.js("sent[0]"))["unit"] == "coefficient"
+    tab.js("at('operation').value = 'add'; at('operation').dispatchEvent(new Event('change'))")
+    assert not tab.js("at('unit').disabled")
+
+
 def test_in_a_browser_hostile_names_and_texts_are_only_text(tab: Tab, parts: Any) -> None:
     model, tokenizer, vectors = parts
     name = "</script><img src=x onerror=alert(1)>"
