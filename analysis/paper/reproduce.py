@@ -84,13 +84,25 @@ PROTOCOL: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """Families on which the paper's protocol is run with `--full`, and its settings."""
 TRANSPLANT = ("clues", "two_sum", "addition")
 """Families in which first rounds are transplanted with `--full`."""
-PATCHED = ("clues",)
-"""Families of the miniature in which activations of first rounds are patched with `--full`.
+PATCHED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "tiny": {"clues": ()},
+    "smollm2": {"addition": ("--n", "60", "--layers", "4,9,14,19,24")},
+}
+"""Families in which activations of first rounds are patched with `--full`, by preset, and further arguments.
 
 Not two_sum: an agent that reads another question's pair has to reject it, so that no answer should follow.
 """
-ERASED = ("clues",)
-"""Families of the miniature in which the agents' identity is erased with `--full`."""
+ERASED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "tiny": {"clues": ()},
+    "smollm2": {
+        "addition": tuple(
+            part
+            for setting in ("shrinkage=0.1", "validation=6", "test=24", "coefficients=[1,2]", "shuffles=3")
+            for part in ("--set", setting)
+        )
+    },
+}
+"""Families in which the agents' identity is erased with `--full`, by preset, and further arguments."""
 STEPS: Mapping[str, tuple[str, ...]] = {"clues": ("25", "75", "125"), "addition": ()}
 """GRPO steps that are probed between SFT and IMAD, by family whose agents are analysed at all checkpoints.
 
@@ -273,10 +285,10 @@ def _of_seed(
     if full and family in TRANSPLANT:
         arguments = ("transplant", str(run), "--out", str(analysis / "transplant"))
         steps.append(Step(f"transplant-{name}", "analysis", arguments, (name,)))
-    if full and preset == "tiny":
+    if full:
         for analysis_name, among in {"patch-rounds": PATCHED, "erasure": ERASED}.items():
-            if family in among:
-                arguments = (analysis_name, str(run), "--out", str(analysis / analysis_name))
+            if family in among[preset]:
+                arguments = (analysis_name, str(run), "--out", str(analysis / analysis_name), *among[preset][family])
                 steps.append(Step(f"{analysis_name}-{name}", "analysis", arguments, (name,)))
     return steps
 

@@ -125,7 +125,7 @@ def _plain_name(vector: str) -> str:
 
 def _intervals(table: pd.DataFrame, mean: str) -> list[str]:
     rows = table[[mean, "low", "high"]].itertuples(index=False)
-    return [interval_text(*row, digits=3, typographic=True).replace(", ", ",\u00a0") for row in rows]
+    return [interval_text(row[0], row[1], row[2], 3, typographic=True).replace(", ", ",\u00a0") for row in rows]
 
 
 def shown_first(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -151,9 +151,9 @@ def patching(model: nn.Module, tokenizer: Any) -> Result:
         wanted = _logits(model, torch.tensor([clean], device=device_of(model)))[0, -1].float().log_softmax(-1)
     with edit_streams({layer: blocks.modules[layer]}, lambda _, stream: read[layer].to(stream.dtype)):
         put_in = _logits(model, torch.tensor([corrupted], device=device_of(model)))[0, -1].float().log_softmax(-1)
-    prompts = [Prompt.of_ids(tokenizer, ids) for ids in (clean, corrupted)]
+    own, other = (Prompt.of_ids(tokenizer, ids) for ids in (clean, corrupted))
     whole = {"whole": (0, len(clean))}
-    (row,) = patch(model, tokenizer, *prompts, layers=layer, positions=whole, metric="kl").pairs.itertuples()
+    (row,) = patch(model, tokenizer, own, other, layers=layer, positions=whole, metric="kl").pairs.itertuples()
     divergence = float((wanted.exp() * (wanted - put_in)).sum())
     error = abs(row.patched - divergence) / row.base
     if not error < 10 * _tolerance(model):

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,17 @@ from steerkit.generation.batches import in_batches
 from steerkit.generation.engine import Engine, Row, prompt_edit
 from steerkit.text.prompt import Prompt
 from steerkit.text.tokens import encode
+
+
+class Scored(NamedTuple):
+    """The log-probability of a text, and at how many of the positions that decide its tokens the steering acted.
+
+    `steered` is None where no row of the batch has a condition.
+    """
+
+    log_prob: float
+    steered: int | None = None
+
 
 LOGIT_BYTES = 2**28  # logits held at once
 MAX_ROWS = 96
@@ -102,8 +113,8 @@ def probabilities(log_probs: Any) -> Float[np.ndarray, " choice"]:
 
 def log_probs_of(
     model: nn.Module, rows: Sequence[Row], texts: Sequence[tuple[int, ...]], batch_rows: int | None = None
-) -> Iterator[list[tuple[int, float]]]:
-    """`log P(text | prompt)` under each row's steering; yields each batch's `(row number, nats)` when it is done.
+) -> Iterator[list[tuple[int, Scored]]]:
+    """`log P(text | prompt)` under each row's steering; yields each batch's `(row number, score)` when it is done.
 
     Rows whose texts differ in their last token only are forwarded once, so choices of one token cost one forward of
     one token together. Texts of one length share a batch: nothing is padded on the right, and a row's number does not
@@ -129,17 +140,24 @@ def log_probs_of(
 
 def _score(
     groups: Sequence[Sequence[int]], texts: Sequence[tuple[int, ...]], engine: Engine, batch: Sequence[int]
-) -> list[list[tuple[int, float]]]:
-    """For each row of a batch the `(number, log-probability)` of the texts that share it, see `log_probs_of`."""
+) -> list[list[tuple[int, Scored]]]:
+    """For each row of a batch the `(number, score)` of the texts that share it, see `log_probs_of`."""
     device = engine.device
     stems = torch.tensor([texts[groups[i][0]][:-1] for i in batch], dtype=torch.long, device=device)
-    logits = engine.forward(torch.cat([engine.last_tokens(), stems], dim=1), engine.width - 1).float()
+    tokens, start = torch.cat([engine.last_tokens(), stems], dim=1), engine.width - 1
+    parts, acted = [], []
+    for chunk in tokens.split(tokens.shape[1] if engine.chunks else 1, dim=1):
+        parts.append(engine.forward(chunk, start).float())
+        acted.append(engine.compiled.steered())
+        start += chunk.shape[1]
+    logits = torch.cat(parts, dim=1)
+    steered = None if None in acted else torch.tensor(acted).sum(0).tolist()
     members = [(place, number) for place, i in enumerate(batch) for number in groups[i]]
     at = torch.tensor([[place] for place, _ in members], device=device)
     ids = torch.tensor([texts[number] for _, number in members], device=device)
     columns = torch.arange(ids.shape[1], device=device)
     scores = (logits[at, columns, ids] - logits.logsumexp(-1)[at, columns]).cpu().double().sum(-1)
-    found: list[list[tuple[int, float]]] = [[] for _ in batch]
+    found: list[list[tuple[int, Scored]]] = [[] for _ in batch]
     for (place, number), value in zip(members, torch.where(scores.isfinite(), scores, torch.nan).tolist(), strict=True):
-        found[place].append((number, value))
+        found[place].append((number, Scored(value, None if steered is None else steered[place])))
     return found

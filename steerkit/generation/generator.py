@@ -11,7 +11,7 @@ from torch import nn
 
 from steerkit.capture.activations import Layer
 from steerkit.generation.batches import check_rows
-from steerkit.generation.choices import log_probs_of
+from steerkit.generation.choices import Scored, log_probs_of
 from steerkit.generation.engine import Continuation, Row
 from steerkit.generation.generate import check_settings, decode
 from steerkit.generation.norms import shared_median_norms
@@ -59,8 +59,8 @@ class Generator(Protocol):
 
     def score(
         self, tokenizer: Any, rows: Sequence[Row], texts: Sequence[tuple[int, ...]], settings: Settings
-    ) -> Iterator[list[tuple[int, float]]]:
-        """Yield `(row number, log P(text | prompt))` of rows that are finished; NaN where the logits overflowed."""
+    ) -> Iterator[list[tuple[int, Scored]]]:
+        """Yield `(row number, score)` of rows that are finished; NaN where the logits overflowed."""
 
     def norms(self, texts: Texts, positions: str, operation: str, site: str = DEFAULT) -> dict[Layer, float]:
         """Median norms of the stream over the steered positions of texts, see `steerkit.steering.dose.median_norms`."""
@@ -112,7 +112,7 @@ class InProcess:
 
     def score(
         self, tokenizer: Any, rows: Sequence[Row], texts: Sequence[tuple[int, ...]], settings: Settings
-    ) -> Iterator[list[tuple[int, float]]]:
+    ) -> Iterator[list[tuple[int, Scored]]]:
         return log_probs_of(self.model, rows, texts, settings.batch_rows)
 
     def norms(self, texts: Texts, positions: str, operation: str, site: str = DEFAULT) -> dict[Layer, float]:

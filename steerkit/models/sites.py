@@ -13,6 +13,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -480,7 +481,7 @@ def _verified(run: _Run, parts: Found, rounding: _Rounding) -> Found | str:  # n
     added = [name for name in parts if name != "resid_mid"]
 
     def again(**edits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return run.again(points, {name: lambda _, new=new: new.clone() for name, new in edits.items()})
+        return run.again(points, {name: partial(_written, new) for name, new in edits.items()})
 
     def adds_up(out: Tensor, read: Mapping[str, Tensor]) -> bool:
         return rounding.adds_up(out, *(read[name] for name in ("resid_pre", *added)))
@@ -523,6 +524,11 @@ def _verified(run: _Run, parts: Found, rounding: _Rounding) -> Found | str:  # n
     if not inner.alike(whole["mlp_out"], halves["mlp_out"]):
         return "mlp_out is no function of resid_mid"
     return parts
+
+
+def _written(new: Tensor, _: Tensor) -> Tensor:
+    """A copy of what is written: a block may add in place to what its modules return."""
+    return new.clone()
 
 
 def _coarse(stream: Tensor) -> Tensor:

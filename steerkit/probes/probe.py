@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -183,9 +183,10 @@ def fit_probe(
 
     Source: Hastie, Tibshirani and Friedman, "The Elements of Statistical Learning", 2009, section 4.4.
     """
-    meta: Mapping[str, Any] = {}
     if isinstance(x, Activations):
-        x, labels, layer, site, meta = _of_activations(x, labels, layer, site)
+        tensor, labels, site, meta = _of_activations(x, labels, layer, site)
+        own = x.layers[0] if layer is None else layer
+        return replace(fit_probe(tensor, labels, c, tol, max_iter, solver, layer=own, site=site), meta=meta)
     y, classes = encoded(labels)
     if x.ndim != 2 or len(x) != len(y):
         raise ValueError(f"expected x of shape [{len(y)} labels, d_model]; got {list(x.shape)}. Pass a row per label.")
@@ -193,11 +194,13 @@ def fit_probe(
         raise ValueError("expected finite x; got NaN or infinity. Drop those items.")
     fit = solver_for(x, solver)
     weights, bias, _ = fit(y[None], torch.ones_like(y[None]).bool(), len(classes), c, tol, max_iter)
-    return Probe(classes, weights[0], bias[0], plain_layer(layer), check_name(DEFAULT if site is None else site), meta)
+    return Probe(classes, weights[0], bias[0], plain_layer(layer), check_name(DEFAULT if site is None else site))
 
 
-def _of_activations(acts: Activations, labels: Any, layer: Layer | None, site: str | None) -> tuple[Any, ...]:
-    """Of activations: the tensor and labels of a fit, its layer and site, and their provenance."""
+def _of_activations(
+    acts: Activations, labels: Any, layer: Layer | None, site: str | None
+) -> tuple[Tensor, Any, str, Mapping[str, Any]]:
+    """Of activations: the tensor and labels of a fit, the site and their provenance."""
     if layer is None and len(acts.layers) > 1:
         raise ValueError(f"expected a layer; the activations hold {list(acts.layers)}. Pass layer=.")
     if site not in (None, acts.site):
@@ -206,8 +209,7 @@ def _of_activations(acts: Activations, labels: Any, layer: Layer | None, site: s
         if labels not in acts.items:
             raise ValueError(f"expected a column {labels!r} in acts.items; got {list(acts.items)}. Name another.")
         labels = acts.items[labels]
-    layer = acts.layers[0] if layer is None else layer
-    return acts.at(layer), labels, layer, acts.site, acts.meta
+    return acts.at(acts.layers[0] if layer is None else layer), labels, acts.site, acts.meta
 
 
 def probe_layers(

@@ -22,6 +22,7 @@ from torch import nn
 from steerkit.capture.activations import ActivationMeans, Layer
 from steerkit.capture.pooling import Position, pool_at, token_index, with_letter_found
 from steerkit.capture.texts import Texts, labelled_texts, passages_of, texts_sha256
+from steerkit.generation.choices import Scored
 from steerkit.generation.engine import Continuation, Row
 from steerkit.generation.generate import check_numbers, check_room
 from steerkit.generation.generator import Settings
@@ -260,7 +261,7 @@ class Remote(ABC):
 
     def score(
         self, tokenizer: Any, rows: Sequence[Row], texts: Sequence[tuple[int, ...]], settings: Settings
-    ) -> Iterator[list[tuple[int, float]]]:
+    ) -> Iterator[list[tuple[int, Scored]]]:
         """See `steerkit.generation.generator.Generator`."""
         served = self.model()["context"]
         if (longest := max(len(row.prompt) + len(text) for row, text in zip(rows, texts, strict=True))) >= served:
@@ -271,7 +272,7 @@ class Remote(ABC):
         self._offer(row.steerings for row in rows)
         too_strong = [number for number, row in enumerate(rows) if self._overflows(row)]
         if too_strong:
-            yield [(number, math.nan) for number in too_strong]
+            yield [(number, Scored(math.nan)) for number in too_strong]
         numbers = [number for number in range(len(rows)) if number not in set(too_strong)]
         sent = []
         for number in numbers:
@@ -279,10 +280,10 @@ class Remote(ABC):
             pushes = [specification(one) for one in row.steerings if float(one.coefficient) != 0]
             extra = {KEY: pushes, PROMPT: len(row.prompt)} if pushes else {}
             sent.append(Sent((*row.prompt, *text), 1, (), extra, scored=len(text)))
-        finished: list[tuple[int, float]] = []
+        finished: list[tuple[int, Scored]] = []
         for place, values in self.log_probs(sent) if sent else ():
             total = sum(values)
-            finished.append((numbers[place], total if math.isfinite(total) else math.nan))
+            finished.append((numbers[place], Scored(total if math.isfinite(total) else math.nan)))
             if len(finished) >= REPORTED:
                 yield finished
                 finished = []

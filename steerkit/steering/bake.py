@@ -35,6 +35,10 @@ BIAS_OPTIONS = ("mlp_bias", "attention_bias", "use_bias")
 """Options of configurations that give an output projection a bias."""
 LIMIT, LIMIT_16 = 1e-4, 0.05
 """Largest relative difference of the logits from the steered model's: in float32 and float64, and in 16 bits."""
+SHARE = 0.1
+"""Largest difference in units of the steering's own effect on the logits."""
+IN_THE_STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+"""Sites where nothing is left of a direction that no matrix writes."""
 
 
 class NotExact(ValueError):
@@ -63,6 +67,8 @@ def bake(model: nn.Module, tokenizer: Any, steering: Steering | Sequence[Steerin
       embeddings too. A tied unembedding is stored apart, unprojected, since the final norm scales each dimension.
 
     The written checkpoint is loaded again, and its logits are compared with the steered model's, before `out` appears.
+    They may differ by a tenth of the effect, the difference of the steered from the unsteered logits, at most: in 16
+    bits a weak steering is lost in the rounding of the weights.
 
     Args:
         model: a model of transformers without adapter and unquantised. It is not changed.
@@ -71,7 +77,8 @@ def bake(model: nn.Module, tokenizer: Any, steering: Steering | Sequence[Steerin
         out: the folder to write. It must not exist, or be empty.
 
     Returns:
-        The folder. It also holds `steerkit_bake.json`, with what was baked.
+        The folder. It also holds `steerkit_bake.json`, with what was baked, its effect on the logits and their
+        difference from the steered model's, both relative to the norm of the logits.
 
     Raises:
         NotExact: a ValueError; the message gives the reason.
@@ -300,6 +307,11 @@ def _direction(blocks: Blocks, outputs: _Outputs, ablations: Sequence[Steering])
     if any(1 - abs(float(unit @ other)) > 1e-6 for other in vectors):
         raise NotExact("expected one direction at all layers; got several. Pass vector.at_all(layer).")
     done = {(str(one.site), layer) for one in ablations for layer in one.vector.layers}
+    if other := sorted({site for site, _ in done if site not in IN_THE_STREAM}):
+        raise NotExact(
+            f"expected ablations at sites among {IN_THE_STREAM}; got {other[0]}, which other weights write. Drop it, "
+            "or steer at run time."
+        )
     done |= {("resid_pre", layer + 1) for site, layer in done if site == "resid_post"}
     done |= {("resid_post", layer - 1) for site, layer in done if site == "resid_pre"}
     wanted = {(site, layer) for layer in blocks.modules for site in ("resid_pre", "resid_post")}
@@ -397,15 +409,23 @@ def _save(
         with quiet():
             baked.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        write_json(temporary / RECORD, [_record(one) for one in several])
         del baked
-        error = _difference(model, several, temporary)
+        error, effect = _differences(model, several, temporary)
         limit = LIMIT if model.dtype in (torch.float32, torch.float64) else LIMIT_16
         if not error <= limit:
             raise NotExact(
                 f"expected logits of the baked model within {limit:g} of the steered model's; they differ by "
                 f"{error:.2g} (relative). {type(model).__name__} does something else to the stream. Steer at run time."
             )
+        if effect and not error <= SHARE * effect:
+            raise NotExact(
+                f"expected logits of the baked model within {SHARE:g} of the steering's effect; they differ by "
+                f"{error:.2g} from the steered model's, where the steering changes them by {effect:.2g} (relative): "
+                f"weights are rounded to {str(model.dtype).removeprefix('torch.')}. Load the model in float32, or "
+                "steer at run time."
+            )
+        about = {"steerings": [_record(one) for one in several], "difference": error, "effect": effect}
+        write_json(temporary / RECORD, about)
         if folder.is_dir():
             folder.rmdir()
         os.replace(temporary, folder)
@@ -422,18 +442,20 @@ def _temporary(folder: Path) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _difference(model: Any, several: Sequence[Steering], written: Path) -> float:
-    """Relative difference of the logits of the written checkpoint from the steered model's."""
+def _differences(model: Any, several: Sequence[Steering], written: Path) -> tuple[float, float]:
+    """Relative differences of logits from the steered model's: the written checkpoint's, and the unsteered model's."""
     with quiet():
         baked: Any = AutoModelForCausalLM.from_pretrained(written, dtype=model.dtype)
     baked = baked.to(device_of(model)).eval()
     ids = _probe(model)
-    with torch.inference_mode(), evaluating(model), contextlib.ExitStack() as stack:
-        for one in several:
-            stack.enter_context(one.on(model))
-        steered = model(input_ids=ids, use_cache=False).logits.double()
-        found = baked(input_ids=ids, use_cache=False).logits.double()
-    return float((found - steered).norm() / steered.norm())
+    with torch.inference_mode(), evaluating(model):
+        plain, found = (one(input_ids=ids, use_cache=False).logits.double() for one in (model, baked))
+        with contextlib.ExitStack() as stack:
+            for one in several:
+                stack.enter_context(one.on(model))
+            steered = model(input_ids=ids, use_cache=False).logits.double()
+    error, effect = (float((one - steered).norm() / steered.norm()) for one in (found, plain))
+    return error, effect
 
 
 def _record(one: Steering) -> dict[str, Any]:

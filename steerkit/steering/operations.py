@@ -59,7 +59,7 @@ class Operation:
         _check(self)
         word, full = self.name, f"{self.name}@{digest}"
         known: Any = _registered[full].function if full in _registered else self.function
-        if _behaviour(known.__code__) != _behaviour(self.function.__code__):  # type: ignore[attr-defined]
+        if _behaviour(known.__code__) != _behaviour(self.function.__code__):
             raise ValueError(
                 f"expected one function of the source of {full}; got two, as where several share a line or a file was "
                 "edited after its import. Write each on lines of its own, or import the file again."

@@ -111,14 +111,15 @@ class RowSteering:
             found[gate.rows.cpu(), gate.order] = gate.decided.cpu()
         return found
 
-    def steered(self) -> list[bool] | None:
-        """Whether each row was steered at the last column of the last forward; None if no row has a condition."""
+    def steered(self) -> list[int] | None:
+        """At how many columns of the last forward each row was steered; None if no row has a condition."""
         if not any(True for _ in self._all(_Gate)):
             return None
-        found = torch.zeros(len(self.rows), dtype=torch.bool)
+        columns = torch.arange(self.start, self._end)
+        found = torch.zeros(len(self.rows), len(columns), dtype=torch.bool)
         for edit in self._all(_Edit):
-            found[edit.rows.cpu()] |= edit.acts_at(self._end - 1).cpu()
-        return found.tolist()
+            found[edit.rows.cpu()] |= edit.acts_at(columns).cpu()
+        return found.sum(1).tolist()
 
     def _all(self, kind: type[Kind]) -> Iterator[Kind]:
         return (one for some in self._edits.values() for one in some if isinstance(one, kind))
@@ -219,10 +220,12 @@ class _Edit:
             new = torch.where(acts[..., None], new, old)
         return new if every_row else stream.index_copy(0, self.rows, new)
 
-    def acts_at(self, column: int) -> Bool[Tensor, " row"]:
-        """Whether each row is steered at a column, the last one of the forward before."""
-        inside = self._inside(torch.tensor([column], device=self.lows.device))[:, 0]
-        return inside if self.gate is None else inside & self.gate.holds[self.places, -1].to(inside.device)
+    def acts_at(self, columns: Tensor) -> Bool[Tensor, "row column"]:
+        """Whether each row is steered at these columns, those of the last forward."""
+        inside = self._inside(columns.to(self.lows.device))
+        if self.gate is None or not inside.any():  # a gate reads no forward in which its steering does not act
+            return inside
+        return inside & self.gate.holds[self.places].to(inside.device)
 
     def _inside(self, columns: Tensor) -> Tensor:
         return (columns >= self.lows[:, None]) & (columns < self.highs[:, None])

@@ -97,7 +97,7 @@ def score_choices(
         steered = with_coefficients(steerings_per_row(steering, active, len(prompts)), measured)
         rows = [Row(rendered[number].ids, steered[number]) for number, _ in places]
         found = {i: value for batch in generator.score(tokenizer, rows, texts, settings) for i, value in batch}
-    log_probs = [found[i] for i in range(len(rows))]
+    log_probs = [found[i].log_prob for i in range(len(rows))]
     if overflowed := sorted({number for (number, _), x in zip(places, log_probs, strict=True) if not np.isfinite(x)}):
         raise ValueError(
             f"expected finite logits; got NaN or infinity for the prompts {overflowed[:8]}. Lower the coefficient, or "

@@ -107,10 +107,10 @@ def sweep(
         (new token ids, the end token included), n_tokens, finished, relative_dose (`|coefficient| * |v| / norm` at that
         layer; for several layers their mean; NaN for operations other than `add` and `add_normed`), prompt, prompt_ids,
         messages (JSON, where prompts are chats), reference, the settings, and the weights' dtype or quantisation. A row
-        whose logits overflowed has no text and no n_tokens. With `when` also share_steered of a generated row: the
-        share of the positions that decided its tokens (the last one of the prompt, and all new tokens but the last)
-        where the steering acted; 0 at coefficient 0. With `choices` also choice, log_prob and probability (among the
-        choices of a prompt); `text` is the choice, `sample` its index. Select one choice per prompt for curves and
+        whose logits overflowed has no text and no n_tokens. With `when` also share_steered: the share of the positions
+        that decided a row's tokens (the last one of the prompt, and all new tokens, or those of the choice, but the
+        last) where the steering acted; 0 at coefficient 0. With `choices` also choice, log_prob and probability (among
+        the choices of a prompt); `text` is the choice, `sample` its index. Select one choice per prompt for curves and
         gains: `result.where(result.table["choice"] == ...)`.
 
     Warns:

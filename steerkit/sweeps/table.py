@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from steerkit.capture.activations import Layer
-from steerkit.generation.choices import probabilities
+from steerkit.generation.choices import Scored, probabilities
 from steerkit.generation.engine import Continuation
 from steerkit.generation.generate import text_of
 from steerkit.io.json import canonical_json
@@ -37,9 +37,10 @@ def written_row(one: Planned, prompt: Sequence[int], continuation: Continuation,
     }
 
 
-def scored_row(one: Planned, prompt: Sequence[int], ids: Sequence[int], log_prob: float) -> dict[str, Any]:
+def scored_row(one: Planned, prompt: Sequence[int], ids: Sequence[int], scored: Scored) -> dict[str, Any]:
     """A choice as it is stored; one whose logits overflowed has neither text, n_tokens nor log-probability."""
-    lost = log_prob != log_prob
+    lost = scored.log_prob != scored.log_prob
+    steered = {} if scored.steered is None else {"steered": scored.steered}
     return {
         "key": list(one.key),
         "prompt_ids": list(prompt),
@@ -47,7 +48,8 @@ def scored_row(one: Planned, prompt: Sequence[int], ids: Sequence[int], log_prob
         "text": None if lost else one.choice,
         "n_tokens": None if lost else len(ids),
         "finished": False,
-        "log_prob": None if lost else log_prob,
+        "log_prob": None if lost else scored.log_prob,
+        **steered,
     }
 
 
@@ -99,7 +101,7 @@ def sweep_table(
                     "ids": tuple(found["ids"]),
                     "n_tokens": found["n_tokens"],
                     **({} if scored else {"finished": found["finished"]}),
-                    **({"share_steered": _share_steered(found)} if "when" in settings and not scored else {}),
+                    **({"share_steered": _share_steered(found, cell.place is None)} if "when" in settings else {}),
                     "relative_dose": relative_dose(cell.steering or unsteered[place], norms),
                     **{k: v for k, v in settings.items() if k != "samples"},
                 }
@@ -121,9 +123,10 @@ def _messages(prompt: PromptLike) -> str | None:
     return None if isinstance(prompt, str | Prompt) else canonical_json(messages_of(prompt))
 
 
-def _share_steered(written: Mapping[str, Any]) -> float:
-    """The share of the positions that decided a row's tokens where it was steered; NaN for a row without tokens."""
-    return written.get("steered", 0) / written["n_tokens"] if written["n_tokens"] else float("nan")
+def _share_steered(written: Mapping[str, Any], unsteered: bool) -> float:
+    """The share of the positions that decided a row's tokens where it was steered; NaN where that is not known."""
+    steered = written.get("steered", 0 if unsteered else None)
+    return steered / written["n_tokens"] if written["n_tokens"] and steered is not None else float("nan")
 
 
 def warn_of_overflows(table: pd.DataFrame) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from pathlib import Path
 
@@ -115,7 +116,15 @@ def test_the_page_shows_every_place_identity_and_read_position_once(seeds) -> No
     pooled = pool_erasure(seeds)
     gains = erased_gains_table(pooled["erasure_gains"], pooled["erasure_survives"])
     assert len(gains) == 6 and list(gains.columns[3:]) == ["gain", "survives", "survives by seed", "cost", "seeds"]
-    assert gains.set_index(["identity", "erasure"]).loc[("vector", "agents"), "survives"] == ""
+    survives = gains.set_index(["identity", "erasure"])["survives"]
+    assert (
+        survives["vector", "agents"] == "not testable" and survives["vector", "none"] == survives["tag", "none"] == ""
+    )
+    assert re.fullmatch(r"\d\.\d\d \[-?\d\.\d\d, \d\.\d\d\]", survives["tag", "agents"])
+    one = {seed: folder for seed, folder in seeds.items() if seed == min(seeds)}  # a share of NaN, from a single run
+    single = pool_erasure(one)
+    alone = erased_gains_table(single["erasure_gains"], single["erasure_survives"]).set_index(["identity", "erasure"])
+    assert alone.loc[("vector", "agents"), "survives"] == "not testable"
     probes = erased_probes_table(pooled["erasure_probes"])
     assert list(zip(probes["position"], probes["layer"], strict=True)) == [
         ("tag", 0),

@@ -61,6 +61,7 @@ from analysis.paper.results import (
     suppression_table,
     transplant_table,
 )
+from analysis.probes import erased
 from analysis.suppression.trait import words_trait
 from steerkit.io.json import read_json, write_json
 from steerkit.io.tables import write_table
@@ -68,7 +69,7 @@ from steerkit.stats.seeds import QUESTION, SEED
 from training.debates.personas import CASTS
 from training.evaluate.methods import PLURALITIES
 from training.evaluate.results import differences
-from training.presets import get_preset
+from training.presets import get_preset, override
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("-n", "1", "-r", "1", "pass")
@@ -199,6 +200,26 @@ def test_each_checkpoint_of_smollm2_is_a_step_that_waits_for_its_training_alone(
     joined = steps[f"{analysis}-{family}-20"]
     assert {f"{analysis}-{family}-20-{stage}" for stage in ("base", "sft", "imad")} < set(joined.needs)
     assert "--only" not in joined.arguments and "--step" not in joined.arguments
+
+
+def test_first_rounds_are_patched_and_names_erased_for_each_seed_of_both_presets_with_settings_that_exist(
+    tmp_path,
+) -> None:
+    for preset, family in (("tiny", "clues"), ("smollm2", "addition")):
+        steps = {step.name: step for step in plan(preset, seeds_of(preset, True, 20, 2), tmp_path, True)}
+        assert sum(name.startswith(("patch-rounds-", "erasure-")) for name in steps) == 4
+        for seed in (20, 21):
+            run, out = tmp_path / family / f"seed-{seed}", tmp_path / "analysis" / family / f"seed-{seed}"
+            patch, erase = (steps[f"{name}-{family}-{seed}"] for name in ("patch-rounds", "erasure"))
+            assert patch.needs == erase.needs == (f"{family}-{seed}",)
+            assert patch.arguments[:4] == ("patch-rounds", str(run), "--out", str(out / "patch-rounds"))
+            assert erase.arguments[:4] == ("erasure", str(run), "--out", str(out / "erasure"))
+            setting = override(erased.Setting(), erase.arguments[5::2])
+            if preset == "tiny":
+                assert len(patch.arguments) == len(erase.arguments) == 4 and setting == erased.Setting()
+            else:
+                assert set(erase.arguments[4::2]) == {"--set"} and setting.shrinkage == 0.1
+                assert patch.arguments[4:] == ("--n", "60", "--layers", "4,9,14,19,24")
 
 
 def test_tables_of_finished_seeds_are_made_again_by_a_call_that_names_fewer(tmp_path) -> None:

@@ -319,7 +319,7 @@ def test_an_operation_that_misses_its_formula_at_a_site_is_found(site: str, name
 
 
 @verifies("doctor", operations=["condition"], sites=SITES[:-1])
-def test_a_condition_at_a_site_that_is_decided_by_the_last_position_is_found(monkeypatch) -> None:
+def test_a_condition_at_a_site_that_reads_another_row_is_found(monkeypatch) -> None:
     from steerkit.steering.rows import _Gate
 
     def of_the_first_row(self: Any, stream: torch.Tensor, start: int) -> None:

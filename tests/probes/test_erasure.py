@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import steerkit as sk
+from steerkit.probes.erasure import fit_erasure
+
+STORED = Path(__file__).with_name("leace_reference.json")
 
 
 def acts(n: int = 200, width: int = 12, classes: int = 3, seed: int = 0, per_group: int = 2) -> sk.Activations:
@@ -61,14 +66,16 @@ def test_the_erasure_is_the_formula_of_the_paper_with_full_matrices(classes: int
         assert eraser.at(layer).left.shape == (classes - 1, 12)
 
 
-def test_the_erasure_equals_that_of_the_package_concept_erasure() -> None:
-    package = pytest.importorskip("concept_erasure", reason="the package concept-erasure is not installed")
-    data = acts()
-    x = data.at(1).double()
-    z = torch.tensor(pd.get_dummies(data.items["label"]).to_numpy(dtype=float))
-    fitter = package.LeaceFitter(12, 3, dtype=torch.float64, shrinkage=False)
-    fitter.update(x, z)
-    torch.testing.assert_close(sk.leace(data).at(1)(x), fitter.eraser(x), rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_erasure_equals_that_of_the_package_concept_erasure(classes: int) -> None:
+    """Its output on fixed items is stored; tests/probes/leace_reference.py computes it."""
+    stored = json.loads(STORED.read_text())
+    assert stored["package"] == "concept-erasure 0.2.4"
+    case = stored["cases"][str(classes)]
+    x, wanted = (torch.tensor(case[name], dtype=torch.float64) for name in ("x", "erased"))
+    codes = torch.tensor(case["codes"])
+    assert len(codes.unique()) == classes and (wanted - x).abs().max() > 1
+    torch.testing.assert_close(fit_erasure(x, codes, classes)(x), wanted, rtol=1e-9, atol=1e-9)
 
 
 def test_erased_classes_have_one_mean_and_a_probe_without_penalty_finds_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -176,7 +177,10 @@ def test_tied_embeddings_stay_tied_and_tokenizer_generation_settings_and_a_recor
     read = AutoTokenizer.from_pretrained(folder)
     assert read("calm sea")["input_ids"] == tokenizer("calm sea")["input_ids"]
     assert read.chat_template == tokenizer.chat_template
-    assert steering.vector.content() in (folder / RECORD).read_text()
+    record = json.loads((folder / RECORD).read_text())
+    assert [one["vector"] for one in record["steerings"]] == [steering.vector.content()]
+    wanted, plain = steered(model, steering), steered(model)
+    assert record["difference"] < 1e-5 and 0.5 < record["effect"] / float((plain - wanted).norm() / wanted.norm()) < 2
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
@@ -189,6 +193,34 @@ def test_16_bit_weights_are_baked_in_their_own_type(tmp_path: Path) -> None:
     assert float((steered(baked).float() - steered(model, steering).float()).norm()) < 0.03 * float(
         steered(baked).float().norm()
     )
+
+
+def test_a_difference_of_the_size_of_the_effect_is_refused(tmp_path: Path) -> None:
+    """In 16 bits a weak addition is lost in the rounding of the bias."""
+    model = tiny_model("gpt2").to(torch.bfloat16)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.bias.normal_()
+    weak = sk.Steering(vector(model, 1), 1e-3, "all")
+    with pytest.raises(
+        NotExact, match=r"within 0.1 of the steering's effect; they differ by .* weights are rounded to bfloat16"
+    ):
+        sk.bake(model, tiny_tokenizer(), weak, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    sk.bake(model, tiny_tokenizer(), weak.scaled(1.0), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / RECORD).read_text())["difference"] > 0
+    sk.bake(model, tiny_tokenizer(), weak.scaled(0.0), tmp_path / "nothing")
+
+
+def test_an_ablation_of_the_heads_is_refused_and_one_of_the_parts_is_part_of_the_streams(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
+    several = ablations(model)
+    direction = vector(model, 1).layers[1]
+    heads = sk.Steering(sk.SteeringVector({1: direction}, site="z"), 1.0, "all+0", "ablate")
+    with pytest.raises(NotExact, match=r"expected ablations at sites among .*; got z, which other weights write"):
+        sk.bake(model, tokenizer, [*several, heads], tmp_path / "out")
+    same = sk.Steering(sk.SteeringVector({1: several[0].vector.layers[0]}, site="mlp_out"), 1.0, "all+0", "ablate")
+    sk.bake(model, tokenizer, [*several, same], tmp_path / "out")
+    close(steered(AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()), steered(model, *several, same))
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from steerkit.serving.remote import specification
 from steerkit.steering.conditions import Condition
 from steerkit.steering.rows import RowSteering
 from steerkit.text.prompt import encode_prompt
+from steerkit.text.tokens import encode
+from tests.small_models import build
 from tests.steering.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.verified import verifies
@@ -370,3 +373,38 @@ def test_a_sweep_reports_the_share_of_positions_that_were_steered_and_resumes(tm
             first.score("kl", model=model, tokenizer=tokenizer, vectors=push)
         with pytest.raises(ConfigurationChanged):
             sk.sweep(model, tokenizer, push, PROMPTS[:2], out=out, **{**options, "when": None})
+
+
+@pytest.mark.parametrize("kind", ["llama", "jamba"])  # jamba is scored token by token
+@pytest.mark.parametrize("decide", ["prompt", "token"])
+def test_a_sweep_of_choices_reports_the_share_of_the_positions_that_decide_them(
+    kind: str, decide: Any, tmp_path: Path
+) -> None:
+    model, tokenizer = without_end(kind) if kind == "llama" else (build(kind), tiny_tokenizer())
+    push, read = vector(model, 2), vector(model, 1, seed=7)
+    choices = [" A", " B", " wet sand", "!"]
+    scores = [
+        stream_after(model, 1, (*encode_prompt(tokenizer, one), *encode(tokenizer, choice)))[-3:] @ read.layers[1]
+        for one in PROMPTS
+        for choice in choices
+    ]
+    above = float(torch.cat(scores).median() / read.layers[1].norm()) + 1e-4
+    when = Condition(read, above=above, decide=decide)
+    options: dict[str, Any] = {"coefficients": [0, 2], "when": when, "choices": choices, "out": tmp_path / "run"}
+    table = sk.sweep(model, tokenizer, push, PROMPTS, **options).table
+    for row in table.itertuples():
+        end = len(row.prompt_ids) - 1
+        stream = stream_after(model, 1, (*row.prompt_ids, *row.ids))
+        columns = [end] * row.n_tokens if decide == "prompt" else range(end, end + row.n_tokens)
+        acted = [bool(when.holds(stream[column : column + 1])) for column in columns]
+        assert row.share_steered == (sum(acted) / row.n_tokens if row.coefficient else 0)
+    assert table["share_steered"].nunique() > 1
+    again = sk.sweep(model, tokenizer, push, PROMPTS, **options).table
+    pd.testing.assert_frame_equal(again, table)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()]
+    for row in rows:  # as an earlier version wrote them
+        row.pop("steered", None)
+    (tmp_path / "run" / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    old = sk.sweep(model, tokenizer, push, PROMPTS, **options).table
+    assert old[old["coefficient"] == 2]["share_steered"].isna().all()
+    assert old[old["coefficient"] == 0]["share_steered"].eq(0).all()
