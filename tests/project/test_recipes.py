@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import steerkit as sk
-from analysis.recipes.jobs import PAGES, script
+from analysis.recipes.jobs import script
 from steerkit.sweeps.result import FewWarning
 from steerkit.text.prompt import encode_prompt
 from tests.hub_stub import hub
@@ -22,7 +22,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.vectors.test_sae import OLD as SAE_CONFIG
 from tests.vectors.test_sae import write as write_autoencoder
 
-RECIPES = sorted(PAGES.glob("*.md"))
+RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.md"))
 
 
 @pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
