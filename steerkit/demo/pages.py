@@ -124,8 +124,9 @@ def _plain_name(vector: str) -> str:
 
 
 def _intervals(table: pd.DataFrame, mean: str) -> list[str]:
-    rows = table[[mean, "low", "high"]].itertuples(index=False)
-    return [interval_text(row[0], row[1], row[2], 3, typographic=True).replace(", ", ",\u00a0") for row in rows]
+    rows = zip(table[mean], table["low"], table["high"], strict=True)
+    texts = (interval_text(float(value), float(low), float(high), 3, typographic=True) for value, low, high in rows)
+    return [text.replace(", ", ",\u00a0") for text in texts]
 
 
 def shown_first(summary: Mapping[str, Any]) -> dict[str, Any]:
