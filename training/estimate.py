@@ -294,10 +294,8 @@ class _Stages:
     def _sft(self, method: str, target: int, matched: bool) -> Stage:
         """SFT on targets of so many tokens; a matched control has more of them in a batch, see `with_equal_tokens`."""
         preset, sft = self.preset, self.preset.sft
-        trace = QUESTION + _turns(preset)[1] * self._calls
-        longest = sft.max_length or math.inf
-        tokens = int(min(QUESTION + target, longest))
-        factor = max(1.0, (trace - QUESTION) / target) if matched else 1.0
+        tokens = int(min(QUESTION + target, sft.max_length or math.inf))
+        factor = max(1.0, _of_trace(preset) / target) if matched else 1.0
         texts = round((sft.steps * sft.batch if sft.steps is not None else sft.epochs * preset.debates) * factor)
 
         def rows(of: SFT) -> int:
