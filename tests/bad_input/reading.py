@@ -26,7 +26,7 @@ LENS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     "a token of two pieces": ({"tokens": ["ab"]}, "expected one token each", "['a', 'b']", "Pass its first token"),
     "an empty token": ({"tokens": [""]}, "expected one token each", "is 0", "Pass its first token"),
     "a token that is no token": ({"tokens": [1.5]}, "expected one token each", "1.5 is 0", "Pass its first token"),
-    "a negative id": ({"tokens": [-1]}, "expected one token each", "-1 is 0", "Pass its first token"),
+    "a negative id": ({"tokens": [-1]}, "expected token ids from 0", "got -1", "Pass an id"),
     "an id outside": ({"tokens": [999]}, "expected tokens among the 260", "got token 999", "this model's own"),
     "none of the best": ({"tokens": 0}, "expected 1 or more", "got 0", "Pass a larger number"),
     "a position outside": ({"positions": 4}, "expected positions inside every text", "got 4", "Pass an index nearer"),

@@ -181,8 +181,7 @@ PATCHED: dict[str, tuple[Any, ...]] = {
     "no answers": ({"answers": None}, "expected answers=(right, wrong)", "got none", "Pass two texts"),
     "one answer": ({"answers": ("A",)}, "expected answers as (right, wrong)", "got 'A'", "Pass both"),
     "a position outside": ({"positions": [10]}, "inside a prompt of 10 tokens", "got 10", "Count tokens"),
-    "one position for a list": ({"positions": 2}, "a list of integers as positions", "got 2", "Pass e.g."),
-    "a truth value as position": ({"positions": [True]}, "a list of integers", "got [True]", "Pass e.g."),
+    "a truth value as position": ({"positions": [True]}, "integers as positions", "got [True]", "Pass e.g."),
     "a metric that is no number": (
         {"metric": lambda logits: logits[:, 0] * float("nan")},
         "expected finite metrics",
@@ -270,8 +269,8 @@ CONDITIONS: dict[str, tuple[Callable[[], object], str, str, str, type[Exception]
     ),
     "a condition after the steering": (
         lambda: Steering(push(), when=condition(direction=push(2))),
-        "at layer 1 or below",
-        "got 2",
+        "before the steering, which begins at resid_post of layer 1",
+        "got one at resid_post of layer 2",
         "Read an earlier",
         ValueError,
     ),
@@ -307,7 +306,7 @@ CONDITIONS: dict[str, tuple[Callable[[], object], str, str, str, type[Exception]
         lambda: calibrate(acts=read(site="mlp_out")),
         "activations of resid_post",
         "got mlp_out",
-        "Read those",
+        "Pass site=",
         ValueError,
     ),
     "a calibration of another width": (
@@ -345,7 +344,7 @@ CONDITIONS: dict[str, tuple[Callable[[], object], str, str, str, type[Exception]
         lambda: sk.firing_rates(condition(), read(site="attn_out")),
         "activations of resid_post",
         "got attn_out",
-        "Read",
+        "Pass site=",
         ValueError,
     ),
 }

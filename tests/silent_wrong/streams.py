@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -334,8 +334,8 @@ def check_rows_of_two_kernels_share_no_table(check_config: Check, folder: Path) 
 CHECK_CONFIG = run_folder.check_config
 
 
-def forgets_the_kernel(folder: Path, config: Mapping[str, Any]) -> None:
-    CHECK_CONFIG(folder, {**config, "attention": None})
+def forgets_the_kernel(folder: Path, config: Mapping[str, Any], free: Collection[str] = ()) -> None:
+    CHECK_CONFIG(folder, {**config, "attention": None}, free)
 
 
 def without_folder(check: Callable[[Any], None]) -> Callable[[Any, Path], None]:

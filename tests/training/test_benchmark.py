@@ -379,8 +379,8 @@ def test_input_that_cannot_be_evaluated_is_refused_before_anything_is_written(da
         "a name that no method has; got 'Debate=x'": ["--trained", "Debate=x"],
         "a name that no method has; got 'base=x'": ["--trained", "base=x"],
         "trained models with different ids": ["--trained", "a=x", "--trained", "A=y"],
-        "--rows of 1 or more": ["--checkpoint", "x", "--rows", "0"],
-        "one question or more": ["--checkpoint", "x", "--per", "0"],
+        "argument --rows: expected 1 or more": ["--checkpoint", "x", "--rows", "0"],
+        "argument --per: expected 1 or more": ["--checkpoint", "x", "--per", "0"],
     }
     for message, options in cases.items():
         with pytest.raises(SystemExit):
