@@ -7,6 +7,7 @@ import linecache
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,8 +46,17 @@ SHELL = [
 ]
 
 
+SLOW = ("docs/backends.md", "docs/coming-from.md", "docs/concepts/conditions.md", "docs/concepts/patching.md")
+"""Pages whose code takes more than ten seconds; `make test-long` runs it."""
+
+
 def relative(page: Path) -> str:
     return str(page.relative_to(ROOT))
+
+
+def marked(page: Path) -> Any:
+    """The page as a parameter, marked as long where its code is slow."""
+    return pytest.param(page, id=relative(page), marks=[pytest.mark.long] if relative(page) in SLOW else [])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +67,7 @@ def checkpoint() -> Path:
     return path
 
 
-@pytest.mark.parametrize("page", PYTHON, ids=relative)
+@pytest.mark.parametrize("page", [marked(page) for page in PYTHON])
 def test_the_python_of_a_page_runs_as_written_and_prints_what_the_page_shows(
     page, checkpoint, tmp_path, monkeypatch, capsys
 ) -> None:
