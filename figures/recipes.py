@@ -201,13 +201,13 @@ def against_random(gains: pd.DataFrame, axis: str) -> pd.DataFrame:
     and a further one `[g - high, g - low]`.
 
     Args:
-        gains: columns `axis`, over, gain, low, high, n.
+        gains: columns `axis`, over, gain, low, high, n, k.
     """
     plain, random = (gains[gains["over"] == over].set_index(axis) for over in ("coefficient 0", "random"))
     own = plain.loc[:, ["gain", "low", "high", "n"]].rename(columns={"gain": "mean"}).assign(vector=CAA)
     gain = plain.loc[random.index, "gain"]
     band = {"mean": gain - random["gain"], "low": gain - random["high"], "high": gain - random["low"]}
-    both = pd.concat([own, pd.DataFrame({**band, "n": random["n"], "vector": RANDOM})])
+    both = pd.concat([own, pd.DataFrame({**band, "n": random["n"], "k": random["k"], "vector": RANDOM})])
     curve = both.rename_axis("coefficient").reset_index()
     if axis == "layer":
         return curve

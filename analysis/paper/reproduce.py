@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from analysis.commit import commit
 from analysis.inputs import BASE, IMAD, SFT, TURNS, UNTAGGED
 from analysis.paper.claims import rules_sha256
 from steerkit.io.files import file_name, sha256
@@ -520,21 +521,6 @@ def note_start(path: Path, seeds: Sequence[int]) -> None:
     about = {"time": now, "commit": commit(), "rules": rules_sha256()}
     there = {one["seed"] for one in known}
     write_json(path, [*known, *({"seed": seed, **about} for seed in seeds if seed not in there)])
-
-
-def commit() -> str:
-    """The project's commit, with "and changes" where tracked files differ from it; "unknown" outside a checkout."""
-    commands = (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
-    try:
-        head, changes = (
-            subprocess.run(
-                command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-            ).stdout.strip()
-            for command in commands
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{head} and changes" if changes else head
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import steerkit as sk
+from analysis.commit import commit
 from analysis.inputs import BASE, IMAD, SFT, base_of, files_of
 from analysis.patching.fact_recall import CAPITALS, TEMPLATE
 from analysis.published import published
@@ -274,13 +275,6 @@ def command_of(name: str, job: Job) -> str:
 def option_of(name: str) -> str:
     """The option of this name."""
     return f"--{name.replace('_', '-')}"
-
-
-def commit() -> str:
-    """The commit of the source, with `-dirty` where files differ from it; empty where git does not know."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -68,7 +68,9 @@ def test_a_job_stores_output_pictures_and_provenance_and_is_run_once(page: Path,
     model = found["models"]["SmolLM2-135M-Instruct"]
     assert model["checkpoint"] == "tiny" and model["model_fingerprint"]
     assert found["changes"] == {"N)": "3)"} and found["seconds"] > 0 and found["threads"] > 0
-    assert found["command"] == "python -m analysis jobs small" and re.fullmatch(r"[0-9a-f]+(-dirty)?|", found["commit"])
+    assert found["command"] == "python -m analysis jobs small" and re.fullmatch(
+        r"[0-9a-f]+( and changes)?|unknown", found["commit"]
+    )
     assert found["script_sha256"] == sha256(CODE)
     shown = recipes.job_block(tmp_path, "small")
     assert "```text\nread 3\n```" in shown and "![A picture](drawn.png)" in shown and "`N)` is `3)`" in shown

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from steerkit.io.files import sha256
-from steerkit.io.json import canonical_json, write_json
+from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.ranks import in_first_process
 from steerkit.io.run_folder import run_folder
 from steerkit.models.context import context_length
@@ -86,7 +86,8 @@ class SFT:
         checkpointing: keep only the input of each block for the backward pass and compute the rest again: less memory,
             about a third more time, the same gradients. None is False.
         save_every: steps between two checkpoints to resume from, of which the last is kept; None is 100.
-        keep_at: steps after which the model is kept in `steps/STEP`, for a learning curve; None keeps none.
+        keep_at: steps after which the model is kept in `steps/STEP`, for a learning curve; None keeps none. A step that
+            a run has passed cannot be kept later.
         seed: seed of the examples and of the trainer.
 
     With prompt x and target y, the loss is the mean of `-log p(y_t | x, y_1 ... y_(t-1))` over all target tokens of a
@@ -298,8 +299,8 @@ def train_sft(
         The folder `out/checkpoint`, which `steerkit.load` opens.
 
     Raises:
-        ValueError: no trace gives an example, examples that are too long, or a `batch` that the processes'
-            micro-batches do not divide; the model is then unchanged.
+        ValueError: no trace gives an example, examples that are too long, a `batch` that the processes' micro-batches
+            do not divide, or a training that has ended without the steps of `keep_at`; the model is then unchanged.
         ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
 
     Source: stage 1 of Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3.
@@ -320,6 +321,7 @@ def train_sft(
     with run_folder(out, config, provenance(about), setting.free) as folder:
         checkpoint = folder / "checkpoint"
         if checkpoint.exists():
+            _check_kept(setting, folder)
             return checkpoint
         needs_tags = setting.target == "trace"
         names = tags_of(traces) if needs_tags else ()
@@ -430,6 +432,17 @@ def _trl_config(setting: SFT, folder: Path, steps: int) -> Any:
         disable_tqdm=True,
         **device_options(setting.bf16),
     )
+
+
+def _check_kept(setting: SFT, folder: Path) -> None:
+    """`ValueError` where a training has ended without keeping the models that are asked for."""
+    last = read_json(folder / "log.json")[-1]["step"] if setting.keep_at else 0
+    wanted = [step for step in setting.keep_at or () if step <= last]
+    if lacking := [step for step in wanted if not (folder / STEPS / str(step)).exists()]:
+        raise ValueError(
+            f"expected models of the steps {lacking} in {folder / STEPS}; this training has ended without them. Train "
+            "again in another folder (`--name`), with keep_at from the start."
+        )
 
 
 def _write_checkpoint(folder: Path, trainer: Any, tokenizer: Any, dtype: torch.dtype) -> None:
