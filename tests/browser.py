@@ -55,13 +55,16 @@ class Browser:
         """The result of one command; events that come meanwhile are kept."""
         number = self.send(method, session, parameters)
         while (answer := self.read()).get("id") != number:
-            self.events.append(answer)
-            if answer.get("method") == "Page.javascriptDialogOpening":  # the page waits until it is closed
-                self.send("Page.handleJavaScriptDialog", answer["sessionId"], {"accept": False})
+            self.keep(answer)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
         result: dict[str, Any] = answer["result"]
         return result
+
+    def keep(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+        if event.get("method") == "Page.javascriptDialogOpening":  # the page waits until it is closed
+            self.send("Page.handleJavaScriptDialog", event["sessionId"], {"accept": False})
 
     def send(self, method: str, session: str | None, parameters: dict[str, Any]) -> int:
         self.number += 1
@@ -100,6 +103,7 @@ class Tab:
         self.session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log", "Accessibility"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -114,10 +118,18 @@ class Tab:
         ]
 
     def open(self, page: Path | str, fragment: str = "") -> None:
-        """Load a file or an address and wait until it is loaded."""
+        """Load a file or an address and wait until this document is loaded.
+
+        The answer to the command comes before the browser has changed documents; an expression that is evaluated
+        meanwhile is lost with the old one. So each step waits for the load event of its own document.
+        """
         for url in ("about:blank", (page if isinstance(page, str) else page.as_uri()) + fragment):
-            self.call("Page.navigate", url=url)
-        self.until("location.protocol !== 'about:' && document.readyState === 'complete'")
+            started = self.call("Page.navigate", url=url)
+            if "errorText" in started:
+                raise RuntimeError(f"expected a page at {url}; the browser says {started['errorText']}.")
+            loaded = {"loaderId": started["loaderId"], "name": "load"}
+            while not any(loaded.items() <= event.items() for event in self.events("Page.lifecycleEvent")):
+                self.browser.keep(self.browser.read())
 
     def js(self, expression: str) -> Any:
         """The value of an expression in the page, its promise awaited; an exception there is one here."""
