@@ -242,7 +242,8 @@ def curve_grid(
             for name, look in looks.items():
                 part = frame[frame[series].astype(str) == name].sort_values("coefficient")
                 handles[legend_text[name]] = _draw_line(axes, part[["coefficient", "mean", "low", "high"]], look)
-            axes.axvline(0, color=GREY, lw=0.6, zorder=1)
+            if frame["coefficient"].min() <= 0:
+                axes.axvline(0, color=GREY, lw=0.6, zorder=1)
             if zero and score in zero:
                 axes.axhline(zero[score], color=INK, lw=0.7, ls=(0, (2, 2)), zorder=1)
             if score in log:
@@ -712,12 +713,12 @@ def intervals(frame: pd.DataFrame, label_x: str, title: str | None = None) -> Fi
 
 @styled()
 def token_projections(
-    table: pd.DataFrame | Mapping[str, pd.DataFrame], title: str | None = None, longest: int = 80
+    table: pd.DataFrame | Mapping[str, pd.DataFrame], title: str | None = None, longest: int = 50
 ) -> Figure:
     """Draw the projection on each vector at each token of one text, two columns of a page wide; a panel per vector.
 
     The solid line is the projection after the steering of the vector's layer; where it differs, a dashed line is the
-    one before. A vertical line marks the last token of the prompt. One text has no interval.
+    one before. A vertical line marks the end of the prompt. One text has no interval.
 
     Args:
         table: rows of one text of `sk.project`, or `Generation.projections`.
@@ -754,6 +755,8 @@ def token_projections(
         if "prompt_end" in shown:
             for end in shown.index[shown["prompt_end"].astype(bool)]:
                 axes.axvline(end + 0.5, color=INK, lw=0.7, ls=(0, (2, 2)), zorder=1)
+                place = {"textcoords": "offset points", "xytext": (2, -1), "va": "top", "color": INK}
+                axes.annotate("end of the prompt", (end + 0.5, 1), xycoords=("data", "axes fraction"), **place)
         axes.set_ylabel(f"projection on\n{name}")
         axes.grid(False, axis="x")
     tokens = [token.replace("\n", "\u21b5") for token in shown["token"].astype(str)]
@@ -829,7 +832,7 @@ def _draw_legend(
     """
     title = f"Mean and 95 % interval, {sample}."
     if bands:
-        title += f"\n{', '.join(bands)}: 95 % prediction interval of one further control."
+        title += f"\n95 % prediction interval of one further control: {', '.join(bands)}."
     options: Any = {"title": title, "alignment": "left", "ncols": columns, "loc": "outside lower left"}
     figure.legend(list(handles.values()), list(handles), **options)
 

@@ -89,7 +89,7 @@ def layered_result(axis: str = "coefficient") -> SweepResult:
     return SweepResult(pd.DataFrame(rows))
 
 
-FURTHER = "grey: 95 % prediction interval of one further control."
+FURTHER = "95 % prediction interval of one further control: grey."
 FIGURES = {
     "by layer": lambda: plots.effect_by_layer(layered_result(), "trait", at=0.4, title="Calm"),
     "profiles": lambda: plots.layer_profiles({"base": probe_table(), "SFT": probe_table(8)}, title="Formality"),
@@ -496,7 +496,7 @@ def test_the_legend_says_which_interval_a_band_of_controls_is() -> None:
     grey = plots.curves(both, "coefficient", "trait", controls=["calm/random"]).legends[0].get_title().get_text()
     assert grey == f"Mean and 95 % interval, n = 40 prompt groups.\n{FURTHER}"
     coloured = plots.curves(both, "coefficient", "trait").legends[0].get_title().get_text()
-    assert coloured.endswith("calm/random: 95 % prediction interval of one further control.")
+    assert coloured.endswith("95 % prediction interval of one further control: calm/random.")
     single = plots.curves(own, "coefficient", "trait", controls=[f"calm/random-{i}" for i in range(4)])
     assert single.legends[0].get_title().get_text() == "Mean and 95 % interval, n = 40 prompt groups."
 
