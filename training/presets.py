@@ -175,12 +175,14 @@ TWO_SUM = replace(
     untagged=True,
     debate=Setting(sampling=Sampling(0.7, 0.9, 100)),
     sampling=Sampling(0.7, 0.9, 240),
-    sft=replace(ARITHMETIC.sft, steps=1000, learning_rate=2.5e-4, structure_dropout=0.5, cut_to="revision"),
+    sft=replace(ARITHMETIC.sft, steps=1000, learning_rate=1.25e-4, structure_dropout=0.5, cut_to="revision"),
     rates={
         "SFT on shuffled turns": 1e-3,
-        "SFT on gold answers": 4e-3,
+        "SFT on gold answers": 1.6e-2,
         "SFT on right answers": 2.5e-4,
         "DebateGPT + GRPO": 2e-3,
+        ON_ANSWERS: 5e-4,
+        SELF_CHECKED: 2.5e-4,
     },
     grpo=replace(
         ARITHMETIC.grpo,
