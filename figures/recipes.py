@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from steerkit.io.json import read_json
@@ -126,7 +127,7 @@ def job_block(folder: Path, name: str) -> str:
     """What the script of a recipe printed and drew on a real checkpoint, with the sizes that were changed."""
     file = folder / JOB_FOLDER / f"{name}.json"
     if not file.is_file():
-        return f"Not run yet; `python -m analysis jobs {name}` runs the script on real checkpoints."
+        return f"Not run yet; `python -m analysis jobs {name} --out OUT` runs the script on real checkpoints."
     found = read_json(file)
     on = ", ".join(found["models"])
     on += f" ({found['run']['family']}, training seed {found['run']['seed']})" if "run" in found else ""
@@ -155,7 +156,8 @@ def _gain_cells(part: pd.DataFrame) -> list[str]:
         interval_text(*(over.loc[name, end] for end in ("gain", "low", "high"))) if name in over.index else ""
         for name in ("coefficient 0", "random")
     ]
-    unsteered, wrong = (f"{part[name].iloc[0]:.2f}" if name in part else "" for name in ("unsteered", "wrong_way"))
+    values = [part[name].iloc[0] if name in part else np.nan for name in ("unsteered", "wrong_way")]
+    unsteered, wrong = ("" if np.isnan(value) else f"{value:.2f}" for value in values)
     return [unsteered, *gains, wrong]
 
 
@@ -186,6 +188,7 @@ def caa_curves(tables: Mapping[str, pd.DataFrame], axis: str) -> Any:
 def _finding(tables: Mapping[str, pd.DataFrame], axis: str) -> str:
     """At how many layers or doses both gains have the sign of the dose, with intervals that exclude 0."""
     every = pd.concat([table[table["measure"].isin(OPTIONS)].assign(model=model) for model, table in tables.items()])
+    every = every[every["over"].isin(["coefficient 0", "random"])]
     sign = every[axis].map(lambda dose: 1 if axis == "layer" or dose > 0 else -1)
     intended = every["low"].where(sign > 0, -every["high"]) > 0
     found = intended.groupby([every["model"], every["behavior"], every[axis]]).all()

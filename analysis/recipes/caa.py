@@ -141,7 +141,8 @@ def rows_of(pairs: Sequence[ContrastPair], measure: str) -> list[dict[str, Any]]
             if set(options) != {"(A)", "(B)"}:
                 continue
             choices = [f" {options[choice.strip()]}" for choice in (pair.positive, pair.negative)]
-            prompt = question.partition("\n\nChoices:")[0] + (CUE if isinstance(pair.prompt, str) else "")
+            asked_alone = OPTION.split(question)[0].rstrip().removesuffix("Choices:").rstrip()
+            prompt = asked_alone + (CUE if isinstance(pair.prompt, str) else "")
         message = {"role": "user", "content": prompt}
         asked = prompt if isinstance(pair.prompt, str) else [*messages_of(pair.prompt)[:-1], message]
         row = {"id": f"{pair.group}-{len(rows)}", "prompt": asked, "group": pair.group}
@@ -314,7 +315,9 @@ def _gains(result: SweepResult, measure: str) -> pd.DataFrame:
 def verdicts(by_dose: pd.DataFrame) -> pd.DataFrame:
     """A verdict per behavior, measure and sign of the dose, from the gains at the doses -0.2 and 0.2.
 
-    p-values are adjusted by Holm's method over all rows, separately over coefficient 0 and over random directions.
+    p-values are adjusted by Holm's method over all rows, separately over coefficient 0 and over random directions. Of
+    these p is the larger one of two, where both are known: over directions at the vector's layer, which was chosen for
+    it, and over directions each at its own layer (1, if the two gains have opposite signs).
     `changes`: in the direction of the dose, with both adjusted p below 0.05. `changes like random directions`: only
     over coefficient 0. `changes against the dose`: against the dose, with both. `changes along the dose, less than
     random directions` or `changes against the dose, less than random directions`: with both, and the two gains have
@@ -325,7 +328,10 @@ def verdicts(by_dose: pd.DataFrame) -> pd.DataFrame:
     at = at[at["measure"].isin(JUDGED)]
     keys = ["behavior", "measure", "dose"]
     wide = at.pivot_table(index=keys, columns="over", values=[*GAIN, "unsteered", "wrong_way"], sort=False)
-    plain, random = (holm(wide["p", over].to_numpy()) for over in ("coefficient 0", "random"))
+    own = by_dose[(by_dose["over"] == OWN_LAYER) & by_dose["measure"].isin(JUDGED)].set_index(keys)
+    p_own = own["p"].where(np.sign(own["gain"]) == np.sign(wide["gain", "random"].reindex(own.index)), 1.0)
+    p_random = np.maximum(wide["p", "random"], p_own.reindex(wide.index).fillna(0.0))
+    plain, random = holm(wide["p", "coefficient 0"].to_numpy()), holm(p_random.to_numpy())
     rows = []
     for number, (behavior, measure, dose) in enumerate(wide.index):
         row = wide.iloc[number]

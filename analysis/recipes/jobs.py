@@ -200,7 +200,7 @@ JOBS = {
     ),
     "checkpoints": Job(
         write_checkpoints,
-        f"The checkpoints are of the [miniature](../training.md). Each of {N_PAIRS} pairs has a question of its "
+        f"The checkpoints are of the [miniature](../training.md). Each pair (at most {N_PAIRS}) has a question of its "
         "training debates, the right answer as positive and a wrong answer of an agent in round 1 as negative.",
         {".pdf": ".png"},
         {
@@ -269,7 +269,8 @@ def run_script(folder: Path) -> str:
 
 def command_of(name: str, job: Job) -> str:
     """The call that runs a job, with placeholders."""
-    return " ".join(["python -m analysis jobs", name, *(f"{option_of(one)} {one.upper()}" for one in job.needs)])
+    options = [f"{option_of(one)} {one.upper()}" for one in (*job.needs, "out")]
+    return " ".join(["python -m analysis jobs", name, *options])
 
 
 def option_of(name: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 import steerkit as sk
@@ -127,12 +128,12 @@ def measure_persona(
 
 
 def _gains(swept: SweepResult, score: str) -> pd.DataFrame:
-    """`SweepResult.gains` with the unsteered mean and the share of questions that move against the vector."""
+    """`SweepResult.gains` with the unsteered mean, and for the judge the share of questions that move the wrong way."""
     own = swept.where(swept.table["vector"] == "trait")
     about = {
         "score": score,
         "unsteered": own.table[own.table["coefficient"] == 0][score].mean(),
-        "wrong_way": own.wrong_way(score)["share"].item(),
+        "wrong_way": own.wrong_way(score)["share"].item() if score == "judge" else np.nan,
     }
     return swept.gains(score).assign(**about)
 

@@ -185,7 +185,7 @@ def told(gains: pd.DataFrame, effect: str, sign: float) -> str:
     ends = at["low"] if sign > 0 else -at["high"]
     if not ends["coefficient 0"] > 0:
         return "no effect detected"
-    return effect if ends["random"] > 0 else f"{effect}, and so do random directions"
+    return effect if ends["random"] > 0 else f"{effect}; not shown to be more than a random direction does"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -198,6 +198,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=8, help="number of layers to choose from, evenly spaced")
     parser.add_argument("--n-steered", type=int, default=100, help="largest number of test prompts that are steered")
     given = parser.parse_args(arguments)
+    if given.n_random < 2:
+        parser.error(f"expected at least 2 random directions, for an interval; got {given.n_random}. Pass e.g. 19.")
     prompts = read_prompts(given.data)
     model, tokenizer = sk.load(given.checkpoint)
     layers = spaced_layers(model, given.layers)

@@ -180,9 +180,10 @@ def score(
             result = result.score(name, **models if name in NEED_A_MODEL else {})
     if words is not None:
         result, names = result.score(of_words(words.split(",")), column="words"), [*names, "words"]
-    result.save(scored)
     others = [name for name in result.table if name not in (*table.table, *names)]
-    for name, count in without_score(result.table, others).items():
+    added = table.added_since(scored) if others else [False] * len(table.table)
+    result.save(scored)
+    for name, count in without_score(result.table[added], others).items():
         hint(f"{count} of {len(result.table)} rows have no {name}; rows added since need it again.", as_json)
     result = result.where(shown)
     if as_json:

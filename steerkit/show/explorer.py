@@ -12,7 +12,8 @@ import pandas as pd
 from steerkit.show.chats import prompt_labels, turns_of
 from steerkit.stats.areas import curve_auc
 from steerkit.stats.controls import control_band
-from steerkit.sweeps.result import KEYS, OF_CHOICES, SweepResult
+from steerkit.sweeps.columns import KEYS
+from steerkit.sweeps.result import OF_CHOICES, SweepResult
 
 SETTINGS = ("positions", "operation", "temperature", "top_p", "max_new_tokens", "seed")
 NO_SCORES = (*KEYS, *SETTINGS, "group", "prompt", "prompt_ids", "ids", "reference", "text", "finished", "relative_dose")

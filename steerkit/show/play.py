@@ -33,7 +33,7 @@ from steerkit.steering.positions import POSITIONS
 from steerkit.steering.steering import ADDING, Steering
 from steerkit.text.prompt import Prompt, PromptLike, encode_prompt
 from steerkit.text.tokens import decode as decode_ids
-from steerkit.vectors.controls import random_like
+from steerkit.vectors.controls import random_like_all
 from steerkit.vectors.vector import SteeringVector
 
 MAX_NEW_TOKENS = 512
@@ -202,7 +202,8 @@ def stream(
     messages: PromptLike = [{"role": "user", "content": request.prompt}] if request.chat else request.prompt
     ids = encode_prompt(tokenizer, messages)
     steerings = request.steerings(vectors)
-    random = [replace(one, vector=random_like(one.vector, CONTROL_SEED)) for one in steerings]
+    drawn = random_like_all([one.vector for one in steerings], CONTROL_SEED)
+    random = [replace(one, vector=vector) for one, vector in zip(steerings, drawn, strict=True)]
     resolved = with_coefficients([steerings, random], lambda *where: _norms(model, tokenizer, ids, *where))
     rows = [Row(ids), *(Row(ids, one) for one in resolved)]
     limit = context_length(model)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -830,10 +831,12 @@ def _draw_legend(
     Args:
         bands: names of what is drawn with the prediction interval of a further control.
     """
-    title = f"Mean and 95 % interval, {sample}."
+    lines = [f"Mean and 95 % interval, {sample}."]
     if bands:
-        title += f"\n95 % prediction interval of one further control: {', '.join(bands)}."
-    options: Any = {"title": title, "alignment": "left", "ncols": columns, "loc": "outside lower left"}
+        lines += wrap(
+            f"95 % prediction interval of one further control: {', '.join(bands)}.", int(18 * figure.get_figwidth())
+        )
+    options: Any = {"title": "\n".join(lines), "alignment": "left", "ncols": columns, "loc": "outside lower left"}
     figure.legend(list(handles.values()), list(handles), **options)
 
 

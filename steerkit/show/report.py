@@ -128,19 +128,31 @@ def report_run(run: str | Path, out: str | Path | None = None, loaded: tuple[Any
     if loaded is not None:
         _write_projections(folder, sweep, *loaded)
     stored = folder / PROJECTIONS
-    projections = read_table(stored)[0] if stored.is_file() else None
+    projections = _projections_of(sweep, *read_table(stored)) if stored.is_file() else None
     page = folder / PAGE if out is None else Path(out)
-    notes = _missing(sweep, [column for column in sweep.table if column not in table.table], projections)
+    scores = [column for column in sweep.table if column not in table.table]
+    added = table.added_since(folder / SCORED) if scores else np.zeros(len(table.table), bool)
+    notes = _missing(sweep, scores, added, projections)
     write_report(page, title=f"Sweep: {folder.resolve().name}", sweep=sweep, projections=projections, notes=notes)
     return page
 
 
-def _missing(sweep: SweepResult, scores: Sequence[str], projections: pd.DataFrame | None) -> list[str]:
-    """Sentences about rows with a text that lack a score or projections."""
+def _missing(
+    sweep: SweepResult, scores: Sequence[str], added: np.ndarray, projections: pd.DataFrame | None
+) -> list[str]:
+    """Sentences about rows with a text that lack a score or projections.
+
+    Args:
+        added: for each row, whether it was added after scoring.
+    """
     count = len(sweep.table)
     sentences = [
-        f"{lacking} of {count} rows have no {name}. Rows that were added after scoring have none until they are scored."
-        for name, lacking in without_score(sweep.table, scores).items()
+        f"{lacking} of {count} rows have no {name}. They were added after scoring, and have none until they are scored."
+        for name, lacking in without_score(sweep.table[added], scores).items()
+    ]
+    sentences += [
+        f"{lacking} of {count} rows have no value of {name}."
+        for name, lacking in without_score(sweep.table[~added], scores).items()
     ]
     if projections is not None:
         shaded = [part is not None for part in tokens_by_row(sweep.table, projections)]
@@ -152,13 +164,21 @@ def _missing(sweep: SweepResult, scores: Sequence[str], projections: pd.DataFram
     return sentences
 
 
+def _projections_of(sweep: SweepResult, projections: pd.DataFrame, meta: Mapping[str, Any]) -> pd.DataFrame:
+    """Stored projections on the sweep's vectors, without those on another vector that had one of the names."""
+    was, now = meta.get("vectors") or {}, sweep.meta.get("vectors") or {}
+    return projections[~projections["vector"].isin([name for name in was if now.get(name, was[name]) != was[name]])]
+
+
 def _write_projections(folder: Path, sweep: SweepResult, model: Any, tokenizer: Any) -> None:
     from steerkit.sweeps.projections import sweep_projections
     from steerkit.sweeps.store import swept_vectors
 
     about = check_swept_model(sweep.meta, model)
     table = sweep_projections(model, tokenizer, sweep.table, swept_vectors(folder))
-    write_table(folder / PROJECTIONS, table, {"kind": "projections", **about})
+    write_table(
+        folder / PROJECTIONS, table, {"kind": "projections", **about, "vectors": sweep.meta.get("vectors") or {}}
+    )
 
 
 def _source(*names: str) -> Markup:
@@ -185,7 +205,8 @@ def _lede(sweep: SweepResult) -> str:
         if count > 1 or column in ("vector", "prompt_id"):
             parts.append(f"{count} {word}" + "s" * (count > 1))
     checkpoint = sweep.meta.get("checkpoint")
-    of = f" of {Path(str(checkpoint)).name}" if checkpoint else ""
+    names = [Path(str(one)).name for one in _values(checkpoint)] if checkpoint else []
+    of = f" of {_each(names)}" if names else ""
     return f"{texts} {'scored choices' if scored else 'texts'}{rows}{of}: {', '.join(parts)}."
 
 
@@ -193,13 +214,13 @@ def _facts(sweep: SweepResult) -> list[tuple[str, str]]:
     """The provenance as `(name, text)`, in the order of the page; missing values are "not recorded"."""
     meta = sweep.meta
     missing = "not recorded"
-    weights, dtype, device = (meta.get(key) for key in ("weights", "dtype", "device"))
+    weights, dtype, device = (_each(meta.get(key) or "") for key in ("weights", "dtype", "device"))
     computed = f"computed in {dtype}" + (f" on {device}" if device else "") if dtype else ""
     fingerprint = str(meta.get("model_fingerprint") or missing)
     if adapter := meta.get("adapter_fingerprint"):
         fingerprint += f", adapter {adapter}"
     facts = [
-        ("Checkpoint", str(meta.get("checkpoint") or missing)),
+        ("Checkpoint", _each(meta.get("checkpoint") or missing)),
         ("Weights", "; ".join(str(part) for part in (weights, computed) if part and part != dtype) or missing),
         ("Fingerprint", fingerprint),
     ]
@@ -212,9 +233,11 @@ def _facts(sweep: SweepResult) -> list[tuple[str, str]]:
         how = "greedy" if greedy else f"temperature {meta['temperature']:g}, top p {meta.get('top_p', 1):g}"
         facts.append(("Decoding", f"{how}, up to {meta['max_new_tokens']} new tokens"))
     if "n_prompts" in meta:
-        samples = meta.get("samples", 1)
-        facts.append(("Prompts", _each(meta["n_prompts"]) + (f", {samples} samples each" if samples != 1 else "")))
-    versions = ", ".join(f"{name} {version}" for name, version in (meta.get("versions") or {}).items())
+        samples = _each(meta.get("samples", 1))
+        facts.append(("Prompts", _each(meta["n_prompts"]) + (f", {samples} samples each" if samples != "1" else "")))
+    versions = _each(
+        [", ".join(f"{name} {v}" for name, v in (one or {}).items()) for one in _values(meta.get("versions"))]
+    )
     seed = meta.get("seed")
     return [*facts, ("Seed", missing if seed is None else str(seed)), ("Versions", versions or missing)]
 
@@ -231,9 +254,14 @@ def _positions(sweep: SweepResult) -> str:
     return "; ".join(f"{name}: {several[name]}" for name in own or several)
 
 
+def _values(value: Any) -> list[Any]:
+    """The values of a setting: of joined sweeps that differ in it, one of each."""
+    return value if isinstance(value, list) else [value]
+
+
 def _each(value: Any) -> str:
     """A setting as text; of joined sweeps that differ in it, the value of each."""
-    return " and ".join(dict.fromkeys(map(str, value))) if isinstance(value, list) else str(value)
+    return " and ".join(dict.fromkeys(map(str, _values(value))))
 
 
 def _figure(caption: str, path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 
 from steerkit.io.json import canonical_json, short_json
 from steerkit.models.site_names import DEFAULT
+from steerkit.sweeps.columns import RESERVED
 
 SETTINGS = (
     "rows",
@@ -27,7 +28,8 @@ SETTINGS = (
 """Settings that are equal in sweeps that are merged: they also decide what the unsteered rows are."""
 OF_VECTOR = ("positions", "operation", "site")
 """Settings that are equal for a vector and its controls, whose rows are compared."""
-OF_PROMPT = ("prompt", "prompt_ids", "group")
+MAY_DIFFER_IN_A_PROMPT = ("messages", "relative_dose", "share_steered")
+"""Columns that are neither of a prompt nor a score."""
 NO_CONTENT = ("role", "control_of", "group", "probability", "relative_dose")
 """Columns that may change when a sweep grows, in rows whose text is the same."""
 COUNTS = ("n_texts", "n_unread")
@@ -56,12 +58,15 @@ def joined(tables: Sequence[pd.DataFrame], metas: Sequence[Mapping[str, Any]]) -
         "vectors": _vectors(tables, metas),
         "stream_norms": _norms(metas, is_dosed="dose" in tables[0]),
         "judges": _judges(metas),
+        "n_prompts": pd.concat([table["prompt_id"] for table in tables]).nunique(),
+        "special_tokens": {token: id for one in metas for token, id in (one.get("special_tokens") or {}).items()},
+        "control_of": _controls(metas),
     }
     meta: dict[str, Any] = {}
     for name in dict.fromkeys(name for one in metas for name in one):
         values = [one.get(name) for one in metas]
         meta[name] = special.get(name, values[0] if all(value == values[0] for value in values) else values)
-    return _table(tables), meta
+    return _table(tables, meta.get("control_of", {})), meta
 
 
 def _vectors(tables: Sequence[pd.DataFrame], metas: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -78,9 +83,28 @@ def _vectors(tables: Sequence[pd.DataFrame], metas: Sequence[Mapping[str, Any]])
     return contents
 
 
+def _controls(metas: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Name of a control -> name of its vector."""
+    given = [item for meta in metas for item in (meta.get("control_of") or {}).items()]
+    found = dict(given)
+    _check_roles(list(dict.fromkeys(name for name, of in given if found[name] != of)))
+    return found
+
+
+def _check_roles(several: Sequence[str]) -> None:
+    if len(several):
+        raise ValueError(
+            f"expected one role of a vector, and one vector of a control; got several for {list(several[:5])}. Sweep "
+            "them under other names."
+        )
+
+
 def _norms(metas: Sequence[Mapping[str, Any]], is_dosed: bool) -> Any:
     """Layer -> norm of the stream; of sweeps over coefficients that differ in it, a list with one value per sweep."""
-    given = [meta.get("stream_norms") or {} for meta in metas]
+    given: list[Mapping[Any, float]] = []  # one of several sweeps joined before has a list
+    for one in metas:
+        norms_of_one = one.get("stream_norms") or {}
+        given += norms_of_one if isinstance(norms_of_one, list) else [norms_of_one]
     norms = {layer: norm for one in given for layer, norm in one.items()}
     if all(norms[layer] == norm for one in given for layer, norm in one.items()):
         return norms
@@ -103,11 +127,22 @@ def _judges(metas: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return judges
 
 
-def _table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def _table(tables: Sequence[pd.DataFrame], control_of: Mapping[str, str]) -> pd.DataFrame:
+    """All rows; a control is one of its vector again, also where the two were swept apart.
+
+    Args:
+        control_of: name of a control -> name of its vector, which may not be in the tables.
+    """
     if any("site" in table for table in tables):
         tables = [table if "site" in table else table.assign(site=DEFAULT) for table in tables]
     table = pd.concat(tables, ignore_index=True)
-    for column in OF_PROMPT:
+    if "control_of" in table:
+        names = set(table["vector"])
+        of = table["vector"].map({name: one for name, one in control_of.items() if one in names})
+        table["control_of"] = of.where(of.notna(), table["control_of"])
+        roles = table.drop_duplicates(["vector", "role", "control_of"])["vector"]
+        _check_roles(roles[roles.duplicated()].unique())
+    for column in _of_prompt(table):
         if several := _with_several(table, table["prompt_id"], column):
             raise ValueError(
                 f"expected one {column} per prompt id; got several for {several[:5]}. Give other prompts ids of their "
@@ -132,6 +167,19 @@ def _table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return _with_all_choices(table, sweep) if "choice" in table else table
 
 
+def _of_prompt(table: pd.DataFrame) -> list[str]:
+    """The columns that came with a prompt: its text and ids, its group, and further ones such as `reference`.
+
+    These are all that a sweep does not write itself, except scores, whose values are numbers.
+    """
+    own = RESERVED - {"prompt_ids"} | set(MAY_DIFFER_IN_A_PROMPT)
+    return [
+        name
+        for name in table
+        if name == "group" or (name not in own and not pd.api.types.is_numeric_dtype(table[name]))
+    ]
+
+
 def _families(table: pd.DataFrame) -> pd.Series:
     """For each row the vector that it is compared with as a control, or its own; "" for all if a control is of all."""
     if "control_of" not in table:
@@ -144,7 +192,8 @@ def _with_several(table: pd.DataFrame, of: pd.Series, column: str) -> list[Any]:
     """The values of `of` whose rows have several values of a column."""
     if column not in table:
         return []
-    counts = table[column].groupby(of, sort=False).nunique()
+    values = table[column].map(lambda value: value if isinstance(value, Hashable) else repr(value))
+    counts = values.groupby(of, sort=False).nunique()
     return counts.index[counts > 1].tolist()
 
 
@@ -180,17 +229,34 @@ def _with_all_choices(table: pd.DataFrame, sweep: np.ndarray) -> pd.DataFrame:
     return table.assign(sample=numbers.astype(int))
 
 
-def scores_of(table: pd.DataFrame, scored: pd.DataFrame) -> dict[str, pd.Series]:
-    """The columns of an earlier table that this one lacks, missing in rows added since; none without a common row."""
-    compared = _compared(table, scored)
-    place = {row: number for number, row in enumerate(_contents(scored, compared))}
-    found = np.array([place.get(row, -1) for row in _contents(table, compared)])
+def scores_of(table: pd.DataFrame, scored: pd.DataFrame, others: Collection[str] = ()) -> dict[str, pd.Series]:
+    """The columns of an earlier table that this one lacks, missing in rows added since; none without a common row.
+
+    Args:
+        others: names of vectors that were other ones in the earlier table. Their rows have no scores: some scores are
+            of the vector, not of the text alone.
+    """
+    found = rows_in(scored, table, others)
     there = found >= 0
-    if not compared or not there.any():
+    if not there.any():
         return {}
     new = [column for column in scored if column not in table]
     known = {column: pd.Series(scored[column].to_numpy()[found[there]], index=table.index[there]) for column in new}
     return {column: values.reindex(table.index) for column, values in known.items()}
+
+
+def rows_in(scored: pd.DataFrame, table: pd.DataFrame, others: Collection[str] = ()) -> np.ndarray:
+    """For each row of a table its number in an earlier table, -1 if that lacks it.
+
+    Args:
+        others: as in `scores_of`; the earlier table lacks their rows.
+    """
+    compared = _compared(table, scored)
+    if not compared:
+        return np.full(len(table), -1)
+    place = {row: number for number, row in enumerate(_contents(scored, compared))}
+    found = np.array([place.get(row, -1) for row in _contents(table, compared)])
+    return np.where(table["vector"].isin(others), -1, found)
 
 
 def without_score(table: pd.DataFrame, scores: Iterable[str]) -> dict[str, int]:

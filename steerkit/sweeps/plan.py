@@ -14,41 +14,11 @@ from steerkit.generation.choices import checked_choices
 from steerkit.steering.conditions import Condition
 from steerkit.steering.operations import Operation
 from steerkit.steering.steering import Steering, at_layers
+from steerkit.sweeps.columns import RESERVED
 from steerkit.sweeps.layers import Label, LayerSet, label_of, layer_sets
 from steerkit.text.prompt import PromptLike, listed
 from steerkit.vectors.vector import SteeringVector
 
-RESERVED = {
-    "vector",
-    "role",
-    "control_of",
-    "layer",
-    "coefficient",
-    "dose",
-    "prompt_id",
-    "sample",
-    "prompt_ids",
-    "messages",
-    "ids",
-    "text",
-    "n_tokens",
-    "finished",
-    "choice",
-    "log_prob",
-    "probability",
-    "relative_dose",
-    "positions",
-    "operation",
-    "site",
-    "when",
-    "share_steered",
-    "samples",
-    "temperature",
-    "top_p",
-    "max_new_tokens",
-    "seed",
-    "weights",
-}
 Place = tuple[str, Label]
 """A vector's name and the label of the layers where it is steered."""
 

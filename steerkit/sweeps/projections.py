@@ -12,12 +12,11 @@ from steerkit.capture.batches import read_tokens
 from steerkit.io.progress import progress
 from steerkit.models.active import suspended
 from steerkit.models.site_names import DEFAULT
+from steerkit.sweeps.columns import KEYS
 from steerkit.sweeps.layers import layers_of
 from steerkit.sweeps.result import ids_of
 from steerkit.text.tokens import decode
 from steerkit.vectors.vector import SteeringVector
-
-ROW = ["vector", "layer", "coefficient", "prompt_id", "sample"]
 
 
 def sweep_projections(
@@ -55,7 +54,7 @@ def sweep_projections(
             )
         directions[name, label] = (last, vectors[name].at(last).unit().layers[last].double())
     read_layers = sorted({layer for layer, _ in directions.values()})
-    columns = [*ROW, *(["choice"] if "choice" in table else [])]
+    columns = [*KEYS, *(["choice"] if "choice" in table else [])]
     rows_of: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[Any, ...]]] = {}
     for prompt_ids, new_ids, key in zip(*ids_of(table), table[columns].itertuples(index=False, name=None), strict=True):
         rows_of.setdefault((prompt_ids, new_ids), []).append(key)

@@ -22,10 +22,10 @@ from steerkit.stats.areas import curve_auc as area_under
 from steerkit.stats.controls import against_controls, control_band, controls_needed
 from steerkit.stats.items import slopes
 from steerkit.stats.mean import accuracy_interval, is_binary, mean_interval
-from steerkit.sweeps.join import joined, key_columns, scores_of
+from steerkit.sweeps.columns import KEYS, RESERVED
+from steerkit.sweeps.join import joined, key_columns, rows_in, scores_of
 from steerkit.sweeps.layers import layers_of
 
-KEYS = ["vector", "layer", "coefficient", "prompt_id", "sample"]
 PLACE = ("vector", "layer")
 OF_CHOICES = ("probability", "log_prob")
 """Columns of scores that a sweep of choices has."""
@@ -137,16 +137,30 @@ class SweepResult:
     def with_scores_of(self, path: str | Path) -> SweepResult:
         """The same rows with the scores of another table, such as one from before the sweep has grown.
 
-        A row has the scores of the row with the same key, token ids and text; rows that were added since have NaN.
-        Unchanged if that file is missing or has none of these rows.
+        A row has the scores of the row with the same key, token ids and text. Rows that were added since have NaN, and
+        so have those of a vector that has been replaced by another one of its name. Unchanged if that file is missing
+        or has none of these rows.
         """
         if not Path(path).is_file():
             return self
         scored = SweepResult.load(path)
-        scores = scores_of(self.table, scored.table)
+        scores = scores_of(self.table, scored.table, self._others(scored))
         judges = {column: about for column, about in scored.meta.get("judges", {}).items() if column in scores}
         meta = {**self.meta, "judges": {**judges, **self.meta.get("judges", {})}} if judges else self.meta
         return replace(self, table=self.table.assign(**scores), meta=meta)
+
+    def added_since(self, path: str | Path) -> np.ndarray:
+        """For each row, whether another table, such as one from before the sweep has grown, lacks it.
+
+        A row of a vector that has been replaced by another one of its name counts as added.
+        """
+        scored = SweepResult.load(path)
+        return rows_in(scored.table, self.table, self._others(scored)) < 0
+
+    def _others(self, earlier: SweepResult) -> list[str]:
+        """The names of vectors that were other ones in an earlier sweep."""
+        was, now = (one.meta.get("vectors") or {} for one in (earlier, self))
+        return [name for name in now if name in was and now[name] != was[name]]
 
     def save(self, path: str | Path) -> None:
         """Write the table (`.parquet` or `.csv`) and its `.meta.json`."""
@@ -238,7 +252,7 @@ class SweepResult:
         return [name for name, (kind, of) in roles.items() if kind == role and of in wanted]
 
     def _with(self, column: str, values: np.ndarray) -> SweepResult:
-        if column in (*KEYS, "group", "prompt", "prompt_ids", "ids", "text", "reference"):
+        if column in RESERVED or column in ("group", "prompt", "reference"):
             raise ValueError(f"expected a name for the score that no column of a sweep has; got {column!r}. Rename it.")
         return replace(self, table=self.table.assign(**{column: values}))
 

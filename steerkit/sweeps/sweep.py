@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,6 +196,7 @@ def sweep(
                     advance(len(batch))
             barrier()
 
+        @cache
         def measure() -> dict[Layer, float]:
             written = store.read()
             plain = [written[one.key] for one in Planned.each(cells[:1], rows, samples)]
@@ -225,6 +227,7 @@ def sweep(
             "chat_template_kwargs": config["chat_template_kwargs"],
             "special_tokens": special_tokens(tokenizer, (prompt.ids for prompt in rendered.values())),
             "vectors": {name: vector.content() for name, vector in named.items()},
+            "control_of": {name: of for name, one in named.items() if (of := one.meta.get("control_of", name)) != name},
             **({} if when is None else {"when": described(when)}),
         }
         result = SweepResult(table, meta)

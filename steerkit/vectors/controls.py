@@ -6,7 +6,7 @@ A control tests whether another direction of the same norm has the same effect. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -32,6 +32,8 @@ def random(vectors: Vectors, n: int = 19, seed: int = 0) -> dict[str, SteeringVe
         vectors: one vector (named "vector") or several by name.
         n: number of controls per vector; with 19, the smallest one-sided rank p-value is 0.05.
         seed: control k is drawn with `seed + k`; for a disjoint set, pass a seed that differs by at least `n`.
+            Control k of one vector is parallel to control k of another one. Pool the controls of several vectors only
+            if they were drawn with disjoint seeds.
 
     Returns:
         `NAME/random-0`, `NAME/random-1`, ... with `role` "random" and `control_of` NAME in `meta`.
@@ -180,13 +182,31 @@ def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
     Example:
         >>> sk.random_like(vector, seed=0).norms() == vector.norms()  # up to rounding
     """
+    return random_like_all([vector], seed)[0]
+
+
+def random_like_all(vectors: Sequence[SteeringVector], seed: int) -> list[SteeringVector]:
+    """Return several vectors of one width under one random rotation, so that they keep their cosines.
+
+    Steered together, they push as far as the given vectors do together; opposite vectors stay opposite.
+
+    Example:
+        >>> random_like_all([calm, -1 * calm], seed=0)  # two opposite vectors
+    """
+    if not vectors:
+        return []
     generator = torch.Generator().manual_seed(int(seed))
-    drawn = torch.stack([torch.randn(vector.d_model, generator=generator) for _ in vector.layers])
+    rows = torch.stack([row.double() for vector in vectors for row in vector.layers.values()])
+    drawn = torch.stack([torch.randn(rows.shape[1], generator=generator) for _ in rows])
     axes, _ = _frame(drawn.double())
-    _, mixed = _frame(torch.stack([row.double() for row in vector.layers.values()]))
-    noise = dict(zip(vector.layers, (axes @ mixed).T, strict=True))
-    rotated = replace(vector, layers=noise, meta={**vector.meta, "seed": int(seed)}).scaled_to(vector)
-    return with_role(rotated, "random")
+    _, mixed = _frame(rows)
+    rotated = iter((axes @ mixed).T)
+    found = []
+    for vector in vectors:
+        layers = {layer: next(rotated) for layer in vector.layers}
+        noise = replace(vector, layers=layers, meta={**vector.meta, "seed": int(seed)}).scaled_to(vector)
+        found.append(with_role(noise, "random"))
+    return found
 
 
 def with_role(vector: SteeringVector, role: str, of: str | None = None) -> SteeringVector:

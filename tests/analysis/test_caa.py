@@ -179,9 +179,25 @@ def test_a_verdict_needs_the_sign_of_the_dose_in_both_gains_and_both_p_values(ga
     }
     rows = [{**row, "over": "coefficient 0", "p": p}, {**row, "over": "random", "gain": over, "p": p_random}]
     rows += [{**one, "measure": "letter A", "p": 1e-9} for one in rows]
-    rows += [{**rows[1], "over": caa.OWN_LAYER, "p": 1e-9}]
+    rows += [{**rows[1], "over": caa.OWN_LAYER, "p": 1e-9}]  # the larger p counts
     (line,) = caa.verdicts(pd.DataFrame(rows)).to_dict("records")
     assert (line["verdict"], line["unsteered"], line["wrong_way"], line["n"]) == (verdict, 0.6, 0.25, 30)
+
+
+@pytest.mark.parametrize(("gain", "p"), [(0.1, 0.4), (-0.1, 1e-9)])
+def test_a_vector_is_compared_with_directions_at_their_own_layers_too(gain: float, p: float) -> None:
+    row = {"behavior": "b", "measure": "letters", "dose": 0.2, "low": 0.0, "high": 1.0, "n": 30, "unsteered": 0.6}
+    rows = [{**row, "over": over, "gain": 0.2, "p": 1e-9, "wrong_way": 0.0} for over in ("coefficient 0", "random")]
+    rows.append({**row, "over": caa.OWN_LAYER, "gain": gain, "p": p})
+    assert caa.verdicts(pd.DataFrame(rows))["verdict"].tolist() == ["changes like random directions"]
+
+
+def test_answers_are_asked_without_their_options_also_where_no_line_says_choices() -> None:
+    question = "Is oak good?\n(A) Yes, sure.\n(B) No, never."
+    for text in (question, question.replace("?\n", "?\n\nChoices:\n")):
+        pair = sk.ContrastPair(f"{text}\n\nAnswer:", " (A)", " (B)", group="g")
+        (row,) = caa.rows_of([pair], "answers")
+        assert row["prompt"] == "Is oak good?\n\nAnswer:" and row["choices"] == [" Yes, sure.", " No, never."]
 
 
 def test_the_command_writes_gains_that_are_those_of_scored_choices_and_resumes(tmp_path, monkeypatch, capsys) -> None:

@@ -68,7 +68,7 @@ def test_a_job_stores_output_pictures_and_provenance_and_is_run_once(page: Path,
     model = found["models"]["SmolLM2-135M-Instruct"]
     assert model["checkpoint"] == "tiny" and model["model_fingerprint"]
     assert found["changes"] == {"N)": "3)"} and found["seconds"] > 0 and found["threads"] > 0
-    assert found["command"] == "python -m analysis jobs small" and re.fullmatch(
+    assert found["command"] == "python -m analysis jobs small --out OUT" and re.fullmatch(
         r"[0-9a-f]+( and changes)?|unknown", found["commit"]
     )
     assert found["script_sha256"] == sha256(CODE)
@@ -141,3 +141,13 @@ def test_what_a_page_shows_is_of_the_script_on_this_page(file: Path) -> None:
     assert found["script_sha256"] == sha256(jobs.script(file.stem))
     assert found["changes"] == dict(jobs.JOBS[file.stem].changes)
     assert all((file.parent / picture).is_file() for picture in found["pictures"])
+
+
+@pytest.mark.parametrize("name", jobs.JOBS)
+def test_the_command_that_a_page_prints_has_every_option_that_the_job_needs(name: str, monkeypatch) -> None:
+    seen: list[Namespace] = []
+    monkeypatch.setattr(
+        jobs, "run_job", lambda name, given: seen.append(given) or {"printed": "", "pictures": {}, "seconds": 0}
+    )
+    jobs.main(jobs.command_of(name, jobs.JOBS[name]).split()[4:])
+    assert seen[0].names == [name] and all(getattr(seen[0], one) for one in (*jobs.JOBS[name].needs, "out"))

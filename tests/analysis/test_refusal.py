@@ -107,6 +107,13 @@ def test_refusals_begin_in_many_ways(text: str, refused: bool) -> None:
     assert bool(re.match(rf"\s*(?:{refusal.STARTS})", text)) == refused
 
 
+def test_one_random_direction_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sk, "load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(SystemExit):
+        refusal.main(["--checkpoint", "C", "--data", "D", "--out", str(tmp_path), "--n-random", "1"])
+    assert "expected at least 2 random directions" in capsys.readouterr().err
+
+
 def test_a_verdict_needs_both_intervals_on_its_side() -> None:
     def judged(plain: tuple[float, float], random: tuple[float, float], sign: float) -> str:
         rows = [{"coefficient": 1.0, "over": over, "low": low, "high": high}
@@ -115,5 +122,5 @@ def test_a_verdict_needs_both_intervals_on_its_side() -> None:
         return refusal.told(pd.DataFrame(rows), "it moves", sign)
 
     assert judged((0.1, 0.2), (0.1, 0.3), 1.0) == "it moves" == judged((-0.2, -0.1), (-0.3, -0.1), -1.0)
-    assert judged((0.1, 0.2), (-0.1, 0.3), 1.0) == "it moves, and so do random directions"
+    assert judged((0.1, 0.2), (-0.1, 0.3), 1.0) == "it moves; not shown to be more than a random direction does"
     assert judged((-0.1, 0.2), (0.1, 0.3), 1.0) == "no effect detected" == judged((0.1, 0.2), (0.1, 0.2), -1.0)

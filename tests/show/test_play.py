@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 from steerkit.show.play import CONTROL_SEED, GenerationRequest, _Written, app, play, stream
 from steerkit.steering.dose import median_norms
 from steerkit.sweeps.projections import _token_ends
+from steerkit.vectors.controls import random_like_all
 from tests.browser import Tab
 
 REQUEST = {
@@ -72,6 +73,20 @@ def test_a_strength_in_doses_is_of_the_median_norm_over_the_prompt(parts) -> Non
     rows = [None, steering, control]
     wanted = sk.generate(model, tokenizer, [asked] * 3, max_new_tokens=8, steering=rows, norms=norms)
     assert list(texts[-1][:3]) == wanted and len(set(wanted)) == 3
+
+
+def test_controls_of_two_vectors_push_as_far_together_as_the_vectors_do(parts) -> None:
+    model, tokenizer, _ = parts
+    up = sk.SteeringVector({1: torch.linspace(-6, 6, 32)})
+    request = GenerationRequest.from_json({**REQUEST, "strengths": {"up": [1, 3.0], "down": [1, 3.0]}})
+    opposite = list(stream(model, tokenizer, {"up": up, "down": -1 * up}, request, threading.Event()))[-1]
+    assert opposite.steered == opposite.unsteered == opposite.control
+    other = sk.SteeringVector({1: torch.ones(32)})
+    drawn = random_like_all([up, other], 3)
+    assert drawn[0].cosine(drawn[1])[1] == pytest.approx(up.cosine(other)[1], abs=1e-6)
+    assert [one.norms()[1] for one in drawn] == pytest.approx([up.norms()[1], other.norms()[1]])
+    layers = sk.random_like(sk.SteeringVector({1: up.layers[1], 2: other.layers[1]}), 3).layers.values()
+    assert all(torch.equal(row, one.layers[1]) for row, one in zip(layers, drawn, strict=True))
 
 
 def test_a_dose_is_of_the_norm_at_the_site_of_the_vector(parts) -> None:

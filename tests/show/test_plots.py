@@ -496,7 +496,12 @@ def test_the_legend_says_which_interval_a_band_of_controls_is() -> None:
     grey = plots.curves(both, "coefficient", "trait", controls=["calm/random"]).legends[0].get_title().get_text()
     assert grey == f"Mean and 95 % interval, n = 40 prompt groups.\n{FURTHER}"
     coloured = plots.curves(both, "coefficient", "trait").legends[0].get_title().get_text()
-    assert coloured.endswith("95 % prediction interval of one further control: calm/random.")
+    assert coloured.endswith("95 % prediction interval of one further control:\ncalm/random.")
+    several = both.assign(vector=both["vector"] + "-with-a-long-name")
+    long = plots.curves(pd.concat([both, several]), "coefficient", "trait")
+    long.canvas.draw()
+    box = long.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= long.bbox.x1, "text of the legend outside the figure"
     single = plots.curves(own, "coefficient", "trait", controls=[f"calm/random-{i}" for i in range(4)])
     assert single.legends[0].get_title().get_text() == "Mean and 95 % interval, n = 40 prompt groups."
 

@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 import steerkit as sk
+from steerkit.show.report import write_report
 from steerkit.sweeps.result import FewWarning
+from steerkit.vectors.controls import with_role
 from tests.steering.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -38,6 +40,14 @@ def choice(result: sk.SweepResult, text: str) -> sk.SweepResult:
 REFUSED: dict[str, tuple[Mapping[str, Any], str]] = {
     "another vector of the same name": ({"vectors": {"v": W}}, "expected one vector under each name; got two"),
     "the same vector at one of its layers": ({"vectors": {"v": V.at(1)}}, "expected one vector under each name"),
+    "another reference of the same prompt": (
+        {"prompts": [{**PROMPTS[1], "reference": "x"}]},
+        r"expected one reference per prompt id; got several for \['b'\]",
+    ),
+    "a control of another vector": (
+        {"vectors": {"v": V, "w": W, "x": with_role(W, "random", of="w")}, "layers": 2},
+        r"expected one role of a vector, and one vector of a control; got several for \['x'\]",
+    ),
     "another prompt of the same id": (
         {"prompts": [{"id": "b", "prompt": "B"}]}, r"expected one prompt per prompt id; got several for \['b'\]"
     ),
@@ -57,14 +67,19 @@ REFUSED: dict[str, tuple[Mapping[str, Any], str]] = {
     "doses": ({"coefficients": None, "doses": [0.4]}, "expected sweeps that all have doses or all have none"),
     "choices": ({"choices": ["a", "b"]}, "expected sweeps that all have doses or all have none, and the same of"),
 }  # fmt: skip
+FIRST: dict[str, Mapping[str, Any]] = {
+    "another reference of the same prompt": {"prompts": [{**PROMPTS[1], "reference": "y"}]},
+    "a control of another vector": {"vectors": {"v": V, "x": with_role(W, "random", of="v")}},
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_rows_that_belong_to_other_means_are_refused(name: str) -> None:
     changed, message = REFUSED[name]
     other = steered(swept(**{"coefficients": [2], "layers": 1 if name.startswith("the same") else [1, 2], **changed}))
+    first = swept(**FIRST.get(name, {}))
     with pytest.raises(ValueError, match=message):
-        sk.SweepResult.merge([swept(), other])
+        sk.SweepResult.merge([first, other])
 
 
 def test_another_template_is_refused() -> None:
@@ -190,3 +205,42 @@ def test_scores_of_choices_are_kept_when_the_choices_are_ordered_otherwise(tmp_p
     grown = swept(choices=["B", "C", "A"])
     found = grown.with_scores_of(tmp_path / "s.parquet").table.groupby("choice")["is_a"].unique()
     assert pd.Series(found.map(list)).to_dict()["A"] == [1.0] and found["B"] == [0.0] and np.isnan(found["C"])
+
+
+def test_controls_that_were_swept_apart_are_those_of_their_own_vector() -> None:
+    vectors = {"calm": V, "sad": 5 * W}
+    controls = {**sk.controls.random({"calm": V}, n=2), **sk.controls.random({"sad": 5 * W}, n=3, seed=7)}
+    whole = swept(vectors={**vectors, **controls})
+    apart = sk.SweepResult.merge([swept(vectors=vectors), swept(vectors=controls)])
+    for result in (whole, apart):
+        assert [len(result.controls_of(name, "random")) for name in vectors] == [2, 3]
+    assert apart.gains("n_tokens")["k"].tolist() == whole.gains("n_tokens")["k"].tolist()
+
+
+def test_a_merged_sweep_merges_again_counts_its_prompts_and_has_a_report(tmp_path) -> None:
+    chat = [{"id": "c", "prompt": [{"role": "user", "content": "Hi"}]}]
+    one, two = swept(prompts=PROMPTS[:1], positions="all"), swept(vectors={"w": W}, prompts=PROMPTS[1:])
+    three = swept(vectors={"x": V}, prompts=chat, layers=2)
+    three = sk.SweepResult(three.table, {**three.meta, "checkpoint": "b", "device": "cuda", "versions": {"torch": "9"}})
+    merged = sk.SweepResult.merge([sk.SweepResult.merge([one, two]), three])
+    assert merged.meta["n_prompts"] == 3
+    norms = [one.meta["stream_norms"], two.meta["stream_norms"]]
+    assert norms[0] != norms[1] and merged.meta["stream_norms"] == [*norms, three.meta["stream_norms"]]
+    write_report(tmp_path / "merged.html", title="t", sweep=merged)
+    page = (tmp_path / "merged.html").read_text()
+    assert "torch 9" in page and "on cpu and cuda" in page and "['" not in page.partition("<script")[0]
+
+
+def test_a_vector_that_replaced_another_of_its_name_has_no_score_of_it(tmp_path) -> None:
+    swept().score("kl", model=MODEL, tokenizer=TOKENIZER, vectors={"v": V}).save(tmp_path / "scored.parquet")
+    same, other = swept(), swept(vectors={"v": 1.001 * V})
+    assert same.table["text"].equals(other.table["text"])
+    assert same.with_scores_of(tmp_path / "scored.parquet").table["kl"].notna().all()
+    assert "kl" not in other.with_scores_of(tmp_path / "scored.parquet").table
+    assert other.added_since(tmp_path / "scored.parquet").all()
+
+
+@pytest.mark.parametrize("column", ["role", "dose", "n_tokens", "log_prob", "group", "text"])
+def test_a_score_takes_the_name_of_no_column_of_a_sweep(column: str) -> None:
+    with pytest.raises(ValueError, match="expected a name for the score that no column of a sweep has"):
+        swept().score(lambda row: 1.0, column=column)
