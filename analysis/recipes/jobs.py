@@ -234,10 +234,10 @@ def run_job(name: str, given: argparse.Namespace) -> dict[str, Any]:
         if not (folder / "script.py").exists():
             job.write(folder, given)
         write_text(folder / "script.py", changed(sized, places_of(job, given)))
-        began = time.perf_counter()
+        began, version = time.perf_counter(), commit()
         printed = run_script(folder)
         found = {
-            "job": name, "command": command_of(name, job), "commit": commit(), "printed": printed,
+            "job": name, "command": command_of(name, job), "commit": version, "printed": printed,
             "seconds": time.perf_counter() - began, "threads": torch.get_num_threads(), "changes": dict(job.changes),
             "data": job.data, "pictures": dict(job.pictures), "script_sha256": sha256(code), **about,
             "models": {label: published(describe(*sk.load(path))) for label, path in checkpoints.items()},
