@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-import steerkit as sk
 from steerkit.io.files import sha256
 from steerkit.io.ranks import barrier, in_first_process
 from steerkit.io.run_folder import check_config
@@ -20,7 +19,7 @@ from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
 from steerkit.text.traces import DebateTrace, read_traces
 from training.commands.options import one_line_errors, refuse
-from training.debates.answerers import LocalModel, Sampling
+from training.debates.answerers import LocalModel, Sampling, loaded
 from training.debates.debate import TRACES, Setting, run_debates
 from training.debates.personas import Cast, cast_of, self_checking
 from training.debates.shared import Shared
@@ -95,7 +94,7 @@ class Run:
 
     def load_answerer(self, checkpoint: str | Path) -> LocalModel:
         """Load a model that debates or is evaluated."""
-        return LocalModel(*sk.load(checkpoint, dtype=self.preset.dtype))
+        return LocalModel(*loaded(checkpoint, dtype=self.preset.dtype))
 
     def sampling(self, temperature: float | None = None) -> Sampling:
         """Return the evaluation's sampling with the run's seed, at the preset's temperature or another."""
@@ -183,7 +182,7 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         name: str, debates: Callable[[], list[DebateTrace]] = lambda: traces, **fields: Any
     ) -> Callable[[], Path]:
         setting = replace(sft, **fields)
-        return lambda: train_sft(*sk.load(base), debates(), setting, run.folder / name, kind)
+        return lambda: train_sft(*loaded(base), debates(), setting, run.folder / name, kind)
 
     def matched(
         name: str,
@@ -195,7 +194,7 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         """SFT of a control, with as many steps and target tokens as SFT on the traces."""
 
         def work() -> Path:
-            model, tokenizer = sk.load(base)
+            model, tokenizer = loaded(base)
             setting = replace(sft, learning_rate=rate(method), **fields)
             tagged = with_tags(tokenizer, tags_of(traces))
             setting = with_equal_tokens(sft, traces, setting, debates(), tagged, kind, cut_like)
@@ -221,10 +220,10 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
 
     def reinforced(name: str, start: Callable[[], str | Path], **fields: Any) -> Callable[[], Path]:
         setting = replace(grpo, **fields)
-        return lambda: train_grpo(*sk.load(start()), problems, setting, run.folder / name)
+        return lambda: train_grpo(*loaded(start()), problems, setting, run.folder / name)
 
     def on_debates() -> Path:
-        model, tokenizer = sk.load(base)
+        model, tokenizer = loaded(base)
         tagged = with_tags(tokenizer, tags_of(traces))
         check_clip(short_finished(tagged, traces, sft, kind), grpo)
         return train_sft(model, tokenizer, traces, sft, run.folder / "sft", kind)

@@ -92,6 +92,8 @@ class Preset:
                 f"expected a family among {sorted(FAMILIES)} and a cast among {sorted(CASTS)}; got {self.family!r} and "
                 f"{self.cast!r}. Pass two of these."
             )
+        if not all(rate >= 0 for rate in self.rates.values()):
+            raise ValueError(f"expected rates of 0 or more; got {dict(self.rates)}. Pass positive learning rates.")
         if unknown := sorted((set(self.rates) - set(RATED)) | (set(self.what_helps) - {*MATCHED, EVOLVED})):
             raise ValueError(
                 f"expected methods among {RATED} in rates and {(*MATCHED, EVOLVED)} in what_helps; got {unknown}. For "
@@ -339,6 +341,8 @@ def get_preset(name: str, family: str | None = None, settings: Sequence[str] = (
         >>> get_preset("tiny", "clues", ["grpo.steps=60"]).grpo.steps
         60
     """
+    if seeds := [one for one in settings if one.partition("=")[0].rpartition(".")[2] == "seed"]:
+        raise ValueError(f"expected no seed among the settings; got {seeds}. Pass --seed, which all stages take.")
     if name == "tiny":
         if (family := family or "arithmetic") not in TINY:
             raise ValueError(
@@ -356,8 +360,13 @@ def get_preset(name: str, family: str | None = None, settings: Sequence[str] = (
 
 
 def _divided(preset: Preset) -> Preset:
-    """The preset; `ValueError` if its micro-batches do not divide its batches."""
+    """The preset; `ValueError` if micro-batches do not divide batches, or GRPO and the debates have other rounds."""
     sft, grpo = preset.sft, preset.grpo
     check_batch("sft.batch", sft.batch, sft.micro_batch)
     check_batch("grpo.prompts x generations", grpo.prompts * grpo.generations, grpo.micro_batch)
+    if grpo.format and preset.debate.rounds != grpo.rounds:
+        raise ValueError(
+            f"expected as many rounds in GRPO as in the debates; got grpo.rounds={grpo.rounds} and "
+            f"debate.rounds={preset.debate.rounds}. Pass --set for both."
+        )
     return preset

@@ -15,6 +15,7 @@ pytest.importorskip("trl", reason="the extra `train` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 from steerkit.io.json import read_json  # noqa: E402
 from steerkit.io.rows import read_rows  # noqa: E402
+from steerkit.io.run_folder import ConfigurationChanged  # noqa: E402
 from tests.training.test_training import grpo, model_and_tokenizer  # noqa: E402
 from training.train import evolve as module  # noqa: E402
 from training.train.checkpoints import save  # noqa: E402
@@ -45,16 +46,16 @@ def start(tmp_path):
     return save(*model_and_tokenizer(), tmp_path / "start")
 
 
-def run(start, out, shares, first=None, rounds=3):
+def run(start, out, shares, first=None, rounds=3, cast=COPIES, held=10):
     """Evolve where the checkpoint of round r answers this share of the validation problems rightly."""
-    problems, held = addition(6, 0, "train"), addition(10, 0, "validation")
+    problems, held = addition(6, 0, "train"), addition(held, 0, "validation")
     gold = {problem.id: problem.gold for problem in held}
     loaded = []
 
     def load(checkpoint):
         number = int(str(checkpoint).rpartition("round-")[2][:1] or 0) if "round-" in str(checkpoint) else 0
         loaded.append(number)
-        right = set(list(gold)[: round(10 * shares[number])])
+        right = set(list(gold)[: round(len(gold) * shares[number])])
 
         def answer(request, rng) -> str:
             problem = request.id.split("/round-")[0].removesuffix("/0")
@@ -63,7 +64,7 @@ def run(start, out, shares, first=None, rounds=3):
         return Rule(answer)
 
     setting = Evolve(rounds, 0.05, replace(grpo(), steps=2, prompts=2, generations=2, micro_batch=4, save_every=2))
-    return evolve(start, problems, held, COPIES, SETTING, setting, out, first, load), loaded
+    return evolve(start, problems, held, cast, SETTING, setting, out, first, load), loaded
 
 
 def test_each_round_debates_by_the_last_checkpoint_and_a_round_that_gains_little_ends_the_training(
@@ -81,6 +82,27 @@ def test_each_round_debates_by_the_last_checkpoint_and_a_round_that_gains_little
     assert {row["format"] for row in rewarded} == {0.0}
     monkeypatch.setattr(module, "run_debates", pytest.fail)
     assert run(start, tmp_path / "run", (0.2, 0.6, 0.5, 1.0))[0] == best
+
+
+@pytest.mark.parametrize("before", [2, 5, 7, 29, 58])
+def test_a_gain_of_one_answer_in_a_hundred_goes_on_whatever_the_accuracy(before, start, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "train_grpo", lambda model, tokenizer, problems, grpo, out: out / "checkpoint")
+    monkeypatch.setattr(module, "loaded", lambda checkpoint: (None, None))
+    shares = [before / 100, (before + 1) / 100, (before + 2) / 100]
+    real = Evolve
+    monkeypatch.setitem(run.__globals__, "Evolve", lambda rounds, least, grpo: real(rounds, 0.01, grpo))
+    run(start, tmp_path / "run", shares, rounds=2, held=100)
+    assert len(read_json(tmp_path / "run" / "evolve.json")) == 2
+
+
+def test_another_cast_or_other_problems_are_another_run(start, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "train_grpo", lambda model, tokenizer, problems, grpo, out: out / "checkpoint")
+    monkeypatch.setattr(module, "loaded", lambda checkpoint: (None, None))
+    run(start, tmp_path / "run", (0.2, 0.6), rounds=1)
+    other = Cast("pair", COPIES.personas[:2])
+    for changed in ({"cast": other}, {"held": 9}, {"rounds": 2}):
+        with pytest.raises(ConfigurationChanged):
+            run(start, tmp_path / "run", (0.2, 0.6, 0.6), **{"rounds": 1, **changed})
 
 
 def test_finished_debates_of_the_start_are_the_first_round_s(start, tmp_path) -> None:

@@ -6,7 +6,9 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
+import steerkit as sk
 from steerkit.io.json import read_json, write_json
 from steerkit.io.run_folder import ConfigurationChanged, check_config
 from steerkit.text.tags import tags
@@ -14,7 +16,7 @@ from training.presets import TINY, get_preset
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
-from tests.training.test_training import grpo, model_and_tokenizer, traces  # noqa: E402
+from tests.training.test_training import Killed, grpo, model_and_tokenizer, traces  # noqa: E402
 from training import imad  # noqa: E402
 from training.problems.families import addition  # noqa: E402
 from training.problems.problem import Problem  # noqa: E402
@@ -39,8 +41,31 @@ def test_a_folder_of_the_preset_tiny_from_before_a_setting_was_added_is_the_same
         check_config(tmp_path, asdict(get_preset("tiny", family, ["sft.learning_rate=1"])), preset.free)
 
 
+def test_an_sft_run_that_was_killed_goes_on_with_another_micro_batch_and_gives_the_same_model(
+    tmp_path, monkeypatch
+) -> None:
+    import training.train.sft as module
+
+    class Stopping(module.NoFinalSave):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 2:
+                raise Killed
+
+    setting = SFT(steps=4, batch=4, micro_batch=4, lora=None, learning_rate=1e-2, save_every=1)
+    smaller = replace(setting, micro_batch=2, checkpointing=True)
+    whole = sk.load(train_sft(*model_and_tokenizer(), traces(), setting, tmp_path / "whole"))[0].state_dict()
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(module, "NoFinalSave", Stopping)
+        train_sft(*model_and_tokenizer(), traces(), setting, tmp_path / "cut")
+    with pytest.raises(ValueError, match=r"steps \[1\].*passed step 2 without them"):
+        train_sft(*model_and_tokenizer(), traces(), replace(smaller, keep_at=(1, 4)), tmp_path / "cut")
+    resumed = sk.load(train_sft(*model_and_tokenizer(), traces(), smaller, tmp_path / "cut"))[0].state_dict()
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("stored_has_them", [True, False])
-def test_a_run_is_resumed_with_another_micro_batch_and_with_checkpointing(tmp_path, stored_has_them) -> None:
+def test_a_finished_run_is_read_with_another_micro_batch_and_with_checkpointing(tmp_path, stored_has_them) -> None:
     setting = SFT(steps=1, batch=4, micro_batch=4, lora=None, learning_rate=1e-2)
     done = train_sft(*model_and_tokenizer(), traces(), setting, tmp_path / "sft")
     if not stored_has_them:

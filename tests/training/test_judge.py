@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from steerkit.io.rows import read_rows
+from steerkit.text.tags import tags
 from tests.tiny import tiny_tokenizer
 from training.debates.answerers import Reply, Request, Rule, Sampling
 from training.debates.judge import YesNo, parse_yes_no
@@ -84,17 +85,18 @@ def test_an_evaluation_without_any_verdict_is_an_error_that_names_the_option() -
         one_answer(questions, says, bare, Sampling(), YesNo(says, "Is it fine?"))
 
 
-def rewarded(verdicts, folder: Path):
-    """The rewards of one step of four completions whose judge gives these verdicts, step after step."""
+def rewarded(verdicts, folder: Path, **changed):
+    """The reward function of steps of four completions whose judge gives these verdicts, step after step."""
     pytest.importorskip("trl", reason="the extra `train` is not installed")
     from training.train.grpo import GRPO, AnnealedReward
 
     given = iter(verdicts)
     tokenizer = tiny_tokenizer()
-    setting = GRPO(anneal=Anneal("linear", clip=(6, 6)), generations=4, format=False)
+    setting = GRPO(**{"anneal": Anneal("linear", clip=(6, 6)), "generations": 4, "format": False, **changed})
     ends = frozenset({tokenizer.eos_token_id})
     reward = AnnealedReward(setting, tokenizer, folder, ends, judge=lambda pairs: next(given))
-    ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in "abcd"]
+    texts = ("a", f"{tags()[0]}b", "c", "d")
+    ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
 
     def step(number: int) -> list[float]:
         return reward(
@@ -102,7 +104,24 @@ def rewarded(verdicts, folder: Path):
             trainer_state=SimpleNamespace(global_step=number),
         )  # fmt: skip
 
+    step.function = reward
     return step
+
+
+@pytest.mark.parametrize("kind", ["linear", "gated"])
+def test_a_step_without_any_verdict_trains_nothing_and_leaves_the_schedule_where_it_is(tmp_path, kind) -> None:
+    none = [None] * 4
+    step = rewarded([none, [True, True, False, None], none], tmp_path, anneal=Anneal(kind, clip=(99, 9)), format=True)
+    step.function.progress = 0.5
+    assert len(set(step(0))) == 1, "completions without a verdict have an advantage by their tags"
+    assert step.function.progress == 0.5
+    step(1)
+    moved = step.function.progress
+    assert (moved > 0.5) == (kind == "gated")
+    step(2)
+    assert step.function.progress == moved
+    log = read_rows(tmp_path / "log.jsonl")
+    assert [row["clip"] for row in log] == [None, 2 / 3, None] and log[0]["tags"] > 0
 
 
 def test_a_completion_without_a_verdict_gets_the_mean_of_its_group_and_no_advantage(tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
 import subprocess
 import sys
@@ -50,6 +51,87 @@ def test_an_example_of_the_list_passes_the_options_of_its_stage(name, example, m
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
     with pytest.raises(Parsed):
         commands.main([name, *shlex.split(example)])
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("sft", "sft.micro_batch=4", "expected a micro_batch that divides batch, 1 on each of 8 processes"),
+        ("grpo", "grpo.micro_batch=4", "expected prompts to be a multiple of the 8 processes"),
+        ("grpo", "grpo.vllm=true", "expected a GPU for completions by vLLM"),
+    ],
+)
+def test_batches_and_rollouts_that_are_refused_are_found_before_a_model_is_loaded(
+    name, setting, message, tmp_path, monkeypatch, capsys
+) -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    import torch
+
+    import steerkit as sk
+    from training.train import distributed
+
+    rows = [{"question": f"{n}+0", "rounds": [[rf"\boxed{{{n}}}"] * 2]} for n in range(8)]
+    (tmp_path / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems = [{"question": f"What is {n} + 0?", "gold": n} for n in range(8)]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(distributed, "process_count", lambda: 8 if "vllm" not in setting else 1)
+    monkeypatch.setattr(sk, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    given = {"sft": ["--traces", "traces.jsonl"], "grpo": ["--problems", "my.jsonl"]}[name]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "MODEL").mkdir()
+    small = {"sft": "sft.batch=8", "grpo": "grpo.prompts=4"}[name]
+    settings = ["--set", small, "--set", setting]
+    with pytest.raises(SystemExit):
+        commands.main([name, "--run", "run", "--checkpoint", "./MODEL", *given, *settings])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["debates", "sft", "grpo", "evolve", "curve", "evaluate"])
+def test_processes_meet_and_choose_their_gpus_before_a_stage_reads_or_loads_anything(name, monkeypatch) -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    from training.commands import options
+
+    class Met(Exception):
+        pass
+
+    def meet() -> bool:
+        raise Met
+
+    monkeypatch.setattr(options, "is_distributed", meet)
+    monkeypatch.setattr(options, "get_preset", lambda *_: pytest.fail("the stage has begun"))
+    module = import_module(commands.STAGES[name].module)
+    monkeypatch.setattr(module, "settings_of", lambda *_: pytest.fail("the stage has begun"))
+    with pytest.raises(Met):
+        commands.main([name, "--run", "run"])
+
+
+def test_the_held_out_problems_are_of_every_part_of_a_file(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    from training.train import evolve
+
+    rows = [{"question": f"{task}: what is {n} + 0?", "gold": n} for task in "abcd" for n in range(25)]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "MODEL").mkdir()
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    class Begun(Exception):
+        pass
+
+    def begin(start, problems, held, *_, **__):
+        seen.append((problems, held))
+        raise Begun
+
+    monkeypatch.setattr(evolve, "evolve", begin)
+    for _ in range(2):
+        with pytest.raises(Begun):
+            commands.main(
+                ["evolve", "--run", "run", "--problems", "my.jsonl", "--checkpoint", "./MODEL", "--held", "20"]
+            )
+    (problems, held), again = seen
+    assert again == (problems, held) and len(held) == 20
+    assert {one.question[0] for one in held} == set("abcd") and not {one.id for one in held} & {o.id for o in problems}
 
 
 def test_an_unknown_stage_exits_with_2_and_names_the_list(capsys) -> None:

@@ -9,27 +9,29 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-import steerkit as sk
 from steerkit.io.json import read_json
 from steerkit.io.ranks import in_first_process, is_first
 from steerkit.io.tables import write_table
 from training.commands.evaluate import Evaluation, Job
 from training.commands.options import (
     Stages,
+    add_judge,
     add_settings,
     checkpoint_of,
+    judge_of,
     one_line_errors,
     problems_of,
     settings_of,
     stage_parser,
 )
-from training.debates.answerers import Answerer, LocalModel, Sampling
+from training.debates.answerers import Answerer, LocalModel, Sampling, loaded
 from training.debates.shared import Shared
 from training.evaluate.methods import one_answer
 from training.evaluate.results import summary
@@ -40,6 +42,7 @@ from training.train.sft import STEPS
 def main(arguments: list[str] | None = None) -> None:
     parser = stage_parser("curve", __doc__)
     add_settings(parser)
+    add_judge(parser, "judges answers to open questions")
     parser.add_argument("--problems", metavar="FILE", help="problems (default: the test problems of the run)")
     parser.add_argument("--checkpoint", help="model that was fine-tuned (default: the preset's)")
     parser.add_argument("--name", default="sft", help="folder of the stage sft in the run (default: sft)")
@@ -58,11 +61,14 @@ def main(arguments: list[str] | None = None) -> None:
         problems = problems_of(given, "test")
         log = [row for row in read_json(checkpoint.with_name("log.json")) if "loss" in row or "train_loss" in row]
         models[log[-1]["step"]] = checkpoint
-        evaluation = Evaluation(problems, preset, given.seed, folder, None, None)
+        judge = judge_of(given, problems)
+        about = None if judge is None else judge.about()
+        judge = judge and replace(judge, answerer=Shared(judge.answerer))
+        evaluation = Evaluation(problems, preset, given.seed, folder, judge, about)
         base = checkpoint_of(given, preset)
 
         def answered(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
-            return [one_answer(problems, Shared(answerer), bare, sampling)]
+            return [one_answer(problems, Shared(answerer), bare, sampling, judge)]
 
         rows = []
         for step, path in sorted(models.items()):
@@ -86,7 +92,7 @@ def loss_at(log: Sequence[Mapping[str, Any]], step: int) -> float:
 def _load(path: Path, base: str | Path, dtype: str | None) -> LocalModel:
     """The model of a step: an adapter beside its base, or all weights."""
     if not (path / "adapter_config.json").is_file():
-        return LocalModel(*sk.load(path, dtype=dtype))
+        return LocalModel(*loaded(path, dtype=dtype))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tokenizer.*")  # the adapter's has the tags
-        return LocalModel(*sk.load(base, adapter=path, dtype=dtype))
+        return LocalModel(*loaded(base, adapter=path, dtype=dtype))

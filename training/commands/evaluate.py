@@ -18,7 +18,6 @@ from typing import Any
 
 import pandas as pd
 
-import steerkit as sk
 from steerkit.io.files import file_name, sha256
 from steerkit.io.json import canonical_json
 from steerkit.io.ranks import barrier, in_first_process
@@ -37,7 +36,7 @@ from training.commands.options import (
     settings_of,
     stage_parser,
 )
-from training.debates.answerers import Answerer, LocalModel, Sampling
+from training.debates.answerers import Answerer, LocalModel, Sampling, loaded
 from training.debates.debate import answerer_identity
 from training.debates.judge import Judge
 from training.debates.personas import CASTS, Cast, cast_of
@@ -228,4 +227,4 @@ def trained_checkpoints(given: argparse.Namespace) -> dict[str, str]:
 
 
 def _local(path: str, dtype: str | None) -> LocalModel:
-    return LocalModel(*sk.load(path, dtype=dtype))
+    return LocalModel(*loaded(path, dtype=dtype))

@@ -8,9 +8,9 @@ gains less than one point on held-out problems is the last. The checkpoint must 
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
-import steerkit as sk
 from steerkit.io.json import read_json
 from training.commands.options import (
     Stages,
@@ -24,7 +24,7 @@ from training.commands.options import (
     show,
     stage_parser,
 )
-from training.debates.answerers import LocalModel
+from training.debates.answerers import LocalModel, loaded
 from training.debates.personas import CASTS, cast_of
 from training.train.distributed import process_count
 
@@ -40,7 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cast", choices=sorted(CASTS), help="the agents' personas (default: the preset's)")
     parser.add_argument("--rounds", type=positive, default=3, help="rounds at most (default: 3)")
     parser.add_argument(
-        "--held", type=positive, default=HELD, help=f"last problems, on which rounds are measured (default: {HELD})"
+        "--held",
+        type=positive,
+        default=HELD,
+        help=f"problems on which rounds are measured, drawn (default: {HELD})",
     )
     parser.add_argument("--name", default="evolve", help="folder of this stage in the run (default: evolve)")
     given = parser.parse_args(arguments)
@@ -55,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
                 f"expected more than {given.held} problems with right answers; got {len(every)}, "
                 f"{sum(problem.kind == 'open' for problem in every)} of them open. Pass more, or a smaller --held."
             )
-        rest, held = every[: -given.held], every[-given.held :]
+        drawn = random.Random(given.seed).sample(every, len(every))  # a file may have one task after the other
+        held, rest = drawn[: given.held], drawn[given.held :]
         problems = rest[: preset.debates]
         report_used(problems, rest, "--set debates=N")
         cast = cast_of(given.cast or ("diverse" if preset.cast == "world" else preset.cast))
@@ -69,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
             debate,
             setting,
             out,
-            load=lambda checkpoint: LocalModel(*sk.load(checkpoint, dtype=preset.dtype)),
+            load=lambda checkpoint: LocalModel(*loaded(checkpoint, dtype=preset.dtype)),
         )
     for row in read_json(out / "evolve.json"):
         show(

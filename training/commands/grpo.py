@@ -29,7 +29,8 @@ from training.problems.problem import Problem
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from training.train.grpo import check_clip, train_grpo
+    from training.train.distributed import process_count
+    from training.train.grpo import check_clip, check_division, check_rollouts, train_grpo
     from training.train.sft import short_finished
 
     parser = stage_parser("grpo", __doc__)
@@ -53,8 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
         judge = judge_of(given, problems)
         judged_by = None if judge is None else judge.about()  # a server that does not answer is an error here
         start = checkpoint_of(given, preset) if given.checkpoint else stages.checkpoint("sft")
-        model, tokenizer = sk.load(start)
         setting = replace(preset.grpo, seed=given.seed)
+        check_rollouts(setting)
+        check_division(setting, process_count())
+        model, tokenizer = sk.load(start)
         kind = kind_of(problems)
         if stages.traces.is_file() and kind != "open":
             check_clip(short_finished(tokenizer, read_traces(stages.traces), preset.sft, kind), setting)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import steerkit as sk
-from steerkit.io.ranks import is_first
+from steerkit.io.ranks import is_distributed, is_first
 from steerkit.io.run_folder import ConfigurationChanged, RunFolderBusy
 from training.debates.answerers import Answerer, LocalModel
 from training.debates.debate import TRACES
@@ -205,7 +205,11 @@ def kind_of(problems: Sequence[Problem]) -> str:
 
 @contextlib.contextmanager
 def one_line_errors(stage: str) -> Iterator[None]:
-    """End with exit code 2 and one line where input is refused or a file is missing."""
+    """End with exit code 2 and one line where input is refused or a file is missing.
+
+    Several processes of torchrun meet first: each has chosen its GPU before it loads a model.
+    """
+    is_distributed()
     try:
         yield
     except (ValueError, OSError, ImportError, RunFolderBusy, ConfigurationChanged) as error:

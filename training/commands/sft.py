@@ -28,7 +28,9 @@ from training.problems.problem import read_problems
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from training.train.sft import train_sft
+    from training.train.checkpoints import check_batch
+    from training.train.distributed import process_count
+    from training.train.sft import examples, train_sft
 
     parser = stage_parser("sft", __doc__)
     add_settings(parser)
@@ -53,6 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
         checkpoint = checkpoint_of(given, preset)
         show(f"{len(traces)} of {len(read)} debates have a consensus. Fine-tuning {checkpoint}.")
         setting = replace(preset.sft, seed=given.seed)
+        check_batch("batch", setting.batch, setting.micro_batch, process_count())  # before a model is loaded
+        rows = examples(traces, setting, kind)
+        if len(rows) < len(traces):
+            show(f"{len(traces) - len(rows)} of these have no text for the target {setting.target!r}; left out.")
         done = train_sft(*sk.load(checkpoint), traces, setting, stages.folder / given.name, kind)
     show(f"Checkpoint: {done}")
 

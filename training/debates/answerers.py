@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import random
 from collections import Counter
@@ -9,6 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
+import steerkit as sk
 from steerkit.generation.engine import Row
 from steerkit.generation.generate import decode, text_of
 from steerkit.io.chat import Reply as Reply
@@ -92,6 +96,18 @@ def seed_of(request: Request, sampling: Sampling) -> int:
     """Return a 31-bit seed that depends only on the sampling's seed and the request's id."""
     digest = hashlib.sha256(repr((sampling.seed, request.id)).encode()).digest()
     return int.from_bytes(digest[:4], "little") >> 1
+
+
+def loaded(checkpoint: Any, **how: Any) -> tuple[Any, Any]:
+    """`steerkit.load` after the memory of trainers that have ended is freed: they refer to themselves.
+
+    Example:
+        >>> model, tokenizer = loaded("runs/sft/checkpoint")
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return sk.load(checkpoint, **how)
 
 
 @dataclass(frozen=True)

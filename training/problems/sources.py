@@ -122,6 +122,5 @@ def _part(source: str, part: str, shared: bool, n: int | None, seed: int) -> lis
         problems = [problem for problem in problems if question_hash(problem.question) not in drawn_hashes()]
     if not problems:
         raise ValueError(f"expected problems in the {part} part of {source}; got none. Pass a larger file.")
-    if n is not None and n < len(problems):
-        random.Random(f"{name} {seed}").shuffle(problems)
+    random.Random(f"{name} {seed}").shuffle(problems)  # a file may have one task after the other
     return problems[:n]

@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from steerkit.models.ends import ends_of
 from steerkit.models.model import unwrap
+from training.settings import check_fields, check_shares
 
 T = TypeVar("T")
 NOISE = 0.02
@@ -40,6 +41,10 @@ class LoRA:
     r: int = 32
     alpha: int = 32
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, r=1, alpha=1)
+        check_shares(self, "dropout")
 
 
 def with_tags(tokenizer: Any, tags: Sequence[str]) -> Any:

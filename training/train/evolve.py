@@ -7,15 +7,16 @@ where it differs from the published training.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import steerkit as sk
-from steerkit.io.json import write_json
+from steerkit.io.files import sha256
+from steerkit.io.json import canonical_json, write_json
 from steerkit.io.ranks import in_first_process
 from steerkit.io.rows import read_rows
-from training.debates.answerers import LocalModel
+from steerkit.io.run_folder import run_folder
+from training.debates.answerers import LocalModel, loaded
 from training.debates.debate import DEBATES, Setting, run_debates
 from training.debates.personas import Cast
 from training.debates.shared import Shared
@@ -96,7 +97,7 @@ def evolve(
     setting: Evolve,
     out: str | Path,
     first: str | Path | None = None,
-    load: Callable[[str | Path], LocalModel] = lambda checkpoint: LocalModel(*sk.load(checkpoint)),
+    load: Callable[[str | Path], LocalModel] = lambda checkpoint: LocalModel(*loaded(checkpoint)),
 ) -> Path:
     """Train a checkpoint by Debate, Train, Evolve; an interrupted run resumes.
 
@@ -142,16 +143,39 @@ def evolve(
     def accuracy(checkpoint: str | Path) -> float:
         return float(one_answer(validation, Shared(load(checkpoint)), bare, greedy)["correct"].mean())
 
+    config = {
+        "problems": sha256(canonical_json([asdict(problem) for problem in problems])),
+        "validation": sha256(canonical_json([asdict(problem) for problem in validation])),
+        "cast": {"name": cast.name, "personas": [asdict(persona) for persona in cast.personas]},
+        "debate": asdict(debate),
+        "evolve": asdict(setting),
+    }
+    with run_folder(out, config, free=[f"evolve.grpo.{name}" for name in setting.grpo.free]):
+        return _rounds(start, problems, cast, debate, setting, Path(out), first, load, accuracy)
+
+
+def _rounds(
+    start: str | Path,
+    problems: Sequence[Problem],
+    cast: Cast,
+    debate: Setting,
+    setting: Evolve,
+    out: Path,
+    first: str | Path | None,
+    load: Callable[[str | Path], LocalModel],
+    accuracy: Callable[[str | Path], float],
+) -> Path:
+    """The rounds of `evolve`; `accuracy` is that of a checkpoint on the validation problems."""
     checkpoint, best, log = start, accuracy(start), []
     trained: list[tuple[float, int, Path]] = []
     for number in range(1, setting.rounds + 1):
-        folder = Path(out) / f"round-{number}"
+        folder = out / f"round-{number}"
         debates = Path(first) if number == 1 and first is not None else folder / "debates"
         if not (debates / DEBATES).exists():
             run_debates(problems, load(checkpoint), cast, debate, debates, shared=True)
         labelled = majority_labels(problems, debates)
         grpo = replace(setting.grpo, format=False, seed=setting.grpo.seed + 1000 * (number - 1))
-        checkpoint = train_grpo(*sk.load(checkpoint), labelled, grpo, folder / "grpo")
+        checkpoint = train_grpo(*loaded(checkpoint), labelled, grpo, folder / "grpo")
         now = accuracy(checkpoint)
         log.append(
             {
@@ -163,10 +187,10 @@ def evolve(
             }
         )
         trained.append((now, -number, checkpoint))
-        if now - best < setting.least:
+        if round(now - best, 9) < setting.least:  # 0.03 - 0.02 is less than 0.01 in floating point
             break
         best = now
-    in_first_process(lambda: write_json(Path(out) / "evolve.json", log))
+    in_first_process(lambda: write_json(out / "evolve.json", log))
     return max(trained)[2]
 
 

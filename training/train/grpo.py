@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,8 @@ from training.train.rollouts import rollouts, sharded
 from training.train.schedules import Anneal, pass_gate
 
 GATE, LOG = "gate.json", "log.jsonl"
+DECIDED = ("clip", "clip_next", "correct")
+"""Terms of the log that a judge decides for open questions."""
 SILENT = 3
 """Steps in a row without any verdict of the judge after which a training ends."""
 SCHEDULERS = {False: "constant_with_warmup", True: "linear", "cosine": "cosine"}
@@ -146,8 +148,13 @@ class GRPO:
     def __post_init__(self) -> None:
         check_fields(self, epochs=0.01, steps=1, prompts=1, generations=2, micro_batch=1, inner=1, save_every=1)
         check_fields(self, kept_checkpoints=2)  # a run may be killed while it writes the newest one
-        check_fields(self, agents=1, rounds=1, learning_rate=0, temperature=0, beta=0, clip_weight=0)
+        check_fields(self, agents=1, rounds=1, learning_rate=0, beta=0, clip_weight=0, epsilon=0, max_grad_norm=0)
         check_shares(self, "warmup", "top_p")
+        if not self.temperature > 0:
+            raise ValueError(
+                f"expected a temperature above 0, since equal completions of a problem have no advantage; got "
+                f"{self.temperature}. Pass e.g. --set grpo.temperature=0.7."
+            )
         if self.save_every % self.inner:
             raise ValueError(
                 f"expected save_every as a multiple of inner={self.inner}, so that a run resumes between generations; "
@@ -252,19 +259,22 @@ class AnnealedReward(TrainerCallback):
         for index, reward in self._unjudged(rows, verdicts).items():
             rows[index]["reward"] = reward
         judged = self._judged(verdicts)
-        self._log(step, w_fmt, clip, rows, judged)
+        self._log(step, w_fmt, clip, rows, judged, {index for index, one in verdicts.items() if one is None})
         return [row["reward"] for row in rows]
 
     def _unjudged(self, rows: Sequence[Mapping[str, float]], verdicts: Mapping[int, bool | None]) -> dict[int, float]:
-        """Return the rewards of the completions without a verdict: the mean of their group's others, if it has some."""
+        """Return the rewards of the completions without a verdict: the mean of their group's others.
+
+        Where a group has no verdict, it is the mean of all its completions, so that none of them has an advantage.
+        """
         missing = {index for index, verdict in verdicts.items() if verdict is None}
         found = {}
         for index in missing:
             first = index - index % self.setting.generations
             group = range(first, first + self.setting.generations)
             others = [rows[one]["reward"] for one in group if one not in missing]
-            if others:
-                found[index] = sum(others) / len(others)
+            others = others or [rows[one]["reward"] for one in group]
+            found[index] = sum(others) / len(others)
         return found
 
     def _judged(self, verdicts: Mapping[int, bool | None]) -> dict[str, float]:
@@ -328,21 +338,38 @@ class AnnealedReward(TrainerCallback):
         return dict(zip(indices, self.judge(pairs), strict=True))
 
     def _log(
-        self, step: int, w_fmt: float, clip: int, rows: Sequence[Mapping[str, float]], judged: Mapping[str, float]
+        self,
+        step: int,
+        w_fmt: float,
+        clip: int,
+        rows: Sequence[Mapping[str, float]],
+        judged: Mapping[str, float],
+        missing: Collection[int] = (),
     ) -> None:
-        """Append the means of a step to the log, and update the progress of a gated schedule."""
+        """Append the means of a step to the log, and update the progress of a gated schedule.
+
+        Args:
+            missing: rows without a verdict. They do not count in the means of what a verdict decides; in a step without
+                any verdict these are missing, and the schedule stays where it is.
+        """
         rewards = np.array([row["reward"] for row in rows]).reshape(-1, self.setting.generations)
         own = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         for count in range(1, self.setting.agents + 1):
             own[f"agents_{count}"] = float(np.mean([row["agents"] == count for row in rows]))
         own["groups_without_spread"] = float((rewards.std(1) == 0).mean())
-        means = {name: mean_over_processes(value) for name, value in own.items()}
+        means: dict[str, float | None] = {name: mean_over_processes(value) for name, value in own.items()}
+        if judged:
+            known = [row for index, row in enumerate(rows) if index not in missing]
+            share = mean_over_processes(float(len(known)))
+            for name in DECIDED:
+                total = mean_over_processes(float(sum(row[name] for row in known)))
+                means[name] = total / share if share else None
         means["success"] = now = means["clip"]
         under_next = means["clip_next"]
         if is_first():
             row = {"step": step, "w_fmt": w_fmt, "clip_tokens": clip, **means, **judged, "progress": self.progress}
             append_rows(self.folder / LOG, [row])
-        if self.setting.anneal.kind == "gated":
+        if self.setting.anneal.kind == "gated" and now is not None and under_next is not None:
             self.progress = pass_gate(self.progress, now, under_next, self.pace, self.setting.anneal.floor)
 
     def _decode(self, ids: Sequence[int]) -> str:

@@ -109,6 +109,10 @@ class Anneal:
             raise ValueError(
                 f"expected a share of the steps above 0 and up to 1; got {self.share}. Pass e.g. share=1.0."
             )
+        if not 0 <= self.floor <= 1 or not self.weights or not self.clips:
+            raise ValueError(
+                f"expected a floor from 0 to 1 and at least one weight and clip; got {self}. Pass other values."
+            )
         if self.kind not in ("linear", "staged", "gated"):
             raise ValueError(
                 f"expected a schedule 'linear', 'staged' or 'gated'; got {self.kind!r}. Pass one of these."

@@ -115,6 +115,8 @@ class SFT:
     def __post_init__(self) -> None:
         check_fields(self, epochs=0.01, steps=1, batch=1, micro_batch=1, max_length=1, save_every=1, learning_rate=0)
         check_shares(self, "warmup", "structure_dropout")
+        if any(step < 1 for step in self.keep_at or ()):
+            raise ValueError(f"expected steps from 1 in keep_at; got {self.keep_at}. Pass e.g. [25,50].")
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -321,8 +323,10 @@ def train_sft(
     with run_folder(out, config, provenance(about), setting.free) as folder:
         checkpoint = folder / "checkpoint"
         if checkpoint.exists():
-            _check_kept(setting, folder)
+            _check_kept(setting, folder, read_json(folder / "log.json")[-1]["step"] if setting.keep_at else 0)
             return checkpoint
+        last = last_checkpoint(folder / "trainer")
+        _check_kept(setting, folder, 0 if last is None else int(last.rpartition("-")[2]))
         needs_tags = setting.target == "trace"
         names = tags_of(traces) if needs_tags else ()
         tagged = with_tags(tokenizer, names) if needs_tags else tokenizer
@@ -344,7 +348,7 @@ def train_sft(
         )
         kept.trainer = trainer
         with fast_products(model), fast_log_probs():
-            trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
+            trainer.train(resume_from_checkpoint=last)
         with whole_weights(trainer):
             in_first_process(lambda: _write_checkpoint(folder, trainer, tagged, dtype))
         return checkpoint
@@ -434,14 +438,17 @@ def _trl_config(setting: SFT, folder: Path, steps: int) -> Any:
     )
 
 
-def _check_kept(setting: SFT, folder: Path) -> None:
-    """`ValueError` where a training has ended without keeping the models that are asked for."""
-    last = read_json(folder / "log.json")[-1]["step"] if setting.keep_at else 0
+def _check_kept(setting: SFT, folder: Path, last: int) -> None:
+    """`ValueError` where a training has passed steps without keeping the models that are asked for.
+
+    Args:
+        last: the last step of the training so far.
+    """
     wanted = [step for step in setting.keep_at or () if step <= last]
     if lacking := [step for step in wanted if not (folder / STEPS / str(step)).exists()]:
         raise ValueError(
-            f"expected models of the steps {lacking} in {folder / STEPS}; this training has ended without them. Train "
-            "again in another folder (`--name`), with keep_at from the start."
+            f"expected models of the steps {lacking} in {folder / STEPS}; this training has passed step "
+            f"{last} without them. Train again in another folder (`--name`), with keep_at from the start."
         )
 
 
