@@ -122,5 +122,6 @@ def _part(source: str, part: str, shared: bool, n: int | None, seed: int) -> lis
         problems = [problem for problem in problems if question_hash(problem.question) not in drawn_hashes()]
     if not problems:
         raise ValueError(f"expected problems in the {part} part of {source}; got none. Pass a larger file.")
-    random.Random(f"{name} {seed}").shuffle(problems)  # a file may have one task after the other
+    if n is not None and n < len(problems):
+        random.Random(f"{name} {seed}").shuffle(problems)
     return problems[:n]
