@@ -103,7 +103,7 @@ def sites(model: nn.Module, tokenizer: Any) -> Result:
             ):
                 moved = _logits(model, ids)
             vector, after = push.layers[layer].double(), changed[layer][0].double().cpu()
-            if (error := _operation_error(name, before, after, vector, 1.0)) > _tolerance(model):
+            if not (error := _operation_error(name, before, after, vector, 1.0)) <= _tolerance(model):
                 return "failed", f"{name} at {site} of block {layer} misses its formula by {error:.1e} of the norm"
             if torch.equal(moved, plain):
                 return "failed", f"{name} at {site} of block {layer} does not change the logits"
@@ -370,7 +370,7 @@ def operations(model: nn.Module, tokenizer: Any) -> Result:
         for name, strength in strengths.items()
     }
     worst = max(errors, key=lambda name: errors[name])
-    if errors[worst] > _tolerance(model):
+    if not all(error <= _tolerance(model) for error in errors.values()):  # NaN is no success
         return "failed", f"{worst} misses its formula by {errors[worst]:.1e} of the stream's norm"
     detail = f"{len(errors)} operations leave in the stream what their formulas say, to {errors[worst]:.1e} of its norm"
     positions = "from_last_prompt_token" if counts_tokens(model) else "all"
@@ -433,7 +433,9 @@ def _middle(scores: Tensor) -> float:
 
 
 def _operation_error(name: str, old: Tensor, new: Tensor, vector: Tensor, strength: float) -> float:
-    """Largest error of a steered stream `[pos, d_model]` over positions, in units of the old stream's norm.
+    """Largest error of a steered stream `[pos, d_model]` over positions, in units of the old or expected norm.
+
+    The larger of both norms at a position is its unit. NaN if a value is.
 
     The expected stream is built from its angle to the vector, its norm, and its part across the vector, where
     `steerkit.steering.operations` computes it by other means.
@@ -450,7 +452,8 @@ def _operation_error(name: str, old: Tensor, new: Tensor, vector: Tensor, streng
     else:
         target = {"add": along + strength * vector.norm(), "ablate": 0 * along, "clamp": 0 * along + vector.norm()}
         expected = across + target[name] * unit
-    return float(((new - expected).norm(dim=-1) / norm[:, 0].clamp_min(1e-30)).max())
+    size = torch.maximum(norm[:, 0], expected.norm(dim=-1))  # a push far above a small stream rounds as the push does
+    return float(((new - expected).norm(dim=-1) / size.clamp_min(1e-30)).max())
 
 
 def compiled_caches(model: nn.Module, tokenizer: Any) -> Result:

@@ -108,7 +108,8 @@ def check_rows(model: nn.Module, rows: Sequence[Row]) -> Exact:
     with suspended(model):
         ways = exact(model)
     weights = fingerprint(model)
-    for steering in {(id(one.vector), one.foreign, one.when): one for row in rows for one in row.steerings}.values():
+    every = [one for row in rows for one in row.steerings]
+    for steering in {(id(one.vector), one.site, one.foreign, id(one.when)): one for one in every}.values():
         steering.check(model, blocks, weights)
     check_vocabulary(model, [row.prompt for row in rows])
     return ways

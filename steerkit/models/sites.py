@@ -557,6 +557,8 @@ def _heads(
             continue
         if not (isinstance(call.module, nn.Linear | Conv1D) or hasattr(call.module, "base_layer")):
             continue
+        if hasattr(_around(run.block, call.path), "base_layer"):  # the adapter around it reads its input, too
+            continue
         z, out = call.entered, call.left
         if z is None or out is None or z.shape[-1] not in widths or out.shape[-1] != run.entered.shape[-1]:
             continue

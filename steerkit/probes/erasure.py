@@ -152,7 +152,7 @@ def leace(acts: Activations, label: str = "label", shrinkage: float = 0.0) -> Er
 def fit_erasure(x: Float[Tensor, "item d_model"], codes: Tensor, n_classes: int, shrinkage: float = 0.0) -> Erasure:
     """Return the erasure of class indices `[item]` from activations; see `leace`.
 
-    With `x - mean = U S V'` (thin), `Cov(x) = V S^2 V' / n`, so nothing of size `[d_model, d_model]` is formed.
+    With `x - mean = U S V'` (thin), `Cov(x) = V S^2 V' / n`, so the covariance itself is not formed.
     """
     wide = x.detach().cpu().double()
     mean = wide.mean(0)

@@ -26,9 +26,9 @@ def erase(
 ) -> Steering:
     """Return a steering that erases a concept at one layer, `h <- h - c (h - mean) right left`.
 
-    Its operation is named `leace:` and a hash of the map, so rows of a sweep with another erasure are other rows. It
-    takes no other vector, which it would not read: a control of an erasure is the erasure of shuffled labels. Like
-    `ablate`, positions `"prompt"` and `"all"` leave out position 0. vLLM refuses it by name.
+    Its operation is named by a hash of the map and by its place, so rows of a sweep with another erasure are other
+    rows. It takes no other vector, which it would not read: a control of an erasure is the erasure of shuffled labels.
+    Like `ablate`, positions `"prompt"` and `"all"` leave out position 0. vLLM refuses it by name.
 
     Args:
         eraser: from `sk.leace`.
@@ -59,7 +59,8 @@ def erase(
         raise ValueError(f"expected classes with different means at layer {layer}; all are equal. Nothing to erase.")
     meta = {name: eraser.meta[name] for name in PROVENANCE if name in eraser.meta}
     vector = SteeringVector({int(plain_layer(layer)): erasure.left[0]}, {**meta, "method": "leace"}, eraser.site)
-    operation = registered(f"leace:{erasure.content()}", _Erase(erasure, vector))
+    place = f"{eraser.site}.{plain_layer(layer)}"  # two erasers of one stream have one map
+    operation = registered(f"leace:{erasure.content()}:{place}", _Erase(erasure, vector))
     return Steering(vector, coefficient, positions, operation, foreign)
 
 

@@ -63,7 +63,8 @@ class Steering:
             vector that holds one layer needs no `layer`. After construction `vector` holds the steered layers only.
         site: where in the block it acts, h being the value there: `"resid_post"`, `"resid_pre"`, `"resid_mid"`,
             `"attn_out"`, `"mlp_out"` or `"z"` (the attention heads side by side; zeros in the vector leave a head as it
-            is). Default: where the vector was read. The model must have the site, see docs/architectures.md.
+            is, except under `add_normed` and `rotate`). Default: where the vector was read. The model must have the
+            site, see docs/architectures.md.
         when: a `Condition`: the steering acts only in rows, or at positions, where it holds. None: everywhere.
         dose: instead of a coefficient: the norm of the push in units of the stream's norm, signed, for `add` and
             `add_normed`. The coefficient is NaN until `resolved(norms)` sets it; `on(model, norms=...)`,

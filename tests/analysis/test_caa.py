@@ -256,6 +256,7 @@ def test_the_command_writes_gains_that_are_those_of_scored_choices_and_resumes(t
     assert {path: path.read_bytes() for path in files} == files and len(files) == 4
 
 
+@pytest.mark.long
 def test_the_command_measures_questions_with_yes_and_no_as_those_with_letters(tmp_path, monkeypatch, capsys) -> None:
     write_statements(tmp_path / "kind.jsonl")
     model, tokenizer = tiny_model(), tiny_tokenizer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -343,6 +344,32 @@ def test_sites_are_found_again_after_an_adapter_replaced_their_modules() -> None
     read = read_all(wrapped, IDS, ["resid_pre", "attn_out", "mlp_out", "resid_post"])
     total = read["resid_pre"][1] + read["attn_out"][1] + read["mlp_out"][1]
     torch.testing.assert_close(total, read["resid_post"][1])
+
+
+@pytest.mark.parametrize("first", ["while the adapter is off", "before the adapter is trained", "with the adapter"])
+def test_heads_are_steered_before_an_adapter_of_the_output_projection_reads_them(first: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    trained = first != "before the adapter is trained"
+    config = LoraConfig(r=4, lora_alpha=32, target_modules=["o_proj"], init_lora_weights=not trained)
+    model = get_peft_model(tiny_model("llama"), config)
+    with model.disable_adapter() if first == "while the adapter is off" else nullcontext():
+        find_sites(model)
+    if not trained:
+        for name, weights in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weights, std=0.3)
+    projection = model.base_model.model.model.layers[1].self_attn.o_proj
+    with torch.no_grad():
+        plain = model(input_ids=IDS).logits
+        handle = projection.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 3,))
+        wanted = model(input_ids=IDS).logits
+        handle.remove()
+        push = sk.SteeringVector({1: torch.full((32,), 3.0)}, site="z")
+        with sk.Steering(push, 1.0, "all", foreign=True).on(model):
+            steered = model(input_ids=IDS).logits
+    torch.testing.assert_close(steered, wanted)
+    assert not torch.allclose(steered, plain, atol=0.1)
 
 
 @pytest.mark.parametrize("operation", ["add", "ablate", "rotate"])

@@ -46,7 +46,13 @@ SHELL = [
 ]
 
 
-SLOW = ("docs/backends.md", "docs/coming-from.md", "docs/concepts/conditions.md", "docs/concepts/patching.md")
+SLOW = (
+    "docs/backends.md",
+    "docs/coming-from.md",
+    "docs/concepts/conditions.md",
+    "docs/concepts/patching.md",
+    "docs/concepts/sweeps.md",
+)
 """Pages whose code takes more than ten seconds; `make test-long` runs it."""
 
 
@@ -162,6 +168,7 @@ def test_the_overview_of_the_reference_lists_the_names_of_each_page_once() -> No
     assert len(every) == len(set(every))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("notebook", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_runs_and_is_stored_with_the_outputs_of_its_code(notebook, checkpoint) -> None:
     stored = json.loads(notebook.read_text(encoding="utf-8"))

@@ -47,7 +47,8 @@ def test_rows_of_a_mixed_batch_write_what_they_write_alone_and_a_sweep_names_the
     for prompt, steering, text in zip(PROMPTS, each, together, strict=True):
         assert sk.generate(model, tokenizer, [prompt], max_new_tokens=8, steering=steering) == [text]
     assert together != sk.generate(model, tokenizer, PROMPTS, max_new_tokens=8)
-    assert erasing.operation == f"leace:{eraser.at(2).content()}" and named(erasing.operation).name == erasing.operation
+    assert erasing.operation == f"leace:{eraser.at(2).content()}:resid_post.2"
+    assert named(erasing.operation).name == erasing.operation
     settings: dict[str, Any] = {
         "coefficients": [0, 1],
         "max_new_tokens": 4,
@@ -116,3 +117,15 @@ def test_what_cannot_be_erased_is_refused() -> None:
     same = sk.collect(model, tokenizer, ["a", "b", "a", "b"] * 10, labels=["x", "x", "y", "y"] * 10, layers=[1])
     with pytest.raises(ValueError, match="Nothing to erase"), pytest.warns(UserWarning, match="held-out"):
         sk.erase(sk.leace(same.__class__(same.resid[:20], same.layers, same.items[:20])), 1)
+
+
+def test_the_same_stream_is_erased_at_both_of_its_sites() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    texts = [f"{word} {i}" for i in range(20) for word in ("glad", "grey")]
+    read = {"labels": [text[:4] for text in texts]}
+    before = sk.leace(sk.collect(model, tokenizer, texts, layers=2, site="resid_pre", **read))
+    after = sk.leace(sk.collect(model, tokenizer, texts, layers=1, **read))
+    assert before.at(2).content() == after.at(1).content()
+    each = [sk.erase(before, 2, positions="all"), sk.erase(after, 1, positions="all")]
+    one, other = (sk.generate(model, tokenizer, ["glad"], max_new_tokens=8, steering=steering) for steering in each)
+    assert one == other != sk.generate(model, tokenizer, ["glad"], max_new_tokens=8)

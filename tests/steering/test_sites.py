@@ -280,6 +280,11 @@ def test_what_does_not_fit_the_site_is_refused(tmp_path: Path, llama: Any) -> No
     parallel = tiny_model("gpt_neox")
     with pytest.raises(NoSite, match="resid_mid is refused"):
         sk.generate(parallel, tokenizer, ["a"], max_new_tokens=1, steering=Steering(vector("resid_mid")))
+    push, when = vector("resid_post"), sk.Condition(vector("attn_out"), above=0.0)
+    good, bad = (Steering(push, site=site, when=when) for site in ("resid_post", "mlp_out"))
+    for each in ([good, bad], [bad, good]):  # whatever the order of the rows
+        with pytest.raises(ValueError, match="attn_out"):
+            sk.generate(parallel, tokenizer, ["a", "b"], max_new_tokens=1, steering=each)
     with pytest.raises(ValueError, match="width 64, the model's at z; got 32"):
         sk.generate(build("llama"), tokenizer, ["a"], max_new_tokens=1, steering=Steering(vector("z")))
     assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -106,6 +107,8 @@ def test_a_row_steers_at_its_site_and_survives_a_vector_file(tmp_path: Path) -> 
 def test_a_condition_on_a_row_of_resid_pre_holds_at_the_tokens_where_the_feature_is_active(tmp_path: Path) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     rows = sk.read_sae(write(tmp_path, OLD), range(D_SAE))
+    for several in (np.arange(D_SAE), torch.arange(D_SAE)):
+        assert list(sk.read_sae(tmp_path, several)) == list(rows)
     ids = torch.tensor([sk.render(tokenizer, "The sea is calm today").ids])
     with sk.capture_resid(model, [1, 2]) as plain, torch.no_grad():
         model(ids)

@@ -178,6 +178,7 @@ def _place(fields: Mapping[str, Any], path: Path) -> tuple[int, str]:
 
 
 def _row_list(rows: Any) -> list[int]:
+    rows = rows.tolist() if hasattr(rows, "tolist") else rows
     several = [rows] if isinstance(rows, Integral) else list(rows) if isinstance(rows, Sequence | range) else [rows]
     if not several or any(not isinstance(row, Integral) or isinstance(row, bool) or row < 0 for row in several):
         raise ValueError(f"expected feature indices from 0; got {rows!r:.80}. Pass one integer or several.")
