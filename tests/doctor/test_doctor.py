@@ -13,6 +13,7 @@ from tokenizers import normalizers
 from steerkit.cli import models as cli
 from steerkit.cli.models import doctor
 from steerkit.doctor import checks
+from steerkit.doctor.checks import _operation_error
 from steerkit.doctor.report import CHECKS, Finding, examine
 from steerkit.models.cache_argument import cache_argument
 from steerkit.models.site_names import SITES
@@ -345,3 +346,12 @@ def test_a_patch_that_leaves_a_position_out_is_found_and_a_stream_that_is_not_al
     monkeypatch.undo()
     state, detail = checks.patching(build("zamba2"), tiny_tokenizer())
     assert state == "note" and "later blocks read more than this stream" in detail
+
+
+def test_the_rounding_of_a_push_is_no_error_where_the_stream_is_small_and_nan_is_one() -> None:
+    old = torch.full((2, 8), 1e-3, dtype=torch.float64)
+    push = torch.linspace(1, 9, 8, dtype=torch.float64)
+    rounded = (old + push).bfloat16().double()
+    assert _operation_error("add", old, rounded, push, 1.0) < 0.01
+    assert _operation_error("add", old, old + 2 * push, push, 1.0) > 0.5
+    assert not _operation_error("add", old, old * float("nan"), push, 1.0) <= 1
