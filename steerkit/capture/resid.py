@@ -90,11 +90,14 @@ def reading(
             yield ran
 
 
-def resolve_layers(model: nn.Module, blocks: Blocks, layers: Layers, site: str = DEFAULT) -> tuple[Layer, ...]:
+def resolve_layers(
+    model: nn.Module, blocks: Blocks, layers: Layers, site: str = DEFAULT, warn: bool = True
+) -> tuple[Layer, ...]:
     """Return `"all"`, one layer or several as a tuple of block indices (and `"embed"`).
 
     Args:
         layers: `"all"` are the layers at which the site was verified.
+        warn: whether `"all"` warns where it leaves out layers; not where the caller chose `"all"`, not the user.
 
     Raises:
         ValueError: a layer or a site that the model does not have, no layer, or a layer given twice; `"embed"` at
@@ -105,7 +108,7 @@ def resolve_layers(model: nn.Module, blocks: Blocks, layers: Layers, site: str =
     """
     if isinstance(layers, str) and layers == "all":
         found = layers_with(model, blocks, site)
-        if len(found) < len(blocks):
+        if warn and len(found) < len(blocks):
             reasons = find_sites(model).reasons
             left_out = [layer for layer in blocks.modules if layer not in found]
             warnings.warn(

@@ -5,6 +5,7 @@ Each check is a function of the model and its tokenizer that returns a state and
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 from unittest import mock
 
@@ -576,8 +577,11 @@ def _coefficient_of_stream_norm(model: nn.Module, tokenizer: Any) -> float:
 
 
 def _relative_difference(measured: Tensor, reference: Tensor) -> float:
-    """`|measured - reference| / |reference|`, in float32."""
-    return float((measured.float() - reference.float()).norm() / reference.float().norm().clamp_min(1e-30))
+    """`|measured - reference| / |reference|`, in float32; infinite, and so never within a tolerance, if a value is not
+    finite.
+    """
+    found = float((measured.float() - reference.float()).norm() / reference.float().norm().clamp_min(1e-30))
+    return math.inf if math.isnan(found) else found
 
 
 def _tolerance(model: nn.Module) -> float:

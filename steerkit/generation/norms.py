@@ -36,7 +36,7 @@ def shared_median_norms(
     with suspended(model):
         if in_prompt or 2 * len({tuple(prompt) for prompt, _ in texts}) > len(texts) or not exact(model).chunks:
             return median_norms(model, texts, None, positions, operation, site)
-    layers = resolve_layers(model, find_blocks(model), "all", site)
+    layers = resolve_layers(model, find_blocks(model), "all", site, warn=False)
     reader = _Norms([(site, int(layer)) for layer in layers])
     numbered = sorted(range(len(texts)), key=lambda number: len(texts[number][1]))
     found: list[np.ndarray] = []

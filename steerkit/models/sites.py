@@ -565,7 +565,7 @@ def _heads(
         if any(isinstance(one, nn.Conv1d) for one in _around(run.block, call.path).modules()):
             continue
         point = HookPoint(call.module, "input", run.block, flat=z.ndim == 2)
-        if why := _broken_heads(run, point, attn_out[1], count, rounding):
+        if why := _broken_heads(run, point, z, attn_out[1], count, rounding):
             reason = why
             continue
         return (call.path, point, int(z.shape[-1])), ""
@@ -577,20 +577,23 @@ def _around(block: nn.Module, path: str) -> nn.Module:
     return block.get_submodule(path.rpartition(".")[0])
 
 
-def _broken_heads(run: _Run, point: HookPoint, attn_out: HookPoint, count: int, rounding: _Rounding) -> str | None:
-    """The identity that does not hold for `z`; None if all do."""
+def _broken_heads(
+    run: _Run, point: HookPoint, z: Tensor, attn_out: HookPoint, count: int, rounding: _Rounding
+) -> str | None:
+    """The identity that does not hold for `z`; None if all do.
+
+    What one head changes is read after the output projection alone: the block is run twice, whatever the number of
+    heads.
+    """
     points = {"z": point, "attn_out": attn_out}
     plain = run.again(points, {})[1]["attn_out"]
     constant = run.again(points, {"z": torch.zeros_like})[1]["attn_out"]
     if not rounding.alike(constant, constant[:, :1].expand_as(constant)) or rounding.alike(constant, plain):
         return "zeros written before the output projection leave attn_out different between positions"
+    projected = point.module(z.clone())
     for head in range(count):
-
-        def without(z: Tensor, head: int = head) -> Tensor:
-            z = z.clone().unflatten(-1, (count, -1))
-            z[..., head, :] = 0
-            return z.flatten(-2)
-
-        if torch.equal(run.again(points, {"z": without})[1]["attn_out"], plain):
+        without = z.clone().unflatten(-1, (count, -1))
+        without[..., head, :] = 0
+        if torch.equal(point.module(without.flatten(-2)), projected):
             return f"attn_out does not depend on head {head}"
     return None

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from steerkit.capture.activations import ActivationMeans
@@ -101,12 +100,13 @@ def patch(
 
     Raises:
         ValueError: prompts of different lengths in a pair, a position outside a prompt, an unknown mode, metric, site
-            or layer, equal metrics of both runs of a pair, an active steering, or a metric without a slope for
-            `"attribution"`.
+            or layer, equal prompts or equal metrics of both runs of a pair, an active steering, or a metric without a
+            slope for `"attribution"`. All of these are found before the first patch.
 
     Warns:
         UserWarning: a pair whose runs differ less than a tenth as much as the median pair's: its effects are large and
-            uncertain.
+            uncertain. Or values that are put in at `resid_mid` and arrive with an error of more than 2 %: in 16 bits,
+            at positions whose stream is much larger than the value.
 
     Example:
         >>> result = sk.patch(model, tokenizer, "The Colosseum is in the city of", "The Louvre is in the city of",
@@ -148,18 +148,20 @@ def patch(
         about = describe(model, tokenizer)
         means = None if source is None else _means(model, source, places, about)
         heads = find_sites(model).heads if "z" in names else {}
+        contrasts = [_contrast(model, tokenizer, pair, mode, metric) for pair in pairs]
+        _warn_of_small_contrasts(contrasts)
         frames = []
         with progress("patching", len(pairs)) as advance:
-            for number, pair in enumerate(pairs):
+            for number, contrast in enumerate(contrasts):
                 frames.append(
                     _one_pair(
-                        model, tokenizer, pair, places, heads, {name: span[number] for name, span in spans.items()},
-                        mode=mode, metric=metric, means=means, method=method, batch_rows=batch_rows,
+                        model, tokenizer, contrast, places, heads,
+                        {name: span[number] for name, span in spans.items()},
+                        means=means, method=method, batch_rows=batch_rows,
                     ).assign(pair=number)
                 )  # fmt: skip
                 advance(1)
     table = pd.concat(frames, ignore_index=True)
-    _warn_of_small_contrasts(table)
     meta = {
         **about,
         "kind": "patching",
@@ -172,38 +174,64 @@ def patch(
     return PatchResult(over_pairs(table), table, meta)
 
 
+@dataclass(frozen=True)
+class _Contrast:
+    """The two runs of a pair and their metrics.
+
+    Args:
+        base: token ids of the run that is patched.
+        other: token ids of the run that the activations are taken from.
+        measure: the metric, with its reference.
+        m_base: its value in the run that is patched.
+        m_other: its value in the other run.
+    """
+
+    base: tuple[int, ...]
+    other: tuple[int, ...]
+    measure: Measure
+    m_base: float
+    m_other: float
+
+
+def _contrast(model: nn.Module, tokenizer: Any, pair: _Pair, mode: Mode, metric: Metric) -> _Contrast:
+    """Both runs of a pair; `ValueError` unless their metrics are finite and differ."""
+    text = tokenizer.decode(list(pair.clean))
+    measure = Measure(metric, pair.answers)
+    clean = Runs(model, pair.clean, measure).logits()
+    if metric == "kl":
+        measure = replace(measure, reference=clean[0][0, -1].float().log_softmax(-1))
+    with torch.inference_mode():
+        m_clean = float(measure.of(clean)[0])
+    m_corrupted = Runs(model, pair.corrupted, measure).metric()
+    if not (math.isfinite(m_clean) and math.isfinite(m_corrupted)):
+        raise ValueError(
+            f"expected finite metrics of both runs of {text!r:.80}; got {m_clean} of the clean and {m_corrupted} of "
+            "the corrupted one. Load the model in float32, or pass another metric."
+        )
+    if not abs(m_clean - m_corrupted) > 1e-6:
+        raise ValueError(
+            f"expected runs with different metrics; both prompts of {text!r:.80} give {m_clean:.6g}. Pass a corrupted "
+            "prompt that changes the answer."
+        )
+    if mode == "denoising":
+        return _Contrast(pair.corrupted, pair.clean, measure, m_corrupted, m_clean)
+    return _Contrast(pair.clean, pair.corrupted, measure, m_clean, m_corrupted)
+
+
 def _one_pair(
     model: nn.Module,
     tokenizer: Any,
-    pair: _Pair,
+    pair: _Contrast,
     places: Sequence[Place],
     heads: Mapping[int, tuple[int, int]],
     spans: Mapping[int | str, tuple[int, int]],
     *,
-    mode: Mode,
-    metric: Metric,
     means: Mapping[Place, Tensor] | None,
     method: Method,
     batch_rows: int | None,
 ) -> pd.DataFrame:
     """One row per place of a pair: site, layer, head, position, token, base, other, patched, effect."""
-    base, other = (pair.corrupted, pair.clean) if mode == "denoising" else (pair.clean, pair.corrupted)
-    measure = Measure(metric, pair.answers)
-    if metric == "kl":
-        measure = replace(measure, reference=_prediction(model, pair.clean))
-    runs = Runs(model, base, measure, batch_rows)
-    m_base, m_other = runs.metric(), Runs(model, other, measure, batch_rows).metric()
-    if not (math.isfinite(m_base) and math.isfinite(m_other)):
-        raise ValueError(
-            f"expected finite metrics of both runs of {tokenizer.decode(list(pair.clean))!r:.80}; got {m_base} and "
-            f"{m_other}. Load the model in float32, or pass another metric."
-        )
-    if not abs(m_other - m_base) > 1e-6:
-        raise ValueError(
-            f"expected runs with different metrics; both prompts of {tokenizer.decode(list(pair.clean))!r:.80} give "
-            f"{m_base:.6g}. Pass a corrupted prompt that changes the answer."
-        )
-    values = values_of(model, other, places)
+    values = values_of(model, pair.other, places)
     if means is not None:
         values = {place: means[place].expand_as(value) for place, value in values.items()}
     patches, described = [], []
@@ -211,15 +239,16 @@ def _one_pair(
         for head, columns in _parts(site, layer, heads):
             for name, (start, stop) in spans.items():
                 patches.append(Patch((site, layer), start, stop, columns))
-                token = tokenizer.decode([base[start]]) if stop == start + 1 else None
+                token = tokenizer.decode([pair.base[start]]) if stop == start + 1 else None
                 described.append({"site": site, "layer": layer, "head": head, "position": name, "token": token})
     if method == "exact":
-        patched = runs.patched(patches, values)
+        patched = Runs(model, pair.base, pair.measure, batch_rows).patched(patches, values)
     else:
-        patched = [m_base + change for change in attributed(model, base, measure, patches, values)]
-    table = pd.DataFrame(described).assign(base=m_base, other=m_other, patched=patched)
+        changes = attributed(model, pair.base, pair.measure, patches, values)
+        patched = [pair.m_base + change for change in changes]
+    table = pd.DataFrame(described).assign(base=pair.m_base, other=pair.m_other, patched=patched)
     table["head"] = table["head"].astype("Int64")
-    return table.assign(effect=(table["patched"] - m_base) / (m_other - m_base))
+    return table.assign(effect=(table["patched"] - pair.m_base) / (pair.m_other - pair.m_base))
 
 
 def _parts(
@@ -232,18 +261,6 @@ def _parts(
     count, width = heads[layer]
     for head in range(count):
         yield head, (head * width, (head + 1) * width)
-
-
-def _prediction(model: nn.Module, ids: Sequence[int]) -> Float[Tensor, " vocabulary"]:
-    """The log-probabilities of the token after a prompt."""
-    kept: list[Tensor] = []
-
-    def keep(logits: Tensor) -> Tensor:
-        kept.append(logits[0].log_softmax(-1))
-        return torch.zeros(len(logits))
-
-    Runs(model, ids, Measure(keep, None)).metric()
-    return kept[0]
 
 
 def _pairs(
@@ -263,6 +280,11 @@ def _pairs(
             raise ValueError(
                 f"expected prompts of equal length in tokens; those of pair {number} have {len(first)} and "
                 f"{len(second)}. Replace words by others with as many tokens."
+            )
+        if first == second:
+            raise ValueError(
+                f"expected two different prompts in each pair; those of pair {number} have the same tokens. Change the "
+                "corrupted one."
             )
     listed = [None] * len(clean_ids) if answers is None else _answers(tokenizer, answers, len(clean_ids))
     return [_Pair(*three) for three in zip(clean_ids, corrupted_ids, listed, strict=True)]
@@ -385,9 +407,9 @@ def _described_source(source: ActivationMeans | None) -> dict[str, Any]:
     return {"source": "mean", "means": own}
 
 
-def _warn_of_small_contrasts(table: pd.DataFrame) -> None:
-    contrast = (table["other"] - table["base"]).abs().groupby(table["pair"]).first()
-    small = contrast.index[contrast < SMALL_CONTRAST * contrast.median()].tolist()
+def _warn_of_small_contrasts(contrasts: Sequence[_Contrast]) -> None:
+    size = pd.Series([abs(one.m_other - one.m_base) for one in contrasts])
+    small = size.index[size < SMALL_CONTRAST * size.median()].tolist()
     if small:
         warnings.warn(
             f"the runs of the pairs {small[:8]} differ less than a tenth as much as those of the median pair; their "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -25,6 +27,8 @@ from steerkit.models.sites import edit_places, points_at
 from steerkit.patching.metrics import Measure
 
 BATCH_ROWS = {"cpu": 32, "cuda": 256}
+ARRIVES = 0.02
+"""The relative error of a value that is put in from which on a warning names it."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,17 @@ class Runs:
         self.model, self.ids, self.measure = model, tuple(ids), measure
         self.blocks, self.device = find_blocks(model), device_of(model)
         self.size = batch_rows or BATCH_ROWS.get(self.device.type, BATCH_ROWS["cpu"])
-        self._prefix = self._cached_prefix()
+        self.error = 0.0
+
+    def logits(self) -> list[Float[Tensor, "1 pos vocabulary"]]:
+        """The logits of the unpatched run per suffix of the metric, from the last prompt token on."""
+        with running(self.model), torch.inference_mode():
+            return [self._forward([()], 0, suffix, {}) for suffix in self.measure.suffixes]
 
     def metric(self) -> float:
         """The metric of the unpatched run."""
-        with running(self.model), torch.inference_mode():
-            logits = [self._forward([()], 0, suffix, {}) for suffix in self.measure.suffixes]
-            return float(self.measure.of(logits)[0])
+        with torch.inference_mode():
+            return float(self.measure.of(self.logits())[0])
 
     def patched(self, patches: Sequence[Patch], values: Mapping[Place, Float[Tensor, "pos width"]]) -> list[float]:
         """The metric with each patch, in their order.
@@ -94,6 +102,14 @@ class Runs:
                 continue
             for number, metric in zip(numbers, metrics, strict=True):
                 found[number] = metric
+        if self.error > ARRIVES:
+            warnings.warn(
+                f"what is put in at resid_mid arrives with an error of {self.error:.0%} at a position whose stream is "
+                f"much larger: {self.model.dtype} does not hold the difference. Load the model in float32, or leave "
+                "this position out (often position 0).",
+                UserWarning,
+                stacklevel=4,
+            )
         return found
 
     def _forward(
@@ -127,12 +143,20 @@ class Runs:
                 value[number, patch.start - start : patch.stop - start, columns] = new.to(value.device, value.dtype)
             return value
 
-        with edit_places(self.model, self.blocks, by_place, edit) as called:
+        def check(place: Place, value: Tensor) -> None:
+            for number, patch in by_place[place]:
+                new = values[place][patch.start : patch.stop].to(value.device, torch.float32)
+                error = (value[number, patch.start - start : patch.stop - start].float() - new).norm(dim=-1)
+                self.error = max(self.error, float((error / new.norm(dim=-1).clamp_min(1e-30)).max()))
+
+        sums = points_at(self.model, self.blocks, [place for place in by_place if place[0] == "resid_mid"])
+        with edit_places(self.model, self.blocks, by_place, edit) as called, observe_points(sums, check):
             logits: Tensor = self.model(**inputs).logits
         check_called(called, set(by_place))
         return logits[:, -len(suffix) - 1 :]
 
-    def _cached_prefix(self) -> list[tuple[Tensor, Tensor]] | None:
+    @cached_property
+    def _prefix(self) -> list[tuple[Tensor, Tensor]] | None:
         """Keys and values of the prompt per layer; None where a cut cache does not give the plain logits."""
         if len(self.ids) < 2 or cache_argument(self.model) != "past_key_values":
             return None

@@ -85,7 +85,7 @@ def median_norms(
         ...     ...
     """
     blocks = find_blocks(model)
-    wanted = resolve_layers(model, blocks, "all" if layers is None else layers, site)
+    wanted = resolve_layers(model, blocks, "all" if layers is None else layers, site, warn=layers is not None)
     passages = []
     for prompt, ids in texts:
         low, high = steered_columns(positions, 0, len(prompt), operation)

@@ -7,6 +7,7 @@ import dis
 import hashlib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +35,8 @@ class Operation:
         function: gets the stream `[row, pos, d_model]` in float32, the directions `[row, 1, d_model]` and the strengths
             `[row, 1, 1]`; returns the new stream, and writes into none of them. Each position must depend on its own
             stream alone, for any number of rows and positions and any width, and strength 0 must return the stream. It
-            may read modules, and no other variables outside itself: its source must determine it.
+            may read torch and modules of the standard library, which the file imports, and no other variables outside
+            itself: its source must determine it.
         unit: whether the direction is `v / |v|`, or the vector as stored.
 
     Raises:
@@ -72,19 +74,27 @@ class Operation:
 
 
 def _source_of(name: str, function: Any) -> str:
-    """The source of a plain function, with the modules that it reads.
+    """The source of a plain function, with the modules that it reads: torch and the standard library.
 
     Raises:
         ValueError: it cannot be read, or does not determine the function.
     """
-    advice = "Write a function in a file that reads its arguments and modules only."
+    advice = "Write a function in a file that reads only its arguments, torch and the standard library."
     plain = isinstance(function, FunctionType)
     if not plain or function.__closure__ or function.__defaults__ or function.__kwdefaults__:
         raise ValueError(
             f"expected a plain function without closure or defaults as {name!r}; got {function!r}. {advice}"
         )
-    names = sorted({used for code in _codes(function.__code__) for used in _globals_of(code)})
+    codes = list(_codes(function.__code__))
+    if imported := sorted({one.argval for code in codes for one in dis.get_instructions(code) if _imports(one)}):
+        raise ValueError(f"expected {name!r} to import nothing inside; it imports {imported}. Import in its file.")
+    names = sorted({used for code in codes for used in _globals_of(code)})
     modules = {one: function.__globals__[one].__name__ for one in names if _is_module(function.__globals__.get(one))}
+    if own := [module for module in modules.values() if module.partition(".")[0] not in STABLE]:
+        raise ValueError(
+            f"expected {name!r} to read no modules but torch and the standard library; it reads {own}, whose edits "
+            f"would not change its name. {advice}"
+        )
     other = [one for one in names if one not in modules]
     if variables := [one for one in other if one in function.__globals__ or not hasattr(builtins, one)]:
         raise ValueError(f"expected {name!r} to read no variables outside itself; it reads {variables}. {advice}")
@@ -111,6 +121,14 @@ def _globals_of(code: CodeType) -> Iterator[str]:
 
 def _is_module(value: Any) -> bool:
     return isinstance(value, ModuleType)
+
+
+STABLE = sys.stdlib_module_names | {"torch"}
+"""Packages that an operation may read: they change with their version alone."""
+
+
+def _imports(one: dis.Instruction) -> bool:
+    return one.opname == "IMPORT_NAME"
 
 
 def _behaviour(code: CodeType) -> tuple[Any, ...]:

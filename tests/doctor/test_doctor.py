@@ -279,13 +279,21 @@ def test_an_adapter_that_its_fingerprint_does_not_name_is_found(monkeypatch) -> 
 
 
 @verifies("doctor", operations=OPERATIONS)
-def test_an_operation_that_misses_its_formula_is_found(monkeypatch) -> None:
-    from steerkit.steering import operations
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_that_misses_its_formula_is_found(name: str, monkeypatch) -> None:
+    """Half of what this operation changes is written."""
+    from steerkit.steering.rows import RowSteering
 
-    normed = operations._builtin("rotate", operations._add_normed, unit=True)
-    monkeypatch.setitem(operations._registered, "rotate", normed)
+    whole = RowSteering.edit
+
+    def half(self: Any, place: tuple[str, int], value: torch.Tensor) -> torch.Tensor | None:
+        new = whole(self, place, value)
+        steered = {str(one.operation) for row in self.rows for one in row}
+        return new if new is None or steered != {name} else (new + value) / 2
+
+    monkeypatch.setattr(RowSteering, "edit", half)
     state, detail = result_of("operations", tiny_model(), tiny_tokenizer())
-    assert state == "failed" and "rotate misses its formula" in detail
+    assert state == "failed" and f"{name} misses its formula" in detail
 
 
 @verifies("doctor", operations=["condition"])
@@ -320,13 +328,24 @@ def test_an_operation_that_misses_its_formula_at_a_site_is_found(site: str, name
 
 
 @verifies("doctor", operations=["condition"], sites=SITES[:-1])
-def test_a_condition_at_a_site_that_reads_another_row_is_found(monkeypatch) -> None:
-    from steerkit.steering.rows import _Gate
+@pytest.mark.parametrize("site", SITES[:-1])
+def test_a_condition_at_a_site_that_is_decided_wrongly_is_found(site: str, monkeypatch) -> None:
+    """At this site alone a condition holds in a batch where it does not hold alone."""
+    from steerkit.steering.rows import RowSteering, _Gate
 
-    def of_the_first_row(self: Any, stream: torch.Tensor, start: int) -> None:
-        self.holds = self._holds(stream[:1].expand(len(self.rows), -1, -1) + start)
+    edit, read, at = RowSteering.edit, _Gate.read, [""]
 
-    monkeypatch.setattr(_Gate, "read", of_the_first_row)
+    def edit_at(self: Any, place: tuple[str, int], value: torch.Tensor) -> torch.Tensor | None:
+        at[0] = place[0]
+        return edit(self, place, value)
+
+    def opposite(self: Any, stream: torch.Tensor, start: int) -> None:
+        read(self, stream, start)
+        if at[0] == site and len(stream) > 1:
+            self.holds = ~self.holds
+
+    monkeypatch.setattr(RowSteering, "edit", edit_at)
+    monkeypatch.setattr(_Gate, "read", opposite)
     state, detail = checks.steered_sites(tiny_model(), tiny_tokenizer())
     assert state == "failed" and "texts steered at other sites" in detail
 
@@ -346,6 +365,14 @@ def test_a_patch_that_leaves_a_position_out_is_found_and_a_stream_that_is_not_al
     monkeypatch.undo()
     state, detail = checks.patching(build("zamba2"), tiny_tokenizer())
     assert state == "note" and "later blocks read more than this stream" in detail
+
+
+@pytest.mark.parametrize("check", [checks.hidden_states, checks.coefficient_zero])
+def test_a_stream_that_is_not_finite_is_found(check: Any) -> None:
+    model = tiny_model()
+    assert check(model, tiny_tokenizer())[0] != "failed"
+    torch.nn.init.constant_(model.model.layers[2].mlp.down_proj.weight, float("nan"))
+    assert check(model, tiny_tokenizer())[0] == "failed"
 
 
 def test_the_rounding_of_a_push_is_no_error_where_the_stream_is_small_and_nan_is_one() -> None:

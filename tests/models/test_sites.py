@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -388,3 +389,33 @@ def test_sites_that_are_first_asked_for_inside_a_steering_are_those_of_the_unste
     ):
         plain(input_ids=IDS)
     assert all(torch.equal(inside[layer], known[layer]) for layer in (1, 2))
+
+
+@pytest.mark.parametrize("heads", [4, 16])
+def test_finding_the_sites_runs_a_block_equally_often_whatever_its_number_of_heads(heads: int) -> None:
+    config = tiny_model("llama").config
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = heads, heads, 32 // heads
+    model = type(tiny_model("llama"))(config).eval()
+    find_blocks(model)
+    count = 0
+
+    def counting(*_: Any) -> None:
+        nonlocal count
+        count += 1
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(model.model.layers[1].register_forward_hook(counting).remove)
+        sites = find_sites(model)
+    assert sites.heads[1] == (heads, 32 // heads)
+    assert count == 18
+
+
+def test_a_dose_at_a_site_of_some_layers_warns_of_no_layers_that_nobody_named() -> None:
+    model, tokenizer = build("jamba"), tiny_tokenizer()
+    (layer, *_) = find_sites(model).layers("z")
+    with pytest.warns(UserWarning, match="layers='all' leaves out"):
+        acts = sk.collect(model, tokenizer, TEXTS, site="z", labels=["a", "b"] * 2)
+    vector = sk.difference_in_means(acts, "a", "b").at(layer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sk.generate(model, tokenizer, TEXTS[:1], max_new_tokens=2, steering=sk.Steering(vector, dose=0.2))

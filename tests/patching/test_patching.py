@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch import Tensor
 
 import steerkit as sk
 from steerkit.models.blocks import find_blocks
+from steerkit.models.hooks import counted_forwards
 from steerkit.models.site_names import SITES
 from steerkit.models.sites import NoSite
+from steerkit.patching.runs import Runs
 from steerkit.stats.mean import mean_interval
 from steerkit.steering.steering import Steering
 from steerkit.text.prompt import encode_prompt
@@ -121,9 +124,7 @@ def test_effects_with_and_without_a_cached_prefix_agree_and_whole_streams_give_1
     tokenizer = tiny_tokenizer()
     options: dict[str, Any] = {"sites": ["resid_post", "attn_out"], "layers": [1, 2]}
     fast = sk.patch(model, tokenizer, CLEAN, CORRUPTED, ANSWERS, **options, batch_rows=3)
-    from steerkit.patching.runs import Runs
-
-    monkeypatch.setattr(Runs, "_cached_prefix", lambda self: None)
+    monkeypatch.setattr(Runs, "_prefix", None)
     slow = sk.patch(model, tokenizer, CLEAN, CORRUPTED, ANSWERS, **options)
     assert fast.table["effect"].tolist() == pytest.approx(slow.table["effect"].tolist(), abs=2e-3)
     whole = sk.patch(model, tokenizer, CLEAN, CORRUPTED, ("A", "B"), positions={"all": (0, 10)}, layers=[0, 2])
@@ -165,6 +166,45 @@ def test_kl_and_functions_of_the_logits_are_metrics(llama: Any) -> None:
 
     own = sk.patch(model, tokenizer, CLEAN, CORRUPTED, layers=3, positions=[-1], metric=logit_of_65)
     assert own.pairs.iloc[0]["effect"] == pytest.approx(1, abs=1e-4) and own.meta["metric"] == "logit_of_65"
+
+
+def test_pairs_that_cannot_be_compared_are_found_before_the_first_patch(llama: Any, monkeypatch: Any) -> None:
+    model, tokenizer = llama
+    monkeypatch.setattr(Runs, "patched", lambda *_: pytest.fail("patched"))
+    clean, corrupted = [CLEAN, "The big hills are"], [CORRUPTED, "The old hills are"]
+    equal = lambda logits: logits[:, 0] * (logits[:, 1] > 9)  # noqa: E731  0 in both runs
+    with pytest.raises(ValueError, match="different metrics"):
+        sk.patch(model, tokenizer, clean, corrupted, ANSWERS, layers=1, positions=-1, metric=equal)
+    with counted_forwards(model) as count, pytest.raises(ValueError, match="those of pair 1 have the same"):
+        sk.patch(model, tokenizer, [CLEAN] * 2, [CORRUPTED, CLEAN], ANSWERS, layers=1, positions=-1)
+    assert count == [0]
+
+
+@pytest.mark.parametrize(("metric", "method", "forwards"), [("kl", "exact", 5), ("logprob_diff", "attribution", 4)])
+def test_a_place_costs_both_runs_their_values_and_the_patch_alone(
+    metric: Any, method: Any, forwards: int, llama: Any
+) -> None:
+    """The cached prefix is the fifth forward; attribution has one forward with a gradient and no prefix."""
+    model, tokenizer = llama
+    sk.patch(model, tokenizer, CLEAN, CORRUPTED, ANSWERS, layers=1)  # what is verified once per model
+    with counted_forwards(model) as count:
+        sk.patch(model, tokenizer, CLEAN, CORRUPTED, ("A", "B"), layers=1, positions=-1, metric=metric, method=method)
+    assert count == [forwards]
+
+
+def test_a_value_that_16_bits_do_not_let_arrive_at_resid_mid_is_warned_of() -> None:
+    model, tokenizer = tiny_model("llama").bfloat16(), tiny_tokenizer()
+    options: dict[str, Any] = {"layers": 1, "positions": -1}
+    model.get_input_embeddings().weight.data[encode_prompt(tokenizer, CLEAN)[-1]] *= 1000  # the stream that is patched
+    means = sk.collect_means(model, tokenizer, ["one", "six"], layers=[1], labels=["m"] * 2, site="resid_mid")
+    with pytest.warns(UserWarning, match="resid_mid arrives with an error of .*bfloat16"):
+        sk.patch(model, tokenizer, CLEAN, CORRUPTED, ANSWERS, sites="resid_mid", source=means, **options)
+    wide = tiny_model("llama")
+    wide.load_state_dict(model.float().state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact = sk.collect_means(wide, tokenizer, ["one", "six"], layers=[1], labels=["m"] * 2, site="resid_mid")
+        sk.patch(wide, tokenizer, CLEAN, CORRUPTED, ANSWERS, sites="resid_mid", source=exact, **options)
 
 
 def test_a_stored_mean_is_put_in_at_every_position(llama: Any) -> None:
@@ -273,7 +313,8 @@ def test_what_cannot_be_patched_is_refused(llama: Any) -> None:
 
     refused("equal length in tokens; those of pair 0 have 10 and 11", corrupted="The fogs is")
     refused("a corrupted prompt for each of 2 clean ones; got 1", clean=[CLEAN, CLEAN])
-    refused("both prompts of .* give", corrupted=CLEAN)
+    refused("two different prompts in each pair; those of pair 0", corrupted=CLEAN)
+    refused("both prompts of .* give", metric=lambda logits: logits[:, 0] * 0)
     refused("expected mode", mode="patch")
     refused("expected method", method="fast")
     refused("expected a metric among", metric="logit")

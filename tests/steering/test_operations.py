@@ -214,6 +214,8 @@ def setting_a_global(stream: Tensor, direction: Tensor, strength: Tensor) -> Ten
 
 norm = 2.0
 LAST: Any = None
+helper: Any = ModuleType("helper")
+helper.gain = 1.0
 
 
 def by_method(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
@@ -235,7 +237,28 @@ def test_two_functions_never_share_a_full_name(monkeypatch: pytest.MonkeyPatch) 
     other = ModuleType("other")
     other.sign = torch.sign  # type: ignore[attr-defined]
     monkeypatch.setitem(by_method.__globals__, "torch", other)  # another module of the same name in the source
+    with pytest.raises(ValueError, match=r"it reads \['other'\]"):
+        sk.Operation("by_method", by_method)
+    monkeypatch.setitem(by_method.__globals__, "torch", math)  # of the standard library
+    monkeypatch.setattr(math, "sign", other.sign, raising=False)
     assert sk.Operation("by_method", by_method).name != name
+
+
+def by_helper(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    return stream + strength * helper.gain * direction
+
+
+def by_import(stream: Tensor, direction: Tensor, strength: Tensor) -> Tensor:
+    import math
+
+    return stream + math.pi * strength * direction
+
+
+def test_a_function_that_reads_a_module_which_may_be_edited_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"torch and the standard library; it reads \['helper'\], whose edits"):
+        sk.Operation("by_helper", by_helper)
+    with pytest.raises(ValueError, match=r"import nothing inside; it imports \['math'\]"):
+        sk.Operation("by_import", by_import)
 
 
 def test_a_function_that_is_no_operation_is_refused() -> None:
