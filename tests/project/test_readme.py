@@ -21,7 +21,7 @@ MUTANTS_OF = {
     "Positions are absolute": ("position ids",),
     "bit-identical": ("same bits in any batch",),
     "other weights": ("other weights",),
-    "resumes to the same rows": ("resumed sweep",),
+    "has the rows of an uninterrupted one": ("resumed sweep",),
 }
 """Words of a guarantee -> words of the check that its mutant fails."""
 
