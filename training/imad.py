@@ -19,7 +19,7 @@ from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
 from steerkit.text.traces import DebateTrace, read_traces
 from training.commands.options import one_line_errors, refuse
-from training.debates.answerers import LocalModel, Sampling, loaded
+from training.debates.answerers import LocalModel, Sampling, loaded, one_at_a_time
 from training.debates.debate import TRACES, Setting, run_debates
 from training.debates.personas import Cast, cast_of, self_checking
 from training.debates.shared import Shared
@@ -170,7 +170,7 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         Method -> function that returns the checkpoint's folder.
     """
     problems = run.grpo_problems
-    kind = problems[0].kind
+    kind = {problem.question: problem.kind for problem in (*run.debate_problems, *problems)}
     sft: SFT = replace(run.preset.sft, seed=run.seed)
     grpo: GRPO = replace(run.preset.grpo, seed=run.seed)
     traces = collect_debates(run, base, run.cast)
@@ -305,8 +305,8 @@ def _evaluations(
 ) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield each method and its rows."""
     problems = run.test_problems
-    answerer = run.load_answerer(base)
     ask = ask_single(run)
+    model = one_at_a_time(run.load_answerer)
 
     def stored(methods: Sequence[str], work: Callable[[], list[pd.DataFrame]]) -> dict[str, pd.DataFrame]:
         """The tables of methods that are evaluated together, from disk if they are there."""
@@ -324,13 +324,13 @@ def _evaluations(
         return {method: read_table(path)[0] for method, path in paths.items()}
 
     def debate(cast: Cast, name: str, methods: Sequence[str]) -> list[pd.DataFrame]:
-        tables = debates(problems, answerer, cast, run.test_debates(sampling), folder / name, shared=True)
+        tables = debates(problems, model(base), cast, run.test_debates(sampling), folder / name, shared=True)
         return [tables[method] for method in methods]
 
     def answer(checkpoint: Path) -> list[pd.DataFrame]:
-        return [one_answer(problems, Shared(run.load_answerer(checkpoint)), bare, sampling)]
+        return [one_answer(problems, Shared(model(checkpoint)), bare, sampling)]
 
-    tables = stored(("Single",), lambda: [one_answer(problems, Shared(answerer), ask, sampling)])
+    tables = stored(("Single",), lambda: [one_answer(problems, Shared(model(base)), ask, sampling)])
     both = (*DEBATES, *PLURALITIES)
     tables |= stored(both, lambda: debate(run.cast, "debates", both))
     if run.preset.self_check:
@@ -344,7 +344,7 @@ def _evaluations(
             ratio = _mean_tokens(tables[method]) / _mean_tokens(tables["Single"])
             samples[f"Self-consistency at {method}'s tokens"] = max(1, round(ratio))
         counts = list(samples.values())
-        tables |= stored(tuple(samples), lambda: self_consistency(problems, Shared(answerer), ask, sampling, counts))
+        tables |= stored(tuple(samples), lambda: self_consistency(problems, Shared(model(base)), ask, sampling, counts))
     yield from tables.items()
 
 

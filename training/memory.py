@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +99,7 @@ def training_step(
         reference: whether a second copy of all weights is held (GRPO with `beta > 0` and without an adapter).
 
     Raises:
-        ValueError: no rows or tokens.
+        ValueError: no rows or tokens; a mixture of experts in float32, which cannot be counted.
 
     Example:
         >>> training_step(LlamaConfig(), LoRA(), rows=4, tokens=2048, dtype=torch.bfloat16, autocast=True).total / 2**30
@@ -195,9 +196,8 @@ def _adapted_weights(config: Any, lora: LoRA, dtype: torch.dtype) -> int:
 
     def of(layers: int) -> int:
         model = _adapted(blank(_with_layers(config, layers), dtype), lora, train_embeddings=False)
-        weights: list[Any] = [
-            module.get_base_layer().weight for module in model.modules() if isinstance(module, BaseTunerLayer)
-        ]
+        bases: set[Any] = {module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)}
+        weights = [weight for base in bases for name, weight in base.named_parameters(recurse=False) if name != "bias"]
         return sum(weight.numel() * weight.element_size() for weight in weights)
 
     one, two = of(1), of(2)
@@ -255,9 +255,19 @@ def _counted(
 
         ids = torch.zeros(rows, tokens, dtype=torch.long)
         mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool)
+        log = logging.getLogger("torch._subclasses.fake_tensor")
         decoder = (model.get_base_model() if lora is not None else model).get_decoder()
         with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            decoder(input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=False)
+            try:
+                log.setLevel(logging.CRITICAL)  # torch logs what is raised, with its traceback
+                decoder(input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=False)
+            except RuntimeError as error:  # of transformers' experts on a CPU
+                raise ValueError(
+                    f"expected a {config.model_type} whose forward runs without values in {dtype}; got {error!s:.100}. "
+                    "A mixture of experts is counted in bfloat16 only: with an adapter, on a --device that is a GPU."
+                ) from error
+            finally:
+                log.setLevel(logging.NOTSET)
         return weights, trained, sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -146,6 +146,23 @@ def test_where_the_weights_alone_do_not_fit_no_setting_is_named_but_a_larger_dev
     assert set(table["change"]) == {"a larger device", "a larger device, or training/nodes/fsdp.yaml"}
     short = get_preset("llama-3.1-8b", None, ["debate.sampling.max_new_tokens=1", "sampling.max_new_tokens=1"])
     assert "=0" not in "".join(estimate(short, shape_of(short), DEVICES["h100"], memory=12)["change"])
+
+
+def test_a_mixture_of_experts_that_cannot_be_counted_is_one_line_and_with_an_adapter_on_a_gpu_it_is_counted(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 256}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    MixtralConfig(**sizes, **heads).save_pretrained(tmp_path / "moe")
+    call = ["qwen2.5-7b", "--set", f"checkpoint={tmp_path / 'moe'}", "--dry-run"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        imad.main(call)
+    error = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2 and "\n" not in error and "counted in bfloat16 only" in error
+    without = ["--set", "sft.lora.dropout=0", "--set", "grpo.lora.dropout=0"]  # PEFT has none on experts
+    imad.main([*call, *without, "--device", "h100"])
+    assert "memory_gib" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("memory", ["-5", "0", "nan"])

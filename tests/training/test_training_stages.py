@@ -211,3 +211,112 @@ def test_an_unreachable_hub_is_one_line(capsys) -> None:
     with pytest.raises(SystemExit):
         refuse("debates", of_hub)
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_each_debate_has_the_kind_of_answer_of_its_own_question() -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    from steerkit.text.traces import DebateTrace, Turn
+    from training.commands.options import kinds_of
+    from training.commands.sft import with_consensus
+    from training.problems.problem import Problem
+    from training.train.sft import SFT, examples
+
+    def debate(question: str, answer: str) -> DebateTrace:
+        return DebateTrace.of(question, [Turn(agent, 1, rf"\boxed{{{answer}}}") for agent in (1, 2)], None)
+
+    problems = [Problem(f"w{n}", f"word {n}", "valid", "word", "bbh/a") for n in range(3)]
+    problems += [Problem(f"o{n}", f"option {n}", "A", "option", "bbh/b") for n in range(2)]
+    traces = [debate(problem.question, problem.gold or "") for problem in problems] + [debate("other", "valid")]
+    kinds = kinds_of(problems, traces)
+    assert [kinds[trace.question] for trace in traces] == ["word"] * 3 + ["option"] * 2 + ["word"]
+    kept = with_consensus(traces, kinds)
+    assert len(kept) == 6 and len(with_consensus(traces, "word")) == 4
+    for target in ("answer", "response"):
+        assert len(examples(kept, SFT(target=target), kinds)) == 6
+    assert kinds_of([], traces[:1]) == {"word 0": "number"}
+
+
+def test_grpo_refuses_other_agents_or_fewer_rounds_than_the_debates_of_the_run_before_a_model_is_loaded(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    import steerkit as sk
+    from steerkit.text.traces import DebateTrace, Turn, write_traces
+
+    turns = [Turn(agent, number, rf"\boxed{{{agent}}}") for number in (1, 2) for agent in range(1, 5)]
+    trace = DebateTrace.of("What is 1 + 0?", turns, r"\boxed{1}")
+    write_traces(tmp_path / "run" / "debates" / "traces.jsonl", [trace])
+    (tmp_path / "my.jsonl").write_text('{"question": "What is 1 + 0?", "gold": 1}\n')
+    (tmp_path / "MODEL").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sk, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    call = ["grpo", "--run", "run", "--problems", "my.jsonl", "--checkpoint", "./MODEL"]
+    for settings, message in (
+        ([], "agents and rounds of the run's debates, 4 and 2; got grpo.agents=3 and grpo.rounds=2"),
+        (["grpo.agents=4", "grpo.rounds=1", "debate.rounds=1"], "4 and 2; got grpo.agents=4 and grpo.rounds=1"),
+    ):
+        with pytest.raises(SystemExit):
+            commands.main([*call, *(part for one in settings for part in ("--set", one))])
+        assert message in capsys.readouterr().err
+
+
+def test_the_evaluation_debates_with_as_many_agents_as_the_run_by_default(tmp_path) -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    import argparse
+
+    from steerkit.text.traces import DebateTrace, Turn, write_traces
+    from training.commands.options import add_cast, cast_from
+    from training.presets import get_preset
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run", type=Path, default=tmp_path / "run")
+    add_cast(parser)
+    preset = get_preset("llama-3.1-8b")
+    assert len(cast_from(parser.parse_args([]), preset).personas) == 3
+    turns = [Turn(agent, 1, "1") for agent in range(1, 6)]
+    write_traces(tmp_path / "run" / "debates" / "traces.jsonl", [DebateTrace.of("q", turns, "1")])
+    assert len(cast_from(parser.parse_args([]), preset).personas) == 5
+    assert len(cast_from(parser.parse_args(["--agents", "4"]), preset).personas) == 4
+
+
+def test_more_samples_are_added_to_a_finished_self_consistency_and_one_untrained_model_is_freed_first(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    import gc
+    import weakref
+
+    from training.commands import evaluate
+    from training.debates.answerers import Reply
+
+    alive: list[weakref.ref] = []
+    counts: list[int] = []
+
+    class Fake:
+        def __init__(self, *_, **__) -> None:
+            gc.collect()
+            counts.append(sum(one() is not None for one in alive))
+            alive.append(weakref.ref(self))
+
+        def about(self) -> dict[str, str]:
+            return {"checkpoint": "fake"}
+
+        def __call__(self, requests, sampling):
+            for request in requests:
+                yield Reply(request.id, rf"\boxed{{{sum(map(ord, request.id)) % 3}}}", 5, 4, True)
+
+    monkeypatch.setattr(evaluate, "answerer_of", lambda *_: Fake())
+    monkeypatch.setattr(evaluate, "_local", lambda *_: Fake())
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps({"question": f"{n}+0", "gold": n}) + "\n" for n in range(4)))
+    monkeypatch.chdir(tmp_path)
+    call = ["evaluate", "--run", "run", "--problems", "my.jsonl", "--trained", "SFT=a", "--trained", "IMAD=b"]
+    few = [*call, "--samples", "5", "--samples", "3", "--samples", "3"]
+    commands.main([*few, "--method", "IMAD", "--method", "Self-consistency", "--method", "SFT"])
+    assert counts == [0, 0, 0]
+    first = (tmp_path / "run" / "evaluation" / "results.csv").read_text()
+    assert first.count("Self-consistency of 3,") == first.count("Self-consistency of 5,") == 1
+    commands.main([*few, "--samples", "10", "--method", "Self-consistency"])
+    more = (tmp_path / "run" / "evaluation" / "results.csv").read_text()
+    assert all(f"Self-consistency of {k}," in more for k in (3, 5, 10))
+    commands.main([*call, "--samples", "10", "--samples", "4", "--method", "Self-consistency"])
+    capsys.readouterr()

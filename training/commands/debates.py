@@ -13,9 +13,11 @@ from dataclasses import replace
 
 from training.commands.options import (
     Stages,
+    add_cast,
     add_server,
     add_settings,
     answerer_of,
+    cast_from,
     one_line_errors,
     problems_of,
     report_used,
@@ -25,7 +27,6 @@ from training.commands.options import (
     stage_parser,
 )
 from training.debates.debate import run_debates
-from training.debates.personas import CASTS, cast_of
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,8 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", help="hub id, folder or GGUF file of the agents' model (default: the preset's)")
     add_server(parser, "answerer", "plays all agents, a teacher")
     add_server(parser, "moderator", "says whether the answers to an open question agree")
-    parser.add_argument("--cast", choices=sorted(CASTS), help="the agents' personas (default: the preset's)")
-    parser.add_argument("--agents", type=int, default=3, help="number of agents (default: 3)")
+    add_cast(parser)
     given = parser.parse_args(arguments)
     stages = Stages(given.run)
     with one_line_errors("debates"):
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         every = problems_of(given, "train")
         problems = every[: preset.debates]
         report_used(problems, every, "--set debates=N")
-        cast = cast_of(given.cast or ("diverse" if preset.cast == "world" else preset.cast), given.agents)
+        cast = cast_from(given, preset)
         setting = replace(preset.debate, sampling=replace(preset.debate.sampling, seed=given.seed))
         answerer = answerer_of(given, preset)
         moderator = server_of(given, "moderator")

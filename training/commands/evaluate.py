@@ -25,10 +25,12 @@ from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
 from training.commands.options import (
     Stages,
+    add_cast,
     add_judge,
     add_server,
     add_settings,
     answerer_of,
+    cast_from,
     judge_of,
     one_line_errors,
     positive,
@@ -39,7 +41,7 @@ from training.commands.options import (
 from training.debates.answerers import Answerer, LocalModel, Sampling, loaded
 from training.debates.debate import answerer_identity
 from training.debates.judge import Judge
-from training.debates.personas import CASTS, Cast, cast_of
+from training.debates.personas import Cast
 from training.debates.shared import Shared
 from training.evaluate.methods import DEBATES, PLURALITIES, debates, one_answer, self_consistency
 from training.evaluate.results import write_results
@@ -64,6 +66,7 @@ class Job:
         methods: their names.
         load: loads what answers.
         work: evaluates them.
+        named: the method after which the folder is named and by which a finished one is known; default: the first.
         cast: what determines the prompts of the agents and of single answers; None where no cast is used.
     """
 
@@ -71,6 +74,7 @@ class Job:
     load: Callable[[], Answerer]
     work: Work
     cast: Mapping[str, Any] | None = None
+    named: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,19 +99,19 @@ class Evaluation:
 
     def rows(self, job: Job) -> list[pd.DataFrame]:
         """Return the rows of methods that are evaluated together, with their names and decoding seeds."""
-        answerer, methods = job.load(), job.methods
+        answerer, methods, named = job.load(), job.methods, job.named or job.methods
         config = {
             "problems": sha256(canonical_json([asdict(problem) for problem in self.problems])),
             "answerer": answerer_identity(answerer.about()),
             "preset": {name: asdict(getattr(self.preset, name)) for name in ("sampling", "debate")},
             "seed": self.seed,
-            "methods": list(methods),
+            "methods": list(named),
             "judge": self.about,
             "cast": job.cast,
         }
         family = {problem.id: problem.family.partition("/")[0] for problem in self.problems}
         found = []
-        with run_folder(self.folder / file_name(methods[0]), config) as folder:
+        with run_folder(self.folder / file_name(named[0]), config) as folder:
             for number, seed in enumerate(self.preset.decoding_seeds(self.seed)):
                 paths = [folder / f"{file_name(method)}-{number}.parquet" for method in methods]
                 finished = all(path.is_file() for path in paths)
@@ -140,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--samples", type=positive, action="append", default=[], help="also self-consistency of K answers"
     )
-    parser.add_argument("--cast", choices=sorted(CASTS), help="the agents' personas (default: the preset's)")
+    add_cast(parser)
     add_judge(parser, "judges answers to open questions")
     given = parser.parse_args(arguments)
     with one_line_errors("evaluate"):
@@ -151,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
         judge = judge and replace(judge, answerer=Shared(judge.answerer))
         folder = Stages(given.run).folder / "evaluation"
         evaluation = Evaluation(problems, preset, given.seed, folder, judge, about)
-        cast = cast_of(given.cast or ("diverse" if preset.cast == "world" else preset.cast))
+        cast = cast_from(given, preset)
         rows = evaluate(evaluation, given, cast)
         methods = list(dict.fromkeys(rows["method"]))
         of_interest = "IMAD" if "IMAD" in methods else methods[-1]
@@ -174,12 +178,13 @@ def evaluate(evaluation: Evaluation, given: argparse.Namespace, cast: Cast) -> p
     untrained = cache(partial(answerer_of, given, preset))
     by_cast = {"name": cast.name, "personas": [asdict(persona) for persona in cast.personas]}
     jobs: dict[str, Job] = {}
+    samples = sorted(set(given.samples))
 
     def single(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
         return [one_answer(problems, Shared(answerer), cast.plain, sampling, judge)]
 
     def several(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
-        return self_consistency(problems, Shared(answerer), cast.plain, sampling, given.samples)
+        return self_consistency(problems, Shared(answerer), cast.plain, sampling, samples)
 
     def debate(answerer: Answerer, sampling: Sampling, calls: Path) -> list[pd.DataFrame]:
         tables = debates(problems, answerer, cast, replace(preset.debate, sampling=sampling), calls, shared=True)
@@ -190,16 +195,19 @@ def evaluate(evaluation: Evaluation, given: argparse.Namespace, cast: Cast) -> p
 
     jobs[SINGLE] = Job((SINGLE,), untrained, single, by_cast)
     if not any(problem.kind == "open" for problem in problems):
-        if given.samples:
-            names = tuple(f"Self-consistency of {k}" for k in given.samples)
-            jobs[SEVERAL] = Job(names, untrained, several, by_cast)
+        if samples:
+            names = tuple(f"Self-consistency of {k}" for k in samples)
+            jobs[SEVERAL] = Job(names, untrained, several, by_cast, names[-1:])  # of the same answers as the largest
         jobs[DEBATE] = Job(DECIDED, untrained, debate, by_cast)
     for name, path in checkpoints.items():
         jobs[name] = Job((name,), partial(_local, path, preset.dtype), trained)
     if unknown := [method for method in given.method if method not in jobs]:
         raise ValueError(f"expected methods among {list(jobs)}; got {unknown}. Pass one of these.")
     parts = []
-    for name in given.method or jobs:
+    chosen = dict.fromkeys(given.method or jobs)
+    for name in sorted(chosen, key=lambda name: name in checkpoints):
+        if name in checkpoints:
+            untrained.cache_clear()  # one model at a time is in memory
         parts += evaluation.rows(jobs[name])
     decoding = "greedy" if preset.sampling.temperature == 0 else "sampled"
     return pd.concat(parts, ignore_index=True).assign(decoding=decoding, seed=given.seed)

@@ -14,7 +14,9 @@ from dataclasses import replace
 from steerkit.io.json import read_json
 from training.commands.options import (
     Stages,
+    add_cast,
     add_settings,
+    cast_from,
     checkpoint_of,
     one_line_errors,
     positive,
@@ -25,7 +27,6 @@ from training.commands.options import (
     stage_parser,
 )
 from training.debates.answerers import LocalModel, loaded
-from training.debates.personas import CASTS, cast_of
 from training.train.distributed import process_count
 
 
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     add_settings(parser)
     parser.add_argument("--problems", metavar="FILE", help="problems (default: those of the stage problems)")
     parser.add_argument("--checkpoint", help="model that debates and is trained (default: the preset's)")
-    parser.add_argument("--cast", choices=sorted(CASTS), help="the agents' personas (default: the preset's)")
+    add_cast(parser)
     parser.add_argument("--rounds", type=positive, default=3, help="rounds at most (default: 3)")
     parser.add_argument(
         "--held",
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         held, rest = drawn[: given.held], drawn[given.held :]
         problems = rest[: preset.debates]
         report_used(problems, rest, "--set debates=N")
-        cast = cast_of(given.cast or ("diverse" if preset.cast == "world" else preset.cast))
+        cast = cast_from(given, preset)
         debate = replace(preset.debate, sampling=replace(preset.debate.sampling, seed=given.seed))
         setting = Evolve.sharing(replace(preset.grpo, seed=given.seed), len(problems), given.rounds)
         best = evolve(

@@ -6,17 +6,20 @@ It starts from `sft/checkpoint` and uses the problems of the run. Open questions
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import steerkit as sk
-from steerkit.text.traces import read_traces
+from steerkit.text.traces import DebateTrace, read_traces
 from training.commands.options import (
     Stages,
     add_judge,
     add_settings,
+    agents_of,
     checkpoint_of,
     judge_of,
-    kind_of,
+    kinds_of,
     one_line_errors,
     problems_of,
     report_used,
@@ -26,6 +29,9 @@ from training.commands.options import (
 )
 from training.presets import Preset
 from training.problems.problem import Problem
+
+if TYPE_CHECKING:
+    from training.train.grpo import GRPO
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,12 +63,26 @@ def main(arguments: list[str] | None = None) -> None:
         setting = replace(preset.grpo, seed=given.seed)
         check_rollouts(setting)
         check_division(setting, process_count())
+        traces = read_traces(stages.traces) if stages.traces.is_file() else []
+        _check_agents(setting, traces)
         model, tokenizer = sk.load(start)
-        kind = kind_of(problems)
-        if stages.traces.is_file() and kind != "open":
-            check_clip(short_finished(tokenizer, read_traces(stages.traces), preset.sft, kind), setting)
+        if traces and any(problem.kind != "open" for problem in problems):
+            check_clip(short_finished(tokenizer, traces, preset.sft, kinds_of(every, traces)), setting)
         done = train_grpo(model, tokenizer, problems, setting, stages.folder / given.name, judge, judged_by)
     show(f"Checkpoint: {done}")
+
+
+def _check_agents(setting: GRPO, traces: Sequence[DebateTrace]) -> None:
+    """`ValueError` where the format reward is of other agents or fewer rounds than the run's debates have."""
+    if not traces or not setting.format:
+        return
+    agents, rounds = agents_of(traces), max(turn.round for trace in traces for turn in trace.turns)
+    if agents != setting.agents or rounds > setting.rounds:
+        raise ValueError(
+            f"expected the agents and rounds of the run's debates, {agents} and {rounds}; got "
+            f"grpo.agents={setting.agents} and grpo.rounds={setting.rounds}. Pass --set grpo.agents={agents} --set "
+            f"grpo.rounds={rounds} --set debate.rounds={rounds}."
+        )
 
 
 def rewarded(problems: list[Problem], preset: Preset) -> list[Problem]:

@@ -13,9 +13,11 @@ from typing import Any, NoReturn
 import steerkit as sk
 from steerkit.io.ranks import is_distributed, is_first
 from steerkit.io.run_folder import ConfigurationChanged, RunFolderBusy
+from steerkit.text.traces import DebateTrace, read_traces
 from training.debates.answerers import Answerer, LocalModel
 from training.debates.debate import TRACES
 from training.debates.judge import CRITERIA, YesNo
+from training.debates.personas import CASTS, Cast, cast_of
 from training.debates.server import Server
 from training.presets import Preset, get_preset, preset_names
 from training.problems.problem import Problem, read_problems
@@ -76,6 +78,24 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a setting, e.g. sft.micro_batch=2"
     )
+
+
+def add_cast(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the agents."""
+    parser.add_argument("--cast", choices=sorted(CASTS), help="the agents' personas (default: the preset's)")
+    parser.add_argument("--agents", type=positive, help="number of agents (default: that of the run's debates, else 3)")
+
+
+def cast_from(given: argparse.Namespace, preset: Preset) -> Cast:
+    """Return the cast that the options name, with as many agents as the debates of the run have."""
+    traces = Stages(given.run).traces
+    agents = given.agents or (agents_of(read_traces(traces)) if traces.is_file() else 3)
+    return cast_of(given.cast or ("diverse" if preset.cast == "world" else preset.cast), agents)
+
+
+def agents_of(traces: Sequence[DebateTrace]) -> int:
+    """Return the number of agents of debates."""
+    return max(turn.agent for trace in traces for turn in trace.turns)
 
 
 def add_server(parser: argparse.ArgumentParser, role: str, does: str) -> None:
@@ -197,10 +217,15 @@ def problems_of(given: argparse.Namespace, part: str) -> list[Problem]:
     return read_problems(path)
 
 
-def kind_of(problems: Sequence[Problem]) -> str:
-    """Return the kind of the problems' answers, or the most frequent one."""
+def kinds_of(problems: Sequence[Problem], traces: Sequence[DebateTrace], default: str = "number") -> dict[str, str]:
+    """Return the kind of the answers to the question of each debate.
+
+    A question that is not among the problems has the most frequent kind; without problems, the default.
+    """
     kinds = [problem.kind for problem in problems]
-    return max(dict.fromkeys(kinds), key=kinds.count)
+    most = max(dict.fromkeys(kinds), key=kinds.count) if kinds else default
+    known = {problem.question: problem.kind for problem in problems}
+    return {trace.question: known.get(trace.question, most) for trace in traces}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from training.commands.options import (
     Stages,
     add_settings,
     checkpoint_of,
-    kind_of,
+    kinds_of,
     one_line_errors,
     settings_of,
     show,
@@ -24,7 +24,7 @@ from training.commands.options import (
 )
 from training.debates.debate import consensus_text
 from training.problems.answers import KINDS, majority, read_answer
-from training.problems.problem import read_problems
+from training.problems.problem import Kinds, kind_for, read_problems
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -49,8 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
                 "first, or pass --traces FILE."
             )
         problems = stages.problems("train")
-        kind = given.kind or (kind_of(read_problems(problems)) if problems.is_file() else "number")
         read = read_traces(path)
+        kind = given.kind or kinds_of(read_problems(problems) if problems.is_file() else [], read)
         traces = with_consensus(read, kind)
         checkpoint = checkpoint_of(given, preset)
         show(f"{len(traces)} of {len(read)} debates have a consensus. Fine-tuning {checkpoint}.")
@@ -63,8 +63,12 @@ def main(arguments: list[str] | None = None) -> None:
     show(f"Checkpoint: {done}")
 
 
-def with_consensus(traces: list[DebateTrace], kind: str) -> list[DebateTrace]:
+def with_consensus(traces: list[DebateTrace], kind: Kinds) -> list[DebateTrace]:
     """Return the debates with a consensus, written after the last round's majority where it is missing.
+
+    Args:
+        traces: the debates.
+        kind: kind of the answers, or a mapping from each question to it.
 
     Raises:
         ValueError: no debate has one.
@@ -74,10 +78,10 @@ def with_consensus(traces: list[DebateTrace], kind: str) -> list[DebateTrace]:
     """
     kept = []
     for trace in traces:
-        consensus = trace.consensus
-        if consensus is None and kind in KINDS:
+        consensus, own = trace.consensus, kind_for(kind, trace.question)
+        if consensus is None and own in KINDS:
             last = max(turn.round for turn in trace.turns)
-            votes = [read_answer(turn.text, kind) for turn in trace.turns if turn.round == last]
+            votes = [read_answer(turn.text, own) for turn in trace.turns if turn.round == last]
             answer = majority(votes)
             consensus = None if answer is None else consensus_text(answer, len(set(votes)) == 1)
         if consensus is not None:

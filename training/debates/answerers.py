@@ -110,6 +110,23 @@ def loaded(checkpoint: Any, **how: Any) -> tuple[Any, Any]:
     return sk.load(checkpoint, **how)
 
 
+def one_at_a_time(load: Callable[[Any], LocalModel]) -> Callable[[Any], LocalModel]:
+    """A function that loads a checkpoint, or returns the last one again; another one is forgotten before the load.
+
+    Example:
+        >>> answerer = one_at_a_time(lambda checkpoint: LocalModel(*loaded(checkpoint)))
+    """
+    held: dict[str, LocalModel] = {}
+
+    def get(checkpoint: Any) -> LocalModel:
+        if str(checkpoint) not in held:
+            held.clear()
+            held[str(checkpoint)] = load(checkpoint)
+        return held[str(checkpoint)]
+
+    return get
+
+
 @dataclass(frozen=True)
 class LocalModel:
     """A model in this process, decoded in batches over one KV cache.

@@ -14,6 +14,8 @@ from training.problems.answers import KINDS as ANSWER_KINDS
 from training.problems.answers import canonical
 
 KINDS = (*ANSWER_KINDS, "open")
+Kinds = str | Mapping[str, str]
+"""The kind of all answers, or of the answers to each question."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -56,6 +58,11 @@ class Problem:
             raise ValueError(
                 f"expected the gold answer in canonical form, {wanted!r}; got {self.gold!r}. Pass the canonical form."
             )
+
+
+def kind_for(kind: Kinds, question: str) -> str:
+    """Return the kind of the answers to a question."""
+    return kind if isinstance(kind, str) else kind[question]
 
 
 def read_problems(path: str | Path) -> list[Problem]:

@@ -15,7 +15,7 @@ from steerkit.text.traces import DebateTrace, Turn, read_traces, write_traces
 from training.debates.answerers import Answerer, Request, Sampling
 from training.evaluate.methods import Ask
 from training.problems.answers import read_answer, same
-from training.problems.problem import Problem
+from training.problems.problem import Kinds, Problem
 from training.train.sft import SFT, examples
 
 
@@ -116,7 +116,7 @@ def with_equal_tokens(
     other: SFT,
     others: Sequence[DebateTrace],
     tokenizer: Any,
-    kind: str,
+    kind: Kinds,
     cut_like: Sequence[DebateTrace] | None = None,
 ) -> SFT:
     """Return `other` with as many steps as `setting` has, and a batch whose targets have as many tokens.
@@ -127,7 +127,7 @@ def with_equal_tokens(
         other: SFT on other targets.
         others: its traces.
         tokenizer: the tokenizer with the tags.
-        kind: kind of the answers.
+        kind: kind of the answers, or a mapping from each question to it.
         cut_like: of `others`, see `training.train.sft.examples`.
 
     Example:

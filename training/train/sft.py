@@ -26,6 +26,7 @@ from steerkit.text.tags import CONSENSUS, END, agent_tag, agents_in, round_tag, 
 from steerkit.text.tokens import encode
 from steerkit.text.traces import DebateTrace, Turn
 from training.problems.answers import read_answer, same
+from training.problems.problem import Kinds, kind_for
 from training.settings import check_fields, check_shares
 from training.train.checkpoints import (
     KeepAt,
@@ -127,7 +128,7 @@ class SFT:
 def examples(
     traces: Sequence[DebateTrace],
     setting: SFT,
-    kind: str = "number",
+    kind: Kinds = "number",
     cut_like: Sequence[DebateTrace] | None = None,
 ) -> list[dict[str, str]]:
     """Return `{"prompt", "completion"}` for each trace; the loss is computed on the completion only.
@@ -137,7 +138,7 @@ def examples(
     Args:
         traces: debates with a consensus.
         setting: target, structure dropout and seed.
-        kind: kind of the answers, one of `training.problems.answers.KINDS`.
+        kind: kind of the answers, one of `training.problems.answers.KINDS`, or a mapping from each question to it.
         cut_like: traces of the same agents and rounds, one for each, whose answers decide which turns a shortened trace
             keeps; default: the traces themselves.
 
@@ -152,7 +153,7 @@ def examples(
     rng = random.Random(setting.seed)
     rows = []
     for trace, like in zip(traces, traces if cut_like is None else cut_like, strict=True):
-        completion = _completion(trace, like, setting, kind, rng)
+        completion = _completion(trace, like, setting, kind_for(kind, trace.question), rng)
         if completion is not None:
             rows.append({"prompt": trace.prompt_text, "completion": completion})
     if not rows:
@@ -216,7 +217,7 @@ def short_finished(
     tokenizer: Any,
     traces: Sequence[DebateTrace],
     setting: SFT,
-    kind: str = "number",
+    kind: Kinds = "number",
     draws: int = 4,
     share: float = 0.05,
 ) -> dict[int, int]:
@@ -229,7 +230,7 @@ def short_finished(
         tokenizer: the tokenizer with its tags.
         traces: debates with a consensus.
         setting: the settings of SFT; with `structure_dropout`, the shortened traces are among the texts.
-        kind: kind of the answers.
+        kind: kind of the answers, or a mapping from each question to it.
         draws: random shortenings of each trace that are looked at.
         share: of an agent's traces.
 
@@ -242,7 +243,7 @@ def short_finished(
     for trace in traces:
         texts = {trace.body}
         if setting.structure_dropout:
-            texts |= {cut_trace(trace, kind, rng, setting.cut_to) for _ in range(draws)}
+            texts |= {cut_trace(trace, kind_for(kind, trace.question), rng, setting.cut_to) for _ in range(draws)}
         shortest: dict[int, int] = {}
         for text in sorted(texts):
             length = len(encode(tokenizer, text)) + 1
@@ -282,7 +283,7 @@ def train_sft(
     traces: Sequence[DebateTrace],
     setting: SFT,
     out: str | Path,
-    kind: str = "number",
+    kind: Kinds = "number",
     cut_like: Sequence[DebateTrace] | None = None,
 ) -> Path:
     """Fine-tune a model and write a standalone checkpoint; an interrupted run resumes.
@@ -294,7 +295,7 @@ def train_sft(
         setting: see `SFT`.
         out: run folder. `log.json` has the losses, `trainer/` the checkpoints to resume from, `steps/` the models of
             `keep_at`.
-        kind: kind of the answers, one of `training.problems.answers.KINDS`.
+        kind: kind of the answers, one of `training.problems.answers.KINDS`, or a mapping from each question to it.
         cut_like: see `examples`.
 
     Returns:
