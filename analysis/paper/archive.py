@@ -1,7 +1,9 @@
 """Archive of a reproduction: of each finished training seed the small files that its tables are made from.
 
 A seed takes over an hour, its tables seconds. From the archive in `results/seeds`, `python -m analysis results` makes
-the tables of all seeds again, also where the runs themselves are gone. A seed of a family is one zip file.
+the tables of all seeds again, also where the runs themselves are gone. A seed of a family is one zip file. Its tables
+are rounded to eight significant digits; of the areas of the paper's protocol it has the mean over the directions of a
+kind, and of the curves those of ROUGE-L, since no more is pooled.
 """
 
 from __future__ import annotations
@@ -10,15 +12,19 @@ import argparse
 import contextlib
 import io
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from analysis.paper.pooling import READ
+import pandas as pd
+
+from analysis.paper.pooling import READ, mean_areas, rounded
 from analysis.paper.reproduce import DONE, STARTED
 from steerkit.io.files import atomic_path
 from steerkit.io.json import read_json, write_json
+from steerkit.io.tables import read_table, write_table
 
 OF_RUN = ("questions.parquet", "config.json", "grpo/log.jsonl")
 LONG_AGO = (1980, 1, 1, 0, 0, 0)
@@ -39,14 +45,34 @@ def files_of_seed(folder: Path, seed: int, family: str) -> Iterator[Path]:
     yield from (path.relative_to(folder) for path in sorted((folder / DONE).glob("*")) if of_seed.search(path.name))
 
 
-def packed(folder: Path, files: Sequence[Path]) -> bytes:
-    """Files of a folder as a zip archive; in JSON, paths below the folder become relative to it."""
+def reduced(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """What an archive keeps of a table: eight significant digits of what is pooled."""
+    if path.name == "areas.parquet":
+        table = mean_areas(table)
+    if path.name == "curves.csv":
+        table = table[table["score"] == "rouge_l"]
+    return rounded(table, 8)
+
+
+def copied(folder: Path, files: Sequence[Path], out: Path) -> None:
+    """Copy files of a folder, its analyses' tables `reduced`, into another one."""
+    for path in files:
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        if path.parts[0] == "analysis" and path.suffix in (".csv", ".parquet"):
+            table, meta = read_table(folder / path)
+            write_table(out / path, reduced(path, table), meta)
+        elif not (out / path).exists():  # the description of a table that was written before it stays
+            shutil.copyfile(folder / path, out / path)
+
+
+def packed(folder: Path, files: Sequence[Path], paths: Sequence[Path]) -> bytes:
+    """Files of a folder as a zip archive; in JSON, paths below the given folders become relative to them."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as archived:
         for path in files:
             content = (folder / path).read_bytes()
             if path.suffix == ".json":  # provenance names checkpoints by their place on this machine
-                for place in (folder.resolve(), folder):
+                for place in paths:
                     content = content.replace(f"{place}/".encode(), b"")
             archived.writestr(zipfile.ZipInfo(path.as_posix(), LONG_AGO), content, zipfile.ZIP_LZMA)
     return buffer.getvalue()
@@ -105,8 +131,10 @@ def archive(folder: str | Path, out: str | Path, seed: int, families: Sequence[s
     for family in families:
         path = out / f"{family}-{seed}.zip"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(packed(folder, list(files_of_seed(folder, seed, family))))
+        files = list(files_of_seed(folder, seed, family))
+        with atomic_path(path) as temporary, tempfile.TemporaryDirectory() as copy:
+            copied(folder, files, Path(copy))
+            temporary.write_bytes(packed(Path(copy), files, (folder.resolve(), folder)))
         written.append(path)
     first = min([own, *(one for one in known if one["seed"] == seed)], key=lambda one: one["time"])
     others = [one for one in known if one["seed"] != seed]

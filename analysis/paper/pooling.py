@@ -190,6 +190,18 @@ def read_all(seeds: Mapping[int, Path], name: str) -> dict[int, pd.DataFrame]:
     return {seed: read_table(path / f"{name}.csv")[0] for seed, path in seeds.items()}
 
 
+def rounded(table: pd.DataFrame, digits: int) -> pd.DataFrame:
+    """A table whose numbers have so many significant digits."""
+    numbers = table.select_dtypes("float").columns
+    return table.assign(**{name: [float(f"{value:.{digits}g}") for value in table[name]] for name in numbers})
+
+
+def mean_areas(table: pd.DataFrame) -> pd.DataFrame:
+    """Areas of the paper's protocol, the mean over the directions of a kind: a row per question."""
+    keys = ["stage", "context", "score", "grid", "kind", "question"]
+    return table.groupby(keys, sort=False)[["area", "above"]].mean().reset_index()
+
+
 def pool_agents(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
     """Curves, gains at the frozen settings, and differences between checkpoints, over the seeds of a family."""
     place = ["score", "identity", "stage"]
@@ -197,7 +209,7 @@ def pool_agents(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
     gains = over_runs(read_all(seeds, "gains"), gain_keys, "gain", means=("n", "k", "unsteered"), lists=("p_rank",))
     known = gains[gains["p"].notna()]
     gains["p_holm"] = known.groupby([*place, "over"])["p"].transform(lambda p: holm(p.to_numpy()))
-    curves = read_all(seeds, "curves")
+    curves = {seed: table[table["score"] == "rouge_l"] for seed, table in read_all(seeds, "curves").items()}
     curve_keys = [*place, "agent", "kind", "role", "coefficient"]
     curve = curves_over_runs(curves, curve_keys, ("relative_dose", "n", "k"))
     ends = ("area_low", "area_high")
@@ -264,7 +276,7 @@ def pool_protocol(seeds: Mapping[int, Path]) -> pd.DataFrame:
     """
     alone = len(seeds) == 1
     one: pd.DataFrame = read_table(next(iter(seeds.values())) / "protocol" / "protocol.csv")[0]
-    runs = {seed: read_table(path / "protocol" / "areas.parquet")[0] for seed, path in seeds.items()}
+    runs = {seed: mean_areas(read_table(path / "protocol" / "areas.parquet")[0]) for seed, path in seeds.items()}
     table = pd.concat([run.assign(seed=seed) for seed, run in sorted(runs.items())], ignore_index=True)
     place, unit = ["stage", "context", "score", "grid"], ["seed", "question"]
     rows = []

@@ -31,7 +31,7 @@ from analysis.paper.claims import (
 )
 from analysis.paper.main_table import read_runs, shown
 from analysis.paper.main_table import write as write_main_table
-from analysis.paper.pooling import collect_tables
+from analysis.paper.pooling import collect_tables, rounded
 from analysis.paper.protocol import AT_CONTROLS, COEFFICIENT, PLANTED_BASE, TAGGED
 from analysis.paper.reproduce import STARTED, versions_of
 from analysis.patching.rounds import OWN, PART, QUESTION, ROUND
@@ -596,7 +596,7 @@ def _section(title: str, text: str, tables: Sequence[str]) -> list[str]:
 
 
 def write_published(folder: Path, out: Path, seeds: Collection[int] = ()) -> Published:
-    """Write the tables of a reproduction into a folder and return them as read back.
+    """Write the tables of a reproduction into a folder, with six significant digits, and return them as read back.
 
     Args:
         folder: output folder of `python -m analysis reproduce`.
@@ -611,7 +611,7 @@ def write_published(folder: Path, out: Path, seeds: Collection[int] = ()) -> Pub
     meta = {"runs": [str(run.relative_to(folder)) for run in runs], "versions": versions()}
     for family, of_family in tables.items():
         for name, table in of_family.items():
-            write_table(out / family / f"{name}.csv", table, meta)
+            write_table(out / family / f"{name}.csv", rounded(table, 6), meta)
     write_table(out / "differences_sft.csv", differences(rows, "SFT"), meta)
     write_table(out / "claims.csv", pd.DataFrame([vars(claim) for claim in claims(rows, tables)]), meta)
     begun = folder / STARTED

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from analysis.paper import pooling
-from analysis.paper.archive import archive, unpacked
+from analysis.paper.archive import archive, reduced, unpacked
 from analysis.paper.main_table import write as write_main_table
 from analysis.paper.pooling import READ, collect_tables
 from analysis.paper.reproduce import versions_of
@@ -111,3 +112,34 @@ def test_families_of_a_seed_are_archived_one_by_one_and_only_of_one_version(repr
     write_json(reproduced / "started.json", [{**one, "commit": "d"} for one in later])
     with pytest.raises(ValueError, match="one version"):
         archive(reproduced, out, 20, ["malice"])
+
+
+def test_reduced_areas_and_curves_are_pooled_as_the_whole_ones(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    whole, small = ({seed: tmp_path / name / str(seed) for seed in SEEDS} for name in ("whole", "small"))
+    for seed in SEEDS:
+        rows = [
+            {"kind": kind, "number": number, "grid": "dose", "question": f"{seed}-{question}", "area": rng.random(),
+             "above": rng.random() / 10, "score": score, "stage": stage, "context": "tagged"}
+            for stage in ("base", "IMAD") for score in ("rouge_l", "speaks")
+            for kind in ("own", "random", "shuffled") for number in range(1 if kind == "own" else 19)
+            for question in range(4)
+        ]  # fmt: skip
+        areas = pd.DataFrame(rows)
+        ranks = pd.DataFrame([{"stage": "IMAD", "context": "tagged", "score": "rouge_l", "grid": "dose",
+                               "kind": "own", "over": "random", "p_rank": 0.05}])  # fmt: skip
+        for folder, kept in ((whole[seed], areas), (small[seed], reduced(Path("protocol/areas.parquet"), areas))):
+            write_table(folder / "protocol" / "areas.parquet", kept, {})
+            write_table(folder / "protocol" / "protocol.csv", ranks, {})
+        assert len(kept) == len(areas) * 3 // 39
+    pd.testing.assert_frame_equal(pooling.pool_protocol(small), pooling.pool_protocol(whole), rtol=1e-6)
+    curves = pd.DataFrame({"score": ["rouge_l", "speaks"], "mean": [1 / 3, 1.0], "n": [3, 3]})
+    kept = reduced(Path("curves.csv"), curves)
+    assert kept["mean"].tolist() == [0.33333333] and kept["n"].tolist() == [3]
+
+
+def test_an_archive_of_an_archive_is_the_same(reproduced, tmp_path) -> None:
+    (first,) = archive(reproduced, tmp_path / "a", 20)
+    with unpacked(tmp_path / "a") as folder:
+        (second,) = archive(folder, tmp_path / "b", 20)
+    assert first.read_bytes() == second.read_bytes()
