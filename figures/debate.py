@@ -85,7 +85,9 @@ def protocol_areas(protocols: Mapping[str, pd.DataFrame]) -> Any:
                 axes.plot([x] * len(seeds), seeds, ".", color=color, markersize=2.5, alpha=0.5)
                 (handles[kind],) = axes.plot(x, line["value"], marker, color=color, markersize=3.5, ls="")
         labels = [f"{stage}\n{context}" for stage, context in places]
-        axes.set_xticks(range(len(places)), [label.replace(" with ", "\nwith ") for label in labels])
+        axes.set_xticks(
+            range(len(places)), [label.replace(" with planted directions", "\nplanted") for label in labels]
+        )
         axes.set_title(family)
     row[0].set_ylabel("area under ROUGE-L")
     _caption(figure, pd.concat(parts), list(handles.items()))

@@ -119,7 +119,17 @@ def curves_over_runs(runs: Runs, keys: Sequence[str], means: Sequence[str]) -> p
     parts = [over_runs(own, keys, "mean", means=means)]
     if any(len(run) for run in controls.values()):
         parts.append(bands_over_runs(controls, keys, means))
-    return pd.concat(parts, ignore_index=True)
+    return within_range(pd.concat(parts, ignore_index=True))
+
+
+RANGES = {**dict.fromkeys(("rouge_l", "speaks", "trait", "accuracy"), (0.0, 1.0)), "perplexity": (1.0, np.inf)}
+"""What a mean of a score can be."""
+
+
+def within_range(table: pd.DataFrame, ends: Sequence[str] = ("low", "high")) -> pd.DataFrame:
+    """A table whose intervals of means of a score are cut to what the score can be; differences are not cut."""
+    low, high = (table["score"].map({name: one[end] for name, one in RANGES.items()}) for end in (0, 1))
+    return table.assign(**{end: table[end].clip(low.fillna(-np.inf), high.fillna(np.inf)) for end in ends})
 
 
 def ratio_over_runs(runs: Runs, keys: Sequence[str], numerator: str, denominator: str, name: str) -> pd.DataFrame:
@@ -214,7 +224,8 @@ def pool_agents(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
     curve = curves_over_runs(curves, curve_keys, ("relative_dose", "n", "k"))
     ends = ("area_low", "area_high")
     areas = {seed: table.drop_duplicates([*curve_keys[:-1]]) for seed, table in curves.items()}
-    area = over_runs(areas, curve_keys[:-1], "area", ends).drop(columns=["p", "unit", "seeds", "by_seed"])
+    area = within_range(over_runs(areas, curve_keys[:-1], "area", ends), ends)
+    area = area.drop(columns=["p", "unit", "seeds", "by_seed"])
     tables = {"gains": gains, "curves": curve.merge(area, on=curve_keys[:-1], how="left", validate="many_to_one")}
     for kind in ("stage_differences", "low_dose"):
         keys = [*place, "minus", "agent"]
@@ -325,6 +336,8 @@ def pool_protocol(seeds: Mapping[int, Path]) -> pd.DataFrame:
     compared = ranks[ranks["over"].notna()]
     by_rank = compared.groupby([*place, "over"], sort=False)["p_rank"].apply(listed)
     found = pd.DataFrame(rows)
+    means = found["measure"].str.fullmatch(r"area, \w+|at strength 0")
+    found = found.mask(means, within_range(found))
     found["p_rank"] = [
         by_rank.get((row.stage, row.context, row.score, row.grid, row.measure.removeprefix("area over ")), "")
         for row in found.itertuples()

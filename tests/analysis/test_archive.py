@@ -143,3 +143,11 @@ def test_an_archive_of_an_archive_is_the_same(reproduced, tmp_path) -> None:
     with unpacked(tmp_path / "a") as folder:
         (second,) = archive(folder, tmp_path / "b", 20)
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_intervals_of_bounded_scores_stay_within_their_range_and_differences_do_not() -> None:
+    table = pd.DataFrame(
+        {"score": ["rouge_l", "perplexity", "fidelity"], "low": [-0.5, -3.0, -3.0], "high": [1.5, 9.0, 9.0]}
+    )
+    cut = pooling.within_range(table)
+    assert cut["low"].tolist() == [0, 1, -3] and cut["high"].tolist() == [1, 9, 9]
