@@ -26,6 +26,7 @@ from steerkit.io.markdown import markdown_table
 from steerkit.io.tables import read_table
 from steerkit.show.plots import curve_grid, patching, save_figure
 from steerkit.stats.format import interval_text, p_text
+from steerkit.stats.sign import shown_sign
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -246,9 +247,9 @@ HOLDS, FAILS, NOT_SHOWN = "holds", "does not hold", "not shown"
 """Verdicts, see docs/glossary.md."""
 
 
-def _sign(low: float, high: float) -> str:
-    """The verdict on an effect: its whole interval is above 0, below 0, or neither."""
-    return HOLDS if low > 0 else FAILS if high < 0 else NOT_SHOWN
+def _verdict(sign: int) -> str:
+    """The verdict on an effect by its sign, 0 where none is shown."""
+    return {1: HOLDS, -1: FAILS, 0: NOT_SHOWN}[sign]
 
 
 def findings_table(folder: Path) -> str:
@@ -276,7 +277,7 @@ def findings_table(folder: Path) -> str:
         "answers to questions, but not texts of another task"
     )
     spared = fired["repeat"] == 0
-    holds = _sign(gain.low, gain.high) if spared else FAILS
+    holds = _verdict(shown_sign(*gain[["mean", "low", "high", "p_rank"]])) if spared else FAILS
     rows.append([claim, result, f"{gain['n']:.0f}", "", holds])
     for judge, (table, _) in recipes.measured("judge", "agreement", folder).items():
         one = table.iloc[0]
@@ -286,7 +287,8 @@ def findings_table(folder: Path) -> str:
         result += f" (ROC AUC {one.roc_auc:.2f})"
         result += f"; the other {one.n_unread:.0f} cannot be read" if one.n_unread else ""
         claim = f"[judge](docs/concepts/scores.md): {judge} as a judge separates cheerful texts from others"
-        rows.append([claim, result, f"{one.n:.0f}", "", _sign(one.roc_auc_low - 0.5, one.roc_auc_high - 0.5)])
+        sign = int(one.roc_auc_low > 0.5) - int(one.roc_auc_high < 0.5)
+        rows.append([claim, result, f"{one.n:.0f}", "", _verdict(sign)])
     header = ["claim", "result", "test questions or texts", "training seeds", "verdict"]
     rows += _training_findings(folder)
     if not any(row[3] for row in rows):

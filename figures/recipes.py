@@ -15,6 +15,7 @@ from steerkit.io.markdown import markdown_table
 from steerkit.io.tables import read_table
 from steerkit.show.plots import curve_grid
 from steerkit.stats.format import interval_text
+from steerkit.stats.sign import shown_sign
 
 CAA, RANDOM = "CAA", "random directions"
 OPTIONS = ("letters", "yes or no")
@@ -190,7 +191,7 @@ def _finding(tables: Mapping[str, pd.DataFrame], axis: str) -> str:
     every = pd.concat([table[table["measure"].isin(OPTIONS)].assign(model=model) for model, table in tables.items()])
     every = every[every["over"].isin(["coefficient 0", "random"])]
     sign = every[axis].map(lambda dose: 1 if axis == "layer" or dose > 0 else -1)
-    intended = every["low"].where(sign > 0, -every["high"]) > 0
+    intended = every[["gain", "low", "high", "p"]].apply(lambda row: shown_sign(*row), axis=1) == sign
     found = intended.groupby([every["model"], every["behavior"], every[axis]]).all()
     return (
         f"CAA moves the answer as intended, and more than random directions, at {found.sum()} of {len(found)} {axis}s"

@@ -25,6 +25,7 @@ from steerkit.models.blocks import find_blocks
 from steerkit.models.identity import describe, fingerprint
 from steerkit.scores.fluency import perplexity
 from steerkit.stats.mean import accuracy_interval
+from steerkit.stats.sign import shown_sign
 from steerkit.sweeps.direction import NoDirection
 from steerkit.sweeps.result import SweepResult
 
@@ -182,10 +183,10 @@ def measure_refusal(
 def told(gains: pd.DataFrame, effect: str, sign: float) -> str:
     """The verdict at coefficient 1: whether the intervals over coefficient 0 and random directions have this sign."""
     at = gains[gains["coefficient"] == AT].set_index("over")
-    ends = at["low"] if sign > 0 else -at["high"]
-    if not ends["coefficient 0"] > 0:
+    signs = at[["gain", "low", "high", "p"]].apply(lambda row: shown_sign(*row), axis=1)
+    if signs["coefficient 0"] != sign:
         return "no effect detected"
-    return effect if ends["random"] > 0 else f"{effect}; not shown to be more than a random direction does"
+    return effect if signs["random"] == sign else f"{effect}; not shown to be more than a random direction does"
 
 
 def main(arguments: list[str] | None = None) -> None:

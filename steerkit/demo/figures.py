@@ -9,6 +9,7 @@ import pandas as pd
 
 from steerkit.demo.traits import PERSONAS
 from steerkit.show.plots import INK, curve_grid, intervals
+from steerkit.stats.sign import shown_sign
 
 AXES = {
     "trait": "trait score",
@@ -82,8 +83,10 @@ def gain_rows(gains: pd.DataFrame) -> pd.DataFrame:
 
 def gain_title(gains: pd.DataFrame) -> str:
     """The finding of the gains: the personas whose trait score rises over coefficient 0 and over all controls."""
-    lows = gains[gains["score"] == "trait"].groupby("persona", sort=False)["low"].min()
-    names = [PERSONAS[str(name)] for name in lows.index[lows > 0]]
+    trait = gains[gains["score"] == "trait"]
+    signs = trait[["gain", "low", "high", "p"]].apply(lambda row: shown_sign(*row), axis=1)
+    least = signs.groupby(trait["persona"], sort=False).min()
+    names = [PERSONAS[str(name)] for name in least.index[least > 0]]
     return f"Steering raises the trait score of {' and '.join(names)}" if names else "Steering raises no trait score"
 
 

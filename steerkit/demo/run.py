@@ -27,6 +27,7 @@ from steerkit.models.kernels import resume_kernels
 from steerkit.stats.mean import mean_interval
 from steerkit.stats.multiple import holm
 from steerkit.stats.paired import ratio
+from steerkit.stats.sign import shown_sign
 from steerkit.sweeps.projections import sweep_projections
 from steerkit.sweeps.result import SweepResult
 from steerkit.sweeps.sweep import sweep
@@ -283,13 +284,14 @@ def verdict(
     """Whether steering worked: the trait rises, more than under the controls, and the text is fluent.
 
     The trait rises where the interval of its gain over coefficient 0 lies above 0 and p, Holm-adjusted over personas,
-    is at most 0.05. It rises more than under a kind of controls where the prediction interval lies above 0 and the rank
-    p-value is at most 0.05.
+    is at most 0.05. It rises more than under a kind of controls where the prediction interval lies above 0 (if there is
+    one, see `steerkit.stats.sign.shown_sign`) and the rank p-value is at most 0.05.
     """
     mine = gains[(gains["persona"] == persona) & (gains["score"] == "trait")].set_index("over")
     table = test.table[test.table["vector"] == persona]
     fluent = bool(near_unsteered(table)[choice.coefficient])
-    rises = bool((mine["low"] > 0).all() and mine.loc["coefficient 0", "p_holm"] <= 0.05)
+    signs = [shown_sign(*row) for row in mine[["gain", "low", "high", "p"]].itertuples(index=False)]
+    rises = bool(min(signs) > 0 and mine.loc["coefficient 0", "p_holm"] <= 0.05)
     specific = bool((mine["p_rank"].drop("coefficient 0") <= 0.05 + 1e-9).all())
     right = table.pivot_table(index="prompt_id", columns="coefficient", values="right")
     kept = ratio(right[choice.coefficient], right[0.0])

@@ -1,11 +1,13 @@
-"""Cross-validation folds: groups dealt to folds, and labels permuted with an equal share of each class per fold."""
+"""Cross-validation folds: groups dealt to folds, and labels permuted as they could be without an effect."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -15,7 +17,8 @@ def deal_folds(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the group index and the fold of each item; a group stays in one fold.
 
-    The groups are shuffled, ordered by their most frequent class, and dealt to the folds in turn.
+    The groups are shuffled and ordered by their most frequent class and by size, the largest first. Each is dealt to
+    the fold with the fewest items of groups of this class, of these to the one with the fewest items.
 
     Args:
         groups: the group of each item, compared as text.
@@ -33,8 +36,12 @@ def deal_folds(
             "Read more groups or change folds."
         )
     label_of = pd.crosstab(group_of, labels).to_numpy().argmax(1)
-    order = np.lexsort((np.random.default_rng(seed).permutation(len(names)), label_of))
-    fold = (order.argsort() % folds)[group_of]
+    size = np.bincount(group_of)
+    dealt, filled = np.zeros(len(names), dtype=int), np.zeros((len(classes), folds), dtype=int)
+    for group in np.lexsort((np.random.default_rng(seed).permutation(len(names)), -size, label_of)):
+        dealt[group] = np.lexsort((filled.sum(0), filled[label_of[group]]))[0]
+        filled[label_of[group], dealt[group]] += size[group]
+    fold = dealt[group_of]
     for index, name in enumerate(classes):
         count = len(set(fold[labels == index]))
         if count < 3:
@@ -45,11 +52,42 @@ def deal_folds(
     return group_of, fold
 
 
-def permuted_labels(labels: Int[Tensor, " item"], fold: np.ndarray, rng: np.random.Generator) -> Int[Tensor, " item"]:
-    """Return the labels permuted over all items.
+Permuted = Literal["within groups", "whole groups", "items"]
 
-    Each fold has its share of every class, and every class is in two folds at least.
+
+def permuted_over(labels: Int[Tensor, " item"], group_of: np.ndarray) -> Permuted:
+    """Return over what labels are exchangeable where the class has nothing to do with the item.
+
+    Within groups if every group has each class equally often, as pairs do; whole groups if every group has one class;
+    else items.
     """
+    counts = pd.crosstab(group_of, labels.numpy()).to_numpy()
+    if (counts == counts[0]).all():
+        return "within groups"
+    return "whole groups" if ((counts > 0).sum(1) == 1).all() else "items"
+
+
+def permuted_labels(
+    labels: Int[Tensor, " item"], group_of: np.ndarray, fold: np.ndarray, rng: np.random.Generator
+) -> Int[Tensor, " item"]:
+    """Return the labels permuted over what `permuted_over` says.
+
+    Where items or whole groups are permuted, each fold has its share of every class, and every class is in two folds at
+    least.
+    """
+    over = permuted_over(labels, group_of)
+    if over == "within groups":
+        by_group = np.lexsort((np.arange(len(group_of)), group_of))
+        permuted = torch.empty_like(labels)
+        permuted[by_group] = labels[np.lexsort((rng.random(len(group_of)), group_of))]
+        return permuted
+    if over == "whole groups":
+        first = np.unique(group_of, return_index=True)[1]
+        return _over_items(labels[first], fold[first], rng)[group_of]
+    return _over_items(labels, fold, rng)
+
+
+def _over_items(labels: Int[Tensor, " item"], fold: np.ndarray, rng: np.random.Generator) -> Int[Tensor, " item"]:
     while True:
         drawn = pd.Series(rng.random(len(fold))).groupby(fold)
         quantile = (drawn.rank() - rng.random(len(fold))) / drawn.transform("size")

@@ -15,10 +15,11 @@ from torch import Tensor
 from steerkit.capture.activations import Activations, facts_html, shown_layers
 from steerkit.capture.layers import EMBED, Layer, Layers, layer_list, plain_layer
 from steerkit.models.site_names import DEFAULT, check_name
-from steerkit.probes.folds import deal_folds, permuted_labels
+from steerkit.probes.folds import deal_folds, permuted_labels, permuted_over
 from steerkit.probes.solver import Fit, solver_for
-from steerkit.stats.areas import macro_roc_auc
-from steerkit.stats.mean import accuracy_interval
+from steerkit.stats.areas import fold_roc_auc
+from steerkit.stats.controls import ControlBand, control_band
+from steerkit.stats.mean import Interval, accuracy_interval
 
 PERMUTATIONS = 5
 LENGTH_POSITION = ["n_tokens", "start"]
@@ -99,8 +100,10 @@ class ProbeResult:
             `features`: `resid` or `length_position`.
             `labels`: `true` or `shuffled`.
             `accuracy`: share of held-out items.
-            `accuracy_low`, `accuracy_high`: 95 % interval over groups (`accuracy_interval`).
-            `roc_auc`: mean over classes, each against the rest.
+            `accuracy_low`, `accuracy_high`: 95 % interval over groups (`accuracy_interval`); for shuffled labels the
+            95 % prediction interval of a further permutation.
+            `roc_auc`: mean over classes, each against the rest, of the share of pairs of items of one fold in which the
+            item of the class has the higher probability; ties count one half.
             `n` items, `n_groups`, `n_classes`, `folds`.
         confusion: layer -> counts of held-out items `[class, class]`; rows are true, columns predicted.
         directions: layer -> `Probe.direction` of each class `[class, d_model]`, from all items; zero if all are equal.
@@ -227,9 +230,11 @@ def probe_layers(
     Each fold is predicted by `fit_probe` (with `tol=1e-5`) on the others. Groups are dealt to the folds at random,
     evenly among those with the same most frequent label. The controls:
 
-    - `labels == "shuffled"`, per layer: the labels are permuted over all items, and every fold gets its share of each
-      class (otherwise held-out accuracy falls below chance). Mean of five permutations: the accuracy from fitting
-      noise.
+    - `labels == "shuffled"`, per layer: the labels are permuted as a class without an effect could be: within groups if
+      every group has each class equally often; over whole groups if each has one class; else over items
+      (`meta["permuted"]`). In the last two cases every fold gets its share of each class, otherwise held-out accuracy
+      falls below chance; it also does for true labels without an effect if groups have one class and differ in size.
+      The accuracy is the mean of five permutations, its interval the prediction interval of a further one.
     - `features == "length_position"`: the same probe on the span's `n_tokens` and `start` alone.
     - `layer == "nested"`: the layer is chosen within each training fold, by its accuracy there (each of the other folds
       is predicted in turn; the earliest layer on a tie), and evaluated on the fold left out. So the accuracy of the
@@ -297,6 +302,7 @@ def probe_layers(
         "solver": solver,
         "embed_read": EMBED in chosen,
         "nested_layers": [chosen[index] for index in best],
+        "permuted": permuted_over(design.labels, design.group_of),
         "majority_accuracy": float(np.bincount(design.labels.numpy()).max() / len(design.labels)),
     }
     return ProbeResult(pd.DataFrame(rows), confusion, directions, design.classes, meta)
@@ -342,6 +348,11 @@ class _Design:
             right[self.fit_without[out, self.fold], self.items][self.fold != out].mean() for out in range(self.n_folds)
         ]
 
+    def _roc_auc(self, truth: np.ndarray, p: np.ndarray) -> float:
+        """Macro ROC AUC over pairs of items of one fold: other folds' fits have other intercepts."""
+        parts = [fold_roc_auc(truth == index, p[:, index], self.fold) for index in range(len(self.classes))]
+        return float(np.mean(parts))
+
     def confusion(self, held_out: np.ndarray) -> np.ndarray:
         counts = np.zeros((len(self.classes), len(self.classes)), dtype=int)
         np.add.at(counts, (self.labels.numpy(), held_out.argmax(-1)), 1)
@@ -349,15 +360,18 @@ class _Design:
 
     def row(self, layer: Layer | None, features: str, labels: str, truth: np.ndarray, p: np.ndarray) -> dict[str, Any]:
         """One row of the table, from labels `[repeat, item]` and held-out probabilities `[repeat, item, class]`."""
-        interval = accuracy_interval((p.argmax(-1) == truth).mean(0), groups=self.group_of.tolist())
-        areas = [macro_roc_auc(t.tolist(), s, range(len(self.classes))) for t, s in zip(truth, p, strict=True)]
+        right = p.argmax(-1) == truth
+        interval: Interval | ControlBand = accuracy_interval(right.mean(0), groups=self.group_of.tolist())
+        if len(truth) > 1:
+            interval = control_band(right.T)
+        areas = [self._roc_auc(t, s) for t, s in zip(truth, p, strict=True)]
         return {
             "layer": layer,
             "features": features,
             "labels": labels,
             "accuracy": interval.mean,
-            "accuracy_low": interval.low,
-            "accuracy_high": interval.high,
+            "accuracy_low": max(0.0, interval.low),
+            "accuracy_high": min(1.0, interval.high),
             "roc_auc": float(np.mean(areas)),
             "n": len(self.labels),
             "n_groups": len(set(self.group_of)),
@@ -375,7 +389,7 @@ def _design(acts: Activations, label: str, group: str, folds: int, seed: int) ->
     left_out = (fold != first[:, None]) & (fold != second[:, None])
     train = torch.tensor(np.vstack([left_out, np.ones((1, len(labels)), dtype=bool)]))
     rng = np.random.default_rng([seed, 1])
-    shuffled = torch.stack([permuted_labels(labels, fold, rng) for _ in range(PERMUTATIONS)])
+    shuffled = torch.stack([permuted_labels(labels, group_of, fold, rng) for _ in range(PERMUTATIONS)])
     return _Design(labels, classes, group_of, fold, folds, train, fit_without, shuffled)
 
 

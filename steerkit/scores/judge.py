@@ -18,6 +18,7 @@ from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.stats.checks import check_sequence
+from steerkit.stats.format import MINUS
 from steerkit.text.thinking import reply_of
 
 if TYPE_CHECKING:
@@ -285,5 +286,5 @@ def read_score(answer: str, scale: tuple[float, float] = (0, 100)) -> float:
     if reply is None or _ITEM.match(reply) or not _RATED.search(reply):
         return math.nan
     reply = re.sub(rf"\s*(?:/|out of)\s*{scale[1]:g}(?!\w|\.[0-9])", "", reply)
-    numbers = {float(number) for number in _NUMBER.findall(reply)}
+    numbers = {float(number) for number in _NUMBER.findall(reply.replace(MINUS, "-"))}
     return numbers.pop() if len(numbers) == 1 and scale[0] <= min(numbers) <= scale[1] else math.nan

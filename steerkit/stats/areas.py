@@ -68,6 +68,37 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     return float((ranks[rung[y == 1]].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
 
 
+def fold_roc_auc(labels: ArrayLike, scores: ArrayLike, folds: ArrayLike) -> float:
+    """`roc_auc` over pairs of items of one fold, whose scores are from one fit: the folds' areas, weighted by n1 n0.
+
+    Scores of different fits differ by a constant: where a fold has more items of a class than the others, its fit saw
+    fewer of them and scores all of its items lower. Pooled, the area falls below 0.5 where there is nothing to find.
+
+    Args:
+        labels: `[n]`, bool or 0/1; 1 is positive.
+        scores: `[n]`, in any unit.
+        folds: `[n]`, the fold of each item. Folds without both classes are left out.
+
+    Returns:
+        In [0, 1]; NaN if no fold has both classes.
+
+    Raises:
+        ValueError: as `roc_auc`, but a class absent.
+    """
+    y, s, fold = np.asarray(labels, dtype=bool), finite_vector("scores", scores), np.asarray(folds)
+    if not y.shape == s.shape == fold.shape:
+        raise ValueError(
+            f"expected a label and a fold per score; got {y.shape}, {fold.shape}, {s.shape}. Pair them up."
+        )
+    found, weights = 0.0, 0
+    for name in np.unique(fold):
+        mine = fold == name
+        pairs = int(y[mine].sum()) * int((~y[mine]).sum())
+        if pairs:
+            found, weights = found + pairs * roc_auc(y[mine], s[mine]), weights + pairs
+    return found / weights if weights else float("nan")
+
+
 def macro_roc_auc(labels: Collection[Hashable], scores: ArrayLike, classes: Sequence[Hashable]) -> float:
     """Mean over the classes of the one-vs-rest `roc_auc` of their column, each class weighing the same.
 

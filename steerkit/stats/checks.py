@@ -17,6 +17,12 @@ def check_sequence(name: str, values: object) -> None:
         raise TypeError(f"expected {name} to be a sequence; got the single str {values[:40]!r}. Wrap it in a list.")
 
 
+def check_level(level: float) -> None:
+    """`ValueError` for a level outside (0, 1), such as 95."""
+    if not 0 < level < 1:
+        raise ValueError(f"expected a level in (0, 1); got {level}. Try 0.95 for an interval, 0.05 for a p-value.")
+
+
 def finite_vector(name: str, values: ArrayLike) -> Float[np.ndarray, " n"]:
     """`values` as a float array `[n]`; `ValueError` for another shape, NaN or infinity."""
     array = np.asarray(values, dtype=float)

@@ -21,7 +21,7 @@ def slopes(strengths: ArrayLike, scores: ArrayLike) -> Float[np.ndarray, " item"
         `[item]`; NaN for an item with scores at fewer than two strengths, exactly 0 where all its scores are equal.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: other shapes, or an infinite score.
 
     Source: Tan et al. 2024, "Analyzing the Generalization and Reliability of Steering Vectors", arXiv 2407.12404,
     section 3, where the slope is called steerability.
@@ -36,6 +36,8 @@ def slopes(strengths: ArrayLike, scores: ArrayLike) -> Float[np.ndarray, " item"
             f"expected strengths [m] and scores [n, m]; got shapes {list(x.shape)} and {list(y.shape)}. Pass one row "
             "per item."
         )
+    if np.isinf(y).any():
+        raise ValueError(f"expected finite scores, or NaN; got {np.isinf(y).sum()} infinite. Use NaN for missing.")
     out = np.full(len(y), np.nan)
     for item, row in enumerate(y):
         there = np.isfinite(row)

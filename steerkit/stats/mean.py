@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import special
 
-from steerkit.stats.checks import check_sequence
+from steerkit.stats.checks import check_sequence, finite_vector
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -64,7 +64,8 @@ def mean_interval(
 
     Differences of two binary scores (right or wrong, before and after) are -1, 0 or 1, and a sample of few of them may
     have little or no spread. Their interval also holds that of Bonett and Price: with a units at 1, b at -1, n in all,
-    and z the normal quantile,
+    and z the normal quantile (a unit of several rows counts with its mean: a and b are the sums of the positive and of
+    the negative means),
 
         d = (a - b) / (n + 2),  d -+ z sqrt(((a + 1) / (n + 2) + (b + 1) / (n + 2) - d^2) / (n + 2)).
 
@@ -79,10 +80,12 @@ def mean_interval(
         level: coverage of the interval, in (0, 1).
         seed: the result is a function of the arguments and this seed.
         binary: whether values are differences of binary scores. Default: whether all of them are -1, 0 or 1 and one is
-            not 0. Ignored where a unit has several rows.
+            not 0.
 
     Returns:
-        `Interval`; `low`, `high` and `p` are NaN for fewer than two units with a value, `mean` too without any.
+        `Interval`; `low`, `high` and `p` are NaN for fewer than two units with a value, `mean` too without any. `low`
+        and `high` are also NaN where all units have one mean and the values are not binary: such a sample does not say
+        how far another one could be.
 
     Raises:
         ValueError: `values` empty, infinite or not `[n]`; `groups` of another length or with a missing label; `n_boot`
@@ -112,22 +115,24 @@ def mean_interval(
         below, above = np.quantile(ratios, [(1 + level) / 2, (1 - level) / 2])
         low, high = min(low, mean - float(below) * error), max(high, mean - float(above) * error)
     if _are_binary_differences(totals, counts, binary):
-        ends_of_pairs = _bonett_price(totals, level)
+        ends_of_pairs = _bonett_price(totals / counts, level)
         low, high = min(low, ends_of_pairs[0]), max(high, ends_of_pairs[1])
+    elif error <= 1e-12 * float(np.abs(totals).max(initial=0.0)):
+        low = high = nan
     return Interval(mean, low, high, units, n_missing, sign_flip(totals, seed))
 
 
 def _are_binary_differences(
     totals: Float[np.ndarray, " unit"], counts: Float[np.ndarray, " unit"], binary: bool | None
 ) -> bool:
-    if binary is False or (counts != 1).any() or not np.isin(totals, (-1, 0, 1)).all():
-        return False
-    return bool(binary) or bool(totals.any())
+    if binary is not None:
+        return binary and bool((np.abs(totals) <= counts).all())
+    return bool((counts == 1).all() and np.isin(totals, (-1, 0, 1)).all() and totals.any())
 
 
-def _bonett_price(totals: Float[np.ndarray, " unit"], level: float) -> tuple[float, float]:
-    n = len(totals) + 2
-    up, down = (int((totals == 1).sum()) + 1) / n, (int((totals == -1).sum()) + 1) / n
+def _bonett_price(means: Float[np.ndarray, " unit"], level: float) -> tuple[float, float]:
+    n = len(means) + 2
+    up, down = (float(means.clip(0).sum()) + 1) / n, (float((-means).clip(0).sum()) + 1) / n
     half = float(special.ndtri((1 + level) / 2)) * np.sqrt((up + down - (up - down) ** 2) / n)
     return max(-1.0, up - down - half), min(1.0, up - down + half)
 
@@ -247,11 +252,14 @@ def sign_flip(totals: ArrayLike, seed: int = 0) -> float:
         totals: `[unit]`, the value or the sum of each unit.
         seed: of the random signs.
 
+    Raises:
+        ValueError: a value that is NaN or infinite.
+
     Example:
         >>> sign_flip([1.0, 2.0, 3.0])
         0.25
     """
-    x = np.asarray(totals, dtype=float)
+    x = finite_vector("totals", totals)
     least = abs(x.sum()) - 1e-12 * np.abs(x).sum()
     if len(x) <= EXACT_UNITS:
         sums = np.zeros(1)
@@ -286,7 +294,7 @@ def _unit_codes(groups: Collection[Hashable] | None, n_rows: int) -> Int[np.ndar
     if len(groups) != n_rows:
         raise ValueError(f"expected a group for each of {n_rows} rows; got {len(groups)} groups. Label every row.")
     for i, group in enumerate(groups):
-        if group is None or (isinstance(group, float) and np.isnan(group)):
+        if group is None or type(group).__name__ in ("NAType", "NaTType") or group != group:
             raise ValueError(f"expected a group for each row; got {group} in row {i}. Label it.")
     code = defaultdict[Hashable, int](count().__next__)
     return np.array([code[group] for group in groups])

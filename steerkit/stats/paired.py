@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import special
 
+from steerkit.stats.checks import check_level
 from steerkit.stats.mean import Interval, is_binary, mean_interval
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, level: float = 0.95) -
         level: coverage of the interval, in (0, 1).
 
     Raises:
-        ValueError: two shapes, or no pair without a missing member.
+        ValueError: two shapes, an infinite value, no pair without a missing member, or a level outside (0, 1).
 
     Source: Fieller, "Some Problems in Interval Estimation", 1954.
 
@@ -98,7 +99,10 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, level: float = 0.95) -
         >>> ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]).value
         0.5
     """
+    check_level(level)
     left, right = _pairs(numerators, denominators)
+    if np.isinf(left).any() or np.isinf(right).any():
+        raise ValueError("expected finite members of the pairs, or NaN; got infinite ones. Use NaN for missing.")
     complete = ~(np.isnan(left) | np.isnan(right))
     a, b = left[complete], right[complete]
     n = len(a)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import special
 
+from steerkit.stats.checks import check_level
 from steerkit.stats.mean import Interval, mean_interval
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def over_seeds(
             has values, there is no interval: what that one shows may be what singled it out.
 
     Raises:
-        ValueError: seeds of another length; values as in `seed_interval`.
+        ValueError: seeds of another length, or missing; values and level as in `seed_interval`.
 
     Example:
         >>> over_seeds([1.0, 0.0, 1.0, 1.0], [0, 0, 1, 1]).by_seed
@@ -75,6 +76,8 @@ def over_seeds(
     x, codes = np.asarray(values, dtype=float), np.asarray(list(seeds))
     if x.shape != codes.shape:
         raise ValueError(f"expected a seed per value; got {len(codes)} for shape {list(x.shape)}. Label every value.")
+    if any(seed is None or seed != seed for seed in codes.tolist()):
+        raise ValueError("expected a seed per value; some are missing (NaN). Label every value.")
     there = ~np.isnan(x)
     by_seed = tuple(float(x[there & (codes == seed)].mean()) for seed in np.unique(codes[there]))
     if len(by_seed) == 1 and (of or 1) == 1:
@@ -96,10 +99,14 @@ def seed_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     Returns:
         `Interval` with n the number of seeds; `low`, `high` and `p` are NaN for fewer than two.
 
+    Raises:
+        ValueError: values that are empty, infinite or not `[seed]`; a level outside (0, 1).
+
     Example:
         >>> round(seed_interval([0.80, 0.84, 0.85]).low, 2)
         0.76
     """
+    check_level(level)
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or x.size == 0 or np.isinf(x).any():
         raise ValueError(f"expected finite values [seed], not empty; got shape {list(x.shape)}. Pass one per seed.")

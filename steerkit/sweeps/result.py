@@ -30,6 +30,8 @@ PLACE = ("vector", "layer")
 OF_CHOICES = ("probability", "log_prob")
 """Columns of scores that a sweep of choices has."""
 FEW_PROMPTS = 10
+MANY_MISSING = 0.1
+"""The share of prompts without a score from which on a warning names it."""
 
 
 class FewWarning(UserWarning):
@@ -56,6 +58,11 @@ class SweepResult:
         if missing:
             raise ValueError(
                 f"expected the columns of a sweep; got {list(self.table)[:12]}. Add {missing}, or load another table."
+            )
+        if self.table["group"].isna().any():
+            raise ValueError(
+                f"expected a group for each row; {int(self.table['group'].isna().sum())} have none. Fill in the "
+                "column, for example with prompt_id."
             )
 
     def __repr__(self) -> str:
@@ -339,17 +346,21 @@ class SweepResult:
     def curve(self, score: str, by: Sequence[str] = PLACE, seed: int = 0) -> pd.DataFrame:
         """Mean of a score per coefficient with a 95 % interval over groups (prompts, not rows); see `mean_interval`.
 
-        Columns: `by`, coefficient, mean, low, high, n (groups), n_missing, relative_dose. A sweep over doses has a row
-        per dose, with the column dose; coefficient is then its mean. The mean of a score that is 0 or 1 everywhere is a
-        share, whose interval is that of `accuracy_interval`.
+        The samples of a prompt are averaged first, so that each prompt weighs the same. Columns: `by`, coefficient,
+        mean, low, high, n (groups), n_missing (rows without a score), relative_dose. A sweep over doses has a row per
+        dose, with the column dose; coefficient is then its mean. The mean of a score that is 0 or 1 in all rows of
+        `by` is a share, whose interval is that of `accuracy_interval`.
         """
-        self._check(score)
-        rows, shares = [], is_binary(self.table[score])
+        self._check(score, by)
+        rows = []
+        shares = {key: is_binary(part[score]) for key, part in self._parts(score, list(by))} if by else {}
         for key, part in self._parts(score, [*by, self.axis]):
-            values, groups = part[score].to_numpy(float), part["group"].to_numpy()
-            interval = accuracy_interval(values, groups) if shares else mean_interval(values, groups, seed=seed)
+            means = part.groupby(["group", "prompt_id"])[score].mean()
+            values, groups = means.to_numpy(float), means.index.get_level_values("group").to_numpy()
+            share = shares[key[:-1]] if by else is_binary(self.table[score])
+            interval = accuracy_interval(values, groups) if share else mean_interval(values, groups, seed=seed)
             dose = float(part["relative_dose"].mean()) if "relative_dose" in part else float("nan")
-            numbers = (interval.mean, interval.low, interval.high, interval.n, interval.n_missing, dose)
+            numbers = (interval.mean, interval.low, interval.high, interval.n, int(part[score].isna().sum()), dose)
             rows.append((*key[:-1], *self._strength(part), *numbers))
         return pd.DataFrame(
             rows, columns=[*by, *self._strengths, "mean", "low", "high", "n", "n_missing", "relative_dose"]
@@ -358,7 +369,8 @@ class SweepResult:
     def control_curve(self, score: str) -> pd.DataFrame:
         """Mean of a score per coefficient over the controls of a kind, with the prediction interval of a further one.
 
-        A vector whose mean lies outside the interval is unlike these controls; see
+        A vector whose mean lies outside the interval is unlike these controls, if it has a score on the same prompts
+        (else read `gain(score, over=...)`, which compares the prompts that both have); see
         `steerkit.stats.controls.control_band`. Controls of one vector and role, such as random directions, are a kind.
 
         Columns: vector (`VECTOR/ROLE`, or the role where it is a control of all), layer, coefficient, mean, low, high,
@@ -366,6 +378,9 @@ class SweepResult:
 
         Raises:
             ValueError: no such score; a sweep without controls.
+
+        Warns:
+            FewWarning: a vector has a score on fewer prompts than its controls at a coefficient.
 
         Example:
             >>> import pandas as pd
@@ -376,12 +391,27 @@ class SweepResult:
         if not kinds:
             raise ValueError("expected controls among the vectors; got none. Sweep sk.controls.random(vectors) too.")
         table = self.table[self.table["vector"].isin(list(kinds))]
-        rows = []
+        scored = self.table[self.table[score].notna()].groupby([*PLACE, self.axis])["prompt_id"].nunique().to_dict()
+        of_kind = {kind: self.roles()[name][1] for name, kind in kinds.items()}
+        vectors = [name for name, (role, _) in self.roles().items() if role == "vector"]
+        rows, fewer = [], []
         for key, part in table.groupby([table["vector"].map(kinds), "layer", self.axis], sort=False):
             wide = part.groupby(["group", "prompt_id", "vector"])[score].mean().unstack("vector")
             band = control_band(wide)
+            if key[2] == 0 and band.k:  # a further control is unsteered there, too
+                band = replace(band, low=band.mean, high=band.mean)
+            for vector in vectors if of_kind[key[0]] is None else [of_kind[key[0]]]:
+                n = int(scored.get((vector, *key[1:]), band.n))
+                if n < band.n:
+                    fewer.append(f"{vector!r} on {n} of {band.n} prompts at layer {key[1]}, {self.axis} {key[2]:g}")
             dose = float(part["relative_dose"].mean()) if "relative_dose" in part else float("nan")
             rows.append((*key[:-1], *self._strength(part), band.mean, band.low, band.high, band.n, band.k, dose))
+        if fewer:
+            named = "; ".join(dict.fromkeys(fewer[:3]))
+            _warn(
+                f"expected scores of a vector on the prompts of its controls; got {named}. "
+                "Their means are of other prompts: read gain(score, over=...)."
+            )
         columns = ["vector", "layer", *self._strengths, "mean", "low", "high", "n", "k", "relative_dose"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -416,14 +446,16 @@ class SweepResult:
         `steerkit.stats.controls.against_controls`. It asks whether the vector is unlike a further control of the same
         kind, and its p-values are those of this question.
 
-        A warning says when there are fewer than 10 prompts, or fewer controls than a rank of 5 % needs, which are 19.
+        A warning says when there are fewer than 10 prompts, when the steered texts of more than a tenth have no score
+        where the others have one, or when fewer controls have a score than a rank of 5 % needs, which are 19.
 
         Args:
             over: names of control vectors that were swept at the same layer and coefficients; None is coefficient 0.
             vectors: the vectors whose gain is wanted; default all whose role is `vector`.
 
         Columns: vector, layer, (dose,) coefficient, gain, low, high, p (two-sided), p_rank (one-sided, larger than the
-        controls), n (groups, or prompts), k (controls).
+        controls), n (groups, or prompts), k (controls), n_missing (prompts that were swept and are left out, because a
+        score is missing).
 
         Raises:
             ValueError: a vector is not in the table, or a control not at that layer and coefficient.
@@ -437,9 +469,10 @@ class SweepResult:
         scores_of, groups = self._scores_by_prompt(score)
         roles = self.roles()
         wanted = [name for name in roles if roles[name][0] == "vector"] if vectors is None else list(vectors)
-        rows = []
+        rows, missing = [], []
         strength_of = {key: self._strength(part) for key, part in self._parts(score, [*PLACE, self.axis])}
-        binary = is_binary(self.table[score])
+        binary = {name: is_binary(part[score]) for name, part in self.table.groupby("vector", sort=False)}
+        swept = self.table.groupby([*PLACE, self.axis])["prompt_id"].nunique()
         for (vector, layer, coefficient), scores in scores_of.items():
             if coefficient == 0 or vector in (over or ()) or vector not in wanted:
                 continue
@@ -451,24 +484,48 @@ class SweepResult:
                     "Sweep them too."
                 )
             place = (vector, layer, *strength_of[vector, layer, coefficient])
+            all_prompts = int(swept[vector, layer, coefficient])
             if over is None:
-                one = mean_interval(scores - scores_of[others[0]], groups, seed=seed, binary=binary)
-                rows.append((*place, one.mean, one.low, one.high, one.p, np.nan, one.n, 0))
+                differences = scores - scores_of[others[0]]
+                one = mean_interval(differences, groups, seed=seed, binary=binary[vector])
+                left_out = all_prompts - int(np.isfinite(differences).sum())
+                rows.append((*place, one.mean, one.low, one.high, one.p, np.nan, one.n, 0, left_out))
+                compared = ~np.isnan(scores_of[others[0]])
             else:
                 found = against_controls(scores, np.stack([scores_of[other] for other in others], axis=1))
-                rows.append((*place, found.gain, found.low, found.high, found.p, found.p_rank, found.n, found.k))
-        found = pd.DataFrame(rows, columns=[*PLACE, *self._strengths, "gain", "low", "high", "p", "p_rank", "n", "k"])
-        if len(found) and over is None and found["n"].min() < FEW_PROMPTS:
+                numbers = (found.gain, found.low, found.high, found.p, found.p_rank, found.n, found.k)
+                rows.append((*place, *numbers, all_prompts - found.n))
+                compared = ~np.isnan([scores_of[other] for other in others]).all(axis=0)
+            missing.append(_share_missing(scores, compared))
+        columns = ["gain", "low", "high", "p", "p_rank", "n", "k", "n_missing"]
+        found = pd.DataFrame(rows, columns=[*PLACE, *self._strengths, *columns])
+        self._warn_of_few(found, over, missing)
+        return found
+
+    def _warn_of_few(self, found: pd.DataFrame, over: Sequence[str] | None, missing: Sequence[float]) -> None:
+        """Warn of too few prompts or controls, and of prompts without a score, in a table of gains."""
+        if not len(found):
+            return
+        if max(missing) > MANY_MISSING:
+            worst = found.iloc[int(np.argmax(missing))]
+            _warn(
+                f"expected a score of almost every prompt; {worst['n_missing']:.0f} prompts of {worst['vector']!r} at "
+                f"layer {worst['layer']}, {self.axis} {worst[self.axis]:g} have none and are left out. If the steering "
+                "decides which ones have a score, the gain is biased.",
+                4,
+            )
+        if over is None and found["n"].min() < FEW_PROMPTS:
             _warn(
                 f"expected {FEW_PROMPTS} prompts or more for an interval that can be relied on; got "
-                f"{found['n'].min()}. Sweep more prompts."
+                f"{found['n'].min()}. Sweep more prompts.",
+                4,
             )
-        if over is not None and len(over) < (needed := controls_needed(0.05)):
+        if over is not None and (k := int(found["k"].min())) < (needed := controls_needed(0.05)):
             _warn(
-                f"expected {needed} controls or more, so that a rank can reach p = 0.05; got {len(over)}. Sweep more: "
-                f"steerkit.controls.random(vectors, n={needed}), or --random {needed} on the command line."
+                f"expected {needed} controls with a score or more, so that a rank can reach p = 0.05; got {k}. Sweep "
+                f"more: steerkit.controls.random(vectors, n={needed}), or --random {needed} on the command line.",
+                4,
             )
-        return found
 
     def per_item(self, score: str, axis: str | None = None) -> pd.DataFrame:
         """The slope of each prompt's score over the coefficients, per vector and layer; see `steerkit.stats.items`.
@@ -520,11 +577,12 @@ class SweepResult:
         """The share of prompts whose score falls as the steering grows, per vector and layer.
 
         A mean effect can hide that many prompts move the wrong way. The share of prompts with a slope below 0 (see
-        `per_item`) is meant for scores that the vector should raise; about half is what a direction without an effect
-        has. Compare with the rows of the controls.
+        `per_item`) is meant for scores that the vector should raise. A direction without an effect lowers about half of
+        the prompts that move at all, so compare `share_of_moved` with one half, and with the rows of the controls.
 
         Columns: vector, layer, share, low, high (Wilson's 95 % interval over groups), unmoved (share of prompts with
-        slope 0), median_slope, n (groups), n_missing (prompts without a slope).
+        slope 0), share_of_moved, moved_low, moved_high (the same share among the prompts that move), median_slope, n
+        (groups), n_missing (prompts without a slope).
 
         Source: Tan et al. 2024, arXiv 2407.12404, section 4 ("anti-steerable" examples).
 
@@ -538,8 +596,12 @@ class SweepResult:
             share = accuracy_interval(wrong, part["group"].to_numpy())
             there = slope[~np.isnan(slope)]
             unmoved, median = (float((there == 0).mean()), float(np.median(there))) if len(there) else (np.nan, np.nan)
-            rows.append((*key, share.mean, share.low, share.high, unmoved, median, share.n, int(np.isnan(slope).sum())))
-        columns = [*PLACE, "share", "low", "high", "unmoved", "median_slope", "n", "n_missing"]
+            moved = accuracy_interval(np.where(slope == 0, np.nan, wrong), part["group"].to_numpy())
+            counts = (share.n, int(np.isnan(slope).sum()))
+            shares = (share.mean, share.low, share.high, unmoved, moved.mean, moved.low, moved.high)
+            rows.append((*key, *shares, median, *counts))
+        shown = ["share", "low", "high", "unmoved", "share_of_moved", "moved_low", "moved_high"]
+        columns = [*PLACE, *shown, "median_slope", "n", "n_missing"]
         return pd.DataFrame(rows, columns=columns)
 
     def _scores_by_prompt(self, score: str) -> tuple[dict[tuple[Any, ...], np.ndarray], list[Any]]:
@@ -600,8 +662,14 @@ def _number(score: Callable[[pd.Series], float], row: pd.Series) -> float:
     raise TypeError(f"expected a number as the score of the row {where}; got {value!r:.60}. Return NaN where none is.")
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, FewWarning, stacklevel=3)
+def _share_missing(scores: np.ndarray, compared: np.ndarray) -> float:
+    """The share of the prompts with a score of what is compared that have none of the steered texts; 0 if none has."""
+    lost, count = int((compared & np.isnan(scores)).sum()), int(compared.sum())
+    return 0.0 if lost == count else lost / count
+
+
+def _warn(message: str, level: int = 3) -> None:
+    warnings.warn(message, FewWarning, stacklevel=level)
 
 
 def check_swept_model(meta: Mapping[str, Any], model: Any) -> dict[str, str | None]:

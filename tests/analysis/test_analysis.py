@@ -366,6 +366,7 @@ def test_areas_are_paired_by_question_and_the_mean_over_agents_stands_beside_the
     columns = ["agent", "vector", "coefficient", "prompt_id", "group", "sample", "text", "rouge_l"]
     first = pd.DataFrame(rows, columns=columns).assign(layer="1")
     second = first.assign(rouge_l=first["rouge_l"] + 0.2 * (first["agent"] == "1") * (first["coefficient"] > 0))
+    second["rouge_l"] += np.tile([0, 1e-4, 0, 0, -1e-4, 0], len(second) // 6)  # an interval needs some spread
     pair = (SweepResult(first), SweepResult(second))
     found = differences(*pair, partial(areas, score="rouge_l"), ["1", "2"]).set_index("agent")
     assert found.loc["1", "difference"] == pytest.approx(0.2 * 0.75)  # trapezoid: half of the first interval

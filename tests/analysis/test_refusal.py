@@ -116,7 +116,7 @@ def test_one_random_direction_is_refused_before_a_model_is_loaded(tmp_path, monk
 
 def test_a_verdict_needs_both_intervals_on_its_side() -> None:
     def judged(plain: tuple[float, float], random: tuple[float, float], sign: float) -> str:
-        rows = [{"coefficient": 1.0, "over": over, "low": low, "high": high}
+        rows = [{"coefficient": 1.0, "over": over, "low": low, "high": high, "gain": (low + high) / 2, "p": 0.01}
                 for over, (low, high) in (("coefficient 0", plain), ("random", random))]  # fmt: skip
         rows.append({"coefficient": 2.0, "over": "coefficient 0", "low": 0.9, "high": 1.0})
         return refusal.told(pd.DataFrame(rows), "it moves", sign)

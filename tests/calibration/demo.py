@@ -20,6 +20,7 @@ from steerkit.demo.selection import prompt_rows, scored
 from steerkit.demo.traits import PERSONAS
 from steerkit.io.json import read_json
 from steerkit.stats.controls import against_controls
+from steerkit.stats.sign import shown_sign
 from steerkit.sweeps.result import SweepResult
 
 PAGE = Path("docs/calibration-demo.md")
@@ -58,8 +59,9 @@ def swept(run: Path) -> pd.DataFrame:
 def judged(table: pd.DataFrame) -> Iterator[dict[str, object]]:
     """For each persona and score: the numbers of random directions that are flagged, and whether the vector is.
 
-    `rule` is the demo's: the whole interval is above 0, and the rank is the first. `tied`: the controls' means are all
-    equal, so that the interval has no width. `changed`: the share of the random directions' texts that differ from the
+    Flagged by the interval are directions with a sign that is shown (`shown_sign`). `rule` is the demo's: that sign is
+    positive, and the rank is the first. `tied`: more than half of the controls' means are equal, so that there is no
+    interval, and p by rank decides. `changed`: the share of the random directions' texts that differ from the
     unsteered ones.
     """
     for persona in PERSONAS:
@@ -75,9 +77,10 @@ def judged(table: pd.DataFrame) -> Iterator[dict[str, object]]:
             for k in range(DIRECTIONS):
                 others = rng.choice(np.delete(np.arange(DIRECTIONS), k), CONTROLS, replace=False)
                 found.append(against_controls(random[:, k], random[:, others]))
-            by_interval = sum(one.low > 0 or one.high < 0 for one in found)
+            signs = [shown_sign(one.gain, one.low, one.high, one.p) for one in found]
+            by_interval = sum(sign != 0 for sign in signs)
             by_rank = sum(one.p_rank <= 0.05 + 1e-9 for one in found)
-            by_rule = sum(one.low > 0 and one.p_rank <= 0.05 + 1e-9 for one in found)
+            by_rule = sum(sign > 0 and one.p_rank <= 0.05 + 1e-9 for sign, one in zip(signs, found, strict=True))
             real = against_controls(own, random[:, :CONTROLS])
             yield {
                 "persona": persona,
@@ -86,9 +89,9 @@ def judged(table: pd.DataFrame) -> Iterator[dict[str, object]]:
                 "interval": by_interval,
                 "rank": by_rank,
                 "rule": by_rule,
-                "tied": sum(one.high == one.low for one in found),
+                "tied": sum(bool(np.isnan(one.low)) for one in found),
                 "changed": changed,
-                "vector_by_interval": bool(real.low > 0 or real.high < 0),
+                "vector_by_interval": shown_sign(real.gain, real.low, real.high, real.p) != 0,
                 "vector_by_rank": bool(real.p_rank <= 0.05 + 1e-9),
             }
 
@@ -110,8 +113,8 @@ def page(rows: pd.DataFrame, about: str) -> str:
         "direction, and by rank (larger scores only). At a level of 5 %, a test that is right flags 5 %, or fewer "
         "where many directions change nothing and tie. Brackets: 95 % Clopper-Pearson intervals; comparisons share "
         "controls, so that they are not quite independent. The demo's rule needs both, on the side of larger scores. "
-        "Ties: comparisons whose controls all have the same mean; there the interval has no width, and any other mean "
-        "is flagged. The last columns say whether the persona's own vector is flagged.",
+        "Ties: comparisons in which more than half of the controls have one mean; there is no interval there, and p by "
+        "rank decides. The last columns say whether the persona's own vector is flagged.",
         "",
         "| persona | texts changed | score | random: by interval | random: by rank | random: by the demo's rule | ties "
         "| vector: by interval | vector: by rank |",

@@ -14,9 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from steerkit.capture.activations import Activations
-from steerkit.probes.folds import deal_folds, permuted_labels
+from steerkit.probes.folds import deal_folds, permuted_labels, permuted_over
 from steerkit.probes.probe import Probe, fit_probe, probe_layers
-from steerkit.stats.areas import macro_roc_auc
 from steerkit.stats.mean import accuracy_interval
 
 COUNTS = ["n", "n_groups", "n_classes", "folds"]
@@ -173,6 +172,16 @@ def by_hand(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -
     return fit_probe(torch.from_numpy(x[train]), y[train]).scores(torch.from_numpy(x[test])).numpy()
 
 
+def pair_area(positive: np.ndarray, score: np.ndarray, fold: np.ndarray) -> float:
+    """How often a positive scores above a negative of its fold, pair by pair."""
+    wins = [
+        (float(score[i] > score[j]) + float(score[i] >= score[j])) / 2
+        for i in np.flatnonzero(positive)
+        for j in np.flatnonzero(~positive & (fold == fold[i]))
+    ]
+    return float(np.mean(wins))
+
+
 def test_every_figure_is_that_of_separate_fits_fold_by_fold() -> None:
     rng = np.random.default_rng(3)
     n, depth, k, folds = 90, 3, 3, 4
@@ -198,7 +207,8 @@ def test_every_figure_is_that_of_separate_fits_fold_by_fold() -> None:
     for layer in range(depth):
         row = rows(result, layer=layer, labels="true").iloc[0]
         assert row.accuracy == pytest.approx((p[layer].argmax(1) == y).mean())
-        assert row.roc_auc == pytest.approx(macro_roc_auc(y.tolist(), p[layer], range(k)), abs=1e-3)
+        areas = [pair_area(y == j, p[layer][:, j], fold) for j in range(k)]
+        assert row.roc_auc == pytest.approx(np.mean(areas), abs=1e-3)
         interval = accuracy_interval((p[layer].argmax(1) == y).astype(float), groups.tolist())
         assert (row.accuracy_low, row.accuracy_high) == pytest.approx((interval.low, interval.high))
         confusion = np.zeros((k, k), dtype=int)
@@ -233,25 +243,75 @@ def test_shuffled_labels_are_at_chance_within_their_interval(paired: bool) -> No
     assert shuffled.roc_auc.mean() == pytest.approx(0.5, abs=0.03)
 
 
-def test_shuffled_labels_are_at_chance_where_every_group_has_one_label() -> None:
-    y = np.arange(240) // 30 % 2
-    x = torch.from_numpy(np.random.default_rng(0).normal(size=(240, 5)) + 3 * y[:, None])
-    result = probe_layers(activations(x, y, np.arange(240) // 30), folds=8)
+def test_shuffled_labels_are_at_chance_or_below_where_every_group_has_one_label() -> None:
+    """A group that is left out has fewer groups of its own label in training than of the others."""
+    y = np.arange(480) // 10 % 2
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(480, 5)) + 3 * y[:, None])
+    result = probe_layers(activations(x, y, np.arange(480) // 10), folds=6)
     assert rows(result, layer=0, labels="true").accuracy.item() > 0.99
-    assert rows(result, labels="shuffled").accuracy.item() == pytest.approx(0.5, abs=0.06)
+    shuffled = rows(result, labels="shuffled").iloc[0]
+    assert 0.35 < shuffled.accuracy < 0.55 and shuffled.accuracy_high < 0.6
 
 
 def test_permuted_labels_keep_their_number_and_give_every_fold_its_share() -> None:
     y = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
     fold = np.repeat(np.arange(5), 20)
-    permuted = permuted_labels(y, fold, np.random.default_rng(0))
+    items = np.arange(100)
+    assert permuted_over(y, items) == "whole groups"  # each item is one
+    permuted = permuted_labels(y, items, fold, np.random.default_rng(0))
     assert torch.equal(permuted.sort().values, y)
     counts = pd.crosstab(fold, permuted.numpy()).to_numpy()
     assert np.abs(counts - [10, 6, 4]).max() <= 1
-    again = permuted_labels(y, fold, np.random.default_rng(1))
+    again = permuted_labels(y, items, fold, np.random.default_rng(1))
     assert 0.2 < (permuted == again).double().mean() < 0.6
     rare, sizes = torch.tensor([0] * 500 + [1] * 3 + [2] * 7), np.repeat([0, 1, 2], [500, 5, 5])
-    assert len(set(sizes[permuted_labels(rare, sizes, np.random.default_rng(0)) == 1])) > 1
+    assert len(set(sizes[permuted_labels(rare, np.arange(510), sizes, np.random.default_rng(0)) == 1])) > 1
+
+
+def test_labels_are_permuted_over_what_is_exchangeable() -> None:
+    rng = np.random.default_rng(0)
+    pairs, of_pair = torch.tensor([0, 1] * 40), np.arange(80) // 2
+    assert permuted_over(pairs, of_pair) == "within groups"
+    flipped = permuted_labels(pairs, of_pair, of_pair % 5, rng)
+    assert (flipped.view(-1, 2).sum(1) == 1).all() and 10 < int((flipped[::2] == 1).sum()) < 30
+    whole, of_group = torch.tensor([0] * 60 + [1] * 60), np.arange(120) // 10
+    assert permuted_over(whole, of_group) == "whole groups"
+    dealt = permuted_labels(whole, of_group, of_group % 3, rng).view(12, 10)
+    assert (dealt == dealt[:, :1]).all() and dealt[:, 0].sum() == 6 and not torch.equal(dealt.flatten(), whole)
+    assert permuted_over(torch.tensor([0, 1, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 2, 2])) == "items"
+
+
+def test_without_an_effect_the_area_is_one_half_however_unequal_groups_of_one_label_are() -> None:
+    sizes = np.array([40] + [6] * 11)
+    groups, y = np.repeat(np.arange(12), sizes), np.repeat(np.arange(12) % 2, sizes)
+    areas = []
+    for seed in range(40):
+        x = torch.from_numpy(np.random.default_rng(seed).normal(size=(len(y), 5)))
+        areas.append(rows(probe_layers(activations(x, y, groups), seed=seed), labels="true", layer=0).roc_auc.item())
+    assert np.mean(areas) == pytest.approx(0.5, abs=0.04)
+
+
+def test_the_band_of_shuffled_labels_holds_the_accuracy_of_grouped_labels_without_an_effect() -> None:
+    outside = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(16), 12)
+        x = rng.normal(size=(16, 8))[groups] + 0.5 * rng.normal(size=(192, 8))
+        y = rng.permutation(np.arange(16) % 2)[groups]
+        result = probe_layers(activations(torch.from_numpy(x), y, groups), folds=4, seed=seed)
+        accuracy = rows(result, labels="true", layer=0).accuracy.item()
+        band = rows(result, labels="shuffled").iloc[0]
+        outside += not band.accuracy_low <= accuracy <= band.accuracy_high
+    assert outside <= 6
+
+
+def test_larger_groups_are_dealt_first_so_that_folds_have_equal_shares_of_a_label() -> None:
+    sizes = [40, *[4] * 10] * 2
+    groups = pd.Series(np.repeat(np.arange(22), sizes))
+    y = np.repeat([0] * 11 + [1] * 11, sizes)
+    _, fold = deal_folds(groups, y, ("a", "b"), 3, 0)
+    counts = pd.crosstab(fold, y).to_numpy()
+    assert (counts.max(0) == 40).all() and (np.sort(counts, axis=0)[:2] == 20).all()
 
 
 def test_one_huge_activation_neither_stops_the_fits_nor_changes_their_optimum() -> None:

@@ -9,12 +9,17 @@ from math import isnan, nan
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import special, stats
 
 from steerkit.stats import mean as module
 from steerkit.stats.controls import against_controls, control_band, controls_needed
+from steerkit.stats.items import slopes
 from steerkit.stats.mean import accuracy_interval, mean_interval, sign_flip
+from steerkit.stats.paired import ratio
+from steerkit.stats.seeds import over_seeds, seed_interval
+from steerkit.stats.sign import shown_sign
 
 
 def test_p_is_the_share_of_all_flips_and_scipys() -> None:
@@ -210,7 +215,80 @@ def test_a_prompt_without_a_score_is_left_out_and_a_control_without_one_is_fille
 
 def test_a_direction_equal_to_all_controls_is_not_unlike_them() -> None:
     found = against_controls([0.1] * 3, [[0.1] * 20] * 3)
-    assert (found.low, found.high, found.p, found.p_rank) == pytest.approx((0, 0, 1, 1))
+    assert (found.gain, found.p, found.p_rank) == (0, 1, 1) and isnan(found.low) and isnan(found.high)
+
+
+def test_controls_at_a_floor_have_no_interval_and_a_p_value_by_rank() -> None:
+    zeros = against_controls([0.0] * 9 + [0.5], np.zeros((10, 2)))
+    assert isnan(zeros.low) and zeros.p == pytest.approx(1 / 3)
+    rng = np.random.default_rng(0)
+    for k, most in ((2, 0.05), (5, 0.05), (19, 0.055)):
+        above = 0
+        for _ in range(1500):
+            odds = -4.6 + rng.normal(size=(10, 1)) + rng.normal(size=(1, k + 1))
+            scores = (rng.random((10, k + 1)) < 1 / (1 + np.exp(-odds))).astype(float)
+            found = against_controls(scores[:, 0], scores[:, 1:])
+            above += shown_sign(found.gain, found.low, found.high, found.p) > 0
+        assert above / 1500 <= most, k
+    clear = against_controls([1.0] * 10, np.zeros((10, 19)))
+    assert shown_sign(clear.gain, clear.low, clear.high, clear.p) == 1 and clear.p == pytest.approx(0.05)
+
+
+def test_missing_scores_of_controls_are_filled_by_prompt_and_control_and_leave_their_spread_as_it_is() -> None:
+    rng = np.random.default_rng(1)
+    prompts, controls = rng.normal(size=(12, 1)), rng.normal(size=(1, 5))
+    whole = prompts + controls
+    holes = np.where(rng.random(whole.shape) < 0.4, np.nan, whole)
+    holes[:, 0] = whole[:, 0]
+    some = against_controls(whole[:, 0] + 1, holes)
+    every = against_controls(whole[:, 0] + 1, whole)
+    assert (some.gain, some.low, some.high) == pytest.approx((every.gain, every.low, every.high))
+    apart = np.full((4, 2), np.nan)
+    apart[:2, 0], apart[2:, 1] = 1.0, 2.0  # two controls without a prompt in common
+    assert isnan(against_controls([1.0] * 4, apart).low)
+
+
+def test_infinite_scores_are_refused() -> None:
+    for values, others in (([np.inf, 0.0], np.zeros((2, 3))), ([1.0, 0.0], [[np.inf, 0.0], [0.0, 1.0]])):
+        with pytest.raises(ValueError, match="finite scores"):
+            against_controls(values, others)
+    with pytest.raises(ValueError, match="finite scores"):
+        control_band([[np.inf, 1.0]])
+    with pytest.raises(ValueError, match="finite scores"):
+        slopes([0.0, 1.0], [[np.inf, 1.0]])
+    with pytest.raises(ValueError, match="finite totals"):
+        sign_flip([nan, 1.0, 2.0])
+    with pytest.raises(ValueError, match="finite members"):
+        ratio([np.inf, 1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("call", [lambda: ratio([1.0, 2.0], [1.0, 2.0], level=95),
+                                  lambda: seed_interval([1.0, 2.0], level=95),
+                                  lambda: over_seeds([1.0, 2.0], [1, 2], level=95)])  # fmt: skip
+def test_a_level_in_per_cent_is_refused(call) -> None:
+    with pytest.raises(ValueError, match=r"a level in \(0, 1\); got 95"):
+        call()
+
+
+def test_missing_groups_and_seeds_are_refused() -> None:
+    for missing in (None, nan, pd.NA, pd.NaT):
+        with pytest.raises(ValueError, match="a group for each row"):
+            mean_interval([1.0, 2.0], ["a", missing])
+    with pytest.raises(ValueError, match="a seed per value"):
+        over_seeds([1.0, 2.0], [1, nan])
+
+
+@pytest.mark.parametrize("units", [8, 12])
+def test_binary_differences_of_groups_of_two_are_covered(units) -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        one = (rng.random(units) < 0.9).astype(float)
+        found = mean_interval(np.repeat(one, 2), np.repeat(np.arange(units), 2).tolist(), n_boot=200, binary=True)
+        covered += found.low <= 0.9 <= found.high
+    assert covered >= 186
+    equal = mean_interval([1.0] * 20, np.repeat(np.arange(10), 2).tolist(), binary=True)
+    assert (equal.low, equal.high) == (mean_interval([1.0] * 10, binary=True).low, 1.0)
 
 
 def test_as_many_controls_as_a_level_needs() -> None:
@@ -263,9 +341,9 @@ def test_the_interval_of_binary_differences_is_bonett_and_prices_where_all_are_e
     found = mean_interval([1.0] * 10)
     d, z = 10 / 12, 1.959964
     assert found.low == pytest.approx(d - z * np.sqrt((12 / 12 - d**2) / 12), abs=1e-6) and found.high == 1
-    assert mean_interval([0.0] * 10).low == 0
+    assert isnan(mean_interval([0.0] * 10).low)  # a sample without spread says nothing about the next one
     assert mean_interval([0.0] * 10, binary=True).low == pytest.approx(-z * np.sqrt((2 / 12) / 12), abs=1e-6)
-    assert mean_interval([1.0] * 10, binary=False).low == 1
+    assert isnan(mean_interval([1.0] * 10, binary=False).low)
 
 
 def test_differences_of_other_scores_have_the_interval_they_had() -> None:

@@ -4,6 +4,7 @@ import json
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -181,7 +182,6 @@ def test_scores_of_a_sweep_equal_their_slow_definitions(setting) -> None:
 
 
 def _result(values: dict[tuple[str, float], list[float]]) -> SweepResult:
-    import pandas as pd
 
     rows = [
         {
@@ -256,7 +256,7 @@ def test_the_interval_of_a_gain_over_controls_is_that_of_a_further_control() -> 
         }
     )
     wide = spread.gain("s", over=names).iloc[0]
-    assert alike["high"] - alike["low"] < 1e-9
+    assert np.isnan(alike["low"]) and np.isnan(alike["high"])  # equal controls do not say where a further one is
     assert wide["k"] == 8 and wide["p_rank"] == pytest.approx((1 + sum(x >= 0.5 for x in xs)) / 9)
     half = stats.t.ppf(0.975, 7) * np.std(xs, ddof=1) * np.sqrt(9 / 8)
     assert (wide["low"], wide["high"]) == pytest.approx((0.5 - np.mean(xs) - half, 0.5 - np.mean(xs) + half))
@@ -267,7 +267,7 @@ def test_too_few_prompts_or_controls_are_said() -> None:
     few, enough = (_result({(n, c): [0.1] * k for n in ["v", *names] for c in (0.0, 1.0)}) for k in (9, 10))
     with pytest.warns(FewWarning, match="expected 10 prompts or more .* got 9"):
         few.gain("s", vectors=["v"])
-    with pytest.warns(FewWarning, match="expected 19 controls or more, so that a rank can reach p = 0.05; got 18"):
+    with pytest.warns(FewWarning, match="expected 19 controls with a score or more, .* p = 0.05; got 18"):
         enough.gain("s", over=names[:18], vectors=["v"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -344,3 +344,69 @@ def test_kl_of_a_sweep_at_another_site_is_of_steering_there(setting, site) -> No
         at = sk.Steering(chosen["v"], 1.0, site=site)
         wanted = kl(model, tokenizer, [Prompt(row["prompt_ids"], "")], [tuple(plain.loc[name, "ids"])], [at])
         assert row["kl"] == pytest.approx(wanted[0], rel=1e-3) and row["kl"] > 1e-4
+
+
+def test_prompts_without_a_score_are_counted_and_warned_of_in_gains_and_beside_controls() -> None:
+    names = [f"v/random-{i}" for i in range(19)]
+    easy, hard = [1.0] * 10, [0.0] * 10
+    rng = np.random.default_rng(0)
+    values = {(n, c): [*(np.array(easy) + rng.normal(0, 0.02)), *hard] for n in names for c in (0.0, 1.0)}
+    values |= {("v", 0.0): [*easy, *hard], ("v", 1.0): [*easy, *[np.nan] * 10]}
+    table = _result(values).table
+    role = table["vector"].str.contains("random").map({True: "random", False: "vector"})
+    result = SweepResult(table.assign(role=role, control_of=table["vector"].where(role == "vector").fillna("v")))
+    result.table.loc[role == "vector", "control_of"] = None
+    with pytest.warns(FewWarning, match="10 prompts of 'v' at layer 3, coefficient 1 have none and are left out"):
+        plain = result.gain("s", vectors=["v"])
+    with pytest.warns(FewWarning, match="10 prompts of 'v'"):
+        over = result.gain("s", over=names, vectors=["v"])
+    assert plain["n_missing"].tolist() == over["n_missing"].tolist() == [10]
+    assert over["low"].item() < 0 < over["high"].item()
+    with pytest.warns(FewWarning, match="got 'v' on 10 of 20 prompts at layer 3, coefficient 1. Their means"):
+        result.control_curve("s")
+    thin = SweepResult(result.table.assign(s=result.table["s"].where(~result.table["vector"].isin(names[3:]))))
+    with pytest.warns(FewWarning) as warned:
+        thin.gain("s", over=names, vectors=["v"])
+    assert any("19 controls with a score or more" in str(one.message) and "got 3" in str(one.message) for one in warned)
+
+
+def test_a_prompt_weighs_the_same_in_curve_and_gain_however_many_of_its_samples_have_a_score() -> None:
+    rows = [
+        {"vector": "v", "layer": 3, "coefficient": c, "prompt_id": str(i), "sample": s, "group": str(i), "text": "t",
+         "s": 0.3 + c * (i == 0) if c == 0 or i or s == 0 else np.nan}
+        for c in (0.0, 1.0) for i in range(12) for s in range(8)
+    ]  # fmt: skip
+    result = SweepResult(pd.DataFrame(rows))
+    curve = result.curve("s").set_index("coefficient")["mean"]
+    assert curve[1.0] - curve[0.0] == pytest.approx(result.gain("s")["gain"].item()) == pytest.approx(1 / 12)
+    assert result.curve("s")["n_missing"].tolist() == [0, 7]
+
+
+def test_a_curve_depends_neither_on_the_order_of_rows_nor_on_other_vectors() -> None:
+    rng = np.random.default_rng(0)
+    values = {("v", c): rng.lognormal(size=30).tolist() for c in (0.0, 1.0)}
+    result = _result(values)
+    shuffled = SweepResult(result.table.sample(frac=1, random_state=0))
+    pd.testing.assert_frame_equal(shuffled.curve("s").sort_values("coefficient", ignore_index=True), result.curve("s"))
+    zeros = {("v", 0.0): [0.0] * 12, ("v", 1.0): [0.0] * 6 + [1.0] * 6}
+    alone, beside = _result(zeros), _result(zeros | {("w", 0.0): [0.0] * 12, ("w", 1.0): [2.0] + [0.0] * 11})
+    for table in (lambda one: one.curve("s"), lambda one: one.gain("s")):
+        both = table(beside)
+        pd.testing.assert_frame_equal(both[both["vector"] == "v"].reset_index(drop=True), table(alone))
+
+
+def test_prompts_that_do_not_move_are_left_out_of_the_share_that_is_one_half_without_an_effect() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(40):
+        result = _result({("v", c): (rng.random(40) < 0.15).astype(float).tolist() for c in (0.0, 1.0)})
+        row = result.wrong_way("s").iloc[0]
+        assert row["unmoved"] > 0.5 and row["share"] < 0.3
+        held += row["moved_low"] <= 0.5 <= row["moved_high"]
+    assert held >= 36
+
+
+def test_a_table_with_a_row_without_a_group_is_refused() -> None:
+    table = _result({("v", 0.0): [1.0, 2.0]}).table
+    with pytest.raises(ValueError, match="a group for each row; 1 have none"):
+        SweepResult(table.assign(group=["a", None]))
