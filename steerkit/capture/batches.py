@@ -14,6 +14,7 @@ from steerkit.capture.layers import Layer
 from steerkit.capture.pooling import Pool
 from steerkit.capture.resid import block_numbers, deepest, reading
 from steerkit.models.blocks import Blocks, find_blocks
+from steerkit.models.context import rope_switch
 from steerkit.models.hooks import StopForward, check_called
 from steerkit.models.kernels import running
 from steerkit.models.model import device_of
@@ -119,11 +120,16 @@ def forward_padded(
 ) -> Iterator[list[int]]:
     """Call `forward(row numbers, inputs of the model)` for rows of similar length; yields the numbers when it is done.
 
-    A batch is padded on the right, and halved if it does not fit into memory.
+    A batch is padded on the right, and halved if it does not fit into memory. Rows on both sides of `rope_switch` share
+    no batch.
     """
     device = device_of(model)
     size = batch_tokens or BATCH_TOKENS.get(device.type, 512)
-    queue = token_batches([len(row) for row in rows], size)[::-1]
+    switch = rope_switch(model)
+    sides = [[i for i, row in enumerate(rows) if (switch is not None and len(row) > switch) == far] for far in (1, 0)]
+    queue = [[side[i] for i in batch] for side in sides for batch in token_batches([len(rows[i]) for i in side], size)][
+        ::-1
+    ]
     while queue:
         batch = queue.pop()
         ids, mask, positions = pad([rows[i] for i in batch], "right", device)

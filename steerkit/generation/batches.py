@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steerkit.generation.cascade import CascadeEngine
 from steerkit.generation.engine import Engine, Row
 from steerkit.models.active import suspended
 from steerkit.models.blocks import find_blocks
 from steerkit.models.cache_argument import NAMES, cache_argument
-from steerkit.models.context import check_vocabulary, context_length
+from steerkit.models.context import check_switch, check_vocabulary, context_length
 from steerkit.models.identity import fingerprint
 from steerkit.models.kernels import running
 from steerkit.models.model import device_of, text_config, unwrap
@@ -49,9 +49,10 @@ def in_batches(
         room: number of new tokens that the cache reserves room for.
 
     Raises:
-        ValueError: see `check_rows`.
+        ValueError: see `check_rows` and `check_switch`.
     """
     padded = check_rows(model, rows).padded
+    check_switch(model, (len(row.prompt) + room for row in rows))
     size = batch_rows or default_rows(model)
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].prompt), rows[i].prompt))
     by_length = groupby(order, key=lambda i: None if padded else len(rows[i].prompt))
@@ -130,7 +131,7 @@ class Exact:
     shared: bool
 
 
-_exact: weakref.WeakKeyDictionary[nn.Module, Exact] = weakref.WeakKeyDictionary()
+_exact: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Exact]] = weakref.WeakKeyDictionary()
 UNEQUAL_PROMPTS = ((11, 12, 13, 14, 15, 16), (17, 18, 19))
 EQUAL_PROMPTS = ((11, 12, 13, 14), (17, 18, 19, 20))
 LONG_PROMPTS = (70, 45)  # lengths
@@ -138,7 +139,9 @@ NEW_TOKENS = (21, 22, 23)
 
 
 def exact(model: nn.Module) -> Exact:
-    """Find, once per model, which batched forwards are exact: short rows with a cache against each row without.
+    """Find, once per model, device, data type and attention kernel, which batched forwards are exact.
+
+    Short rows with a cache are compared with each row without.
 
     Models that count positions by the column cannot be padded on the left. Some recurrent layers lose their state
     between chunks of several tokens.
@@ -148,7 +151,10 @@ def exact(model: nn.Module) -> Exact:
             takes no cache, or counts positions differently. Its texts would be wrong without an error.
     """
     base = unwrap(model)
-    if base not in _exact:
+    kernel = getattr(text_config(base), "_attn_implementation", None)
+    state = (device_of(model).type, next(base.parameters()).dtype, kernel)
+    known = _exact.setdefault(base, {})
+    if state not in known:
         if cache_argument(base) is None:
             raise ValueError(
                 f"expected a model that takes a KV cache; {type(base).__name__} takes none of {NAMES}. Steer its plain "
@@ -166,7 +172,7 @@ def exact(model: nn.Module) -> Exact:
             limit = 1e-3 if next(base.parameters()).dtype in (torch.float32, torch.float64) else 0.1
             if stepwise <= limit:
                 padded = prompts is UNEQUAL_PROMPTS
-                _exact[base] = Exact(padded, chunked <= limit, padded and _can_share(model, limit))
+                known[state] = Exact(padded, chunked <= limit, padded and _can_share(model, limit))
                 break
             reasons.append(f"they differ by {stepwise:.1e} relative to their norm")
         else:
@@ -175,7 +181,7 @@ def exact(model: nn.Module) -> Exact:
                 f"left-padded, {reasons[0]}; unpadded, {reasons[1]}. Steer its plain forwards with "
                 "`steering.on(model)`."
             )
-    return _exact[base]
+    return known[state]
 
 
 def _can_share(model: nn.Module, limit: float) -> bool:
@@ -197,19 +203,36 @@ def _can_share(model: nn.Module, limit: float) -> bool:
 
 
 def _deviations(model: nn.Module, prompts: Sequence[tuple[int, ...]], kind: type[Engine]) -> tuple[float, float]:
-    """Relative deviation of a cached batch's logits from those of plain forwards: token by token, and in one chunk."""
+    """Relative deviation of a cached batch's logits from those of plain forwards: token by token, and in one chunk.
+
+    As in a sweep, the first prompt is in the batch twice, rows leave it before the last token, and a prompt of two
+    tokens follows: a model with a state outside its cache deviates there.
+    """
     vocabulary = text_config(model).vocab_size
     new, *prompts = (tuple(i % vocabulary for i in ids) for ids in (NEW_TOKENS, *prompts))
     device = device_of(model)
-    deviations = []
+    short = tuple(prompts[-1][:2])
+    prompts = [*prompts, prompts[0]]
+    last, left = len(new), list(range(1, len(prompts)))
+
+    def off(logits: Tensor, truth: Tensor) -> float:
+        return float(((logits - truth).norm(dim=-1) / truth.norm(dim=-1)).max())
+
     with running(model), torch.inference_mode():
-        plain = [torch.tensor([(*prompt, *new)], device=device) for prompt in prompts]
-        truth = torch.cat([model(input_ids=ids, use_cache=False).logits[:, -len(new) - 1 :] for ids in plain]).float()
-        for step in (1, len(new) + 1):
-            engine = kind(model, [Row(prompt) for prompt in prompts], len(new))
-            chunk = torch.cat([engine.last_tokens(), torch.tensor([new] * len(prompts), device=device)], dim=1)
-            starts = range(0, chunk.shape[1], step)
-            parts = [engine.forward(chunk[:, i : i + step], engine.width - 1 + i) for i in starts]
-            off = (torch.cat(parts, dim=1) - truth).norm(dim=-1) / truth.norm(dim=-1)
-            deviations.append(float(off.max()))
-    return deviations[0], deviations[1]
+        plain = [torch.tensor([(*prompt, *new)], device=device) for prompt in (*prompts[:-1], short)]
+        logits = [model(input_ids=ids, use_cache=False).logits[:, -last - 1 :].float() for ids in plain]
+        truth, short_truth = torch.cat([*logits[:-1], logits[0]]), logits[-1]
+        stepwise: list[float] = []
+        chunked: list[float] = []
+        for rows, expected in ((prompts, truth), ([short], short_truth)):
+            for step in (1, last + 1):
+                engine = kind(model, [Row(prompt) for prompt in rows], last)
+                chunk = torch.cat([engine.last_tokens(), torch.tensor([new] * len(rows), device=device)], dim=1)
+                found, some = (stepwise if step == 1 else chunked), list(range(len(rows)))
+                for i in range(0, last + 1, step):
+                    if i == last and len(rows) > 1:
+                        engine.keep(left)
+                        some = left
+                    part = engine.forward(chunk[some, i : i + step], engine.width - 1 + i)
+                    found.append(off(part, expected[some, i : i + step]))
+    return max(stepwise), max(chunked)

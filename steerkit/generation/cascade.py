@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -346,16 +346,44 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' interface of an attention function."""
+    window = None
+    if attention_mask is not None and attention_mask.dtype == WINDOW and attention_mask.numel() == 1:
+        window, attention_mask = int(attention_mask), None
     if attention_mask is not None or any(kwargs.get(name) is not None for name in NOT_COMPUTED):
         raise NotImplementedError("attention with a mask, a soft cap, sinks or a bias of its own")
+    if window != sliding_window:
+        raise NotImplementedError(f"attention whose mask has the window {window} and whose layer has {sliding_window}")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     layer: Any = module.layer_idx
     out = _RUNNING[-1].attend(int(layer), query, key, value, scale, sliding_window)
     return out.transpose(1, 2).contiguous(), None
 
 
+WINDOW = torch.float64
+"""The data type of a mask that stands for a sliding window: one number, its size."""
+
+
+def _mask(
+    *args: Any, mask_function: Callable[..., Any] | None = None, local_size: int | None = None, **kwargs: Any
+) -> Tensor | None:
+    """transformers' interface of a mask function: nothing for causal attention, the size of a sliding window.
+
+    Raises:
+        NotImplementedError: another pattern, such as chunks.
+    """
+    if mask_function is None:
+        raise NotImplementedError("a mask without its function")
+    far = 10**6 if local_size is None else local_size
+    queries, keys = torch.tensor([[0, 3, 3, far - 1, far, far], [1, 4, 3, 0, 1, 0]])
+    zero = torch.zeros_like(queries)
+    seen = torch.as_tensor(mask_function(zero, zero, queries, keys)).tolist()
+    if seen != [False, False, True, True, True, local_size is None]:
+        raise NotImplementedError("attention that is neither causal nor causal in a sliding window")
+    return None if local_size is None else torch.full((1, 1, 1, 1), local_size, dtype=WINDOW)
+
+
 AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+AttentionMaskInterface.register(NAME, _mask)
 
 
 class _Passing(DynamicLayer):

@@ -19,6 +19,7 @@ from steerkit.models.active import suspended
 from steerkit.models.blocks import find_blocks
 from steerkit.models.context import check_fits, check_vocabulary
 from steerkit.models.identity import fingerprint
+from steerkit.models.model import device_of
 from steerkit.models.site_names import DEFAULT, Place
 from steerkit.models.unembed import unembed
 from steerkit.steering.rows import RowSteering
@@ -99,6 +100,8 @@ def logit_lens(
         for one in {id(one): one for row in each for one in row}.values():
             one.check(model, blocks, weights)
 
+        device = device_of(model)
+
         def forward(batch: Sequence[int], inputs: Mapping[str, Any]) -> None:
             compiled = RowSteering([each[i] for i in batch], [(0, len(rows[i])) for i in batch])
             with steered(model, blocks, compiled, reader, read_only=True):
@@ -106,7 +109,7 @@ def logit_lens(
 
         for batch in forward_padded(model, blocks, rows, forward):
             for row, number in enumerate(batch):
-                streams = torch.cat([reader.of[layer][row, places[number]] for layer in reader.layers])
+                streams = torch.cat([reader.of[layer][row, places[number]].to(device) for layer in reader.layers])
                 keys = [(layer, place) for layer in reader.layers for place in places[number]]
                 frames[number] = _frame(number, rows[number], keys, _looked_up(model, streams, wanted))
     table = pd.concat([frames[number] for number in range(len(rows))], ignore_index=True)

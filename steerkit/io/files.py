@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,23 +56,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path that replaces `path`, synced to disk, if the `with` body succeeds.
 
     A reader sees the old file or the complete new one, never a part of it. On an exception the old file is unchanged.
+    Of a symbolic link the file that it names is written. An existing file keeps its permissions.
 
     Example:
         with atomic_path("table.csv") as temporary:
             table.to_csv(temporary)
     """
-    path = Path(path)
+    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"expected a file to write at {path}; got a folder. Name a file in it.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

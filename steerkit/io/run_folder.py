@@ -54,16 +54,17 @@ def run_folder(
         RunFolderBusy: another process holds the folder.
         ConfigurationChanged: `config.json` differs; the message lists each differing key with both values.
 
+        NotADirectoryError: `folder` is a file.
+
     Warns:
         UserWarning: the provenance differs, with each differing key and both values.
-        NotADirectoryError: `folder` is a file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"expected a folder for the run at {folder}; got a file. Use another path.")
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        if os.environ.get("RANK", "0") == "0":
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0":
             stack.enter_context(_lock(folder))
         check_config(folder, config, free)
         if provenance is not None:

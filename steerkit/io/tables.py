@@ -18,8 +18,8 @@ def write_table(path: str | Path, table: Any, meta: Mapping[str, Any]) -> None:
     """Write a DataFrame as `.parquet` or `.csv`, and its provenance next to it as `NAME.meta.json`, each atomically.
 
     A column that mixes integers and strings (the layers 8 and "8+10") is written as strings and read back in both
-    types. A column of lists (token ids) is read back as tuples; in CSV it is JSON. Strings read back from CSV are
-    unchanged, except that a missing one becomes empty.
+    types. A column of lists of numbers or of strings (token ids) is read back as tuples; in CSV it is JSON. Strings
+    read back from CSV are unchanged, except that a missing one becomes empty.
 
     Raises:
         ValueError: a path that ends in neither `.parquet` nor `.csv`.
@@ -31,7 +31,7 @@ def write_table(path: str | Path, table: Any, meta: Mapping[str, Any]) -> None:
     table = table.assign(**{name: table[name].astype(str) for name in mixed})
     lists = [name for name in table.columns if _is_list(table[name])]
     if path.suffix == ".csv":
-        table = table.assign(**{name: [json.dumps([*map(int, row)]) for row in table[name]] for name in lists})
+        table = table.assign(**{name: [json.dumps(_plain(row)) for row in table[name]] for name in lists})
     with atomic_path(path) as temporary:
         if path.suffix == ".csv":
             table.to_csv(temporary, index=False)
@@ -67,10 +67,13 @@ def read_table(path: str | Path) -> tuple[Any, dict[str, Any]]:
         raise ValueError(
             f"expected a JSON object in {meta_path}; got {type(meta).__name__}. Delete it, or write it again."
         )
-    if meta.get("file") == path.name and meta.get("sha256") != sha256(data):
+    if "sha256" in meta and meta["sha256"] != sha256(data):
+        what = (
+            "cut off or changed" if meta.get("file") == path.name else f"as {meta_path.name} is of {meta.get('file')}"
+        )
         raise ValueError(
-            f"expected {path} as it was when {meta_path.name} was written; got other content, cut off or changed. "
-            f"Write the table again, or delete {meta_path.name} to read it as it is."
+            f"expected {path} as it was when {meta_path.name} was written; got other content, {what}. Write the table "
+            f"again under a name of its own, or delete {meta_path.name} to read it as it is."
         )
     try:
         if path.suffix != ".csv":
@@ -95,8 +98,13 @@ def _is_mixed(column: Any) -> bool:
     return str in kinds and len(kinds) > 1 and all(issubclass(kind, str | Integral) for kind in kinds)
 
 
+def _plain(row: Any) -> list[Any]:
+    """A sequence as a list of Python's own numbers or strings."""
+    return [value.item() if hasattr(value, "item") else value for value in row]
+
+
 def _is_list(column: Any) -> bool:
-    """Whether a column holds sequences of integers."""
+    """Whether a column holds sequences."""
     is_list = [isinstance(row, list | tuple) or getattr(row, "ndim", 0) == 1 for row in column]
     return column.dtype == object and len(is_list) > 0 and all(is_list)
 
@@ -113,7 +121,7 @@ def _with_tuples(table: Any, meta: Mapping[str, Any]) -> Any:
 def _with_integers(table: Any, meta: Mapping[str, Any]) -> Any:
     """The table with the integers of its mixed columns converted back from strings."""
     for name in meta.get("mixed_columns", ()):
-        values = [int(value) if re.fullmatch(r"-?[0-9]+", str(value)) else value for value in table[name]]
+        values = [int(value) if re.fullmatch(r"0|-?[1-9][0-9]*", str(value)) else value for value in table[name]]
         table[name] = type(table[name])(values, index=table.index, dtype=object)
     return table
 

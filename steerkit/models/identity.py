@@ -19,6 +19,7 @@ from steerkit.models.blocks import find_blocks
 from steerkit.models.kernels import kernels_of
 from steerkit.models.memory import few_values, is_released, is_unchanged, release_file_pages
 from steerkit.models.model import device_of, unwrap
+from steerkit.text.tokens import tokenizer_rules
 
 ORIGIN = "_steerkit_origin"
 
@@ -172,18 +173,18 @@ def provenance(about: Mapping[str, Any]) -> dict[str, Any]:
     return {"device_kind": str(about["device"]).partition(":")[0], "versions": about["versions"]}
 
 
-_tokenizer_hashes: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
+_tokenizer_hashes: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
     """A hash of what the tokenizer does: vocabulary, merges, normaliser, pre-tokeniser, decoder, BOS and EOS rules.
 
     Its use (padding, truncation) does not change it, nor does saving and loading. It is kept per tokenizer, and made
-    again when tokens were added.
+    again when tokens were added or a rule was changed.
     """
-    known = _tokenizer_hashes.get(tokenizer)
-    if known is None or known[0] != len(tokenizer):
-        known = len(tokenizer), _hash_of(tokenizer)
+    known, now = _tokenizer_hashes.get(tokenizer), tokenizer_rules(tokenizer)
+    if known is None or known[0] != now:
+        known = now, _hash_of(tokenizer)
         _tokenizer_hashes[tokenizer] = known
     return known[1]
 

@@ -45,8 +45,17 @@ def text_config(model: nn.Module) -> Any:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter, to which its inputs are moved."""
-    return next(unwrap(model).parameters()).device
+    """The device to which the model's inputs are moved: that of its first parameter.
+
+    Where accelerate keeps this one elsewhere and loads it for each forward, it is the device of the forward.
+    """
+    base = unwrap(model)
+    first = next(base.parameters())
+    if not first.is_meta:
+        return first.device
+    hooks = (getattr(module, "_hf_hook", None) for module in base.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((device for device in devices if device is not None), first.device))
 
 
 def widest_float(device: torch.device) -> torch.dtype:

@@ -212,7 +212,7 @@ class _Edit:
         every_row = self.count == stream.shape[0]
         old = stream if every_row else stream[self.rows]
         new = operate(self.operation, old, self.vectors, self.strength, self.push)
-        acts = None if self.gate is None else self.gate.holds[self.places]
+        acts = None if self.gate is None else self.gate.holds.to(stream.device)[self.places]
         if not (self.inside_from <= start and start + stream.shape[1] <= self.inside_to):
             inside = self._inside(torch.arange(start, start + stream.shape[1], device=stream.device))
             acts = inside if acts is None else acts & inside
@@ -225,7 +225,7 @@ class _Edit:
         inside = self._inside(columns.to(self.lows.device))
         if self.gate is None or not inside.any():  # a gate reads no forward in which its steering does not act
             return inside
-        return inside & self.gate.holds[self.places].to(inside.device)
+        return inside & self.gate.holds.to(inside.device)[self.places]
 
     def _inside(self, columns: Tensor) -> Tensor:
         return (columns >= self.lows[:, None]) & (columns < self.highs[:, None])

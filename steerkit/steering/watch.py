@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -233,7 +234,8 @@ class Watch:
         if known is not None and mask is None and known.mask is not None and known.mask.shape[0] == batch:
             mask = known.mask
         starts, ends = _padding_of(mask, batch, start + width)
-        lengths = [self.prompt_length] * batch if isinstance(self.prompt_length, int) else self.prompt_length
+        given = self.prompt_length
+        lengths: Any = [int(given)] * batch if isinstance(given, Integral) else given
         if lengths is not None:
             if len(lengths) != batch or min(lengths) < 1:
                 raise ValueError(

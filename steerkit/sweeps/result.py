@@ -706,7 +706,7 @@ def ids_of(table: pd.DataFrame) -> tuple[list[tuple[int, ...]], list[tuple[int, 
 
 def _unsteered(table: pd.DataFrame, values: Sequence[Any] | None = None) -> list[Any]:
     """For each row, the text (or value) of the same prompt and sample (or choice) at coefficient 0."""
-    values = table["text"].tolist() if values is None else list(values)
+    values = _texts(table) if values is None else list(values)
     keys = list(table[key_columns(table)[-2:]].itertuples(index=False, name=None))
     plain = dict[Any, Any]()
     for key, coefficient, value in zip(keys, table["coefficient"], values, strict=True):
@@ -725,13 +725,18 @@ def _references(table: pd.DataFrame) -> list[str]:
     return table["reference"].tolist()
 
 
+def _texts(table: pd.DataFrame) -> list[Any]:
+    """The text of each row; None where it overflowed, which a table may hold as NaN."""
+    return [text if isinstance(text, str) else None for text in table["text"]]
+
+
 PURE: dict[str, Callable[[pd.DataFrame], np.ndarray]] = {
-    "rouge_l": lambda t: rouge_l(t["text"].tolist(), _references(t)),
-    "rouge_l_symbols": lambda t: rouge_l(t["text"].tolist(), _references(t), tokenizer="symbols"),
-    "rouge_l_unicode": lambda t: rouge_l(t["text"].tolist(), _references(t), tokenizer="unicode"),
-    "distance": lambda t: 1 - rouge_l(t["text"].tolist(), _unsteered(t), tokenizer="symbols"),
-    "distinct_2": lambda t: np.array([distinct_n(text, 2) for text in t["text"]]),
-    "repeated_4grams": lambda t: np.array([repeated_ngrams(text, 4) for text in t["text"]]),
+    "rouge_l": lambda t: rouge_l(_texts(t), _references(t)),
+    "rouge_l_symbols": lambda t: rouge_l(_texts(t), _references(t), tokenizer="symbols"),
+    "rouge_l_unicode": lambda t: rouge_l(_texts(t), _references(t), tokenizer="unicode"),
+    "distance": lambda t: 1 - rouge_l(_texts(t), _unsteered(t), tokenizer="symbols"),
+    "distinct_2": lambda t: np.array([distinct_n(text, 2) for text in _texts(t)]),
+    "repeated_4grams": lambda t: np.array([repeated_ngrams(text, 4) for text in _texts(t)]),
 }
 
 

@@ -104,14 +104,15 @@ def render(tokenizer: Any, prompt: PromptLike, chat_template_kwargs: Mapping[str
 
 
 def _first_tokens(tokenizer: Any, text: str, own: list[int]) -> list[int]:
-    """The tokens that the tokenizer puts before a string; none if the string begins with the BOS token."""
+    """The tokens that the tokenizer puts before a string; none if it begins with them, or with the BOS token."""
     bos = getattr(tokenizer, "bos_token", None)
     if bos and text.startswith(bos):
         return []
     whole = tokenizer(text)["input_ids"]
     for start in range(len(whole) - len(own) + 1):
         if whole[start : start + len(own)] == own:
-            return list(whole[:start])
+            first = list(whole[:start])
+            return [] if first and own[: len(first)] == first else first
     raise ValueError(
         f"expected a tokenizer that adds special tokens around the ids of a text; for {text!r:.80} it gives "
         f"{whole[:8]} with and {own[:8]} without them. Pass a Prompt with the ids that the model should read."

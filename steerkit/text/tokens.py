@@ -82,14 +82,25 @@ def _after_anchor(tokenizer: Any, text: str, offsets: bool, exact: bool) -> Any:
     return None
 
 
-_adds_space: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+def tokenizer_rules(tokenizer: Any) -> tuple[Any, ...]:
+    """What may be changed of a tokenizer besides its vocabulary: number of tokens, special tokens, and its rules."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = [getattr(backend, name, None) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
+    switches = tuple(getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token", "add_prefix_space"))
+    states = tuple(bytes(part.__getstate__()) if part is not None else None for part in parts)
+    return len(tokenizer), str(tokenizer.special_tokens_map), switches, states
+
+
+_adds_space: weakref.WeakKeyDictionary[Any, tuple[Any, bool]] = weakref.WeakKeyDictionary()
 
 
 def adds_space(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts a space before each text that it encodes; found once per tokenizer."""
-    if tokenizer not in _adds_space:
-        _adds_space[tokenizer] = any(_is_changed(tokenizer, text) for text in ("a", " a"))
-    return _adds_space[tokenizer]
+    """Whether the tokenizer puts a space before each text that it encodes; found once per tokenizer and rules."""
+    known, now = _adds_space.get(tokenizer), tokenizer_rules(tokenizer)
+    if known is None or known[0] != now:
+        known = now, any(_is_changed(tokenizer, text) for text in ("a", " a"))
+        _adds_space[tokenizer] = known
+    return known[1]
 
 
 def _is_changed(tokenizer: Any, text: str) -> bool:

@@ -102,7 +102,10 @@ def test_a_folder_is_busy_for_a_second_run_of_the_same_process_and_free_after_an
 
 def test_of_the_ranks_of_one_run_the_first_holds_the_folder_for_all(tmp_path, monkeypatch) -> None:
     with run_folder(tmp_path, {"a": 1}):
-        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("RANK", "1")  # alone it says nothing: schedulers set it for unrelated jobs
+        with pytest.raises(RunFolderBusy), run_folder(tmp_path, {"a": 1}):
+            pass
+        monkeypatch.setenv("WORLD_SIZE", "2")
         with run_folder(tmp_path, {"a": 1}):
             pass
         with pytest.raises(ConfigurationChanged), run_folder(tmp_path, {"a": 2}):

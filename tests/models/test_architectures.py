@@ -54,11 +54,10 @@ KINDS = {
     "lfm2": "model.layers",
     "granitemoehybrid": "model.layers",
     "nemotron_h": "model.layers",
-    "recurrent_gemma": "model.layers",
     "mamba": "backbone.layers",  # recurrent layers only
 }
 FROM_BLOCK_0 = {"mamba"}  # their hidden states begin after block 0, not with the embedding
-BY_LENGTH = {"bart", "recurrent_gemma", "roberta"}  # prompts of unequal lengths never share a batch
+BY_LENGTH = {"bart", "roberta"}  # prompts of unequal lengths never share a batch
 HYBRID = ("bamba", "falcon_h1", "granitemoehybrid", "jamba", "lfm2", "nemotron_h", "qwen3_next", "zamba2")
 TEXTS = ("The sea is calm today, isn't it?", "Yes.", "One two three four")
 NEW = 8

@@ -25,6 +25,7 @@ from steerkit.steering.conditions import Condition
 from steerkit.steering.rows import RowSteering
 from steerkit.text.prompt import encode_prompt
 from steerkit.text.tokens import encode
+from steerkit.vectors.vector import SteeringVector
 from tests.small_models import build
 from tests.steering.test_steering import vector
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -408,3 +409,12 @@ def test_a_sweep_of_choices_reports_the_share_of_the_positions_that_decide_them(
     old = sk.sweep(model, tokenizer, push, PROMPTS, **options).table
     assert old[old["coefficient"] == 2]["share_steered"].isna().all()
     assert old[old["coefficient"] == 0]["share_steered"].eq(0).all()
+
+
+def test_a_condition_may_be_read_on_another_device_than_its_steering_acts_on() -> None:
+    push = SteeringVector({1: torch.randn(8)})
+    when = sk.Condition(SteeringVector({0: torch.randn(8)}), above=-100.0, decide="token")
+    compiled = RowSteering([(sk.Steering(push, 1.0, "all", layer=1, when=when),)], [(0, 3)])
+    compiled.edit(("resid_post", 0), torch.randn(1, 3, 8))
+    moved = compiled.edit(("resid_post", 1), torch.randn(1, 3, 8).to("meta"))
+    assert moved is not None and moved.device.type == "meta"

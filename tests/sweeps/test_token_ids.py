@@ -18,7 +18,7 @@ from steerkit.models.identity import tokenizer_sha256
 from steerkit.scores.fluency import kl, perplexity
 from steerkit.sweeps import store
 from steerkit.sweeps.projections import sweep_projections
-from steerkit.sweeps.result import FewWarning, SweepResult, ids_of
+from steerkit.sweeps.result import PURE, SweepResult, ids_of
 from steerkit.text.tokens import decode
 from tests.reference import greedy
 from tests.steering.test_steering import vector
@@ -214,7 +214,9 @@ def overflowing() -> tuple[Any, Any, sk.SteeringVector]:
 
 
 @pytest.mark.parametrize("samples", [1, 2])
-def test_a_row_that_overflows_is_nan_and_named_and_the_others_are_as_without_it(overflowing, samples: int) -> None:
+def test_a_row_that_overflows_is_nan_and_named_and_the_others_are_as_without_it(
+    overflowing, samples: int, tmp_path: Path
+) -> None:
     model, tokenizer, huge = overflowing
     vectors = {"huge": huge, "push": vector(model, 1, 2)}
     options = {"coefficients": [1], "max_new_tokens": 5, "samples": samples, "seed": 3, "layers": "all"}
@@ -230,9 +232,14 @@ def test_a_row_that_overflows_is_nan_and_named_and_the_others_are_as_without_it(
     scored = scored.score(lambda row: len(row["text"]), column="length")
     assert scored.table.loc[lost.index, ["perplexity", "length"]].isna().all().all()
     assert scored.table.drop(lost.index)[["perplexity", "length"]].notna().all().all()
-    with pytest.warns(FewWarning, match="2 prompts of 'huge' at layer all, coefficient 1 have none"):
-        gains = scored.gain("perplexity").set_index("vector")
+    gains = scored.gain("perplexity").set_index("vector")
     assert gains["n_missing"].to_dict() == {"huge": 2, "push": 0} and np.isnan(gains.loc["huge", "gain"])
+    result.save(tmp_path / "saved.parquet")
+    for swept in (result, SweepResult.load(tmp_path / "saved.parquet")):
+        referenced = SweepResult(swept.table.assign(reference="ab c"), swept.meta)
+        for name in PURE:
+            values = referenced.score(name, column="one").table["one"]
+            assert values[lost.index].isna().all(), name
 
 
 def test_a_sweep_with_a_row_that_overflowed_is_resumed_without_generating_it_again(overflowing, tmp_path: Path) -> None:
