@@ -156,10 +156,19 @@ def parse_choices(text: str) -> list[str]:
     return list(given)
 
 
-def check_output(path: Path) -> None:
-    """`IsADirectoryError` where the file to write is a folder."""
+def check_output(path: Path, suffixes: Sequence[str], inputs: Sequence[Path] = ()) -> None:
+    """Refuse an output file that is a folder, has another ending, or is an input.
+
+    Raises:
+        IsADirectoryError: a folder.
+        ValueError: another ending than `suffixes`, or the path of an input.
+    """
     if path.is_dir():
         raise IsADirectoryError(f"expected a file to write at {path}; got a folder. Name a file in it.")
+    if path.suffix not in suffixes:
+        raise ValueError(f"expected an output that ends in {' or '.join(suffixes)}; got {str(path)!r}. Rename it.")
+    if any(path.resolve() == one.resolve() for one in inputs):
+        raise ValueError(f"expected another file to write than the input; got {str(path)!r} for both. Name another.")
 
 
 def check_new_folder(path: Path) -> None:

@@ -41,6 +41,8 @@ def doctor(checkpoint: Checkpoint, loading: LoadOptions, as_json: Json = False) 
     if checkpoint.startswith(("http://", "https://")):
         from steerkit.doctor.served import examine_served
 
+        if loading != LoadOptions():
+            raise ValueError("expected no options of loading for a server; got some. Leave them out.")
         findings = examine_served(checkpoint)
     else:
         loading.check(checkpoint)

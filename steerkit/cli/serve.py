@@ -13,11 +13,14 @@ import typer
 
 from steerkit.cli.inputs import check_checkpoint
 from steerkit.cli.options import Checkpoint
+from steerkit.show.terminal import hint
 
 CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+    "VLLM_NO_USAGE_STATS": "1",
 }
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PLUGINS = ("steerkit", "steerkit_http")
 
 
@@ -30,9 +33,9 @@ def serve(
         str | None, typer.Option(help="Name of the model for clients; default: that of its folder.")
     ] = None,
     api_key: Annotated[str | None, typer.Option(help="Key that clients must send.", envvar="STEERKIT_API_KEY")] = None,
-    slots: Annotated[int, typer.Option(help="Largest number of vectors of a request at one layer.")] = 4,
-    capacity: Annotated[int, typer.Option(help="Largest number of served (vector, layer) pairs.")] = 512,
-    sums: Annotated[int, typer.Option(help="Largest number of means of the stream that are read at a time.")] = 4,
+    slots: Annotated[int, typer.Option(min=1, help="Largest number of vectors of a request at one layer.")] = 4,
+    capacity: Annotated[int, typer.Option(min=1, help="Largest number of served (vector, layer) pairs.")] = 512,
+    sums: Annotated[int, typer.Option(min=0, help="Largest number of means of the stream read at a time.")] = 4,
     foreign: Annotated[bool, typer.Option(help="Also serve vectors that were read from other weights.")] = False,
     engine: Annotated[
         list[str] | None, typer.Option(help="A further option of vLLM, e.g. --engine=--max-model-len=2048; repeatable.")
@@ -53,21 +56,29 @@ def serve(
         raise ValueError(f"expected a folder of vectors; got {str(vectors)!r}, which is none. Make it.")
     from steerkit.serving.checkpoint import checkpoint_folder, fingerprint_of_folder
 
+    if host not in LOOPBACK and not api_key:
+        raise ValueError(
+            f"expected --api-key for a server that other machines reach, at {host}; got none: anybody could add and "
+            "remove vectors. Pass a key, or --host 127.0.0.1."
+        )
     folder = checkpoint_folder(checkpoint, Path("runs/checkpoints"))
-    local = Path(folder).is_dir()
+    fingerprint = fingerprint_of_folder(Path(folder)) if Path(folder).is_dir() else None
+    if fingerprint is None:
+        hint("The weights of this checkpoint have no fingerprint: vectors of other weights are not refused.", False)
     settings = {
         "vectors": str(vectors.resolve()),
         "slots": slots,
         "capacity": capacity,
         "sums": sums,
         "foreign": foreign,
-        "fingerprint": fingerprint_of_folder(Path(folder)) if local else None,
+        "fingerprint": fingerprint,
     }
     environment = {**CPU, **os.environ}
     known = [one for one in environment.get("VLLM_PLUGINS", "").split(",") if one]
     environment["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*known, *PLUGINS]))
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--host", host, "--port", str(port), "--served-model-name", name or Path(str(folder)).name]
+    command += ["--generation-config", "vllm"]  # no penalties of the checkpoint, as without a server
     command += ["--additional-config", json.dumps({"steerkit": settings})]
     if api_key:
         environment["VLLM_API_KEY"] = api_key  # an argument could be read in the list of processes

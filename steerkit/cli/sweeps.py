@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from steerkit.cli.inputs import check_vectors, parse_choices, parse_coefficients, parse_layer_sets, read_prompts
+from steerkit.cli.inputs import (
+    check_output,
+    check_vectors,
+    parse_choices,
+    parse_coefficients,
+    parse_layer_sets,
+    read_prompts,
+)
 from steerkit.cli.options import (
     Checkpoint,
     Foreign,
@@ -93,6 +102,8 @@ def sweep(
     check_vectors(vectors)
     rows = read_prompts(prompts)
     given = None if choices is None else parse_choices(choices)
+    if given is not None or any("choices" in row for row in rows):
+        _check_no_generation(samples=samples, temperature=temperature, top_p=top_p)
     import steerkit as sk
     from steerkit.sweeps.plan import Cell, prompt_rows, steerings_at
 
@@ -121,7 +132,7 @@ def sweep(
     dose = float(result.table["relative_dose"].max())
     table = out / "table.parquet"
     summary = {**result.counts(), "largest_relative_dose": dose, "table": table}
-    facts({**summary, "next_command": f"steerkit report {out}"}, as_json)
+    facts({**summary, "next_command": f"steerkit report {shlex.quote(str(out))}"}, as_json)
     hint(DOSE, as_json)
 
 
@@ -166,6 +177,8 @@ def score(
         raise ValueError(f"expected a model for {needs_model}; got none. Pass --checkpoint.")
     if checkpoint is not None:
         loading.check(checkpoint)
+    if not needs_model and (checkpoint is not None or loading != LoadOptions()):
+        raise ValueError(f"expected no checkpoint or load options for {names}; no score needs a model. Leave them out.")
     table = SweepResult.load(run / "table.parquet")
     stored = [name for name in names if name in OF_CHOICES]
     if absent := [name for name in stored if name not in table.table]:
@@ -186,6 +199,9 @@ def score(
     for name, count in without_score(result.table[added], others).items():
         hint(f"{count} of {len(result.table)} rows have no {name}; rows added since need it again.", as_json)
     result = result.where(shown)
+    chosen, every = result.table["prompt_id"].nunique(), table.table["prompt_id"].nunique()
+    if chosen < every:
+        hint(f"{chosen} of {every} prompts have this choice; the others are left out.", as_json)
     if as_json:
         curves = {name: result.curve(name).to_dict("records") for name in names}
         print_json({"curves": curves, "gains": {name: result.gains(name).to_dict("records") for name in names}})
@@ -195,6 +211,14 @@ def score(
     for title, columns in pivots(result, names).items():
         draw(title, columns, keys=2)
     hint(READING, as_json)
+
+
+def _check_no_generation(**given: Any) -> None:
+    """`ValueError` for options of generation in a sweep of choices, which generates nothing."""
+    default = inspect.signature(sweep).parameters
+    if changed := [name for name, value in given.items() if value != default[name].default]:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise ValueError(f"expected no {named} for choices, which are scored and not generated. Leave it out.")
 
 
 def _check_names(names: list[str], words: str | None, known: list[str]) -> None:
@@ -283,6 +307,10 @@ def report(
     """
     if checkpoint is not None:
         loading.check(checkpoint)
+    elif loading != LoadOptions():
+        raise ValueError("expected --checkpoint with options that load it; got the options alone. Pass both.")
+    if out is not None:
+        check_output(out, [".html", ".htm"])
     from steerkit.show.report import report_run
     from steerkit.sweeps.result import SweepResult
 

@@ -40,7 +40,7 @@ def extract(
     read_position, read_layers = parse_position(position), parse_layers(layers)
     check_name(site)
     loading.check(checkpoint)
-    check_output(out)
+    check_output(out, [".safetensors"], [pairs])
     contrast = read_pairs_file(pairs)
     import steerkit as sk
 
@@ -98,6 +98,7 @@ def convert(
     Example: steerkit convert agents.pt agents.safetensors
     """
     kept_layers = parse_layers(layers)
+    check_output(out, [".safetensors", ".gguf"], [source])
     import warnings
 
     from steerkit.vectors.convert import missing_fields, read_vectors, write_vectors
@@ -105,10 +106,14 @@ def convert(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         vectors = read_vectors(source)
+        dropped = set()
         if not isinstance(kept_layers, str):
+            dropped = {layer for vector in vectors.values() for layer in vector.layers} - set(kept_layers)
             vectors = {name: vector.at(*kept_layers) for name, vector in vectors.items()}
         written = write_vectors(vectors, out)
     losses = list(dict.fromkeys(str(one.message) for one in caught))
+    if dropped:
+        losses.append(f"the layers {sorted(dropped, key=str)}, which --layers leaves out")
     described = [
         {"name": name, "vector": repr(vector), "written": written[name], "not_recorded": missing_fields(vector)}
         for name, vector in vectors.items()

@@ -91,11 +91,13 @@ def gain_title(gains: pd.DataFrame) -> str:
 
 
 def dose_title(curves: pd.DataFrame) -> str:
-    """The finding of the doses: the personas whose mean trait score spans at least `RISES`."""
+    """The finding of the doses: the personas whose mean trait score is somewhere at least `RISES` above that at 0."""
     trait = curves[(curves["score"] == "trait") & (curves["role"] == "vector")]
     means = trait.groupby("persona", sort=False)["mean"]
-    span = means.max() - means.min()
-    names = [PERSONAS[str(name)] for name in span.index[span >= RISES]]
+    unsteered = trait[trait["coefficient"] == 0].groupby("persona", sort=False)["mean"].mean()
+    above = trait[trait["coefficient"] > 0].groupby("persona", sort=False)["mean"].max()
+    gained = (above - unsteered).reindex(list(means.groups))
+    names = [PERSONAS[str(name)] for name in gained.index[gained >= RISES]]
     return f"The trait scores of {' and '.join(names)} rise with the dose" if names else "No trait score rises"
 
 

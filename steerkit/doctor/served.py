@@ -206,10 +206,13 @@ def examine_served(server: Any) -> list[Finding]:
     Example:
         >>> examine_served("http://127.0.0.1:8000")
     """
-    from steerkit.serving.client import remote_of
+    from steerkit.serving.client import ServerError, remote_of
 
-    remote = remote_of(server)
-    model = remote.model()
+    try:
+        remote = remote_of(server)
+        model = remote.model()
+    except ServerError as error:
+        return [Finding("server", "failed", f"{server}: {error}")]
     about = f"vLLM {model['vllm']}, {model['model_type']}, {model['dtype']}, context {model['context']}"
     findings = [Finding("server", "ok", about)]
     unserved = [one for one in remote.listing()["vectors"] if one["error"]]

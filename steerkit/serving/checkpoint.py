@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ import torch
 
 from steerkit.models.identity import fingerprint_of_tensors
 
+SOURCE = "steerkit_source.txt"
+"""In a written checkpoint: path, size and time of the GGUF file that it is of."""
+
 
 def checkpoint_folder(checkpoint: str, cache: Path) -> Path | str:
     """The folder that vLLM opens: the checkpoint's own, or, for a GGUF file, one that is written once into `cache`.
+
+    It is written again where the file is another one than that it was written from.
 
     Args:
         checkpoint: hub id, folder or GGUF file.
@@ -20,14 +26,20 @@ def checkpoint_folder(checkpoint: str, cache: Path) -> Path | str:
     """
     if not checkpoint.endswith(".gguf"):
         return checkpoint
-    folder = cache / Path(checkpoint).stem
-    if not (folder / "config.json").is_file():
+    file = Path(checkpoint).resolve()
+    about = f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"  # files of one name in two folders, or replaced
+    folder = cache / file.stem
+    known = folder / SOURCE
+    if not known.is_file() or known.read_text(encoding="utf-8") != about:
         import steerkit as sk
 
         model, tokenizer = sk.load(checkpoint)
         part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        (part / SOURCE).write_text(about, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     return folder
 

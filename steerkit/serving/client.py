@@ -25,6 +25,10 @@ class ServerError(RuntimeError):
     """A server refused a request, or gave no answer in the time that was granted."""
 
 
+FIRST_PATIENCE_S = 5.0
+"""Seconds for which a server that has not answered yet is tried: a job that is under way has more."""
+
+
 class Server(Remote):
     """Servers of one model, which share a job's rows.
 
@@ -36,7 +40,8 @@ class Server(Remote):
         api_key_env: environment variable with the key; no key is sent if it is unset or this is None.
         concurrency: largest number of requests at a time on each server.
         timeout_s: seconds for one request.
-        patience_s: seconds for which a server that does not answer is tried.
+        patience_s: seconds for which a server that does not answer any more is tried; one that has not answered yet
+            is tried for 5 seconds at most.
         key_over_plain_http: send the key unencrypted to another machine.
 
     Raises:
@@ -63,6 +68,7 @@ class Server(Remote):
         if not self.urls or concurrency < 1 or timeout_s <= 0 or patience_s < 0:
             raise ValueError("expected an address, and numbers above 0; got others. Correct them.")
         self.concurrency, self.timeout_s, self.patience_s = concurrency, timeout_s, patience_s
+        self._has_answered = False
         self._keys = {url: read_key(api_key_env, url, key_over_plain_http) for url in self.urls}
         models = [self._json(url, "GET", PATH)["model"] for url in self.urls]
         same = ("model_type", "n_layers", "d_model", "fingerprint", "dtype")
@@ -170,10 +176,13 @@ class Server(Remote):
 
     def _patiently(self, ask: Callable[[], Any]) -> Any:
         """What `ask` returns; a failure that may pass is tried again while patience lasts."""
-        deadline, pause = time.monotonic() + self.patience_s, FIRST_WAIT_S
+        granted = self.patience_s if self._has_answered else min(FIRST_PATIENCE_S, self.patience_s)
+        deadline, pause = time.monotonic() + granted, FIRST_WAIT_S
         while True:
             try:
-                return ask()
+                answer = ask()
+                self._has_answered = True
+                return answer
             except Failure as failure:
                 if not failure.retryable or time.monotonic() + pause > deadline:
                     raise ServerError(str(failure)) from None
@@ -203,8 +212,21 @@ def extra_arguments(extra: Mapping[str, Any]) -> dict[str, Any]:
     return {"vllm_xargs": given} if extra else {}
 
 
+NEUTRAL = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "min_tokens": 0,
+}
+"""Sent with each request: what it leaves out, vLLM takes from the checkpoint's generation configuration."""
+
+
 def _body(one: Sent) -> dict[str, Any]:
     return {
+        **NEUTRAL,
         "prompt": list(one.prompt),
         "temperature": 0,
         "max_tokens": one.count,

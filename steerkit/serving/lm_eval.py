@@ -12,7 +12,7 @@ from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.utils import simple_parse_args_string
 
 from steerkit.io.progress import progress
-from steerkit.serving.client import Server, extra_arguments
+from steerkit.serving.client import NEUTRAL, Server, extra_arguments
 from steerkit.serving.request import KEY, PROMPT
 
 Request = tuple[Any, Sequence[int], Sequence[int]]
@@ -81,8 +81,16 @@ class SteeredServer(TemplateLM):
             )
         )
 
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return list(self.tokenizer(string, add_special_tokens=bool(add_special_tokens))["input_ids"])
+        """Token ids; by default with the tokenizer's own special tokens, unless the text begins with the BOS token."""
+        bos = self.tokenizer.bos_token
+        own = not (bos and string.startswith(bos)) if add_special_tokens is None else add_special_tokens
+        return list(self.tokenizer(string, add_special_tokens=own)["input_ids"])
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs: Any) -> list[tuple[float, bool]]:
         """Per request `(log-likelihood, whether greedy)`."""
@@ -97,6 +105,7 @@ class SteeredServer(TemplateLM):
             rows.append((list(context)[-room:], list(continuation)))
         bodies = [
             {
+                **NEUTRAL,
                 "prompt": [*context, *continuation],
                 "max_tokens": 1,
                 "temperature": 0,
@@ -127,9 +136,18 @@ class SteeredServer(TemplateLM):
             stops = handle_stop_sequences(options.pop("until", None), self.tokenizer.eos_token)
             count = int(options.pop("max_gen_toks", self.max_gen_toks))
             ids = self.tok_encode(text)[-(self.context - count) :]
-            temperature = float(options.get("temperature", 0)) if options.get("do_sample") else 0.0
+            sampled = bool(options.pop("do_sample", False))
+            temperature = float(options.pop("temperature", 0) if sampled else options.pop("temperature", 0) * 0)
+            chosen = {name: options.pop(name) for name in ("top_p", "top_k", "min_p") if name in options}
+            if options:
+                raise ValueError(
+                    f"expected generation settings among until, max_gen_toks, do_sample, temperature, top_p, top_k and "
+                    f"min_p; got {sorted(options)}. Take them out of the task."
+                )
             bodies.append(
                 {
+                    **NEUTRAL,
+                    **(chosen if sampled else {}),
                     "prompt": ids,
                     "max_tokens": count,
                     "temperature": temperature,

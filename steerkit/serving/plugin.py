@@ -256,6 +256,11 @@ def _checked_params(name: str, original: Callable[..., Any], self: Any, *args: A
     extra = getattr(self, "vllm_xargs", None) or {}
     try:
         check_keys(extra)
+        if outside := [one for one in getattr(self, "model_extra", None) or {} if one.lower().startswith("steer")]:
+            raise BadRequest(
+                f"expected the steering in vllm_xargs, as JSON text; got {outside} beside it. Send "
+                '{"vllm_xargs": {"steerkit": "{...}"}}.'
+            )
         if set(KEYS) & set(extra):
             if name == "to_beam_search_params":
                 raise BadRequest(

@@ -184,9 +184,11 @@ def parse_all(
 
 
 def check_keys(extra: Mapping[str, Any]) -> None:
-    """`BadRequest` for a key that begins like ours and is none."""
+    """`BadRequest` for a key that begins like ours and is none, or for the fields of a steering without their key."""
     if misspelt := [name for name in extra if name not in KEYS and name.lower().startswith("steer")]:
         raise BadRequest(f"expected keys among {KEYS}; got {misspelt}. Rename it.")
+    if KEY not in extra and (bare := [name for name in extra if name in ("vector", "coefficient", "positions")]):
+        raise BadRequest(f"expected the fields {bare} in {KEY!r}, as JSON text; got them alone. Put them there.")
 
 
 def _object(given: Any, key: str, kind: type, left_out: set[str]) -> dict[str, Any]:

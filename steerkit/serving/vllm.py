@@ -13,8 +13,8 @@ from steerkit.serving.plugin import PLUGIN, Settings, folder_of_config, listing_
 from steerkit.serving.remote import BY_CONTENT, Finished, Remote, Sent
 from steerkit.vectors.vector import SteeringVector
 
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
-"""Set where they are not: vLLM would take 4 GiB for the cache, and leave one processor idle."""
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_NO_USAGE_STATS": "1"}
+"""Set where they are not: vLLM would take 4 GiB for the cache, leave one processor idle, and send usage statistics."""
 
 
 class VLLM(Remote):

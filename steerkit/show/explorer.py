@@ -106,7 +106,7 @@ def explorer_data(
         "pieces": pieces,
         "strings": list(strings),
         "titles": [TITLES.get(name, name) for name in scores],
-        "yes_no": [k for k, name in enumerate(scores) if set(table[name].dropna()) <= {0, 1}],
+        "yes_no": [k for k, name in enumerate(scores) if {1} <= set(table[name].dropna()) <= {0, 1}],
         "start": start,
     }
 
@@ -224,12 +224,12 @@ def _series(
             steered = vector if its_role == "vector" else its_vector
             if its_layer == layer and control_of in (None, steered) and controls != [vector]:
                 conditions[key]["series"].append(len(series))
-        series.append({"name": role, "lines": [_line(part, score) for score in scores]})
+        series.append({"name": role, "lines": [_line(part, score, controls=True) for score in scores]})
     return series, conditions
 
 
-def _line(part: pd.DataFrame, score: str) -> dict[str, Any] | None:
-    """One drawn line.
+def _line(part: pd.DataFrame, score: str, controls: bool = False) -> dict[str, Any] | None:
+    """One drawn line, of a vector or of controls of a kind; a single control has no band.
 
     Returns:
         `points`: lists of coefficient, mean, low, high, n; `area`: the area under them with its interval, or None;
@@ -238,7 +238,7 @@ def _line(part: pd.DataFrame, score: str) -> dict[str, Any] | None:
     part = part[part.groupby("vector")[score].transform(lambda values: values.notna().any())]
     if part.empty:
         return None
-    if part["vector"].nunique() == 1:
+    if part["vector"].nunique() == 1 and not controls:
         alone = SweepResult(part)
         points = alone.curve(score, ["vector"])[["coefficient", "mean", "low", "high", "n"]].to_numpy().tolist()
         several = part["coefficient"].nunique() > 1

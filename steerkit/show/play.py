@@ -202,16 +202,16 @@ def stream(
     messages: PromptLike = [{"role": "user", "content": request.prompt}] if request.chat else request.prompt
     ids = encode_prompt(tokenizer, messages)
     steerings = request.steerings(vectors)
-    drawn = random_like_all([one.vector for one in steerings], CONTROL_SEED)
-    random = [replace(one, vector=vector) for one, vector in zip(steerings, drawn, strict=True)]
-    resolved = with_coefficients([steerings, random], lambda *where: _norms(model, tokenizer, ids, *where))
-    rows = [Row(ids), *(Row(ids, one) for one in resolved)]
     limit = context_length(model)
     if limit is not None and len(ids) + request.max_new_tokens > limit:
         raise ValueError(
             f"expected prompt and new tokens within the context of {limit}; got {len(ids)} + {request.max_new_tokens}. "
             "Shorten either."
         )
+    drawn = random_like_all([one.vector for one in steerings], CONTROL_SEED)
+    random = [replace(one, vector=vector) for one, vector in zip(steerings, drawn, strict=True)]
+    resolved = with_coefficients([steerings, random], lambda *where: _norms(model, tokenizer, ids, *where))
+    rows = [Row(ids), *(Row(ids, one) for one in resolved)]
     watched = request.watched(vectors)
     monitor = Monitor(watched, len(rows)) if watched else None
     tokens: tuple[list[int], ...] = tuple([] for _ in rows)

@@ -381,7 +381,7 @@ def effect_by_layer(
     axes.set(xlabel="steered layer", ylabel=label_y or score)
     shown = curve[curve["vector"].isin(names)]
     sample = f"n = {_range_text(shown['n'])} prompt groups, {axis} {at:g}"
-    _draw_legend(figure, handles, sample, 1, ["grey"] if has_band else [])
+    _draw_legend(figure, handles, sample, 1, ["grey"] if has_band and band["low"].notna().any() else [])
     return figure
 
 
@@ -790,7 +790,9 @@ def _looks(frames: Sequence[pd.DataFrame], series: str, controls: Sequence[str])
     if absent := [name for name in controls if name not in names]:
         raise ValueError(f"expected controls among the series {list(names)}; got {absent}. Remove them.")
     vectors = [name for name in names if name not in controls]
-    looks = {name: _Look(PALETTE[i % 7], 0.18, marker=MARKERS[i % 7]) for i, name in enumerate(vectors)}
+    looks = {
+        name: _Look(PALETTE[i % 7], 0.18, ("-", *DASHES)[i // 7 % 5], MARKERS[i % 7]) for i, name in enumerate(vectors)
+    }
     return looks | {name: _Look(GREYS[i % 4], 0.12, DASHES[i % 4]) for i, name in enumerate(controls)}
 
 

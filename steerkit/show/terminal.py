@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,19 @@ DOSE = (
 )
 
 
+BIDI = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Characters that change the order of others."""
+
+
 def plain(text: object, replacement: str = "\ufffd") -> str:
     """Text with its control characters replaced, so that a model's or a file's text cannot act on the terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() or ord(c) > 159 else replacement for c in str(text))
+    return "".join(c if c in "\n\t" or c.isprintable() or _is_harmless(c) else replacement for c in str(text))
+
+
+def _is_harmless(character: str) -> bool:
+    """Whether a character that is not printable changes its own place alone: no control, new line or other order."""
+    acts = unicodedata.bidirectional(character) in BIDI or unicodedata.category(character) in ("Zl", "Zp")
+    return ord(character) > 159 and not acts
 
 
 def print_json(value: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -735,3 +737,32 @@ def test_the_command_line_extracts_steers_sweeps_scores_and_probes(tmp_path) -> 
     assert page.is_file()  # what the numbers mean is where it says
     ok("probe", str(model), pairs)
     assert {row["labels"] for row in json.loads(ok("probe", str(model), pairs, "--json"))} == {"true", "shuffled"}
+
+
+def test_commands_do_not_write_over_their_input_or_under_a_false_ending(work: Work, tmp_path: Path) -> None:
+    pairs, vector = tmp_path / "pairs.jsonl", tmp_path / "v.safetensors"
+    pairs.write_bytes(Path(work.pairs).read_bytes())
+    vector.write_bytes(Path(work.vector).read_bytes())
+    run = tmp_path / "run"
+    shutil.copytree(work.run, run)
+    before = {path: path.read_bytes() for path in (pairs, vector, run / "table.parquet")}
+    for call, message in (
+        (("extract", work.model, str(pairs), "--out", str(pairs)), "ends in .safetensors"),
+        (("extract", work.model, str(pairs), "--out", str(tmp_path / "v.gguf")), "ends in .safetensors"),
+        (("convert", str(vector), str(vector), "--layers", "1"), "another file to write than the input"),
+        (("report", str(run), "--out", str(run / "table.parquet")), "ends in .html"),
+        (("score", str(run), "distinct_2", "--dtype", "float64"), "no score needs a model"),
+        (("report", str(run), "--dtype", "float64"), "expected --checkpoint with options"),
+        (("doctor", "http://127.0.0.1:9", "--bits", "4"), "no options of loading for a server"),
+    ):
+        done = CliRunner().invoke(app, call)
+        assert isinstance(done.exception, ValueError) and message in str(done.exception), call
+    assert {path: path.read_bytes() for path in before} == before and not (tmp_path / "v.gguf").exists()
+
+
+def test_the_next_command_can_be_pasted_and_bidi_controls_do_not_reach_the_terminal(work: Work, tmp_path: Path) -> None:
+    out = tmp_path / "my run"
+    shown = work.json("sweep", work.model, work.vector, "--prompts", work.prompts, "--layers", "1", "--coefficients",
+                      "1", "--random", "0", "--max-new-tokens", "2", "--out", str(out))  # fmt: skip
+    assert shlex.split(shown["next_command"])[-1] == str(out)
+    assert terminal.plain("a\u202eb\u2028c\u200d") == "a\ufffdb\ufffdc\u200d"

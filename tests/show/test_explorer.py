@@ -201,3 +201,12 @@ def test_two_thousand_rows_of_eighty_tokens_stay_under_five_megabytes(tmp_path: 
     assert along is None or len(along) > 80 * len(frame)
     write_report(tmp_path / "page.html", title="Large", sweep=SweepResult(frame), projections=along)
     assert (tmp_path / "page.html").stat().st_size < 5e6
+
+
+def test_a_single_control_has_a_line_without_a_band_and_all_zeros_are_numbers() -> None:
+    frame = table(vectors=("v", "random-0"), layers=(8,), samples=1)
+    role = frame["vector"].map({"v": "vector", "random-0": "random"})
+    data = explorer_data(SweepResult(frame.assign(role=role, control_of=None, zeros=0.0)))
+    (lines,) = [one["lines"] for one in data["series"] if one["name"] == "random"]
+    assert all(low is None and high is None for line in lines if line for _, _, low, high, _ in line["points"])
+    assert data["scores"].index("zeros") not in data["yes_no"]
