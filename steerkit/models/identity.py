@@ -164,7 +164,11 @@ IDENTITY = (
 
 
 def identity(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a model's description decides its results: a resumed run with another one is refused."""
+    """What of a model's description decides its results: a resumed run with another one is refused.
+
+    The fingerprint has 64 numbers of each weight: an edit of one head or neuron may leave it as it is. Use another
+    folder after such an edit.
+    """
     return {key: about[key] for key in IDENTITY}
 
 

@@ -18,7 +18,7 @@ import platform
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -34,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json
 from steerkit.io.run_folder import CONFIG
-from steerkit.models.memory import PLACES, SAMPLES, release_file_pages
+from steerkit.models.memory import PLACES, SAMPLES, is_released, is_unchanged, release_file_pages
 from steerkit.models.model import evaluating, unwrap
 
 Kernels = Literal["auto", "onednn", "torch"]
@@ -53,7 +53,9 @@ def use_kernels(model: nn.Module, kernels: Kernels | None = None) -> Iterator[st
     """Compute the linear layers of every forward of a model inside the `with` by these kernels.
 
     For one linear layer, `y = x W^T + b`. Weights are packed when they are first used, as a second copy that is kept
-    for later uses, until the weight changes or is gone. Forwards that need gradients take torch's path.
+    for later uses, until the weight changes or is gone. torch does not count edits of `weight.data`: of these, one is
+    noticed if it changes a whole row or column (a neuron, a head), and otherwise by chance; edit under
+    `torch.no_grad()` instead. Forwards that need gradients take torch's path.
 
     Args:
         model: a model on a CPU in float32 or bfloat16; any other takes torch's path.
@@ -79,6 +81,8 @@ def use_kernels(model: nn.Module, kernels: Kernels | None = None) -> Iterator[st
         others = {module: _PLAIN[type(module)] for module in model.modules() if type(module) in _PLAIN}
     before = {module: type(module) for module in others}
     outer = _ACTIVE.get(base)
+    if chosen == "onednn" and outer is None:
+        _forget_changed(others)
     _ACTIVE[base] = chosen
     for module, kind in others.items():
         module.__class__ = kind
@@ -171,6 +175,7 @@ class _Packed:
         pointer: where the weight's numbers are.
         places: numpy view of some of its numbers.
         values: these numbers, as bytes.
+        marks: a number of each of its rows and columns, see `_marks`.
     """
 
     weight: Tensor
@@ -178,6 +183,7 @@ class _Packed:
     pointer: int
     places: Any
     values: bytes
+    marks: bytes
 
 
 def _forward(self: Any, x: Float[Tensor, "*rows input"]) -> Float[Tensor, "*rows output"]:
@@ -245,12 +251,31 @@ def _packed(module: Any, weight: Tensor) -> Tensor:
         return copy.weight
     places = _sampled(weight)
     of_rows = weight.detach() if isinstance(module, nn.Linear) else weight.detach().T.contiguous()
-    copy = _Packed(_pack(of_rows), version, weight.data_ptr(), places, places.tobytes())
+    marks = _marks(weight)
+    copy = _Packed(_pack(of_rows), version, weight.data_ptr(), places, places.tobytes(), marks)
     release_file_pages(weight)
     if id(module) not in _COPIES:
         weakref.finalize(module, _COPIES.pop, id(module), None).atexit = False
     _COPIES[id(module)] = copy
     return copy.weight
+
+
+def _forget_changed(modules: Iterable[nn.Module]) -> None:
+    """Drop the packed copies of weights of which a row or a column has changed."""
+    for module in modules:
+        copy = _COPIES.get(id(module))
+        weight: Any = module.weight
+        if copy is None or (is_released(weight) and is_unchanged(weight)):
+            continue
+        if copy.marks != _marks(weight):
+            _COPIES.pop(id(module))
+
+
+def _marks(weight: Tensor) -> bytes:
+    """Numbers of a matrix along its diagonal, wrapped around: at least one of each row and of each column."""
+    rows, columns = weight.shape
+    places = torch.arange(max(rows, columns))
+    return weight.detach()[places % rows, places % columns].view(torch.uint8).numpy().tobytes()
 
 
 def _sampled(weight: Tensor) -> Any:

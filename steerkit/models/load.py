@@ -139,7 +139,8 @@ def _load(
     if not getattr(model, "hf_device_map", None) and bits is None:
         model = model.to(target)
     name = f"{checkpoint}/{gguf_file}" if gguf_file else str(checkpoint)
-    setattr(model, ORIGIN, {"checkpoint": name, "weights": weights or str(model.dtype).removeprefix("torch.")})
+    weights = weights or _stored_weights(model, bits)
+    setattr(model, ORIGIN, {"checkpoint": name, "weights": weights})
     if adapter is not None:
         model = with_adapter(model, adapter, trust_pickle)
         tokenizer = _tokenizer_of_adapter(str(adapter), tokenizer, trust_remote_code)
@@ -151,6 +152,14 @@ def _load(
         model = through(model, tokenizer, backend)
     set_kernels(model, kernels)
     return model, tokenizer
+
+
+def _stored_weights(model: Any, bits: int | None) -> str:
+    """How the weights are held: quantised, or their data type."""
+    if bits is not None:
+        return f"{bits} bits (bitsandbytes)"
+    method = getattr(getattr(model.config, "quantization_config", None), "quant_method", None)
+    return str(getattr(method, "value", method)) if method else str(model.dtype).removeprefix("torch.")
 
 
 def _tokenizer_of_adapter(adapter: str, tokenizer: Any, trust_remote_code: bool) -> Any:

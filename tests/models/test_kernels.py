@@ -146,6 +146,22 @@ def test_a_changed_weight_is_packed_again(change: Callable[[Any], None], kind: s
 
 
 @needs_onednn
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_row_or_a_column_that_is_silenced_through_data_is_packed_again(axis: int, kind: str) -> None:
+    layer: Any = linear(240, 400) if kind == "linear" else Conv1D(400, 240).requires_grad_(False)
+    x = torch.randn(4, 240)
+    for number in (0, 7, 131, 239):
+        with use_kernels(layer, "onednn"):
+            before = layer(x)
+        layer.weight.data.select(axis, number).zero_()
+        with use_kernels(layer, "onednn"):
+            after = layer(x)
+        torch.testing.assert_close(after, layer(x), atol=1e-4, rtol=1e-4)
+        assert (after - before).abs().max() > 0.01
+
+
+@needs_onednn
 def test_a_merged_and_an_unmerged_adapter_are_packed_again() -> None:
     peft = pytest.importorskip("peft", reason="the extra `train` is not installed")
     model, ids = tiny_model(), torch.tensor([[1, 2, 3, 4]])
