@@ -21,7 +21,7 @@ ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MA
 PRESET ?= tiny
 SEEDS ?= 1
 
-.PHONY: setup demo test test-long test-newest test-oldest test-real test-llamacpp bench-gguf serve-env test-vllm test-vllm-full bench-vllm calibration lint bench gpu gpu-pack imad-tiny reproduce reproduce-full documents figures screenshots random-directions architectures architecture docs torture clean
+.PHONY: setup demo test test-long test-newest test-oldest test-real test-llamacpp bench-gguf serve-env test-vllm test-vllm-full bench-vllm calibration lint bench gpu gpu-pack imad-tiny reproduce reproduce-full results documents figures screenshots random-directions architectures architecture docs torture clean
 
 demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a report page
 	$(BIN)/steerkit demo --out runs/demo
@@ -122,6 +122,9 @@ reproduce: $(DEV)  ## every run, analysis, table and figure: make reproduce PRES
 
 reproduce-full: $(DEV)  ## more families, the paper's protocol, controls and transplants: make reproduce-full SEEDS=6
 	$(BIN)/python -m analysis reproduce --preset $(PRESET) $(if $(filter file,$(origin SEEDS)),,--seeds $(SEEDS)) --full $(if $(FLUENCY),--fluency $(FLUENCY))
+
+results: $(DEV)  ## docs/results.md and the tables over training seeds, from the archived seeds in results/seeds
+	$(BIN)/python -m analysis results results/seeds/tiny --out results/miniature --page docs/results.md --title "Claims of the paper: miniature"
 
 documents: $(DEV)  ## the tables behind demo (after make demo), tutorial and the page on steering, in results; outputs of notebooks
 	$(BIN)/python -m analysis documents

@@ -25,6 +25,8 @@ def steering_curves(curves: pd.DataFrame, stage: str, identity: bool) -> Any:
         identity: True: with the agent's tag in the context; False: without.
     """
     some = curves[(curves["stage"] == stage) & (curves["identity"] == identity)]
+    if "k" in some:  # of a vector alone there is no number of controls
+        some = some.assign(k=some["k"].where(some["role"] != "vector"))
     panels = {
         label: {
             f"agent {agent}": part[part["agent"].astype(str) == agent]
@@ -33,10 +35,13 @@ def steering_curves(curves: pd.DataFrame, stage: str, identity: bool) -> Any:
         for score, label in SCORES.items()
         if len(part := some[some["score"] == score])
     }
-    own = some[some["kind"] == "own"].groupby("score")[["area", "area_low", "area_high"]].mean()
+    own = some[(some["kind"] == "own") & (some["score"] == "rouge_l")]
+    means = own.pivot(index="agent", columns="coefficient", values="mean") if len(own) else pd.DataFrame()
     title = f"{stage}, {'the tag of the agent in the context' if identity else 'no identity in the context'}"
-    if "rouge_l" in own.index:
-        title += f"; mean ROUGE-L of the own direction over all coefficients {own.loc['rouge_l', 'area']:.2f}"
+    if len(means) and 0 in means and means.columns.max() > 0:
+        gains = means[means.columns.max()] - means[0]
+        title += f": the own direction changes ROUGE-L by {gains.min():+.2f} to {gains.max():+.2f} (coefficient "
+        title += f"{means.columns.max():g})"
     controls = some.loc[some["role"] != "vector", "kind"].drop_duplicates()
     return curve_grid(panels, "coefficient", "kind", controls.tolist(), title, sample=over_seeds(some))
 

@@ -31,11 +31,12 @@ def accuracy_by_seed(main: pd.DataFrame, methods: Sequence[str] = WHAT_HELPS, ti
     Args:
         main: the table of `analysis.paper.main_table`.
         methods: rows of the panels, from top to bottom; those that a family lacks are left out.
-        title: printed above the panels.
+        title: printed above the panels; default: the most accurate method of each family.
     """
     some = main[(main["decoding"] == "sampled") & main["method"].isin(methods)]
     families = list(dict.fromkeys(some["family"]))
     there = [method for method in methods if method in set(some["method"])]
+    title = title or _best_title(some)
     height = 0.9 + 0.2 * len(there) + 0.2 * bool(title)
     figure, [row] = new_figure(TWO_COLUMNS, height, title, 1, len(families), sharey=True)
     for axes, family in zip(row, families, strict=True):
@@ -55,6 +56,28 @@ def accuracy_by_seed(main: pd.DataFrame, methods: Sequence[str] = WHAT_HELPS, ti
     return figure
 
 
+def _best_title(table: pd.DataFrame) -> str:
+    """The most accurate method of each family."""
+    best = table.loc[table.groupby("family", sort=False)["accuracy"].idxmax()]
+    by_method = best.groupby("method", sort=False)["family"].apply(" and ".join)
+    return "Most accurate: " + "; ".join(f"{method} ({families})" for method, families in by_method.items())
+
+
+def _protocol_title(protocols: Mapping[str, pd.DataFrame]) -> str:
+    """By how much the mean areas of the agents' own directions differ from those of random ones, and planted ones."""
+    every = pd.concat(protocols.values())
+    grid = "controls" if (every["grid"] == "controls").any() else "coefficient"
+    same = every[(every["score"] == "rouge_l") & (every["grid"] == grid) & (every["measure"] == "area over random")]
+    planted = same["stage"].str.contains("planted")
+    if same[~planted].empty:
+        return ""
+    title = f"Own directions: areas at most {same.loc[~planted, 'value'].abs().max():.3f} from those of random ones"
+    if planted.any():
+        low, high = same.loc[planted, "value"].min(), same.loc[planted, "value"].max()
+        title += f"; planted ones {low:.2f} to {high:.2f} above"
+    return title
+
+
 @styled()
 def protocol_areas(protocols: Mapping[str, pd.DataFrame]) -> Any:
     """A panel per family: the area of each kind of directions by checkpoint; a dot per training seed.
@@ -64,7 +87,7 @@ def protocol_areas(protocols: Mapping[str, pd.DataFrame]) -> Any:
     Args:
         protocols: family -> the table of `analysis.paper.pooling.pool_protocol`.
     """
-    figure, [row] = new_figure(TWO_COLUMNS, 2.4, None, 1, len(protocols), sharey=True)
+    figure, [row] = new_figure(TWO_COLUMNS, 2.6, _protocol_title(protocols), 1, len(protocols), sharey=True)
     handles: dict[str, Any] = {}
     parts = []
     for axes, (family, table) in zip(row, protocols.items(), strict=True):

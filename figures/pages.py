@@ -279,16 +279,25 @@ def findings_table(folder: Path) -> str:
     spared = fired["repeat"] == 0
     holds = _verdict(shown_sign(*gain[["mean", "low", "high", "p_rank"]])) if spared else FAILS
     rows.append([claim, result, f"{gain['n']:.0f}", "", holds])
+    judges = []
     for judge, (table, _) in recipes.measured("judge", "agreement", folder).items():
         one = table.iloc[0]
         given = recipes.measured("judge", "texts", folder)[judge][0]["score"].dropna().unique()
-        result = f"{one.n - one.n_unread:.0f} of {one.n:.0f} answers are numbers"
+        result = f"{judge}: {one.n - one.n_unread:.0f} of {one.n:.0f} answers are numbers"
         result += f", all {given[0]:g}" if len(given) == 1 else ""
         result += f" (ROC AUC {one.roc_auc:.2f})"
         result += f"; the other {one.n_unread:.0f} cannot be read" if one.n_unread else ""
-        claim = f"[judge](docs/concepts/scores.md): {judge} as a judge separates cheerful texts from others"
         sign = int(one.roc_auc_low > 0.5) - int(one.roc_auc_high < 0.5)
-        rows.append([claim, result, f"{one.n:.0f}", "", _verdict(sign)])
+        judges.append((judge, result, f"{one.n:.0f}", _verdict(sign)))
+    if judges:
+        claim = (
+            f"[judge](docs/concepts/scores.md): {' and '.join(one[0] for one in judges)} as judges separate cheerful "
+        )
+        claim += "texts from others"
+        verdicts = [one[3] for one in judges]
+        shown = verdicts[0] if len(set(verdicts)) == 1 else "; ".join(f"{one[0]} {one[3]}" for one in judges)
+        counts = ", ".join(dict.fromkeys(one[2] for one in judges))
+        rows.append([claim, "; ".join(one[1] for one in judges), counts, "", shown])
     header = ["claim", "result", "test questions or texts", "training seeds", "verdict"]
     rows += _training_findings(folder)
     if not any(row[3] for row in rows):
@@ -301,19 +310,27 @@ FOUND = ("fewer tokens", "as accurate", "helps most", "silent first round", "dir
 
 
 def _training_findings(folder: Path) -> list[list[str]]:
-    """The judged claims about training in `folder`: each with the verdict of its page of results."""
+    """The judged claims about training in `folder`, a row per claim, with the verdicts of their page of results."""
     rows = []
     for preset, page in (("miniature", "results"), ("smollm2", "results-smollm2")):
         try:
             judged, _ = _read(f"{preset}/claims", folder)
         except FileNotFoundError:
             continue
+        of_claim: dict[str, list[Any]] = {}
         for row in judged.itertuples():
-            if any(words in row.name for words in FOUND) and row.ours:
-                name = str(row.name).replace("the paper's protocol: ", "").replace("the paper's experiment: ", "")
-                seeds = row.unit.removesuffix(" training seeds") if row.unit.endswith(" training seeds") else ""
-                result = row.ours.partition("; ")[0]
-                rows.append([f"[training](docs/{page}.md): {name}", result, "", seeds, row.verdict])
+            name = str(row.name).replace("the paper's protocol: ", "").replace("the paper's experiment: ", "")
+            family, _, claim = name.partition(": ")
+            if any(words in claim for words in FOUND) and row.ours:
+                of_claim.setdefault(claim, []).append((family, row))
+        for claim, parts in of_claim.items():
+            units = [row.unit for _, row in parts if row.unit.endswith(" training seeds")]
+            seeds = ", ".join(dict.fromkeys(unit.removesuffix(" training seeds") for unit in units))
+            results = "; ".join(f"{family} {row.ours.partition('; ')[0]}" for family, row in parts)
+            verdicts = [row.verdict for _, row in parts]
+            verdict = "; ".join(f"{family} {row.verdict}" for family, row in parts)
+            shown = verdicts[0] if len(set(verdicts)) == 1 else verdict
+            rows.append([f"[training](docs/{page}.md): {claim}", results, "", seeds, shown])
     return rows
 
 
