@@ -30,9 +30,10 @@ Scores are computed from Gaussian latent scores, whose standard deviation over p
   first test is the interval, the second one the sign-flip test. `power` is that of the sign-flip test, for a true gain
   of 1 in the latent scores.
 - **Direction against controls** (`SweepResult.gain(over=...)`, `steerkit.stats.controls`): one more random direction is
-  compared with k others on the same prompts. The first test is the prediction interval, the second one the p-value by
-  rank. `power` is that of the prediction interval, for a true effect of three standard deviations of the random
-  directions.
+  compared with k others on the same prompts. The first test is the prediction interval, or, where more than half of the
+  controls have one mean, the two-sided p-value by rank; the second test is the one-sided p-value by rank. `power` is
+  that of the first test, for a true effect of three standard deviations of the random directions. No width is given
+  where some simulations have no interval.
 - **Difference of methods** (`steerkit.stats.seeds.seed_interval`): Student's t over training seeds, with n questions
   per seed. `seed spread` is the standard deviation of the latent scores over training seeds. `power` is for a true
   difference of 1 in the latent scores.
@@ -41,7 +42,8 @@ Scores are computed from Gaussian latent scores, whose standard deviation over p
   simulations; such an interval contains the true ratio.
 
 Gaussian scores are the latent scores x. Skewed scores are exp(0.35 x), about as skewed as an exponential distribution.
-Very skewed scores are exp(0.7 x). Binary scores are 0 or 1, and 1 is more probable for a larger x.
+Very skewed scores are exp(0.7 x). Binary scores are 0 or 1, and 1 is more probable for a larger x. Rare ones are 1 with
+log-odds of x - 4: most scores are 0.
 
 Widths of gains and of differences of methods are in standard deviations of a difference. Widths of directions against
 controls are in standard deviations of a score, and those of accuracies and ratios in their own unit.

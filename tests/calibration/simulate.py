@@ -13,11 +13,16 @@ from steerkit.stats.controls import against_controls
 from steerkit.stats.mean import accuracy_interval
 from steerkit.stats.paired import paired_difference, ratio
 from steerkit.stats.seeds import seed_interval
+from steerkit.stats.sign import shown_sign
 
 KINDS = ("Gaussian", "skewed", "binary")
 SIZES = (8, 20, 32, 100)
 SKEW = {"skewed": 0.35, "very skewed": 0.7}
 """Factor in the exponent of lognormal scores; with the first, a score is as skewed as an exponential one."""
+
+
+RARE = -4.0
+"""Log-odds of rare binary scores at a latent score of 0: most texts have 0."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ def scores(kind: str, latent: np.ndarray, rng: np.random.Generator) -> np.ndarra
         return latent
     if kind in SKEW:
         return np.exp(SKEW[kind] * latent)
-    return (rng.random(latent.shape) < 1 / (1 + np.exp(-latent))).astype(float)
+    odds = latent + (RARE if kind == "rare" else 0.0)
+    return (rng.random(latent.shape) < 1 / (1 + np.exp(-odds))).astype(float)
 
 
 def of_prompts(kind: str, n: int, simulations: int, seed: int) -> Cell:
@@ -109,15 +115,18 @@ def of_controls(kind: str, n: int, k: int, simulations: int, seed: int) -> Cell:
             latent = rng.normal(0, 1, (n, 1)) + direction + rng.normal(0, 1, (n, k + 1))
             table = scores(kind, latent, rng)
             found = against_controls(table[:, 0], table[:, 1:])
+            sign = shown_sign(found.gain, found.low, found.high, found.p)
             if effect:
-                power.append(found.low > 0)
+                power.append(sign > 0)
                 continue
-            flagged.append(found.low > 0 or found.high < 0)
+            flagged.append(sign != 0)
             ranked.append(found.p_rank <= 0.05)
-            widths.append((found.high - found.low) / table.std())
+            if not np.isnan(found.low):
+                widths.append((found.high - found.low) / table.std())
+    width = _share(widths) if len(widths) == simulations else float("nan")
     return Cell(
         "direction against controls", kind, n, k, _share(flagged), _share(ranked), float("nan"), float("nan"),
-        _share(widths), _share(power), simulations,
+        width, _share(power), simulations,
     )  # fmt: skip
 
 
@@ -197,4 +206,5 @@ def jobs(simulations: int) -> list[Callable[[], Cell]]:
     for kind, seeds, mean in product(("Gaussian", "skewed"), (3, 6), (0.2, 1.0)):
         cells.append(partial(of_ratio, kind, 20, seeds, mean=mean))
     cells += [partial(of_controls, "very skewed", n, k) for n, k in ((8, 5), (32, 5), (8, 19), (32, 19))]
+    cells += [partial(of_controls, "rare", n, k) for n, k in ((8, 5), (32, 5), (8, 19), (32, 19))]
     return [partial(cell, simulations=simulations, seed=seed) for seed, cell in enumerate(cells, start=1)]
