@@ -88,7 +88,8 @@ def tokenizer_rules(tokenizer: Any) -> tuple[Any, ...]:
     parts = [getattr(backend, name, None) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
     switches = tuple(getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token", "add_prefix_space"))
     states = tuple(bytes(part.__getstate__()) if part is not None else None for part in parts)
-    return len(tokenizer), str(tokenizer.special_tokens_map), switches, states
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
+    return size, str(getattr(tokenizer, "special_tokens_map", None)), switches, states
 
 
 _adds_space: weakref.WeakKeyDictionary[Any, tuple[Any, bool]] = weakref.WeakKeyDictionary()

@@ -170,9 +170,9 @@ PATCHED: dict[str, tuple[Any, ...]] = {
     "prompts of other lengths": ({"corrupted": "The fogs is"}, "equal length in tokens", "10 and 11", "Replace words"),
     "two equal prompts": (
         {"corrupted": "The sea is"},
-        "expected runs with different metrics",
-        "give",
-        "corrupted prompt",
+        "expected two different prompts in each pair",
+        "pair 0 have the same tokens",
+        "corrupted one",
     ),
     "an unknown mode": ({"mode": "both"}, "expected mode", "got 'both'", "Pass one"),
     "an unknown method": ({"method": "fast"}, "expected method", "got 'fast'", "Pass one"),
@@ -185,7 +185,7 @@ PATCHED: dict[str, tuple[Any, ...]] = {
     "a metric that is no number": (
         {"metric": lambda logits: logits[:, 0] * float("nan")},
         "expected finite metrics",
-        "got nan and nan",
+        "got nan of the clean and nan of",
         "another metric",
     ),
     **{
