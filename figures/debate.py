@@ -60,7 +60,7 @@ def _best_title(table: pd.DataFrame) -> str:
     """The most accurate method of each family."""
     best = table.loc[table.groupby("family", sort=False)["accuracy"].idxmax()]
     by_method = best.groupby("method", sort=False)["family"].apply(" and ".join)
-    return "Most accurate: " + "; ".join(f"{method} ({families})" for method, families in by_method.items())
+    return "Which method does best: " + "; ".join(f"{method} ({families})" for method, families in by_method.items())
 
 
 def _protocol_title(protocols: Mapping[str, pd.DataFrame]) -> str:
@@ -71,10 +71,10 @@ def _protocol_title(protocols: Mapping[str, pd.DataFrame]) -> str:
     planted = same["stage"].str.contains("planted")
     if same[~planted].empty:
         return ""
-    title = f"Own directions: areas at most {same.loc[~planted, 'value'].abs().max():.3f} from those of random ones"
+    title = f"The agents' directions do as random ones do (areas differ by at most {same.loc[~planted, 'value'].abs().max():.3f})"
     if planted.any():
         low, high = same.loc[planted, "value"].min(), same.loc[planted, "value"].max()
-        title += f"; planted ones {low:.2f} to {high:.2f} above"
+        title += f"; planted ones add {low:.2f} to {high:.2f}"
     return title
 
 

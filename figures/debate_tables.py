@@ -101,7 +101,7 @@ def unnamed(folder: Path) -> str:
 
 
 def protocol(folder: Path) -> str:
-    """The paper's protocol at coefficients 0 to 5: area under ROUGE-L without a push and by kind of directions."""
+    """The paper's protocol at coefficients 0 to 5: area under ROUGE-L unsteered and by kind of directions."""
     rows = []
     for family, table in _families(folder, "protocol").items():
         some = table[(table["score"] == "rouge_l") & (table["grid"] == "coefficient")]
@@ -113,7 +113,7 @@ def protocol(folder: Path) -> str:
                     "family": family,
                     "checkpoint": stage,
                     "context": context,
-                    "without a push": at.get("at strength 0", ""),
+                    "unsteered": at.get("at strength 0", ""),
                     "own or planted directions": at.get(f"area, {own}", ""),
                     "random": at.get("area, random", ""),
                     "shuffled": at.get("area, shuffled", ""),
