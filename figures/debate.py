@@ -71,7 +71,8 @@ def _protocol_title(protocols: Mapping[str, pd.DataFrame]) -> str:
     planted = same["stage"].str.contains("planted")
     if same[~planted].empty:
         return ""
-    title = f"The agents' directions do as random ones do (areas differ by at most {same.loc[~planted, 'value'].abs().max():.3f})"
+    most = same.loc[~planted, "value"].abs().max()
+    title = f"The agents' directions do as random ones do (areas differ by at most {most:.3f})"
     if planted.any():
         low, high = same.loc[planted, "value"].min(), same.loc[planted, "value"].max()
         title += f"; planted ones add {low:.2f} to {high:.2f}"

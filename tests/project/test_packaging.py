@@ -59,6 +59,13 @@ def declared(*extras: str) -> set[str]:
     return {bounds.name_of(line) for line in lines}
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/guide/install.md"])
+def test_a_page_about_the_installation_names_every_extra_for_users(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    extras = PROJECT["optional-dependencies"].keys() - {"docs", "dev"}
+    assert [name for name in extras if f"`{name}`" not in text] == []
+
+
 def test_every_imported_package_is_declared() -> None:
     assert imported_distributions("steerkit") - declared("backends", "inspect", "lm-eval", "play", "vllm") == set()
     assert imported_distributions("training", "analysis", "figures") - declared("train") == set()
