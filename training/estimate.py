@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import pandas as pd
 import torch
 
 from steerkit.models.gguf_model import gguf_config
+from steerkit.text.traces import Turn
+from training.debates.personas import cast_of
 from training.devices import Device
 from training.memory import MARGIN, StepMemory, blank, generation, kv_width, rollouts, training_step
 from training.presets import DEBATEGPT_GRPO, EVOLVED, MATCHED, Preset
+from training.problems.families import FAMILIES
 from training.settings import override
 from training.train.evolve import Evolve
 from training.train.grpo import GRPO
@@ -28,6 +32,8 @@ QUESTION = 200
 """Tokens of a question with its instructions that are assumed where the problems are not known."""
 ROWS = {"cpu": 72, "cuda": 256}
 """Texts that the engine generates at once, where they fit (`steerkit.generation.batches`)."""
+PIECES = re.compile(r"[^\W\d_]+|\d|[^\w\s]|_|\n|\s(?=\d)")
+"""Words and other parts of a text that are at least one token each."""
 BOX = 16
 """Tokens of an answer alone."""
 SHORTEST = 16
@@ -360,10 +366,43 @@ class _Stages:
         return ""
 
 
+def asked(preset: Preset) -> int:
+    """Tokens of a debate's longest prompt without the turns that it quotes: instructions, worked examples and question.
+
+    A word of up to six letters, a digit, a space before a digit, a sign and a line end count as one token each, and a
+    message has eight of a chat template. At least `QUESTION`; so many for a toy world, whose prompts are short.
+
+    Example:
+        >>> asked(get_preset("llama-3.1-8b"))
+        200
+    """
+    if preset.checkpoint is None:
+        return QUESTION
+    return max(QUESTION, longest_prompt(preset.cast, preset.grpo.agents, preset.family))
+
+
+@lru_cache(maxsize=64)
+def longest_prompt(name: str, agents: int, family: str) -> int:
+    """Tokens that `asked` counts for a cast of so many agents and a family of problems."""
+    cast = cast_of(name, agents)
+    silent = [Turn(agent, 1, "") for agent in range(1, agents + 1)]
+    prompts: Any = (
+        cast.ask(problem, turn.agent, number, silent[: agents * (number - 1)])
+        for problem in FAMILIES[family](16, 0, "train")
+        for turn in silent
+        for number in (1, 2)
+    )
+    return max(sum(_tokens(message["content"]) + 8 for message in messages) for messages in prompts)
+
+
+def _tokens(text: str) -> int:
+    return sum(math.ceil(len(piece) / 6) for piece in PIECES.findall(text))
+
+
 def _turns(preset: Preset, agents: int | None = None) -> tuple[int, int, str]:
     """Tokens of a debate's prompt and turn; in later rounds an agent reads the last answers of all."""
     new = preset.debate.sampling.max_new_tokens
-    return QUESTION + (agents or preset.grpo.agents) * new, new, "debate.sampling.max_new_tokens"
+    return asked(preset) + (agents or preset.grpo.agents) * new, new, "debate.sampling.max_new_tokens"
 
 
 def _answers(preset: Preset) -> tuple[int, int, str]:
@@ -376,7 +415,7 @@ def _tests(preset: Preset) -> tuple[int, int, str]:
 
 def _test_turns(preset: Preset) -> tuple[int, int, str]:
     new = preset.turn_tokens or preset.sampling.max_new_tokens
-    return QUESTION + preset.grpo.agents * new, new, "turn_tokens"
+    return asked(preset) + preset.grpo.agents * new, new, "turn_tokens"
 
 
 def _of_rounds(preset: Preset) -> int:

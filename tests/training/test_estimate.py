@@ -5,22 +5,26 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MixtralConfig
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 from benchmarks.training_memory import CASES, CHOSEN_ON, PAGE, ROWS, estimated, page  # noqa: E402
 from steerkit.demo.checkpoint import default_checkpoint  # noqa: E402
 from steerkit.io.json import read_json  # noqa: E402
+from steerkit.text.traces import Turn  # noqa: E402
 from training import imad  # noqa: E402
+from training.debates.personas import CASTS, cast_of  # noqa: E402
 from training.devices import DEVICES, this_device  # noqa: E402
-from training.estimate import GIB, QUESTION, estimate, seconds_to_write, shape_of, to_write  # noqa: E402
+from training.estimate import GIB, QUESTION, estimate, longest_prompt, seconds_to_write, shape_of, to_write  # noqa: E402
 from training.memory import KEPT, MARGIN, generation, rollouts, training_step  # noqa: E402
 from training.presets import get_preset  # noqa: E402
+from training.problems.families import FAMILIES  # noqa: E402
 from training.train.checkpoints import LoRA, with_adapter  # noqa: E402
 
 SIZES = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 6}
@@ -244,6 +248,30 @@ def test_generation_takes_as_many_rows_as_fit() -> None:
     rows = int(narrow.loc["debates", "rows"])
     needed = generation(shape.config, rows, QUESTION + 3 * 1024, 1024, torch.bfloat16, cpu=False)
     assert narrow.loc["debates", "memory_gib"] == pytest.approx(MARGIN * (2 * shape.parameters + needed) / GIB)
+
+
+def test_the_longest_prompt_of_each_cast_is_counted_as_a_tokenizer_counts_it() -> None:
+    path = Path(default_checkpoint())
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    silent = [Turn(agent, 1, "") for agent in (1, 2, 3)]
+    for cast, family in ((cast_of(name), family) for name in CASTS for family in ("malice", "clues")):
+        lengths = [
+            len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+            for problem in FAMILIES[family](16, 0, "train")
+            for agent in (1, 2, 3)
+            for prompt in (cast.ask(problem, agent, 1, []), cast.ask(problem, agent, 2, silent))
+        ]
+        assert max(lengths) <= longest_prompt(cast.name, 3, family) <= 1.25 * max(lengths)
+
+
+def test_the_prompts_of_debates_and_no_others_grow_with_the_worked_examples_of_a_cast() -> None:
+    preset = get_preset("smollm2")
+    shape = shape_of(preset)
+    worked, plain = (
+        estimate(replace(preset, cast=cast), shape, DEVICES["a100"]).set_index("stage") for cast in ("adding", "evil")
+    )
+    assert worked.loc["debates", "memory_gib"] > plain.loc["debates", "memory_gib"]
+    assert worked.loc["test: one answer", "memory_gib"] == plain.loc["test: one answer", "memory_gib"]
 
 
 def test_device_and_memory_are_refused_without_a_dry_run(capsys) -> None:
