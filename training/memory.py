@@ -256,6 +256,7 @@ def _counted(
         ids = torch.zeros(rows, tokens, dtype=torch.long)
         mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool)
         log = logging.getLogger("torch._subclasses.fake_tensor")
+        level = log.level
         decoder = (model.get_base_model() if lora is not None else model).get_decoder()
         with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             try:
@@ -267,7 +268,7 @@ def _counted(
                     "A mixture of experts is counted in bfloat16 only: with an adapter, on a --device that is a GPU."
                 ) from error
             finally:
-                log.setLevel(logging.NOTSET)
+                log.setLevel(level)
         return weights, trained, sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

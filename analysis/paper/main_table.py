@@ -169,7 +169,8 @@ def write(folders: Sequence[str | Path], out: str | Path, method: str = "IMAD") 
     """
     rows, out = read_runs(folders), Path(out)
     table = main_table(rows)
-    meta: dict[str, Any] = {"runs": [str(folder) for folder in folders], "versions": versions()}
+    runs = ["/".join(Path(folder).resolve().parts[-2:]) for folder in folders]  # FAMILY/seed-N, on any machine
+    meta: dict[str, Any] = {"runs": runs, "versions": versions()}
     write_table(out / "main_table.csv", table, meta)
     write_table(out / "differences.csv", differences(rows, method), meta)
     write_text(out / "main_table.md", markdown(shown(table)) + published(rows["family"]) + "\n")

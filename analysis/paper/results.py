@@ -470,7 +470,7 @@ def page(title: str, results: Published) -> str:
         "the seeds' means), with one they are over its questions, or over control directions, and hold for this "
         "checkpoint alone. Settings were chosen on validation questions.",
         "",
-        "The rules are in `analysis/paper/claims.toml`, and `claims.py` judges by them"
+        "The rules are in `analysis/paper/claims.toml` (some of them in other words), and `claims.py` judges by them"
         f"{f'; last changed in commit {committed}' if committed else ''}. "
         + (f"Runs were started: {'; '.join(times)}." if times else "")
         + (f" **The rules were changed after the start of the seeds {changed}.**" if changed else "")
@@ -595,6 +595,32 @@ def _section(title: str, text: str, tables: Sequence[str]) -> list[str]:
     return [f"## {title}", "", text, "", *tables] if tables else []
 
 
+PLAINLY: Mapping[str, str] = {
+    "a push alone, nobody named, turns each agent up": "in a context that names no agent, each agent's direction "
+    "raises the ROUGE-L to this agent's turn",
+    "a push alone, nobody named, makes each agent speak first": "in a context that names no agent, each agent's "
+    "direction makes this agent write the first turn",
+    "the paper's experiment: the base's vector turns IMAD's malicious agent off": "the paper's experiment: the base's "
+    "vector removes the malicious trait from IMAD's texts",
+    "IMAD's malicious agent can be turned off by the setting that does it best": "the setting that does it best on "
+    "validation removes the malicious trait from IMAD's texts",
+    "turning it off leaves accuracy as it was": "the removal of the trait keeps the accuracy",
+}
+"""Text of a rule, which stays as it was before the runs -> the words for it in tables and pages."""
+
+
+def in_plain_words(claim: str) -> str:
+    """A claim in the words of `PLAINLY`.
+
+    Example:
+        >>> in_plain_words("malice: turning it off leaves accuracy as it was")
+        'malice: the removal of the trait keeps the accuracy'
+    """
+    for text, words in PLAINLY.items():
+        claim = claim.replace(text, words)
+    return claim
+
+
 def write_published(folder: Path, out: Path, seeds: Collection[int] = ()) -> Published:
     """Write the tables of a reproduction into a folder, with six significant digits, and return them as read back.
 
@@ -613,7 +639,8 @@ def write_published(folder: Path, out: Path, seeds: Collection[int] = ()) -> Pub
         for name, table in of_family.items():
             write_table(out / family / f"{name}.csv", rounded(table, 6), meta)
     write_table(out / "differences_sft.csv", differences(rows, "SFT"), meta)
-    write_table(out / "claims.csv", pd.DataFrame([vars(claim) for claim in claims(rows, tables)]), meta)
+    listed = pd.DataFrame([vars(claim) for claim in claims(rows, tables)])
+    write_table(out / "claims.csv", listed.assign(name=listed["name"].map(in_plain_words)), meta)
     begun = folder / STARTED
     known = read_json(begun) if begun.is_file() else []
     started = [{**one, "steps": versions_of(folder, one["seed"])} for one in known if not seeds or one["seed"] in seeds]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -125,11 +126,14 @@ def forward_padded(
     """
     device = device_of(model)
     size = batch_tokens or BATCH_TOKENS.get(device.type, 512)
-    switch = rope_switch(model)
-    sides = [[i for i, row in enumerate(rows) if (switch is not None and len(row) > switch) == far] for far in (1, 0)]
-    queue = [[side[i] for i in batch] for side in sides for batch in token_batches([len(rows[i]) for i in side], size)][
-        ::-1
-    ]
+    switch = rope_switch(model) or math.inf
+    queue: list[list[int]] = []
+    for side in (
+        [i for i, row in enumerate(rows) if len(row) <= switch],
+        [i for i, row in enumerate(rows) if len(row) > switch],
+    ):
+        batches = token_batches([len(rows[i]) for i in side], size)
+        queue += [[side[i] for i in batch] for batch in reversed(batches)]
     while queue:
         batch = queue.pop()
         ids, mask, positions = pad([rows[i] for i in batch], "right", device)

@@ -53,7 +53,6 @@ def run_folder(
     Raises:
         RunFolderBusy: another process holds the folder.
         ConfigurationChanged: `config.json` differs; the message lists each differing key with both values.
-
         NotADirectoryError: `folder` is a file.
 
     Warns:

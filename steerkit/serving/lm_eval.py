@@ -137,7 +137,7 @@ class SteeredServer(TemplateLM):
             count = int(options.pop("max_gen_toks", self.max_gen_toks))
             ids = self.tok_encode(text)[-(self.context - count) :]
             sampled = bool(options.pop("do_sample", False))
-            temperature = float(options.pop("temperature", 0) if sampled else options.pop("temperature", 0) * 0)
+            given_temperature = float(options.pop("temperature", 0))
             chosen = {name: options.pop(name) for name in ("top_p", "top_k", "min_p") if name in options}
             if options:
                 raise ValueError(
@@ -150,7 +150,7 @@ class SteeredServer(TemplateLM):
                     **(chosen if sampled else {}),
                     "prompt": ids,
                     "max_tokens": count,
-                    "temperature": temperature,
+                    "temperature": given_temperature if sampled else 0.0,
                     "seed": 1234,
                     "stop": stops,
                     **extra_arguments(self.extra),

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from analysis.paper.results import main
+from analysis.paper.claims import rules
+from analysis.paper.results import PLAINLY, main
 from steerkit.io.tables import read_table
 
 ROOT = Path(__file__).parents[2]
 SEEDS = ROOT / "results" / "seeds" / "tiny"
+
+
+def test_every_claim_in_plain_words_is_a_rule() -> None:
+    assert PLAINLY.keys() <= {rule.text for rule in rules().values()}
 
 
 @pytest.mark.long
@@ -20,6 +25,7 @@ def test_the_page_and_its_tables_are_those_of_the_archived_seeds(tmp_path: Path)
     main([str(SEEDS), "--out", str(out), "--page", str(page), "--title", "Claims of the paper: miniature"])
     stored = ROOT / "results" / "miniature"
     assert page.read_text(encoding="utf-8") == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert [path.name for path in out.rglob("*.meta.json") if '"/' in path.read_text(encoding="utf-8")] == []
     for path in stored.rglob("*.csv"):
         theirs, _ = read_table(out / path.relative_to(stored))
         ours, _ = read_table(path)
