@@ -1,7 +1,7 @@
 """Planted directions: a model in which a known direction selects the agent, to show what the protocol can find.
 
 The base is trained so that a random direction, added to the generated positions, makes it write the turn of one agent;
-without a push, or under other directions, it writes what it wrote before. The protocol is then run on it with the
+unsteered, or under other directions, it writes what it wrote before. The protocol is then run on it with the
 planted directions in the place of the agents' own. Without such a check, a null result of the protocol would say
 nothing. It shows that the protocol finds a direction that does select the agent; since this base has learnt to ignore
 other directions, it does not show how small an effect would be found among controls that spread more.
@@ -45,7 +45,7 @@ class Plant:
 
     Args:
         steps: optimisation steps.
-        batch: texts per step: half under a planted direction, a quarter under another one, a quarter without a push.
+        batch: texts per step: half under a planted direction, a quarter under another one, a quarter unsteered.
         learning_rate: of AdamW, constant.
         strengths: smallest and largest coefficient of the unit direction, drawn uniformly.
         doses: smallest and largest relative dose instead of `strengths`, for streams of another norm than the toy's.
@@ -119,7 +119,7 @@ def plant(
 
     A turn follows the context in which the protocol steers. Its positions are pushed as generated ones are: the last
     token of the context, which decides the first new token, is not. So a text begins with the token that the model
-    writes without a push, and the wanted turn follows it: nothing but the push tells which one.
+    writes unsteered, and the wanted turn follows it: only the added direction decides which one.
 
     Args:
         model: the base.
@@ -190,7 +190,7 @@ def _turns(
 def _written(
     model: Any, tokenizer: Any, traces: Sequence[DebateTrace], learnt: Turns, seed: int
 ) -> dict[Key, tuple[int, ...]]:
-    """What the base writes after each context, without a push."""
+    """What the base writes after each context, unsteered."""
     found = sk.generate(
         model,
         tokenizer,
@@ -212,7 +212,7 @@ def _drawn(
     size: int,
     rng: np.random.Generator,
 ) -> Batch:
-    """The texts of one step: half under a planted direction, a quarter under another one, a quarter without a push."""
+    """The texts of one step: half under a planted direction, a quarter under another one, a quarter unsteered."""
     keys = list(learnt.contexts)
     batch = Batch([], [], [])
     for place in range(size):

@@ -129,7 +129,7 @@ def protocol_summary(families: Tables) -> pd.DataFrame:
             for kind in ("own", "random", "shuffled", "planted"):
                 row[kind] = _area(lines.loc[f"area, {kind}"]) if f"area, {kind}" in lines.index else ""
             row["above random"] = _area(lines.loc["area over random"], signed=True)
-            rows.append({**row, "without a push": _area(lines.loc["at strength 0"]), "seeds": lines["seeds"].max()})
+            rows.append({**row, "unsteered": _area(lines.loc["at strength 0"]), "seeds": lines["seeds"].max()})
     return pd.DataFrame(rows)
 
 
@@ -155,7 +155,7 @@ def protocol_answer(family: str, protocol: pd.DataFrame, judged: pd.DataFrame) -
     planted = lines.loc[PLANTED_BASE, "above random"] if PLANTED_BASE in lines.index else "not tried"
     return (
         f"**{family}**: the area under the agents' own directions is {base['own']} at the base and {imad['own']} at "
-        f"IMAD; without any push it is {base['without a push']} and {imad['without a push']}. At IMAD the own "
+        f"IMAD; unsteered it is {base['unsteered']} and {imad['unsteered']}. At IMAD the own "
         f"directions are {imad['above random']} from random ones of the same norm. The check of the protocol, planted "
         f"directions minus random ones: {planted}. Verdicts: {verdicts}."
     )
@@ -535,7 +535,7 @@ def page(title: str, results: Published) -> str:
             "Unit vectors made once at SFT, added to the generated positions of every checkpoint after the trace up "
             "to the agent's tag (`tagged`; `cast`: the base's own prompt for that agent); area under ROUGE-L over the "
             "grid, divided by its width. No push acts on the first new token, which in the miniature tells whose turn "
-            "it is. `without a push` is the area at coefficient 0: where it is near that of the base with its own "
+            "it is. `unsteered` is the area at coefficient 0: where it is near that of the base with its own "
             "prompt, which wrote the references, nothing is left to gain. `base with planted directions` was trained "
             "to write an agent's turn under a random direction that was planted for it: if these directions are not "
             "above random ones, the protocol finds nothing, and a null says nothing. Grid "

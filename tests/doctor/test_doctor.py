@@ -13,7 +13,7 @@ from tokenizers import normalizers
 from steerkit.cli import models as cli
 from steerkit.cli.models import doctor
 from steerkit.doctor import checks
-from steerkit.doctor.checks import _operation_error
+from steerkit.doctor.checks import _operation_error, compiled_caches
 from steerkit.doctor.report import CHECKS, Finding, examine
 from steerkit.models.cache_argument import cache_argument
 from steerkit.models.site_names import SITES
@@ -268,6 +268,25 @@ def test_a_static_cache_that_changes_the_unsteered_tokens_too_is_transformers_ma
     model = build("gpt_neo")
     state, detail = result_of("compiled caches", model, tiny_tokenizer())
     assert state == "note" and "steered or not" in detail, detail
+
+
+@pytest.mark.parametrize(("broken", "expected"), [("steered", "failed"), ("always", "note")])
+def test_an_error_with_a_static_cache_is_of_steering_unless_the_model_alone_has_it(
+    broken: str, expected: str, monkeypatch
+) -> None:
+    model = tiny_model()
+    plain = type(model).forward
+
+    @functools.wraps(plain)
+    def refusing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steered = any(layer._forward_hooks for layer in self.model.layers)
+        if type(kwargs.get(cache_argument(self))).__name__ == "StaticCache" and (steered or broken == "always"):
+            raise ValueError("no static cache")
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", refusing)
+    state, detail = compiled_caches(model, tiny_tokenizer())
+    assert state == expected and "no static cache" in detail, detail
 
 
 def test_an_adapter_that_its_fingerprint_does_not_name_is_found(monkeypatch) -> None:
