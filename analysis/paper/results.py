@@ -55,14 +55,16 @@ FEATURES = {
 """What a probe reads -> what the page calls it."""
 PUBLISHED_AREAS = {BASE: "0.802", "IMAD": "0.903"}
 """Areas that the paper reports (arXiv 2604.24881)."""
-PROTOCOL = {
+AREAS = {
     "at strength 0": "at strength 0",
     "area, own": "own or planted directions",
-    "area above strength 0, own": "above strength 0",
     "area, random": "random",
     "area, shuffled": "shuffled",
     "area over random": "own - random",
     "area over shuffled": "own - shuffled",
+}
+GROWTH = {
+    "area above strength 0, own": "above strength 0",
     "area over base": "own, minus the base's",
     "above over base": "above strength 0, minus the base's",
     "own - random, over base": "own - random, minus the base's",
@@ -90,10 +92,14 @@ def gained_unnamed(gain: pd.DataFrame, score: str) -> pd.DataFrame:
     return wide.join(zero["seeds"]).reset_index()
 
 
-def protocol_table(protocol: pd.DataFrame) -> pd.DataFrame:
-    """The paper's protocol: areas of the agents' own directions and of controls, a row per checkpoint and context.
+def protocol_table(protocol: pd.DataFrame, columns: Mapping[str, str] = AREAS) -> pd.DataFrame:
+    """Measures of the paper's protocol, a row per checkpoint and context: areas by default, or what they gain.
 
     The area above strength 0 of controls, and the comparison with the base's own prompt, are in the tables alone.
+
+    Args:
+        protocol: see `analysis.paper.pooling.pool_protocol`.
+        columns: measure -> column, `AREAS` or `GROWTH`.
     """
     some = protocol[protocol["score"] == "rouge_l"]
     texts = [
@@ -105,11 +111,11 @@ def protocol_table(protocol: pd.DataFrame) -> pd.DataFrame:
         index=["stage", "context", "grid"], columns="measure", values="text", aggfunc="first", sort=False
     )
     found = {}
-    for measure, shown_as in PROTOCOL.items():
+    for measure, shown_as in columns.items():
         of_planted = measure.replace(", own", ", planted")
-        columns = [wide[name] for name in dict.fromkeys((measure, of_planted)) if name in wide]
-        if columns:
-            found[shown_as] = columns[0] if len(columns) == 1 else columns[0].fillna(columns[1])
+        parts = [wide[name] for name in dict.fromkeys((measure, of_planted)) if name in wide]
+        if parts:
+            found[shown_as] = parts[0] if len(parts) == 1 else parts[0].fillna(parts[1])
     seeds = some.groupby(["stage", "context", "grid"], sort=False)["seeds"].max()
     return pd.DataFrame(found).fillna("").join(seeds).reset_index()
 
@@ -189,7 +195,7 @@ def transplant_table(pooled: pd.DataFrame) -> pd.DataFrame:
             "after the own prefix again": f"{row.changed_again:.2f}",
             "after another round 1 of the question": f"{row.changed_resampled:.2f}",
             "difference": interval_text(row.value, row.low, row.high, 2, signed=True),
-            "by seed": row.by_seed,
+            "by seed": two_digits(row.by_seed),
             "not read": f"{row.missing:.2f} ({row.missing_again:.2f}, {row.missing_resampled:.2f})",
             "follows, minus chance": interval_text(row.follows, row.follows_low, row.follows_high, 2, signed=True),
             "right": f"{row.right_again:.2f} -> {row.right:.2f}",
@@ -200,11 +206,21 @@ def transplant_table(pooled: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def two_digits(by_seed: str) -> str:
+    """The values of the seeds with two digits.
+
+    Example:
+        >>> two_digits("0.9114 0.88")
+        '0.91 0.88'
+    """
+    return " ".join(f"{float(value):.2f}" for value in by_seed.split())
+
+
 def patched_table(pooled: pd.DataFrame) -> pd.DataFrame:
     """Patched first rounds: a row per checkpoint, text, what follows round 1, and place.
 
     Columns: the shares of answers that follow, by part that is patched; by chance; those that follow, seed by seed; the
-    shares that change under the text's own activations and under round 1.
+    shares that change under round 1 and, in brackets, under the text's own activations. The pairs are in the table of the counts.
     """
     some = pooled.assign(
         place=[f"{row.site}, layer {row.layer}" for row in pooled.itertuples()],
@@ -218,13 +234,11 @@ def patched_table(pooled: pd.DataFrame) -> pd.DataFrame:
     columns = {f"follows, {part}": of("follows", part) for part in (ROUND, PART, QUESTION)}
     columns |= {
         "follows by chance": of("chance", ROUND, "share").round(3),
-        f"follows by seed, {ROUND}": of("follows", ROUND, "by_seed"),
-        f"changes, {ROUND}": of("changed", ROUND),
-        f"changes, {OWN}": of("changed", OWN),
-        "pairs": of("follows", ROUND, "n").round(),
+        f"by seed, {ROUND}": of("follows", ROUND, "by_seed").map(two_digits),
+        f"changes, {ROUND} ({OWN})": of("changed", ROUND) + of("changed", OWN, "share").map(" ({:.2f})".format),
         "seeds": of("follows", ROUND, "seeds"),
     }
-    table = pd.DataFrame(columns).reindex(columns["pairs"].index)
+    table = pd.DataFrame(columns).reindex(columns["seeds"].index)
     return table.astype(object).fillna("").reset_index().rename(columns={"then": "after round 1"})
 
 
@@ -396,6 +410,8 @@ def _tables_by_part(results: Published) -> dict[str, list[str]]:
         for part, (name, shown_as) in SHOWN_AS.items():
             if name in some:
                 parts[part] += [f"**{family}**:", "", markdown(shown_as(some[name])), ""]
+        if "protocol" in some:
+            parts["protocol"] += [GAINED_BY_IT, "", markdown(protocol_table(some["protocol"], GROWTH)), ""]
         for part, named in {"steering": _steering(some), "patched": _patched(some), "erased": _erased(some)}.items():
             for name, table in named.items():
                 parts[part] += [f"**{family}**, {name}:", "", markdown(table), ""]
@@ -408,6 +424,21 @@ def _tables_by_part(results: Published) -> dict[str, list[str]]:
     return {**parts, "protocol": [*answers, *of_all, *parts["protocol"]]}
 
 
+GAINED_BY_IT = "The same areas above strength 0, and their differences from the base's:"
+MAIN = {
+    "family": "family",
+    "method": "method",
+    "accuracy": "accuracy",
+    "by_seed": "by seed",
+    "tokens": "tokens",
+    "of_debate": "of Debate's tokens",
+    "gain_kept": "gain kept",
+    "unparsed": "unparsed",
+    "agents": "agents",
+    "n": "questions",
+    "seeds": "seeds",
+}
+"""Column of `analysis.paper.main_table.shown` -> column of the page."""
 SHOWN_AS: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
     "protocol": ("protocol", protocol_table),
     "suppression": ("suppression_kept", suppression_table),
@@ -510,8 +541,9 @@ def page(title: str, results: Published) -> str:
             "The stream at the positions of round 1 is replaced by that of another debate with a first round of the "
             "same form, at one layer, and the model continues greedily. An answer follows if it becomes that of the "
             "other debate; by chance, if it becomes that of a third one. As many positions of the question are patched "
-            "beside it, up to all of them; an answer that depends on the question alone follows there. The input of "
-            "block 0 amounts to other tokens. Later layers have less effect in any model: earlier blocks have read the "
+            "beside it, up to all of them (`question`), and only as many of round 1 as the question has; an answer "
+            "that depends on the question alone follows where the question is patched. The input of block 0 amounts to "
+            "other tokens. Later layers have less effect in any model: earlier blocks have read the "
             "own text, and after the last block nothing is read.",
             parts["patched"],
         ),
@@ -576,8 +608,14 @@ def page(title: str, results: Published) -> str:
         ),
         "## Accuracy and tokens",
         "",
-        markdown(shown(results.main)),
+        "In per cent of the test questions; tokens are read and written ones per question; `gain kept`: the gain over "
+        "Single as a share of Debate's; `unparsed`: the share of texts without an answer; `agents` per text.",
         "",
+        *(
+            line
+            for decoding, part in results.main.groupby("decoding", sort=False)
+            for line in (f"**{decoding}**:", "", markdown(shown(part).rename(columns=MAIN)[list(MAIN.values())]), "")
+        ),
     ]
     return "\n".join(lines)
 

@@ -111,8 +111,8 @@ def test_an_identity_that_adds_little_has_no_surviving_share(seeds) -> None:
 def test_the_page_shows_every_place_identity_and_read_position_once(seeds) -> None:
     shown = patched_table(pool_patched_rounds(seeds)["patched_rounds"])
     assert list(shown["after round 1"]) == [REVISION, AGREED]
-    assert shown.iloc[0]["follows by seed, round 1"] == "0.5 0.7 0.9"
-    assert shown.iloc[0]["changes, own activations"] == "0.00 [0.00, 0.00]"
+    assert shown.iloc[0]["by seed, round 1"] == "0.50 0.70 0.90"
+    assert shown.iloc[0]["changes, round 1 (own activations)"].endswith("] (0.00)")
     pooled = pool_erasure(seeds)
     gains = erased_gains_table(pooled["erasure_gains"], pooled["erasure_survives"])
     assert len(gains) == 6 and list(gains.columns[3:]) == ["gain", "survives", "survives by seed", "cost", "seeds"]
