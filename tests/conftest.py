@@ -137,6 +137,16 @@ LONG = (
     "test_server.py::test_transformers_serve_and_the_local_model_give_the_same_greedy_replies",
     "test_documented_stages.py::test_every_documented_stage_runs_and_the_next_one_reads_its_files",
     "test_agent_subspaces.py::test_an_analysis_leaves_a_table_of_every_kind_and_a_second_call_only_reads",
+    "test_docs.py::test_the_python_of_a_page_runs_as_written_and_prints_what_the_page_shows[docs/index.md]",
+    "test_docs.py::test_the_python_of_a_page_runs_as_written_and_prints_what_the_page_shows[docs/concepts/probes.md]",
+    "test_docs.py::test_the_commands_of_a_page_run_as_written_and_print_what_the_page_shows[docs/guide/command-line.md, bash block 1]",  # noqa: E501
+    "test_gpu.py::test_a_part_in_its_own_process_is_stopped_at_its_limit_and_reports_its_figures_otherwise",
+    "test_stage_processes.py::test_two_processes_ask_each_question_once_and_give_the_tables_of_one",
+    "test_estimate.py::test_where_the_weights_alone_do_not_fit_no_setting_is_named_but_a_larger_device",
+    "test_figures.py::test_pictures_of_every_table_are_drawn_without_torch",
+    "test_erased_identity.py::test_the_command_writes_the_tables_of_both_checkpoints_and_resumes",
+    "test_protocol.py::test_a_run_that_is_resumed_adds_the_vectors_that_it_began_with",
+    "test_demo.py::test_a_resumed_demo_repeats_nothing_and_ends_the_same",
 )
 """Tests of many seconds, marked `long`: `make test` leaves them out, `make test-long` runs them."""
 

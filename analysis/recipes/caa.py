@@ -3,7 +3,7 @@
 Each behavior's questions are split by their beginnings: a quarter makes the vector, a quarter chooses the layer, a half
 measures. In every part A is the matching answer as often as B (Yes as often as No). Controls are random directions, at
 the vector's layer and each at the layer that it would have been given by the same choice, and vectors from shuffled
-labels. All sweeps are in the run folder, so that a killed call resumes.
+labels for the options. All sweeps are in the run folder, so that a killed call resumes.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ AT = 0.2  # the dose of the choice of the layer, of the curve over layers and of
 PARTS = {"vector": (0,), "validation": (1,), "test": (2, 3)}
 N_CHOICE = 40  # largest number of pairs that the vector is read from, and of validation questions
 N_RANDOM = 19
+N_NEW = 16  # tokens of a written text: enough for its first words, which say which answer it gives
 OWN_LAYER = "random, each at its own layer"
 MATCHING = {
     "corrigible-neutral-HHH": "agrees to be changed",
@@ -229,12 +230,13 @@ def measure_behavior(
 
     Returns:
         Gains by layer at dose 0.2 (options), and gains by dose at the layer that the validation questions chose
-        (options; answers and texts at the doses -0.2 and 0.2). Both have the columns measure (of the options `letters`
-        or `yes or no`), layer, dose, over (`coefficient 0`, `random`, `shuffled`; by dose also `OWN_LAYER`), gain, low,
-        high, p, p_rank, n, k, unsteered, `attainable` (of texts: the mean score of the matching answers themselves),
-        `tied` (share of unsteered scores that are 0) and `wrong_way` (share of items that move against the vector). The
-        measures `letter A`, `answer yes` and `yes over no` have the same answers, turned towards A and towards yes:
-        what moves there as much moves regardless of the behavior. `answers, not yes or no` leaves those questions out.
+        (options; answers and texts at the doses -0.2 and 0.2, not over `shuffled`). Both have the columns measure (of
+        the options `letters` or `yes or no`), layer, dose, over (`coefficient 0`, `random`, `shuffled`; by dose also
+        `OWN_LAYER`), gain, low, high, p, p_rank, n, k, unsteered, `attainable` (of texts: the mean score of the
+        matching answers themselves), `tied` (share of unsteered scores that are 0) and `wrong_way` (share of items that
+        move against the vector). The measures `letter A`, `answer yes` and `yes over no` have the same answers, turned
+        towards A and towards yes: what moves there as much moves regardless of the behavior. `answers, not yes or no`
+        leaves those questions out.
     """
     options = options_of(pairs)
     parts = split(pairs, n_test)
@@ -262,10 +264,10 @@ def measure_behavior(
     said = set(at_doses.table["choice"].map(first_word))
     by_dose += [_gains(towards(at_doses, one, 1.0), name) for one, name in TOWARDS.items() if one in said]
     if answers := rows_of(parts["test"], "answers"):
-        scored = matching(swept("answers", every, answers, [best], (-AT, AT)), "answers")
+        scored = matching(swept("answers", compared, answers, [best], (-AT, AT)), "answers")
         by_dose += _gains_of_answers(scored, {row["id"] for row in answers if says_yes_or_no(row)})
     asked = rows_of(parts["test"], "texts")[:n_texts]
-    texts = swept("texts", every, asked, [best], (-AT, AT), max_new_tokens=24)
+    texts = swept("texts", compared, asked, [best], (-AT, AT), max_new_tokens=N_NEW)
     told = _gains(texts.score(likeness if judge is None else judge, column="score"), "texts")
     ceiling = float(np.mean([likeness({**row, "text": row["matching"]}) for row in asked]))
     by_dose.append(told.assign(attainable=ceiling if judge is None else np.nan))
@@ -405,7 +407,7 @@ def main(arguments: list[str] | None = None) -> None:
             judge = sk.judge(given.judge_url, given.judge_model, rubric, cache=given.out / name / "judge.jsonl")
             judges[name] = judge.about()
         pairs = [as_asked(pair, chat) for pair in pairs]
-        how = {"layers": layers, "n_test": given.n_test, "judge": judge}
+        how = {"layers": layers, "n_test": given.n_test, "n_random": N_RANDOM, "judge": judge}
         found.append(
             [t.assign(behavior=name) for t in measure_behavior(model, tokenizer, pairs, given.out / name, **how)]
         )

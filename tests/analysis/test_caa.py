@@ -204,6 +204,7 @@ def test_the_command_writes_gains_that_are_those_of_scored_choices_and_resumes(t
     write_questions(tmp_path / "good.jsonl", alike=False)
     model, tokenizer = tiny_model(), tiny_tokenizer()
     monkeypatch.setattr(sk, "load", lambda *_: (model, tokenizer))
+    monkeypatch.setattr(caa, "N_RANDOM", 4)  # few, so that the test is quick
     out = tmp_path / "run"
     arguments = [
         "--checkpoint",
@@ -229,8 +230,8 @@ def test_the_command_writes_gains_that_are_those_of_scored_choices_and_resumes(t
     assert by_dose.loc[by_dose["measure"] == "texts", "attainable"].eq(1).all()
     turned = by_dose[(by_dose["measure"] == "letter A") & (by_dose["over"] == "coefficient 0")]
     assert 0 < turned["unsteered"].iloc[0] < 1
-    wanted = {"n_test": 16, "n_random": 19, "layers": [1, 3], "doses": list(caa.DOSES), "judges": {}}
-    assert {name: meta[name] for name in wanted} == wanted and set(by_dose["k"]) == {0, 19}
+    wanted = {"n_test": 16, "n_random": 4, "layers": [1, 3], "doses": list(caa.DOSES), "judges": {}}
+    assert {name: meta[name] for name in wanted} == wanted and set(by_dose["k"]) == {0, 4}
     judged, _ = read_table(out / "verdicts.csv")
     assert judged["n"].eq(8).all() and judged[["unsteered", "wrong_way"]].notna().all(axis=None)
     layer = int(by_dose["layer"].iloc[0])

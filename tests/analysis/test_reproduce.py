@@ -148,6 +148,7 @@ def test_a_reproduction_that_is_ended_ends_its_steps(tmp_path, way) -> None:
     process = subprocess.Popen([sys.executable, "-c", work], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (begun.exists() and begun.read_text()):
         assert process.poll() is None
+        time.sleep(0.05)
     process.send_signal(way)
     assert "run the same command to resume it" in process.communicate(timeout=60)[1]
     assert process.returncode == 1
@@ -250,6 +251,7 @@ def test_steps_of_a_reproduction_that_is_killed_end_with_it(tmp_path) -> None:
     process = subprocess.Popen([sys.executable, "-c", work], cwd=ROOT)
     while not (begun.exists() and begun.read_text()):
         assert process.poll() is None
+        time.sleep(0.05)
     process.kill()
     process.wait()
     status = Path(f"/proc/{begun.read_text()}/stat")
@@ -622,7 +624,7 @@ def test_the_table_of_transplants_has_what_changes_and_what_the_own_prefix_chang
     (row,) = transplant_table(transplanted()).to_dict("records")
     assert row["difference"] == "+0.20 [+0.10, +0.30]" and row["right"] == "0.70 -> 0.40"
     assert row["with a round-1 turn"] == "90%" and row["follows, minus chance"] == "+0.25 [+0.20, +0.30]"
-    assert row["agents in it; then consensus"] == "3.00; 25%"
+    assert row["agents in round 1; consensus next"] == "3.00; 25%"
     assert row["not read"] == "0.20 (0.01, 0.02)" and row["after another round 1 of the question"] == "0.35"
 
 

@@ -137,7 +137,13 @@ def test_figures_show_the_names_of_agents_where_the_folder_has_them(tables) -> N
         assert "Ann" in shown(after, name) and "Ann" not in shown(before, name)
 
 
-def test_figures_import_no_torch(tables) -> None:
+def test_no_module_of_figures_imports_torch() -> None:
+    names = [f"figures.{path.stem}" for path in (ROOT / "figures").glob("*.py")]
+    code = f"import sys, {', '.join(sorted(names))}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+def test_pictures_of_every_table_are_drawn_without_torch(tables) -> None:
     code = f"import sys; from figures.__main__ import main; main([{str(tables)!r}]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
