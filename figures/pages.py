@@ -6,6 +6,7 @@ It needs matplotlib and pandas, no torch; equal tables give equal bytes.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -176,13 +177,12 @@ def demo_texts_short(folder: Path) -> str:
     """README's part of `demo_texts`: the steered texts with trait score and correctness."""
     table, _ = _read("demo/texts", folder)
     rows = [
-        [row.question, _as_cell(row.text_steered), f"{row.trait_steered:.2f}",
-         f"{row.answer}: {'yes' if row.right_steered else 'no'}"]
+        [row.question, _as_cell(row.text_steered), f"{row.trait_steered:.2f}", row.answer,
+         "yes" if row.right_steered else "no"]
         for row in table[table["persona"] == "steps"].itertuples()
     ]  # fmt: skip
-    return markdown_table(
-        ("question", "text, steered to numbered steps", "trait score", "right answer: in the text?"), rows
-    )
+    header = ("question", "text, steered to numbered steps", "trait score", "right answer", "is it in the text?")
+    return markdown_table(header, rows)
 
 
 def _as_cell(text: str) -> str:
@@ -208,8 +208,8 @@ def dose_table(folder: Path) -> str:
         for at in zero.index
         if at
     ]
-    header = ("dose", "listed words per text, gain over dose 0", "gain over 19 random directions", "p by rank")
-    return markdown_table(header, rows)
+    header = ("dose", "listed words per text, gain over dose 0", "gain over the mean of 19 random directions")
+    return markdown_table((*header, "p by rank"), rows)
 
 
 def sizes_table(folder: Path) -> str:
@@ -228,7 +228,7 @@ def sizes_table(folder: Path) -> str:
         if row.memory_gib > 80:
             rows[-1][1], rows[-1][5] = "2 H100", '`device="auto"` (`--device auto`)'
             rows[-1][4] = ""
-    return markdown_table(("model", "machine", "weights", "memory, GiB", "seconds", "flag"), rows)
+    return markdown_table(("model", "machine", "weights", "memory, GiB", "seconds", "option"), rows)
 
 
 def comparison_table(folder: Path) -> str:
@@ -255,13 +255,16 @@ def _verdict(sign: int) -> str:
 def findings_table(folder: Path) -> str:
     """What was found, negative results included: claim, result, n, training seeds, verdict."""
     verdicts, meta = _read("demo/verdicts", folder)
+    controls, _ = _read("demo/controls", folder)
     rows = []
     for row in verdicts.itertuples():
+        best = controls.loc[controls["vector"].str.startswith(f"{row.persona}/shuffled"), "trait"].max()
         over = _interval(row, ("gain_over_random", "gain_over_random_low", "gain_over_random_high"))
         result = (
-            f"trait score {row.trait_unsteered:.2f} -> {row.trait_steered:.2f}; {over} above random directions; "
-            f"right answers {row.right_unsteered:.2f} -> {row.right_steered:.2f}; perplexity "
-            f"{row.perplexity_unsteered:.1f} -> {row.perplexity_steered:.1f}"
+            f"unsteered -> steered: trait score {row.trait_unsteered:.2f} -> {row.trait_steered:.2f} ({over} above "
+            f"random directions; best vector from shuffled labels: {best:.2f}), right answers "
+            f"{row.right_unsteered:.2f} -> {row.right_steered:.2f}, perplexity {row.perplexity_unsteered:.1f} -> "
+            f"{row.perplexity_steered:.1f}"
         )
         claim = f"[demo](docs/demo.md): steering raises the trait score of {PERSONAS[row.persona]}"
         rows.append([claim, result, str(meta["n_test"]), "", HOLDS if row.steered else NOT_SHOWN])
@@ -269,12 +272,12 @@ def findings_table(folder: Path) -> str:
     gain = effects.set_index(["quantity", "task"]).loc["conditional over random", "question"]
     fired = _read("recipes/conditional/rates", folder)[0].set_index("task")["rate"]
     result = (
-        f"trait score {_interval(gain, ('mean', 'low', 'high'))} above random directions; condition met by "
-        f"{fired['question']:.0%} of the questions and {fired['repeat']:.0%} of the other prompts"
+        f"trait score on questions {_interval(gain, ('mean', 'low', 'high'))} above random directions; condition met "
+        f"by {fired['question']:.0%} of the questions and {fired['repeat']:.0%} of the other prompts"
     )
     claim = (
-        "[condition](docs/concepts/conditions.md): steering that acts only if the prompt meets a condition changes the "
-        "answers to questions, but not texts of another task"
+        "[condition](docs/concepts/conditions.md): where steering depends on a condition on the prompt's stream, it "
+        "changes answers to questions, and does not change texts of another task"
     )
     spared = fired["repeat"] == 0
     holds = _verdict(shown_sign(*gain[["mean", "low", "high", "p_rank"]])) if spared else FAILS
@@ -283,17 +286,15 @@ def findings_table(folder: Path) -> str:
     for judge, (table, _) in recipes.measured("judge", "agreement", folder).items():
         one = table.iloc[0]
         given = recipes.measured("judge", "texts", folder)[judge][0]["score"].dropna().unique()
-        result = f"{judge}: {one.n - one.n_unread:.0f} of {one.n:.0f} answers are numbers"
-        result += f", all {given[0]:g}" if len(given) == 1 else ""
-        result += f" (ROC AUC {one.roc_auc:.2f})"
-        result += f"; the other {one.n_unread:.0f} cannot be read" if one.n_unread else ""
+        result = f"{judge}: ROC AUC {one.roc_auc:.2f}, {one.n_unread:.0f} of {one.n:.0f} answers without a number"
+        result += f", each number is {given[0]:g}" if len(given) == 1 else ""
         sign = int(one.roc_auc_low > 0.5) - int(one.roc_auc_high < 0.5)
         judges.append((judge, result, f"{one.n:.0f}", _verdict(sign)))
     if judges:
         claim = (
-            f"[judge](docs/concepts/scores.md): {' and '.join(one[0] for one in judges)} as judges separate cheerful "
+            f"[judge](docs/concepts/scores.md): {' and '.join(one[0] for one in judges)} as judges give cheerful texts "
         )
-        claim += "texts from others"
+        claim += "higher numbers than other texts"
         verdicts = [one[3] for one in judges]
         shown = verdicts[0] if len(set(verdicts)) == 1 else "; ".join(f"{one[0]} {one[3]}" for one in judges)
         counts = ", ".join(dict.fromkeys(one[2] for one in judges))
@@ -305,8 +306,28 @@ def findings_table(folder: Path) -> str:
     return markdown_table(header, rows)
 
 
-FOUND = ("fewer tokens", "as accurate", "helps most", "silent first round", "directions add more", "base's vector")
-"""Words of the claims about training that README shows; the pages of results have all."""
+FOUND = {
+    "IMAD needs fewer tokens than Debate": "IMAD needs at least 10 % fewer tokens than Debate",
+    "IMAD is as accurate as Debate, or at most 3 points below": "the accuracy of IMAD is at most 3 points below that "
+    "of Debate",
+    "of trainings before the same GRPO, the one on debates helps most": "IMAD is more accurate than GRPO alone, and "
+    "than GRPO after other SFT",
+    "the paper's protocol: the agents' directions add more after IMAD": "an agent's direction raises ROUGE-L to the "
+    "agent's text more in IMAD than in the base",
+    "IMAD's answer depends on its silent first round": "IMAD's answer changes if the first round in its text is "
+    "replaced by that of another question",
+    "the paper's experiment: the base's vector removes the malicious trait from IMAD's texts": "a vector of the base, "
+    "subtracted in IMAD, removes the malicious trait",
+}
+"""Claims about training that README shows -> how it says them; the pages of results have all claims."""
+IN_WORDS = {
+    r" % \((\d+) against (\d+) tokens\)": r" % fewer (\1 instead of \2)",
+    r" \(IMAD - Debate, plurality\)": "",
+    r" \(IMAD - GRPO without debate\)": " over GRPO alone",
+    r"GRPO without debate was not run": "not run",
+    r"^trait ([\d.]+), fall \+": r"share of texts with the trait \1, lowered by ",
+}
+"""Pattern of a measurement in the claims' table -> how README says it."""
 
 
 def _training_findings(folder: Path) -> list[list[str]]:
@@ -319,19 +340,24 @@ def _training_findings(folder: Path) -> list[list[str]]:
             continue
         of_claim: dict[str, list[Any]] = {}
         for row in judged.itertuples():
-            name = str(row.name).replace("the paper's protocol: ", "").replace("the paper's experiment: ", "")
-            family, _, claim = name.partition(": ")
-            if any(words in claim for words in FOUND) and row.ours:
-                of_claim.setdefault(claim, []).append((family, row))
+            family, _, claim = str(row.name).partition(": ")
+            if claim in FOUND and row.ours:
+                of_claim.setdefault(FOUND[claim], []).append((family, row))
         for claim, parts in of_claim.items():
             units = [row.unit for _, row in parts if row.unit.endswith(" training seeds")]
             seeds = ", ".join(dict.fromkeys(unit.removesuffix(" training seeds") for unit in units))
-            results = "; ".join(f"{family} {row.ours.partition('; ')[0]}" for family, row in parts)
+            results = "; ".join(f"{family} {_in_words(row.ours.partition('; ')[0])}" for family, row in parts)
             verdicts = [row.verdict for _, row in parts]
             verdict = "; ".join(f"{family} {row.verdict}" for family, row in parts)
             shown = verdicts[0] if len(set(verdicts)) == 1 else verdict
             rows.append([f"[training](docs/{page}.md): {claim}", results, "", seeds, shown])
     return rows
+
+
+def _in_words(ours: str) -> str:
+    for pattern, words in IN_WORDS.items():
+        ours = re.sub(pattern, words, ours)
+    return ours
 
 
 def tutorial_gains(folder: Path) -> str:
@@ -411,7 +437,10 @@ def conditional_table(folder: Path) -> str:
         for name, text in names.items()
     ]  # fmt: skip
     fired = [_interval(rates.set_index("task").loc[task], ("rate", "low", "high")) for task in ("question", "repeat")]
-    return markdown_table(("", "questions", "repeat a text"), [*rows, ["share of prompts where it fires", *fired]])
+    return markdown_table(
+        ("", "target task: questions", "unrelated task: repeat a text"),
+        [*rows, ["share of prompts where it fires", *fired]],
+    )
 
 
 def training_table(folder: Path, family: str, preset: str = "miniature") -> str:
@@ -445,7 +474,7 @@ def fact_recall_table(folder: Path) -> str:
         rows.append([mode, f"`{site}`", position, *thirds, f"{largest['first']}: {_interval(largest, columns)}"])
     first = table[(table["mode"] == rows[0][0]) & (table["part"] != "largest")].drop_duplicates("part")
     spans = [f"layers {row.first} to {row.last}" for row in first.itertuples()]
-    return markdown_table(("mode", "site", "token", *spans, "layer with the largest effect"), rows)
+    return markdown_table(("mode", "site", "token", *spans, "layer with the largest effect: this effect"), rows)
 
 
 SPEED = (
@@ -504,6 +533,15 @@ def speed_table(folder: Path) -> str:
     return markdown_table(("job", "against", "ratio"), rows)
 
 
+SERVED = {
+    "our engine": "steerkit's own engine",
+    "plugin installed and not asked for": "plugin installed but not switched on",
+    "without it": "the same rows without the plugin",
+    "unsteered": "the same rows, unsteered",
+}
+"""Words of the stored benchmark of vLLM -> words of the page."""
+
+
 def serving_table(folder: Path) -> str:
     """All lines of the benchmark of vLLM."""
     words = {True: "met", False: "missed", None: ""}
@@ -513,7 +551,10 @@ def serving_table(folder: Path) -> str:
         seconds = f"{line['ours']:.2f} / {line['theirs']:.2f}"
         target = f"{line['target']} {words[line['holds']]}".strip()
         ratio = interval_text(line["ratio"], line["low"], line["high"])
-        rows.append([line["job"], line["against"], seconds, ratio, target, line["note"]])
+        job, against = line["job"], line["against"]
+        for stored, shown in SERVED.items():
+            job, against = job.replace(stored, shown), against.replace(stored, shown)
+        rows.append([job, against, seconds, ratio, target, line["note"]])
     return markdown_table(("job", "compared with", "seconds", "ratio", "target for the whole interval", "note"), rows)
 
 

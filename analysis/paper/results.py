@@ -190,7 +190,7 @@ def transplant_table(pooled: pd.DataFrame) -> pd.DataFrame:
         {
             "text": row.stage,
             "with a round-1 turn": f"{row.share_with_round_1:.0%}",
-            "agents in it; then consensus": f"{row.agents:.2f}; {row.share_agreed:.0%}",
+            "agents in round 1; consensus next": f"{row.agents:.2f}; {row.share_agreed:.0%}",
             "answers that change": f"{row.changed:.2f}",
             "after the own prefix again": f"{row.changed_again:.2f}",
             "after another round 1 of the question": f"{row.changed_resampled:.2f}",
@@ -220,7 +220,8 @@ def patched_table(pooled: pd.DataFrame) -> pd.DataFrame:
     """Patched first rounds: a row per checkpoint, text, what follows round 1, and place.
 
     Columns: the shares of answers that follow, by part that is patched; by chance; those that follow, seed by seed; the
-    shares that change under round 1 and, in brackets, under the text's own activations. The pairs are in the table of the counts.
+    shares that change under round 1 and, in brackets, under the text's own activations. The table of the counts has the
+    pairs.
     """
     some = pooled.assign(
         place=[f"{row.site}, layer {row.layer}" for row in pooled.itertuples()],
@@ -424,7 +425,7 @@ def _tables_by_part(results: Published) -> dict[str, list[str]]:
     return {**parts, "protocol": [*answers, *of_all, *parts["protocol"]]}
 
 
-GAINED_BY_IT = "The same areas above strength 0, and their differences from the base's:"
+GAINED_BY_IT = "The areas minus the score at strength 0, and the differences of areas from those of the base:"
 MAIN = {
     "family": "family",
     "method": "method",
@@ -470,8 +471,8 @@ def _erased(some: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     gains = erased_gains_table(some["erasure_gains"], some["erasure_survives"])
     return {
         "accuracy of a probe of the agents' names on held-out questions": erased_probes_table(some["erasure_probes"]),
-        "ROUGE-L that the identity adds (`gain`), and what the erasure costs without it": gains,
-        "size of the change at each position, and what is left of each agent's vector": erased_changes_table(
+        "ROUGE-L that the identity adds (`gain`), and what the erasure costs if no agent is named": gains,
+        "relative size of the change at each position, and what is left of each agent's vector": erased_changes_table(
             some["erasure_changes"]
         ),
         "where each agent's vector was read and added, chosen on validation": some["erasure_choice"],
@@ -496,18 +497,28 @@ def page(title: str, results: Published) -> str:
     lines = [
         f"# {title}",
         "",
-        f"Written by `python -m analysis results` from up to {results.main['seeds'].max()} training seed(s); tables "
-        "say from how many. Intervals are 95 %; with several training seeds their unit is the seed (Student's t over "
-        "the seeds' means), with one they are over its questions, or over control directions, and hold for this "
-        "checkpoint alone. Settings were chosen on validation questions.",
+        f"Written by `python -m analysis results` from up to {results.main['seeds'].max()} training seed(s); each "
+        "table has the number of its seeds. Intervals are 95 %. With several training seeds they are over the seeds' "
+        "means (Student's t). With one seed they are over its questions, or over control directions, and describe this "
+        "checkpoint alone. Settings were chosen on validation questions. The [glossary](glossary.md) defines the "
+        "terms; the paper is arXiv 2604.24881.",
         "",
-        "The rules are in `analysis/paper/claims.toml` (some of them in other words), and `claims.py` judges by them"
-        f"{f'; last changed in commit {committed}' if committed else ''}. "
-        + (f"Runs were started: {'; '.join(times)}." if times else "")
+        "The rule of each claim is in `analysis/paper/claims.toml`, where some claims have other words; `claims.py` "
+        f"judges by these rules{f'. They were last changed in commit {committed}' if committed else ''}. "
+        + (
+            f"Runs were started: {'; '.join(times)}. In brackets after a commit: steps that ran from it."
+            if times
+            else ""
+        )
         + (f" **The rules were changed after the start of the seeds {changed}.**" if changed else "")
-        + " Claims are not corrected for each other.",
+        + " There is no correction for the number of claims.",
         "",
         "## The paper's claims, in this setting",
+        "",
+        "Verdicts: `holds`: the whole interval is at or above the smallest effect that counts. `does not hold`: the "
+        "whole interval is below it. `not shown`: the interval contains it. `holds, not specific`: a control has as "
+        "large an effect. `not testable here`: there is no measurement. `by seed` has the first quantity of the "
+        "column `here`, a value per training seed; of claims about all agents, that of the agent that is named.",
         "",
         "| claim | in the paper | here | by seed | unit | verdict |",
         "|---|---|---|---|---|---|",
@@ -518,98 +529,111 @@ def page(title: str, results: Published) -> str:
         "",
         *_section(
             "What the debate adds",
-            "In per cent of the test questions, sampled. SFT on shuffled turns, on gold and on right answers, and the "
-            "SFT before DebateGPT + GRPO have as many steps and target tokens as SFT on the traces. In the miniature "
-            "the learning rates of the SFT of all of them, and of IMAD, are from the same search on another seed "
-            "(`python -m analysis rates`), where the family has one. SFT on gold answers learns the answers that GRPO "
-            "otherwise only rewards. Each GRPO has IMAD's settings. GRPO without debate starts from the base in the "
-            "miniature, and from SFT on first turns elsewhere.",
+            "Accuracy in per cent of the test questions; texts are sampled. SFT on shuffled turns, on gold and on "
+            "right answers, and the SFT before DebateGPT + GRPO have as many steps and target tokens as SFT on the "
+            "traces. In the miniature, the learning rates of all these SFTs, and of IMAD's, were chosen by the same "
+            "search on another seed (`python -m analysis rates`); malice has no such search. SFT on gold answers is "
+            "trained on the right answers; in GRPO these are used for the reward only. Each GRPO has IMAD's settings. "
+            "GRPO without debate starts from the base in the miniature, and from SFT on first turns elsewhere. `IMAD "
+            "above it`: accuracy of IMAD minus that of this training, in points.",
             [markdown(helps), ""] if len(helps) > 1 else [],
         ),
         *_section(
             "Transplanted first rounds",
             "The turns of round 1 in a model's own text are replaced by those of another question's text, and the "
-            "model continues; beside it its own prefix, continued again, and the first round of another text of the "
-            "same question. In an explicit debate of the base the same is done to what the agents read. Answers that "
-            "change and that follow are counted among those that were read; `not read` has the share of others, in "
-            "brackets after the own prefix and after another first round of the question. In two_sum an agent has to "
-            "reject a pair that does not fit its question.",
+            "model continues. There are two controls: the model continues its own text up to the end of round 1 again, "
+            "and a text with round 1 of another of its texts on the same question. In an explicit debate (separate "
+            "calls of the base model) the round-1 texts that the agents read are replaced in the same way. An answer "
+            "follows if it is the other question's answer. Shares are of the answers that could be parsed; `not read` "
+            "is the share that could not, in brackets that of the two controls. In two_sum an agent can see that a "
+            "transplanted pair does not fit its question.",
             parts["transplant"],
         ),
         *_section(
             "Patched first rounds",
-            "The stream at the positions of round 1 is replaced by that of another debate with a first round of the "
+            "The stream at the positions of round 1 is replaced by that of another debate whose first round has the "
             "same form, at one layer, and the model continues greedily. An answer follows if it becomes that of the "
-            "other debate; by chance, if it becomes that of a third one. As many positions of the question are patched "
-            "beside it, up to all of them (`question`), and only as many of round 1 as the question has; an answer "
-            "that depends on the question alone follows where the question is patched. The input of block 0 amounts to "
-            "other tokens. Later layers have less effect in any model: earlier blocks have read the "
-            "own text, and after the last block nothing is read.",
+            "other debate. Chance is the share of answers that become that of a third debate. There are two controls. "
+            "`question`: positions of the question are patched instead, as many as round 1 has, or all if there are "
+            "fewer. `round 1, as many as question`: only so many positions of round 1 are patched. If the answer "
+            "depended on the question alone, it would follow a patched question. To patch the input of block 0 is to "
+            "replace the tokens. In any model the effect decreases with the layer: earlier blocks have read the own "
+            "text, and no block reads the output of the last one.",
             parts["patched"],
         ),
         *_section(
             "The scores on known texts",
             "ROUGE-L to an agent's own text, and the share of texts that count as its own, for the agent's own text, "
-            "its text on another question, and another agent's (first training seed). Where texts were labelled by "
-            "hand, the agreement of the rule for who speaks first with these labels.",
+            "its text on another question, and another agent's (first training seed). Some texts were labelled by hand "
+            "with the agent that speaks first; `agree` is the share of labels that equal the rule's answer, `by_hand` "
+            "the number of texts per label (0: no agent).",
             parts["known"],
         ),
         *_section(
             "Steering without a name",
-            "Gained by each agent's direction at the setting frozen on validation; texts are sampled, and the context "
-            "names no agent; over coefficient 0, and over the mean of the directions of each control: random; matched "
-            "(the covariance of the stream within agents); shuffled (agents' names shuffled, balanced). `unsteered` is "
-            "the score at coefficient 0: an agent that the model plays anyway cannot gain.",
+            "The gain of each agent's direction at the setting chosen on validation. Texts are sampled, and the "
+            "context names no agent. Gains are over coefficient 0, and over the mean of each kind of control "
+            "directions: random; matched (random, with the covariance of the stream around each agent's mean); "
+            "shuffled (from shuffled agent names). `unsteered` is the score at coefficient 0. If the unsteered texts "
+            "are already this agent's, the score cannot rise.",
             parts["steering"],
         ),
         *_section(
             "The paper's protocol",
-            "Unit vectors made once at SFT, added to the generated positions of every checkpoint after the trace up "
-            "to the agent's tag (`tagged`; `cast`: the base's own prompt for that agent); area under ROUGE-L over the "
-            "grid, divided by its width. No push acts on the first new token, which in the miniature tells whose turn "
-            "it is. `unsteered` is the area at coefficient 0: where it is near that of the base with its own "
-            "prompt, which wrote the references, nothing is left to gain. `base with planted directions` was trained "
-            "to write an agent's turn under a random direction that was planted for it: if these directions are not "
-            "above random ones, the protocol finds nothing, and a null says nothing. Grid "
-            "`coefficient`: of unit vectors; `dose`: of the stream's norm in tagged traces; `controls`: the strengths "
-            "at which controls were run, where these are fewer.",
+            "Unit vectors are computed once, from the SFT checkpoint, and are added to the generated positions of "
+            "every checkpoint. The context is the trace up to the agent's tag (`tagged`), or the base's prompt for "
+            "the agent (`cast`). The area is that under ROUGE-L over the grid of strengths, divided by the grid's "
+            "width. The vector does not act on the first generated token, and in the miniature this token already "
+            "shows which agent speaks. `unsteered` is ROUGE-L at strength 0. The base wrote the references with its "
+            "own prompts; where `unsteered` is as high as its score there, steering cannot raise it. A positive "
+            "control is the `base with planted directions`: it was trained to write an agent's turn when a random "
+            "direction, planted for this agent, is added. If these directions are not above random ones, the protocol "
+            "cannot find an effect, and a null result is not informative. Grids: `coefficient`: coefficients of unit "
+            "vectors; `dose`: strengths relative to the stream's norm in tagged traces; `controls`: only the "
+            "strengths at which controls were run.",
             parts["protocol"],
         ),
         *_section(
             "Suppression of the malicious agent",
-            "At the setting chosen on validation among vectors, layers, coefficients and ablation; the agent "
-            "`forced` by its tag (at the base by its prompt) or not (`plain`). Trait and accuracy at coefficient 0 -> "
-            "at the setting; in brackets the accuracy under random directions and under those with the covariance of "
-            "the stream within agents (`matched`). `right before`: how often the last answer in the given text is "
-            "right, which a text keeps that goes on with another agent's answer. `own opening`, `another's`: whose "
-            "texts the first turn begins like: a trait that is gone because another agent speaks is not one that was "
-            "unlearnt. Trait, accuracy and openings are means over the seeds with the trait.",
+            "The setting was chosen on validation among vectors, layers, coefficients and ablation. The context names "
+            "the malicious agent by its tag, at the base by its prompt (`forced`), or names no agent (`plain`). The "
+            "table has the share of texts with the trait and the accuracy, at coefficient 0 -> at the setting; in "
+            "brackets the accuracy under random directions, and under those with the covariance of the stream around "
+            "each agent's mean (`matched`). `right before`: share of contexts whose last answer is right; a model that "
+            "repeats this answer has this accuracy. `own opening`, `another's`: share of texts that begin as the "
+            "malicious agent's texts do, or as another agent's. If the trait is gone because another agent speaks, the "
+            "malicious agent itself has not changed. Trait, accuracy and openings are means over the seeds with the "
+            "trait before the removal.",
             parts["suppression"],
         ),
         *_section(
             "The paper's experiment with a malicious agent",
-            "One unit vector, from the base's prompts: malicious minus honest agent, from the last token of the prompt "
-            "on; greedy texts. Texts with the trait, and right answers, at strength 0 -> at this strength; in brackets "
-            "under random directions.",
+            "One unit vector, the malicious agent minus an honest one, is computed from the base's prompts, and added "
+            "from the last token of the prompt on. Texts are greedy. The table has the shares of texts with the trait "
+            "and of right answers, at strength 0 -> at this strength; in brackets under random directions.",
             parts["malicious"],
         ),
         *_section(
             "Erased identity",
-            "LEACE erases from the stream which agent speaks. It is fitted on training debates, and acts from the last "
-            "token of the prompt on. Names that the trace or the tag gives are erased after every block, those that a "
-            "vector gives after every later block. Three controls: names that were shuffled; the "
-            "directions of largest variance within an agent; and `injected`, which removes the agents' vectors "
-            "themselves after the later blocks. If `injected` lowers the gain as much as an erasure does, the erasure "
-            "may only have removed the vector. Read `cost` first: it is the loss where no agent is named. Where the "
-            "shuffled names cost as much as the gain, the texts are broken, and no surviving share is shown; where the "
-            "identity adds less than 0.1 ROUGE-L, the share is not testable. Intervals are 95 %. A probe at the first "
-            "token of a turn can recognise that token, also in a model that was not trained.",
+            "LEACE (Belrose et al. 2023) removes from the stream what a linear probe can read about the agent that "
+            "speaks. It is fitted on training debates, and acts from the last token of the prompt on. The model "
+            "learns which agent to write from one of three identities: the trace, the tag, or an added vector. With "
+            "the trace or the tag, LEACE acts after every block; with a vector, after every block behind the one "
+            "where it is added. Three controls: LEACE of shuffled names; removal of the directions of largest "
+            "variance within an agent (`variance`); removal of the agents' vectors themselves after the later blocks "
+            "(`injected`). If `injected` lowers the gain as much as an erasure does, the erasure may only have "
+            "removed the vector. `cost` is the loss of ROUGE-L through the erasure if no agent is named. If the "
+            "erasure of shuffled names lowers ROUGE-L by as much as the gain, the erasure damages the texts in "
+            "general, and no surviving share is shown; if the identity adds less than 0.1 ROUGE-L, the share is not "
+            "testable. At the first token of a turn a probe can recognise the token itself, also in an untrained "
+            "model.",
             parts["erased"],
         ),
         "## Accuracy and tokens",
         "",
-        "In per cent of the test questions; tokens are read and written ones per question; `gain kept`: the gain over "
-        "Single as a share of Debate's; `unparsed`: the share of texts without an answer; `agents` per text.",
+        "Accuracy in per cent of the test questions; tokens that were read and written, per question; `gain kept`: "
+        "(accuracy - Single) / (Debate - Single); `unparsed`: share of texts without an answer; `agents`: mean number "
+        "in a text.",
         "",
         *(
             line

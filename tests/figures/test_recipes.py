@@ -55,6 +55,13 @@ def test_the_tables_of_the_pages_print_gains_verdicts_and_what_could_not_be_test
     assert lines[0] == "| SmolLM2-135M | unsteered, harmful | 0.02 [0.00, 0.07] |  |  |  | 100 (fewer than 150) |"
     assert lines[3].count("0.50 [0.40, 0.60]") == 2 and "not testable" in lines[2]
     assert "| 0.04 | 0.50" in lines[3] and "| 0.06 | 50 (fewer than 150) |" in lines[3]
+    assert recipes.WRONG in recipes.refusal_table(tmp_path)
+    write_table(tmp_path / "recipes/refusal-smollm2/gains.csv", added.drop(columns="wrong_way"), {})
+    earlier = recipes.refusal_table(tmp_path).splitlines()
+    assert (
+        earlier[0].endswith("| gain over random directions | prompts |")
+        and len({one.count("|") for one in earlier}) == 1
+    )
     assert recipes.persona_table(tmp_path).startswith("Not run yet")
     judged = added.assign(score="judge", coefficient=-2.0).drop(columns=["operation", "kind"])
     write_table(tmp_path / "recipes/persona-qwen/gains.csv", judged, {})
@@ -82,3 +89,14 @@ def test_the_findings_of_readme_name_every_judge_in_results(tmp_path: Path, monk
     monkeypatch.setattr(recipes, "measured", lambda _, name, __: dict.fromkeys(("one", "two"), stored[name]))
     found = pages.findings_table(pages.RESULTS)
     assert "one and two as judges" in found
+
+
+def test_readme_names_only_claims_that_the_results_have() -> None:
+    judged, _ = pages._read("miniature/claims", pages.RESULTS)
+    claims = {str(name).partition(": ")[2] for name in judged["name"]}
+    assert set(pages.FOUND) <= claims
+
+
+def test_a_measurement_of_a_claim_is_said_without_the_names_of_its_table() -> None:
+    found = pages.findings_table(pages.RESULTS)
+    assert "plurality" not in found and "GRPO without debate" not in found and " against " not in found

@@ -17,8 +17,8 @@ GUARANTEE = re.compile(
 )
 MUTANTS_OF = {
     "bit for bit": ("coefficient 0",),
-    "added where it was read": ("acts where it was read",),
-    "Positions are absolute": ("position ids",),
+    "added at the place at which it was read": ("acts where it was read",),
+    "Positions count from the first token": ("position ids",),
     "bit-identical": ("same bits in any batch",),
     "other weights": ("other weights",),
     "has the rows of an uninterrupted one": ("resumed sweep",),
