@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steerkit.io.http import RETRYABLE, Connections, Failure, checked_url, read_key
-from steerkit.serving.remote import Finished, Remote, Sent
+from steerkit.serving.remote import BY_CONTENT, Finished, Remote, Sent
 from steerkit.vectors.vector import SteeringVector
 
 PATH = "/steering/vectors"
@@ -33,7 +33,8 @@ class Server(Remote):
     """Servers of one model, which share a job's rows.
 
     A connection that is lost is tried again for `patience_s` seconds: a server that is restarted in the middle of a job
-    goes on with it.
+    goes on with it. The vectors that the jobs of this object put on the servers are removed when there is no room for
+    new ones; those of earlier processes stay until `clear`. Vectors that you `put` yourself stay.
 
     Args:
         urls: one address or several, e.g. `http://127.0.0.1:8000`; `/v1` is added if there is no path.
@@ -69,6 +70,7 @@ class Server(Remote):
             raise ValueError("expected an address, and numbers above 0; got others. Correct them.")
         self.concurrency, self.timeout_s, self.patience_s = concurrency, timeout_s, patience_s
         self._has_answered = False
+        self._of_jobs: dict[str, int] = {}
         self._keys = {url: read_key(api_key_env, url, key_over_plain_http) for url in self.urls}
         models = [self._json(url, "GET", PATH)["model"] for url in self.urls]
         same = ("model_type", "n_layers", "d_model", "fingerprint", "dtype")
@@ -91,16 +93,33 @@ class Server(Remote):
             path = Path(folder) / "vector.safetensors"
             vector.save(path)
             data = path.read_bytes()
+        if name.startswith(BY_CONTENT):
+            self._of_jobs[name] = len(vector.layers)
         for url in self.urls:
             self._json(url, "PUT", f"{PATH}/{name}", data, "application/octet-stream")
 
     def delete(self, name: str) -> None:
         """Remove a vector."""
+        self._of_jobs.pop(name, None)
         for url in self.urls:
             self._json(url, "DELETE", f"{PATH}/{name}")
 
+    def clear(self) -> None:
+        """Remove the vectors that jobs put, those of other clients too; their running requests keep them."""
+        for one in self.listing()["vectors"]:
+            if one["name"].startswith(BY_CONTENT):
+                self.delete(one["name"])
+
     def make_room(self, kept: Collection[str], pairs: int) -> None:
-        """See `Remote`; nothing is removed, since other clients may use it."""
+        """See `Remote`; only vectors of this client's jobs are removed, since other clients may use the others."""
+        listing = self.listing()
+        served = {one["name"] for one in listing["vectors"]}
+        room = listing["capacity"] - sum(len(one["layers"]) for one in listing["vectors"])
+        for name in [one for one in self._of_jobs if one in served and one not in kept]:
+            if room >= pairs:
+                return
+            room += self._of_jobs[name]
+            self.delete(name)
 
     def call(self, name: str, argument: Any) -> list[Any]:
         """See `Remote`."""

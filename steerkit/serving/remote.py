@@ -255,7 +255,17 @@ class Remote(ABC):
         served = {one["name"]: one for one in self.listing()["vectors"]} if needed else {}
         missing = {key: one for key, one in needed.items() if key[0] not in served or served[key[0]]["error"]}
         if missing:
-            self.make_room({name for name, _ in needed}, sum(len(one.vector.layers) for one in missing.values()))
+            pairs = sum(len(one.vector.layers) for one in missing.values())
+            self.make_room({name for name, _ in needed}, pairs)
+            listing = self.listing()
+            used = sum(len(one["layers"]) for one in listing["vectors"])
+            if pairs > (room := listing["capacity"] - used):
+                raise ValueError(
+                    f"expected vectors of at most {room} pairs of vector and layer, as {used} of the engine's "
+                    f"{listing['capacity']} are used; got {pairs} pairs. Sweep fewer layers or vectors at a time, "
+                    f"remove served vectors (those of jobs are named {BY_CONTENT}...; `Server(url).clear()` removes "
+                    "them), or start the engine with a larger capacity (`steerkit serve --capacity`)."
+                )
         for (name, foreign), one in missing.items():
             self.put(name, SteeringVector(one.vector.layers) if foreign else one.vector)
 

@@ -32,6 +32,8 @@ LOCK = threading.Lock()
 class Fake(Remote):
     """An engine that answers as one of vLLM would."""
 
+    capacity = 512
+
     def __init__(self, model: Any, tokenizer: Any, folder: Path, sums: int = 2) -> None:
         folder.mkdir(exist_ok=True)
         self.own = model
@@ -59,7 +61,7 @@ class Fake(Remote):
             "vllm": "0",
         }
         vectors = [asdict(one) for one in self.folder.served().values()]
-        return {"model": model, "slots": 4, "capacity": 512, "sums": self.n_sums, "vectors": vectors}
+        return {"model": model, "slots": 4, "capacity": self.capacity, "sums": self.n_sums, "vectors": vectors}
 
     def put(self, name: str, vector: SteeringVector) -> None:
         path = self.folder.path / f"{name}.safetensors"

@@ -273,6 +273,31 @@ def test_the_key_is_sent_and_stands_in_no_error(fake, monkeypatch) -> None:
         Server("http://192.0.2.1:8000")
 
 
+def test_a_job_without_room_leaves_the_served_vectors_as_they_are(llama, fake, monkeypatch) -> None:
+    monkeypatch.setattr(fake, "capacity", 2)
+    named = {name: vector(llama[0], 1, 2, seed=seed) for seed, name in enumerate("abc")}
+    with over_http(fake) as url:
+        for engine in (fake, url):
+            with pytest.raises(ValueError, match=r"at most 2 pairs .*got 3 pairs.*--capacity"):
+                sk.sweep(None, llama[1], named, ["Hi"], coefficients=[1], layers=[1], max_new_tokens=2, engine=engine)
+    assert not list(fake.folder.path.glob("*.safetensors"))
+
+
+def test_many_jobs_of_one_client_fit_one_after_another_and_vectors_of_others_stay(llama, fake, monkeypatch) -> None:
+    monkeypatch.setattr(fake, "capacity", 6)
+    fake.put("mine", vector(llama[0], 1, seed=9))
+    with over_http(fake) as url:
+        engine = Server(url)
+        for seed in range(4):
+            named = {"a": vector(llama[0], 1, 2, seed=seed), "b": vector(llama[0], 1, 2, seed=10 + seed)}
+            swept = sk.sweep(
+                None, llama[1], named, ["Hi"], coefficients=[1], layers=[1], max_new_tokens=2, engine=engine
+            )
+            assert len(swept.table) == 4 and "mine" in fake.folder.served()
+        engine.clear()
+    assert list(fake.folder.served()) == ["mine"]
+
+
 def test_servers_of_different_models_are_not_one_engine(llama, fake, tmp_path) -> None:
     from tests.tiny import tiny_model, tiny_tokenizer
 
