@@ -82,7 +82,7 @@ def read_tokens(
         streams.clear()
 
         def read(layer: Layer, value: Tensor) -> None:
-            streams[int(layer)] = value
+            streams[int(layer)] = blocks.kept(value)
             if layer == max(layers):
                 raise StopForward
 

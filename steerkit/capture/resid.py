@@ -48,7 +48,7 @@ def capture_resid(
     def read(layer: Layer, value: Tensor) -> None:
         if layer in streams:
             raise RuntimeError("expected one forward inside capture_resid; got a second. Use `collect` for many texts.")
-        streams[layer] = value if site == DEFAULT else value.clone()
+        streams[layer] = blocks.kept(value) if site == DEFAULT else value.clone()
 
     with reading(model, blocks, site, wanted, read) as ran, counted_forwards(unwrap(model)) as forwards:
         yield streams
@@ -101,7 +101,7 @@ def resolve_layers(
 
     Raises:
         ValueError: a layer or a site that the model does not have, no layer, or a layer given twice; `"embed"` at
-            another site than `resid_post`.
+            another site than `resid_post`, or of a model whose blocks overwrite what they receive.
 
     Warns:
         UserWarning: `"all"` leaves out layers at which the site was not verified, by number and with a reason.
@@ -126,6 +126,8 @@ def resolve_layers(
         )
     if EMBED in resolved and site != DEFAULT:
         raise ValueError(f"expected block indices for the site {site}; got 'embed'. Pass site='resid_pre' at layer 0.")
+    if EMBED in resolved and blocks.in_place:
+        raise ValueError("expected block indices; got 'embed', which block 0 of this model overwrites. Leave it out.")
     points_at(model, blocks, [(site, int(layer)) for layer in resolved if layer != EMBED])
     return resolved
 

@@ -16,7 +16,7 @@ from steerkit.capture.layers import Layers
 from steerkit.capture.resid import resolve_layers
 from steerkit.generation.projections import steered
 from steerkit.models.active import suspended
-from steerkit.models.blocks import find_blocks
+from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.context import check_fits, check_vocabulary
 from steerkit.models.identity import fingerprint
 from steerkit.models.model import device_of
@@ -35,13 +35,13 @@ ROWS = 256
 class _Streams:
     """Keeps the stream after each of some layers in one forward, steered where the layer is steered."""
 
-    def __init__(self, layers: Sequence[int]) -> None:
-        self.layers = layers
+    def __init__(self, blocks: Blocks, layers: Sequence[int]) -> None:
+        self.blocks, self.layers = blocks, layers
         self.places = [(DEFAULT, layer) for layer in layers]
         self.of: dict[int, Tensor] = {}
 
     def read(self, place: Place, before: Tensor, after: Tensor) -> None:
-        self.of[place[1]] = after
+        self.of[place[1]] = self.blocks.kept(after)
 
 
 def logit_lens(
@@ -93,7 +93,7 @@ def logit_lens(
     places = [_places(positions, number, len(ids)) for number, ids in enumerate(rows)]
     wanted = _targets(model, tokenizer, tokens)
     blocks, weights = find_blocks(model), fingerprint(model)
-    reader = _Streams([blocks.check(layer) for layer in resolve_layers(model, blocks, layers)])
+    reader = _Streams(blocks, [blocks.check(layer) for layer in resolve_layers(model, blocks, layers)])
     frames: dict[int, pd.DataFrame] = {}
     with suspended(model) as active:
         each = steerings_per_row(steering, active, len(rows))

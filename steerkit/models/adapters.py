@@ -104,6 +104,11 @@ def base_of_adapter(folder: str | Path) -> str | None:
     return str(base)
 
 
+def has_merged_adapter(model: nn.Module) -> bool:
+    """Whether an adapter is merged into the weights of a model, so that these are not those of its base."""
+    return any(getattr(layer, "merged", False) is True for layer in model.modules() if _is_adapter_layer(layer))
+
+
 def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, torch.Tensor]]:
     """The parameters of a model without its adapters: `(name, owner, attribute, parameter)`, each tensor once.
 

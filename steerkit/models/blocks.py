@@ -31,6 +31,8 @@ class Blocks:
         d_model: the width of the stream.
         positions: whether `position_ids` may be passed: the model takes them, and its default ones count from 0.
             RoBERTa's family counts from another number, so it gets no `position_ids`.
+        in_place: whether a block changes the tensor that it receives and returns it. A stream that is kept has to be a
+            copy then: the next block changes it.
     """
 
     path: str
@@ -38,6 +40,11 @@ class Blocks:
     owner: nn.Module
     d_model: int
     positions: bool
+    in_place: bool = False
+
+    def kept(self, stream: Tensor) -> Tensor:
+        """The stream as a tensor that later blocks do not change."""
+        return stream.clone() if self.in_place else stream
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -163,7 +170,11 @@ def _verified(model: nn.Module, path: str) -> Blocks | str:
         positions = _positions_from_zero(model, ids, plain)
     stream = calls[0][2]
     assert stream is not None
-    return Blocks(path, modules, model.get_submodule(path.rpartition(".")[0]), stream.shape[-1], positions)
+    in_place = any(
+        entered is not None and left is not None and entered.data_ptr() == left.data_ptr() for _, entered, left in calls
+    )
+    owner = model.get_submodule(path.rpartition(".")[0])
+    return Blocks(path, modules, owner, stream.shape[-1], positions, in_place)
 
 
 def _looks_ahead(

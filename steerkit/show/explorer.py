@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -81,6 +82,9 @@ def explorer_data(
         means = [np.nan if part is None else part["projection"].mean() for part in tokens]
         table = table.assign(projection=means)
     scores = score_columns(table)
+    infinite = {name: count for name in scores if (count := int(np.isinf(table[name].astype(float)).sum()))}
+    if infinite:
+        warnings.warn(f"expected finite scores; the page leaves out the infinite ones: {infinite}", stacklevel=2)
     finite = {name: table[name].astype(float).replace([np.inf, -np.inf], np.nan) for name in scores}
     table = table.assign(**finite)
     strings: dict[str, int] = {}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from steerkit.capture.layers import Layer
 from steerkit.models.active import watching
+from steerkit.models.adapters import has_merged_adapter
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.cache_argument import counts_tokens
 from steerkit.models.identity import fingerprint, other_model
@@ -214,11 +215,12 @@ class Steering:
             "model_fingerprint": weights[0],
             "adapter_fingerprint": weights[1],
         }
+        merged = has_merged_adapter(model)
         if self.when is not None:
             self._check_when(self.when, model, blocks)
-            _check_origin("a condition", self.when.direction.meta, about, self.foreign)
-            _check_origin("a condition with a threshold", self.when.meta, about, self.foreign)
-        _check_origin("a vector", self.vector.meta, about, self.foreign)
+            _check_origin("a condition", self.when.direction.meta, about, self.foreign, merged)
+            _check_origin("a condition with a threshold", self.when.meta, about, self.foreign, merged)
+        _check_origin("a vector", self.vector.meta, about, self.foreign, merged)
 
     def _check_when(self, when: Condition, model: nn.Module, blocks: Blocks) -> None:
         """`ValueError` unless the model has the condition's place, of its width, before that of the steering."""
@@ -285,7 +287,7 @@ class Steering:
             active.remove(watch)
 
 
-def _check_origin(what: str, meta: Mapping[str, Any], about: Mapping[str, Any], foreign: bool) -> None:
+def _check_origin(what: str, meta: Mapping[str, Any], about: Mapping[str, Any], foreign: bool, merged: bool) -> None:
     """`ValueError` where the provenance of a vector or a condition names another model.
 
     Args:
@@ -293,6 +295,7 @@ def _check_origin(what: str, meta: Mapping[str, Any], about: Mapping[str, Any], 
         meta: its provenance.
         about: the model's type, depth and fingerprints.
         foreign: other weights are allowed; another type or depth never is.
+        merged: an adapter is merged into the model's weights, whose fingerprint is another one until it is unmerged.
     """
     other = other_model(meta, about)
     fingerprints = {name: other.pop(name) for name in ("model_fingerprint", "adapter_fingerprint") if name in other}
@@ -307,6 +310,7 @@ def _check_origin(what: str, meta: Mapping[str, Any], about: Mapping[str, Any], 
         raise ValueError(
             f"expected {what} read from this model, {weights}; it was read from {read_from} "
             f"({meta.get('checkpoint', 'unknown')}). Pass foreign=True to use a vector from another model."
+            + (" An adapter is merged into the weights: call model.unmerge_adapter() first." if merged else "")
         )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -255,3 +256,39 @@ def test_means_read_some_texts_at_a_time_and_refuse_a_bad_one_before_any(monkeyp
         sk.collect_means(model, tokenizer, [*texts, "x" * 300])
     assert ran == []
     handle.remove()
+
+
+class InPlace(torch.nn.Module):
+    """A block that writes its output into the tensor that it received, and returns that."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_states: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        return hidden_states.copy_(self.inner(hidden_states.clone(), *rest, **options))
+
+
+def test_streams_of_blocks_that_work_in_place_are_those_of_blocks_that_do_not() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    ids, layers = list(range(3, 25)), [0, 1, 2, 3]
+
+    def found() -> tuple[dict[Any, torch.Tensor], pd.DataFrame, pd.DataFrame]:
+        with torch.no_grad(), capture_resid(model, layers) as streams:
+            model(input_ids=torch.tensor([ids]))
+        vector = sk.SteeringVector({layer: torch.ones(32) for layer in range(4)})
+        vectors = {f"at {layer}": vector.at(layer) for layer in range(4)}
+        read = sk.project(model, tokenizer, ["x = 1"], vectors)
+        return dict(streams), sk.logit_lens(model, tokenizer, ["x = 1"], layers="all"), read
+
+    plain = found()
+    for number, block in enumerate(model.model.layers):
+        model.model.layers[number] = InPlace(block)
+    assert find_blocks(model).in_place
+    with pytest.raises(ValueError, match="block 0 of this model overwrites"):
+        sk.collect(model, tokenizer, ["x"], layers=["embed"])
+    streams, lens, read = found()
+    for layer in layers:
+        torch.testing.assert_close(streams[layer], plain[0][layer], rtol=0, atol=1e-6)
+    pd.testing.assert_frame_equal(lens, plain[1], rtol=1e-4, atol=1e-5)
+    pd.testing.assert_frame_equal(read, plain[2], rtol=1e-4, atol=1e-5)

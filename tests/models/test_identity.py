@@ -308,3 +308,17 @@ def test_another_device_or_version_warns_and_goes_on(tmp_path: Path) -> None:
         run_folder(tmp_path / "run", {"seed": 0}, {"device_kind": "cuda", "versions": {"torch": "2"}}),
     ):
         pass
+
+
+def test_a_vector_of_a_model_whose_adapter_is_merged_now_is_refused_with_the_reason_and_fits_again_afterwards() -> None:
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    model, tokenizer = peft.get_peft_model(tiny_model(), config).eval(), tiny_tokenizer()
+    pairs = [sk.ContrastPair(f"{i}", " yes", " no") for i in range(4)]
+    steering = sk.Steering(sk.difference_in_means(sk.collect(model, tokenizer, pairs, position="last")), 1.0, layer=1)
+    before = fingerprint(model)
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"merged into the weights: call model.unmerge_adapter\(\)"):
+        sk.generate(model, tokenizer, ["x"], max_new_tokens=1, steering=steering)
+    model.unmerge_adapter()
+    assert fingerprint(model) == before
+    assert len(sk.generate(model, tokenizer, ["x"], max_new_tokens=1, steering=steering)) == 1

@@ -65,7 +65,8 @@ def test_scores_that_are_missing_or_infinite_are_gaps_and_not_zeros() -> None:
     frame.loc[frame["coefficient"] == 2, "trait"] = np.nan
     frame.loc[(frame["coefficient"] == -2) & (frame["prompt_id"] == "q0"), "trait"] = np.inf
     frame.loc[frame["vector"] == "random-1", "trait"] = np.nan
-    data = explorer_data(SweepResult(frame.assign(never=np.nan)))
+    with pytest.warns(UserWarning, match=r"leaves out the infinite ones: \{'trait': 2\}"):
+        data = explorer_data(SweepResult(frame.assign(never=np.nan)))
     assert data["scores"] == ["trait", "never", "n_tokens"]
     own, random = (data["series"][k] for k in data["conditions"]["0,0"]["series"])
     assert own["lines"][0]["points"][-1] == [2.0, None, None, None, 0]
