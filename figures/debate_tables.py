@@ -67,16 +67,25 @@ def read(folder: Path) -> str:
     return _table(rows)
 
 
+FALLS = {
+    "fall": "decrease",
+    "fall over random": "decrease minus that under random directions",
+    "fall over the base's": "decrease minus that at the base",
+}
+"""Measure of `analysis.paper.pooling.malicious_fall` -> column of the table."""
+
+
 def malicious(folder: Path) -> str:
     """The paper's malicious experiment: the fall of the trait at coefficients of -3 and below, a row per checkpoint."""
     table = _read(folder, "malice/malicious_fall")
     rows = []
     for (stage, context), part in table.groupby(["stage", "context"], sort=False):
         at = part.set_index("measure")
-        line = {"checkpoint": stage, "context": context, "trait at coefficient 0": f"{at['zero'].iloc[0]:.2f}"}
-        for measure in ("fall", "fall over random", "fall over the base's"):
-            line[measure] = _interval(at.loc[measure], "value", signed=True, ends=("low", "high"))
-        rows.append({**line, "by seed": at.loc["fall", "by_seed"]})
+        shown = f"{at['zero'].iloc[0]:.2f}"
+        line = {"checkpoint": stage, "context": context, "share with the trait at coefficient 0": shown}
+        for measure, column in FALLS.items():
+            line[column] = _interval(at.loc[measure], "value", signed=True, ends=("low", "high"))
+        rows.append({**line, "decrease by seed": at.loc["fall", "by_seed"]})
     return _table(rows)
 
 
@@ -129,13 +138,13 @@ def suppression(folder: Path) -> str:
         {
             "checkpoint": row.stage,
             "seeds with the trait": f"{row.shown} of {row.runs}",
-            "trait": f"{row.trait_0:.2f} -> {row.trait:.2f}",
-            "removed": _interval(row, "removed"),
-            "removed more than by random": _interval(row, "over_random", signed=True),
-            "than by matched": _interval(row, "over_matched", signed=True),
-            "accuracy": f"{row.accuracy_0:.2f} -> {row.accuracy:.2f}",
-            "kept": _interval(row, "kept"),
-            "another agent's opening": f"{row.other_opening_0:.2f} -> {row.other_opening:.2f}",
+            "trait: before -> after": f"{row.trait_0:.2f} -> {row.trait:.2f}",
+            "decrease / before": _interval(row, "removed"),
+            "under random - after": _interval(row, "over_random", signed=True),
+            "under matched - after": _interval(row, "over_matched", signed=True),
+            "accuracy: before -> after": f"{row.accuracy_0:.2f} -> {row.accuracy:.2f}",
+            "accuracy: after / before": _interval(row, "kept"),
+            "begins like another agent: before -> after": f"{row.other_opening_0:.2f} -> {row.other_opening:.2f}",
         }
         for row in _read(folder, "malice/suppression_kept").itertuples()
         if row.context == "forced"
@@ -149,13 +158,13 @@ def transplant(folder: Path) -> str:
         {
             "family": family,
             "text of": row.stage,
-            "with a round-1 turn": f"{row.share_with_round_1:.0%}",
-            "answers changed": f"{row.changed:.2f}",
-            "own prefix again": f"{row.changed_again:.2f}",
+            "texts with a turn of round 1": f"{row.share_with_round_1:.0%}",
+            "answers that change": f"{row.changed:.2f}",
+            "answers that change after the own round 1": f"{row.changed_again:.2f}",
             "difference": _interval(row, "value", signed=True, ends=("low", "high")),
-            "by seed": row.by_seed,
-            "follows, minus chance": _interval(row, "follows", signed=True),
-            "not read": f"{row.missing:.2f}",
+            "difference by seed": " ".join(f"{float(value):.2f}" for value in row.by_seed.split()),
+            "answers that follow, minus chance": _interval(row, "follows", signed=True),
+            "no answer": f"{row.missing:.2f}",
         }
         for family, table in _families(folder, "transplant").items()
         for row in table.itertuples()
@@ -173,9 +182,18 @@ def patched(folder: Path) -> str:
                 f"{row.site}, layer {row.layer}": _interval(row, "share", ends=("low", "high"))
                 for row in part.itertuples()
             }
-            line = {"family": family, "checkpoint": stage, "text": text, "after round 1": then}
+            line = {"family": family, "checkpoint": stage, "text": text, "next in the text": then}
             rows.append({**line, **places, "pairs per seed": f"{part['n'].mean():.0f}"})
     return _table(rows)
+
+
+ERASED = {
+    "agents": "share left: names erased",
+    "shuffled": "share left: shuffled names erased",
+    "variance": "share left: largest variance erased",
+    "injected": "share left: vectors erased",
+}
+"""Erasure of `analysis.probes.erased` -> column of the table."""
 
 
 def erased(folder: Path) -> str:
@@ -185,11 +203,10 @@ def erased(folder: Path) -> str:
         survives = _families(folder, "erasure_survives")[family].set_index(["stage", "identity", "erasure"])
         plain = table[(table["quantity"] == "gain") & (table["erasure"] == "none")]
         for row in plain.itertuples():
-            line = {"family": family, "checkpoint": row.stage, "identity": row.identity}
+            line = {"family": family, "checkpoint": row.stage, "agent given by": row.identity}
             line["gain"] = _interval(row, "mean", signed=True, ends=("low", "high"))
-            for erasure in ("agents", "shuffled", "variance", "injected"):
-                key = (row.stage, row.identity, erasure)
-                there = key in survives.index
-                line[f"left, {erasure} erased"] = _interval(survives.loc[key], "survives") if there else ""
+            for erasure, column in ERASED.items():
+                if (key := (row.stage, row.identity, erasure)) in survives.index:
+                    line[column] = _interval(survives.loc[key], "survives")
             rows.append(line)
     return _table(rows)

@@ -61,7 +61,10 @@ def caa_table(folder: Path) -> str:
             shown = [interval_text(*(row[f"{gain}{end}"] for end in ("", "_low", "_high"))) for gain in gains]
             start = [model, told, row["measure"], f"{row['dose']:+g}", f"{row['unsteered']:.2f}"]
             rows.append([*start, *shown, f"{row['wrong_way']:.2f}", row["verdict"], _count(row["n"])])
-    header = ("model", "behavior (what matching answers do)", "measure", "dose", "unsteered", *GAINS)
+    about = (
+        "behavior (what matching answers do)" if any("(" in row[1] for row in rows) else "behavior (name of the file)"
+    )
+    header = ("model", about, "measure", "dose", "unsteered value", *GAINS)
     return markdown_table((*header, WRONG, "verdict", "questions"), rows)
 
 
@@ -75,7 +78,9 @@ def refusal_table(folder: Path) -> str:
         if not meta["testable"]:
             rows.append([model, "ablated, harmful", "", "not testable on this model", "", "", ""])
         rows += _refusal_gains(model, meta["testable"], folder)
-    header = ("model", "steering and prompts", "unsteered rate", *GAINS, WRONG, "prompts")
+    header = ["model", "steering and prompts", "unsteered rate", *GAINS, WRONG, "prompts"]
+    if not any(row[header.index(WRONG)] for row in rows):  # an earlier run without this column
+        header, rows = [*header[:-2], header[-1]], [[*row[:-2], row[-1]] for row in rows]
     return markdown_table(header, rows)
 
 
@@ -120,7 +125,7 @@ def judges_table(folder: Path) -> str:
         rank = "" if pd.isna(row["spearman"]) else f"{row['spearman']:.2f}"
         counts = (f"{row[name]:.0f}" for name in ("n", "n_unread", "n_distinct"))
         rows.append([model, *counts, area, share, rank])
-    header = ("judge", "texts", "answers that are no score", "different scores", "ROC AUC")
+    header = ("judge", "texts", "answers that are no score", "distinct scores", "ROC AUC")
     return markdown_table((*header, "share on the right side of 50", "rank correlation"), rows)
 
 
@@ -131,12 +136,14 @@ def job_block(folder: Path, name: str) -> str:
         return f"Not run yet; `python -m analysis jobs {name} --out OUT` runs the script on real checkpoints."
     found = read_json(file)
     on = ", ".join(found["models"])
-    on += f" ({found['run']['family']}, training seed {found['run']['seed']})" if "run" in found else ""
+    if "run" in found:
+        family = f"[{found['run']['family']}](../glossary.md#debate-and-training)"
+        on += f" (problem family {family}, training seed {found['run']['seed']})"
     on += f" with {found['judge']} as judge" if "judge" in found else ""
-    changes = "; ".join(f"`{old}` is `{new}`" for old, new in found["changes"].items())
+    changes = "; ".join(f"`{new}` for `{old}`" for old, new in found["changes"].items())
     told = (
-        f"`{found['command']}` ran this script on {on}, at commit {found['commit']}. {found['data']} In the script "
-        f"{changes}. It printed:"
+        f"`{found['command']}` ran this script on {on}, at commit {found['commit']}. {found['data']} The "
+        f"script was run with these replacements: {changes}. It printed:"
     )
     printed = [line.rstrip() for line in found["printed"].rstrip().splitlines()]
     lines = [*wrap(told, 120, break_long_words=False, break_on_hyphens=False), "", "```text", *printed, "```"]

@@ -27,7 +27,7 @@ MODULES = (
     "tests.doctor.test_doctor",
 )
 CLAIMS = {
-    "formula": "equals its formula at each position, in float64",
+    "formula": "the result of the operation equals its formula at each position, in float64",
     "batch": "text in a padded, cached batch equals the text alone without a cache",
     "mixed": "each row of a mixed batch is steered as if it were alone",
     "zero": "coefficient 0 changes no bit",

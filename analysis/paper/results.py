@@ -544,9 +544,9 @@ def page(title: str, results: Published) -> str:
             "model continues. There are two controls: the model continues its own text up to the end of round 1 again, "
             "and a text with round 1 of another of its texts on the same question. In an explicit debate (separate "
             "calls of the base model) the round-1 texts that the agents read are replaced in the same way. An answer "
-            "follows if it is the other question's answer. Shares are of the answers that could be parsed; `not read` "
-            "is the share that could not, in brackets that of the two controls. In two_sum an agent can see that a "
-            "transplanted pair does not fit its question.",
+            "follows if it is the other question's answer. Shares are of the texts with an answer. `not read` is the "
+            "share without one (in an explicit debate also without a majority), in brackets that of the two controls. "
+            "In two_sum an agent can see that a transplanted pair does not fit its question.",
             parts["transplant"],
         ),
         *_section(

@@ -195,13 +195,14 @@ JOBS = {
     ),
     "lm-eval": Job(
         write_task,
-        f"{VECTOR} The task is the capital of 20 countries, each among four.",
+        f"{VECTOR} The task asks for the capitals of 20 countries; each question has four answers to choose from.",
         {**AT, "COEFFICIENT": "1.0", 'tasks=["arc_easy"]': 'tasks=["capitals.yaml"]', '"arc_easy"': '"capitals"'},
     ),
     "checkpoints": Job(
         write_checkpoints,
-        f"The checkpoints are of the [miniature](../training.md). Each pair (at most {N_PAIRS}) has a question of its "
-        "training debates, the right answer as positive and a wrong answer of an agent in round 1 as negative.",
+        "The checkpoints are those of the [miniature](../training.md), a small model that was trained from scratch. "
+        f"Each pair (at most {N_PAIRS}) has one question of the debates on which the models were trained. The positive "
+        "continuation is the right answer. The negative one is a wrong answer that an agent gave in round 1.",
         {".pdf": ".png"},
         {
             "profiles.png": "Accuracy of probes by layer, for base, SFT and IMAD",

@@ -73,7 +73,7 @@ def test_a_job_stores_output_pictures_and_provenance_and_is_run_once(page: Path,
     )
     assert found["script_sha256"] == sha256(CODE)
     shown = recipes.job_block(tmp_path, "small")
-    assert "```text\nread 3\n```" in shown and "![A picture](drawn.png)" in shown and "`N)` is `3)`" in shown
+    assert "```text\nread 3\n```" in shown and "![A picture](drawn.png)" in shown and "`3)` for `N)`" in shown
     (picture,) = recipes.pictures(tmp_path).items()
     assert picture[0] == "docs/recipes/drawn.png" and picture[1].read_bytes() == b"drawn"
 

@@ -57,8 +57,8 @@ def test_only_the_named_malicious_agent_is_shown(tmp_path) -> None:
         line |= {name: 0.75, f"{name}_low": 0.5, f"{name}_high": 0.9}
     put(tmp_path, "malice/suppression_kept", [{**line, "context": "plain"}, {**line, "context": "forced"}])
     (row,) = cells(debate_tables.suppression(tmp_path))
-    assert row["trait"] == "1.00 -> 0.25" and row["seeds with the trait"] == "5 of 6"
-    assert row["another agent's opening"] == "0.00 -> 0.70"
+    assert row["trait: before -> after"] == "1.00 -> 0.25" and row["seeds with the trait"] == "5 of 6"
+    assert row["begins like another agent: before -> after"] == "0.00 -> 0.70"
 
 
 def test_transplants_patches_and_erasures_have_a_row_per_checkpoint(tmp_path) -> None:
@@ -66,7 +66,7 @@ def test_transplants_patches_and_erasures_have_a_row_per_checkpoint(tmp_path) ->
     moved = {"stage": "SFT", "share_with_round_1": 0.9, "changed": 0.5, "changed_again": 0.2, "value": 0.3, **ends,
              "by_seed": "0.3", "follows": 0.2, "follows_low": 0.1, "follows_high": 0.3, "missing": 0.05}  # fmt: skip
     put(tmp_path, "clues/transplant", [moved])
-    assert cells(debate_tables.transplant(tmp_path))[0]["follows, minus chance"] == "+0.20 [+0.10, +0.30]"
+    assert cells(debate_tables.transplant(tmp_path))[0]["answers that follow, minus chance"] == "+0.20 [+0.10, +0.30]"
     place = {"stage": "SFT", "text": "debate", "then": "round 2", "part": "round 1", "quantity": "follows", "n": 40}
     rows = [{**place, "site": "resid_post", "layer": layer, "share": 0.2, **ends} for layer in (0, 1)]
     put(tmp_path, "clues/patched_rounds", [*rows, {**rows[0], "part": "question"}, {**rows[0], "quantity": "chance"}])
@@ -77,8 +77,8 @@ def test_transplants_patches_and_erasures_have_a_row_per_checkpoint(tmp_path) ->
     left = {"stage": "SFT", "identity": "tag", "survives": 0.5, "survives_low": 0.4, "survives_high": 0.6}
     put(tmp_path, "clues/erasure_survives", [{**left, "erasure": name} for name in ("agents", "shuffled")])
     tag, vector = cells(debate_tables.erased(tmp_path))
-    assert tag["left, agents erased"] == "0.50 [0.40, 0.60]" and tag["left, injected erased"] == ""
-    assert vector["left, agents erased"] == "" and vector["gain"] == "+0.20 [+0.10, +0.30]"
+    assert tag["share left: names erased"] == "0.50 [0.40, 0.60]" and "share left: vectors erased" not in tag
+    assert vector["share left: names erased"] == "" and vector["gain"] == "+0.20 [+0.10, +0.30]"
 
 
 def test_probes_have_a_column_per_text_and_the_malicious_experiment_a_row_per_checkpoint(tmp_path) -> None:
@@ -102,7 +102,7 @@ def test_probes_have_a_column_per_text_and_the_malicious_experiment_a_row_per_ch
     names = ("fall", "fall over random", "fall over the base's")
     put(tmp_path, "malice/malicious_fall", [{**fall, "measure": measure} for measure in names])
     (row,) = cells(debate_tables.malicious(tmp_path))
-    assert row["fall over the base's"] == "+0.50 [+0.40, +0.60]" and row["by seed"] == "0.4 0.6"
+    assert row["decrease minus that at the base"] == "+0.50 [+0.40, +0.60]" and row["decrease by seed"] == "0.4 0.6"
 
 
 def test_a_table_without_results_says_so(tmp_path) -> None:
