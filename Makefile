@@ -21,7 +21,7 @@ ARENAS := MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 MA
 PRESET ?= tiny
 SEEDS ?= 1
 
-.PHONY: setup demo test test-long test-newest test-oldest test-real test-llamacpp bench-gguf serve-env test-vllm test-vllm-full bench-vllm calibration lint bench gpu gpu-pack imad-tiny reproduce reproduce-full results documents figures screenshots random-directions architectures architecture docs torture clean
+.PHONY: setup demo test test-long test-newest test-oldest test-real test-lab test-llamacpp bench-gguf serve-env test-vllm test-vllm-full bench-vllm calibration lint bench gpu gpu-pack imad-tiny reproduce reproduce-full results documents figures screenshots random-directions architectures architecture docs torture clean
 
 demo: $(STAMP)  ## three personas on a real model, from contrast pairs to a report page
 	$(BIN)/steerkit demo --out runs/demo
@@ -50,6 +50,9 @@ test-oldest:  ## the core tests on the lower bounds of pyproject.toml (torch is 
 
 test-real: $(DEV)  ## the core equivalences on a real checkpoint: make test-real MODEL=smollm2, gemma or qwen
 	$(BIN)/python -m tests.real $(MODEL)
+
+test-lab: $(VENV)/.peers  ## every command of docs/training.md on a real checkpoint and server: make test-lab CHECKPOINT=FILE
+	$(BIN)/python -m tests.lab $(if $(CHECKPOINT),$(CHECKPOINT),$$($(BIN)/python -m steerkit.demo.checkpoint))
 
 test-llamacpp: $(DEV) .venv-llamacpp/.ready  ## log-probabilities and greedy tokens against llama.cpp on the same files
 	$(BIN)/python -m tests.llamacpp
