@@ -82,10 +82,11 @@ def malicious(folder: Path) -> str:
     for (stage, context), part in table.groupby(["stage", "context"], sort=False):
         at = part.set_index("measure")
         shown = f"{at['zero'].iloc[0]:.2f}"
+        seeds = f"{at['seeds'].iloc[0]:.0f} of {at['runs'].iloc[0]:.0f}"
         line = {"checkpoint": stage, "context": context, "share with the trait at coefficient 0": shown}
         for measure, column in FALLS.items():
             line[column] = _interval(at.loc[measure], "value", signed=True, ends=("low", "high"))
-        rows.append({**line, "decrease by seed": at.loc["fall", "by_seed"]})
+        rows.append({**line, "decrease by seed": at.loc["fall", "by_seed"], "seeds": seeds})
     return _table(rows)
 
 

@@ -307,7 +307,7 @@ def findings_table(folder: Path) -> str:
 
 
 FOUND = {
-    "IMAD needs fewer tokens than Debate": "IMAD needs at least 10 % fewer tokens than Debate",
+    "IMAD needs fewer tokens than Debate": "IMAD needs at least 10 % fewer tokens than Debate, prompts included",
     "IMAD is as accurate as Debate, or at most 3 points below": "the accuracy of IMAD is at most 3 points below that "
     "of Debate",
     "of trainings before the same GRPO, the one on debates helps most": "IMAD is more accurate than GRPO alone, and "

@@ -463,10 +463,11 @@ def malicious_fall(seeds: Mapping[int, Path]) -> pd.DataFrame:
     """How far the trait falls at coefficients of -3 and below, in the paper's experiment with a malicious agent.
 
     Returns:
-        A row per stage, context and measure: value, low, high, p, unit, seeds, by_seed, and zero (the trait at
-        coefficient 0, mean over the seeds). Measures: `fall` (the trait at coefficient 0 minus its mean at these
-        coefficients), `fall over random` (the mean trait under random directions minus that under the vector), and
-        `fall over the base's` (the fall minus that of the base in the same context). With one seed there is no
+        A row per stage, context and measure: value, low, high, p, unit, seeds, by_seed, zero (the trait at coefficient
+        0, mean over the seeds), and runs (all seeds). Seeds in which less than `least` of the claim's rule show the
+        trait are left out of a row, unless all are such. Measures: `fall` (the trait at coefficient 0 minus its mean at
+        these coefficients), `fall over random` (the mean trait under random directions minus that under the vector),
+        and `fall over the base's` (the fall minus that of the base in the same context). With one seed there is no
         interval.
     """
     each = []
@@ -481,13 +482,16 @@ def malicious_fall(seeds: Mapping[int, Path]) -> pd.DataFrame:
             each.append(
                 values.rename("value").reset_index().assign(measure=measure, zero=means["zero"].array, seed=seed)
             )
-    rows = []
+    rows, least = [], rules()["malicious"].least
     table = pd.concat(each, ignore_index=True)
     for (stage, context, measure), part in table.groupby(["stage", "context", "measure"], sort=False):
-        found = seed_interval(part["value"])
+        showing = part[part["zero"] >= least]
+        used = showing if len(showing) else part
+        found = seed_interval(used["value"])
         ends = {"low": found.low, "high": found.high, "p": found.p, "unit": SEED, "seeds": found.n}
         line = {"stage": stage, "context": context, "measure": measure, "value": found.mean, **ends}
-        rows.append({**line, "by_seed": listed(part["value"]), "zero": part["zero"].mean()})
+        zero = used["zero"].mean()
+        rows.append({**line, "by_seed": listed(used["value"]), "zero": zero, "runs": len(part)})
     return pd.DataFrame(rows)
 
 

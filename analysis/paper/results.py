@@ -497,10 +497,11 @@ def page(title: str, results: Published) -> str:
     lines = [
         f"# {title}",
         "",
-        f"Written by `python -m analysis results` from up to {results.main['seeds'].max()} training seed(s); each "
-        "table has the number of its seeds. Intervals are 95 %. With several training seeds they are over the seeds' "
-        "means (Student's t). With one seed they are over its questions, or over control directions, and describe this "
-        "checkpoint alone. Settings were chosen on validation questions. The [glossary](glossary.md) defines the "
+        "Written by `python -m analysis results` (of the committed seeds: `make results`, minutes, without training) "
+        f"from up to {results.main['seeds'].max()} training seed(s); each table has the number of its seeds. Intervals "
+        "are 95 %. With several training seeds they are over the seeds' means (Student's t; Fieller's method for "
+        "ratios, such as tokens). With one seed they are over its questions, or over control directions, and describe "
+        "this checkpoint alone. Settings were chosen on validation questions. The [glossary](glossary.md) defines the "
         "terms; the paper is arXiv 2604.24881.",
         "",
         "The rule of each claim is in `analysis/paper/claims.toml`, where some claims have other words; `claims.py` "
@@ -516,14 +517,15 @@ def page(title: str, results: Published) -> str:
         "## The paper's claims, in this setting",
         "",
         "Verdicts: `holds`: the whole interval is at or above the smallest effect that counts. `does not hold`: the "
-        "whole interval is below it. `not shown`: the interval contains it. `holds, not specific`: a control has as "
-        "large an effect. `not testable here`: there is no measurement. `by seed` has the first quantity of the "
-        "column `here`, a value per training seed; of claims about all agents, that of the agent that is named.",
+        "whole interval is below it. `not shown`: the interval contains it, or fewer than six seeds all have one "
+        "value. `holds, not specific`: a control has as large an effect. `not testable here`: there is no "
+        "measurement. `by seed` has the first quantity of the column `here`, a value per training seed; of claims "
+        "about all agents, that of the agent that is named.",
         "",
-        "| claim | in the paper | here | by seed | unit | verdict |",
-        "|---|---|---|---|---|---|",
+        "| claim | in the paper | here | by seed | smallest effect | unit | verdict |",
+        "|---|---|---|---|---|---|---|",
         *(
-            f"| {c.name} | {c.published} | {c.ours} | {c.by_seed} | {c.unit} | **{c.verdict}** |"
+            f"| {c.name} | {c.published} | {c.ours} | {_by_seed(c)} | {_effect(c)} | {c.unit} | **{c.verdict}** |"
             for c in (Claim(**row) for row in results.claims.to_dict("records"))
         ),
         "",
@@ -644,6 +646,22 @@ def page(title: str, results: Published) -> str:
     return "\n".join(lines)
 
 
+def _by_seed(claim: Claim) -> str:
+    """The values of a claim's seeds, in per cent where the claim's measurement is."""
+    percent = "] % " in claim.ours.partition(";")[0]
+    return " ".join(f"{100 * float(value):.1f}" for value in claim.by_seed.split()) if percent else claim.by_seed
+
+
+def _effect(claim: Claim) -> str:
+    """The smallest effect that counts for a claim, in the unit of its measurement."""
+    effects = [rule.effect for rule in rules().values() if claim.name.endswith(in_plain_words(rule.text))]
+    if not effects:
+        return ""
+    first = claim.ours.partition(";")[0]
+    share = f"{100 * effects[0]:g}"
+    return f"{share} %" if "] % " in first else f"{share} points" if "points" in first else f"{effects[0]:g}"
+
+
 def _versions(one: Mapping[str, Any]) -> str:
     """The commits of the steps of a seed, where others than that of its start were used."""
     counts = one.get("steps", {})
@@ -727,4 +745,4 @@ def main(arguments: list[str] | None = None) -> None:
         text = page(given.title, write_published(folder, out, given.seed))
     for path in filter(None, (out / "results.md", given.page)):
         write_text(path, text)
-    print(text)
+        print(f"Wrote {path}; tables in {out}.")

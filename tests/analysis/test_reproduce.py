@@ -514,6 +514,11 @@ def test_the_fall_of_the_malicious_agents_trait_is_compared_with_random_directio
     assert claim.verdict == HOLDS and "IMAD's more by +0.880" in claim.ours
     table.loc[table["measure"] == "fall over the base's", "low"] = -0.1
     assert malicious("malice", table, rule).verdict == NOT_SPECIFIC
+    without = pd.DataFrame(rows).assign(zero=0.0, own=0.0)  # a seed that does not show the trait
+    write_table(tmp_path / "seed-4" / "malicious" / "malicious.csv", without, {})
+    more = malicious_fall({seed: tmp_path / f"seed-{seed}" for seed in (1, 2, 3, 4)})
+    left = more.set_index(["stage", "measure"]).loc[("IMAD", "fall")]
+    assert (left["seeds"], left["runs"], left["value"], left["zero"]) == (3, 4, line["value"], pytest.approx(0.95))
     alone = malicious_fall({1: tmp_path / "seed-1"})
     assert alone["low"].isna().all() and malicious("malice", alone, rule).verdict == UNTESTED
 

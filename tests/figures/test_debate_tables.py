@@ -98,11 +98,14 @@ def test_probes_have_a_column_per_text_and_the_malicious_experiment_a_row_per_ch
         "high": 0.6,
         "by_seed": "0.4 0.6",
         "zero": 1.0,
+        "seeds": 2,
+        "runs": 3,
     }
     names = ("fall", "fall over random", "fall over the base's")
     put(tmp_path, "malice/malicious_fall", [{**fall, "measure": measure} for measure in names])
     (row,) = cells(debate_tables.malicious(tmp_path))
     assert row["decrease minus that at the base"] == "+0.50 [+0.40, +0.60]" and row["decrease by seed"] == "0.4 0.6"
+    assert row["seeds"] == "2 of 3"
 
 
 def test_a_table_without_results_says_so(tmp_path) -> None:
