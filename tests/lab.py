@@ -29,7 +29,6 @@ from tests.training.test_documented_stages import URL, documented
 
 ROOT = Path(__file__).parents[1]
 LAB = ROOT / "results" / "lab" / "commands.csv"
-SHARED = ROOT.parent / "shared" / "data"
 SIZES = {
     "debates": ("debates=12", "debate.sampling.max_new_tokens=96"),
     "sft": ("sft.steps=4", "sft.batch=2", "sft.micro_batch=2", "sft.keep_at=[2]"),
@@ -52,7 +51,7 @@ HUB = {
 """Hub ids of the page -> local files: there is no hub here."""
 
 
-def prepare(checkpoint: str, folder: Path) -> dict[str, Any]:
+def prepare(checkpoint: str, folder: Path, data: Path) -> dict[str, Any]:
     """Write what the page names into a folder: the checkpoint, problems, debates, open questions; return its meta."""
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = sk.load(checkpoint)
@@ -68,9 +67,9 @@ def prepare(checkpoint: str, folder: Path) -> dict[str, Any]:
     turns = [[rf"It is \boxed{{{n}}}.", rf"I say \boxed{{{n}}}."] for n in range(12)]
     held = [{"question": f"What is {n} + 0?", "rounds": [said, said]} for n, said in enumerate(turns)]
     (folder / "my-debates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
-    if SHARED.is_dir():
+    if data.is_dir():
         (folder / "data").mkdir(exist_ok=True)
-        rows = (SHARED / "gsm8k" / "test.jsonl").read_text().splitlines()[:40]
+        rows = (data / "gsm8k" / "test.jsonl").read_text().splitlines()[:40]
         (folder / "data" / "gsm8k.jsonl").write_text("\n".join(rows) + "\n")
     return meta
 
@@ -104,12 +103,12 @@ def served(folder: Path) -> Iterator[str]:
         process.wait()
 
 
-def sized(call: list[str], url: str, model: Path) -> list[str]:
+def sized(call: list[str], url: str, model: Path, data: Path) -> list[str]:
     """A documented command with small sizes, the address of the server, and local files for hub ids."""
     settings = [part for setting in SIZES.get(call[0], ()) for part in ("--set", setting)]
     settings += ["--held", "8"] if call[0] == "evolve" else []
     for hub, place in HUB.items():
-        call = [part.replace(hub, str(SHARED / place)) for part in call]
+        call = [part.replace(hub, str(data / place)) for part in call]
     call = ["50" if part == "1000" else part for part in call]
     asked = [str(model) if before.startswith(URL) else part for before, part in zip(["", *call], call, strict=False)]
     return [part.replace(URL, url) for part in asked] + settings
@@ -119,15 +118,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
     parser.add_argument("checkpoint", help="folder, GGUF file or hub name")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "lab", help="folder of the runs")
+    parser.add_argument(
+        "--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with gsm8k, mmlu_pro, bbh"
+    )
     given = parser.parse_args(arguments)
-    folder = given.out.resolve()
-    meta = prepare(given.checkpoint, folder)
+    folder, data = given.out.resolve(), given.data.resolve()
+    meta = prepare(given.checkpoint, folder, data)
     table = folder / "commands.csv"
     done = read_table(table)[0].to_dict("records") if table.is_file() else []
-    calls = [call for call in documented() if call[0] != "benchmark" and (SHARED.is_dir() or "data" not in str(call))]
+    needs = ("data/", *HUB)
+    calls = [call for call in documented() if call[0] != "benchmark"]
+    if not data.is_dir():
+        left_out = [call for call in calls if any(name in str(call) for name in needs)]
+        print(f"{len(left_out)} commands need the benchmarks' files, which are not in {data}; pass --data.")
+        calls = [call for call in calls if call not in left_out]
     with served(folder / "MODEL") as url:
         for call in calls[len(done) :]:
-            command, started = sized(call, url, folder / "MODEL"), time.monotonic()
+            command, started = sized(call, url, folder / "MODEL", data), time.monotonic()
             print("python -m training", *call, flush=True)
             ended = subprocess.run(
                 [sys.executable, "-m", "training", *command], cwd=folder, capture_output=True, text=True, check=False,
