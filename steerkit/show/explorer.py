@@ -37,6 +37,11 @@ TITLES = {
     "right": "right answer",
 }
 """Plain names of scores; any other score is called by its column."""
+SHARES = (
+    *("rouge_l", "rouge_l_symbols", "rouge_l_unicode", "distance", "repeated_4grams", "distinct_2", "share_steered"),
+    *("probability", "trait", "right"),
+)
+"""Scores from 0 to 1: their bands are cut to this range."""
 
 
 def explorer_data(
@@ -46,7 +51,7 @@ def explorer_data(
 
     Controls of one role share one line, the mean over them, with the prediction interval of a further control
     (`steerkit.stats.controls.control_band`). The other lines are those of `SweepResult.curve`, and areas those of
-    `SweepResult.curve_auc`.
+    `SweepResult.curve_auc`. Intervals of scores in `SHARES`, and of scores that are 0 or 1, are cut to 0 and 1.
 
     Args:
         sweep: its numeric columns, except settings, are scores; infinite values count as missing.
@@ -229,7 +234,21 @@ def _series(
             if its_layer == layer and control_of in (None, steered) and controls != [vector]:
                 conditions[key]["series"].append(len(series))
         series.append({"name": role, "lines": [_line(part, score, controls=True) for score in scores]})
+    for k, score in enumerate(scores):
+        if _is_share(sweep.table[score], score):
+            for line in (one["lines"][k] for one in series if one["lines"][k] is not None):
+                line["points"] = [[c, mean, *map(_cut, ends), n] for c, mean, *ends, n in line["points"]]
     return series, conditions
+
+
+def _is_share(values: pd.Series, score: str) -> bool:
+    """Whether a score is from 0 to 1: by its name, or since it is 0 or 1; and all of its values are in this range."""
+    known = values.dropna()
+    return bool(known.between(0, 1).all()) and (score in SHARES or set(known) <= {0, 1})
+
+
+def _cut(end: float | None) -> float | None:
+    return None if end is None else min(max(end, 0.0), 1.0)
 
 
 def _line(part: pd.DataFrame, score: str, controls: bool = False) -> dict[str, Any] | None:

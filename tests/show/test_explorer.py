@@ -39,6 +39,18 @@ def test_lines_and_areas_are_those_of_the_sweep() -> None:
             np.testing.assert_allclose(line["area"], area, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "cut"), [("trait", True), ("rouge_l", True), ("mood", False)])
+def test_intervals_of_shares_are_cut_to_0_and_1_and_those_of_other_scores_are_not(name: str, cut: bool) -> None:
+    frame = table(vectors=("v",), layers=(8,), samples=1)
+    share = np.tile([0.0, 0.25, 1.0], len(frame))[: len(frame)]
+    result = SweepResult(frame.drop(columns="trait").assign(**{name: share}))
+    data = explorer_data(result)
+    ends = np.array([p[2:4] for p in data["series"][0]["lines"][data["scores"].index(name)]["points"]], dtype=float)
+    own = result.curve(name)[["low", "high"]].to_numpy()
+    assert (own < 0).any() or (own > 1).any()
+    np.testing.assert_allclose(ends, own.clip(0, 1) if cut else own, rtol=1e-3, atol=1e-6)
+
+
 def test_controls_of_a_kind_share_a_line_with_the_interval_of_a_further_one() -> None:
     frame = table()
     data = explorer_data(SweepResult(frame))
