@@ -48,7 +48,10 @@ def doctor(checkpoint: Checkpoint, loading: LoadOptions, as_json: Json = False) 
         loading.check(checkpoint)
         from steerkit.doctor.report import examine
 
-        findings = examine(*load_model(checkpoint, loading))
+        def progress(check: str) -> None:
+            print(f"checking {check} ...", file=sys.stderr)
+
+        findings = examine(*load_model(checkpoint, loading), progress)
     import pandas as pd
 
     table(f"doctor: {checkpoint}", pd.DataFrame([asdict(finding) for finding in findings]), as_json)

@@ -49,8 +49,11 @@ class Finding:
     detail: str
 
 
-def examine(model: nn.Module, tokenizer: Any) -> list[Finding]:
+def examine(model: nn.Module, tokenizer: Any, progress: Callable[[str], None] | None = None) -> list[Finding]:
     """Run all checks on a model.
+
+    Args:
+        progress: called with the name of each check before it runs.
 
     Returns:
         One finding per check. A check that raises counts as failed, with its error as the detail. Where no residual
@@ -62,7 +65,12 @@ def examine(model: nn.Module, tokenizer: Any) -> list[Finding]:
     stream = _run("residual stream", checks.residual_stream, model, tokenizer)
     if stream.state == "failed":
         return [stream]
-    return [stream, *(_run(name, check, model, tokenizer) for name, check in CHECKS.items())]
+    found = [stream]
+    for name, check in CHECKS.items():
+        if progress is not None:
+            progress(name)
+        found.append(_run(name, check, model, tokenizer))
+    return found
 
 
 def _run(name: str, check: Callable[[nn.Module, Any], Result], model: nn.Module, tokenizer: Any) -> Finding:

@@ -12,9 +12,8 @@ from typing import Any
 from steerkit.io.files import read_bytes
 from steerkit.io.json import read_json
 from steerkit.io.rows import read_rows
-from steerkit.text.pairs import ContrastPair
+from steerkit.text.pairs import OF_AB, ContrastPair
 
-KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 LETTERS, WORDS = frozenset({"(A)", "(B)"}), frozenset({"Yes", "No"})
 OPTION = re.compile(r"^\s*\(([A-Z])\)", re.MULTILINE)
 
@@ -56,10 +55,10 @@ def read_ab(path: str | Path, *, chat: bool = False) -> list[ContrastPair]:
     first_of: dict[str, int] = {}
     pairs: dict[int, ContrastPair] = {}
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not set(KEYS) <= set(row) or not isinstance(row["question"], str):
+        if not isinstance(row, dict) or not set(OF_AB) <= set(row) or not isinstance(row["question"], str):
             got = sorted(row) if isinstance(row, dict) else type(row).__name__
-            raise ValueError(f"expected an object with {KEYS} in {path}, row {number}; got {got}. Rename or add keys.")
-        question, positive, negative = (row[key] for key in KEYS)
+            raise ValueError(f"expected an object with {OF_AB} in {path}, row {number}; got {got}. Rename or add keys.")
+        question, positive, negative = (row[key] for key in OF_AB)
         if not _has_two_options(question, positive, negative):
             continue
         first = first_of.setdefault(question.partition("Choices:")[0].strip(), number)

@@ -17,6 +17,9 @@ from steerkit.text.spans import Passage
 from steerkit.text.thinking import opens_thinking, reply_of
 from steerkit.text.tokens import encode
 
+OF_AB = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
+"""Keys of an A/B question, see `steerkit.text.ab`."""
+
 
 @dataclass(frozen=True)
 class ContrastPair:
@@ -90,6 +93,11 @@ def read_pairs(path: str | Path) -> list[ContrastPair]:
     names = {"prompt", "positive", "negative"}
     pairs = []
     for number, row in enumerate(read_rows(path, complete=True), 1):
+        if set(OF_AB) <= set(row):
+            raise ValueError(
+                f"expected rows of {sorted(names)} in {path}; got A/B questions. Read them with sk.read_ab, which "
+                "balances the letters, see docs/recipes/caa.md."
+            )
         if not names <= set(row) or not set(row) <= names | {"group"}:
             raise ValueError(
                 f"expected keys {sorted(names)} and optionally 'group' in {path}, row {number}; got {sorted(row)}. "

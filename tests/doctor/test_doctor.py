@@ -153,7 +153,9 @@ def test_the_command_prints_json_and_its_exit_code_is_1_if_a_check_failed(tmp_pa
     shown = json.loads(capsys.readouterr().out)
     assert {row["check"] for row in shown} >= {"padding", "cache"}
     doctor("somewhere")
-    assert "All checks passed." in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "All checks passed." in shown.out
+    assert [line.split()[1] for line in shown.err.splitlines() if "checking" in line][:2] == ["weights", "tokenizer"]
     tokenizer.add_tokens(["<a>", "<b>"])
     with pytest.raises(SystemExit) as stopped:
         doctor("somewhere")

@@ -276,6 +276,10 @@ def test_the_caa_recipe_measures_test_questions_at_the_layer_that_others_chose(t
     assert gains.groupby("over")["dose"].agg(list).tolist() == [[-0.4, -0.2, 0.2, 0.4]] * 2
     questions = [{row["prompt"][0]["content"] for row in names[part]} for part in ("valid", "test")]
     assert not questions[0] & questions[1] and len(names["acts"].items) == 2 * 8
+    for part in ("valid", "test"):  # A is the matching answer as often as B
+        letters = [row["choices"][0] for row in names[part]]
+        assert letters.count(" (A)") == letters.count(" (B)") == len(letters) // 2
+    assert (tmp_path / "runs" / "test" / "rows.jsonl").is_file()
     table = names["swept"].table.query("vector == 'caa' and layer == @best and dose == 0.2")
     assert set(table["relative_dose"].round(6)) == {0.2}
     steering = sk.Steering(names["vectors"]["caa"], table["coefficient"].iloc[0], layer=best)

@@ -121,3 +121,9 @@ def test_published_files_are_read_balanced(name: str, count: int) -> None:
         warnings.simplefilter("ignore", UserWarning)
         pairs = sk.read_ab(EVALS / f"{name}.jsonl")
     assert len(pairs) == count and set(Counter(pair.positive for pair in pairs).values()) == {count // 2}
+
+
+def test_pairs_read_from_a_file_of_ab_questions_are_refused_with_the_name_of_its_reader(tmp_path) -> None:
+    path = write(tmp_path / "ab.jsonl", [row(1, " (A)", " (B)")])
+    with pytest.raises(ValueError, match=r"got A/B questions. Read them with sk.read_ab"):
+        sk.read_pairs(path)
