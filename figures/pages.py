@@ -276,8 +276,8 @@ def findings_table(folder: Path) -> str:
         f"by {fired['question']:.0%} of the questions and {fired['repeat']:.0%} of the other prompts"
     )
     claim = (
-        "[condition](docs/concepts/conditions.md): where steering depends on a condition on the prompt's stream, it "
-        "changes answers to questions, and does not change texts of another task"
+        "[condition](docs/concepts/conditions.md): a vector that is added only if the prompt's stream meets a "
+        "condition changes answers to questions, but not texts of another task (to repeat a text)"
     )
     spared = fired["repeat"] == 0
     holds = _verdict(shown_sign(*gain[["mean", "low", "high", "p_rank"]])) if spared else FAILS
@@ -310,12 +310,12 @@ FOUND = {
     "IMAD needs fewer tokens than Debate": "IMAD needs at least 10 % fewer tokens than Debate, prompts included",
     "IMAD is as accurate as Debate, or at most 3 points below": "the accuracy of IMAD is at most 3 points below that "
     "of Debate",
-    "of trainings before the same GRPO, the one on debates helps most": "IMAD is more accurate than GRPO alone, and "
-    "than GRPO after other SFT",
+    "of trainings before the same GRPO, the one on debates helps most": "IMAD is more accurate than GRPO alone "
+    "(control: GRPO after other SFT)",
     "the paper's protocol: the agents' directions add more after IMAD": "an agent's direction raises ROUGE-L to the "
-    "agent's text more in IMAD than in the base",
-    "IMAD's answer depends on its silent first round": "IMAD's answer changes if the first round in its text is "
-    "replaced by that of another question",
+    "agent's text more in IMAD than in the base, by at least 0.02",
+    "IMAD's answer depends on its silent first round": "IMAD's answer changes more often if the first round in its "
+    "text is replaced by that of another question than if its text is continued again (difference of the shares)",
     "the paper's experiment: the base's vector removes the malicious trait from IMAD's texts": "a vector of the base, "
     "subtracted in IMAD, removes the malicious trait",
 }

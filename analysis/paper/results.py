@@ -518,9 +518,9 @@ def page(title: str, results: Published) -> str:
         "",
         "Verdicts: `holds`: the whole interval is at or above the smallest effect that counts. `does not hold`: the "
         "whole interval is below it. `not shown`: the interval contains it, or fewer than six seeds all have one "
-        "value. `holds, not specific`: a control has as large an effect. `not testable here`: there is no "
-        "measurement. `by seed` has the first quantity of the column `here`, a value per training seed; of claims "
-        "about all agents, that of the agent that is named.",
+        "value. `holds, not specific`: a control has as large an effect. `not testable here`: a condition of the test "
+        "is not met, or there is no measurement. `by seed` has the first quantity of the column `here`, a value per "
+        "training seed; of claims about all agents, that of the agent that is named.",
         "",
         "| claim | in the paper | here | by seed | smallest effect | unit | verdict |",
         "|---|---|---|---|---|---|---|",

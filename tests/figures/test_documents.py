@@ -102,5 +102,6 @@ def test_no_interval_of_a_figure_is_cut_at_the_end_of_an_axis(name: str) -> None
     figure, _ = PICTURES[name](RESULTS)
     for axes in figure.axes:
         low, high = axes.get_ylim()
-        ends = [y for lines in axes.collections for segment in lines.get_segments() for y in segment[:, 1]]
+        segments = [one for lines in axes.collections for one in lines.get_segments() if len(one)]
+        ends = [y for segment in segments for y in segment[:, 1]]
         assert ends and min(ends) >= low and max(ends) <= high
