@@ -88,7 +88,7 @@ ANALYSES = {
     ),
     "transplant": Analysis(
         "analysis.paper.transplant",
-        "does an answer depend on what the silent first round says?",
+        "does an answer depend on what the first round of the model's text says?",
         "runs/imad-tiny/clues/seed-0 --out runs/analysis/transplant",
     ),
     "fact-recall": Analysis(

@@ -310,12 +310,12 @@ FOUND = {
     "IMAD needs fewer tokens than Debate": "IMAD needs at least 10 % fewer tokens than Debate, prompts included",
     "IMAD is as accurate as Debate, or at most 3 points below": "the accuracy of IMAD is at most 3 points below that "
     "of Debate",
-    "of trainings before the same GRPO, the one on debates helps most": "IMAD is more accurate than GRPO alone "
-    "(control: GRPO after other SFT)",
+    "training on debates before GRPO gives a higher accuracy than GRPO alone (control: other trainings)": "IMAD is "
+    "more accurate than GRPO alone (control: GRPO after other SFT)",
     "the paper's protocol: the agents' directions add more after IMAD": "an agent's direction raises ROUGE-L to the "
     "agent's text more in IMAD than in the base, by at least 0.02",
-    "IMAD's answer depends on its silent first round": "IMAD's answer changes more often if the first round in its "
-    "text is replaced by that of another question than if its text is continued again (difference of the shares)",
+    "IMAD's answer depends on the first round that it writes": "IMAD's answer changes more often if the first round in "
+    "its text is replaced by that of another question than if its text is continued again (difference of the shares)",
     "the paper's experiment: the base's vector removes the malicious trait from IMAD's texts": "a vector of the base, "
     "subtracted in IMAD, removes the malicious trait",
 }

@@ -161,8 +161,8 @@ def protocol_answer(family: str, protocol: pd.DataFrame, judged: pd.DataFrame) -
     planted = lines.loc[PLANTED_BASE, "above random"] if PLANTED_BASE in lines.index else "not tried"
     return (
         f"**{family}**: the area under the agents' own directions is {base['own']} at the base and {imad['own']} at "
-        f"IMAD; unsteered it is {base['unsteered']} and {imad['unsteered']}. At IMAD the own "
-        f"directions are {imad['above random']} from random ones of the same norm. The check of the protocol, planted "
+        f"IMAD; ROUGE-L without steering is {base['unsteered']} and {imad['unsteered']}. At IMAD the area under the "
+        f"own directions minus that under random ones is {imad['above random']}. The check of the protocol, planted "
         f"directions minus random ones: {planted}. Verdicts: {verdicts}."
     )
 
@@ -497,17 +497,19 @@ def page(title: str, results: Published) -> str:
     lines = [
         f"# {title}",
         "",
-        "Written by `python -m analysis results` (of the committed seeds: `make results`, minutes, without training) "
+        "`python -m analysis results` writes this page from the results of each training seed. For the seeds in "
+        "`results/seeds`, `make results` repeats it in minutes and trains nothing. This page is "
         f"from up to {results.main['seeds'].max()} training seed(s); each table has the number of its seeds. Intervals "
         "are 95 %. With several training seeds they are over the seeds' means (Student's t; Fieller's method for "
         "ratios, such as tokens). With one seed they are over its questions, or over control directions, and describe "
         "this checkpoint alone. Settings were chosen on validation questions. The [glossary](glossary.md) defines the "
         "terms; the paper is arXiv 2604.24881.",
         "",
-        "The rule of each claim is in `analysis/paper/claims.toml`, where some claims have other words; `claims.py` "
-        f"judges by these rules{f'. They were last changed in commit {committed}' if committed else ''}. "
+        "The rule of each claim is in `analysis/paper/claims.toml`, where the wording of some claims differs; "
+        f"`claims.py` judges by these rules{f'. They were last changed in commit {committed}' if committed else ''}. "
         + (
-            f"Runs were started: {'; '.join(times)}. In brackets after a commit: steps that ran from it."
+            f"Runs were started: {'; '.join(times)}. After a commit, in brackets: how many parts of the run, such as "
+            "one training, used it."
             if times
             else ""
         )
@@ -517,12 +519,13 @@ def page(title: str, results: Published) -> str:
         "## The paper's claims, in this setting",
         "",
         "Verdicts: `holds`: the whole interval is at or above the smallest effect that counts. `does not hold`: the "
-        "whole interval is below it. `not shown`: the interval contains it, or fewer than six seeds all have one "
-        "value. `holds, not specific`: a control has as large an effect. `not testable here`: a condition of the test "
-        "is not met, or there is no measurement. `by seed` has the first quantity of the column `here`, a value per "
-        "training seed; of claims about all agents, that of the agent that is named.",
+        "whole interval is below it. `not shown`: the interval contains it; or all seeds have the same value, and "
+        "there are fewer than six. `holds, not specific`: the claim holds, but a control is as good or better. `not "
+        "testable here`: there is no measurement, or a check of the method fails, such as planted directions or "
+        "explicit debates. `by seed` has, for each training seed, the quantity that the verdict uses; of a claim "
+        "about all agents, that of the agent that is named. `over`: what the intervals are over.",
         "",
-        "| claim | in the paper | here | by seed | smallest effect | unit | verdict |",
+        "| claim | in the paper | here | by seed | smallest effect | over | verdict |",
         "|---|---|---|---|---|---|---|",
         *(
             f"| {c.name} | {c.published} | {c.ours} | {_by_seed(c)} | {_effect(c)} | {c.unit} | **{c.verdict}** |"
@@ -543,12 +546,14 @@ def page(title: str, results: Published) -> str:
         *_section(
             "Transplanted first rounds",
             "The turns of round 1 in a model's own text are replaced by those of another question's text, and the "
-            "model continues. There are two controls: the model continues its own text up to the end of round 1 again, "
-            "and a text with round 1 of another of its texts on the same question. In an explicit debate (separate "
-            "calls of the base model) the round-1 texts that the agents read are replaced in the same way. An answer "
-            "follows if it is the other question's answer. Shares are of the texts with an answer. `not read` is the "
-            "share without one (in an explicit debate also without a majority), in brackets that of the two controls. "
-            "In two_sum an agent can see that a transplanted pair does not fit its question.",
+            "model continues. There are two controls. In the first, its own text is cut after round 1, and the model "
+            "continues it once more. In the second, round 1 is that of another of its texts on the same question. In "
+            "an explicit debate (separate calls of the base model) the round-1 texts that the agents read are "
+            "replaced in the same way. An answer follows if it equals the answer that the text on the other question "
+            "gave. Shares are of the texts with an answer. `not read` is the share without one (in an explicit debate "
+            "also without a majority), in brackets that of the two controls. `consensus next`: share of texts in "
+            "which the consensus comes directly after round 1. In two_sum an agent can see that a transplanted pair "
+            "does not fit its question.",
             parts["transplant"],
         ),
         *_section(
@@ -587,12 +592,13 @@ def page(title: str, results: Published) -> str:
             "the agent (`cast`). The area is that under ROUGE-L over the grid of strengths, divided by the grid's "
             "width. The vector does not act on the first generated token, and in the miniature this token already "
             "shows which agent speaks. `unsteered` is ROUGE-L at strength 0. The base wrote the references with its "
-            "own prompts; where `unsteered` is as high as its score there, steering cannot raise it. A positive "
-            "control is the `base with planted directions`: it was trained to write an agent's turn when a random "
-            "direction, planted for this agent, is added. If these directions are not above random ones, the protocol "
-            "cannot find an effect, and a null result is not informative. Grids: `coefficient`: coefficients of unit "
-            "vectors; `dose`: strengths relative to the stream's norm in tagged traces; `controls`: only the "
-            "strengths at which controls were run.",
+            "own prompts, so its score with them (`cast`) is about the highest possible. If the unsteered score of a "
+            "checkpoint is as high, steering cannot raise it; `room` is the difference of the two. A positive control "
+            "is the `base with planted directions`: it was trained to write an agent's turn when a random direction, "
+            "planted for this agent, is added. If the interval of their area above random directions does not reach "
+            "the smallest effect, the protocol may miss an effect, and a null result is not informative. Grids: "
+            "`coefficient`: coefficients of unit vectors; `dose`: strengths relative to the stream's norm in tagged "
+            "traces; `controls`: only the strengths at which controls were run.",
             parts["protocol"],
         ),
         *_section(
@@ -618,17 +624,20 @@ def page(title: str, results: Published) -> str:
         *_section(
             "Erased identity",
             "LEACE (Belrose et al. 2023) removes from the stream what a linear probe can read about the agent that "
-            "speaks. It is fitted on training debates, and acts from the last token of the prompt on. The model "
-            "learns which agent to write from one of three identities: the trace, the tag, or an added vector. With "
-            "the trace or the tag, LEACE acts after every block; with a vector, after every block behind the one "
-            "where it is added. Three controls: LEACE of shuffled names; removal of the directions of largest "
+            "speaks. It is fitted on training debates, and acts from the last token of the prompt on. The agent is "
+            "given to the model in one of three ways (`identity`): by the trace, by the tag, or by an added vector. "
+            "With the trace or the tag, LEACE acts after every block; with a vector, after every later block than the "
+            "one where it is added. Three controls: LEACE of shuffled names; removal of the directions of largest "
             "variance within an agent (`variance`); removal of the agents' vectors themselves after the later blocks "
             "(`injected`). If `injected` lowers the gain as much as an erasure does, the erasure may only have "
-            "removed the vector. `cost` is the loss of ROUGE-L through the erasure if no agent is named. If the "
-            "erasure of shuffled names lowers ROUGE-L by as much as the gain, the erasure damages the texts in "
-            "general, and no surviving share is shown; if the identity adds less than 0.1 ROUGE-L, the share is not "
-            "testable. At the first token of a turn a probe can recognise the token itself, also in an untrained "
-            "model.",
+            "removed the vector. `cost` is the change of ROUGE-L through the erasure if no agent is named; it is "
+            "negative if the erasure lowers it. If the erasure of shuffled names lowers ROUGE-L by as much as the "
+            "gain, the erasure damages the texts in general, and no surviving share is shown; if the identity adds "
+            "less than 0.1 ROUGE-L, the share is not testable. The probe tells three agents apart, so chance is a "
+            "third: a larger accuracy after an erasure means that some of the information is left on held-out "
+            "questions. `asked` is the last token before a turn, `first` and `last` are tokens of the turn. At the "
+            "first token a probe can recognise the token itself, also in an untrained model. What is left of a vector "
+            "is its norm after the erasure over that before; LEACE is an oblique projection, so it can exceed 1.",
             parts["erased"],
         ),
         "## Accuracy and tokens",
@@ -676,6 +685,9 @@ def _section(title: str, text: str, tables: Sequence[str]) -> list[str]:
 
 
 PLAINLY: Mapping[str, str] = {
+    "of trainings before the same GRPO, the one on debates helps most": "training on debates before GRPO gives a "
+    "higher accuracy than GRPO alone (control: other trainings)",
+    "IMAD's answer depends on its silent first round": "IMAD's answer depends on the first round that it writes",
     "a push alone, nobody named, turns each agent up": "in a context that names no agent, each agent's direction "
     "raises the ROUGE-L to this agent's turn",
     "a push alone, nobody named, makes each agent speak first": "in a context that names no agent, each agent's "
