@@ -38,18 +38,18 @@ def doctor(checkpoint: Checkpoint, loading: LoadOptions, as_json: Json = False) 
     """
     from dataclasses import asdict
 
+    def progress(check: str) -> None:
+        print(f"checking {check} ...", file=sys.stderr)
+
     if checkpoint.startswith(("http://", "https://")):
         from steerkit.doctor.served import examine_served
 
         if loading != LoadOptions():
             raise ValueError("expected no options of loading for a server; got some. Leave them out.")
-        findings = examine_served(checkpoint)
+        findings = examine_served(checkpoint, progress)
     else:
         loading.check(checkpoint)
         from steerkit.doctor.report import examine
-
-        def progress(check: str) -> None:
-            print(f"checking {check} ...", file=sys.stderr)
 
         findings = examine(*load_model(checkpoint, loading), progress)
     import pandas as pd

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +46,8 @@ def serve(
 
     The server speaks the OpenAI API.
 
-    A request asks for a vector in `vllm_xargs`: {"steerkit": "{\\"vector\\": \\"cheerful\\", \\"coefficient\\": 2}"}.
+    A request asks for a vector in `vllm_xargs`, e.g.
+    {"steerkit": "{\\"vector\\": \\"cheerful\\", \\"layer\\": 14, \\"coefficient\\": 2}"}.
 
     Example: steerkit serve CHECKPOINT --vectors runs/vectors
     """
@@ -61,6 +63,7 @@ def serve(
             f"expected --api-key for a server that other machines reach, at {host}; got none: anybody could add and "
             "remove vectors. Pass a key, or --host 127.0.0.1."
         )
+    _check_port(host, port)
     folder = checkpoint_folder(checkpoint, Path("runs/checkpoints"))
     fingerprint = fingerprint_of_folder(Path(folder)) if Path(folder).is_dir() else None
     if fingerprint is None:
@@ -83,3 +86,15 @@ def serve(
     if api_key:
         environment["VLLM_API_KEY"] = api_key  # an argument could be read in the list of processes
     os.execve(sys.executable, [*command, *(engine or [])], environment)
+
+
+def _check_port(host: str, port: int) -> None:
+    """`ValueError` if another process listens there: vLLM would say so after minutes."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, port))
+        except OSError as error:
+            raise ValueError(
+                f"expected a free port; {host}:{port} cannot be used: {error.strerror}. Pass --port."
+            ) from None

@@ -195,10 +195,13 @@ CHECKS: dict[str, Callable[[_Patient], Result]] = {
 }
 
 
-def examine_served(server: Any) -> list[Finding]:
+def examine_served(server: Any, progress: Callable[[str], None] | None = None) -> list[Finding]:
     """Run all checks on a server (a `steerkit.serving.Server`, `VLLM`, or an address).
 
     A vector is added for it, and removed at the end.
+
+    Args:
+        progress: called with the name of each check before it runs.
 
     Returns:
         One finding per check; a check that raises counts as failed.
@@ -221,6 +224,8 @@ def examine_served(server: Any) -> list[Finding]:
     try:
         patient = _Patient(remote)
         for name, check in CHECKS.items():
+            if progress is not None:
+                progress(name)
             try:
                 findings.append(Finding(name, *check(patient)))
             except (ValueError, RuntimeError) as error:

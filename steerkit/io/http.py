@@ -135,7 +135,8 @@ class Connections:
             if late.is_set() or isinstance(error, TimeoutError):
                 raise Failure(f"no whole answer within {self.timeout_s:g} s", retryable=True) from None
             retryable = not isinstance(error, ssl.SSLCertVerificationError)
-            raise Failure(f"{type(error).__name__}: {error}", retryable) from None
+            where = f" ({self.host}:{self.port})" if isinstance(error, ConnectionRefusedError) else ""
+            raise Failure(f"{type(error).__name__}: {error}{where}", retryable) from None
         finally:
             connection.close()
         if late.is_set():

@@ -25,6 +25,7 @@ from steerkit.serving.request import (
     cache_keys,
     check_keys,
     from_wire,
+    meant_for_steering,
     parse_all,
     to_wire,
 )
@@ -256,7 +257,7 @@ def _checked_params(name: str, original: Callable[..., Any], self: Any, *args: A
     extra = getattr(self, "vllm_xargs", None) or {}
     try:
         check_keys(extra)
-        if outside := [one for one in getattr(self, "model_extra", None) or {} if one.lower().startswith("steer")]:
+        if outside := [one for one in getattr(self, "model_extra", None) or {} if meant_for_steering(one)]:
             raise BadRequest(
                 f"expected the steering in vllm_xargs, as JSON text; got {outside} beside it. Send "
                 '{"vllm_xargs": {"steerkit": "{...}"}}.'

@@ -17,6 +17,7 @@ client:
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -183,12 +184,25 @@ def parse_all(
     return Asked(pushes, prompt, draw, read)
 
 
+FIELDS_OF_A_STEERING = ("vector", "layer", "coefficient", "positions")
+
+
+def meant_for_steering(name: str) -> bool:
+    """Whether an unknown field at the top level of a request looks like a steering in the wrong place."""
+    name = name.lower()
+    like = name.startswith("steer") or name in (*FIELDS_OF_A_STEERING, "extra_body", "extra_args")
+    return like or bool(difflib.get_close_matches(name, ["vllm_xargs"], cutoff=0.8))
+
+
 def check_keys(extra: Mapping[str, Any]) -> None:
     """`BadRequest` for a key that begins like ours and is none, or for the fields of a steering without their key."""
     if misspelt := [name for name in extra if name not in KEYS and name.lower().startswith("steer")]:
         raise BadRequest(f"expected keys among {KEYS}; got {misspelt}. Rename it.")
-    if KEY not in extra and (bare := [name for name in extra if name in ("vector", "coefficient", "positions")]):
-        raise BadRequest(f"expected the fields {bare} in {KEY!r}, as JSON text; got them alone. Put them there.")
+    if KEY not in extra and (bare := [name for name in extra if name in FIELDS_OF_A_STEERING]):
+        raise BadRequest(
+            f"expected the fields {bare} in a JSON object that is the value of {KEY!r}, as text; got them without it. "
+            f'Send {{"{KEY}": "{{...}}"}}.'
+        )
 
 
 def _object(given: Any, key: str, kind: type, left_out: set[str]) -> dict[str, Any]:
@@ -465,6 +479,7 @@ __all__ = [
     "check_keys",
     "from_wire",
     "largest_stream",
+    "meant_for_steering",
     "parse",
     "parse_all",
     "spans",

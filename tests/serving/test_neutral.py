@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,18 @@ def test_serve_takes_no_settings_of_the_checkpoint_and_no_other_host_without_a_k
     with pytest.raises(ValueError, match="expected --api-key for a server that other machines reach"):
         CliRunner().invoke(app, [*call, "--host", "0.0.0.0"], catch_exceptions=False)
     assert CliRunner().invoke(app, [*call, "--host", "0.0.0.0", "--api-key", "k"]).exit_code == 0 and started
+    with (
+        socket.socket() as taken,
+        pytest.raises(ValueError, match=r"expected a free port; 127.0.0.1:\d+ cannot be used"),
+    ):
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        CliRunner().invoke(app, [*call, "--port", str(taken.getsockname()[1])], catch_exceptions=False)
+
+
+def test_a_field_that_is_not_about_steering_is_left_to_vllm() -> None:
+    request = SimpleNamespace(vllm_xargs={}, model_extra={"user_id": 3, "mm_processor_kwargs": {}, "cache_tag": "a"})
+    assert plugin._checked_params("to_sampling_params", lambda self: "accepted", request) == "accepted"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +64,9 @@ def test_serve_takes_no_settings_of_the_checkpoint_and_no_other_host_without_a_k
     [
         ({}, {"steerkit": {"vector": "x"}}),
         ({}, {"steering": {"vector": "x"}}),
+        ({}, {"vector": "x", "layer": 1}),
+        ({}, {"extra_body": {"vllm_xargs": {}}}),
+        ({}, {"vllm_xarg": {"steerkit": "{}"}}),
         ({"vector": "x", "coefficient": "2"}, {}),
         ({"steer_kit": "{}"}, {}),
     ],
