@@ -118,7 +118,8 @@ def answer(request, rng):
 
 out = sys.argv[1]
 debates = run_debates(addition(7, 0, "train"), Rule(answer), cast_of("standard"), Setting(), out, shared=True)
-open(f"{out}-seen-by-{ranks.rank_and_world()[0]}.json", "w").write(json.dumps([asdict(debate) for debate in debates]))
+seen = json.dumps([asdict(debate) for debate in debates], default=lambda function: function.__name__)
+open(f"{out}-seen-by-{ranks.rank_and_world()[0]}.json", "w").write(seen)
 """
 
 
