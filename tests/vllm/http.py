@@ -166,9 +166,11 @@ def test_vectors_are_added_and_removed_while_requests_run(live, real) -> None:
     assert names == {"mood", "narrow"}
 
 
-def test_a_field_that_vllm_ignores_is_answered_unsteered_and_our_client_asks_first(live) -> None:
-    """Stock vLLM ignores unknown body fields: the page on serving says so."""
-    status, answer = post(live, "/v1/completions", asked("", vllm_xargs={}, steering={"vector": "nope"}))
+@pytest.mark.parametrize("field", ["steering", "vector", "extra_body", "vllm_xarg"])
+def test_a_steering_beside_its_field_is_refused_and_other_unknown_fields_are_left_to_vllm(live, field) -> None:
+    status, answer = post(live, "/v1/completions", asked("", vllm_xargs={}, **{field: {"vector": "mood"}}))
+    assert status == 400 and "vllm_xargs" in str(answer)
+    status, answer = post(live, "/v1/completions", asked("", vllm_xargs={}, colour="red"))
     plain = post(live, "/v1/completions", asked("", vllm_xargs={}))[1]
     assert (status, answer["choices"][0]["token_ids"]) == (200, plain["choices"][0]["token_ids"])
 
@@ -201,7 +203,7 @@ def random_request(rng: random.Random) -> dict[str, Any]:
         several[0][field] = rng.choice(["nope", True if field == "coefficient" else -1, None, [], {}])
         body["vllm_xargs"]["steerkit"] = json.dumps(several)
     elif kind == "top":
-        body["steering"] = {"vector": "nope"}
+        body[rng.choice(["steering", "vector", "extra_body"])] = {"vector": "nope"}
     return {**body, "kind": kind, "stream": kind == "stream"}
 
 
@@ -225,7 +227,7 @@ def test_random_requests_are_answered_as_our_engine_does_or_refused(live, real) 
     greedy, sampled = [], []
     for body, (status, answer) in zip(bodies, answers, strict=True):
         seen[body["kind"], status] += 1
-        if body["kind"] in ("beams", "misspelt", "wrong"):
+        if body["kind"] in ("beams", "misspelt", "wrong", "top"):
             assert status == 400, (body, answer)
             continue
         assert status == 200, (body, answer)
