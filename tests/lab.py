@@ -9,13 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from analysis.published import published
 from steerkit.io.tables import read_table, write_table
 from steerkit.models.identity import describe
 from tests.training.test_documented_stages import URL, documented
+from tests.transformers_server import serving
 
 ROOT = Path(__file__).parents[1]
 LAB = ROOT / "results" / "lab" / "commands.csv"
@@ -80,29 +77,6 @@ ADVICE = (
 )  # fmt: skip
 
 
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of `transformers serve` with the checkpoint in a folder."""
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
-    command += ["--host", "127.0.0.1", "--port", "0", "--device", "cpu"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    late = threading.Timer(300, process.kill)
-    late.start()
-    try:
-        for line in process.stderr or ():
-            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
-                late.cancel()
-                threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True).start()
-                yield found[1]
-                return
-        raise RuntimeError("expected transformers serve to start; it ended. Install the extra `serve`.")
-    finally:
-        late.cancel()
-        process.terminate()
-        process.wait()
-
-
 def sized(call: list[str], url: str, model: Path, data: Path) -> list[str]:
     """A documented command with small sizes, the address of the server, and local files for hub ids."""
     settings = [part for setting in SIZES.get(call[0], ()) for part in ("--set", setting)]
@@ -132,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         left_out = [call for call in calls if any(name in str(call) for name in needs)]
         print(f"{len(left_out)} commands need the benchmarks' files, which are not in {data}; pass --data.")
         calls = [call for call in calls if call not in left_out]
-    with served(folder / "MODEL") as url:
+    with serving(folder / "MODEL") as url:
         for call in calls[len(done) :]:
             command, started = sized(call, url, folder / "MODEL", data), time.monotonic()
             print("python -m training", *call, flush=True)

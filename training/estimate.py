@@ -370,7 +370,7 @@ def asked(preset: Preset) -> int:
     """Tokens of a debate's longest prompt without the turns that it quotes: instructions, worked examples and question.
 
     A word of up to six letters, a digit, a space before a digit, a sign and a line end count as one token each, and a
-    message has eight of a chat template. At least `QUESTION`; so many for a toy world, whose prompts are short.
+    message has eight of a chat template. The result is at least `QUESTION`, and `QUESTION` for a toy world.
 
     Example:
         >>> asked(get_preset("llama-3.1-8b"))

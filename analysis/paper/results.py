@@ -412,7 +412,10 @@ def _tables_by_part(results: Published) -> dict[str, list[str]]:
             if name in some:
                 parts[part] += [f"**{family}**:", "", markdown(shown_as(some[name])), ""]
         if "protocol" in some:
-            parts["protocol"] += [GAINED_BY_IT, "", markdown(protocol_table(some["protocol"], GROWTH)), ""]
+            differences = (
+                "The areas minus the score at strength 0, and the differences of areas from those of the base:"
+            )
+            parts["protocol"] += [differences, "", markdown(protocol_table(some["protocol"], GROWTH)), ""]
         for part, named in {"steering": _steering(some), "patched": _patched(some), "erased": _erased(some)}.items():
             for name, table in named.items():
                 parts[part] += [f"**{family}**, {name}:", "", markdown(table), ""]
@@ -425,21 +428,8 @@ def _tables_by_part(results: Published) -> dict[str, list[str]]:
     return {**parts, "protocol": [*answers, *of_all, *parts["protocol"]]}
 
 
-GAINED_BY_IT = "The areas minus the score at strength 0, and the differences of areas from those of the base:"
-MAIN = {
-    "family": "family",
-    "method": "method",
-    "accuracy": "accuracy",
-    "by_seed": "by seed",
-    "tokens": "tokens",
-    "of_debate": "of Debate's tokens",
-    "gain_kept": "gain kept",
-    "unparsed": "unparsed",
-    "agents": "agents",
-    "n": "questions",
-    "seeds": "seeds",
-}
-"""Column of `analysis.paper.main_table.shown` -> column of the page."""
+RENAMED = {"n": "questions", "by_seed": "by seed", "of_debate": "of Debate's tokens", "gain_kept": "gain kept"}
+"""Column of `analysis.paper.main_table.shown` -> column of the page, where they differ."""
 SHOWN_AS: Mapping[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
     "protocol": ("protocol", protocol_table),
     "suppression": ("suppression_kept", suppression_table),
@@ -536,11 +526,11 @@ def page(title: str, results: Published) -> str:
             "What the debate adds",
             "Accuracy in per cent of the test questions; texts are sampled. SFT on shuffled turns, on gold and on "
             "right answers, and the SFT before DebateGPT + GRPO have as many steps and target tokens as SFT on the "
-            "traces. In the miniature, the learning rates of all these SFTs, and of IMAD's, were chosen by the same "
-            "search on another seed (`python -m analysis rates`); malice has no such search. SFT on gold answers is "
-            "trained on the right answers; in GRPO these are used for the reward only. Each GRPO has IMAD's settings. "
-            "GRPO without debate starts from the base in the miniature, and from SFT on first turns elsewhere. `IMAD "
-            "above it`: accuracy of IMAD minus that of this training, in points.",
+            "traces. In clues and two_sum, the learning rates of all these SFTs, and of IMAD's, were chosen by the "
+            "same search on another seed (`python -m analysis rates`). SFT on gold answers is trained on the right "
+            "answers; in GRPO these are used for the reward only. Each GRPO has IMAD's settings. GRPO without debate "
+            "starts from the base in the miniature, and from SFT on first turns elsewhere. `IMAD above it`: accuracy "
+            "of IMAD minus that of this training, in points.",
             [markdown(helps), ""] if len(helps) > 1 else [],
         ),
         *_section(
@@ -649,7 +639,12 @@ def page(title: str, results: Published) -> str:
         *(
             line
             for decoding, part in results.main.groupby("decoding", sort=False)
-            for line in (f"**{decoding}**:", "", markdown(shown(part).rename(columns=MAIN)[list(MAIN.values())]), "")
+            for line in (
+                f"**{decoding}**:",
+                "",
+                markdown(shown(part).drop(columns="decoding").rename(columns=RENAMED)),
+                "",
+            )
         ),
     ]
     return "\n".join(lines)

@@ -41,7 +41,7 @@ SHARES = (
     *("rouge_l", "rouge_l_symbols", "rouge_l_unicode", "distance", "repeated_4grams", "distinct_2", "share_steered"),
     *("probability", "trait", "right"),
 )
-"""Scores from 0 to 1: their bands are cut to this range."""
+"""Scores from 0 to 1: their bands are cut to this range, unless a score of this name has other values."""
 
 
 def explorer_data(
@@ -51,7 +51,7 @@ def explorer_data(
 
     Controls of one role share one line, the mean over them, with the prediction interval of a further control
     (`steerkit.stats.controls.control_band`). The other lines are those of `SweepResult.curve`, and areas those of
-    `SweepResult.curve_auc`. Intervals of scores in `SHARES`, and of scores that are 0 or 1, are cut to 0 and 1.
+    `SweepResult.curve_auc`. Intervals of scores in `SHARES` are cut to 0 and 1.
 
     Args:
         sweep: its numeric columns, except settings, are scores; infinite values count as missing.
@@ -235,16 +235,10 @@ def _series(
                 conditions[key]["series"].append(len(series))
         series.append({"name": role, "lines": [_line(part, score, controls=True) for score in scores]})
     for k, score in enumerate(scores):
-        if _is_share(sweep.table[score], score):
+        if score in SHARES and sweep.table[score].dropna().between(0, 1).all():
             for line in (one["lines"][k] for one in series if one["lines"][k] is not None):
                 line["points"] = [[c, mean, *map(_cut, ends), n] for c, mean, *ends, n in line["points"]]
     return series, conditions
-
-
-def _is_share(values: pd.Series, score: str) -> bool:
-    """Whether a score is from 0 to 1: by its name, or since it is 0 or 1; and all of its values are in this range."""
-    known = values.dropna()
-    return bool(known.between(0, 1).all()) and (score in SHARES or set(known) <= {0, 1})
 
 
 def _cut(end: float | None) -> float | None:

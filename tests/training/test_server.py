@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +13,7 @@ from transformers.utils.import_utils import is_serve_available
 from steerkit.io.chat import LONGEST_WAIT_S
 from steerkit.io.http import LARGEST_ANSWER
 from tests.scripted_server import Call, Scripted, answer, asked, drop, half, in_turn, refuse, say
+from tests.transformers_server import serving
 from training.debates.answerers import LocalModel, Reply, Request, Sampling, seed_of
 from training.debates.server import Server
 
@@ -202,25 +199,8 @@ def real_server(smollm, tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("smollm2")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
-    command += ["--host", "127.0.0.1", "--port", "0", "--device", "cpu"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    late = threading.Timer(300, process.kill)
-    late.start()
-    try:
-        lines = []
-        for line in process.stderr or ():
-            lines.append(line)
-            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
-                yield Server(found[1], str(folder), concurrency=2, attempts=1, timeout_s=300)
-                break
-        else:
-            pytest.fail("transformers serve did not start:\n" + "".join(lines))
-    finally:
-        late.cancel()
-        process.terminate()
-        process.communicate()
+    with serving(folder) as url:
+        yield Server(url, str(folder), concurrency=2, attempts=1, timeout_s=300)
 
 
 @pytest.mark.skipif(
