@@ -56,7 +56,7 @@ def serve(
         raise ImportError("expected vLLM in this environment; it is not installed. See docs/serving.md.")
     if not vectors.is_dir():
         raise ValueError(f"expected a folder of vectors; got {str(vectors)!r}, which is none. Make it.")
-    from steerkit.serving.checkpoint import checkpoint_folder, fingerprint_of_folder
+    from steerkit.serving.checkpoint import check_hub, checkpoint_folder, fingerprint_of_folder
 
     if host not in LOOPBACK and not api_key:
         raise ValueError(
@@ -65,7 +65,11 @@ def serve(
         )
     _check_port(host, port)
     folder = checkpoint_folder(checkpoint, Path("runs/checkpoints"))
-    fingerprint = fingerprint_of_folder(Path(folder)) if Path(folder).is_dir() else None
+    if Path(folder).is_dir():
+        fingerprint = fingerprint_of_folder(Path(folder))
+    else:
+        check_hub(str(folder))
+        fingerprint = None
     if fingerprint is None:
         hint("The weights of this checkpoint have no fingerprint: vectors of other weights are not refused.", False)
     settings = {

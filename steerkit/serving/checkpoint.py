@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from steerkit.models.checkpoint import explained
+from steerkit.models.hub import offline_options
 from steerkit.models.identity import fingerprint_of_tensors
 
 SOURCE = "steerkit_source.txt"
@@ -42,6 +44,23 @@ def checkpoint_folder(checkpoint: str, cache: Path) -> Path | str:
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     return folder
+
+
+def check_hub(checkpoint: str) -> None:
+    """Check that the hub, or what is kept of it here, has this checkpoint: vLLM says after a minute that it has not.
+
+    Raises:
+        OSError: it has not, or it cannot be reached.
+    """
+    from transformers.utils import cached_file
+
+    if "://" in checkpoint:  # an address, which vLLM reads itself
+        return
+    options = offline_options(checkpoint)
+    try:
+        cached_file(checkpoint, "config.json", **options)
+    except OSError as error:
+        raise explained(error, checkpoint, bool(options)) from error
 
 
 def fingerprint_of_folder(folder: Path) -> str | None:

@@ -78,6 +78,14 @@ class _Known:
 class BadUpload(ValueError):
     """A vector that cannot be added or removed."""
 
+    status = 400
+
+
+class NotServed(BadUpload):
+    """No vector has this name."""
+
+    status = 404
+
 
 def _answer(request: Any, work: Any) -> Any:
     from fastapi.responses import JSONResponse
@@ -88,7 +96,7 @@ def _answer(request: Any, work: Any) -> Any:
     try:
         return JSONResponse(work(known))
     except BadUpload as error:
-        return JSONResponse({"error": {"message": str(error)}}, status_code=400)
+        return JSONResponse({"error": {"message": str(error)}}, status_code=error.status)
 
 
 async def _ask(request: Any, name: str, data: bytes | None) -> Any:
@@ -153,7 +161,7 @@ def _delete(known: _Known, name: str) -> None:
     _check_name(name)
     folder = known.folder
     if not (files := _files_of(folder, name)):
-        raise BadUpload(f"expected a served vector among {sorted(folder.served())}; got {name!r}. Name one of these.")
+        raise NotServed(f"expected a served vector among {sorted(folder.served())}; got {name!r}. Name one of these.")
     for path in files:
         path.unlink(missing_ok=True)
 

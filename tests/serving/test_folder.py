@@ -10,7 +10,7 @@ import torch
 from steerkit.serving import folder as folder_module
 from steerkit.serving.folder import Model, VectorFolder, stored_vector
 from steerkit.serving.plugin import Settings
-from steerkit.serving.routes import BadUpload, _delete, _Known, _put
+from steerkit.serving.routes import BadUpload, NotServed, _delete, _Known, _put
 from steerkit.vectors.convert import write_vector
 from steerkit.vectors.vector import SteeringVector
 
@@ -94,5 +94,6 @@ def test_removing_a_vector_removes_no_other_file(tmp_path) -> None:
     one.folder.served()
     _delete(one, "README")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".by-content", "README.md"]
-    with pytest.raises(BadUpload, match="expected a served vector"):
+    with pytest.raises(NotServed, match="expected a served vector"):
         _delete(one, "README")
+    assert (NotServed.status, BadUpload.status) == (404, 400)

@@ -45,6 +45,8 @@ def test_serve_takes_no_settings_of_the_checkpoint_and_no_other_host_without_a_k
     with pytest.raises(ValueError, match="expected --api-key for a server that other machines reach"):
         CliRunner().invoke(app, [*call, "--host", "0.0.0.0"], catch_exceptions=False)
     assert CliRunner().invoke(app, [*call, "--host", "0.0.0.0", "--api-key", "k"]).exit_code == 0 and started
+    with pytest.raises(OSError, match="owner/none"):
+        CliRunner().invoke(app, ["serve", "owner/none", "--vectors", "vectors"], catch_exceptions=False)
     with (
         socket.socket() as taken,
         pytest.raises(ValueError, match=r"expected a free port; 127.0.0.1:\d+ cannot be used"),

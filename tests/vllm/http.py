@@ -154,6 +154,7 @@ def test_vectors_are_added_and_removed_while_requests_run(live, real) -> None:
     assert steered["choices"][0]["token_ids"] != plain["choices"][0]["token_ids"]
     assert running[0][0] == 200
     assert post(live, "/v1/completions", asked({"vector": "added"}))[0] == 400
+    assert post(live, "/v1/steering/vectors/added", b"", method="DELETE")[0] == 404
     for name, data, message in (
         ("wrong", b"no file", "could not be read"),
         ("narrow2", (live.vectors / "narrow.safetensors").read_bytes(), "width 7"),
