@@ -147,6 +147,8 @@ LONG = (
     "test_erased_identity.py::test_the_command_writes_the_tables_of_both_checkpoints_and_resumes",
     "test_protocol.py::test_a_run_that_is_resumed_adds_the_vectors_that_it_began_with",
     "test_demo.py::test_a_resumed_demo_repeats_nothing_and_ends_the_same",
+    "test_backends.py::test_a_real_checkpoint_is_read_and_steered_through_each_backend[nnsight]",
+    "test_backends.py::test_a_real_checkpoint_is_read_and_steered_through_each_backend[transformer_lens]",
 )
 """Tests of many seconds, marked `long`: `make test` leaves them out, `make test-long` runs them."""
 
