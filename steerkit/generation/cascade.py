@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -331,7 +332,8 @@ def _softmax_part(
 
 # In the model's place of attention
 
-_RUNNING: list[Cascade] = []
+_running: ContextVar[Cascade] = ContextVar("running")
+"""The cascade of the model that runs. Each thread has its own: other models may run in other threads."""
 
 
 def _attention(
@@ -355,7 +357,7 @@ def _attention(
         raise NotImplementedError(f"attention whose mask has the window {window} and whose layer has {sliding_window}")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     layer: Any = module.layer_idx
-    out = _RUNNING[-1].attend(int(layer), query, key, value, scale, sliding_window)
+    out = _running.get().attend(int(layer), query, key, value, scale, sliding_window)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -404,11 +406,11 @@ def _attending(model: nn.Module, cascade: Cascade) -> Iterator[None]:
     config = text_config(model)
     before = config._attn_implementation
     config._attn_implementation = NAME
-    _RUNNING.append(cascade)
+    outer = _running.set(cascade)
     try:
         yield
     finally:
-        _RUNNING.pop()
+        _running.reset(outer)
         config._attn_implementation = before
 
 

@@ -131,6 +131,7 @@ def generate(
     occurrence index).
     Of the model's generation configuration only the end tokens are used: repetition penalties, suppressed tokens, a
     top_k or other sampling settings there have no effect.
+    Two models may generate in two threads. One model is used by one thread at a time.
 
     Args:
         prompts: strings (verbatim), lists of messages (rendered by the chat template), or `Prompt`s.
