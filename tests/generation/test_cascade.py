@@ -96,6 +96,29 @@ def test_prompts_are_stored_once_each_without_the_padding_of_longer_ones() -> No
     assert [(shape[0], shape[2]) for shape in shapes] == [(1, 3 * BLOCK), (2, BLOCK)]
 
 
+def test_masks_grow_with_the_length_of_a_prompt_and_not_with_its_square_and_go_when_it_is_read(monkeypatch) -> None:
+    model, fill, held = tiny_model(context=1024), Cascade._fill, []
+
+    def masks(cascade: Cascade) -> int:
+        kept = [one for value in vars(cascade).values() if isinstance(value, dict) for one in value.values()]
+        return sum(one.numel() for one in kept if isinstance(one, Tensor))
+
+    def counted(self: Cascade, *arguments: Any) -> Tensor:
+        out = fill(self, *arguments)
+        held.append(masks(self))
+        return out
+
+    monkeypatch.setattr(Cascade, "_fill", counted)
+    most = []
+    for blocks in (5, 20):
+        held.clear()
+        with torch.inference_mode():
+            engine = CascadeEngine(model, [Row((5,) * (blocks * BLOCK + 1))], 3)
+        most.append(max(held))
+        assert masks(engine.cascade) == 0
+    assert 0 < most[1] <= 4 * most[0]
+
+
 def test_two_models_in_two_threads_write_the_texts_that_each_writes_alone() -> None:
     models, tokenizer = [tiny_model(seed=seed) for seed in (0, 1)], tiny_tokenizer()
 
