@@ -324,6 +324,12 @@ def test_lens_prints_the_tokens_asked_for_or_the_best_one(work: Work) -> None:
     assert {row["rank"] for row in work.json("lens", work.model, "one two")} == {1}
 
 
+def test_a_missing_value_of_a_table_is_null_in_json(capsys) -> None:
+    rows = pd.DataFrame({"rank": pd.array([1, None], "Int64"), "prob": [0.5, float("nan")]})
+    terminal.table("ranks", rows, as_json=True)
+    assert json.loads(capsys.readouterr().out) == [{"rank": 1, "prob": 0.5}, {"rank": None, "prob": None}]
+
+
 def test_bake_writes_a_checkpoint_whose_texts_are_the_steered_ones(work: Work, tmp_path: Path) -> None:
     vector = sk.SteeringVector.load(work.one_layer)
     out = tmp_path / "baked"
