@@ -204,7 +204,7 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
     ),
     "sweep numbers as choices": (
         (*SWEEP[:-2], "--layers", "1"), {**ASKED, "q.jsonl": b'{"prompt": "a", "choices": [1, 2]}\n'},
-        "expected choices as a list of texts in q.jsonl, row 1", "got [1, 2]", "Write them in quotes",
+        "expected choices as a list of texts in q.jsonl, row 1", "got [1, 2]", "Write e.g.",
     ),
     "sweep choices with a seed and a length": (
         (*SWEEP, "--layers", "1", "--choices", "a,b", "--seed", "1"), ASKED,
