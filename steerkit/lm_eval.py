@@ -34,10 +34,11 @@ class SteeredLM(HFLM):
         loglikelihood: the context is the prompt, and the continuation counts as new tokens. With `"generated"` the
             logits of the continuation's first token are unsteered. An answer of one token (most multiple choice) is
             then not steered at all: use `"from_last_prompt_token"`, `"prompt"` or `"all"`.
-        loglikelihood_rolling: each window is a separate text. Its prompt is the token that the harness adds before it:
-            the end-of-text token, or the last token of the previous window.
+        loglikelihood_rolling: each window is a separate text, and its first token is the prompt: the end-of-text token,
+            or in later windows a token of the text. All others count as new tokens, also where they are context.
 
-    The harness's request cache (`use_cache`) ignores steering: use a separate file per coefficient.
+    With `batch_size="auto"` the largest batch is searched once, for the longest of all log-likelihoods; `auto:N` is
+    the same. The harness's request cache (`use_cache`) ignores steering: use a separate file per coefficient.
 
     Args:
         model: a transformers (or PEFT) model; `HFLM` puts it in eval mode.
@@ -97,10 +98,12 @@ class SteeredLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Per request `(log-likelihood, whether greedy)`; only contexts of equal length share a forward."""
+        """Per request `(log-likelihood, whether greedy)`; only prompts of equal length share a forward."""
         groups: dict[int | None, list[int]] = {}
-        for number, (_, context, continuation) in enumerate(requests):
-            groups.setdefault(self._prompt_length(len(context), len(continuation)), []).append(number)
+        for number, request in enumerate(requests):
+            groups.setdefault(self._prompt_length(request), []).append(number)
+        if self.batch_size == "auto" and requests and not override_bs:  # else the harness searches in each group
+            override_bs = self._detect_batch_size([max(requests, key=lambda one: len(one[1]) + len(one[2]))])
         answers: dict[int, tuple[float, bool]] = {}
         with progress("log-likelihoods", len(requests)) as advance:
             for length, numbers in groups.items():
@@ -110,15 +113,19 @@ class SteeredLM(HFLM):
                 advance(len(numbers))
         return [answers[number] for number in range(len(requests))]
 
-    def _prompt_length(self, context: int, continuation: int) -> int | None:
-        """Tokens of the context that enter the model, which truncates it on the left; None for positions `all`."""
+    def _prompt_length(self, request: Request) -> int | None:
+        """Tokens of the context that enter the model, which truncates it on the left; None for positions `all`.
+
+        1 for a window of `loglikelihood_rolling`, which the harness marks by None in place of its texts.
+        """
         if parse_positions(self.steering.positions)[0] == "all":
             return None
-        kept = min(context, self.max_length + 1 - continuation)
+        texts, context, continuation = request
+        kept = min(1 if texts is None else len(context), self.max_length + 1 - len(continuation))
         if kept < 1:
             raise ValueError(
-                f"expected room for a token of context before a continuation of {continuation} tokens; got a model of "
-                f"{self.max_length} tokens. Shorten the continuation, or use positions 'all'."
+                f"expected room for a token of context before a continuation of {len(continuation)} tokens; got a "
+                f"model of {self.max_length} tokens. Shorten the continuation, or use positions 'all'."
             )
         return kept
 

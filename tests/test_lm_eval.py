@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import steerkit as sk
+from steerkit.models.hooks import counted_forwards
 from steerkit.scores.fluency import log_probabilities
 from tests.capture.test_capture import hooks
 from tests.models.test_backends import readable
@@ -136,6 +138,48 @@ def test_scores_of_choices_are_the_harness_log_likelihoods(tasks) -> None:
         assert ours["log_prob"].tolist() == pytest.approx(found, rel=1e-5)
 
 
+@pytest.mark.parametrize("size", ["auto", "auto:4"])
+def test_the_largest_batch_is_searched_once_for_all_lengths_of_context(size: str) -> None:
+    from lm_eval.api.instance import Instance
+
+    from steerkit.lm_eval import SteeredLM
+
+    model, tokenizer = tiny_model(), readable()
+    steering = sk.Steering(vector(model, 1), 1.5)
+    pairs = [(row["question"], f" {choice}") for row in QUESTIONS for choice in row["choices"]]
+    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+    found, counts = [], []
+    for batch_size in (8, size):
+        lm = SteeredLM(model, tokenizer, steering, batch_size=batch_size, max_batch_size=8)
+        with counted_forwards(model) as count:
+            found.append(numbers(lm.loglikelihood(requests, disable_tqdm=True)))
+        counts += count
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert counts[1] == counts[0] + 5  # the harness tries a size five times
+
+
+@pytest.mark.parametrize("positions", ["from_last_prompt_token", "generated", "generated:70", "prompt", "all"])
+def test_each_window_of_a_long_text_is_steered_from_its_first_token_on(positions: str) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.utils import get_rolling_token_windows
+
+    from steerkit.lm_eval import SteeredLM
+
+    model, tokenizer = tiny_model(context=64), readable()
+    steering = sk.Steering(vector(model, 1), 1.5, positions)
+    lm = SteeredLM(model, tokenizer, steering, batch_size=4)
+    text = "The sea is calm. " * 9
+    ids, total, widths = tokenizer(text)["input_ids"], 0.0, []
+    for entered, predicted in get_rolling_token_windows(ids, lm.prefix_token_id, 64, 1):
+        with torch.no_grad(), steering.on(model, prompt_length=1):
+            scores = model(torch.tensor([entered])).logits[0].log_softmax(-1)[-len(predicted) :]
+        total += float(scores.gather(1, torch.tensor(predicted)[:, None]).sum())
+        widths.append((len(entered), len(predicted)))
+    assert widths[-1][1] < widths[-1][0] == 64  # the last window has a long context
+    (found,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
+    assert found == pytest.approx(total, rel=1e-5)
+
+
 def test_generated_texts_are_our_own(tasks) -> None:
     from steerkit.lm_eval import SteeredLM
 
@@ -192,8 +236,6 @@ def test_the_callers_tokenizer_is_not_changed(llama) -> None:
 
 
 def test_what_cannot_be_said_is_refused(llama) -> None:
-    import torch
-
     from steerkit.lm_eval import SteeredLM
 
     model, tokenizer = llama
