@@ -204,6 +204,7 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         choices = row.get("choices")
         if not (choices is None or (isinstance(choices, list) and all(isinstance(one, str) for one in choices))):
             raise ValueError(
-                f"expected choices as a list of texts in {path}, row {number}; got {choices!r:.80}. Write e.g. [\" Yes\", \" No\"]."
+                f"expected choices as a list of texts in {path}, row {number}; got {choices!r:.80}. Write e.g. "
+                '[" Yes", " No"].'
             )
     return rows

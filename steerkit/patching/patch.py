@@ -431,10 +431,11 @@ def _warn_of_overflow(table: pd.DataFrame) -> None:
     missing = table[table["effect"].isna()]
     if len(missing):
         places = [f"{one.site} {one.layer} at {one.position}" for one in missing.itertuples()]
+        pairs = missing["pair"].drop_duplicates().tolist()
         warnings.warn(
             f"expected finite metrics of patched runs; got NaN or infinity in {len(missing)} of {len(table)}, of the "
-            f"pairs {missing['pair'].drop_duplicates().tolist()[:8]}, at {list(dict.fromkeys(places))[:8]}. The effects "
-            "are means without them, see n_missing. Load the model in bfloat16 or float32, or pass another metric.",
+            f"pairs {pairs[:8]}, at {list(dict.fromkeys(places))[:8]}. The effects are means without them, see "
+            "n_missing. Load the model in bfloat16 or float32, or pass another metric.",
             UserWarning,
             stacklevel=3,
         )

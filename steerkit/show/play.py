@@ -188,6 +188,27 @@ class _Written:
             self.text = text
 
 
+class _SoFar:
+    """The tokens of all rows so far and their projections, which are put into a queue after each token."""
+
+    def __init__(self, rows: int) -> None:
+        self.tokens: list[list[int]] = [[] for _ in range(rows)]
+        self.read: list[list[list[list[float]]]] = [[] for _ in range(rows)]
+        self.queue: queue.Queue[Any] = queue.Queue()  # ids and projections of all rows, an exception, or None
+
+    def begin(self, numbers: Sequence[int], monitor: Monitor | None) -> list[list[int]]:
+        """Begin these rows, again if their batch did not fit into memory; returns the lists of their tokens."""
+        for place, number in enumerate(numbers):
+            self.tokens[number] = []
+            self.read[number] = monitor.rows[place] if monitor else []
+        return [self.tokens[number] for number in numbers]
+
+    def report(self) -> None:
+        values = [[after for ((_, after),) in row] for row in self.read]
+        ids = [[token for token in row if token != ENDED] for row in self.tokens]
+        self.queue.put(list(zip(ids, values, strict=True)))
+
+
 def stream(
     model: nn.Module,
     tokenizer: Any,
@@ -220,38 +241,29 @@ def stream(
     rows = [Row(ids), *(Row(ids, one) for one in resolved)]
     watched, ends = request.watched(vectors), ends_of(model, tokenizer)
     uniform = torch.from_numpy(random_stream((request.seed, prompt.text, 0), request.max_new_tokens))
-    tokens: list[list[int]] = [[] for _ in rows]
-    read: list[list[list[list[float]]]] = [[] for _ in rows]
-    progress: queue.Queue[Any] = queue.Queue()  # ids and projections of all rows so far, an exception, or None
-
-    def report() -> None:
-        values = [[after for ((_, after),) in row] for row in read]
-        progress.put([([id for id in row if id != ENDED], some) for row, some in zip(tokens, values, strict=True)])
+    so_far = _SoFar(len(rows))
 
     def decode(engine: Engine, numbers: Sequence[int]) -> list[Continuation]:
         monitor = Monitor(watched, len(numbers)) if watched else None
-        for place, number in enumerate(numbers):
-            tokens[number] = []  # a batch that ran out of memory is repeated
-            read[number] = monitor.rows[place] if monitor else []
-        choose = _choose(request, uniform, ends, [tokens[number] for number in numbers], report, stopped)
+        choose = _choose(request, uniform, ends, so_far.begin(numbers, monitor), so_far.report, stopped)
         done = engine.decode(request.max_new_tokens, ends, choose, monitor)
         if monitor:
-            report()  # with the last token, which was forwarded after its choice
+            so_far.report()  # with the last token, which was forwarded after its choice
         return done
 
     def run() -> None:
         try:
             for _ in in_batches(model, rows, request.max_new_tokens, decode, len(rows)):
                 pass
-            progress.put(None)
+            so_far.queue.put(None)
         except Exception as error:  # raised again in the thread that reads the texts
-            progress.put(error)
+            so_far.queue.put(error)
 
     worker = threading.Thread(target=run, daemon=True)
     written = [_Written(tokenizer) for _ in rows]
     worker.start()
     try:
-        while (item := progress.get()) is not None:
+        while (item := so_far.queue.get()) is not None:
             if isinstance(item, ClientDisconnected):
                 return
             if isinstance(item, Exception):

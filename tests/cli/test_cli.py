@@ -223,9 +223,7 @@ def test_operation_temperature_and_adapter_are_options_where_python_has_them(wor
     command = ("steer", work.model, work.one_layer, "hi", "--max-new-tokens", "8", "--seed", "3")
 
     def texts(steering: sk.Steering, **options: Any) -> list[str]:
-        return [
-            sk.generate(*loaded, asked, max_new_tokens=8, steering=one, **options)[0] for one in (None, steering)
-        ]
+        return [sk.generate(*loaded, asked, max_new_tokens=8, steering=one, **options)[0] for one in (None, steering)]
 
     ablated = work.json(*command, "--operation", "ablate")
     assert [ablated["unsteered"], ablated["steered"]] == texts(sk.Steering(vector, operation="ablate"))

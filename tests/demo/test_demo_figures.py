@@ -36,7 +36,8 @@ def found(gains: pd.DataFrame, repetition: float = 0.0) -> dict[str, Any]:
     rows = [
         {
             "vector": "steps", "layer": 3, "coefficient": steered, "sample": 0, "text": "x", "prompt_id": str(i),
-            "group": str(i), "trait": 0.3 * steered, "right": 1.0, "perplexity": 2.0, "repeated_4grams": repetition * steered, "relative_dose": 0.4 * steered,
+            "group": str(i), "trait": 0.3 * steered, "right": 1.0, "perplexity": 2.0,
+            "repeated_4grams": repetition * steered, "relative_dose": 0.4 * steered,
         }
         for steered in (0.0, 1.0)
         for i in range(8)

@@ -178,7 +178,8 @@ def test_a_result_names_its_answers_and_a_hash_of_its_prompts_and_answers(llama:
 
     first = meta(CLEAN, ANSWERS)
     assert first["answers"] == [list(ANSWERS)] and meta(CLEAN, None)["answers"] is None
-    hashes = [meta(*given)["data_sha256"] for given in ((CLEAN, ANSWERS), (CLEAN, (" A", " C")), ("The lea is", ANSWERS))]
+    others = ((CLEAN, ANSWERS), (CLEAN, (" A", " C")), ("The lea is", ANSWERS))
+    hashes = [meta(*given)["data_sha256"] for given in others]
     assert hashes[0] == first["data_sha256"] and len(set(hashes)) == 3
 
 
