@@ -220,8 +220,8 @@ def patched_table(pooled: pd.DataFrame) -> pd.DataFrame:
     """Patched first rounds: a row per checkpoint, text, what follows round 1, and place.
 
     Columns: the shares of answers that follow, by part that is patched; by chance; those that follow, seed by seed; the
-    shares that change under round 1 and, in brackets, under the text's own activations. The table of the counts has the
-    pairs.
+    shares that change under round 1 and, in brackets where it was measured, under the text's own activations. The table
+    of the counts has the pairs.
     """
     some = pooled.assign(
         place=[f"{row.site}, layer {row.layer}" for row in pooled.itertuples()],
@@ -232,11 +232,13 @@ def patched_table(pooled: pd.DataFrame) -> pd.DataFrame:
     def of(quantity: str, part: str, column: str = "shown") -> pd.Series:
         return some[(some["quantity"] == quantity) & (some["part"] == part)].set_index(index)[column]
 
+    changed = of("changed", ROUND)
+    by_own = of("changed", OWN, "share").map(" ({:.2f})".format)  # measured at some places alone
     columns = {f"follows, {part}": of("follows", part) for part in (ROUND, PART, QUESTION)}
     columns |= {
         "follows by chance": of("chance", ROUND, "share").round(3),
         f"by seed, {ROUND}": of("follows", ROUND, "by_seed").map(two_digits),
-        f"changes, {ROUND} ({OWN})": of("changed", ROUND) + of("changed", OWN, "share").map(" ({:.2f})".format),
+        f"changes, {ROUND} ({OWN})": changed + by_own.reindex(changed.index).fillna(""),
         "seeds": of("follows", ROUND, "seeds"),
     }
     table = pd.DataFrame(columns).reindex(columns["seeds"].index)
