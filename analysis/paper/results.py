@@ -713,9 +713,18 @@ def write_published(folder: Path, out: Path, seeds: Collection[int] = ()) -> Pub
         folder: output folder of `python -m analysis reproduce`.
         out: the folder of the tables.
         seeds: training seeds; default: all that are there.
+
+    Raises:
+        FileNotFoundError: no finished run of these seeds is there.
     """
     found = sorted(path.parent for path in folder.glob("*/seed-*/questions.parquet"))
     runs = [run for run in found if not seeds or int(run.name.removeprefix("seed-")) in seeds]
+    if not runs:
+        of_seeds = f" of the seeds {sorted(seeds)}" if seeds else ""
+        raise FileNotFoundError(
+            f"expected finished runs{of_seeds} as {folder}/FAMILY/seed-N; there are none. Pass the output folder of "
+            "`python -m analysis reproduce`, or an archive of it."
+        )
     rows = read_runs(runs)
     write_main_table(runs, out)
     tables = collect_tables(folder, seeds)
