@@ -490,8 +490,9 @@ def page(title: str, results: Published) -> str:
         f"from up to {results.main['seeds'].max()} training seed(s); each table has the number of its seeds. Intervals "
         "are 95 %. With several training seeds they are over the seeds' means (Student's t; Fieller's method for "
         "ratios, such as tokens). With one seed they are over its questions, or over control directions, and describe "
-        "this checkpoint alone. Settings were chosen on validation questions. The [glossary](glossary.md) defines the "
-        "terms; the paper is arXiv 2604.24881.",
+        "this checkpoint alone. Settings were chosen on validation questions. Questions are compared as texts: two "
+        "orders of the same numbers (`3+4*5-6`, `3+5*4-6`) are different questions, and may be in two seeds. The "
+        "[glossary](glossary.md) defines the terms; the paper is arXiv 2604.24881.",
         "",
         "The rule of each claim is in `analysis/paper/claims.toml`, where the wording of some claims differs; "
         f"`claims.py` judges by these rules{f'. They were last changed in commit {committed}' if committed else ''}. "
