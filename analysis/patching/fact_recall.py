@@ -151,7 +151,7 @@ def run(checkpoint: str, out: Path, results: Path | None, count: int | None) -> 
             if not path.exists():
                 write_table(path, effects(model, tokenizer, pairs, SITES, mode, method).pairs, about)
             parts[mode, method] = read_table(path)[0]
-        tables = {way: over_pairs(part).drop(columns=["head", "token"]) for way, part in parts.items()}
+        tables = {way: over_pairs(part).drop(columns=["head", "token", "n_missing"]) for way, part in parts.items()}
         exact = [(mode, part) for (mode, method), part in parts.items() if method == "exact"]
         found = {
             "fact_recall": pd.concat(

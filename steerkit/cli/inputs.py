@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -177,15 +178,32 @@ def check_new_folder(path: Path) -> None:
         raise FileExistsError(f"expected a new or empty folder at {path}; it holds something. Name another.")
 
 
+def check_port(host: str, port: int) -> None:
+    """`ValueError` if a server cannot listen there: it would say so only after a model is loaded."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, port))
+        except OSError as error:
+            raise ValueError(
+                f"expected a free port; {host}:{port} cannot be used: {error.strerror}. Pass --port."
+            ) from None
+
+
 def read_prompts(path: Path) -> list[dict[str, Any]]:
     """The prompts of a sweep: JSON lines of objects with `prompt`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line that is not a JSON object, or has no `prompt`.
+        ValueError: a line that is not a JSON object, has no `prompt`, or has choices that are not texts.
     """
     rows = read_rows(path, complete=True)
     for number, row in enumerate(rows, 1):
         if "prompt" not in row:
             raise ValueError(f"expected a key 'prompt' in {path}, row {number}; got {sorted(row)}. Add or rename it.")
+        choices = row.get("choices")
+        if not (choices is None or (isinstance(choices, list) and all(isinstance(one, str) for one in choices))):
+            raise ValueError(
+                f"expected choices as a list of texts in {path}, row {number}; got {choices!r:.80}. Write e.g. [\" Yes\", \" No\"]."
+            )
     return rows

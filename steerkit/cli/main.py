@@ -22,6 +22,8 @@ TRACEBACK = "--traceback"
 USER_ERRORS = (ValueError, OSError, ImportError, RunFolderBusy)
 """What the public functions document for bad input, a missing file or extra, and a busy or other run folder."""
 
+RESUMABLE = ("demo", "sweep")
+
 app = typer.Typer(
     help="Read, steer and measure the residual stream of causal language models.",
     no_args_is_help=True,
@@ -69,7 +71,8 @@ def main() -> None:
             traceback.print_exc()
         code = _report(error, no_arguments=not arguments)
     if code == 130:
-        print("steerkit: interrupted; repeat the same command to resume.", file=sys.stderr)
+        resumed = next((one for one in arguments if not one.startswith("-")), None) in RESUMABLE
+        print(f"steerkit: interrupted{'; repeat the same command to resume' if resumed else ''}.", file=sys.stderr)
     sys.exit(code)
 
 

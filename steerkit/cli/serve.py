@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from steerkit.cli.inputs import check_checkpoint
+from steerkit.cli.inputs import check_checkpoint, check_port
 from steerkit.cli.options import Checkpoint
 from steerkit.show.terminal import hint
 
@@ -29,7 +28,7 @@ def serve(
     checkpoint: Checkpoint,
     vectors: Annotated[Path, typer.Option(help="Folder of the vectors that requests may ask for.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 8000,
     name: Annotated[
         str | None, typer.Option(help="Name of the model for clients; default: that of its folder.")
     ] = None,
@@ -63,7 +62,7 @@ def serve(
             f"expected --api-key for a server that other machines reach, at {host}; got none: anybody could add and "
             "remove vectors. Pass a key, or --host 127.0.0.1."
         )
-    _check_port(host, port)
+    check_port(host, port)
     folder = checkpoint_folder(checkpoint, Path("runs/checkpoints"))
     if Path(folder).is_dir():
         fingerprint = fingerprint_of_folder(Path(folder))
@@ -90,15 +89,3 @@ def serve(
     if api_key:
         environment["VLLM_API_KEY"] = api_key  # an argument could be read in the list of processes
     os.execve(sys.executable, [*command, *(engine or [])], environment)
-
-
-def _check_port(host: str, port: int) -> None:
-    """`ValueError` if another process listens there: vLLM would say so after minutes."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            one.bind((host, port))
-        except OSError as error:
-            raise ValueError(
-                f"expected a free port; {host}:{port} cannot be used: {error.strerror}. Pass --port."
-            ) from None

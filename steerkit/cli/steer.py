@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from steerkit.cli.inputs import check_coefficient, check_vectors, parse_layer
+from steerkit.cli.inputs import check_coefficient, check_port, check_vectors, parse_layer
 from steerkit.cli.options import (
     Checkpoint,
     Foreign,
@@ -51,7 +52,7 @@ def steer(
 ) -> None:
     """Generate from one prompt without and with steering.
 
-    Both texts are printed side by side, with the relative dose.
+    Both texts are printed side by side, with the relative dose. With a temperature both draw the same random numbers.
 
     Example: steerkit steer CHECKPOINT persona.safetensors "How do tides work?" --layer 14 --coefficient 1.5
     """
@@ -77,10 +78,14 @@ def steer(
     }
     plain = sk.generate(model, tokenizer, [asked], **options)[0]
     norms = median_norms(model, [(asked.ids, plain.ids)], None, positions, str(steering.operation), str(steering.site))
+    if dose is not None and not norms:
+        raise ValueError(
+            f"expected a steered position beyond the first for a dose; {positions!r} has none after a prompt of "
+            f"{len(asked.ids)} tokens. Pass --coefficient, or other --positions."
+        )
     steering = steering.resolved(norms)
-    unsteered, steered = (
-        one.text for one in sk.generate(model, tokenizer, [asked, asked], steering=[None, steering], **options)
-    )
+    changed = sk.generate(model, tokenizer, [asked], steering=steering, **options)[0]  # draws the same numbers
+    unsteered, steered = plain.text, changed.text
     steered_layers = list(steering.vector.layers)
     coefficient, dose = float(steering.coefficient), relative_dose(steering, norms)
     if as_json:
@@ -88,7 +93,8 @@ def steer(
         print_json({**values, "layer": steered_layers[0] if len(steered_layers) == 1 else steered_layers})
         return
     label = "+".join(map(str, steered_layers))
-    shown = f"coefficient {coefficient:g}" + (f", dose {dose:.2f}" if operation == "add" else f", {operation}")
+    shown = f"coefficient {coefficient:g}" + ("" if math.isnan(dose) else f", dose {dose:.2f}")
+    shown += "" if operation == "add" else f", {operation}"
     side_by_side({"unsteered": unsteered, f"layer {label}, {shown}": steered})
     hint(DOSE, as_json)
 
@@ -98,7 +104,9 @@ def play(
     checkpoint: Checkpoint,
     loading: LoadOptions,
     vectors: Annotated[Path, typer.Option(help="A folder of vector files, or one file.")],
-    port: Annotated[int, typer.Option(help="Port on this machine; no other machine can connect.")] = 8765,
+    port: Annotated[
+        int, typer.Option(help="Port on this machine; no other machine can connect.", min=1, max=65535)
+    ] = 8765,
     foreign: Foreign = False,
 ) -> None:
     """Serve a local page whose sliders steer the model.
@@ -112,6 +120,7 @@ def play(
     if not files:
         raise FileNotFoundError(f"expected *.safetensors in {vectors}; there are none. Check the path.")
     check_vectors(files)
+    check_port("127.0.0.1", port)
     import steerkit as sk
     from steerkit.show.play import play as serve
 

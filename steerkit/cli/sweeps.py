@@ -102,8 +102,10 @@ def sweep(
     check_vectors(vectors)
     rows = read_prompts(prompts)
     given = None if choices is None else parse_choices(choices)
-    if given is not None or any("choices" in row for row in rows):
-        _check_no_generation(samples=samples, temperature=temperature, top_p=top_p)
+    if given is not None or any(row.get("choices") is not None for row in rows):
+        _check_no_generation(
+            samples=samples, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed
+        )
     import steerkit as sk
     from steerkit.sweeps.plan import Cell, prompt_rows, steerings_at
 

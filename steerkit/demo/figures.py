@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from steerkit.demo.summary import unmet
 from steerkit.demo.traits import PERSONAS
 from steerkit.show.plots import INK, curve_grid, intervals
-from steerkit.stats.sign import shown_sign
 
 AXES = {
     "trait": "trait score",
@@ -84,9 +84,7 @@ def gain_rows(gains: pd.DataFrame) -> pd.DataFrame:
 def gain_title(gains: pd.DataFrame) -> str:
     """The finding of the gains: the personas whose trait score rises over coefficient 0 and over all controls."""
     trait = gains[gains["score"] == "trait"]
-    signs = trait[["gain", "low", "high", "p"]].apply(lambda row: shown_sign(*row), axis=1)
-    least = signs.groupby(trait["persona"], sort=False).min()
-    names = [PERSONAS[str(name)] for name in least.index[least > 0]]
+    names = [PERSONAS[str(name)] for name, rows in trait.groupby("persona", sort=False) if not unmet(rows)]
     return f"Steering raises the trait score of {' and '.join(names)}" if names else "Steering raises no trait score"
 
 

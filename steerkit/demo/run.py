@@ -16,6 +16,7 @@ from steerkit.demo.contrasts import make_vectors
 from steerkit.demo.pages import draw
 from steerkit.demo.questions import INSTRUCTIONS, Question, read_questions, split
 from steerkit.demo.selection import Choice, Vectors, choose, near_unsteered, prompt_rows, scored
+from steerkit.demo.summary import unmet
 from steerkit.demo.traits import PERSONAS, TRAITS
 from steerkit.generation.generate import generate
 from steerkit.io.files import sha256
@@ -27,7 +28,6 @@ from steerkit.models.kernels import resume_kernels
 from steerkit.stats.mean import mean_interval
 from steerkit.stats.multiple import holm
 from steerkit.stats.paired import ratio
-from steerkit.stats.sign import shown_sign
 from steerkit.sweeps.projections import sweep_projections
 from steerkit.sweeps.result import SweepResult
 from steerkit.sweeps.sweep import sweep
@@ -285,14 +285,14 @@ def verdict(
 
     The trait rises where the interval of its gain over coefficient 0 lies above 0 and p, Holm-adjusted over personas,
     is at most 0.05. It rises more than under a kind of controls where the prediction interval lies above 0 (if there is
-    one, see `steerkit.stats.sign.shown_sign`) and the rank p-value is at most 0.05.
+    one, see `steerkit.stats.sign.shown_sign`) and the rank p-value is at most 0.05. `unmet` names the conditions that
+    do not hold.
     """
-    mine = gains[(gains["persona"] == persona) & (gains["score"] == "trait")].set_index("over")
+    rows = gains[(gains["persona"] == persona) & (gains["score"] == "trait")]
+    mine = rows.set_index("over")
     table = test.table[test.table["vector"] == persona]
     fluent = bool(near_unsteered(table)[choice.coefficient])
-    signs = [shown_sign(*row) for row in mine[["gain", "low", "high", "p"]].itertuples(index=False)]
-    rises = bool(min(signs) > 0 and mine.loc["coefficient 0", "p_holm"] <= 0.05)
-    specific = bool((mine["p_rank"].drop("coefficient 0") <= 0.05 + 1e-9).all())
+    missing = [*unmet(rows), *([] if fluent else ["the text is repetitive or not fluent"])]
     right = table.pivot_table(index="prompt_id", columns="coefficient", values="right")
     kept = ratio(right[choice.coefficient], right[0.0])
     mean_trait = table.groupby("coefficient")["trait"].mean()
@@ -300,7 +300,8 @@ def verdict(
     repetition = table.groupby("coefficient")["repeated_4grams"].mean()
     steered = float(choice.coefficient)
     return {
-        "steered": rises and specific and fluent,
+        "steered": not missing,
+        "unmet": "; ".join(missing),
         "trait_unsteered": float(mean_trait[0.0]),
         "trait_steered": float(mean_trait[steered]),
         "trait_when_asked": float(np.mean(asked)),

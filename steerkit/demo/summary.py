@@ -9,7 +9,11 @@ from typing import Any
 import pandas as pd
 
 from steerkit.demo.traits import PERSONAS
-from steerkit.stats.format import interval_text
+from steerkit.stats.format import interval_text, p_text
+from steerkit.stats.sign import shown_sign
+
+LEVEL = 0.05
+"""The largest p at which a gain is shown."""
 
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:
@@ -70,12 +74,26 @@ def _change(values: list[float]) -> str:
     return "{:.2f} -> {:.2f}".format(*values)
 
 
+def unmet(gains: pd.DataFrame) -> list[str]:
+    """The conditions on the trait gains of one persona that do not hold, in words; see `steerkit.demo.run.verdict`.
+
+    Args:
+        gains: its rows of the demo's `gains`, of the trait score.
+    """
+    rows = gains.to_dict("records")
+    below = [row["over"] for row in rows if shown_sign(row["gain"], row["low"], row["high"], row["p"]) <= 0]
+    found = [f"the gain over {', '.join(below)} is not shown to be above zero"] if below else []
+    for row in rows:
+        name, p = ("p (Holm)", row["p_holm"]) if row["over"] == "coefficient 0" else ("p by rank", row["p_rank"])
+        if row["over"] not in below and not p <= LEVEL + 1e-9:
+            found.append(f"{name} of the gain over {row['over']} is {p_text(p)}")
+    return found
+
+
 def _reason(verdict: Mapping[str, Any]) -> str:
-    if verdict["trait_when_asked"] < 0.1:
-        return " (this model does not show the trait even when the prompt asks for it)"
-    if not verdict["fluent"]:
-        return " (only in text that is repetitive or not fluent)"
-    return " (the interval of a gain includes zero)"
+    """What `verdict` says is missing, in brackets; and whether the model shows the trait at all."""
+    asked = ["the model does not show the trait even when the prompt asks for it"]
+    return f" ({'; '.join([verdict['unmet'], *(asked if verdict['trait_when_asked'] < 0.1 else [])])})"
 
 
 def print_summary(summary: Mapping[str, Any], out: Path) -> None:

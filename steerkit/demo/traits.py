@@ -33,7 +33,8 @@ def program(text: str) -> float:
     return _share(text.splitlines(), lambda line: any(rule.search(line) for rule in (ASSIGNMENT, COMMENT, KEYWORD)))
 
 
-NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d+)?")
+"""Digits, in which a comma stands only before whole groups of three: `3,060` is one number, `[5,6]` two."""
 
 
 def has_answer(text: str, answer: str) -> float:
@@ -42,8 +43,8 @@ def has_answer(text: str, answer: str) -> float:
     Text that lists many numbers may hit one by chance: compare with the answers of other questions.
 
     Example:
-        >>> has_answer("She gets 6.25 back.", "6.25"), has_answer("750 g", "50 g")
-        (1.0, 0.0)
+        >>> has_answer("She gets 6.25 back.", "6.25"), has_answer("[5,6]", "6"), has_answer("750 g", "50 g")
+        (1.0, 1.0, 0.0)
     """
     wanted = NUMBER.findall(answer)
     if not wanted:
@@ -53,7 +54,7 @@ def has_answer(text: str, answer: str) -> float:
 
 
 def _value(number: str) -> float:
-    return float(number.replace(",", "").rstrip("."))
+    return float(number.replace(",", ""))
 
 
 def _share(parts: list[str], has_trait: Callable[[str], bool]) -> float:

@@ -62,19 +62,20 @@ def examine(model: nn.Module, tokenizer: Any, progress: Callable[[str], None] | 
     Example:
         >>> examine(*sk.load("HuggingFaceTB/SmolLM2-135M-Instruct"))
     """
-    stream = _run("residual stream", checks.residual_stream, model, tokenizer)
+    stream = run("residual stream", checks.residual_stream, model, tokenizer)
     if stream.state == "failed":
         return [stream]
     found = [stream]
     for name, check in CHECKS.items():
         if progress is not None:
             progress(name)
-        found.append(_run(name, check, model, tokenizer))
+        found.append(run(name, check, model, tokenizer))
     return found
 
 
-def _run(name: str, check: Callable[[nn.Module, Any], Result], model: nn.Module, tokenizer: Any) -> Finding:
+def run(name: str, check: Callable[..., Result], *given: Any) -> Finding:
+    """The finding of a check of `given`; a check that raises has failed, with its error as the detail."""
     try:
-        return Finding(name, *check(model, tokenizer))
-    except (ValueError, RuntimeError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
-        return Finding(name, "failed", str(error))
+        return Finding(name, *check(*given))
+    except Exception as error:  # a model's own code may raise anything
+        return Finding(name, "failed", str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from steerkit.doctor.checks import Result
-from steerkit.doctor.report import Finding
+from steerkit.doctor.report import Finding, run
 from steerkit.serving.remote import Remote, Sent
 from steerkit.serving.request import KEY
 from steerkit.vectors.vector import SteeringVector
@@ -226,10 +226,7 @@ def examine_served(server: Any, progress: Callable[[str], None] | None = None) -
         for name, check in CHECKS.items():
             if progress is not None:
                 progress(name)
-            try:
-                findings.append(Finding(name, *check(patient)))
-            except (ValueError, RuntimeError) as error:
-                findings.append(Finding(name, "failed", str(error)))
+            findings.append(run(name, check, patient))
     except (ValueError, RuntimeError) as error:
         findings.append(Finding("steering", "failed", str(error)))
     finally:

@@ -20,7 +20,7 @@ from steerkit.models.cache_argument import NAMES, cache_argument
 from steerkit.models.context import check_switch, check_vocabulary, context_length
 from steerkit.models.identity import fingerprint
 from steerkit.models.kernels import running
-from steerkit.models.model import device_of, text_config, unwrap
+from steerkit.models.model import RAISED, device_of, text_config, unwrap
 
 BATCH_ROWS = {"cpu": 72, "cuda": 256}
 SMALL_MODEL = 400_000_000
@@ -164,7 +164,7 @@ def exact(model: nn.Module) -> Exact:
         for prompts in (UNEQUAL_PROMPTS, EQUAL_PROMPTS):
             try:
                 stepwise, chunked = _deviations(model, prompts, Engine)
-            except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            except RAISED as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 reasons.append(f"it raises {type(error).__name__}: {error}")
@@ -196,7 +196,7 @@ def _can_share(model: nn.Module, limit: float) -> bool:
     long = tuple(tuple(11 + i % 7 for i in range(min(n, longest - 8))) for n in LONG_PROMPTS)
     try:
         return all(max(_deviations(model, prompts, CascadeEngine)) <= limit for prompts in (UNEQUAL_PROMPTS, long))
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError, KeyError) as error:
+    except RAISED as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         return False

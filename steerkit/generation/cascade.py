@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -113,7 +114,7 @@ class Cascade:
         self.buckets = [_bucket(list(some)) for _, some in groupby(lengths, whole_blocks)]
         self.prompts: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
-        self._masks: dict[tuple[Any, ...], Tensor] = {}
+        self.masks: dict[tuple[Any, ...], Tensor] = {}  # the widest of each kind
         self.rows = len(prompt_of)
         self._arrange(list(prompt_of))
 
@@ -169,28 +170,30 @@ class Cascade:
             keys[:, :, group.start + group.offset : stop] = flat_k[new].transpose(1, 2)
             values[:, :, group.start + group.offset : stop] = flat_v[new].transpose(1, 2)
             queries = flat_q[group.tokens].unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4)
+            causal = self._causal(BLOCK, stop, groups, window, q.dtype)
             found = []
             for begin in range(0, length, BLOCK):
                 block = queries[:, :, :, begin : begin + BLOCK].reshape(many, k.shape[1], groups * BLOCK, -1)
                 end = group.start + begin + BLOCK
-                mask = self._causal(group.start + begin, end, 0, groups, window, q.dtype)
+                mask = causal[..., stop - end :]
                 part, _ = _softmax_part(block, keys[:, :, :end], values[:, :, :end], scale, mask)
                 found.append(part.unflatten(2, (groups, BLOCK)).permute(0, 3, 1, 2, 4))
             together = torch.cat(found, dim=1).reshape(many * length, *out.shape[1:])
             out[group.numbers] = together[group.back]
         return out.view(q.shape[0], q.shape[2], *out.shape[1:]).transpose(1, 2)
 
-    def _causal(self, start: int, stop: int, first: int, groups: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """The mask of queries from `start` to `stop`, for each of `groups` heads, over keys from `first` to `stop`."""
-        key = start, stop, first, groups, window
-        if key not in self._masks:
-            queries, keys = torch.arange(start, stop)[:, None], torch.arange(first, stop)
-            seen = keys <= queries
-            if window is not None:
-                seen &= keys > queries - window
-            mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)
-            self._masks[key] = mask.repeat(groups, 1)[None, None]
-        return self._masks[key]
+    def _causal(self, queries: int, keys: int, groups: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """The mask of the last `queries` of `keys` tokens, for each of `groups` heads.
+
+        It depends on the distance to the last token alone: the last columns of a mask are the mask of fewer keys.
+        """
+        key = queries, groups, window, dtype
+        if key not in self.masks or self.masks[key].shape[3] < keys:
+            back = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
+            hidden = (back < 0) if window is None else (back < 0) | (back >= window)
+            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, -torch.inf)
+            self.masks[key] = mask.repeat(groups, 1)[None, None]
+        return self.masks[key][..., self.masks[key].shape[3] - keys :]
 
     def _to_own(self, layer: int, q: Tensor, steps: int, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
         """Attention to the rows' own keys: output and log-sum-exp."""
@@ -201,7 +204,7 @@ class Cascade:
         extra = -m % FEW
         mask = None
         if steps > 1:
-            mask = self._causal(self.start, stop, first, m // steps, window, q.dtype)
+            mask = self._causal(steps, stop - first, m // steps, window, q.dtype)
             mask = nn.functional.pad(mask, (0, 0, 0, extra))
         out, log_sum = _softmax_part(nn.functional.pad(q, (0, 0, 0, extra)), keys, values, scale, mask)
         return out[:, :, :m], log_sum[:, :, :m]
@@ -331,7 +334,8 @@ def _softmax_part(
 
 # In the model's place of attention
 
-_RUNNING: list[Cascade] = []
+_running: ContextVar[Cascade] = ContextVar("running")
+"""The cascade of the model that runs. Each thread has its own: other models may run in other threads."""
 
 
 def _attention(
@@ -355,7 +359,7 @@ def _attention(
         raise NotImplementedError(f"attention whose mask has the window {window} and whose layer has {sliding_window}")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     layer: Any = module.layer_idx
-    out = _RUNNING[-1].attend(int(layer), query, key, value, scale, sliding_window)
+    out = _running.get().attend(int(layer), query, key, value, scale, sliding_window)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -404,11 +408,11 @@ def _attending(model: nn.Module, cascade: Cascade) -> Iterator[None]:
     config = text_config(model)
     before = config._attn_implementation
     config._attn_implementation = NAME
-    _RUNNING.append(cascade)
+    outer = _running.set(cascade)
     try:
         yield
     finally:
-        _RUNNING.pop()
+        _running.reset(outer)
         config._attn_implementation = before
 
 
@@ -507,6 +511,7 @@ class CascadeEngine(Engine):
             self._call(compiled, ids, positions, keep=1)
         finally:
             self.cascade.filling = None
+            self.cascade.masks.clear()
 
     def _copy_rows(self, numbers: Sequence[int]) -> None:
         self.cascade.keep(numbers)

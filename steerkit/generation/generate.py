@@ -128,9 +128,11 @@ def generate(
 
     A text depends on the model, its prompt, its steering (with a dose also on the norms) and the seed alone, not on the
     other rows: prompts are left-padded with positions of their own, and random numbers are keyed by (seed, prompt,
-    occurrence index).
+    occurrence index). To pair samples with and without steering, call `generate` once for each: both then draw the same
+    numbers. In one call, the second occurrence of a prompt draws others than the first.
     Of the model's generation configuration only the end tokens are used: repetition penalties, suppressed tokens, a
     top_k or other sampling settings there have no effect.
+    Two models may generate in two threads. One model is used by one thread at a time.
 
     Args:
         prompts: strings (verbatim), lists of messages (rendered by the chat template), or `Prompt`s.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from steerkit.capture.batches import forward_padded
 from steerkit.capture.layers import Layers
 from steerkit.capture.resid import resolve_layers
-from steerkit.generation.projections import steered
+from steerkit.generation.projections import steered, warn_of_overflow
 from steerkit.models.active import suspended
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.context import check_fits, check_vocabulary
@@ -30,6 +30,8 @@ from steerkit.text.tokens import encode
 COLUMNS = ["text", "layer", "position", "token_id", "token", "target_id", "target", "rank", "log_prob", "prob"]
 ROWS = 256
 """Streams whose logits are held at once."""
+OVERFLOWED = 0
+"""In place of a rank: the logits are not finite."""
 
 
 class _Streams:
@@ -68,18 +70,23 @@ def logit_lens(
             ids. A number k: the k most probable tokens at each layer and position.
         layers: `"all"`, one layer, or several.
         positions: `"last"`, `"all"`, an index into the text (-1 is the last token), or several.
-        steering: as for `sk.generate`; steerings that `with steering.on(model)` set are applied too.
+        steering: as for `sk.generate`; steerings that `with steering.on(model)` set are applied too. Pass one with a
+            dose as `steering.resolved(norms)`.
         chat_template_kwargs: further arguments of the chat template.
 
     Returns:
         One row per text, layer, position and looked-up token: text (index), layer, position (from 0), token_id and
         token (what the text holds at that position), target_id and target (looked up), rank (1 is the most probable;
-        equal logits have equal ranks), log_prob (natural logarithm) and prob.
+        equal logits have equal ranks), log_prob (natural logarithm) and prob. Where the logits are not finite, rank is
+        missing (`<NA>`) and log_prob and prob are NaN.
 
     Raises:
         ValueError: no text, a text longer than the context; no token, a string that is several tokens or none, an id
             outside the vocabulary; an unknown layer, a position outside a text; a steering that does not fit the model;
             a model whose logits are not determined by its last stream.
+
+    Warns:
+        UserWarning: a stream whose logits are not finite.
 
     Example:
         >>> table = sk.logit_lens(model, tokenizer, ["The capital of France is"], [" Paris", " Rome"])
@@ -116,6 +123,10 @@ def logit_lens(
     for column in ("token", "target"):
         text_of = {one: tokenizer.decode([one]) for one in table[f"{column}_id"].unique().tolist()}
         table[column] = table[f"{column}_id"].map(text_of)
+    overflowed = table["rank"] == OVERFLOWED
+    if overflowed.any():
+        table["rank"] = table["rank"].astype("Int64").mask(overflowed)
+        warn_of_overflow(table[overflowed], "ranks")
     return table[COLUMNS]
 
 
@@ -143,7 +154,7 @@ def _targets(model: nn.Module, tokenizer: Any, tokens: Any) -> list[int] | int:
         if count < 1:
             raise ValueError(f"expected 1 or more of the most probable tokens; got {count}. Pass a larger number.")
         return count
-    if isinstance(tokens, str | bool) or not isinstance(tokens, Sequence) or not len(tokens):
+    if isinstance(tokens, str | bool) or not isinstance(tokens, Sequence | np.ndarray) or not len(tokens):
         raise ValueError(f"expected a list of tokens, or a number; got {tokens!r:.80}. Put them in a list.")
     ids = []
     for token in tokens:
@@ -174,8 +185,9 @@ def _looked_up(model: nn.Module, streams: Tensor, wanted: list[int] | int) -> li
         else:
             ids = torch.tensor(wanted, device=logits.device).expand(len(logits), -1)
         own = logits.gather(1, ids)
-        ranks = torch.stack([(logits > one[:, None]).sum(1) + 1 for one in own.T], 1)
-        log_probs = own - logits.logsumexp(1, keepdim=True)
+        finite = logits.amax(1, keepdim=True).isfinite()  # -inf is the logit of a token that the model never writes
+        ranks = torch.stack([(logits > one[:, None]).sum(1) + 1 for one in own.T], 1).where(finite, OVERFLOWED)
+        log_probs = (own - logits.logsumexp(1, keepdim=True)).where(finite, torch.nan)
         parts = (ids.flatten().tolist(), ranks.flatten().tolist(), log_probs.flatten().tolist())
         found += list(zip(*parts, strict=True))
     return found

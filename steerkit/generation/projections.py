@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -179,6 +181,9 @@ def project(
         ValueError: no text, a text longer than the context, another number of prompts than texts, or a vector or
             steering that does not fit the model.
 
+    Warns:
+        UserWarning: a stream that is not finite, whose projections are NaN or infinite.
+
     Example:
         >>> sk.project(model, tokenizer, ["The sea is calm."], {"mood": vector.at(16)})
         >>> sk.project(model, tokenizer, [" calm."], vector.at(16), prompts=["The sea is"])
@@ -206,7 +211,21 @@ def project(
         for batch in forward_padded(model, blocks, [ids for ids, _ in rows], forward):
             for number, values in zip(batch, reader.take(), strict=True):
                 frames[number] = _frame(tokenizer, number, *rows[number], reader.keys, values)
-    return pd.concat([frames[number] for number in range(len(rows))], ignore_index=True)
+    table = pd.concat([frames[number] for number in range(len(rows))], ignore_index=True)
+    warn_of_overflow(table[~np.isfinite(table[["before", "after"]]).all(axis=1)], "projections")
+    return table
+
+
+def warn_of_overflow(rows: pd.DataFrame, values: str) -> None:
+    """Warn once of the texts and layers of these rows, whose stream is not finite."""
+    if len(rows):
+        texts, layers = (rows[name].drop_duplicates().tolist() for name in ("text", "layer"))
+        warnings.warn(
+            f"expected finite streams; got NaN or infinity in the texts {texts[:8]} at the layers {layers}, which have "
+            f"no {values}. Lower the coefficient, or load the model in bfloat16 or float32.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _ids_of(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from steerkit.models.hooks import edit_streams, observe_streams
-from steerkit.models.model import device_of, evaluating, text_config, unwrap
+from steerkit.models.model import RAISED, device_of, evaluating, text_config, unwrap
 
 _verified_blocks: weakref.WeakKeyDictionary[nn.Module, Blocks] = weakref.WeakKeyDictionary()
 
@@ -151,7 +151,7 @@ def _verified(model: nn.Module, path: str) -> Blocks | str:
         try:
             with observe_streams(modules, lambda *call: calls.append(call)):
                 plain = model(input_ids=ids, use_cache=False).logits
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        except RAISED as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise NoResidualStream(
@@ -206,7 +206,7 @@ def _positions_from_zero(model: nn.Module, ids: Tensor, plain: Tensor) -> bool:
     positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
     try:
         given = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-    except (IndexError, RuntimeError, TypeError, ValueError):
+    except RAISED:
         return False
     relative_error = float((given - plain).float().norm() / plain.float().norm())
     return relative_error <= (1e-3 if plain.dtype in (torch.float32, torch.float64) else 0.1)

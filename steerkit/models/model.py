@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+RAISED = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a model's own code raises for inputs that it does not take."""
+
 
 def unwrap(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper; any other model is returned as it is.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -74,7 +75,8 @@ class _ThroughOneDNN(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-_RUNNING: list[_ThroughOneDNN] = []
+_running: ContextVar[_ThroughOneDNN | None] = ContextVar("running", default=None)
+"""The mode of `fast_products` in this thread; torch keeps its modes per thread, too."""
 
 
 @contextlib.contextmanager
@@ -99,11 +101,11 @@ def fast_products(model: nn.Module) -> Iterator[str]:
     keep_freed_memory()
     mode = _ThroughOneDNN()
     with use_kernels(model), mode:
-        _RUNNING.append(mode)
+        outer = _running.set(mode)
         try:
             yield chosen
         finally:
-            _RUNNING.pop()
+            _running.reset(outer)
 
 
 @cache
@@ -124,13 +126,14 @@ def keep_freed_memory() -> bool:
 @contextlib.contextmanager
 def plain_products() -> Iterator[None]:
     """End `fast_products` for this `with`: for generation, whose many small operations it slows down."""
-    if not _RUNNING:
+    mode = _running.get()
+    if mode is None:
         yield
         return
-    mode = _RUNNING.pop()
+    outer = _running.set(None)
     mode.__exit__(None, None, None)
     try:
         yield
     finally:
         mode.__enter__()
-        _RUNNING.append(mode)
+        _running.reset(outer)

@@ -30,7 +30,7 @@ from steerkit.models.hooks import (
     observe_points,
     stream_of,
 )
-from steerkit.models.model import device_of, evaluating, text_config, unwrap
+from steerkit.models.model import RAISED, device_of, evaluating, text_config, unwrap
 from steerkit.models.site_names import DEFAULT, SITES, Place, check_name
 
 
@@ -319,7 +319,7 @@ def _sites_of(run: _Run, heads: tuple[int, set[int]]) -> tuple[Found, dict[str, 
         return {}, dict.fromkeys(SITES[:-1], "the block is compiled, and its modules run no hooks"), None
     try:
         same, _ = run.again({}, {})
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except RAISED as error:
         reason = f"the block cannot be run by itself ({type(error).__name__}: {error!s:.80})"
         return {}, dict.fromkeys(SITES[:-1], reason), None
     if not rounding.near(same, run.left, run.left):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.hooks import check_called, edit_streams, observe_streams, skipped
 from steerkit.models.kernels import running
-from steerkit.models.model import device_of, text_config, unwrap
+from steerkit.models.model import RAISED, device_of, text_config, unwrap
 
 ROWS = 256
 """Streams per forward."""
@@ -88,7 +88,7 @@ def _verify(model: nn.Module, blocks: Blocks) -> bool:
     for skip in (True, False):
         try:
             logits = _unembed(model, blocks, found[0][0], skip)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        except RAISED:
             if not skip:
                 raise
             continue

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from steerkit.capture.activations import ActivationMeans
 from steerkit.capture.layers import EMBED, Layers
 from steerkit.capture.resid import resolve_layers
 from steerkit.generation.generate import check_numbers
+from steerkit.io.files import sha256
 from steerkit.io.progress import progress
 from steerkit.models.active import suspended
 from steerkit.models.blocks import find_blocks
@@ -28,7 +30,7 @@ from steerkit.patching.metrics import Measure, Metric, check_metric
 from steerkit.patching.result import PatchResult, over_pairs
 from steerkit.patching.runs import Patch, Runs, attributed, values_of
 from steerkit.text.prompt import Prompt, PromptLike, encode_prompt
-from steerkit.text.tokens import encode
+from steerkit.text.tokens import decode, encode
 
 Mode = Literal["denoising", "noising"]
 Method = Literal["exact", "attribution"]
@@ -105,8 +107,9 @@ def patch(
 
     Warns:
         UserWarning: a pair whose runs differ less than a tenth as much as the median pair's: its effects are large and
-            uncertain. Or values that are put in at `resid_mid` and arrive with an error of more than 2 %: in 16 bits,
-            at positions whose stream is much larger than the value.
+            uncertain. Or patched runs whose metric is not finite: these pairs are left out of the effect of a place.
+            Or values that are put in at `resid_mid` and arrive with an error of more than 2 %: in 16 bits, at positions
+            whose stream is much larger than the value.
 
     Example:
         >>> result = sk.patch(model, tokenizer, "The Colosseum is in the city of", "The Louvre is in the city of",
@@ -162,6 +165,8 @@ def patch(
                 )  # fmt: skip
                 advance(1)
     table = pd.concat(frames, ignore_index=True)
+    _warn_of_overflow(table)
+    texts = [[decode(tokenizer, ids, skip_special=False) for ids in pair.answers] for pair in pairs if pair.answers]
     meta = {
         **about,
         "kind": "patching",
@@ -170,6 +175,8 @@ def patch(
         "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "function"),
         **_described_source(source),
         "n_pairs": len(pairs),
+        "answers": texts or None,
+        "data_sha256": sha256(repr([(pair.clean, pair.corrupted, pair.answers) for pair in pairs])),
     }
     return PatchResult(over_pairs(table), table, meta)
 
@@ -248,7 +255,8 @@ def _one_pair(
         patched = [pair.m_base + change for change in changes]
     table = pd.DataFrame(described).assign(base=pair.m_base, other=pair.m_other, patched=patched)
     table["head"] = table["head"].astype("Int64")
-    return table.assign(effect=(table["patched"] - pair.m_base) / (pair.m_other - pair.m_base))
+    effect = (table["patched"] - pair.m_base) / (pair.m_other - pair.m_base)
+    return table.assign(effect=effect.where(np.isfinite(effect)))
 
 
 def _parts(
@@ -414,6 +422,19 @@ def _warn_of_small_contrasts(contrasts: Sequence[_Contrast]) -> None:
         warnings.warn(
             f"the runs of the pairs {small[:8]} differ less than a tenth as much as those of the median pair; their "
             "effects are large and uncertain. Leave them out.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_overflow(table: pd.DataFrame) -> None:
+    missing = table[table["effect"].isna()]
+    if len(missing):
+        places = [f"{one.site} {one.layer} at {one.position}" for one in missing.itertuples()]
+        warnings.warn(
+            f"expected finite metrics of patched runs; got NaN or infinity in {len(missing)} of {len(table)}, of the "
+            f"pairs {missing['pair'].drop_duplicates().tolist()[:8]}, at {list(dict.fromkeys(places))[:8]}. The effects "
+            "are means without them, see n_missing. Load the model in bfloat16 or float32, or pass another metric.",
             UserWarning,
             stacklevel=3,
         )

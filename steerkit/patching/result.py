@@ -12,7 +12,7 @@ from steerkit.capture.activations import facts_html
 from steerkit.stats.mean import mean_interval
 
 PLACE = ["site", "layer", "head", "position", "token"]
-COLUMNS = [*PLACE, "effect", "effect_low", "effect_high", "n"]
+COLUMNS = [*PLACE, "effect", "effect_low", "effect_high", "n", "n_missing"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,10 +26,12 @@ class PatchResult:
             `effect`: mean over pairs of `(m - m_base) / (m_other - m_base)` with m the metric: 0 is the unpatched run,
             1 the other run,
             `effect_low`, `effect_high`: 95 % interval over pairs (`mean_interval`); NaN for one pair,
-            `n`: number of pairs.
+            `n`: number of pairs with an effect,
+            `n_missing`: number of pairs whose patched run has a metric that is not finite; they are left out.
         pairs: one row per place and pair, with the metrics: `pair`, `base` (unpatched run), `other` (the run that
-            activations are taken from), `patched`, and `effect`.
-        meta: provenance: model, mode, metric, method, answers.
+            activations are taken from), `patched`, and `effect` (NaN where `patched` is not finite).
+        meta: provenance: model, mode, metric, method, `answers` (right and wrong text of each pair; None without) and
+            `data_sha256`, a hash of the token ids of prompts and answers.
     """
 
     table: pd.DataFrame
@@ -46,14 +48,19 @@ class PatchResult:
         return facts_html("PatchResult", self._summary()) + shown
 
     def _summary(self) -> dict[str, str]:
-        top = self.table.loc[self.table["effect"].abs().idxmax()]
-        head = "" if pd.isna(top["head"]) else f" head {top['head']}"
+        effects = self.table["effect"].abs()
         return {
             "pairs": str(self.pairs["pair"].nunique()),
             "places": str(len(self.table)),
             "mode": str(self.meta.get("mode")),
-            "largest effect": f"{top['effect']:.3f} ({top['site']} {top['layer']}{head}, position {top['position']})",
+            "largest effect": "none is finite" if effects.isna().all() else _shown(self.table.loc[effects.idxmax()]),
         }
+
+
+def _shown(row: pd.Series) -> str:
+    """An effect with its place."""
+    head = "" if pd.isna(row["head"]) else f" head {row['head']}"
+    return f"{row['effect']:.3f} ({row['site']} {row['layer']}{head}, position {row['position']})"
 
 
 def over_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -70,7 +77,8 @@ def over_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
                 "effect": interval.mean,
                 "effect_low": interval.low,
                 "effect_high": interval.high,
-                "n": len(group),
+                "n": interval.n,
+                "n_missing": interval.n_missing,
             }
         )
     return pd.DataFrame(rows, columns=COLUMNS).astype({"head": "Int64"})

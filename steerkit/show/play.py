@@ -26,12 +26,13 @@ from steerkit.models.blocks import find_blocks
 from steerkit.models.context import context_length
 from steerkit.models.ends import ends_of
 from steerkit.models.identity import fingerprint
+from steerkit.models.model import widest_float
 from steerkit.show.pages import environment, inert_json
 from steerkit.steering.dose import median_norms, with_coefficients
 from steerkit.steering.operations import OPERATIONS
 from steerkit.steering.positions import POSITIONS
 from steerkit.steering.steering import ADDING, Steering
-from steerkit.text.prompt import Prompt, PromptLike, encode_prompt
+from steerkit.text.prompt import Prompt, PromptLike, render
 from steerkit.text.tokens import decode as decode_ids
 from steerkit.vectors.controls import random_like_all
 from steerkit.vectors.vector import SteeringVector
@@ -63,7 +64,7 @@ class GenerationRequest:
         unit: what the strengths are, `"coefficient"` or `"dose"` (of the median norm of the stream over the prompt, at
             the vector's site).
         max_new_tokens: at most `MAX_NEW_TOKENS`.
-        temperature: 0 is greedy; all texts draw the same random numbers.
+        temperature: 0 is greedy; all texts draw the same random numbers, those of `sk.generate` with this seed.
         seed: sampling seed.
         watch: vector name and layer whose projections shade the tokens; None for no shading.
     """
@@ -173,10 +174,13 @@ class _Written:
     """The text of a row so far, and where each of its tokens ends in it."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.text, self.ends = tokenizer, "", list[int]()
+        self.tokenizer, self.text, self.ends, self.ids = tokenizer, "", list[int](), list[int]()
 
     def extend(self, ids: Sequence[int]) -> None:
         """Decode the tokens that are new. A character that several tokens share belongs to the last of them."""
+        if self.ids != list(ids[: len(self.ids)]):  # written again, after a batch did not fit into memory
+            self.text, self.ends = "", []
+        self.ids = list(ids)
         for count in range(len(self.ends) + 1, len(ids) + 1):
             text = decode_ids(self.tokenizer, ids[:count])
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.text, text, strict=False)))
@@ -198,9 +202,11 @@ def stream(
 
     Raises:
         ValueError: an unknown vector or layer, or a prompt too long; before the first text.
+        torch.OutOfMemoryError: one text alone does not fit into memory.
     """
     messages: PromptLike = [{"role": "user", "content": request.prompt}] if request.chat else request.prompt
-    ids = encode_prompt(tokenizer, messages)
+    prompt = render(tokenizer, messages)
+    ids = prompt.ids
     steerings = request.steerings(vectors)
     limit = context_length(model)
     if limit is not None and len(ids) + request.max_new_tokens > limit:
@@ -212,19 +218,23 @@ def stream(
     random = [replace(one, vector=vector) for one, vector in zip(steerings, drawn, strict=True)]
     resolved = with_coefficients([steerings, random], lambda *where: _norms(model, tokenizer, ids, *where))
     rows = [Row(ids), *(Row(ids, one) for one in resolved)]
-    watched = request.watched(vectors)
-    monitor = Monitor(watched, len(rows)) if watched else None
-    tokens: tuple[list[int], ...] = tuple([] for _ in rows)
+    watched, ends = request.watched(vectors), ends_of(model, tokenizer)
+    uniform = torch.from_numpy(random_stream((request.seed, prompt.text, 0), request.max_new_tokens))
+    tokens: list[list[int]] = [[] for _ in rows]
+    read: list[list[list[list[float]]]] = [[] for _ in rows]
     progress: queue.Queue[Any] = queue.Queue()  # ids and projections of all rows so far, an exception, or None
 
     def report() -> None:
-        values = [[after for ((_, after),) in row] for row in monitor.rows] if monitor else [[] for _ in rows]
-        progress.put([([id for id in row if id != ENDED], read) for row, read in zip(tokens, values, strict=True)])
+        values = [[after for ((_, after),) in row] for row in read]
+        progress.put([([id for id in row if id != ENDED], some) for row, some in zip(tokens, values, strict=True)])
 
-    choose = _choose(request, ends_of(model, tokenizer), tokens, report, stopped)
-
-    def decode(engine: Engine, numbers: Any) -> list[Continuation]:
-        done = engine.decode(request.max_new_tokens, ends_of(model, tokenizer), choose, monitor)
+    def decode(engine: Engine, numbers: Sequence[int]) -> list[Continuation]:
+        monitor = Monitor(watched, len(numbers)) if watched else None
+        for place, number in enumerate(numbers):
+            tokens[number] = []  # a batch that ran out of memory is repeated
+            read[number] = monitor.rows[place] if monitor else []
+        choose = _choose(request, uniform, ends, [tokens[number] for number in numbers], report, stopped)
+        done = engine.decode(request.max_new_tokens, ends, choose, monitor)
         if monitor:
             report()  # with the last token, which was forwarded after its choice
         return done
@@ -248,9 +258,9 @@ def stream(
                 raise item
             for row, (ids_so_far, _) in zip(written, item, strict=True):
                 row.extend(ids_so_far)
-            read = [list(zip(row.ends, values, strict=False)) for row, (_, values) in zip(written, item, strict=True)]
+            shades = [list(zip(row.ends, values, strict=False)) for row, (_, values) in zip(written, item, strict=True)]
             unsteered, steered, control = (row.text for row in written)
-            yield Texts(unsteered, steered, control, tuple(read))
+            yield Texts(unsteered, steered, control, tuple(shades))
     finally:  # wait until no forward runs through the model's hooks
         stopped.set()
         worker.join()
@@ -273,19 +283,23 @@ def _norms(
 
 def _choose(
     request: GenerationRequest,
+    uniform: torch.Tensor,
     ends: frozenset[int],
     tokens: Sequence[list[int]],
     report: Callable[[], None],
     stopped: threading.Event,
 ) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
-    """The choice of each next token, which is appended to `tokens` of its row and reported."""
-    uniform = torch.from_numpy(random_stream((request.seed, request.prompt, 0), request.max_new_tokens)).float()
+    """The choice of each next token, which is appended to `tokens` of its row and reported.
+
+    Args:
+        uniform: a number in [0, 1) per step, for all rows.
+    """
 
     def choose(logits: torch.Tensor, alive: torch.Tensor, step: int) -> torch.Tensor:
         if stopped.is_set():
             raise ClientDisconnected
         if request.temperature:
-            draws = uniform[step].expand(len(alive)).to(logits.device)
+            draws = uniform[step].to(logits.device, widest_float(logits.device)).expand(len(alive))
             chosen = sample(logits, draws, request.temperature, 1.0)
         else:
             chosen = likeliest(logits)
@@ -351,6 +365,9 @@ def app(model: nn.Module, tokenizer: Any, vectors: Mapping[str, SteeringVector],
                         yield json.dumps(shown._asdict()) + "\n"
                 except ValueError as error:
                     yield json.dumps({"error": str(error)}) + "\n"
+                except torch.OutOfMemoryError as error:
+                    fix = "Shorten the prompt, or lower the number of new tokens."
+                    yield json.dumps({"error": f"out of memory: {error} {fix}"}) + "\n"
                 finally:
                     with anyio.CancelScope(shield=True):
                         await anyio.to_thread.run_sync(texts.close)

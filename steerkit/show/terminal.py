@@ -64,7 +64,7 @@ def table(title: str, rows: Any, as_json: bool) -> None:
     value in every row are named once, above the table.
     """
     if as_json:
-        print_json(rows.to_dict("records"))
+        print_json(rows.astype(object).where(rows.notna(), None).to_dict("records"))
         return
     columns, same = _compact(rows)
     constants = ", ".join(f"{name} {value}" for name, value in same.items())

@@ -71,7 +71,7 @@ class Steering:
             `add_normed`. The coefficient is NaN until `resolved(norms)` sets it; `on(model, norms=...)`,
             `sk.generate` and `sk.score_choices` do so. Without `norms=` these two measure the norms over all prompts of
             the call: the coefficient of one prompt then depends on the others. Functions without `norms=`, such as
-            `sk.project` and `steerkit.scores.fluency.kl`, take `steering.resolved(norms)`.
+            `sk.project`, `sk.logit_lens` and `steerkit.scores.fluency.kl`, take `steering.resolved(norms)`.
 
     Raises:
         TypeError: `vector` is not a SteeringVector, or `when` not a Condition.

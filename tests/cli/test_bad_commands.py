@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import tempfile
@@ -201,6 +202,14 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
     "sweep choices that are no JSON": (
         (*SWEEP, "--layers", "1", "--choices", "[a"), ASKED, "expected texts that differ", "got '[a'", "Write"
     ),
+    "sweep numbers as choices": (
+        (*SWEEP[:-2], "--layers", "1"), {**ASKED, "q.jsonl": b'{"prompt": "a", "choices": [1, 2]}\n'},
+        "expected choices as a list of texts in q.jsonl, row 1", "got [1, 2]", "Write e.g.",
+    ),
+    "sweep choices with a seed and a length": (
+        (*SWEEP, "--layers", "1", "--choices", "a,b", "--seed", "1"), ASKED,
+        "expected no --max-new-tokens, --seed for choices", "scored and not generated", "Leave it out",
+    ),
     "sweep no coefficients": (
         (*SWEEP, "--layers", "1", "--coefficients", ""), ASKED, "expected floats with commas between", "got ''", "Write"
     ),
@@ -240,6 +249,14 @@ COMMANDS: dict[str, tuple[Sequence[str], Files, str, str, str]] = {
     ),
     "score junk": (
         ("score", "run", "rouge_l"), {"run/table.parquet": PAIR}, "expected a table in", "got something else", "Write"
+    ),
+    "play at no port": (
+        ("play", "{model}", "--vectors", "v.safetensors", "--port", "99999"), {"v.safetensors": V},
+        "Invalid value for '--port'", "65535", "See --help",
+    ),
+    "serve at no port": (
+        ("serve", "{model}", "--vectors", "d", "--port", "0"), {"d": None}, "Invalid value for '--port'", "1",
+        "See --help",
     ),
     "probe one group": (
         ("probe", "{model}", "p.jsonl"), {"p.jsonl": row(group="g") * 6}, "groups as folds", "1 groups", "Read more"
@@ -293,6 +310,18 @@ def test_a_command_on_bad_input_says_so_in_one_line_and_leaves_with_2(name, leav
     for part in parts:
         assert part in message
     assert tree(tmp_path) == before
+
+
+def test_a_port_in_use_is_found_before_the_model_is_loaded(leave, tmp_path, monkeypatch, capsys) -> None:
+    lay(tmp_path, {"v.safetensors": V})
+    monkeypatch.setattr("steerkit.cli.steer.load_model", lambda *_: pytest.fail("loaded"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert leave(("play", "{model}", "--vectors", "v.safetensors", "--port", str(port))) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and f"expected a free port; 127.0.0.1:{port} cannot be used" in shown.err
 
 
 @pytest.mark.parametrize(

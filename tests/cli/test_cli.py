@@ -105,8 +105,8 @@ class Work:
 
     def sweep(self, out: str, *arguments: str) -> Any:
         options = arguments or ("--layers", "1,2", "--coefficients=-20,20")
-        command = ("sweep", self.model, self.vector, "--prompts", self.prompts, "--out", out, "--max-new-tokens", "4")
-        return self.json(*command, *options)
+        command = ("sweep", self.model, self.vector, "--prompts", self.prompts, "--out", out)
+        return self.json(*command, *options, *(() if "--choices" in options else ("--max-new-tokens", "4")))
 
 
 @pytest.fixture(scope="module")
@@ -219,23 +219,36 @@ def test_dtype_is_that_of_the_loaded_model(work: Work) -> None:
 def test_operation_temperature_and_adapter_are_options_where_python_has_them(work: Work, tmp_path: Path) -> None:
     loaded = sk.load(work.model)
     vector = sk.SteeringVector.load(work.one_layer)
-    asked = [[{"role": "user", "content": "hi"}]] * 2
+    asked = [[{"role": "user", "content": "hi"}]]
     command = ("steer", work.model, work.one_layer, "hi", "--max-new-tokens", "8", "--seed", "3")
+
+    def texts(steering: sk.Steering, **options: Any) -> list[str]:
+        return [
+            sk.generate(*loaded, asked, max_new_tokens=8, steering=one, **options)[0] for one in (None, steering)
+        ]
+
     ablated = work.json(*command, "--operation", "ablate")
-    steering = sk.Steering(vector, operation="ablate")
-    assert [ablated["unsteered"], ablated["steered"]] == sk.generate(
-        *loaded, asked, max_new_tokens=8, steering=[None, steering]
-    )
+    assert [ablated["unsteered"], ablated["steered"]] == texts(sk.Steering(vector, operation="ablate"))
     assert ablated["relative_dose"] is None
     sampled = work.json(*command, "--temperature", "1.5", "--top-p", "0.5", "--coefficient", "20")
-    options = {"temperature": 1.5, "top_p": 0.5, "seed": 3, "steering": [None, sk.Steering(vector, 20.0)]}
-    assert [sampled["unsteered"], sampled["steered"]] == sk.generate(*loaded, asked, max_new_tokens=8, **options)
+    options = {"temperature": 1.5, "top_p": 0.5, "seed": 3}
+    assert [sampled["unsteered"], sampled["steered"]] == texts(sk.Steering(vector, 20.0), **options)
+    nothing = work.json(*command, "--temperature", "1.5", "--coefficient", "0")
+    assert nothing["unsteered"] == nothing["steered"] != sampled["unsteered"]
     out = tmp_path / "run"
     work.sweep(str(out), "--layers", "1", "--operation", "ablate", "--temperature", "1", "--coefficients", "1")
     table = SweepResult.load(out).table
     assert set(table["operation"]) == {"ablate"} and set(table["temperature"]) == {1.0}
     for command_ in (score, report, sweep, steer, extract):
         assert "--adapter" in CliRunner().invoke(app, [command_.__name__, "-h"]).stdout
+
+
+def test_a_prompt_of_one_token_has_no_dose_to_print_and_takes_none(work: Work) -> None:
+    command = ("steer", work.model, work.one_layer, "a", "--verbatim", "--positions", "prompt", "--max-new-tokens", "2")
+    shown = work.ok(*command, "--coefficient", "2")
+    assert "coefficient 2" in shown and "nan" not in shown
+    with pytest.raises(ValueError, match=r"expected a steered position beyond the first.*Pass --coefficient"):
+        CliRunner().invoke(app, [*command, "--dose", "0.5"], catch_exceptions=False)
 
 
 def test_sweep_scores_choices_and_grows_in_its_folder(work: Work, tmp_path: Path) -> None:
@@ -322,6 +335,19 @@ def test_lens_prints_the_tokens_asked_for_or_the_best_one(work: Work) -> None:
     table = sk.logit_lens(*loaded, ["one two"], ["a", "b"], layers=[1, 3])
     assert [row["rank"] for row in rows] == table["rank"].tolist()
     assert {row["rank"] for row in work.json("lens", work.model, "one two")} == {1}
+
+
+@pytest.mark.parametrize(("command", "resumes"), [("sweep", True), ("demo", True), ("lens", False), ("steer", False)])
+def test_an_interrupted_command_that_resumes_says_so(command: str, resumes: bool, leave, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("steerkit.cli.main.app", lambda **_: 130)
+    assert leave(command, "m") == 130
+    assert ("to resume" in capsys.readouterr().err) == resumes
+
+
+def test_a_missing_value_of_a_table_is_null_in_json(capsys) -> None:
+    rows = pd.DataFrame({"rank": pd.array([1, None], "Int64"), "prob": [0.5, float("nan")]})
+    terminal.table("ranks", rows, as_json=True)
+    assert json.loads(capsys.readouterr().out) == [{"rank": 1, "prob": 0.5}, {"rank": None, "prob": None}]
 
 
 def test_bake_writes_a_checkpoint_whose_texts_are_the_steered_ones(work: Work, tmp_path: Path) -> None:

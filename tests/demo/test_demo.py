@@ -121,6 +121,8 @@ def test_the_provenance_of_a_joined_table_is_that_of_all_its_parts(demo) -> None
         ("1. 3 x 6.50 = 19.50\n2. Change: 6.25.", "6.25", 1.0), ("She has 50 g.", "750 g", 0.0),
         ("at 12:35", "12:35", 1.0), ("at 12:53", "12:35", 0.0), ("It is 3,060.0 m", "3,060 metres", 1.0),
         ("On saturday, then", "Saturday", 1.0), ("", "42", 0.0), ("It is 42.", "42", 1.0),
+        ("[5,6]", "6", 1.0), ("1,2345", "2345", 1.0), ("6,25", "625", 0.0), ("1,234,567", "1234567", 1.0),
+        ("3,060,1", "3060", 0.0), ("3,060, then", "3060", 1.0),
     ],
 )  # fmt: skip
 def test_a_text_has_the_answer_where_it_names_its_number(text, answer, right) -> None:

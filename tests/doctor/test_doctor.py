@@ -12,7 +12,7 @@ from tokenizers import normalizers
 
 from steerkit.cli import models as cli
 from steerkit.cli.models import doctor
-from steerkit.doctor import checks
+from steerkit.doctor import checks, report
 from steerkit.doctor.checks import _operation_error, compiled_caches
 from steerkit.doctor.report import CHECKS, Finding, examine
 from steerkit.models.cache_argument import cache_argument
@@ -72,6 +72,25 @@ def test_each_check_is_a_function_that_returns_a_state_and_a_detail() -> None:
     results = {name: check(model, tokenizer) for name, check in CHECKS.items()}
     findings = {finding.check: (finding.state, finding.detail) for finding in examine(model, tokenizer)}
     assert results.items() <= findings.items() and set(findings) - set(results) == {"residual stream"}
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (KeyError("layers"), "KeyError: 'layers'"),
+        (AssertionError("no cache"), "AssertionError: no cache"),
+        (ImportError("no kernel"), "ImportError: no kernel"),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),
+        (ValueError("expected a cache"), "expected a cache"),
+    ],
+)
+def test_a_check_that_raises_has_failed_and_the_others_run(error: Exception, detail: str, monkeypatch) -> None:
+    def raising(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(report, "CHECKS", {"cache": raising, "weights": checks.weights})
+    found = examine(tiny_model(), tiny_tokenizer())
+    assert found[1] == Finding("cache", "failed", detail) and found[2].state == "ok"
 
 
 def test_rows_that_see_their_batch_are_found() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import steerkit as sk
 from steerkit.generation.batches import exact
 from steerkit.generation.cascade import BLOCK, Cascade, CascadeEngine, _Group, whole_blocks
 from steerkit.generation.engine import Row
 from steerkit.models.kernels import kernels_of, missing, set_kernels, use_kernels
 from tests.bits import differences, population
-from tests.tiny import CONFIGS, tiny_model
+from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
 
 HEADS, KV_HEADS, D = 6, 2, 16
 
@@ -90,6 +94,47 @@ def test_prompts_are_stored_once_each_without_the_padding_of_longer_ones() -> No
         engine = CascadeEngine(model, [Row(prompt) for prompt in prompts for _ in range(4)], 3)
     shapes = [keys.shape for keys, _ in engine.cascade.prompts[0]]
     assert [(shape[0], shape[2]) for shape in shapes] == [(1, 3 * BLOCK), (2, BLOCK)]
+
+
+def test_masks_grow_with_the_length_of_a_prompt_and_not_with_its_square_and_go_when_it_is_read(monkeypatch) -> None:
+    model, fill, held = tiny_model(context=1024), Cascade._fill, []
+
+    def masks(cascade: Cascade) -> int:
+        kept = [one for value in vars(cascade).values() if isinstance(value, dict) for one in value.values()]
+        return sum(one.numel() for one in kept if isinstance(one, Tensor))
+
+    def counted(self: Cascade, *arguments: Any) -> Tensor:
+        out = fill(self, *arguments)
+        held.append(masks(self))
+        return out
+
+    monkeypatch.setattr(Cascade, "_fill", counted)
+    most = []
+    for blocks in (5, 20):
+        held.clear()
+        with torch.inference_mode():
+            engine = CascadeEngine(model, [Row((5,) * (blocks * BLOCK + 1))], 3)
+        most.append(max(held))
+        assert masks(engine.cascade) == 0
+    assert 0 < most[1] <= 4 * most[0]
+
+
+def test_two_models_in_two_threads_write_the_texts_that_each_writes_alone() -> None:
+    models, tokenizer = [tiny_model(seed=seed) for seed in (0, 1)], tiny_tokenizer()
+
+    def written(model: Any) -> list[str]:
+        return sk.generate(model, tokenizer, ["hello world", "abc"], max_new_tokens=4)
+
+    alone = [written(model) for model in models]
+    together = threading.Barrier(len(models))
+
+    def wait(*_: Any) -> None:
+        together.wait(10)
+
+    for model in models:  # a forward that has begun waits for that of the other model
+        model.model.layers[0].register_forward_pre_hook(wait)
+    with ThreadPoolExecutor(len(models)) as pool:
+        assert list(pool.map(written, models)) == alone
 
 
 @pytest.fixture

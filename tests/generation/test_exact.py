@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -59,6 +60,22 @@ def test_a_window_or_chunks_that_only_the_mask_has_are_computed_in_long_prompts(
 def test_a_model_with_a_state_outside_its_cache_is_refused() -> None:
     with pytest.raises(ValueError, match=r"RecurrentGemmaForCausalLM.*they differ by"):
         sk.generate(build("recurrent_gemma"), tiny_tokenizer(), ["The sea is calm"], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("error", [KeyError("layers"), AssertionError("no cache")])
+def test_a_model_whose_cache_raises_anything_is_refused_with_the_error(error: Exception) -> None:
+    model = tiny_model()
+    plain = model.forward
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **given: Any) -> Any:
+        if given.get("past_key_values") is not None:
+            raise error
+        return plain(*args, **given)
+
+    model.forward = forward
+    with pytest.raises(ValueError, match=f"expected a model whose logits with a cache.*{type(error).__name__}"):
+        exact(model)
 
 
 def test_what_is_exact_is_found_again_for_another_attention_kernel() -> None:

@@ -36,6 +36,10 @@ def read(model: Any, ids: Any, layer: int, steering: sk.Steering | None = None) 
     return streams[layer][0]
 
 
+def overflowing(model: Any) -> sk.Steering:
+    return sk.Steering(vector(model, 1), 1e38, "all")
+
+
 def check_rows(table: pd.DataFrame, logits: torch.Tensor, ids: Any) -> None:
     """The rows of one text and layer against logits `[position, vocabulary]`, token by token."""
     own = logits.double().log_softmax(-1).numpy()
@@ -108,6 +112,30 @@ def test_a_chat_and_more_streams_than_fit_one_forward_are_read_and_compiled_bloc
         block.compile(backend="eager")
     pd.testing.assert_frame_equal(sk.logit_lens(model, tokenizer, [chat], ["a"], positions="all"), table, atol=1e-4)
     torch._dynamo.reset()
+
+
+def test_a_stream_that_overflows_has_no_rank_and_its_text_and_layers_are_named() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    plain = sk.logit_lens(model, tokenizer, TEXTS, ["a", "b"])
+    with pytest.warns(UserWarning, match=r"the texts \[1\] at the layers \[1, 2, 3\], which have no ranks"):
+        found = sk.logit_lens(model, tokenizer, TEXTS, ["a", "b"], steering=[None, overflowing(model), None])
+    overflowed = (found["text"] == 1) & (found["layer"] > 0)
+    assert found[overflowed][["rank", "log_prob", "prob"]].isna().all(axis=None)
+    left = found[~overflowed].astype({"rank": plain["rank"].dtype})
+    pd.testing.assert_frame_equal(left, plain[~overflowed], rtol=1e-4)
+
+
+def test_most_probable_tokens_of_a_stream_that_overflows_have_no_rank_either() -> None:
+    model = tiny_model()
+    with pytest.warns(UserWarning, match="expected finite streams"):
+        found = sk.logit_lens(model, tiny_tokenizer(), ["a"], 3, layers=1, steering=overflowing(model))
+    assert found["rank"].isna().all()
+
+
+def test_tokens_are_taken_as_an_array() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    found = sk.logit_lens(model, tokenizer, TEXTS, np.array([3, 5]))
+    pd.testing.assert_frame_equal(found, sk.logit_lens(model, tokenizer, TEXTS, [3, 5]))
 
 
 def test_a_negative_token_id_is_refused_as_one() -> None:

@@ -182,6 +182,14 @@ def test_a_vector_that_cannot_be_watched_is_refused_before_anything_runs(watch: 
         sk.generate(model, tokenizer, ["a"], max_new_tokens=2, watch=watch)
 
 
+def test_a_projection_of_a_stream_that_overflows_is_named_by_text_and_layer() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    push = sk.Steering(vector(model, 1), 1e38, "all")
+    with pytest.warns(UserWarning, match=r"the texts \[1\] at the layers \[1, 2\], which have no projections"):
+        found = sk.project(model, tokenizer, ["ab", "cd"], {"v": vector(model, 0, 1, 2)}, steering=[None, push])
+    assert np.isfinite(found[(found["text"] == 0) | (found["layer"] == 0)][["before", "after"]]).all(axis=None)
+
+
 def test_texts_and_prompts_that_do_not_pair_are_refused() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     for texts, prompts in (("one string", None), ([], None), (["a", "b"], ["only one"])):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from steerkit.models.blocks import find_blocks
 from steerkit.models.hooks import counted_forwards
 from steerkit.models.site_names import SITES
 from steerkit.models.sites import NoSite
+from steerkit.patching.result import over_pairs
 from steerkit.patching.runs import Runs
 from steerkit.stats.mean import mean_interval
 from steerkit.steering.steering import Steering
@@ -146,6 +148,38 @@ def test_the_effects_of_pairs_have_their_mean_and_interval(llama: Any) -> None:
         values = both.pairs[both.pairs["position"] == row["position"]]["effect"]
         interval = mean_interval(values)
         assert (row["effect_low"], row["effect_high"]) == (interval.low, interval.high)
+
+
+def test_a_pair_without_an_effect_is_not_counted_as_one() -> None:
+    place = {"site": "resid_post", "layer": 1, "head": pd.NA, "position": "last", "token": "x"}
+    pairs = pd.DataFrame([{**place, "effect": effect} for effect in (0.5, float("nan"), 0.6, 0.7)])
+    (row,) = over_pairs(pairs.astype({"head": "Int64"})).to_dict("records")
+    assert (row["effect"], row["n"], row["n_missing"]) == (pytest.approx(0.6), 3, 1)
+
+
+@pytest.mark.parametrize("metric", ["logprob_diff", lambda logits: logits[:, 65].nan_to_num(nan=torch.inf)])
+def test_places_whose_patched_runs_are_not_finite_are_named_and_the_result_can_be_shown(metric: Any) -> None:
+    model, tokenizer = tiny_model().half(), tiny_tokenizer()
+    means = sk.collect_means(model, tokenizer, ["abcd", "hbcd"], layers=[1, 2])
+    huge = replace(means, mean=means.mean * 1e6)
+    clean, corrupted = ["abcd", "hbcd"], ["abxd", "hbxd"]
+    with pytest.warns(UserWarning, match=r"in 4 of 4, of the pairs \[0, 1\], at \['resid_post 1 at -1', 'resid_post 2"):
+        result = sk.patch(
+            model, tokenizer, clean, corrupted, ANSWERS, layers=[1, 2], positions=-1, source=huge, metric=metric
+        )
+    assert result.table["effect"].isna().all() and result.pairs["effect"].isna().all()
+    assert result.table[["n", "n_missing"]].to_numpy().tolist() == [[0, 2], [0, 2]]
+    assert "largest effect none is finite" in repr(result) and "none is finite" in result._repr_html_()
+
+
+def test_a_result_names_its_answers_and_a_hash_of_its_prompts_and_answers(llama: Any) -> None:
+    def meta(clean: Any, answers: Any) -> Any:
+        return sk.patch(*llama, clean, CORRUPTED, answers, layers=1, positions=-1, metric="kl").meta
+
+    first = meta(CLEAN, ANSWERS)
+    assert first["answers"] == [list(ANSWERS)] and meta(CLEAN, None)["answers"] is None
+    hashes = [meta(*given)["data_sha256"] for given in ((CLEAN, ANSWERS), (CLEAN, (" A", " C")), ("The lea is", ANSWERS))]
+    assert hashes[0] == first["data_sha256"] and len(set(hashes)) == 3
 
 
 def test_kl_and_functions_of_the_logits_are_metrics(llama: Any) -> None:

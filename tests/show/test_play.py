@@ -21,6 +21,9 @@ pytest.importorskip("uvicorn", reason="the extra `play` is not installed")
 import uvicorn
 from starlette.testclient import TestClient
 
+from steerkit.generation import batches
+from steerkit.generation.batches import exact
+from steerkit.generation.engine import Engine
 from steerkit.show.play import CONTROL_SEED, GenerationRequest, _Written, app, play, stream
 from steerkit.steering.dose import median_norms
 from steerkit.sweeps.projections import _token_ends
@@ -55,11 +58,13 @@ def test_the_last_texts_are_those_of_generate_and_the_steering_changes_one(parts
     texts = list(stream(model, tokenizer, vectors, request, threading.Event()))
     assert len(texts) <= 8 and texts[-1][0] != texts[-1][1]
     assert all(after.unsteered.startswith(before.unsteered[:-1]) for before, after in pairwise(texts))
-    if not temperature:
-        asked = [[{"role": "user", "content": "tell me"}]] * 2
-        steering = sk.Steering(vectors["up"].at(1), 1.0, "from_last_prompt_token")
-        whole = sk.generate(model, tokenizer, asked, max_new_tokens=8, steering=[None, steering])
-        assert list(texts[-1][:2]) == whole
+    asked = [[{"role": "user", "content": "tell me"}]]
+    steering = sk.Steering(vectors["up"].at(1), 1.0, "from_last_prompt_token")
+    whole = [
+        sk.generate(model, tokenizer, asked, max_new_tokens=8, steering=one, temperature=temperature)[0]
+        for one in (None, steering)
+    ]
+    assert list(texts[-1][:2]) == whole
 
 
 def test_a_strength_in_doses_is_of_the_median_norm_over_the_prompt(parts) -> None:
@@ -141,6 +146,44 @@ def test_tokens_are_shaded_live_by_the_projections_of_generate(parts) -> None:
     assert counts == [*range(len(counts))]  # a token is read one step after its choice
     without = stream(model, tokenizer, vectors, GenerationRequest.from_json(REQUEST), threading.Event())
     assert [one[:3] for one in without] == [one[:3] for one in texts[:-1]]
+
+
+@pytest.fixture
+def too_large(monkeypatch, parts):
+    """Call it with numbers of rows: a batch of so many runs out of memory after its third token."""
+    exact(parts[0])
+    forward = Engine.forward
+
+    def set_to(*rows: int) -> None:
+        def failing(self: Engine, ids: Any, start: int) -> Any:
+            if len(self.rows) in rows and start > self.width + 1:
+                raise torch.OutOfMemoryError("the device is full.")
+            return forward(self, ids, start)
+
+        monkeypatch.setattr(Engine, "forward", failing)
+
+    yield set_to
+    batches._fitting.clear()
+
+
+def test_after_a_batch_that_did_not_fit_into_memory_each_text_and_its_shades_are_its_own(parts, too_large) -> None:
+    request = GenerationRequest.from_json({**REQUEST, "watch": ["up", 2]})
+    wanted = list(stream(*parts, request, threading.Event()))[-1]
+    assert len(set(wanted[:3])) == 3
+    too_large(3)
+    for _ in range(2):  # the second time, the batches are small from the start
+        found = list(stream(*parts, request, threading.Event()))[-1]
+        assert found[:3] == wanted[:3]
+        for tokens, expected in zip(found.tokens, wanted.tokens, strict=True):
+            assert [end for end, _ in tokens] == [end for end, _ in expected]
+            assert [value for _, value in tokens] == pytest.approx([value for _, value in expected], abs=1e-4)
+
+
+def test_a_text_that_alone_does_not_fit_into_memory_comes_as_a_line(client, too_large) -> None:
+    too_large(1, 2, 3)
+    reply = client.post("/stream", json=REQUEST, headers=token(client))
+    error = json.loads(reply.text.splitlines()[-1])["error"]
+    assert error.startswith("out of memory: the device is full. Shorten the prompt")
 
 
 @pytest.mark.parametrize("watch", [["down", 1], ["up", 3]])
