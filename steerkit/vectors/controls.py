@@ -6,10 +6,11 @@ A control tests whether another direction of the same norm has the same effect. 
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.capture.activations import Activations
+from steerkit.probes.folds import of_one_class
 from steerkit.vectors.extract import extract_again
 from steerkit.vectors.vector import SteeringVector
 
@@ -94,8 +96,9 @@ def shuffled(
 ) -> dict[str, SteeringVector]:
     """Return `n` vectors for each vector, extracted in the same way after the labels were shuffled, rescaled.
 
-    The shuffle is balanced (see `shuffle_labels`), so that the true difference cancels. Under a plain permutation a
-    share of it remains by chance, and rescaling to the norm of the vector makes that share large.
+    The shuffle is balanced, so that the true difference cancels: under a plain permutation a share of it remains by
+    chance, and rescaling to the norm of the vector makes that share large. It is within the groups that have both
+    labels, such as contrast pairs; groups with one label exchange it as whole groups (see `shuffle_labels`).
 
     Args:
         vectors: as in `random`.
@@ -131,38 +134,83 @@ def shuffled(
 def shuffle_labels(
     activations: Activations, seed: int = 0, balanced: bool = False, label: str = "label"
 ) -> Activations:
-    """Return the same activations with their labels shuffled, within each group where every group has several labels.
+    """Return the same activations with their labels shuffled as those of a label without an effect could be.
 
-    Where a group has one label only, the labels are shuffled over all items.
+    In a group with several labels, such as a contrast pair, they are shuffled within the group. Groups with one label,
+    such as topics or documents that are labelled as a whole, exchange it as whole groups: the shuffled labels then
+    differ by what groups differ by, as the true ones do. Items without a group of their own count as such groups.
 
     Args:
-        balanced: False: a random permutation. True: a random assignment that gives the items of each true label every
-            label in proportion to its frequency, e.g. in exactly half of the contrast pairs the two labels are swapped.
-            The means of the shuffled labels then differ by noise, not by a chance share of the true difference.
+        balanced: False: a random permutation. True: a random assignment that gives the items (or whole groups) of each
+            true label every label in proportion to its frequency, e.g. in exactly half of the contrast pairs the two
+            labels are swapped. The means of the shuffled labels then differ by noise, not by a chance share of the true
+            difference.
         label: the column of `activations.items` that is shuffled.
+
+    Raises:
+        ValueError: no such column, or an item without a label or group.
+
+    Warns:
+        UserWarning: whole groups exchange their labels, and fewer than 20 assignments differ: p by rank cannot be 0.05.
+
+    Example:
+        >>> shuffle_labels(acts, seed=1, balanced=True).items["label"]
     """
+    names, group_of = (_as_text(activations, column) for column in (label, "group"))
     rng = np.random.default_rng(seed)
-    labels = activations.items[label].copy()
-    groups = activations.items.groupby("group", sort=False)
-    if (groups[label].nunique() > 1).all():
-        parts: list[Any] = [rows.index for _, rows in groups]
-        ranks = rng.permutation(len(parts)) if balanced else None
-        start = rng.random() if balanced else 0.0
-        for number, index in enumerate(parts):
-            own = labels.loc[index].to_numpy()
-            if ranks is None:
-                labels.loc[index] = rng.permutation(own)
-            else:
-                order = np.lexsort((rng.random(len(own)), own.astype(str)))
-                shift = int(len(own) * (ranks[number] + start) / len(parts))
-                labels.loc[index[order]] = np.roll(own[order], shift)
-    elif balanced:
-        drawn = pd.Series(rng.random(len(labels)), index=labels.index).groupby(labels.astype(str))
-        quantile = (drawn.rank() - rng.random(len(labels))) / drawn.transform("size")
-        labels.iloc[quantile.to_numpy().argsort()] = labels.iloc[labels.astype(str).to_numpy().argsort()].to_numpy()
-    else:
-        labels.loc[labels.index] = rng.permutation(labels.to_numpy())
+    own = activations.items[label].to_numpy()
+    codes = pd.factorize(group_of)[0]
+    parts = np.split(np.argsort(codes, kind="stable"), np.bincount(codes).cumsum()[:-1])
+    is_whole = of_one_class(names, codes)
+    mixed = [part for part, whole in zip(parts, is_whole, strict=True) if not whole]
+    wholes = [part for part, whole in zip(parts, is_whole, strict=True) if whole]
+    new = own.copy()
+    ranks, start = (rng.permutation(len(mixed)), rng.random()) if balanced and mixed else (None, 0.0)
+    for number, part in enumerate(mixed):
+        if ranks is None:
+            new[part] = rng.permutation(own[part])
+        else:
+            order = part[np.lexsort((rng.random(len(part)), names[part]))]
+            new[order] = np.roll(own[order], int(len(part) * (ranks[number] + start) / len(mixed)))
+    if wholes:
+        first = np.array([part[0] for part in wholes])
+        _warn_of_few(names[first], bool(mixed))
+        drawn = _balanced(own[first], names[first], rng) if balanced else rng.permutation(own[first])
+        new[np.concatenate(wholes)] = np.repeat(drawn, [len(part) for part in wholes])
+    labels = pd.Series(new, activations.items.index, activations.items[label].dtype)
     return replace(activations, items=activations.items.assign(**{label: labels}))
+
+
+def _as_text(activations: Activations, column: str) -> np.ndarray:
+    """A column of the items as text."""
+    if column not in activations.items:
+        raise ValueError(f"expected a column {column!r} in the items; got {list(activations.items)}. Add it.")
+    missing = activations.items[column].isna()
+    if missing.any():
+        raise ValueError(f"expected a {column} for every item; {missing.sum()} have none. Add them, or drop the items.")
+    return activations.items[column].astype(str).to_numpy(dtype=str)
+
+
+def _balanced(own: np.ndarray, names: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Labels drawn such that those with one true label get every label in proportion to its frequency."""
+    drawn = pd.Series(rng.random(len(names))).groupby(names)
+    quantile = (drawn.rank() - rng.random(len(names))) / drawn.transform("size")
+    new = own.copy()
+    new[quantile.to_numpy().argsort()] = own[names.argsort()]
+    return new
+
+
+def _warn_of_few(names: np.ndarray, are_others: bool) -> None:
+    counts = np.unique(names, return_counts=True)[1].tolist()
+    if not are_others and len(names) < 20:  # of two labels, 20 groups have 20 assignments at least
+        different = math.factorial(len(names)) // math.prod(map(math.factorial, counts))
+        if different < 20:
+            warnings.warn(
+                f"the labels of {len(names)} whole groups are exchanged, which gives {different} different assignments,"
+                " the true one among them: p by rank cannot be 0.05. Read more groups.",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def _used_by(vector: SteeringVector, activations: Activations) -> Activations:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -211,6 +212,46 @@ def test_the_shown_forms_of_activations_are_short_and_escaped(llama) -> None:
     )
     assert repr(wide).startswith("Activations(items 20, layers 0, ..., 16 (9 layers), d_model 4, labels 0 1, 1 1")
     assert "... (20 labels)" in repr(wide) and len(wide._repr_html_()) < 3000
+
+
+def test_merged_activations_hold_the_items_of_all_parts_in_order(llama) -> None:
+    first, second = (
+        sk.collect(*llama, texts, layers=[1, 2], labels=["a", "b"]) for texts in (["ab", "cd"], ["ef", "gh"])
+    )
+    both = sk.Activations.merge([first, second])
+    assert torch.equal(both.resid, torch.cat([first.resid, second.resid]))
+    assert both.items.index.tolist() == both.items["text"].tolist() == [0, 1, 2, 3]
+    assert both.items["label"].tolist() == ["a", "b"] * 2 and both.items["group"].tolist() == ["0", "1"] * 2
+    assert both.meta["n_texts"] == 4 and len(both.meta["data_sha256"]) == 64
+    assert both.meta["data_sha256"] not in (first.meta["data_sha256"], second.meta["data_sha256"])
+    rest = {key: value for key, value in first.meta.items() if key not in ("n_texts", "data_sha256")}
+    assert {key: value for key, value in both.meta.items() if key not in ("n_texts", "data_sha256")} == rest
+    assert sk.Activations.merge([first]).meta == first.meta
+    assert sk.difference_in_means(both, "a", "b").meta["n"] == 2
+
+
+def test_activations_that_were_read_otherwise_are_not_merged(llama) -> None:
+    model, tokenizer = llama
+    acts = sk.collect(model, tokenizer, ["ab"], layers=[1])
+    others = {
+        "layers": sk.collect(model, tokenizer, ["ab"], layers=[2]),
+        "site": sk.collect(model, tokenizer, ["ab"], layers=[1], site="mlp_out"),
+        "read position": sk.collect(model, tokenizer, ["ab"], layers=[1], position="first"),
+        "width": replace(acts, resid=acts.resid[..., :8]),
+        "model_fingerprint": replace(acts, meta={**acts.meta, "model_fingerprint": "other"}),
+        "adapter_fingerprint": replace(acts, meta={**acts.meta, "adapter_fingerprint": "other"}),
+    }
+    for name, other in others.items():
+        with pytest.raises(ValueError, match=rf"expected activations of one kind; got .*'{name}'"):
+            sk.Activations.merge([acts, other])
+    for nothing in ([], acts):
+        with pytest.raises(ValueError, match="expected a list of activations"):
+            sk.Activations.merge(nothing)
+
+
+def test_items_are_counted_from_zero_whatever_their_index_was(llama) -> None:
+    acts = sk.collect(*llama, ["ab", "cd"], layers=[1])
+    assert replace(acts, items=acts.items.set_index(pd.Index([3, 3]))).items.index.tolist() == [0, 1]
 
 
 def test_activations_and_means_are_equal_only_to_themselves_and_can_be_in_sets(llama) -> None:
