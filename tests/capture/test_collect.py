@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import steerkit as sk
+from steerkit.capture import collect as capture
 from steerkit.text.prompt import encode_prompt, render
 from tests.capture.test_capture import PAIRS, TEXTS, relative
 from tests.reference import hidden_states
@@ -176,13 +177,35 @@ def test_a_mean_over_position_0_warns_of_the_attention_sink_and_names_the_fix(ll
     assert len(sink_warnings(*llama, [CHATS[0]], position="mean")) == 1
 
 
-def test_a_mean_that_starts_later_other_positions_and_the_embedding_do_not_warn(llama) -> None:
+def test_a_token_that_is_read_at_position_0_warns_of_the_attention_sink_at_every_position(llama) -> None:
+    texts = ["a", "Two", "Three", sk.SpannedText("b", ((0, 1),), prompt="Say")]
+    for position, at_zero in (("last", 1), ("first", 3), ("letter", 1), (0, 3), (-1, 1), ("mean", 3)):
+        some = texts if position != "letter" else ["a", "?a", texts[3]]
+        for read in (sk.collect, sk.collect_means):
+            (message,) = sink_warnings(*llama, some, position=position, layers=[1], read=read)
+            assert f"position={position!r}" in message and f"position 0 in {at_zero} of {len(some)} spans" in message
+            assert "SpannedText or ContrastPair that starts after position 0" in message
+
+
+def test_positions_after_0_and_the_embedding_do_not_warn(llama) -> None:
     later = [*PAIRS, sk.SpannedText("One two", ((3, 7),))]
     for texts, position, layers in (
-        (later, "mean", "all"), (TEXTS, "last", "all"), (TEXTS, "first", "all"), (TEXTS, "mean", "embed"),
+        (later, "mean", "all"), (later, "first", "all"), (TEXTS[1:], "last", "all"), (TEXTS[1:], -2, "all"),
+        (TEXTS, "mean", "embed"), (TEXTS, "last", "embed"),
     ):  # fmt: skip
         assert not sink_warnings(*llama, texts, position=position, layers=layers)
         assert not sink_warnings(*llama, texts, position=position, layers=layers, read=sk.collect_means)
+
+
+def test_the_letter_is_at_one_index_in_all_windows_of_the_means(llama, monkeypatch) -> None:
+    monkeypatch.setattr(capture, "WINDOW", 2)
+    pairs = [sk.ContrastPair("q", " (A)", " (B)") for _ in range(2)]
+    means = sk.collect_means(*llama, [*pairs, *pairs], layers=[1], position="letter")
+    assert means.counts == (4, 4)
+    ending = sk.ContrastPair("q", " A", " B")
+    for read in (sk.collect, sk.collect_means):
+        with pytest.raises(ValueError, match="expected spans that end alike for position='letter'"):
+            read(*llama, [*pairs, ending, ending], layers=[1], position="letter")
 
 
 def test_the_means_of_unrelated_texts_are_nearly_equal_at_position_0_and_not_after_it(smollm) -> None:
