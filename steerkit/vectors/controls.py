@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.capture.activations import Activations
+from steerkit.models.identity import other_model
 from steerkit.probes.folds import of_one_class
 from steerkit.vectors.extract import extract_again
 from steerkit.vectors.vector import SteeringVector
@@ -67,7 +68,11 @@ def matched(vectors: Vectors, activations: Activations, n: int = 19, seed: int =
         `NAME/matched-0`, ..., each with the norm of its vector at every layer.
 
     Raises:
-        ValueError: a layer of the vector was not read, or the items are equal there.
+        ValueError: a layer of the vector was not read, or the items are equal there; the activations are of another
+            site, model or adapter than the vector.
+
+    Warns:
+        UserWarning: the activations were read at another position than the vector.
 
     Example:
         >>> sk.controls.matched({"calm": v}, acts)
@@ -76,14 +81,13 @@ def matched(vectors: Vectors, activations: Activations, n: int = 19, seed: int =
     def draw(vector: SteeringVector, number: int) -> SteeringVector:
         generator = torch.Generator().manual_seed(int(seed) + number)
         drawn = {}
-        if activations.site != vector.site:
-            raise ValueError(f"expected activations at {vector.site}; got {activations.site}. Pass site= to collect.")
         for layer in vector.layers:
             rows = activations.at(layer).double()
             weights = torch.randn(len(rows), generator=generator, dtype=torch.float64)
             drawn[layer] = (rows - rows.mean(0)).T @ weights
         return replace(vector, layers=drawn, meta={**vector.meta, "seed": int(seed) + number}).scaled_to(vector)
 
+    _check_read_alike(vectors, activations)
     return _controls("matched", vectors, n, draw)
 
 
@@ -113,7 +117,11 @@ def shuffled(
         `NAME/shuffled-0`, ..., each with the norm of its vector at every layer.
 
     Raises:
-        ValueError: no `extract`, and `meta` does not hold the method and the labels.
+        ValueError: no `extract`, and `meta` does not hold the method and the labels; the activations are of another
+            site, model or adapter than the vector.
+
+    Warns:
+        UserWarning: the activations were read at another position than the vector.
 
     Example:
         >>> v = sk.difference_in_means(acts)
@@ -128,6 +136,7 @@ def shuffled(
         drawn = replace(again.at(*vector.layers), meta={**vector.meta, "seed": int(seed) + number})
         return drawn.scaled_to(vector)
 
+    _check_read_alike(vectors, activations)
     return _controls("shuffled", vectors, n, draw)
 
 
@@ -213,6 +222,30 @@ def _warn_of_few(names: np.ndarray, are_others: bool) -> None:
             )
 
 
+def _check_read_alike(vectors: Vectors, activations: Activations) -> None:
+    """Refuse activations of another site or model than a vector's; warn of another read position."""
+    for name, vector in _named(vectors).items():
+        if activations.site != vector.site:
+            raise ValueError(f"expected activations at {vector.site}; got {activations.site}. Pass site= to collect.")
+        if other := other_model(activations.meta, vector.meta):
+            raise ValueError(
+                f"expected activations of the model that {name!r} was read from, "
+                f"{vector.meta.get('checkpoint', 'unknown')}; got those of one with {other}. Read them from that model."
+            )
+        positions = vector.meta.get("read_position"), activations.meta.get("read_position")
+        if None not in positions and positions[0] != positions[1]:
+            warnings.warn(
+                f"expected activations at the read position of {name!r}, {positions[0]!r}; got {positions[1]!r}, where "
+                "the stream has another covariance and other means. Pass position= to collect.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _named(vectors: Vectors) -> Mapping[str, SteeringVector]:
+    return {"vector": vectors} if isinstance(vectors, SteeringVector) else vectors
+
+
 def _used_by(vector: SteeringVector, activations: Activations) -> Activations:
     """Return the items with the vector's `positive` and `negative` labels; all items where it has no `negative`."""
     sides = [vector.meta.get("positive"), vector.meta.get("negative")]
@@ -290,10 +323,9 @@ def _controls(
 ) -> dict[str, SteeringVector]:
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 0:
         raise ValueError(f"expected the number of controls per vector, an integer from 0; got {n!r}. Pass e.g. 19.")
-    named = {"vector": vectors} if isinstance(vectors, SteeringVector) else vectors
     return {
         f"{name}/{role}-{number}": with_role(draw(vector, number), role, of=name)
-        for name, vector in named.items()
+        for name, vector in _named(vectors).items()
         for number in range(n)
     }
 

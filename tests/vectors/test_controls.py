@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -230,6 +232,22 @@ def test_a_vector_without_a_method_needs_a_function_that_extracts_it() -> None:
     total = sk.difference_in_means(acts) + sk.difference_in_means(acts)
     with pytest.raises(ValueError, match=r"got 'sum', 'positive', 'negative'"):
         extract_again(total, acts)
+
+
+@pytest.mark.parametrize("role", ["matched", "shuffled"])
+def test_activations_of_another_model_or_adapter_give_no_controls_and_another_position_is_said(role: str) -> None:
+    known = {"model_fingerprint": "m", "adapter_fingerprint": None, "read_position": "last"}
+    acts = replace(paired(), meta=known)
+    v = sk.difference_in_means(acts)
+    for name, value in (("model_fingerprint", "other"), ("adapter_fingerprint", "other")):
+        with pytest.raises(ValueError, match=rf"expected activations of the model that 'calm' was .*'{name}': 'other'"):
+            MAKE[role]({"calm": v}, replace(acts, meta={**known, name: value}), n=1)
+    with pytest.raises(ValueError, match="expected activations at resid_post; got mlp_out"):
+        MAKE[role](v, replace(acts, site="mlp_out"), n=1)
+    with pytest.warns(UserWarning, match=r"at the read position of 'calm', 'last'; got 'mean'") as caught:
+        MAKE[role]({"calm": v}, replace(acts, meta={**known, "read_position": "mean"}), n=3)
+    assert len(caught) == 1
+    assert MAKE[role](v, replace(acts, meta={}), n=1)  # nothing is known of them
 
 
 def test_what_is_no_control_is_refused() -> None:
