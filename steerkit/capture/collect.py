@@ -64,7 +64,8 @@ def collect(
             letter or digit: `A` of the answer ` (A)`), or an integer index into the span (-1 is the last). The tokens
             that were read are shown by `print(activations)` and in `items["token"]`.
         labels: one per text, stored as text; for strings and chats.
-        groups: one group id per text, stored as text; for strings and chats. Default: each text is its own group.
+        groups: one group id per text, stored as text; for strings and chats. Default: each text is its own group,
+            named by its index.
         chat_template_kwargs: arguments of the chat template, e.g. `{"add_generation_prompt": False}`.
         batch_tokens: padded tokens per batch; default 512 on a CPU and 16,384 on a GPU. Halved when memory runs out.
 

@@ -272,6 +272,15 @@ def test_activations_that_were_read_otherwise_are_not_merged(llama) -> None:
             sk.Activations.merge(nothing)
 
 
+def test_a_text_without_a_group_never_shares_that_of_another(llama) -> None:
+    pairs = [sk.ContrastPair(f"q{i}", " a", " b", group={0: "2", 3: "1'"}.get(i)) for i in range(4)]
+    assert sk.collect(*llama, pairs, layers=[1]).items["group"].tolist()[::2] == ["2", "1", "2'", "1'"]
+    spans = [sk.SpannedText("ab cd", ((1, 2), (3, 5)), group=group) for group in (1, None, None)]
+    assert sk.collect(*llama, [*spans, "ef"], layers=[1]).items["group"].tolist() == ["1"] * 2 + ["1'"] * 2 + [
+        "2", "2", "3",
+    ]  # fmt: skip
+
+
 def test_items_are_counted_from_zero_whatever_their_index_was(llama) -> None:
     acts = sk.collect(*llama, ["ab", "cd"], layers=[1])
     assert replace(acts, items=acts.items.set_index(pd.Index([3, 3]))).items.index.tolist() == [0, 1]
