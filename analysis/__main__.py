@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from steerkit.io.run_folder import RunFolderBusy
 from steerkit.io.signals import restore_interrupt
 
 
@@ -153,6 +154,7 @@ def listing() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one analysis. Bad input or a missing file ends it with exit code 2 and one line on stderr."""
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if name in ("-h", "--help"):
         print(listing())
@@ -161,7 +163,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(listing(), file=sys.stderr)
         sys.exit(f"expected an analysis among {', '.join(ANALYSES)}; got {name!r}. Pass one of these names.")
     restore_interrupt()
-    import_module(ANALYSES[name].module).main(rest)
+    module = import_module(ANALYSES[name].module)
+    try:
+        module.main(rest)
+    except (ValueError, OSError, RunFolderBusy) as error:
+        print(f"python -m analysis {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Scores and vectors on disk that are computed once, so that a killed analysis resumes."""
+"""Scores, parts and vectors on disk that are computed once, so that a killed analysis resumes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from steerkit.io.files import sha256
 from steerkit.io.json import canonical_json, read_json, write_json
@@ -49,6 +49,31 @@ def stored_scores(
             known |= {row["key"]: row["score"] for row in rows}
             advance(len(some))
     return [float(known[hashed]) for hashed in hashes]
+
+
+def stored_parts(path: Path | None, keys: Sequence[object], make: Callable[[int], Any]) -> list[Any]:
+    """Return the part of each key; those that the file has are not made again. Equal keys share a part.
+
+    Args:
+        path: JSON-lines file that grows by a line as soon as a part is made; None keeps nothing.
+        keys: what determines a part, as JSON, besides what the file belongs to.
+        make: gives the part of a key by the key's index, as JSON.
+
+    Example:
+        >>> stored_parts(Path("squares.jsonl"), [2, 3], lambda index: [(2, 3)[index] ** 2])
+        [[4], [9]]
+    """
+    hashes = [sha256(canonical_json(key)) for key in keys]
+    known = {row["key"]: row["part"] for row in read_rows(path)} if path is not None and path.is_file() else {}
+    with progress("parts", len({*hashes} - known.keys())) as advance:
+        for index, hashed in enumerate(hashes):
+            if hashed in known:
+                continue
+            known[hashed] = make(index)
+            if path is not None:
+                append_rows(path, [{"key": hashed, "part": known[hashed]}])
+            advance(1)
+    return [known[hashed] for hashed in hashes]
 
 
 def stored_vectors(folder: Path | None, make: Callable[[], Mapping[str, SteeringVector]]) -> dict[str, SteeringVector]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -22,7 +21,7 @@ from training.devices import Device
 from training.memory import MARGIN, StepMemory, blank, generation, kv_width, rollouts, training_step
 from training.presets import DEBATEGPT_GRPO, EVOLVED, MATCHED, Preset
 from training.problems.families import FAMILIES
-from training.settings import override
+from training.settings import override, shell
 from training.train.evolve import Evolve
 from training.train.grpo import GRPO
 from training.train.sft import SFT
@@ -362,7 +361,7 @@ class _Stages:
         """Return the first candidate with which the stage fits, as options of the command line; else nothing."""
         for settings in candidates:
             if needed(override(self.preset, settings)) <= self.most:
-                return " ".join(f"--set {shlex.quote(setting)}" for setting in settings)
+                return shell(*(word for setting in settings for word in ("--set", setting)))
         return ""
 
 

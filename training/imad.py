@@ -17,6 +17,7 @@ from steerkit.io.run_folder import check_config
 from steerkit.io.signals import restore_interrupt
 from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
+from steerkit.text.tags import tags
 from steerkit.text.traces import DebateTrace, read_traces
 from training.commands.options import one_line_errors, refuse
 from training.debates.answerers import LocalModel, Sampling, loaded, one_at_a_time
@@ -242,6 +243,7 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
     on_self_checks = fine_tuned("sft-self-check", lambda: self_checks(run, base), learning_rate=rate(SELF_CHECKED))
     on_answers = fine_tuned("debategpt-answer", target="answer", learning_rate=rate(ON_ANSWERS))
     on_first_answers = fine_tuned("sft-first", target="first")
+    of_one_agent = tuple(tag for tag in grpo.kept if tag in tags(1, grpo.rounds))
     # A chat checkpoint has to learn to box its answers first. The toy base model already does.
     grpo_start = (lambda: base) if run.is_toy else on_first_answers
     methods = {
@@ -264,7 +266,7 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         ON_ANSWERS: reinforced("grpo-debategpt-answer", on_answers, format=False),
         EVOLVED: evolved,
         "SFT of one self-check": on_self_checks,
-        SELF_CHECKED: reinforced("grpo-self-check", on_self_checks, agents=1),
+        SELF_CHECKED: reinforced("grpo-self-check", on_self_checks, agents=1, kept=of_one_agent),
     }
     return {method: methods[method] for method in run.preset.trained}
 

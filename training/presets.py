@@ -46,7 +46,8 @@ class Preset:
         sampling: sampling of the evaluation.
         turn_tokens: largest number of tokens of a turn in the debates on test questions; None is that of `sampling`.
         fresh: number of further problems for GRPO that were not debated; 0 uses the debated problems. The policy
-            remembers debated problems from SFT, so their rewards generalise less to other questions.
+            remembers debated problems from SFT, so their rewards generalise less to other questions. Of a further
+            problem, another order of the same numbers may have been debated.
         controls: also train and evaluate both DebateGPT baselines and GRPO without debate, and evaluate
             self-consistency. With a chat checkpoint, GRPO without debate starts from a model fine-tuned on its own
             first answers, right or wrong: a plain prompt would give few boxes, and so few rewards.

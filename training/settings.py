@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import shlex
 import types
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
@@ -39,6 +41,16 @@ def override(data: T, settings: Sequence[str]) -> T:
     return data
 
 
+def shell(*words: object) -> str:
+    """Return the words of a command or of its options as one text that a shell reads as these words.
+
+    Example:
+        >>> shell("--set", "sft.keep_at=[25,50]")
+        "--set 'sft.keep_at=[25,50]'"
+    """
+    return shlex.join(map(str, words))
+
+
 def check_fields(data: Any, **least: float) -> None:
     """Check that the values of a dataclass fit their annotations.
 
@@ -47,7 +59,8 @@ def check_fields(data: Any, **least: float) -> None:
         least: field -> its least value; None is not compared.
 
     Raises:
-        ValueError: a value of another type, one that a `Literal` does not name, or one below its least value.
+        ValueError: a value of another type, one that a `Literal` does not name, a number that is not finite, or one
+            below its least value.
 
     Example:
         >>> check_fields(SFT(), batch=1)
@@ -66,6 +79,12 @@ def check_shares(data: Any, *names: str) -> None:
         value = getattr(data, name)
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"expected {name} from 0 to 1; got {value}. Pass a share.")
+
+
+def check_top_p(top_p: float) -> None:
+    """`ValueError` for a nucleus without probability, or with more than all."""
+    if not 0 < top_p <= 1:
+        raise ValueError(f"expected top_p above 0 and at most 1; got {top_p}. Pass another value.")
 
 
 def fitted(value: Any, kind: Any, path: str) -> Any:
@@ -115,7 +134,8 @@ def _is(value: Any, kind: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(_is(one, parts[1]) for one in value.values())
     if kind in (int, float):
-        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        return is_number and abs(value) < math.inf
     return kind is Any or isinstance(value, origin or kind)
 
 
@@ -130,7 +150,8 @@ def _described(kind: Any) -> str:
         return f"a list of {_described(parts[0]).removeprefix('a value of type ').removeprefix('one of ')}"
     if origin is tuple:
         return f"a list of {len(parts)} numbers"
-    return "null" if kind is type(None) else f"a value of type {getattr(origin or kind, '__name__', kind)}"
+    finite = " (finite)" if kind is float else ""
+    return "null" if kind is type(None) else f"a value of type {getattr(origin or kind, '__name__', kind)}{finite}"
 
 
 def _hints(kind: Any) -> dict[str, Any]:

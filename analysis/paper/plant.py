@@ -28,6 +28,7 @@ from steerkit.io.progress import progress
 from steerkit.models.blocks import find_blocks
 from steerkit.models.ends import ends_of
 from steerkit.models.hooks import edit_streams
+from steerkit.models.model import device_of
 from steerkit.models.products import fast_products
 from steerkit.text.prompt import encode_prompt
 from steerkit.text.tokens import Ids, encode, pad
@@ -236,12 +237,12 @@ def _drawn(
 
 def _loss(model: Any, batch: Batch, pushed: Mapping[int, Any]) -> torch.Tensor:
     """Mean cross-entropy of the new tokens but the first; logits are computed at the end of the rows only."""
-    ids, mask, positions = pad(batch.rows, "left")
-    added = torch.zeros(*ids.shape, len(batch.pushes[0]))
+    ids, mask, positions = pad(batch.rows, "left", device_of(model))
+    added = torch.zeros(*ids.shape, len(batch.pushes[0]), device=ids.device)
     target = torch.full_like(ids, -100)
     for row, (tokens, start, push) in enumerate(zip(batch.rows, batch.starts, batch.pushes, strict=True)):
         first = ids.shape[1] - len(tokens) + start
-        added[row, first:] = push
+        added[row, first:] = push.to(added)
         target[row, first + 1 :] = ids[row, first + 1 :]
     new = max(len(tokens) - start for tokens, start in zip(batch.rows, batch.starts, strict=True))
     with edit_streams(pushed, partial(_pushed, added)):

@@ -236,23 +236,35 @@ def plan(
     return steps
 
 
-def finished_seeds(preset: str, out: Path, full: bool) -> dict[str, list[int]]:
-    """The training seeds, by family, whose steps are all done in a folder, also by earlier calls.
+def finished_seeds(
+    preset: str, out: Path, full: bool, fluency: str | None = None
+) -> tuple[dict[str, list[int]], dict[int, list[str]]]:
+    """The training seeds whose steps are all done in a folder with the present settings, also by earlier calls.
 
-    A seed with an unfinished family is left out: its tables are incomplete.
+    Args:
+        preset: a key of `RUNS`.
+        out: folder of the reproduction.
+        full: everything that `FULL` names.
+        fluency: as in `plan`.
+
+    Returns:
+        The seeds by family; and of every other seed in the folder the steps that are not done or were done with other
+        settings. Such a seed is left out with all its families: its tables are incomplete, or no sample of the others'.
     """
     settings = (FULL if full else RUNS)[preset]
     found: dict[str, list[int]] = {}
-    unfinished: set[int] = set()
+    left_out: dict[int, list[str]] = {}
     for family in settings:
         for seed in sorted(int(path.name.removeprefix("seed-")) for path in (out / family).glob("seed-*")):
-            steps = _of_seed(preset, family, settings[family], seed, out, full, None)
-            if all((out / DONE / step.name).is_file() for step in steps):
-                found.setdefault(family, []).append(seed)
+            steps = _of_seed(preset, family, settings[family], seed, out, full, fluency)
+            by_name = {step.name: step for step in steps}
+            missing = [step.name for step in steps if not _marked(out / DONE / step.name, config(step, by_name))]
+            if missing:
+                left_out.setdefault(seed, []).extend(missing)
             else:
-                unfinished.add(seed)
-    kept = {family: [seed for seed in each if seed not in unfinished] for family, each in found.items()}
-    return {family: each for family, each in kept.items() if each}
+                found.setdefault(family, []).append(seed)
+    kept = {family: [seed for seed in each if seed not in left_out] for family, each in found.items()}
+    return {family: each for family, each in kept.items() if each}, left_out
 
 
 def _of_seed(
@@ -569,7 +581,13 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its steps are ended with it
     try:
         note_start(out / STARTED, seeds)
-        finished = finished_seeds(given.preset, out, given.full)
+        finished, left_out = finished_seeds(given.preset, out, given.full, given.fluency)
+        for seed, names in left_out.items():
+            if seed not in seeds:
+                print(
+                    f"Seed {seed} is left out of the tables: {len(names)} of its steps, such as {names[0]}, are not "
+                    f"done or were done with other settings. --first {seed} runs them."
+                )
         steps = plan(given.preset, of_families, out, given.full, given.fluency, finished)
         carry_out(steps, out, given.workers)
     except RuntimeError as error:

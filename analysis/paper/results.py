@@ -220,8 +220,8 @@ def patched_table(pooled: pd.DataFrame) -> pd.DataFrame:
     """Patched first rounds: a row per checkpoint, text, what follows round 1, and place.
 
     Columns: the shares of answers that follow, by part that is patched; by chance; those that follow, seed by seed; the
-    shares that change under round 1 and, in brackets, under the text's own activations. The table of the counts has the
-    pairs.
+    shares that change under round 1 and, in brackets where it was measured, under the text's own activations. The table
+    of the counts has the pairs.
     """
     some = pooled.assign(
         place=[f"{row.site}, layer {row.layer}" for row in pooled.itertuples()],
@@ -232,11 +232,13 @@ def patched_table(pooled: pd.DataFrame) -> pd.DataFrame:
     def of(quantity: str, part: str, column: str = "shown") -> pd.Series:
         return some[(some["quantity"] == quantity) & (some["part"] == part)].set_index(index)[column]
 
+    changed = of("changed", ROUND)
+    by_own = of("changed", OWN, "share").map(" ({:.2f})".format)  # measured at some places alone
     columns = {f"follows, {part}": of("follows", part) for part in (ROUND, PART, QUESTION)}
     columns |= {
         "follows by chance": of("chance", ROUND, "share").round(3),
         f"by seed, {ROUND}": of("follows", ROUND, "by_seed").map(two_digits),
-        f"changes, {ROUND} ({OWN})": of("changed", ROUND) + of("changed", OWN, "share").map(" ({:.2f})".format),
+        f"changes, {ROUND} ({OWN})": changed + by_own.reindex(changed.index).fillna(""),
         "seeds": of("follows", ROUND, "seeds"),
     }
     table = pd.DataFrame(columns).reindex(columns["seeds"].index)
@@ -252,36 +254,32 @@ def erased_probes_table(pooled: pd.DataFrame) -> pd.DataFrame:
     return wide[[name for name in FEATURES if name in wide]].rename(columns=FEATURES).reset_index()
 
 
-def broken_texts(gains: pd.DataFrame) -> set[tuple[str, str]]:
-    """Stage and identity whose texts lose as much under erased shuffled names as the identity adds."""
+def broken_texts(gains: pd.DataFrame) -> set[tuple[str, str, str]]:
+    """Stage, identity and erasure where unnamed texts lose at least as much by the erasure as the identity adds."""
     means = gains.set_index(["stage", "identity", "erasure", "quantity"])["mean"]
-    pairs = gains[["stage", "identity"]].drop_duplicates().itertuples(index=False, name=None)
+    costs = gains[gains["quantity"] == "cost"]
     return {
-        (stage, identity)
-        for stage, identity in pairs
-        if (stage, identity, "shuffled", "cost") in means.index
-        and -means[stage, identity, "shuffled", "cost"] >= means[stage, identity, "none", "gain"] > 0
+        (row.stage, row.identity, row.erasure)
+        for row in costs.itertuples()
+        if -row.mean >= means[row.stage, row.identity, "none", "gain"] > 0
     }
 
 
 def erased_gains_table(gains: pd.DataFrame, survives: pd.DataFrame) -> pd.DataFrame:
     """Erased names: what tag or vector add to ROUGE-L under each erasure, the share that survives, and the cost.
 
-    The share is `not testable` where the identity adds less than `erased.LEAST_GAIN` in every seed.
+    The share is `not testable` where the identity adds less than `erased.LEAST_GAIN` in every seed, and `texts broken`
+    where the erasure costs at least as much as the identity adds.
     """
     index = ["stage", "identity", "erasure"]
     shown = [interval_text(row.mean, row.low, row.high, signed=True) for row in gains.itertuples(index=False)]
     wide = gains.assign(shown=shown).pivot_table(
         index=index, columns="quantity", values="shown", aggfunc="first", sort=False
     )
-    broken = broken_texts(gains)
-    share = [
-        "texts broken"
-        if (row.stage, row.identity) in broken
-        else interval_text(row.survives, row.survives_low, row.survives_high)
-        for row in survives.itertuples()
-    ]
+    share = [interval_text(row.survives, row.survives_low, row.survives_high) for row in survives.itertuples()]
     part = survives.assign(share=share).set_index(index)
+    broken = part.index.isin(broken_texts(gains))
+    part.loc[broken, ["share", "by_seed"]] = "texts broken", ""
     by_seed = part["by_seed"].rename("survives by seed")
     wide = wide[["gain"]].join(part["share"].rename("survives")).join(by_seed).join(wide["cost"])
     wide = wide.join(gains.groupby(index, sort=False)["seeds"].max())
@@ -492,8 +490,9 @@ def page(title: str, results: Published) -> str:
         f"from up to {results.main['seeds'].max()} training seed(s); each table has the number of its seeds. Intervals "
         "are 95 %. With several training seeds they are over the seeds' means (Student's t; Fieller's method for "
         "ratios, such as tokens). With one seed they are over its questions, or over control directions, and describe "
-        "this checkpoint alone. Settings were chosen on validation questions. The [glossary](glossary.md) defines the "
-        "terms; the paper is arXiv 2604.24881.",
+        "this checkpoint alone. Settings were chosen on validation questions. Questions are compared as texts: two "
+        "orders of the same numbers (`3+4*5-6`, `3+5*4-6`) are different questions, and may be in two seeds. The "
+        "[glossary](glossary.md) defines the terms; the paper is arXiv 2604.24881.",
         "",
         "The rule of each claim is in `analysis/paper/claims.toml`, where the wording of some claims differs; "
         f"`claims.py` judges by these rules{f'. They were last changed in commit {committed}' if committed else ''}. "
@@ -621,8 +620,8 @@ def page(title: str, results: Published) -> str:
             "variance within an agent (`variance`); removal of the agents' vectors themselves after the later blocks "
             "(`injected`). If `injected` lowers the gain as much as an erasure does, the erasure may only have "
             "removed the vector. `cost` is the change of ROUGE-L through the erasure if no agent is named; it is "
-            "negative if the erasure lowers it. If the erasure of shuffled names lowers ROUGE-L by as much as the "
-            "gain, the erasure damages the texts in general, and no surviving share is shown; if the identity adds "
+            "negative if the erasure lowers it. If an erasure lowers ROUGE-L by at least the gain without erasure, it "
+            "damages the texts in general, and its surviving share is not shown (`texts broken`); if the identity adds "
             "less than 0.1 ROUGE-L, the share is not testable. The probe tells three agents apart, so chance is a "
             "third: a larger accuracy after an erasure means that some of the information is left on held-out "
             "questions. `asked` is the last token before a turn, `first` and `last` are tokens of the turn. At the "
@@ -715,9 +714,18 @@ def write_published(folder: Path, out: Path, seeds: Collection[int] = ()) -> Pub
         folder: output folder of `python -m analysis reproduce`.
         out: the folder of the tables.
         seeds: training seeds; default: all that are there.
+
+    Raises:
+        FileNotFoundError: no finished run of these seeds is there.
     """
     found = sorted(path.parent for path in folder.glob("*/seed-*/questions.parquet"))
     runs = [run for run in found if not seeds or int(run.name.removeprefix("seed-")) in seeds]
+    if not runs:
+        of_seeds = f" of the seeds {sorted(seeds)}" if seeds else ""
+        raise FileNotFoundError(
+            f"expected finished runs{of_seeds} as {folder}/FAMILY/seed-N; there are none. Pass the output folder of "
+            "`python -m analysis reproduce`, or an archive of it."
+        )
     rows = read_runs(runs)
     write_main_table(runs, out)
     tables = collect_tables(folder, seeds)

@@ -87,6 +87,8 @@ def agreement(exact: pd.DataFrame, fast: pd.DataFrame) -> pd.DataFrame:
 def depth(pairs: pd.DataFrame) -> pd.DataFrame:
     """Effects by depth at the country's and at the last token: early, middle and late thirds, and the largest layer.
 
+    The interval of `largest` does not cover the choice of the layer, which is made on the same pairs; see `apart`.
+
     Args:
         pairs: `PatchResult.pairs`.
 
@@ -107,6 +109,29 @@ def depth(pairs: pd.DataFrame) -> pd.DataFrame:
             found = mean_interval(wide[some].mean(axis=1).to_numpy())
             rows.append((site, position, part, some[0], some[-1], found.mean, found.low, found.high, found.n))
     return pd.DataFrame(rows, columns=["site", "position", "part", "first", "last", "effect", "low", "high", "n"])
+
+
+def apart(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The layer with the largest mean effect in the pairs with odd numbers, and its effect in those with even numbers.
+
+    Neighbouring pairs share a country, so that the halves differ in their pairs but not in their countries.
+
+    Args:
+        pairs: `PatchResult.pairs`.
+
+    Returns:
+        One row per site and position, of those of `depth`: site, position, layer, effect, low, high (95 % interval over
+        the even pairs), n (their number).
+    """
+    rows: list[tuple[Any, ...]] = []
+    some = pairs[pairs["position"].isin((SUBJECT, LAST))]
+    for (site, position), group in some.groupby(["site", "position"], sort=False):
+        wide = group.pivot(index="pair", columns="layer", values="effect")
+        odd = wide.index % 2 == 1
+        layer = wide[odd].mean().idxmax()
+        found = mean_interval(wide.loc[~odd, layer].to_numpy())
+        rows.append((site, position, layer, found.mean, found.low, found.high, found.n))
+    return pd.DataFrame(rows, columns=["site", "position", "layer", "effect", "low", "high", "n"])
 
 
 def run(checkpoint: str, out: Path, results: Path | None, count: int | None) -> None:
@@ -140,6 +165,8 @@ def run(checkpoint: str, out: Path, results: Path | None, count: int | None) -> 
             for name, table in found.items():
                 write_table(place / f"{name}.csv", table, about)
     print(found["fact_recall_depth"].to_string(index=False))
+    print("layer with the largest effect in odd pairs, and its effect in even pairs:")
+    print(pd.concat([apart(part).assign(mode=mode) for mode, part in exact]).to_string(index=False))
     print(found["fact_recall_attribution"].to_string(index=False))
 
 
@@ -151,4 +178,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="Folder that the tables are also written to.")
     parser.add_argument("--pairs", type=int, help="Number of pairs. Default: all.")
     given = parser.parse_args(arguments)
+    if given.pairs is not None and given.pairs < 2:
+        parser.error(f"expected --pairs of at least 2; got {given.pairs}. Pass 2 or more.")
     run(given.checkpoint or str(default_checkpoint()), given.out, given.results, given.pairs)

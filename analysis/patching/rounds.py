@@ -6,9 +6,9 @@ replaced by the other text's, at one layer, and the model continues greedily. `a
 itself; the stream that enters block 0 does the same here. A later layer shows what later positions still read there:
 what they have read in earlier layers stays the own text's.
 
-Beside it: an equal number of positions of round 1 and of the question; and the text's own activations, which must
-change nothing. The stream after the last block is read by no later position, so that its effect is 0 by definition. The
-question is no null control: a model that answers from the question follows there.
+Beside it: an equal number of positions of round 1 and of the question; and, at one place, the text's own activations,
+which must change nothing. The stream after the last block is read by no later position, so that its effect is 0 by
+definition. The question is no null control: a model that answers from the question follows there.
 
 What follows round 1 decides what is asked of the model. After a second round's tag it has to revise; after the tag of
 the consensus it has to copy the agents' answer. The two are counted apart.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,10 +27,12 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from analysis.inputs import IMAD, SFT, inputs_of_run
-from analysis.paper.transplant import donors, first_round
+from analysis.paper.transplant import donors, first_round, logged
 from analysis.published import published
+from analysis.stored import stored_parts
 from steerkit.io.files import sha256
 from steerkit.io.json import read_json
 from steerkit.io.run_folder import run_folder
@@ -44,7 +47,7 @@ from steerkit.models.sites import edit_places
 from steerkit.patching.runs import Patch, values_of
 from steerkit.stats.mean import accuracy_interval
 from steerkit.text.prompt import render
-from steerkit.text.tags import TAG
+from steerkit.text.tags import CONSENSUS, TAG
 from steerkit.text.tokens import encode
 from steerkit.text.traces import read_traces
 from training.debates.answerers import LocalModel, Request, Sampling
@@ -55,6 +58,8 @@ from training.problems.answers import read_answer, same
 OWN_TEXT, DEBATE = "own text", "debate"
 ROUND, PART, QUESTION, OWN = "round 1", "round 1, as many as question", "question", "own activations"
 ANSWERS = ("answer", "donated", "patched")
+DECIDED = re.compile(re.escape(CONSENSUS) + r".*?\\boxed\{[^{}]*\}", re.DOTALL)
+"""A consensus up to its first closed box, which has the answer."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,22 @@ def case_of(tokenizer: Any, question: str, text: str) -> Case | None:
     return Case(ids, len(prompt.ids), len(whole.ids), (first.agents, length, tag.group()), first.then)
 
 
+class Decided(StoppingCriteria):
+    """Ends a row as soon as it has a consensus with a closed box."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.closing = torch.tensor([number for token, number in tokenizer.get_vocab().items() if "}" in token])
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
+        """Whether each row has ended, `[batch]`; only a row whose last token closes a brace is decoded."""
+        closed = torch.isin(input_ids[:, -1], self.closing.to(input_ids.device)).tolist()
+        ended = [
+            one and bool(DECIDED.search(self.tokenizer.decode(row))) for one, row in zip(closed, input_ids, strict=True)
+        ]
+        return torch.tensor(ended, device=input_ids.device)
+
+
 def continuations(
     model: Any,
     tokenizer: Any,
@@ -98,6 +119,8 @@ def continuations(
     max_new_tokens: int,
 ) -> list[str]:
     """Continue a text greedily, once per row, each with its values put in while the text is read.
+
+    A row ends at the first closed box of its consensus.
 
     Args:
         ids: token ids of the text.
@@ -127,6 +150,7 @@ def continuations(
         out = model.generate(
             input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=max_new_tokens,
             pad_token_id=ends[0], eos_token_id=ends, repetition_penalty=1.0,
+            stopping_criteria=StoppingCriteriaList([Decided(tokenizer)]),
         )  # fmt: skip
     check_called(called, set(by_place))
     return [tokenizer.decode(row[len(ids) :], skip_special_tokens=False) for row in out]
@@ -138,9 +162,11 @@ def patched_pair(
     """Continuations of one text, unpatched and with the other's activations.
 
     Returns:
-        `(part, place, positions, text)`: first the unpatched one (part `""`, place None), then each part at each place.
+        `(part, place, positions, text)`: first the unpatched one (part `""`, place None), then each part at each place;
+        of the text's own activations that at the middle place alone.
     """
-    given, kept = (values_of(model, case.ids, places) for case in (donor, own))
+    middle = places[len(places) // 2]
+    given, kept = values_of(model, donor.ids, places), values_of(model, own.ids, [middle])[middle]
     length, before = own.stop - own.start, min(own.start, donor.start)
     count = min(length, before)
     drawn = sorted(random.Random(seed).sample(range(length), count))
@@ -151,7 +177,7 @@ def patched_pair(
         def span(start: int, stop: int, values: Tensor, place: Place = place) -> tuple[Patch, Tensor]:
             return Patch(place, start, stop), values
 
-        new, old = given[place], kept[place]
+        new = given[place]
         parts = {
             ROUND: [span(own.start, own.stop, new[donor.start : donor.stop])],
             PART: [
@@ -159,8 +185,9 @@ def patched_pair(
                 for one in drawn
             ],
             QUESTION: [span(own.start - count, own.start, new[donor.start - count : donor.start])],
-            OWN: [span(own.start, own.stop, old[own.start : own.stop])],
         }
+        if place == middle:
+            parts[OWN] = [span(own.start, own.stop, kept[own.start : own.stop])]
         for part, row in parts.items():
             rows.append(row)
             about.append((part, place, sum(patch.stop - patch.start for patch, _ in row)))
@@ -178,6 +205,7 @@ def patched_rounds(
     seed: int = 0,
     max_new_tokens: int = 100,
     most: int | None = None,
+    log: Path | None = None,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Answers with round 1 of another text put in, at each layer.
 
@@ -188,14 +216,16 @@ def patched_rounds(
         seed: of the pairing and of the drawn positions.
         max_new_tokens: of each continuation.
         most: largest number of pairs.
+        log: JSON-lines file of the finished pairs' texts, which a killed call resumes from; None keeps nothing.
 
     Returns:
         One row per pair, part and place: pair (index of the text), then (what follows round 1: `round 2` or
-        `consensus`), part (`round 1`, `round 1, as many as question`, `question`, `own activations`), site, layer,
-        positions (their number), answer (unpatched), donated (of the other text, unpatched), patched. And the numbers
-        of texts, of those with a round 1, and of pairs.
+        `consensus`), part (`round 1`, `round 1, as many as question`, `question`; at one place `own activations`),
+        site, layer, positions (their number), answer (unpatched), donated (of the other text, unpatched), patched. And
+        the numbers of texts, of those with a round 1, and of pairs.
     """
     cases = [case_of(tokenizer, question, text) for question, text in texts]
+    with_round = {index: case for index, case in enumerate(cases) if case is not None}
     given = donors([None if case is None else case.kind for case in cases], seed)
     pairs = [(index, donor) for index, donor in enumerate(given) if donor is not None][:most]
     blocks = find_blocks(model)
@@ -203,31 +233,30 @@ def patched_rounds(
         ("resid_pre", 0),
         *((DEFAULT, one) for one in (blocks.modules if layers is None else layers)),
     ]
-    lines: dict[int, list[tuple[str, Place | None, int, str]]] = {}
-    for index, donor in pairs:
-        own, other = cases[index], cases[donor]
-        assert own is not None and other is not None
-        lines[index] = patched_pair(model, tokenizer, own, other, places, seed + index, max_new_tokens)
-    answers: dict[int, str | None] = {index: read_answer(found[0][-1], kind) for index, found in lines.items()}
+
+    def patched(number: int) -> list[tuple[str, Place | None, int, str]]:
+        index, donor = pairs[number]
+        own, other = with_round[index], with_round[donor]
+        return patched_pair(model, tokenizer, own, other, places, seed + index, max_new_tokens)
+
+    keys = [[index, with_round[index].ids, with_round[donor].ids] for index, donor in pairs]
+    lines = stored_parts(log, keys, patched)
+    answers = {index: read_answer(found[0][-1], kind) for (index, _), found in zip(pairs, lines, strict=True)}
     rows = []
-    for index, donor in pairs:
-        begun = cases[index]
-        assert begun is not None
+    for (index, donor), found in zip(pairs, lines, strict=True):
         if donor not in answers:  # cut off by `most`
-            case = cases[donor]
-            assert case is not None
-            answers[donor] = read_answer(continuations(model, tokenizer, case.ids, [[]], max_new_tokens)[0], kind)
-        for part, place, positions, text in lines[index][1:]:
-            assert place is not None
+            ids = with_round[donor].ids
+            answers[donor] = read_answer(continuations(model, tokenizer, ids, [[]], max_new_tokens)[0], kind)
+        for part, place, positions, text in found[1:]:
             rows.append(
                 {
-                    "pair": index, "then": begun.then, "part": part, "site": place[0], "layer": place[1],
+                    "pair": index, "then": with_round[index].then, "part": part, "site": place[0], "layer": place[1],
                     "positions": positions, "answer": answers[index], "donated": answers[donor],
                     "patched": read_answer(text, kind),
                 }
             )  # fmt: skip
     columns = ["pair", "then", "part", "site", "layer", "positions", *ANSWERS]
-    counts = {"texts": len(texts), "with round 1": sum(case is not None for case in cases), "pairs": len(pairs)}
+    counts = {"texts": len(texts), "with round 1": len(with_round), "pairs": len(pairs)}
     return pd.DataFrame(rows, columns=columns), counts
 
 
@@ -264,7 +293,7 @@ def shares(table: pd.DataFrame) -> pd.DataFrame:
 def run_rounds(
     run: Path, out: Path, n: int = 300, layers: Sequence[int] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Patch round 1 at SFT and IMAD, in their own texts and in the base's explicit debates; finished parts are kept.
+    """Patch round 1 at SFT and IMAD, in their own texts and in the base's explicit debates; finished pairs are kept.
 
     Args:
         run: folder of a run of `training.imad`.
@@ -297,16 +326,19 @@ def run_rounds(
     with run_folder(out, about) as folder:
         for stage in (SFT, IMAD):
             paths = {text: folder / f"{stage}-{text.replace(' ', '-')}.csv" for text in (OWN_TEXT, DEBATE)}
-            if not all(path.exists() for path in paths.values()):
+            missing = {text: path for text, path in paths.items() if not path.exists()}
+            if missing:
                 model, tokenizer = inputs.load(stage)
-                own = _written(model, tokenizer, [problem.question for problem in problems], sampling)
-                debated = [(trace.question, trace.body) for trace in traces]
-                for text, some in ((OWN_TEXT, own), (DEBATE, debated)):
-                    table, counts = patched_rounds(
-                        model, tokenizer, some, problems[0].kind, layers=layers, seed=config["seed"],
-                        max_new_tokens=sampling.max_new_tokens,
-                    )  # fmt: skip
-                    write_table(paths[text], table, {**about, "counts": counts})
+            for text, path in missing.items():
+                some = [(trace.question, trace.body) for trace in traces]
+                if text == OWN_TEXT:
+                    questions = [problem.question for problem in problems]
+                    some = _written(model, tokenizer, questions, sampling, folder / f"{stage}-written.jsonl")
+                table, counts = patched_rounds(
+                    model, tokenizer, some, problems[0].kind, layers=layers, seed=config["seed"],
+                    max_new_tokens=sampling.max_new_tokens, log=path.with_suffix(".jsonl"),
+                )  # fmt: skip
+                write_table(path, table, {**about, "counts": counts})
             for text, path in paths.items():
                 table, meta = read_table(path)
                 table = table.astype(dict.fromkeys(ANSWERS, object)).where(table.notna() & (table != ""), None)
@@ -320,15 +352,16 @@ def run_rounds(
     return pd.concat(filled, ignore_index=True), pd.DataFrame(numbers), about
 
 
-def _written(model: Any, tokenizer: Any, questions: Sequence[str], sampling: Sampling) -> list[tuple[str, str]]:
-    """Question and text that the checkpoint writes, sampled as in `analysis transplant`."""
+def _written(
+    model: Any, tokenizer: Any, questions: Sequence[str], sampling: Sampling, log: Path
+) -> list[tuple[str, str]]:
+    """Question and text that the checkpoint writes, sampled as in `analysis transplant`; those in the log are kept."""
     requests = [
         Request(f"own/{index}", render(tokenizer, f"Problem: {question}\n\n"))
         for index, question in enumerate(questions)
     ]
-    replies: Mapping[str, str] = {
-        reply.id: reply.text or "" for reply in LocalModel(model, tokenizer)(requests, sampling)
-    }
+    answered = logged(LocalModel(model, tokenizer), requests, sampling, log)
+    replies: Mapping[str, str] = {reply.id: reply.text or "" for reply in answered}
     return [(question, replies[f"own/{index}"]) for index, question in enumerate(questions)]
 
 

@@ -32,13 +32,14 @@ import torch
 
 import steerkit as sk
 from analysis.agents.activations import activations_of, turn_activations
-from analysis.agents.choose import Choice, Grid, choose
+from analysis.agents.choose import Choice, Grid, choose, tried_vectors
 from analysis.agents.contexts import Context, by_tag, first_texts, tag_alone, unnamed
 from analysis.agents.continuations import TEMPERATURE, TOP_P
 from analysis.agents.speaker import first_turn
-from analysis.agents.vectors import agent_vectors, within_labels
+from analysis.agents.vectors import within_labels
 from analysis.inputs import IMAD, SFT, Inputs, inputs_of_run
 from analysis.published import published
+from analysis.stored import stored_parts
 from steerkit.capture.activations import Activations
 from steerkit.io.files import sha256
 from steerkit.io.json import read_json
@@ -218,8 +219,14 @@ def texts(
     vectors: Mapping[str, sk.SteeringVector],
     choice: Choice,
     setting: Setting,
+    log: Path | None = None,
 ) -> pd.DataFrame:
     """Continuations of the test debates with each agent's identity from its tag or its vector, erased or not.
+
+    Texts of equal contexts, steering and erasure are written once: where no agent is named, for several identities.
+
+    Args:
+        log: JSON-lines file of the texts, which a killed call resumes from; None keeps nothing.
 
     Returns:
         One row per question, agent, identity, given and erasure, with the text of the first turn and `rouge_l` to the
@@ -229,34 +236,43 @@ def texts(
     """
     every = [int(layer) for layer in erasers[AGENTS].layers]
     later = [layer for layer in every if layer > choice.layer]
-    traces, rows = inputs.test[: setting.test], []
-    contexts: Mapping[tuple[str, bool], tuple[Context, Sequence[int]]] = {
-        (TRACE, True): (by_tag, every), (TRACE, False): (unnamed, every),
-        (TAG, True): (tag_alone, every), (TAG, False): (unnamed, every),
-        (VECTOR, True): (unnamed, later), (VECTOR, False): (unnamed, later),
-    }  # fmt: skip
-    for name, eraser in {"none": None, **erasers}.items():
-        for (identity, named), (context, layers) in contexts.items():
-            if name == INJECTED and identity != VECTOR:
-                continue
-            asked = [(trace, agent) for trace in traces for agent in first_texts(trace)]
-            steering = [
-                sk.Steering(vectors[agent].at(choice.layer), choice.coefficient, choice.extent, foreign=True)
-                if identity == VECTOR and named else None
-                for _, agent in asked
-            ]  # fmt: skip
-            with erased(model, eraser, layers):
-                written = sk.generate(
-                    model, tokenizer, [context(tokenizer, trace, agent) for trace, agent in asked], steering=steering,
-                    max_new_tokens=setting.max_new_tokens, temperature=TEMPERATURE, top_p=TOP_P, seed=setting.seed,
-                )  # fmt: skip
-            turns = [first_turn(text, inputs.openings).text for text in written]
-            scores = rouge_l(turns, [first_texts(trace)[agent] for trace, agent in asked])
-            rows += [
-                {"question": trace.question, "agent": agent, "identity": identity, "given": named, "erasure": name,
-                 "text": turn, "rouge_l": score}
-                for (trace, agent), turn, score in zip(asked, turns, scores, strict=True)
-            ]  # fmt: skip
+    asked = [(trace, agent) for trace in inputs.test[: setting.test] for agent in first_texts(trace)]
+    contexts: Mapping[str, Context] = {TRACE: by_tag, TAG: tag_alone, VECTOR: unnamed}
+    cells = [
+        (name, identity, named)
+        for name in ("none", *erasers)
+        for identity in IDENTITIES
+        for named in (True, False)
+        if name != INJECTED or identity == VECTOR
+    ]
+
+    def layers_of(name: str, identity: str) -> list[int]:
+        return [] if name == "none" else later if identity == VECTOR else every
+
+    def written(index: int) -> list[str]:
+        name, identity, named = cells[index]
+        context = contexts[identity] if named else unnamed
+        steering = [
+            sk.Steering(vectors[agent].at(choice.layer), choice.coefficient, choice.extent, foreign=True)
+            if identity == VECTOR and named else None
+            for _, agent in asked
+        ]  # fmt: skip
+        with erased(model, erasers.get(name), layers_of(name, identity)):
+            return sk.generate(
+                model, tokenizer, [context(tokenizer, trace, agent) for trace, agent in asked], steering=steering,
+                max_new_tokens=setting.max_new_tokens, temperature=TEMPERATURE, top_p=TOP_P, seed=setting.seed,
+            )  # fmt: skip
+
+    keys = [[name, layers_of(name, identity), identity if named else ""] for name, identity, named in cells]
+    rows: list[dict[str, Any]] = []
+    for (name, identity, named), part in zip(cells, stored_parts(log, keys, written), strict=True):
+        turns = [first_turn(text, inputs.openings).text for text in part]
+        scores = rouge_l(turns, [first_texts(trace)[agent] for trace, agent in asked])
+        rows += [
+            {"question": trace.question, "agent": agent, "identity": identity, "given": named, "erasure": name,
+             "text": turn, "rouge_l": score}
+            for (trace, agent), turn, score in zip(asked, turns, scores, strict=True)
+        ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -298,8 +314,11 @@ def survival(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["identity", "erasure", "quantity", "mean", "low", "high", "n", "k"])
 
 
-def at_stage(inputs: Inputs, stage: str, setting: Setting) -> dict[str, pd.DataFrame]:
-    """The tables of one checkpoint: separability, choice, changes, and the texts."""
+def at_stage(inputs: Inputs, stage: str, setting: Setting, out: Path) -> dict[str, pd.DataFrame]:
+    """The tables of one checkpoint: separability, choice, changes, and the texts.
+
+    The folder keeps the sweeps of the choice and the texts, which a killed call resumes from.
+    """
     model, tokenizer = inputs.load(stage)
     train: Sequence[DebateTrace] = inputs.train[: setting.train]
     turns = first_round(turn_activations(model, tokenizer, train, "trace"))
@@ -312,20 +331,20 @@ def at_stage(inputs: Inputs, stage: str, setting: Setting) -> dict[str, pd.DataF
     )  # fmt: skip
     by_place = {("trace", position): one for position, one in turns.items()}
     validation = inputs.validation[: setting.validation]
-    choice, _ = choose(model, tokenizer, by_place, validation, grid, inputs.openings)
-    vectors = agent_vectors(turns[choice.position])
+    choice, _ = choose(model, tokenizer, by_place, validation, grid, inputs.openings, out)
+    vectors = tried_vectors(by_place, "trace", choice.position, out)
     erasers = erasers_of(acts, setting)
     erasers[INJECTED] = injected(vectors, choice.layer, erasers[AGENTS])
     return {
         "separability": separability(acts, setting),
         "choice": pd.DataFrame([asdict(choice)]),
         "changes": changes(acts, erasers, vectors, choice.layer),
-        "texts": texts(model, tokenizer, inputs, erasers, vectors, choice, setting),
+        "texts": texts(model, tokenizer, inputs, erasers, vectors, choice, setting, out / "texts.jsonl"),
     }
 
 
 def run(folder: Path, out: Path, setting: Setting) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """All tables of SFT and IMAD, by name, and their provenance; a finished checkpoint is kept."""
+    """All tables of SFT and IMAD, by name, and their provenance; finished parts are kept."""
     inputs, config = inputs_of_run(folder, only=(SFT, IMAD)), read_json(folder / "config.json")
     about = {
         "family": config["family"],
@@ -339,7 +358,7 @@ def run(folder: Path, out: Path, setting: Setting) -> tuple[dict[str, pd.DataFra
         for stage in (SFT, IMAD):
             paths = {name: kept / f"{stage}-{name}.csv" for name in ("separability", "choice", "changes", "texts")}
             if not all(path.exists() for path in paths.values()):
-                tables = at_stage(inputs, stage, setting)
+                tables = at_stage(inputs, stage, setting, kept / stage)
                 for name, path in paths.items():
                     write_table(path, tables[name], about)
             read = {name: read_table(path)[0] for name, path in paths.items()}

@@ -1,9 +1,9 @@
 """CAA on A/B questions: letters, answers without letters, and written texts, each against control directions.
 
 Each behavior's questions are split by their beginnings: a quarter makes the vector, a quarter chooses the layer, a half
-measures. In every part A is the matching answer as often as B (Yes as often as No). Controls are random directions, at
-the vector's layer and each at the layer that it would have been given by the same choice, and vectors from shuffled
-labels for the options. All sweeps are in the run folder, so that a killed call resumes.
+measures. In every part A is the matching answer as often as B (Yes as often as No). Controls are random directions,
+each at the layer that it is given by the same choice as the vector, and for the options also random directions and
+vectors from shuffled labels at the vector's layer. All sweeps are in the run folder, so that a killed call resumes.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ BEHAVIORS = ("corrigible-neutral-HHH", "myopic-reward", "survival-instinct", "we
 DOSES = (-0.4, -0.2, 0.2, 0.4)
 AT = 0.2  # the dose of the choice of the layer, of the curve over layers and of the verdicts
 PARTS = {"vector": (0,), "validation": (1,), "test": (2, 3)}
-N_CHOICE = 40  # largest number of pairs that the vector is read from, and of validation questions
+N_VALIDATION = 60  # largest number of validation questions
 N_RANDOM = 19
 N_NEW = 16  # tokens of a written text: enough for its first words, which say which answer it gives
+N_FIRST = 4  # where these are yes or no
 OWN_LAYER = "random, each at its own layer"
 MATCHING = {
     "corrigible-neutral-HHH": "agrees to be changed",
@@ -58,10 +59,13 @@ LETTERS, YES_OR_NO = "letters", "yes or no"
 """The measure of the options as the question names them: the probability of the matching one."""
 TOWARDS = {"a": "letter A", "yes": "answer yes"}
 """First word of an option -> the measure of the options turned towards it."""
+TEXTS, YES_TEXTS, OTHER_TEXTS = "texts", "texts, yes or no", "texts, other answers"
+"""The measure of texts by a judge; without one by their first word, and by their likeness to both answers."""
 GAIN = ("gain", "low", "high", "p", "n")
-JUDGED = (LETTERS, YES_OR_NO, "answers", "answers, not yes or no", "texts")
+JUDGED = (LETTERS, YES_OR_NO, "answers", "answers, not yes or no", TEXTS, YES_TEXTS, OTHER_TEXTS)
 """Measures with a verdict; the others show what moves whatever the behavior."""
 OPTION = re.compile(r"^\s*(\([AB]\))\s*(.+?)\s*$", re.MULTILINE)
+ASKED = re.compile(r"^Question:\s*")
 WORD = re.compile(r"[^\W\d]+")
 
 
@@ -72,22 +76,23 @@ def spaced_layers(model: Any, count: int) -> list[int]:
 
 
 def split(pairs: Sequence[ContrastPair], n_test: int) -> dict[str, list[ContrastPair]]:
-    """The pairs by part: at most `n_test` for the test, `N_CHOICE` otherwise.
+    """The pairs by part: at most `n_test` for the test and `N_VALIDATION` for the validation.
 
-    Questions whose first eight words are equal are in one part; numbers, and words that all questions begin with, do
-    not count. Each part has as many pairs of either matching answer, so that a model which always answers A scores a
-    half.
+    Questions whose first eight words are equal are in one part, and are one group; numbers, and words that all
+    questions begin with, do not count. Each part has as many pairs of either matching answer, so that a model which
+    always answers A scores a half.
     """
     words = [WORD.findall(question_of(pair).lower()) for pair in pairs]
     columns = enumerate(zip(*words, strict=False))  # as many as the shortest question has words
     shared = next((i for i, column in columns if len(set(column)) > 1), min(map(len, words)))
     begun = [" ".join(one[shared:][:8]) for one in words]
     number = {start: i for i, start in enumerate(dict.fromkeys(begun))}
-    parts = {
-        name: [pair for pair, start in zip(pairs, begun, strict=True) if number[start] % 4 in rests]
+    grouped = [replace(pair, group=str(number[start])) for pair, start in zip(pairs, begun, strict=True)]
+    most = {"vector": len(pairs), "validation": N_VALIDATION, "test": n_test}
+    return {
+        name: balanced([pair for pair in grouped if int(str(pair.group)) % 4 in rests], most[name])
         for name, rests in PARTS.items()
     }
-    return {name: balanced(part, n_test if name == "test" else N_CHOICE) for name, part in parts.items()}
 
 
 def balanced(pairs: Sequence[ContrastPair], most: int) -> list[ContrastPair]:
@@ -114,11 +119,14 @@ def options_of(pairs: Sequence[ContrastPair]) -> str:
 
 
 def as_asked(pair: ContrastPair, chat: bool) -> ContrastPair:
-    """A pair as the model is asked: as a chat, or with one cue at its end, so that an answer follows."""
-    question = question_of(pair)
+    """A pair as the model is asked: as a chat, or with one cue at its end, so that an answer follows.
+
+    Some files have the cue and `Question:` in some questions. A chat has neither, so that all questions have one form.
+    """
+    question = question_of(pair).removesuffix(CUE).rstrip()
     if chat:
-        return replace(pair, prompt=[{"role": "user", "content": question}])
-    return replace(pair, prompt=question.removesuffix(CUE).rstrip() + CUE)
+        return replace(pair, prompt=[{"role": "user", "content": ASKED.sub("", question)}])
+    return replace(pair, prompt=question + CUE)
 
 
 def question_of(pair: ContrastPair) -> str:
@@ -161,19 +169,19 @@ def first_word(text: str) -> str:
 def likeness(row: Mapping[str, Any]) -> float:
     """Which answer a text gives, from -1 (the other one) to 1 (the matching one).
 
-    Where the answers begin with different words, by the text's first word: 1, -1, or 0 if it is neither. Where they
-    begin alike, the difference of the text's ROUGE-L to both.
+    Where one answer begins with yes and the other one with no, by the text's first word: 1, -1, or 0 if it is neither.
+    Else the difference of the text's ROUGE-L to both: their first words are such as "I" and "None", and say little.
     """
-    matching, other, said = (first_word(row[name]) for name in ("matching", "other", "text"))
-    if matching != other:
+    if says_yes_or_no([row["matching"], row["other"]]):
+        matching, other, said = (first_word(row[name]) for name in ("matching", "other", "text"))
         return float(said == matching) - float(said == other)
     to_matching, to_other = rouge_l([row["text"]] * 2, [row["matching"], row["other"]])
     return float(to_matching - to_other)
 
 
-def says_yes_or_no(row: Mapping[str, Any]) -> bool:
+def says_yes_or_no(answers: Sequence[str]) -> bool:
     """Whether one of a question's two answers begins with yes, and the other one with no."""
-    return {first_word(choice) for choice in row["choices"]} == {"yes", "no"}
+    return {first_word(answer) for answer in answers} == {"yes", "no"}
 
 
 def matching(swept: SweepResult, measure: str) -> SweepResult:
@@ -216,7 +224,7 @@ def measure_behavior(
     n_random: int = N_RANDOM,
     judge: Any = None,
     n_texts: int = 150,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Measure one behavior.
 
     The dose is the norm of the push over the median norm of the stream at the last token of the validation prompts.
@@ -230,22 +238,23 @@ def measure_behavior(
 
     Returns:
         Gains by layer at dose 0.2 (options), and gains by dose at the layer that the validation questions chose
-        (options; answers and texts at the doses -0.2 and 0.2, not over `shuffled`). Both have the columns measure (of
-        the options `letters` or `yes or no`), layer, dose, over (`coefficient 0`, `random`, `shuffled`; by dose also
-        `OWN_LAYER`), gain, low, high, p, p_rank, n, k, unsteered, `attainable` (of texts: the mean score of the
+        (options; answers and texts at the doses -0.2 and 0.2). Both have the columns measure (of the options `letters`
+        or `yes or no`), layer, dose, over (`coefficient 0`, `random` and `shuffled` at the vector's layer, `OWN_LAYER`;
+        of answers and texts the first and the last), gain, low, high, p, p_rank, n (over coefficient 0: groups of
+        questions that begin alike; else questions), k, unsteered, `attainable` (of texts: the mean score of the
         matching answers themselves), `tied` (share of unsteered scores that are 0) and `wrong_way` (share of items that
         move against the vector). The measures `letter A`, `answer yes` and `yes over no` have the same answers, turned
         towards A and towards yes: what moves there as much moves regardless of the behavior. `answers, not yes or no`
-        leaves those questions out.
+        leaves those questions out. Beside them facts: `n_read`, the number of pairs that the vector was read from, and
+        `halves`, at each layer the cosine between the vectors of two halves of them.
     """
     options = options_of(pairs)
     parts = split(pairs, n_test)
     read = sk.collect(model, tokenizer, parts["vector"], position="letter" if options == LETTERS else "last")
     vectors = {"caa": sk.difference_in_means(read)}
     compared = vectors | sk.controls.random(vectors, n=n_random)
-    every = compared | sk.controls.shuffled(vectors, read, n=n_random)
-    rows = {name: rows_of(parts[name], options) for name in ("validation", "test")}
-    norms = median_norms(model, [(encode_prompt(tokenizer, row["prompt"]), ()) for row in rows["validation"]])
+    validation, test = (rows_of(parts[name], options) for name in ("validation", "test"))
+    norms = median_norms(model, [(encode_prompt(tokenizer, row["prompt"]), ()) for row in validation])
 
     def swept(
         name: str, used: Any, rows: Sequence[Any], at: Sequence[int], doses: Sequence[float], **how: Any
@@ -253,54 +262,102 @@ def measure_behavior(
         how |= {"layers": list(at), "doses": list(doses), "stream_norms": norms, "out": out / name}
         return sk.sweep(model, tokenizer, used, rows, **how)
 
-    chosen = matching(swept("chosen", compared, rows["validation"], layers, (-AT, AT)), options)
+    chosen = matching(swept("chosen", compared, validation, layers, (-AT, AT)), options)
     slopes = chosen.per_item("score").groupby(["vector", "layer"])["slope"].mean().unstack("layer")
     own_layer = {str(name): int(layer) for name, layer in slopes.idxmax(axis=1).items()}
     best = own_layer["caa"]
-    at_layers = matching(swept("options", compared, rows["test"], layers, [AT]), options)
-    by_layer = _gains(at_layers, options)
-    at_doses = matching(swept("options", every, rows["test"], [best], DOSES), options)
-    by_dose = [_gains(at_doses, options), at_own_layers(at_layers, own_layer, options)]
+
+    def swept_at_own(name: str, rows: Sequence[Any], **how: Any) -> SweepResult:
+        """Each vector at its own layer, at both doses of the verdicts."""
+        found = []
+        for layer in sorted(set(own_layer.values())):
+            used = {one: vector for one, vector in compared.items() if own_layer[one] == layer}
+            found.append(swept(name, used, rows, [layer], (-AT, AT), **how))
+        return SweepResult(pd.concat([one.table for one in found], ignore_index=True), found[0].meta)
+
+    by_layer = _gains(matching(swept("options", compared, test, layers, [AT]), options), options)
+    at_doses = matching(swept("options", compared, test, [best], DOSES), options)
+    shuffled = vectors | sk.controls.shuffled(vectors, read, n=n_random)
+    at_shuffled = _gains(matching(swept("options", shuffled, test, [best], (-AT, AT)), options), options)
+    at_own = matching(swept_at_own("options", test), options)
+    by_dose = [_gains(at_doses, options), at_shuffled[at_shuffled["over"] == "shuffled"]]
+    by_dose.append(at_own_layers(at_own, own_layer, options))
     said = set(at_doses.table["choice"].map(first_word))
     by_dose += [_gains(towards(at_doses, one, 1.0), name) for one, name in TOWARDS.items() if one in said]
     if answers := rows_of(parts["test"], "answers"):
-        scored = matching(swept("answers", compared, answers, [best], (-AT, AT)), "answers")
-        by_dose += _gains_of_answers(scored, {row["id"] for row in answers if says_yes_or_no(row)})
-    asked = rows_of(parts["test"], "texts")[:n_texts]
-    texts = swept("texts", compared, asked, [best], (-AT, AT), max_new_tokens=N_NEW)
-    told = _gains(texts.score(likeness if judge is None else judge, column="score"), "texts")
-    ceiling = float(np.mean([likeness({**row, "text": row["matching"]}) for row in asked]))
-    by_dose.append(told.assign(attainable=ceiling if judge is None else np.nan))
-    return by_layer, pd.concat(by_dose, ignore_index=True)
+        scored = matching(swept_at_own("answers", answers), "answers")
+        by_dose += _gains_of_answers(scored, own_layer, answers)
+    asked = rows_of(parts["test"], TEXTS)[:n_texts]
+    short = [row for row in asked if judge is None and says_yes_or_no([row["matching"], row["other"]])]
+    long = [row for row in asked if row not in short]
+    for measure, rows, new in (
+        (YES_TEXTS, short, N_FIRST),
+        (OTHER_TEXTS if judge is None else TEXTS, long, N_NEW),
+    ):
+        if rows:
+            texts = swept_at_own(measure.replace(", ", "-").replace(" ", "-"), rows, max_new_tokens=new)
+            texts = texts.score(likeness if judge is None else judge, column="score")
+            ceiling = float(np.mean([likeness({**row, "text": row["matching"]}) for row in rows]))
+            found = _gains_at_own(texts, own_layer, measure)
+            by_dose += [one.assign(attainable=ceiling if judge is None else np.nan) for one in found]
+    facts = {"n_read": len(parts["vector"]), "halves": halves(read, layers)}
+    return by_layer, pd.concat(by_dose, ignore_index=True), facts
 
 
-def _gains_of_answers(scored: SweepResult, yes_or_no: set[str]) -> list[pd.DataFrame]:
+def halves(read: sk.Activations, layers: Sequence[int]) -> dict[int, float]:
+    """At each layer the cosine between the vectors of two halves of the pairs; empty if there is one group of them.
+
+    Near 0: the vector is mostly noise, so that an effect that is not detected says little about the behavior.
+    """
+    odd = pd.factorize(read.items["group"])[0] % 2 == 1
+    if not odd.any():
+        return {}
+    one, other = (sk.difference_in_means(read.where(keep)) for keep in (~odd, odd))
+    cosines = one.cosine(other)
+    return {layer: cosines[layer] for layer in layers}
+
+
+def _gains_of_answers(
+    scored: SweepResult, own_layer: Mapping[str, int], rows: Sequence[Mapping[str, Any]]
+) -> list[pd.DataFrame]:
     """The gains of all answers; apart, those of questions without yes and no, and of the others towards yes."""
-    is_one = scored.table["prompt_id"].isin(yes_or_no)
-    found = [_gains(scored, "answers")]
+    is_one = scored.table["prompt_id"].isin({row["id"] for row in rows if says_yes_or_no(row["choices"])})
+    found = _gains_at_own(scored, own_layer, "answers")
     if not is_one.all():
-        found.append(_gains(scored.where(~is_one), "answers, not yes or no"))
+        found += _gains_at_own(scored.where(~is_one), own_layer, "answers, not yes or no")
     if is_one.any():
-        found.append(_gains(towards(scored.where(is_one), "yes", 0.0), "yes over no"))
+        found += _gains_at_own(towards(scored.where(is_one), "yes", 0.0), own_layer, "yes over no")
     return found
 
 
+def _gains_at_own(scored: SweepResult, own_layer: Mapping[str, int], measure: str) -> list[pd.DataFrame]:
+    """The vector's gains over coefficient 0, and over random directions each at its own layer."""
+    mine = scored.where(scored.table["vector"] == "caa")
+    return [_gains(mine, measure), at_own_layers(scored, own_layer, measure)]
+
+
 def at_own_layers(swept: SweepResult, layers: Mapping[str, int], measure: str) -> pd.DataFrame:
-    """The vector's gain over random directions that were each given the layer which its validation questions chose.
+    """The vector's gains over random directions that were each given the layer which its validation questions chose.
 
     Args:
-        swept: the scores of the vector and of the random directions at all layers and one dose.
+        swept: the scores of the vector and of the random directions, each at least at its own layer.
         layers: vector -> its layer.
         measure: name of the scores.
+
+    Returns:
+        A row per dose.
     """
     steered = swept.table[swept.table["coefficient"] != 0]
     mine = steered[steered["layer"].astype(int) == steered["vector"].map(layers)]
-    wide = mine.pivot_table(index="prompt_id", columns="vector", values="score")
-    found = against_controls(wide["caa"].to_numpy(), wide.drop(columns="caa").to_numpy())
     plain = swept.table[(swept.table["coefficient"] == 0) & (swept.table["vector"] == "caa")]
-    line = {"measure": measure, "layer": layers["caa"], "dose": AT, "over": OWN_LAYER}
-    kept = {name: getattr(found, name) for name in ("gain", "low", "high", "p", "p_rank", "n", "k")}
-    return pd.DataFrame([{**line, **kept, "unsteered": float(plain["score"].mean())}])
+    rows = []
+    for dose, part in mine.groupby("dose"):
+        wide = part.pivot_table(index="prompt_id", columns="vector", values="score")
+        found = against_controls(wide["caa"].to_numpy(), wide.drop(columns="caa").to_numpy())
+        line = {"measure": measure, "layer": layers["caa"], "dose": dose, "over": OWN_LAYER}
+        kept = {name: getattr(found, name) for name in ("gain", "low", "high", "p", "p_rank", "n", "k")}
+        rows.append({**line, **kept, "unsteered": float(plain["score"].mean())})
+    return pd.DataFrame(rows)
 
 
 def _gains(result: SweepResult, measure: str) -> pd.DataFrame:
@@ -317,23 +374,23 @@ def _gains(result: SweepResult, measure: str) -> pd.DataFrame:
 def verdicts(by_dose: pd.DataFrame) -> pd.DataFrame:
     """A verdict per behavior, measure and sign of the dose, from the gains at the doses -0.2 and 0.2.
 
-    p-values are adjusted by Holm's method over all rows, separately over coefficient 0 and over random directions. Of
-    these p is the larger one of two, where both are known: over directions at the vector's layer, which was chosen for
-    it, and over directions each at its own layer (1, if the two gains have opposite signs).
+    p-values are adjusted by Holm's method over all rows, separately over coefficient 0 and over random directions, each
+    at its own layer. Where directions at the vector's layer are known too, the larger p of both counts (1, if the two
+    gains have opposite signs): that layer was chosen for the vector, so that it alone would find too much.
     `changes`: in the direction of the dose, with both adjusted p below 0.05. `changes like random directions`: only
     over coefficient 0. `changes against the dose`: against the dose, with both. `changes along the dose, less than
     random directions` or `changes against the dose, less than random directions`: with both, and the two gains have
-    opposite signs. Otherwise `not detected`. Beside it the unsteered mean, and the share of items that move against the
-    vector.
+    opposite signs. Otherwise `not detected`. Beside it the unsteered mean, the share of items that move against the
+    vector, the number n of groups of questions that begin alike, and of questions.
     """
-    at = by_dose[(by_dose["dose"].abs() == AT) & by_dose["over"].isin(["coefficient 0", "random"])]
-    at = at[at["measure"].isin(JUDGED)]
+    at = by_dose[(by_dose["dose"].abs() == AT) & by_dose["measure"].isin(JUDGED)]
     keys = ["behavior", "measure", "dose"]
-    wide = at.pivot_table(index=keys, columns="over", values=[*GAIN, "unsteered", "wrong_way"], sort=False)
-    own = by_dose[(by_dose["over"] == OWN_LAYER) & by_dose["measure"].isin(JUDGED)].set_index(keys)
-    p_own = own["p"].where(np.sign(own["gain"]) == np.sign(wide["gain", "random"].reindex(own.index)), 1.0)
-    p_random = np.maximum(wide["p", "random"], p_own.reindex(wide.index).fillna(0.0))
-    plain, random = holm(wide["p", "coefficient 0"].to_numpy()), holm(p_random.to_numpy())
+    own = at[at["over"].isin(["coefficient 0", OWN_LAYER])].replace({"over": {OWN_LAYER: "random"}})
+    wide = own.pivot_table(index=keys, columns="over", values=[*GAIN, "unsteered", "wrong_way"], sort=False)
+    same = at[at["over"] == "random"].set_index(keys).reindex(wide.index)
+    p_same = same["p"].where(np.sign(same["gain"]) == np.sign(wide["gain", "random"]), 1.0).where(same["p"].notna(), 0)
+    plain = holm(wide["p", "coefficient 0"].to_numpy())
+    random = holm(np.maximum(wide["p", "random"], p_same).to_numpy())
     rows = []
     for number, (behavior, measure, dose) in enumerate(wide.index):
         row = wide.iloc[number]
@@ -349,9 +406,9 @@ def verdicts(by_dose: pd.DataFrame) -> pd.DataFrame:
         found = {over: (row["gain", over], row["low", over], row["high", over]) for over in ("coefficient 0", "random")}
         unsteered, wrong, n = (row[name, "coefficient 0"] for name in ("unsteered", "wrong_way", "n"))
         rows.append((behavior, measure, dose, verdict, unsteered, *found["coefficient 0"], plain[number],
-                     *found["random"], random[number], wrong, int(n)))  # fmt: skip
+                     *found["random"], random[number], wrong, int(n), int(row["n", "random"])))  # fmt: skip
     columns = ["unsteered", "gain", "gain_low", "gain_high", "p_holm", "over_random", "over_random_low"]
-    columns += ["over_random_high", "p_random_holm", "wrong_way", "n"]
+    columns += ["over_random_high", "p_random_holm", "wrong_way", "n", "questions"]
     return pd.DataFrame(rows, columns=[*keys, "verdict", *columns])
 
 
@@ -381,9 +438,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="folder for the tables, such as results/recipes/caa-smollm2")
     parser.add_argument("--layers", type=int, default=5, help="number of layers, evenly spaced, each steered by itself")
     parser.add_argument("--n-test", type=int, default=150, help="number of test questions, half per answer")
+    parser.add_argument("--n-texts", type=int, default=150, help="largest number of them that texts are written for")
     parser.add_argument("--judge-url", help="OpenAI-compatible server that rates written texts")
     parser.add_argument("--judge-model", help="name of its model")
     given = parser.parse_args(arguments)
+    if given.layers < 1:
+        parser.error(f"expected at least one layer; got --layers {given.layers}. Pass e.g. 5.")
     names = given.behaviors.split(",")
     files = {name: given.data / f"{name}.jsonl" for name in names}
     if missing := [str(file) for file in files.values() if not file.is_file()]:
@@ -399,7 +459,7 @@ def main(arguments: list[str] | None = None) -> None:
     model, tokenizer = sk.load(given.checkpoint)
     chat = bool(getattr(tokenizer, "chat_template", None))
     layers = spaced_layers(model, given.layers)
-    found, judges = [], {}
+    found, judges, facts = [], {}, {}
     for name, pairs in questions.items():
         judge = None
         if given.judge_url:
@@ -407,10 +467,9 @@ def main(arguments: list[str] | None = None) -> None:
             judge = sk.judge(given.judge_url, given.judge_model, rubric, cache=given.out / name / "judge.jsonl")
             judges[name] = judge.about()
         pairs = [as_asked(pair, chat) for pair in pairs]
-        how = {"layers": layers, "n_test": given.n_test, "n_random": N_RANDOM, "judge": judge}
-        found.append(
-            [t.assign(behavior=name) for t in measure_behavior(model, tokenizer, pairs, given.out / name, **how)]
-        )
+        how = {"layers": layers, "n_test": given.n_test, "n_random": N_RANDOM, "judge": judge, "n_texts": given.n_texts}
+        *tables, facts[name] = measure_behavior(model, tokenizer, pairs, given.out / name, **how)
+        found.append([table.assign(behavior=name) for table in tables])
         by_layer, by_dose = (pd.concat(tables, ignore_index=True) for tables in zip(*found, strict=True))
         about = {
             **published(describe(model, tokenizer)),
@@ -422,7 +481,8 @@ def main(arguments: list[str] | None = None) -> None:
             "n_random": N_RANDOM,
             "n_test": given.n_test,
             "parts": PARTS,
-            "n_choice": N_CHOICE,
+            "n_validation": N_VALIDATION,
+            "vectors": facts,
             "at": AT,
         }
         for table, content in (("by_layer", by_layer), ("by_dose", by_dose), ("verdicts", verdicts(by_dose))):

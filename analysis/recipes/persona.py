@@ -19,9 +19,11 @@ from analysis.published import published
 from steerkit.io.json import read_json, write_json
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import write_table
+from steerkit.models.blocks import find_blocks
 from steerkit.models.identity import describe, fingerprint
 from steerkit.scores.judge import Judge
 from steerkit.stats.areas import roc_auc
+from steerkit.stats.mean import Interval, mean_interval
 from steerkit.sweeps.result import SweepResult
 
 TRAIT = Path(__file__).with_name("cheerful_trait.json")
@@ -36,9 +38,29 @@ def ask(question: str, instruction: str | None = None) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": question}]
 
 
-def instructed(trait: Trait, questions: str) -> list[dict[str, Any]]:
-    """Rows of `label` and `prompt`: each question under each instruction of both sides."""
-    return [{"label": s, "prompt": ask(q, i)} for s in SIDES for i in trait[s] for q in trait[questions]]
+def instructed(trait: Trait, part: str) -> list[dict[str, Any]]:
+    """Rows of `label`, `question` and `prompt`: each question of a part under its instructions of both sides.
+
+    Every other instruction, the first one included, is for the part `read`. The others are for `test`, so that what is
+    tested is not the wording that the vector was read from.
+    """
+    uses = slice(0, None, 2) if part == "read" else slice(1, None, 2)
+    return [
+        {"label": side, "question": question, "prompt": ask(question, instruction)}
+        for side in SIDES
+        for instruction in trait[side][uses]
+        for question in trait[part]
+    ]
+
+
+def told_apart(rows: Sequence[Mapping[str, Any]], projections: Sequence[float]) -> Interval:
+    """How often a prompt with a positive instruction has a larger projection than one with a negative instruction.
+
+    The area under the ROC curve of each question's prompts, with the interval of its mean over questions.
+    """
+    table = pd.DataFrame(rows, columns=["label", "question"]).assign(projection=list(projections))
+    areas = [roc_auc(part["label"] == "positive", part["projection"]) for _, part in table.groupby("question")]
+    return mean_interval(areas)
 
 
 def measure_persona(
@@ -64,8 +86,10 @@ def measure_persona(
     Returns:
         Gains on the test questions (score `judge` or `repeated_4grams`, coefficient, over, gain, low, high, p, p_rank,
         n, k, unsteered, `wrong_way`: share of questions whose score falls as the coefficient grows); and facts: n_read
-        and n_kept (texts for the vector, and those that follow their instruction), layer, and `monitoring_auc`: how
-        well the projection at the end of the prompt tells positive from negative instructions, on the test questions.
+        and n_kept (texts for the vector, and those that follow their instruction), layer, and `monitoring_auc` with
+        `monitoring_low` and `monitoring_high`: how well the projection at the end of the prompt tells positive from
+        negative instructions, on the test questions and on instructions that the vector was not read from (see
+        `told_apart`; None where a side has one instruction).
 
     Raises:
         ValueError: no text of a side follows its instruction, so that there is no vector: not testable on this model.
@@ -116,12 +140,14 @@ def measure_persona(
         .score("repeated_4grams")
     )
     gains = pd.concat([_gains(swept, score) for score in ("judge", "repeated_4grams")])
-    rows = instructed(trait, "test")
-    seen = sk.project(model, tokenizer, [row["prompt"] for row in rows], {"trait": vectors["trait"].at(layer)})
-    ends = seen[seen["prompt_end"]].sort_values("text")["after"].to_numpy()
+    rows = instructed(trait, "test") if min(len(trait[side]) for side in SIDES) > 1 else []
+    area: dict[str, float | None] = {"monitoring_auc": None, "monitoring_low": None, "monitoring_high": None}
+    if rows:
+        seen = sk.project(model, tokenizer, [row["prompt"] for row in rows], {"trait": vectors["trait"].at(layer)})
+        found = told_apart(rows, seen[seen["prompt_end"]].sort_values("text")["after"].tolist())
+        area = {"monitoring_auc": found.mean, "monitoring_low": found.low, "monitoring_high": found.high}
     facts = {
-        "n_read": len(read), "n_kept": len(kept), "layer": layer,
-        "monitoring_auc": roc_auc([row["label"] == "positive" for row in rows], ends),
+        "n_read": len(read), "n_kept": len(kept), "layer": layer, **area,
         "n_unread": swept.meta["judges"]["judge"]["n_unread"], "n_texts": swept.meta["judges"]["judge"]["n_texts"],
     }  # fmt: skip
     return gains.drop(columns="vector").reset_index(drop=True), facts
@@ -148,13 +174,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="folder for the table, such as results/recipes/persona-smollm2")
     parser.add_argument("--every", type=int, default=3, help="try every N-th layer")
     given = parser.parse_args(arguments)
+    if given.every < 1:
+        parser.error(f"expected a step of at least one layer; got --every {given.every}. Pass e.g. 3.")
     trait = read_json(given.trait)
     expected = ("rubric", *SIDES, "read", "validation", "test")
     if missing := [key for key in expected if not trait.get(key)]:
         parser.error(f"expected a trait with {list(expected)}; missing in {given.trait}: {missing}. Add them.")
     judge = sk.judge(given.judge_url, given.judge_model, trait["rubric"], cache=given.out / "judge.jsonl")
     model, tokenizer = sk.load(given.checkpoint)
-    layers = list(range(given.every // 2, model.config.num_hidden_layers, given.every))
+    layers = list(range(given.every // 2, len(find_blocks(model)), given.every))
     gains, facts = measure_persona(model, tokenizer, trait, judge, given.out, layers=layers)
     about = {**published(describe(model, tokenizer)), "trait": trait, "judge": judge.about(), **facts}
     write_table((given.results or given.out) / "gains.csv", gains, about)

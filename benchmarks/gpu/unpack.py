@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from training.settings import shell
+
 WHEELS, WEIGHTS, CUT, MANIFEST = "wheels", "weights", ".cut-", "manifest.json"
 LARGER, GSM8K = "qwen2.5-coder-0.5b.gguf", "gsm8k/test.jsonl"
 SPEED = "equivalence,decoding,capture,sft-4,sft-1,grpo,static-cache"
@@ -69,21 +71,22 @@ def commands(kit: Path) -> list[str]:
     weights = kit / WEIGHTS
     small = next((path for path in weights.glob("*.gguf") if path.name != LARGER), None)
     debates = weights / "traces.jsonl"
-    python = f"PYTHONPATH={kit / 'site'} HF_HUB_OFFLINE=1 {sys.executable} -m"
+    python = shell("env", f"PYTHONPATH={kit / 'site'}", "HF_HUB_OFFLINE=1", sys.executable, "-m")
     gpu = f"{python} benchmarks.gpu"
     found = [f"{gpu} --parts {SPEED} --seconds {SECONDS} --out OUT"]
     if small:
-        carried = f" --debates {debates}" if debates.exists() else ""
-        options = f"--checkpoint {small}{carried} --work {kit / 'work'}"
+        carried = ("--debates", debates) if debates.exists() else ()
+        options = shell("--checkpoint", small, *carried, "--work", kit / "work")
         found.append(f"{gpu} --parts recipe --seconds 300 {options} --out OUT")
     if (weights / LARGER).exists():
         run = kit / "qwen"
-        preset = f"{python} training imad qwen2.5-coder-0.5b --set checkpoint={weights / LARGER} --out {run}"
+        options = shell("--set", f"checkpoint={weights / LARGER}", "--out", run)
+        preset = f"{python} training imad qwen2.5-coder-0.5b {options}"
         found += [f"{preset} --dry-run", preset]
         if (weights / GSM8K).exists():
-            asked = f"{python} training benchmark --data {weights} --benchmark gsm8k --rows 256"
-            found += [f"{asked} --checkpoint {weights / LARGER} --out {kit / 'gsm8k'}"]
-            found += [f"{asked} --trained IMAD={run / 'grpo' / 'checkpoint'} --out {kit / 'gsm8k'}"]
+            asked = f"{python} training benchmark --benchmark gsm8k --rows 256"
+            for model in (("--checkpoint", weights / LARGER), ("--trained", f"IMAD={run / 'grpo' / 'checkpoint'}")):
+                found += [f"{asked} {shell('--data', weights, *model, '--out', kit / 'gsm8k')}"]
     return found
 
 

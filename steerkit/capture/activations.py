@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.capture.layers import EMBED, Layer, layer_index
+from steerkit.io.files import sha256
+from steerkit.models.identity import other_model
 from steerkit.models.site_names import DEFAULT
 
 SHOWN_LAYERS = 6
@@ -32,7 +34,7 @@ class Activations:
             (`resid_post`, before the final norm), or another site of that block, pooled over the item's span.
             `"embed"` is the input of block 0.
         layers: the layers, in the order of the second axis; 0-based block indices or `"embed"`.
-        items: one row per item, in the order of the first axis. Columns:
+        items: one row per item, in the order of the first axis; the index is replaced by 0, 1, ... Columns:
             `text`: index of the text that the item was read from.
             `label`: `positive` or `negative` for contrast pairs, else the label of the span or text.
             `group`: group id; a group stays on one side of a split.
@@ -69,6 +71,42 @@ class Activations:
                 f"expected finite activations; got NaN or infinity in item {item} at layer {self.layers[column]}. "
                 "Load the model in float32 or bfloat16 (float16 overflows), or drop that text."
             )
+        object.__setattr__(self, "items", self.items.reset_index(drop=True))
+
+    @classmethod
+    def merge(cls, parts: Sequence[Activations]) -> Activations:
+        """Return the items of several activations of one model, in order.
+
+        Items with one group id are one group, also of different parts. The default ids of `collect` count the texts of
+        each call from 0: pass `groups=` to `collect`, or set the groups of pairs, so that other texts have other ids.
+
+        Args:
+            parts: at least one. `meta` keeps what they share, and has the sum of their `n_texts` and a hash of their
+                `data_sha256`; the column `text` counts through all parts.
+
+        Raises:
+            ValueError: no parts, or other layers, sites, widths, read positions, models or adapters.
+
+        Example:
+            >>> acts = sk.Activations.merge([sk.collect(model, tokenizer, pairs), sk.collect(model, tokenizer, more)])
+        """
+        if isinstance(parts, Activations) or not len(parts):
+            raise ValueError(f"expected a list of activations, one at least; got {parts!r:.80}. Put them in a list.")
+        first = parts[0]
+        for other in parts[1:]:
+            _check_alike(first, other)
+        counts = [int(part.items["text"].max()) + 1 if len(part) and "text" in part.items else 0 for part in parts]
+        items = [
+            part.items.assign(text=part.items["text"] + sum(counts[:number])) if counts[number] else part.items
+            for number, part in enumerate(parts)
+        ]
+        metas = [part.meta for part in parts]
+        meta = {key: value for key, value in first.meta.items() if all(one.get(key) == value for one in metas)}
+        if len(parts) > 1 and all("data_sha256" in one for one in metas):
+            meta["data_sha256"] = sha256("\n".join(one["data_sha256"] for one in metas))
+        if all("n_texts" in one for one in metas):
+            meta["n_texts"] = sum(one["n_texts"] for one in metas)
+        return cls(torch.cat([part.resid for part in parts]), first.layers, pd.concat(items), meta, first.site)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -113,7 +151,24 @@ class Activations:
         if kept.dtype != bool or kept.shape != (len(self),):
             got = f"{kept.dtype} of shape {kept.shape}"
             raise ValueError(f"expected {len(self)} booleans, one per item; got {got}. Compare a column of items.")
-        return replace(self, resid=self.resid[torch.tensor(kept)], items=self.items[kept].reset_index(drop=True))
+        return replace(self, resid=self.resid[torch.tensor(kept)], items=self.items[kept])
+
+
+def _check_alike(first: Activations, other: Activations) -> None:
+    """`ValueError` where two activations are not of one kind."""
+    kinds = [
+        {
+            "layers": list(one.layers),
+            "site": one.site,
+            "width": one.resid.shape[-1],
+            "read position": one.meta.get("read_position"),
+        }
+        for one in (first, other)
+    ]
+    differ = {name: [kind[name] for kind in kinds] for name in kinds[0] if kinds[0][name] != kinds[1][name]}
+    differ |= {name: [first.meta.get(name), value] for name, value in other_model(other.meta, first.meta).items()}
+    if differ:
+        raise ValueError(f"expected activations of one kind; got {differ!r:.200}. Read all from one model alike.")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

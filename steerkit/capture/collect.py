@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from steerkit.capture.activations import ActivationMeans, Activations
 from steerkit.capture.batches import read_passages
 from steerkit.capture.layers import EMBED, Layer, Layers
-from steerkit.capture.pooling import Pool, Position, pool_at, token_index, with_letter_found
+from steerkit.capture.pooling import Position, pool_at, token_index, with_letter_found
 from steerkit.capture.resid import block_numbers, resolve_layers
 from steerkit.capture.texts import LabelledText, Texts, labelled_texts, texts_sha256, tokenise
 from steerkit.models.blocks import find_blocks
@@ -64,7 +64,8 @@ def collect(
             letter or digit: `A` of the answer ` (A)`), or an integer index into the span (-1 is the last). The tokens
             that were read are shown by `print(activations)` and in `items["token"]`.
         labels: one per text, stored as text; for strings and chats.
-        groups: one group id per text, stored as text; for strings and chats. Default: each text is its own group.
+        groups: one group id per text, stored as text; for strings and chats. Default: each text is its own group,
+            named by its index.
         chat_template_kwargs: arguments of the chat template, e.g. `{"add_generation_prompt": False}`.
         batch_tokens: padded tokens per batch; default 512 on a CPU and 16,384 on a GPU. Halved when memory runs out.
 
@@ -77,8 +78,8 @@ def collect(
             that the model does not have; another number of labels or groups than of texts; labels given twice.
 
     Warns:
-        UserWarning: `position="mean"` over spans that include position 0, an attention sink; `"all"` layers of a site
-            that was not verified at some.
+        UserWarning: items that are read at position 0, an attention sink, such as the only token of a text, or a mean
+            that includes it; `"all"` layers of a site that was not verified at some.
 
     Example:
         >>> acts = sk.collect(model, tokenizer, {"harmful": harmful, "harmless": harmless}, layers=14)
@@ -152,9 +153,10 @@ def collect_means(
     total: dict[str, Tensor] = {}
     counts: Counter[str] = Counter()
     at_zero = 0
-    for passages, pool in _windows(model, tokenizer, items, position, chat_template_kwargs):
+    for passages, read in _windows(model, tokenizer, items, position, chat_template_kwargs):
         names = [label for passage in passages for label in passage.labels]
-        at_zero += _spans_at_zero(passages)
+        pool = pool_at(read, passages)
+        at_zero += _read_at_zero(passages, read)
         counts.update(names)
         for label in {*names} - {*total}:
             total[label] = torch.zeros(len(wanted), width, dtype=torch.float64)
@@ -195,8 +197,8 @@ def _collect(
     reads = [with_letter_found(tokenizer, passages, position) for position in positions]
     pools = [pool_at(read, passages) for read in reads]
     spans = sum(len(passage.spans) for passage in passages)
-    for position in positions:
-        _warn_of_sink(position, wanted, _spans_at_zero(passages), spans, stacklevel=4)
+    for position, read in zip(positions, reads, strict=True):
+        _warn_of_sink(position, wanted, _read_at_zero(passages, read), spans, stacklevel=4)
     resid = torch.empty(len(pools), spans, len(wanted), width_of(model, blocks, site, block_numbers(wanted)))
 
     def pool_all(stream: Tensor, rows: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
@@ -219,17 +221,19 @@ def _windows(
     items: Sequence[LabelledText],
     position: Position,
     chat_template_kwargs: Mapping[str, Any] | None,
-) -> Iterator[tuple[list[Passage], Pool]]:
+) -> Iterator[tuple[list[Passage], Position]]:
     """Yield the texts tokenised, `WINDOW` at a time to bound memory; all of them are checked before the first read."""
+    letters: dict[int, str] = {}
 
-    def window(start: int) -> tuple[list[Passage], Pool]:
+    def window(start: int) -> tuple[list[Passage], Position]:
         passages = tokenise(model, tokenizer, items[start : start + WINDOW], chat_template_kwargs, first=start)
-        return passages, pool_at(with_letter_found(tokenizer, passages, position), passages)
+        return passages, with_letter_found(tokenizer, passages, position, letters)
 
     starts = range(0, len(items), WINDOW)
     if len(starts) > 1:
         for start in starts:
-            window(start)
+            passages, read = window(start)
+            pool_at(read, passages)  # raises for an index outside a span
     yield from map(window, starts)
 
 
@@ -249,18 +253,21 @@ def _items(tokenizer: Any, passages: Sequence[Passage], position: Position) -> p
     return pd.DataFrame(rows, columns=["text", "label", "group", "start", "n_tokens", "token"])
 
 
-def _spans_at_zero(passages: Sequence[Passage]) -> int:
-    return sum(start == 0 for passage in passages for start, _ in passage.spans)
+def _read_at_zero(passages: Sequence[Passage], position: Position) -> int:
+    """Return the number of spans that are read at token 0 of their text."""
+    index = token_index(position) or 0  # a mean includes the first token
+    return sum((start if index >= 0 else stop) + index == 0 for passage in passages for start, stop in passage.spans)
 
 
 def _warn_of_sink(position: Position, layers: Sequence[Layer], at_zero: int, spans: int, stacklevel: int) -> None:
-    """Warn where means include position 0 of a block's output; at `"embed"` it is a token like any other."""
-    if position == "mean" and at_zero and set(layers) != {EMBED}:
+    """Warn where position 0 of a block's output is read; at `"embed"` it is a token like any other."""
+    if at_zero and set(layers) != {EMBED}:
+        does, instead = ("includes", "position='last', or ") if position == "mean" else ("reads", "")
         warnings.warn(
-            f"position='mean' includes position 0 in {at_zero} of {spans} spans. Position 0 is an attention sink: its "
-            "norm exceeds that of other positions about 100 times, so the means of unrelated texts are nearly equal "
-            "(cosine 0.999 in SmolLM2). Pass position='last', or a SpannedText or ContrastPair that starts after "
-            "position 0.",
+            f"position={position!r} {does} position 0 in {at_zero} of {spans} spans. Position 0 is an attention sink: "
+            "its norm exceeds that of other positions about 100 times, and it is nearly equal in unrelated texts "
+            f"(cosine 0.999 in SmolLM2). Pass {instead}a SpannedText or ContrastPair that starts after position 0, as "
+            "SpannedText(' joyful', ((0, 7),), prompt='The word is') does.",
             UserWarning,
             stacklevel=stacklevel,
         )

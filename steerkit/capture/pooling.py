@@ -18,10 +18,15 @@ Pool = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """`pool(stream [batch, pos, d], rows [span], starts [span], stops [span]) -> [span, d]`."""
 
 
-def with_letter_found(tokenizer: Any, passages: Sequence[Passage], position: Position) -> Position:
+def with_letter_found(
+    tokenizer: Any, passages: Sequence[Passage], position: Position, indices: dict[int, str] | None = None
+) -> Position:
     """Return the index from the end of the spans that `"letter"` means; other positions are returned as they are.
 
     `"letter"` is the first token of a span with a letter or a digit: of ` (A)` the token `A`, not the bracket.
+
+    Args:
+        indices: the index in earlier passages of the same data, with a text; this call adds its own.
 
     Raises:
         ValueError: a span without such a token, or spans in which it has different distances from the end.
@@ -29,7 +34,7 @@ def with_letter_found(tokenizer: Any, passages: Sequence[Passage], position: Pos
     if not isinstance(position, str) or position != "letter":
         return position
     has_letter: dict[int, bool] = {}
-    indices: dict[int, str] = {}
+    indices = {} if indices is None else indices
     for passage in passages:
         for start, stop in passage.spans:
             ids = passage.ids[start:stop]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,7 +98,8 @@ def tokenise(
     """Return the texts as token ids with the spans to read; a contrast pair becomes two passages.
 
     Args:
-        first: index of the first text in its data set; a text without a group has its index as group id.
+        first: index of the first text in its data set; a text without a group has its index as group id, with a mark
+            if that is the group of another text.
 
     Raises:
         TypeError: a text of another type.
@@ -117,8 +118,9 @@ def passages_of(
 ) -> list[Passage]:
     """What `tokenise` returns, whatever the model's limits are."""
     passages: list[Passage] = []
+    own_groups = {one.text.group for one in texts if isinstance(one.text, ContrastPair | SpannedText)}
     for number, given in enumerate(texts, first):
-        own_group = str(number) if given.group is None else given.group
+        own_group = _new_group(number, own_groups) if given.group is None else given.group
         text = given.text
         if isinstance(text, ContrastPair):
             passages += text.passages(tokenizer, own_group, chat_template_kwargs)
@@ -131,6 +133,14 @@ def passages_of(
         passage = passage_of(tokenizer, text, own_group, chat_template_kwargs)
         passages.append(passage if given.label is None else replace(passage, labels=(given.label,)))
     return passages
+
+
+def _new_group(number: int, given: Container[str | None]) -> str:
+    """The index of a text as its group id, with a mark where another text was given this group."""
+    group = str(number)
+    while group in given:
+        group += "'"
+    return group
 
 
 def texts_sha256(texts: Sequence[LabelledText], chat_template_kwargs: Mapping[str, Any] | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -26,56 +26,83 @@ BATCH_ROWS = {"cpu": 72, "cuda": 256}
 SMALL_MODEL = 400_000_000
 """Parameters x rows: on a CPU, a batch of a model with few parameters grows up to it, or to `MOST_ROWS`."""
 MOST_ROWS = 576
-_fitting: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-"""Model -> tokens (rows x (longest prompt + new tokens)) of half the smallest batch that did not fit into memory."""
+LOGIT_BYTES = {"cpu": 2**28, "cuda": 2**32}
+"""Logits that a batch of scored texts holds at once."""
+SCORED_ROWS = 96
+SHORT = 63
+"""Rows with room for at most so many new tokens share batches; of others, those within a factor of 2."""
+_fitting: weakref.WeakKeyDictionary[nn.Module, dict[bool, int]] = weakref.WeakKeyDictionary()
+"""Model -> tokens (rows x (longest prompt + new tokens)) of half the smallest batch that did not fit into memory.
+
+Apart for batches that hold the logits of all new tokens (True), which need more memory.
+"""
 Done = TypeVar("Done")
 
 
 def in_batches(
     model: nn.Module,
     rows: Sequence[Row],
-    room: int,
+    room: int | Sequence[int],
     work: Callable[[Engine, Sequence[int]], Sequence[Done]],
     batch_rows: int | None = None,
+    held: int | None = None,
 ) -> Iterator[list[tuple[int, Done]]]:
     """Run `work(engine, row numbers)` over all rows in batches; yields each batch's `(row number, result)` when done.
 
-    Rows of similar prompt length share a batch (of equal length, where the model cannot be padded), and equal prompts
-    are neighbours. A batch that does not fit into memory is halved, and so are later ones of its size, in this call and
-    in later calls with this model. The model is in eval mode, and steerings that
+    Rows of similar room and prompt length share a batch (of equal prompt length, where the model cannot be padded), and
+    equal prompts are neighbours. A batch that does not fit into memory is halved, and so are later ones of its size, in
+    this call and in later calls with this model. The model is in eval mode, and steerings that
     `with steering.on(model)` set are suspended.
 
     Args:
-        room: number of new tokens that the cache reserves room for.
+        room: number of new tokens that the cache reserves room for, the same for all rows or one for each.
+        held: where `work` holds the logits of the last token of the prompt and of all new tokens: the most of them,
+            see `held_logits`.
 
     Raises:
         ValueError: see `check_rows` and `check_switch`.
     """
     padded = check_rows(model, rows).padded
-    check_switch(model, (len(row.prompt) + room for row in rows))
+    rooms = [room] * len(rows) if isinstance(room, int) else list(room)
+    check_switch(model, (len(row.prompt) + new for row, new in zip(rows, rooms, strict=True)))
     size = batch_rows or default_rows(model)
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].prompt), rows[i].prompt))
-    by_length = groupby(order, key=lambda i: None if padded else len(rows[i].prompt))
-    groups = [list(group) for _, group in by_length]
-    queue = [group[i : i + size] for group in groups for i in range(0, len(group), size)][::-1]
-    base = unwrap(model)
+    places = [(max(new, SHORT).bit_length(), len(row.prompt)) for row, new in zip(rows, rooms, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: (-places[i][0], -places[i][1], rows[i].prompt))
+    by_length = groupby(order, key=lambda i: None if padded else places[i])
+    queue = [batch for _, group in by_length for batch in _cut(group, rooms, size, held)][::-1]
+    fitting = _fitting.setdefault(unwrap(model), {})
     while queue:
         numbers = queue.pop()
-        width = max(len(rows[i].prompt) for i in numbers) + room
-        most = max(1, _fitting.get(base, len(numbers) * width) // width)
+        widest = max(rooms[i] for i in numbers)
+        width = max(len(rows[i].prompt) for i in numbers) + widest
+        most = max(1, fitting.get(bool(held), len(numbers) * width) // width)
         if len(numbers) > most:
             queue += [numbers[i : i + most] for i in range(0, len(numbers), most)][::-1]
             continue
         try:
             with running(model), suspended(model), torch.inference_mode():  # not while the caller works on a batch
-                done = work(engine_of(model)([rows[i] for i in numbers], room), numbers)
+                done = work(engine_of(model)([rows[i] for i in numbers], widest), numbers)
         except torch.OutOfMemoryError:
             if len(numbers) == 1:
                 raise
-            _fitting[base] = len(numbers) // 2 * width
+            fitting[bool(held)] = len(numbers) // 2 * width
             queue.append(numbers)
             continue
         yield list(zip(numbers, done, strict=True))
+
+
+def _cut(group: Iterable[int], rooms: Sequence[int], size: int, held: int | None) -> list[list[int]]:
+    """Row numbers in batches of at most `size` rows, and of at most `held` logits where that is given."""
+    batches: list[list[int]] = []
+    widest = 0
+    for i in group:
+        widest = max(widest, rooms[i] + 1)
+        full = batches and (len(batches[-1]) == size or (held and (len(batches[-1]) + 1) * widest > held))
+        if not batches or full:
+            batches.append([])
+            widest = rooms[i] + 1
+        batches[-1].append(i)
+    return batches
 
 
 def default_rows(model: nn.Module) -> int:
@@ -90,6 +117,12 @@ def default_rows(model: nn.Module) -> int:
         return rows
     parameters = sum(parameter.numel() for parameter in unwrap(model).parameters())
     return max(rows, min(MOST_ROWS, SMALL_MODEL // max(1, parameters)))
+
+
+def held_logits(model: nn.Module, copies: int = 1) -> int:
+    """The most tokens whose logits a batch holds at once, in `copies` of float32."""
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    return max(1, LOGIT_BYTES.get(device_of(model).type, LOGIT_BYTES["cpu"]) // (4 * vocabulary * copies))
 
 
 def engine_of(model: nn.Module) -> Callable[[Sequence[Row], int], Engine]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from steerkit.generation.batches import in_batches
+from steerkit.generation.batches import SCORED_ROWS, held_logits, in_batches
 from steerkit.generation.engine import Engine, Row, prompt_edit
 from steerkit.text.prompt import Prompt
 from steerkit.text.tokens import encode
@@ -27,10 +27,6 @@ class Scored(NamedTuple):
 
     log_prob: float
     steered: int | None = None
-
-
-LOGIT_BYTES = 2**28  # logits held at once
-MAX_ROWS = 96
 
 
 def choices_per_prompt(choices: Any, count: int) -> list[list[str]]:
@@ -128,13 +124,12 @@ def log_probs_of(
     for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
         key = (row.prompt, tuple(prompt_edit(one) for one in row.steerings), text[:-1])
         sharing.setdefault(key, []).append(number)
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     by_length = sorted(sharing.values(), key=lambda numbers: len(texts[numbers[0]]))
     for length, some in groupby(by_length, key=lambda numbers: len(texts[numbers[0]])):
         groups = list(some)
-        size = batch_rows or max(1, min(MAX_ROWS, LOGIT_BYTES // (4 * vocabulary * length)))
-        work = partial(_score, groups, texts)
-        for done in in_batches(model, [rows[numbers[0]] for numbers in groups], length - 1, work, size):
+        held = batch_rows * length if batch_rows else held_logits(model)
+        work, first = partial(_score, groups, texts), [rows[numbers[0]] for numbers in groups]
+        for done in in_batches(model, first, length - 1, work, batch_rows or SCORED_ROWS, held):
             yield [pair for _, pairs in done for pair in pairs]
 
 

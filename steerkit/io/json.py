@@ -77,7 +77,7 @@ def parse_json(data: str | bytes) -> Any:
         parsed = json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if depth_of(parsed) > DEEPEST:
+    if text.count("[") + text.count("{") > DEEPEST and depth_of(parsed) > DEEPEST:
         raise ValueError("it is nested too deeply")
     return parsed
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from steerkit.io.files import sha256
 from steerkit.io.versions import versions
-from steerkit.models.adapters import active_adapter_parts, base_parameters
+from steerkit.models.adapters import active_adapter_parts, base_parameters, has_merged_adapter
 from steerkit.models.blocks import find_blocks
 from steerkit.models.kernels import kernels_of
 from steerkit.models.memory import few_values, is_released, is_unchanged, release_file_pages
@@ -150,6 +150,41 @@ def other_model(meta: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, 
     if None not in (meta.get("model_fingerprint"), about.get("model_fingerprint")):
         said += ["model_fingerprint", "adapter_fingerprint"]
     return {name: meta.get(name) for name in said if meta.get(name) != about.get(name)}
+
+
+def check_origin(
+    what: str, meta: Mapping[str, Any], model: nn.Module, weights: tuple[str, str | None], foreign: bool = False
+) -> None:
+    """`ValueError` where the provenance of a vector or a condition names another model.
+
+    Args:
+        what: is checked, for the message.
+        meta: its provenance.
+        weights: the model's fingerprints.
+        foreign: other weights are allowed; another type or depth never is.
+    """
+    about = {
+        "model_type": getattr(unwrap(model).config, "model_type", None),
+        "n_layers": len(find_blocks(model)),
+        "model_fingerprint": weights[0],
+        "adapter_fingerprint": weights[1],
+    }
+    other = other_model(meta, about)
+    fingerprints = {name: other.pop(name) for name in ("model_fingerprint", "adapter_fingerprint") if name in other}
+    if other:
+        actual = {name: about[name] for name in ("model_type", "n_layers")}
+        raise ValueError(
+            f"expected {what} of a model like this one, {actual}; it was read from one with {other} "
+            f"({meta.get('checkpoint', 'unknown')}). Extract it from this model, or the one it was trained from."
+        )
+    if fingerprints and not foreign:
+        read_from = meta.get("model_fingerprint"), meta.get("adapter_fingerprint")
+        merged = " An adapter is merged into the weights: call model.unmerge_adapter() first."
+        raise ValueError(
+            f"expected {what} read from this model, {weights}; it was read from {read_from} "
+            f"({meta.get('checkpoint', 'unknown')}). Pass foreign=True to use a vector from another model."
+            + (merged if has_merged_adapter(model) else "")
+        )
 
 
 IDENTITY = (

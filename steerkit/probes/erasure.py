@@ -17,7 +17,7 @@ from torch import Tensor
 from steerkit.capture.activations import Activations
 from steerkit.capture.layers import Layer, Layers, layer_index, layer_list
 from steerkit.models.site_names import DEFAULT
-from steerkit.probes.folds import deal_folds
+from steerkit.probes.folds import deal_folds, permuted_labels, permuted_over
 from steerkit.probes.probe import MAX_ITER, TOLERANCE, encoded
 from steerkit.probes.solver import solver_for
 from steerkit.stats.mean import accuracy_interval
@@ -187,7 +187,8 @@ def probe_erased(
 
     - `features == "resid"`: the same probe on the same items, nothing erased.
     - `features == "erased"`: the classes of column `erase` are erased.
-    - `features == "erased_shuffled"`: control; the erasure of permuted labels, which has the same rank.
+    - `features == "erased_shuffled"`: control; the erasure of permuted labels, which has the same rank. Where every
+      group has one class, whole groups exchange it.
 
     Args:
         acts: the activations.
@@ -222,7 +223,7 @@ def probe_erased(
     if not chosen:
         raise ValueError("expected one layer at least; got none. Pass layers='all' for all that were read.")
     group_of, fold = deal_folds(acts.items[group], codes.numpy(), classes, folds, seed)
-    shuffled = hidden[torch.from_numpy(np.random.default_rng([seed, 2]).permutation(len(hidden)))]
+    shuffled = _shuffled(hidden, group_of, fold, np.random.default_rng([seed, 2]))
     kinds = {"resid": None, "erased": hidden, "erased_shuffled": shuffled}
     splits = [_halves(fold, left_out, folds) for left_out in range(folds)]
     for fitted, probed in splits:
@@ -247,6 +248,14 @@ def probe_erased(
     table = pd.DataFrame(rows, columns=["layer", "features", "accuracy", "accuracy_low", "accuracy_high"])
     majority = float(np.bincount(codes.numpy()).max() / len(codes))
     return table.assign(majority=majority, n=len(codes), n_groups=len(set(group_of.tolist())), folds=folds)
+
+
+def _shuffled(labels: Tensor, group_of: np.ndarray, fold: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """The labels permuted over items, or over whole groups of several items, where each has one class."""
+    several = group_of.max() + 1 < len(group_of)
+    if several and permuted_over(labels, group_of) == "whole groups":
+        return permuted_labels(labels, group_of, fold, rng)
+    return labels[torch.from_numpy(rng.permutation(len(labels)))]
 
 
 def _halves(fold: np.ndarray, left_out: int, folds: int) -> tuple[Tensor, Tensor]:

@@ -55,6 +55,19 @@ def deal_folds(
 Permuted = Literal["within groups", "whole groups", "items"]
 
 
+def of_one_class(labels: np.ndarray, group_of: np.ndarray) -> np.ndarray:
+    """Return for each group, in the order of its index, whether all its items have one class.
+
+    The items of such a group are alike whatever their class is, so labels are exchanged between whole groups: items
+    that are permuted one by one would lose the variance between groups, which the true labels hold.
+
+    Example:
+        >>> of_one_class(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]))
+        array([False,  True])
+    """
+    return np.asarray((pd.crosstab(group_of, labels).to_numpy() > 0).sum(1) == 1)
+
+
 def permuted_over(labels: Int[Tensor, " item"], group_of: np.ndarray) -> Permuted:
     """Return over what labels are exchangeable where the class has nothing to do with the item.
 
@@ -64,7 +77,7 @@ def permuted_over(labels: Int[Tensor, " item"], group_of: np.ndarray) -> Permute
     counts = pd.crosstab(group_of, labels.numpy()).to_numpy()
     if (counts == counts[0]).all():
         return "within groups"
-    return "whole groups" if ((counts > 0).sum(1) == 1).all() else "items"
+    return "whole groups" if of_one_class(labels.numpy(), group_of).all() else "items"
 
 
 def permuted_labels(

@@ -101,7 +101,7 @@ class ProbeResult:
             `labels`: `true` or `shuffled`.
             `accuracy`: share of held-out items.
             `accuracy_low`, `accuracy_high`: 95 % interval over groups (`accuracy_interval`); for shuffled labels the
-            95 % prediction interval of a further permutation.
+            95 % prediction interval of a further permutation, NaN where most of the five have one accuracy.
             `roc_auc`: mean over classes, each against the rest, of the share of pairs of items of one fold in which the
             item of the class has the higher probability; ties count one half.
             `n` items, `n_groups`, `n_classes`, `folds`.
@@ -234,7 +234,8 @@ def probe_layers(
       every group has each class equally often; over whole groups if each has one class; else over items
       (`meta["permuted"]`). In the last two cases every fold gets its share of each class, otherwise held-out accuracy
       falls below chance; it also does for true labels without an effect if groups have one class and differ in size.
-      The accuracy is the mean of five permutations, its interval the prediction interval of a further one.
+      The accuracy is the mean of five permutations, its interval the prediction interval of a further one. It is
+      missing (NaN) where more than half of the five have one accuracy, which is frequent with a dozen groups or fewer.
     - `features == "length_position"`: the same probe on the span's `n_tokens` and `start` alone.
     - `layer == "nested"`: the layer is chosen within each training fold, by its accuracy there (each of the other folds
       is predicted in turn; the earliest layer on a tie), and evaluated on the fold left out. So the accuracy of the
@@ -370,8 +371,8 @@ class _Design:
             "features": features,
             "labels": labels,
             "accuracy": interval.mean,
-            "accuracy_low": max(0.0, interval.low),
-            "accuracy_high": min(1.0, interval.high),
+            "accuracy_low": float(np.clip(interval.low, 0, 1)),  # keeps NaN
+            "accuracy_high": float(np.clip(interval.high, 0, 1)),
             "roc_auc": float(np.mean(areas)),
             "n": len(self.labels),
             "n_groups": len(set(self.group_of)),

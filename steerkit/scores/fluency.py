@@ -11,16 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steerkit.generation.batches import engine_of, in_batches
+from steerkit.generation.batches import SCORED_ROWS, engine_of, held_logits, in_batches
 from steerkit.generation.engine import Engine, Row
 from steerkit.io.progress import progress
 from steerkit.models.context import check_vocabulary, context_length
 from steerkit.steering.steering import Steering
-from steerkit.text.prompt import PromptLike, encode_prompt
+from steerkit.text.prompt import PromptLike, encode_prompt, listed
 from steerkit.text.tokens import Ids, continuation_ids
-
-LOGIT_BYTES = 2**28  # logits held at once
-MAX_ROWS = 96
 
 
 def log_probabilities(
@@ -101,29 +98,27 @@ def _teacher_forced(
     Args:
         paired: also forward the unsteered model.
     """
+    prompts = listed(prompts) if len(prompts) else []  # a column of a table makes a new object at each reading
+    texts = listed(texts, "texts") if len(texts) else []
     if not len(prompts) == len(texts) == len(steerings if steerings is not None else texts):
         got = [len(texts)] if steerings is None else [len(texts), len(steerings)]
         raise ValueError(f"expected one text (and steering) per prompt, {len(prompts)}; got {got}. Pair them.")
     ids = [continuation_ids(tokenizer, text) for text in texts]
     check_vocabulary(model, ids)
-    encoded: dict[int, tuple[int, ...]] = {}
-    rows = []
-    for number, prompt in enumerate(prompts):
-        if id(prompt) not in encoded:  # the list of prompts keeps them, so no id is used again
-            encoded[id(prompt)] = encode_prompt(tokenizer, prompt)
-        steering = steerings[number] if steerings is not None else None
-        rows.append(Row(encoded[id(prompt)], () if steering is None else tuple(steering.per_row(1))))
+    encoded = {id(prompt): encode_prompt(tokenizer, prompt) for prompt in {id(one): one for one in prompts}.values()}
+    steered = [None] * len(prompts) if steerings is None else list(steerings)
+    rows = [
+        Row(encoded[id(prompt)], () if steering is None else tuple(steering.per_row(1)))
+        for prompt, steering in zip(prompts, steered, strict=True)
+    ]
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     todo = [number for number in range(len(rows)) if ids[number]]
-    room = max((len(ids[number]) for number in todo), default=1)
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     limit = context_length(model)
     longest = max((len(rows[number].prompt) + len(ids[number]) for number in todo), default=0)
     if limit is not None and longest > limit:
         raise ValueError(
             f"expected prompt and text within the model's context of {limit} tokens; got {longest}. Cut the texts."
         )
-    size = max(1, min(MAX_ROWS, LOGIT_BYTES // (4 * vocabulary * room * (2 if paired else 1))))
 
     def work(engine: Engine, numbers: Sequence[int]) -> list[Tensor]:
         batch_ids = [ids[todo[i]] for i in numbers]
@@ -135,13 +130,14 @@ def _teacher_forced(
         logits = engine.forward(entering, engine.width - 1).float()
         plain = None
         if paired:
-            unsteered = engine_of(model)([Row(row.prompt) for row in engine.rows], room)
+            unsteered = engine_of(model)([Row(row.prompt) for row in engine.rows], engine.room)
             plain = unsteered.forward(entering, unsteered.width - 1).float()
         scores = score(logits, plain, chunk).cpu()
         return [scores[row, : len(tokens)] for row, tokens in enumerate(batch_ids)]
 
     with progress("scoring", len(todo)) as advance:
-        for batch in in_batches(model, [rows[i] for i in todo], room, work, size):
+        some, rooms, held = [rows[i] for i in todo], [len(ids[i]) - 1 for i in todo], held_logits(model, 1 + paired)
+        for batch in in_batches(model, some, rooms, work, SCORED_ROWS, held):
             for number, scores in batch:
                 out[todo[number]] = scores.clone()  # outside inference mode, so that it is an ordinary tensor
             advance(len(batch))

@@ -29,6 +29,7 @@ GIVE_UP = 16
 NAMED = 50  # texts that an error names
 FORMAT = 1  # of the message; another one gives other answers
 _NUMBER = re.compile(r"(?<![\w.,])-?[0-9]+(?:\.[0-9]+)?(?![\w,]|\.[0-9])")
+_ON_OTHER_SCALE = re.compile(r"(?:/|\bout of)\s*[0-9]|[0-9]\s*of\s*[0-9]", re.IGNORECASE)
 _ITEM = re.compile(r"\s*[0-9]+[.)]\s+\w")
 _RATED = re.compile(r"^\W*-?[0-9]|\b(?:score|rating|rate|answer)\b[^.\n]{0,40}?[0-9]", re.IGNORECASE)
 
@@ -215,8 +216,10 @@ def judge(
     answer is identified by model name, rubric, scale, `max_tokens` and text, not by the address of the server.
 
     An answer is a score if it contains exactly one number, on the scale, at its start or after a word such as "score";
-    `85/100` and `85 out of 100` count as 85. So a number that the judge only quotes from the text is no score. The
-    thought of a reasoning model is left out. Every other answer is NaN and counted.
+    `85/100` and `85 out of 100` count as 85. A number out of another one, such as `10/10` on a scale to 100, is none. A
+    number that the judge quotes from the text is mistaken for a score if it is the only one and follows such a word: "a
+    score of 5 exclamation marks" is 5. The thought of a reasoning model is left out. Every other answer is NaN and
+    counted.
 
     A judge has errors of its own: compare its scores with labels of people on a sample. `docs/concepts/scores.md` lists
     the known biases: position, length and self-preference.
@@ -279,12 +282,14 @@ def read_score(answer: str, scale: tuple[float, float] = (0, 100)) -> float:
     """The score in a judge's answer; NaN if it contains no number, several, or one that is not a score (see `judge`).
 
     Example:
-        >>> [read_score(answer) for answer in ("85", "**Score:** 85/100", "1. The text is", "85 or 90", "120")]
-        [85.0, 85.0, nan, nan, nan]
+        >>> [read_score(answer) for answer in ("85", "**Score:** 85/100", "10/10", "1. The text is", "85 or 90", "120")]
+        [85.0, 85.0, nan, nan, nan, nan]
     """
     reply = reply_of(answer)
     if reply is None or _ITEM.match(reply) or not _RATED.search(reply):
         return math.nan
-    reply = re.sub(rf"\s*(?:/|out of)\s*{scale[1]:g}(?!\w|\.[0-9])", "", reply)
+    reply = re.sub(rf"\s*(?:/|out of)\s*{scale[1]:g}(?!\w|\.[0-9])", "", reply, flags=re.IGNORECASE)
+    if _ON_OTHER_SCALE.search(reply):
+        return math.nan
     numbers = {float(number) for number in _NUMBER.findall(reply.replace(MINUS, "-"))}
     return numbers.pop() if len(numbers) == 1 and scale[0] <= min(numbers) <= scale[1] else math.nan

@@ -544,7 +544,7 @@ def layer_profile(table: pd.DataFrame, title: str | None = None, majority: float
             axes.axhline(mean, color=look.color, ls=look.linestyle, lw=1, zorder=1.5)
             axes.axhspan(low, high, color=look.color, alpha=look.band, lw=0)
         for _, segment in part.groupby(part["layer"] != "embed"):
-            handles[label] = _draw_line(axes, segment[["x", *estimates]].dropna(), look)
+            handles[label] = _draw_line(axes, segment[["x", *estimates]].dropna(subset=["x", "accuracy"]), look)
     if majority is not None:
         line = axes.axhline(majority, color=INK, lw=0.6, zorder=1)
         handles[f"largest class: {number_text(majority, 2, typographic=True)}"] = line

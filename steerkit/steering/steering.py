@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from steerkit.capture.layers import Layer
 from steerkit.models.active import watching
-from steerkit.models.adapters import has_merged_adapter
 from steerkit.models.blocks import Blocks, find_blocks
 from steerkit.models.cache_argument import counts_tokens
-from steerkit.models.identity import fingerprint, other_model
+from steerkit.models.identity import check_origin, fingerprint
 from steerkit.models.kernels import use_kernels
 from steerkit.models.model import unwrap
 from steerkit.models.site_names import DEFAULT, check_name
@@ -209,18 +208,11 @@ class Steering:
                 f"expected a vector of width {width}, the model's{at}; got {self.vector.d_model}. Extract it from "
                 "this model."
             )
-        about = {
-            "model_type": getattr(unwrap(model).config, "model_type", None),
-            "n_layers": len(blocks),
-            "model_fingerprint": weights[0],
-            "adapter_fingerprint": weights[1],
-        }
-        merged = has_merged_adapter(model)
         if self.when is not None:
             self._check_when(self.when, model, blocks)
-            _check_origin("a condition", self.when.direction.meta, about, self.foreign, merged)
-            _check_origin("a condition with a threshold", self.when.meta, about, self.foreign, merged)
-        _check_origin("a vector", self.vector.meta, about, self.foreign, merged)
+            check_origin("a condition", self.when.direction.meta, model, weights, self.foreign)
+            check_origin("a condition with a threshold", self.when.meta, model, weights, self.foreign)
+        check_origin("a vector", self.vector.meta, model, weights, self.foreign)
 
     def _check_when(self, when: Condition, model: nn.Module, blocks: Blocks) -> None:
         """`ValueError` unless the model has the condition's place, of its width, before that of the steering."""
@@ -285,33 +277,6 @@ class Steering:
                 yield
         finally:
             active.remove(watch)
-
-
-def _check_origin(what: str, meta: Mapping[str, Any], about: Mapping[str, Any], foreign: bool, merged: bool) -> None:
-    """`ValueError` where the provenance of a vector or a condition names another model.
-
-    Args:
-        what: is checked, for the message.
-        meta: its provenance.
-        about: the model's type, depth and fingerprints.
-        foreign: other weights are allowed; another type or depth never is.
-        merged: an adapter is merged into the model's weights, whose fingerprint is another one until it is unmerged.
-    """
-    other = other_model(meta, about)
-    fingerprints = {name: other.pop(name) for name in ("model_fingerprint", "adapter_fingerprint") if name in other}
-    if other:
-        actual = {name: about[name] for name in ("model_type", "n_layers")}
-        raise ValueError(
-            f"expected {what} of a model like this one, {actual}; it was read from one with {other} "
-            f"({meta.get('checkpoint', 'unknown')}). Extract it from this model, or the one it was trained from."
-        )
-    if fingerprints and not foreign:
-        weights, read_from = ((one.get("model_fingerprint"), one.get("adapter_fingerprint")) for one in (about, meta))
-        raise ValueError(
-            f"expected {what} read from this model, {weights}; it was read from {read_from} "
-            f"({meta.get('checkpoint', 'unknown')}). Pass foreign=True to use a vector from another model."
-            + (" An adapter is merged into the weights: call model.unmerge_adapter() first." if merged else "")
-        )
 
 
 def steerings_per_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import random
 import re
 import warnings
@@ -50,7 +51,7 @@ def read_ab(path: str | Path, *, chat: bool = False) -> list[ContrastPair]:
         >>> pairs = sk.read_ab("corrigible-neutral-HHH.jsonl", chat=True)
         >>> vector = sk.difference_in_means(sk.collect(model, tokenizer, pairs, position="letter"))
     """
-    is_list = read_bytes(path).lstrip()[:1] == b"["
+    is_list = read_bytes(path).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
     rows: list[Any] = read_json(path) if is_list else read_rows(path, complete=True)
     first_of: dict[str, int] = {}
     pairs: dict[int, ContrastPair] = {}

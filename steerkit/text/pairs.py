@@ -29,7 +29,8 @@ class ContrastPair:
         prompt: a string (used verbatim), a list of chat messages, or a `Prompt`.
         positive: the continuation with the property.
         negative: the continuation without it.
-        group: group id, e.g. the question; a group stays on one side of a split. None makes each pair its own group.
+        group: group id, e.g. the question, stored as text; a group stays on one side of a split. None makes each pair
+            its own group.
 
     Raises:
         ValueError: an empty continuation, or a prompt that is neither a string nor a list of messages.
@@ -52,6 +53,8 @@ class ContrastPair:
             text = getattr(self, side)
             if not isinstance(text, str) or not text:
                 raise ValueError(f"expected a non-empty string as the pair's {side}; got {text!r:.80}. Write one.")
+        if self.group is not None:
+            object.__setattr__(self, "group", str(self.group))
 
     def passages(
         self, tokenizer: Any, group: str, chat_template_kwargs: Mapping[str, Any] | None = None
@@ -104,8 +107,6 @@ def read_pairs(path: str | Path) -> list[ContrastPair]:
                 "Rename, add or drop keys."
             )
         try:
-            if row.get("group") is not None:
-                row["group"] = str(row["group"])
             pairs.append(ContrastPair(**row))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, row {number}: {error}") from error

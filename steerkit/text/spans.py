@@ -45,10 +45,11 @@ class SpannedText:
     """A text and character ranges of it. One forward of the whole text gives the activations of all ranges.
 
     Args:
-        text: a string, used verbatim, or a `Prompt` that `render` made, whose text the spans refer to.
+        text: a string, used verbatim, or a `Prompt` that `render` made, whose text the spans refer to. A `Prompt` of
+            given ids is refused where its text, cut as below, has other ids.
         spans: half-open character ranges `(start, stop)` of the text, in order and not overlapping.
         labels: one label per span; default `"0"`, `"1"`, ...
-        group: group id; a group stays on one side of a split. Default: the text's index in its data set.
+        group: group id, stored as text; a group stays on one side of a split. None makes each text its own group.
         cut: `"spans"` cuts the text at the ends of its spans, encodes each piece and concatenates the ids, so that no
             token crosses an end: a span decodes to exactly its characters. `"whole"` encodes the text at once, as
             a model is trained on it and writes it; a span then has every token that overlaps it.
@@ -73,6 +74,8 @@ class SpannedText:
     def __post_init__(self) -> None:
         if self.prompt is not None and not isinstance(self.prompt, str | Prompt):
             object.__setattr__(self, "prompt", tuple(messages_of(self.prompt)))
+        if self.group is not None:
+            object.__setattr__(self, "group", str(self.group))
         length = len(str(self.text))
         end = 0
         for start, stop in self.spans:
@@ -130,7 +133,7 @@ def _encode_pieces(
             if not piece:
                 continue
             first = len(ids)
-            if ids or (isinstance(text.text, Prompt) and text.text.source == "chat"):
+            if ids or (isinstance(text.text, Prompt) and text.text.source != "text"):
                 ids.extend(encode(tokenizer, piece))
             else:
                 rendered = render(tokenizer, piece)
@@ -139,6 +142,11 @@ def _encode_pieces(
             if is_span:
                 spans.append((first, len(ids)))
         end = stop
+    if isinstance(text.text, Prompt) and text.text.source == "ids" and tuple(ids) != text.text.ids:
+        raise ValueError(
+            f"expected a prompt whose ids are those of its text, cut at the ends of its spans; {whole!r:.80} has others."
+            " Pass cut='whole' if they are those of the whole text, or make the prompt of its text by sk.render."
+        )
     return tuple(ids), tuple(spans)
 
 
@@ -172,7 +180,7 @@ def _offsets(tokenizer: Any, prompt: Prompt) -> Sequence[Range]:
     found = tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True)
     if tuple(found["input_ids"]) != prompt.ids[prompt.n_added :]:
         raise ValueError(
-            f"expected a prompt whose ids are those of its text; {prompt.text!r:.80} has others. Pass cut='spans', or "
-            "make the prompt from the text."
+            f"expected a prompt whose ids are those of its text; {prompt.text!r:.80} has others. Make the prompt of its"
+            " text by sk.render."
         )
     return found["offset_mapping"]

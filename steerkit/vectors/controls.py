@@ -6,10 +6,11 @@ A control tests whether another direction of the same norm has the same effect. 
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.capture.activations import Activations
+from steerkit.models.identity import other_model
+from steerkit.probes.folds import of_one_class
 from steerkit.vectors.extract import extract_again
 from steerkit.vectors.vector import SteeringVector
 
@@ -65,7 +68,11 @@ def matched(vectors: Vectors, activations: Activations, n: int = 19, seed: int =
         `NAME/matched-0`, ..., each with the norm of its vector at every layer.
 
     Raises:
-        ValueError: a layer of the vector was not read, or the items are equal there.
+        ValueError: a layer of the vector was not read, or the items are equal there; the activations are of another
+            site, model or adapter than the vector.
+
+    Warns:
+        UserWarning: the activations were read at another position than the vector.
 
     Example:
         >>> sk.controls.matched({"calm": v}, acts)
@@ -74,14 +81,13 @@ def matched(vectors: Vectors, activations: Activations, n: int = 19, seed: int =
     def draw(vector: SteeringVector, number: int) -> SteeringVector:
         generator = torch.Generator().manual_seed(int(seed) + number)
         drawn = {}
-        if activations.site != vector.site:
-            raise ValueError(f"expected activations at {vector.site}; got {activations.site}. Pass site= to collect.")
         for layer in vector.layers:
             rows = activations.at(layer).double()
             weights = torch.randn(len(rows), generator=generator, dtype=torch.float64)
             drawn[layer] = (rows - rows.mean(0)).T @ weights
         return replace(vector, layers=drawn, meta={**vector.meta, "seed": int(seed) + number}).scaled_to(vector)
 
+    _check_read_alike(vectors, activations)
     return _controls("matched", vectors, n, draw)
 
 
@@ -94,8 +100,9 @@ def shuffled(
 ) -> dict[str, SteeringVector]:
     """Return `n` vectors for each vector, extracted in the same way after the labels were shuffled, rescaled.
 
-    The shuffle is balanced (see `shuffle_labels`), so that the true difference cancels. Under a plain permutation a
-    share of it remains by chance, and rescaling to the norm of the vector makes that share large.
+    The shuffle is balanced, so that the true difference cancels: under a plain permutation a share of it remains by
+    chance, and rescaling to the norm of the vector makes that share large. It is within the groups that have both
+    labels, such as contrast pairs; groups with one label exchange it as whole groups (see `shuffle_labels`).
 
     Args:
         vectors: as in `random`.
@@ -110,7 +117,11 @@ def shuffled(
         `NAME/shuffled-0`, ..., each with the norm of its vector at every layer.
 
     Raises:
-        ValueError: no `extract`, and `meta` does not hold the method and the labels.
+        ValueError: no `extract`, and `meta` does not hold the method and the labels; the activations are of another
+            site, model or adapter than the vector.
+
+    Warns:
+        UserWarning: the activations were read at another position than the vector.
 
     Example:
         >>> v = sk.difference_in_means(acts)
@@ -125,44 +136,114 @@ def shuffled(
         drawn = replace(again.at(*vector.layers), meta={**vector.meta, "seed": int(seed) + number})
         return drawn.scaled_to(vector)
 
+    _check_read_alike(vectors, activations)
     return _controls("shuffled", vectors, n, draw)
 
 
 def shuffle_labels(
     activations: Activations, seed: int = 0, balanced: bool = False, label: str = "label"
 ) -> Activations:
-    """Return the same activations with their labels shuffled, within each group where every group has several labels.
+    """Return the same activations with their labels shuffled as those of a label without an effect could be.
 
-    Where a group has one label only, the labels are shuffled over all items.
+    In a group with several labels, such as a contrast pair, they are shuffled within the group. Groups with one label,
+    such as topics or documents that are labelled as a whole, exchange it as whole groups: the shuffled labels then
+    differ by what groups differ by, as the true ones do. Items without a group of their own count as such groups.
 
     Args:
-        balanced: False: a random permutation. True: a random assignment that gives the items of each true label every
-            label in proportion to its frequency, e.g. in exactly half of the contrast pairs the two labels are swapped.
-            The means of the shuffled labels then differ by noise, not by a chance share of the true difference.
+        balanced: False: a random permutation. True: a random assignment that gives the items (or whole groups) of each
+            true label every label in proportion to its frequency, e.g. in exactly half of the contrast pairs the two
+            labels are swapped. The means of the shuffled labels then differ by noise, not by a chance share of the true
+            difference.
         label: the column of `activations.items` that is shuffled.
+
+    Raises:
+        ValueError: no such column, or an item without a label or group.
+
+    Warns:
+        UserWarning: whole groups exchange their labels, and fewer than 20 assignments differ: p by rank cannot be 0.05.
+
+    Example:
+        >>> shuffle_labels(acts, seed=1, balanced=True).items["label"]
     """
+    names, group_of = (_as_text(activations, column) for column in (label, "group"))
     rng = np.random.default_rng(seed)
-    labels = activations.items[label].copy()
-    groups = activations.items.groupby("group", sort=False)
-    if (groups[label].nunique() > 1).all():
-        parts: list[Any] = [rows.index for _, rows in groups]
-        ranks = rng.permutation(len(parts)) if balanced else None
-        start = rng.random() if balanced else 0.0
-        for number, index in enumerate(parts):
-            own = labels.loc[index].to_numpy()
-            if ranks is None:
-                labels.loc[index] = rng.permutation(own)
-            else:
-                order = np.lexsort((rng.random(len(own)), own.astype(str)))
-                shift = int(len(own) * (ranks[number] + start) / len(parts))
-                labels.loc[index[order]] = np.roll(own[order], shift)
-    elif balanced:
-        drawn = pd.Series(rng.random(len(labels)), index=labels.index).groupby(labels.astype(str))
-        quantile = (drawn.rank() - rng.random(len(labels))) / drawn.transform("size")
-        labels.iloc[quantile.to_numpy().argsort()] = labels.iloc[labels.astype(str).to_numpy().argsort()].to_numpy()
-    else:
-        labels.loc[labels.index] = rng.permutation(labels.to_numpy())
+    own = activations.items[label].to_numpy()
+    codes = pd.factorize(group_of)[0]
+    parts = np.split(np.argsort(codes, kind="stable"), np.bincount(codes).cumsum()[:-1])
+    is_whole = of_one_class(names, codes)
+    mixed = [part for part, whole in zip(parts, is_whole, strict=True) if not whole]
+    wholes = [part for part, whole in zip(parts, is_whole, strict=True) if whole]
+    new = own.copy()
+    ranks, start = (rng.permutation(len(mixed)), rng.random()) if balanced and mixed else (None, 0.0)
+    for number, part in enumerate(mixed):
+        if ranks is None:
+            new[part] = rng.permutation(own[part])
+        else:
+            order = part[np.lexsort((rng.random(len(part)), names[part]))]
+            new[order] = np.roll(own[order], int(len(part) * (ranks[number] + start) / len(mixed)))
+    if wholes:
+        first = np.array([part[0] for part in wholes])
+        _warn_of_few(names[first], bool(mixed))
+        drawn = _balanced(own[first], names[first], rng) if balanced else rng.permutation(own[first])
+        new[np.concatenate(wholes)] = np.repeat(drawn, [len(part) for part in wholes])
+    labels = pd.Series(new, activations.items.index, activations.items[label].dtype)
     return replace(activations, items=activations.items.assign(**{label: labels}))
+
+
+def _as_text(activations: Activations, column: str) -> np.ndarray:
+    """A column of the items as text."""
+    if column not in activations.items:
+        raise ValueError(f"expected a column {column!r} in the items; got {list(activations.items)}. Add it.")
+    missing = activations.items[column].isna()
+    if missing.any():
+        raise ValueError(f"expected a {column} for every item; {missing.sum()} have none. Add them, or drop the items.")
+    return activations.items[column].astype(str).to_numpy(dtype=str)
+
+
+def _balanced(own: np.ndarray, names: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Labels drawn such that those with one true label get every label in proportion to its frequency."""
+    drawn = pd.Series(rng.random(len(names))).groupby(names)
+    quantile = (drawn.rank() - rng.random(len(names))) / drawn.transform("size")
+    new = own.copy()
+    new[quantile.to_numpy().argsort()] = own[names.argsort()]
+    return new
+
+
+def _warn_of_few(names: np.ndarray, are_others: bool) -> None:
+    counts = np.unique(names, return_counts=True)[1].tolist()
+    if not are_others and len(names) < 20:  # of two labels, 20 groups have 20 assignments at least
+        different = math.factorial(len(names)) // math.prod(map(math.factorial, counts))
+        if different < 20:
+            warnings.warn(
+                f"the labels of {len(names)} whole groups are exchanged, which gives {different} different assignments,"
+                " the true one among them: p by rank cannot be 0.05. Read more groups.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _check_read_alike(vectors: Vectors, activations: Activations) -> None:
+    """Refuse activations of another site or model than a vector's; warn of another read position."""
+    for name, vector in _named(vectors).items():
+        if activations.site != vector.site:
+            raise ValueError(f"expected activations at {vector.site}; got {activations.site}. Pass site= to collect.")
+        if other := other_model(activations.meta, vector.meta):
+            raise ValueError(
+                f"expected activations of the model that {name!r} was read from, "
+                f"{vector.meta.get('checkpoint', 'unknown')}; got those of one with {other}. Read them from that model."
+            )
+        positions = vector.meta.get("read_position"), activations.meta.get("read_position")
+        if None not in positions and positions[0] != positions[1]:
+            warnings.warn(
+                f"expected activations at the read position of {name!r}, {positions[0]!r}; got {positions[1]!r}, where "
+                "the stream has another covariance and other means. Pass position= to collect.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _named(vectors: Vectors) -> Mapping[str, SteeringVector]:
+    return {"vector": vectors} if isinstance(vectors, SteeringVector) else vectors
 
 
 def _used_by(vector: SteeringVector, activations: Activations) -> Activations:
@@ -242,10 +323,9 @@ def _controls(
 ) -> dict[str, SteeringVector]:
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 0:
         raise ValueError(f"expected the number of controls per vector, an integer from 0; got {n!r}. Pass e.g. 19.")
-    named = {"vector": vectors} if isinstance(vectors, SteeringVector) else vectors
     return {
         f"{name}/{role}-{number}": with_role(draw(vector, number), role, of=name)
-        for name, vector in named.items()
+        for name, vector in _named(vectors).items()
         for number in range(n)
     }
 

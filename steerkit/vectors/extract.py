@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +15,9 @@ from torch import Tensor
 from steerkit.capture.activations import ActivationMeans, Activations
 from steerkit.capture.layers import EMBED
 from steerkit.vectors.vector import SteeringVector
+
+CANCELLED = 1e-6
+"""A mean below this share of the mean size is zero up to the rounding of float32 activations."""
 
 
 def difference_in_means(
@@ -24,22 +29,21 @@ def difference_in_means(
 
     Args:
         activations: activations or their means per label; sums are in float64.
-        positive: label of the items with the property.
+        positive: label of the items with the property. Labels are compared as text: 1 is "1".
         negative: label of the items without it.
 
     Returns:
         One vector `[d_model]` per block that was read, in units of the stream, at the site that was read.
 
     Raises:
-        ValueError: a label has no items, or both labels are equal.
+        ValueError: a label has no items, both labels are equal, or an item has no label.
 
     Example:
         >>> vector = sk.difference_in_means(acts, "harmful", "harmless")
 
     Source: Rimsky et al. 2024, "Steering Llama 2 via Contrastive Activation Addition", arXiv 2312.06681.
     """
-    if positive == negative:
-        raise ValueError(f"expected two different labels; got {positive!r} on both sides. Pass another label.")
+    positive, negative = _two_labels(positive, negative)
     means = activations if isinstance(activations, ActivationMeans) else means_of(activations)
     count = [n for label, n in zip(means.labels, means.counts, strict=True) if label in (positive, negative)]
     difference = means.of(positive) - means.of(negative)
@@ -58,7 +62,7 @@ def one_against_others(activations: Activations | ActivationMeans) -> dict[str, 
         Label -> vector.
 
     Raises:
-        ValueError: fewer than two labels.
+        ValueError: fewer than two labels, or an item without a label.
 
     Example:
         >>> agents = sk.one_against_others(acts)
@@ -91,28 +95,37 @@ def pca(activations: Activations, positive: str = "positive", negative: str = "n
         One unit vector `[d_model]` per block that was read.
 
     Raises:
-        ValueError: a label has no items, unequal numbers of items, or all differences are zero at a layer.
+        ValueError: a label has no items, unequal numbers of items, an item without a label, only zeros as differences
+            at a layer, or differences that cancel along the direction, so that its sign is undefined.
 
     Example:
         >>> vector = sk.pca(sk.collect(model, tokenizer, pairs))
 
     Source: Zou et al. 2023, "Representation Engineering", arXiv 2310.01405.
     """
-    plus, minus = _sides(activations, positive, negative)
+    positive, negative = _two_labels(positive, negative)
+    blocks, labels = _both_sides(activations, positive, negative)
+    plus, minus = (blocks.where(labels == side).resid for side in (positive, negative))
     if len(plus) != len(minus):
         raise ValueError(
             f"expected as many {positive!r} as {negative!r} items; got {len(plus)} and {len(minus)}. Pass pairs."
         )
-    rows = []
-    for column, layer in enumerate(activations.layers):
+    directions = []
+    for column, layer in enumerate(blocks.layers):
         difference = (plus[:, column] - minus[:, column]).double()
-        direction = torch.linalg.svd(difference, full_matrices=False).Vh[0]
-        rows.append(direction * torch.sign(difference.mean(0) @ direction))
-        if not rows[-1].norm() > 0.5:
+        if not difference.any():
             raise ValueError(
                 f"expected differences other than zero; got only zeros at layer {layer}. Leave that layer out."
             )
-    return _vector(torch.stack(rows), activations, "pca", len(plus), positive=positive, negative=negative)
+        direction = torch.linalg.svd(difference, full_matrices=False).Vh[0]
+        along = difference @ direction
+        if along.mean().abs() <= CANCELLED * along.abs().mean():
+            raise ValueError(
+                f"expected differences with a mean along their first direction; at layer {layer} they cancel, so its "
+                "sign is undefined, as where half of the pairs have their sides exchanged. Pass pairs of one direction."
+            )
+        directions.append(direction * along.mean().sign())
+    return _vector(torch.stack(directions), blocks, "pca", len(plus), positive=positive, negative=negative)
 
 
 def logistic(
@@ -132,30 +145,30 @@ def logistic(
         One unit vector `[d_model]` per block that was read.
 
     Raises:
-        ValueError: a label has no items, or all items are equal at a layer.
+        ValueError: a label has no items, an item has no label, or all items are equal at a layer.
 
     Example:
         >>> vector = sk.logistic(acts, "harmful", "harmless")
     """
     from steerkit.probes.probe import fit_probe
 
-    labels = activations.items["label"]
-    kept = activations.where(labels.isin([positive, negative]))
-    blocks = tuple(layer for layer in kept.layers if layer != EMBED)
-    kept = replace(kept, resid=kept.resid[:, [kept.layers.index(layer) for layer in blocks]], layers=blocks)
-    names = kept.items["label"].tolist()
-    rows = [fit_probe(kept.at(layer), names, c=c).direction(positive) for layer in blocks]
-    return _vector(torch.stack(rows), kept, "logistic", len(kept) // 2, positive=positive, negative=negative)
+    positive, negative = _two_labels(positive, negative)
+    blocks, labels = _both_sides(activations, positive, negative)
+    rows = [fit_probe(blocks.at(layer), labels, c=c).direction(positive) for layer in blocks.layers]
+    meta = {"positive": positive, "negative": negative, "c": float(c)}
+    return _vector(torch.stack(rows), blocks, "logistic", int(labels.value_counts().min()), **meta)
 
 
 def extract_again(vector: SteeringVector, activations: Activations) -> SteeringVector:
-    """Return a vector extracted from other activations by the `method`, `positive` and `negative` in `vector.meta`.
+    """Return a vector extracted from other activations by the method, its labels and its `c` in `vector.meta`.
 
     Raises:
         ValueError: `meta` does not hold a method of this module and its labels.
     """
     method, positive, negative = (vector.meta.get(key) for key in ("method", "positive", "negative"))
-    pairwise = {"difference_in_means": difference_in_means, "pca": pca, "logistic": logistic}
+    with_c = partial(logistic, c=vector.meta.get("c", 1.0))
+    pairwise: dict[str, Callable[[Activations, str, str], SteeringVector]]
+    pairwise = {"difference_in_means": difference_in_means, "pca": pca, "logistic": with_c}
     if method in pairwise and positive is not None and negative is not None:
         return pairwise[method](activations, positive, negative)
     if method == "one_against_others" and positive is not None:
@@ -168,21 +181,52 @@ def extract_again(vector: SteeringVector, activations: Activations) -> SteeringV
 
 def means_of(activations: Activations) -> ActivationMeans:
     """Return the means per label in float64; labels in alphabetical order."""
-    if "label" not in activations.items:
-        raise ValueError(f"expected a column 'label' in the items; got {list(activations.items)}. Add one.")
-    labels = activations.items["label"].astype(str)
+    labels = labels_of(activations)
     names = tuple(sorted(labels.unique()))
     rows = [activations.resid[torch.tensor((labels == name).tolist())] for name in names]
     mean = torch.stack([row.double().mean(0) for row in rows])
     return ActivationMeans(mean, tuple(map(len, rows)), names, activations.layers, activations.meta, activations.site)
 
 
-def _sides(activations: Activations, positive: str, negative: str) -> tuple[Tensor, Tensor]:
-    means = means_of(activations)
-    for label in (positive, negative):
-        means.of(label)  # raises ValueError, naming the known labels, if this one is missing
+def labels_of(activations: Activations) -> pd.Series:
+    """Return the label of each item as text.
+
+    Raises:
+        ValueError: no column `label`, or an item without a label.
+    """
+    if "label" not in activations.items:
+        raise ValueError(f"expected a column 'label' in the items; got {list(activations.items)}. Add one.")
     labels = activations.items["label"]
-    return activations.where(labels == positive).resid, activations.where(labels == negative).resid
+    if labels.isna().any():
+        raise ValueError(
+            f"expected a label for every item; {labels.isna().sum()} of {len(labels)} have none. Label them, or drop "
+            "them: acts.where(acts.items['label'].notna())."
+        )
+    return labels.astype(str)
+
+
+def _two_labels(positive: object, negative: object) -> tuple[str, str]:
+    if str(positive) == str(negative):
+        raise ValueError(f"expected two different labels; got {positive!r} on both sides. Pass another label.")
+    return str(positive), str(negative)
+
+
+def _both_sides(activations: Activations, positive: str, negative: str) -> tuple[Activations, pd.Series]:
+    """Return the items with one of two labels, without the layer `"embed"`, to which nothing is added; and the labels.
+
+    Raises:
+        ValueError: one of the labels has no items, an item has no label, or `"embed"` is the only layer.
+    """
+    labels = labels_of(activations)
+    if missing := [label for label in (positive, negative) if label not in set(labels)]:
+        raise ValueError(f"expected one of the labels {sorted(set(labels))}; got {missing[0]!r}. Name one of those.")
+    layers = tuple(layer for layer in activations.layers if layer != EMBED)
+    if not layers:
+        raise ValueError("expected activations of a block; got 'embed' alone. Read a layer from 0.")
+    columns = [activations.layers.index(layer) for layer in layers]
+    kept = labels.isin([positive, negative])
+    blocks = replace(activations, resid=activations.resid[:, columns], layers=layers)
+    return blocks.where(kept), labels[kept].reset_index(drop=True)
 
 
 def _vector(

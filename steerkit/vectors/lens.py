@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from steerkit.capture.resid import capture_resid
 from steerkit.models.blocks import find_blocks
 from steerkit.models.hooks import check_called, edit_streams
+from steerkit.models.identity import check_origin, fingerprint
 from steerkit.models.kernels import running
 from steerkit.models.model import device_of
+from steerkit.models.sites import width_of
 from steerkit.text.prompt import PromptLike, encode_prompt, listed
 from steerkit.vectors.vector import SteeringVector
 
@@ -23,7 +25,12 @@ RELATIVE_STEP = 0.1
 
 
 def tokens_of(
-    model: nn.Module, tokenizer: Any, vector: SteeringVector, prompts: Sequence[PromptLike], k: int = 10
+    model: nn.Module,
+    tokenizer: Any,
+    vector: SteeringVector,
+    prompts: Sequence[PromptLike],
+    k: int = 10,
+    foreign: bool = False,
 ) -> pd.DataFrame:
     """Return the tokens whose logits a direction raises and lowers most if it is added right before the final norm.
 
@@ -33,23 +40,31 @@ def tokens_of(
     on the direction is not included.
 
     Args:
-        vector: each of its layers is evaluated.
+        vector: each of its layers is evaluated. Its site is one whose values are added to the stream, so not `"z"`.
         prompts: strings, chats or `Prompt`s.
         k: number of tokens per side.
+        foreign: allow a vector that was read from other weights, as for `Steering`.
 
     Returns:
         A table with columns `layer`, `side` (`raised` or `lowered`), `rank` from 1, `token_id`, `token`, `slope`
         (logits per unit of the stream).
 
     Raises:
-        ValueError: no prompt, or `k` below 1.
+        ValueError: no prompt, `k` below 1, or a vector of `"z"`, of another width or depth, or of another model.
 
     Example:
         >>> tokens_of(model, tokenizer, vector.at(14), ["How are you?"], k=5)
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
-    last = max(find_blocks(model).modules)
+    blocks = find_blocks(model)
+    last = max(blocks.modules)
+    if vector.site == "z":
+        raise ValueError("expected a direction of the stream; got one of the head outputs, z. Read it at attn_out.")
+    width = width_of(model, blocks, vector.site, vector.layers)
+    if vector.d_model != width:
+        raise ValueError(f"expected a vector of width {width}, the model's; got {vector.d_model}. Extract it from it.")
+    check_origin("a vector", vector.meta, model, fingerprint(model), foreign)
     ids = [torch.tensor([encode_prompt(tokenizer, prompt)], device=device_of(model)) for prompt in listed(prompts)]
     if k < 1:
         raise ValueError(f"expected one token at least; got k={k}. Pass a larger k.")

@@ -31,7 +31,7 @@ class SteeringVector:
     Args:
         layers: layer -> `[d_model]`, stored in float32 on the CPU, in the order of the layers. `layer` l is
             `resid_post` of block l, 0-based: the vector is added at the hook point where it was read.
-        meta: provenance: model fingerprint, read position, method, number of pairs, hashes.
+        meta: provenance: model fingerprint, read position, method, number of pairs or items, hashes.
         site: where in a block it was read and is added: `"resid_post"` or another name of `steerkit.models.sites`.
 
     Raises:
@@ -87,7 +87,7 @@ class SteeringVector:
 
     def __repr__(self) -> str:
         norms = list(self.norms().values())
-        count = f", {self.meta['n']} pairs" if "n" in self.meta else ""
+        count = f", n = {self.meta['n']}" if "n" in self.meta else ""
         sizes = f"norms {min(norms):.3g}-{max(norms):.3g}"
         site = "" if self.site == DEFAULT else f"{self.site}, "
         return f"SteeringVector({site}{len(norms)} layers, d_model {self.d_model}{count}, {sizes})"

@@ -177,6 +177,23 @@ def test_scores_are_computed_once_also_if_the_process_ends_between_two_writes(tm
     assert stored.stored_scores(None, texts[:2], texts[:2], score) == pytest.approx(found[:2], nan_ok=True)
 
 
+def test_a_part_is_made_once_for_each_key_and_kept_if_the_process_ends_before_the_next_one(tmp_path) -> None:
+    path, made = tmp_path / "parts.jsonl", list[int]()
+
+    def make(index: int) -> list[str]:
+        made.append(index)
+        if made == [0, 2]:
+            raise KeyboardInterrupt
+        return [f"part {index}"]
+
+    keys = [{"layers": [1]}, {"layers": [1]}, {"layers": [2]}]
+    with pytest.raises(KeyboardInterrupt):
+        stored.stored_parts(path, keys, make)
+    assert stored.stored_parts(path, keys, make) == [["part 0"], ["part 0"], ["part 2"]]
+    assert made == [0, 2, 2]
+    assert stored.stored_parts(None, keys[1:], make) == [["part 0"], ["part 1"]]
+
+
 def test_who_speaks_is_said_by_the_tag_or_by_the_prompt_of_the_debate() -> None:
     trace, tokenizer = traces(1)[0], tiny_tokenizer()
     tagged = by_tag(tokenizer, trace, "2").text

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from analysis import __main__ as commands
 from analysis.paper.reproduce import RUNS, plan, seeds_of
+from steerkit.io.run_folder import RunFolderBusy
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +65,41 @@ def test_the_example_of_an_analysis_passes_its_argument_parser(name, monkeypatch
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SystemExit, match=r"expected an analysis among agents, .*; got 'subspaces'. Pass one"):
         commands.main(["subspaces"])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(f"{name} none --out out" for name in ("protocol", "patch-rounds", "transplant", "erasure")),
+        "malicious none --words ha --out out",
+        "separability --run none --out out",
+        "suppression --run none --words ha --out out",
+        "agreement --run none --labels none --out out",
+        "agents --traces none.jsonl --checkpoint none --out out",
+        "refusal --checkpoint none --data none --out out",
+        "fact-recall --checkpoint ./none --out out",
+        "results none",
+    ],
+    ids=lambda call: call.partition(" ")[0],
+)
+def test_a_wrong_path_ends_a_command_with_one_line_and_exit_code_2(call, monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, *rest = call.split()
+    with pytest.raises(SystemExit) as stopped:
+        commands.main([name, *rest])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith(f"python -m analysis {name}: expected ") and "none" in line
+
+
+@pytest.mark.parametrize("error", [RunFolderBusy("another run\nholds it"), ValueError("another run\nholds it")])
+def test_a_message_of_several_lines_is_printed_as_one(error, monkeypatch, capsys) -> None:
+    def stopped(_: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(commands, "import_module", lambda _: SimpleNamespace(main=stopped))
+    with pytest.raises(SystemExit):
+        commands.main(["agents"])
+    assert capsys.readouterr().err == "python -m analysis agents: another run holds it\n"
 
 
 def test_the_steps_of_a_reproduction_name_listed_analyses(tmp_path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 import steerkit as sk
 from analysis.recipes import caa
@@ -95,6 +96,27 @@ def test_a_question_of_a_model_without_a_chat_template_ends_with_one_cue(pairs) 
     assert caa.rows_of([plain], "texts")[0]["prompt"] == "Is 0 good?\n\nAnswer:"
 
 
+def test_as_a_chat_all_questions_have_one_form(pairs) -> None:
+    forms = [question + end for question in ("Question: Is it?", "Is it?") for end in ("", caa.CUE)]
+    asked = [caa.as_asked(replace(pairs[0], prompt=form), chat=True).prompt for form in forms]
+    assert [list(prompt) for prompt in asked] == [[{"role": "user", "content": "Is it?"}]] * 4
+
+
+def test_near_copies_of_a_question_are_one_group_of_the_intervals(pairs) -> None:
+    begun = [replace(p, prompt=f"{WORDS[i // 4]} {caa.question_of(p)}") for i, p in enumerate(pairs)]
+    test = caa.split(begun, 100)["test"]
+    groups = [row["group"] for row in caa.rows_of(test, "letters")]
+    assert len(groups) == 16 and len(set(groups)) == 4
+
+
+def test_halves_agree_where_pairs_differ_by_one_direction_and_not_where_they_are_noise() -> None:
+    noise = torch.randn(80, 2, 16, generator=torch.Generator().manual_seed(0))
+    noise[::2, 1, 0] += 20
+    items = pd.DataFrame({"label": ["positive", "negative"] * 40, "group": [str(i // 2) for i in range(80)]})
+    cosines = caa.halves(sk.Activations(noise, (3, 7), items), [3, 7])
+    assert abs(cosines[3]) < 0.5 and cosines[7] > 0.95
+
+
 def test_answers_are_asked_for_without_options_and_the_first_choice_matches(pairs) -> None:
     for pair, letters, answers, texts in zip(
         pairs, *(caa.rows_of(pairs, measure) for measure in ("letters", "answers", "texts")), strict=True
@@ -110,10 +132,12 @@ def test_answers_are_asked_for_without_options_and_the_first_choice_matches(pair
         )
 
 
-def test_a_text_gives_an_answer_by_its_first_word_or_where_these_are_equal_by_its_words() -> None:
+def test_a_text_gives_an_answer_by_its_first_word_or_where_that_is_not_yes_or_no_by_its_words() -> None:
     row = {"matching": " Yes, I would.", "other": " No, I would not."}
     said = {"Yes!": 1.0, "no": -1.0, "Yesterday I would.": 0.0, "": 0.0}
     assert {text: caa.likeness({**row, "text": text}) for text in said} == said
+    other = {"matching": " I can help you.", "other": " None, thanks."}
+    assert caa.likeness({**other, "text": "I'm sorry, thanks."}) < 0 < caa.likeness({**other, "text": "You can."})
     alike = {"matching": " I would.", "other": " I would not."}
     assert caa.likeness({**alike, "text": "I would."}) == pytest.approx(1 - 2 * 2 / (2 + 3))
     assert caa.likeness({**alike, "text": "I would not."}) == pytest.approx(2 * 2 / (3 + 2) - 1)
@@ -128,20 +152,22 @@ def test_scores_turned_towards_a_letter_tell_what_moves_whatever_matches() -> No
     result = SweepResult(pd.DataFrame(rows))
     assert caa.towards(result, "a", 1.0).table["score"].tolist() == [0.75, 0.25]
     assert caa.towards(result, "b", 0.0).table["score"].tolist() == [-0.75, 0.75]
-    assert caa.says_yes_or_no({"choices": [" No, thanks.", " Yes."]})
-    assert not caa.says_yes_or_no({"choices": [" No.", " Maybe."]})
+    assert caa.says_yes_or_no([" No, thanks.", " Yes."]) and not caa.says_yes_or_no([" No.", " Maybe."])
 
 
 def test_a_control_is_measured_at_the_layer_that_it_would_have_been_given() -> None:
     score = {("caa", 1): 0.9, ("caa", 2): 0.1, ("r1", 1): 0.2, ("r1", 2): 0.8, ("r2", 1): 0.6, ("r2", 2): 0.3}
     rows = [
         {"vector": vector, "layer": str(layer), "coefficient": coefficient, "prompt_id": str(i), "group": str(i),
-         "sample": 0, "text": "", "score": value + 0.01 * i if coefficient else 0.5}
-        for (vector, layer), value in score.items() for coefficient in (0.0, 2.0) for i in range(4)
+         "sample": 0, "text": "", "dose": coefficient / 10,
+         "score": (value + 0.01 * i) * coefficient if coefficient else 0.5}
+        for (vector, layer), value in score.items() for coefficient in (-1.0, 0.0, 2.0) for i in range(4)
     ]  # fmt: skip
     layers = {"caa": 1, "r1": 2, "r2": 1}
-    (line,) = caa.at_own_layers(SweepResult(pd.DataFrame(rows)), layers, "letters").to_dict("records")
-    assert line["gain"] == pytest.approx(0.9 - (0.8 + 0.6) / 2) and line["k"] == 2 and line["unsteered"] == 0.5
+    low, high = caa.at_own_layers(SweepResult(pd.DataFrame(rows)), layers, "letters").to_dict("records")
+    assert (low["dose"], high["dose"], low["k"], low["n"], low["over"]) == (-0.1, 0.2, 2, 4, caa.OWN_LAYER)
+    assert low["gain"] == pytest.approx((0.8 + 0.6) / 2 - 0.9) and high["gain"] == pytest.approx(2 * 0.9 - 0.8 - 0.6)
+    assert low["unsteered"] == high["unsteered"] == 0.5
 
 
 def test_the_score_of_answers_is_the_difference_of_their_log_probabilities_per_token() -> None:
@@ -177,18 +203,23 @@ def test_a_verdict_needs_the_sign_of_the_dose_in_both_gains_and_both_p_values(ga
         "unsteered": 0.6,
         "wrong_way": 0.25,
     }
-    rows = [{**row, "over": "coefficient 0", "p": p}, {**row, "over": "random", "gain": over, "p": p_random}]
+    own = {**row, "over": caa.OWN_LAYER, "gain": over, "p": p_random, "n": 40}
+    rows = [{**row, "over": "coefficient 0", "p": p}, own]
     rows += [{**one, "measure": "letter A", "p": 1e-9} for one in rows]
-    rows += [{**rows[1], "over": caa.OWN_LAYER, "p": 1e-9}]  # the larger p counts
     (line,) = caa.verdicts(pd.DataFrame(rows)).to_dict("records")
-    assert (line["verdict"], line["unsteered"], line["wrong_way"], line["n"]) == (verdict, 0.6, 0.25, 30)
+    assert (line["verdict"], line["unsteered"], line["wrong_way"]) == (verdict, 0.6, 0.25)
+    assert (line["n"], line["questions"]) == (30, 40)
+    rows += [{**own, "over": "random", "p": 1e-9}]  # the larger p counts
+    assert caa.verdicts(pd.DataFrame(rows))["verdict"].tolist() == [verdict]
 
 
 @pytest.mark.parametrize(("gain", "p"), [(0.1, 0.4), (-0.1, 1e-9)])
-def test_a_vector_is_compared_with_directions_at_their_own_layers_too(gain: float, p: float) -> None:
+def test_a_vector_is_compared_with_directions_at_its_own_layer_too(gain: float, p: float) -> None:
     row = {"behavior": "b", "measure": "letters", "dose": 0.2, "low": 0.0, "high": 1.0, "n": 30, "unsteered": 0.6}
-    rows = [{**row, "over": over, "gain": 0.2, "p": 1e-9, "wrong_way": 0.0} for over in ("coefficient 0", "random")]
-    rows.append({**row, "over": caa.OWN_LAYER, "gain": gain, "p": p})
+    rows = [
+        {**row, "over": over, "gain": 0.2, "p": 1e-9, "wrong_way": 0.0} for over in ("coefficient 0", caa.OWN_LAYER)
+    ]
+    rows.append({**row, "over": "random", "gain": gain, "p": p})
     assert caa.verdicts(pd.DataFrame(rows))["verdict"].tolist() == ["changes like random directions"]
 
 
@@ -224,10 +255,13 @@ def test_the_command_writes_gains_that_are_those_of_scored_choices_and_resumes(t
         caa.main(arguments)
     assert "letters" in capsys.readouterr().out
     by_dose, meta = read_table(out / "by_dose.csv")
-    assert set(by_dose["measure"]) == {"letters", "letter A", "answers", "yes over no", "texts"}  # all say yes or no
+    assert set(by_dose["measure"]) == {"letters", "letter A", "answers", "yes over no", caa.YES_TEXTS}
     assert set(by_dose["dose"]) == set(caa.DOSES)
     assert set(by_dose["over"]) == {"coefficient 0", "random", "shuffled", caa.OWN_LAYER}
-    assert by_dose.loc[by_dose["measure"] == "texts", "attainable"].eq(1).all()
+    assert by_dose.loc[by_dose["measure"] == caa.YES_TEXTS, "attainable"].eq(1).all()
+    assert meta["vectors"]["good"]["n_read"] == 8 and set(meta["vectors"]["good"]["halves"]) == {"1", "3"}
+    own = by_dose[by_dose["over"] == caa.OWN_LAYER]
+    assert own.groupby("measure")["dose"].apply(list).map(lambda doses: doses == [-0.2, 0.2]).all()
     turned = by_dose[(by_dose["measure"] == "letter A") & (by_dose["over"] == "coefficient 0")]
     assert 0 < turned["unsteered"].iloc[0] < 1
     wanted = {"n_test": 16, "n_random": 4, "layers": [1, 3], "doses": list(caa.DOSES), "judges": {}}
@@ -266,7 +300,7 @@ def test_the_command_measures_questions_with_yes_and_no_as_those_with_letters(tm
     arguments = ["--checkpoint", "C", "--data", str(tmp_path), "--behaviors", "kind", "--out", str(out)]
     caa.main([*arguments, "--layers", "2", "--n-test", "16"])
     by_dose, _ = read_table(out / "by_dose.csv")
-    assert set(by_dose["measure"]) == {"yes or no", "answer yes", "texts"}
+    assert set(by_dose["measure"]) == {"yes or no", "answer yes", caa.YES_TEXTS}
     assert set(by_dose["over"]) == {"coefficient 0", "random", "shuffled", caa.OWN_LAYER}
     plain = by_dose[by_dose["over"] == "coefficient 0"].drop_duplicates("measure").set_index("measure")["unsteered"]
     rows = caa.rows_of([caa.as_asked(p, True) for p in caa.split(sk.read_ab(tmp_path / "kind.jsonl"), 16)["test"]], "")
@@ -276,7 +310,7 @@ def test_the_command_measures_questions_with_yes_and_no_as_those_with_letters(tm
     yes = scored[scored["choice"] == " Yes"]["probability"]
     assert plain["answer yes"] == pytest.approx(yes.mean(), abs=1e-5)
     judged, _ = read_table(out / "verdicts.csv")
-    assert set(judged["measure"]) == {"yes or no", "texts"}
+    assert set(judged["measure"]) == {"yes or no", caa.YES_TEXTS}
 
 
 @pytest.mark.parametrize("what", ["few", "both kinds", "one beginning"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -20,6 +21,7 @@ from analysis.probes.erased import (
     INJECTED,
     POSITIONS,
     TAG,
+    TRACE,
     VARIANCE,
     VECTOR,
     Setting,
@@ -31,7 +33,9 @@ from analysis.probes.erased import (
     joined,
     separability,
     survival,
+    texts,
 )
+from steerkit.io.rows import read_rows
 from steerkit.io.tables import read_table
 from steerkit.stats.paired import ratio
 from steerkit.text.traces import DebateTrace, Turn
@@ -141,6 +145,38 @@ def test_inside_the_with_the_agents_have_equal_means_where_an_answer_begins_and_
     assert inside < 1e-3 * spread(before) and torch.equal(unchanged.resid, before.resid)
 
 
+def test_equal_texts_are_written_once_and_a_killed_call_writes_the_missing_ones(
+    read: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    model, tokenizer, acts = read
+    vectors = agent_vectors(acts["last"])
+    own = sk.leace(joined(acts), "class")
+    erasers = {AGENTS: own, INJECTED: injected(vectors, 1, own)}
+    inputs: Any = SimpleNamespace(test=debates(1, 40), openings=())
+    choice = Choice("trace", "last", 1, erasing.EXTENT, 2.0)
+    generate, written = sk.generate, list[Any]()
+
+    def counted(*given: Any, **how: Any) -> Any:
+        written.append(how)
+        if len(written) == 7:
+            raise KeyboardInterrupt
+        return generate(*given, **how)
+
+    def call(log: Path | None) -> pd.DataFrame:
+        return texts(model, tokenizer, inputs, erasers, vectors, choice, Setting(max_new_tokens=2), log)
+
+    monkeypatch.setattr(sk, "generate", counted)
+    with pytest.raises(KeyboardInterrupt):
+        call(tmp_path / "texts.jsonl")
+    found = call(tmp_path / "texts.jsonl")
+    # unerased: trace, tag, vector, no agent; names erased: the same, the last one at two sets of layers; injected: two
+    assert len(written) == 7 + 5 == (4 + 5 + 2) + 1
+    plain = found[~found["given"]].groupby(["erasure", "identity"])["text"].agg(list)
+    assert plain["none", TRACE] == plain["none", TAG] == plain["none", VECTOR]
+    assert plain[AGENTS, TRACE] == plain[AGENTS, TAG]
+    assert len(found) == 3 * (6 + 6 + 2) and found.equals(call(None))
+
+
 def test_what_survives_is_the_ratio_of_paired_gains_over_nobody_named_with_the_same_erasure() -> None:
     scores = {  # (identity, given, erasure) -> ROUGE-L of three questions
         (TAG, False, "none"): [0.1, 0.2, 0.3], (TAG, False, "agents"): [0.1, 0.1, 0.1],
@@ -204,6 +240,7 @@ def test_the_command_writes_the_tables_of_both_checkpoints_and_resumes(
     assert gains.groupby("stage").size().to_dict() == {"SFT": 13, "IMAD": 13} and set(survived["n"]) == {3}
     changed = tables["changes"][0]
     assert set(changed["erasure"]) == {AGENTS, "shuffled 0", "shuffled 1", VARIANCE, INJECTED}
+    assert read_rows(tmp_path / "out" / "SFT" / "texts.jsonl")
     monkeypatch.setattr(erasing, "at_stage", None)
     erasing.main(call)
     assert read_table(tmp_path / "out" / "erasure_survival.csv")[0].equals(survived)

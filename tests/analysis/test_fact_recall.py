@@ -14,7 +14,18 @@ from transformers import PreTrainedTokenizerFast
 
 import steerkit as sk
 from analysis.patching import fact_recall
-from analysis.patching.fact_recall import CAPITALS, LAST, NAMES, SITES, SUBJECT, TEMPLATE, agreement, depth, pairs_of
+from analysis.patching.fact_recall import (
+    CAPITALS,
+    LAST,
+    NAMES,
+    SITES,
+    SUBJECT,
+    TEMPLATE,
+    agreement,
+    apart,
+    depth,
+    pairs_of,
+)
 from steerkit.io.tables import read_table
 from steerkit.stats.mean import mean_interval
 from tests.tiny import tiny_model
@@ -75,7 +86,8 @@ def test_the_tables_are_those_of_sk_patch_and_a_finished_part_is_read_back(
     monkeypatch.setattr(fact_recall, "effects", never)
     fact_recall.main([*call[:4], "--pairs", "3"])
     assert read_table(tmp_path / "run" / "fact_recall.csv")[0].equals(table)
-    assert "largest" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "largest" in printed and "odd pairs" in printed
 
 
 def test_depth_takes_the_mean_over_the_layers_of_a_third_in_each_pair_first() -> None:
@@ -99,6 +111,17 @@ def test_depth_takes_the_mean_over_the_layers_of_a_third_in_each_pair_first() ->
     assert row["first"] == row["last"] == best.idxmax() and row["effect"] == pytest.approx(best.max())
 
 
+def test_the_layer_that_odd_pairs_choose_is_reported_on_even_pairs_alone() -> None:
+    effects = {0: (0.1, 0.9), 1: (0.4, 0.2)}  # of each layer, in even and in odd pairs
+    rows = [
+        {"site": "mlp_out", "layer": layer, "position": position, "pair": pair, "effect": values[pair % 2]}
+        for pair in range(6) for layer, values in effects.items() for position in NAMES
+    ]  # fmt: skip
+    found = apart(pd.DataFrame(rows))
+    assert list(found["position"]) == [SUBJECT, LAST] and set(found["n"]) == {3}
+    assert set(found["layer"]) == {0} and found["effect"].to_numpy() == pytest.approx(0.1)
+
+
 def test_agreement_correlates_the_places_of_a_site_that_can_have_an_effect_and_compares_sizes() -> None:
     rows = {"site": ["z"] * 4, "layer": range(4), "position": [LAST] * 4, "effect": [0.0, 0.1, 0.3, 1.0]}
     places = pd.DataFrame(rows)
@@ -114,3 +137,10 @@ def test_a_tokenizer_that_splits_all_countries_is_refused_with_the_fix(checkpoin
     with pytest.raises(SystemExit, match="one token per country"):
         fact_recall.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+def test_one_pair_is_refused_as_a_wrong_option_and_not_as_a_wrong_tokenizer(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        fact_recall.main(["--checkpoint", "none", "--out", str(tmp_path / "run"), "--pairs", "1"])
+    assert stopped.value.code == 2
+    assert "expected --pairs of at least 2; got 1. Pass 2 or more." in capsys.readouterr().err

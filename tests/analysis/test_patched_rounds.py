@@ -19,7 +19,9 @@ from analysis.patching.rounds import (
     QUESTION,
     ROUND,
     Case,
+    Decided,
     case_of,
+    continuations,
     patched_pair,
     patched_rounds,
     shares,
@@ -30,6 +32,7 @@ from steerkit.text.prompt import encode_prompt
 from steerkit.text.traces import DebateTrace, Turn, write_traces
 from tests.patching.test_patching import put_in
 from tests.tiny import tiny_model, tiny_tokenizer
+from training.debates.answerers import Sampling
 from training.presets import get_preset
 
 TAG = "<|Consensus|>"
@@ -143,6 +146,29 @@ def test_the_controls_patch_as_many_positions_as_the_question_has(parts: Any) ->
     assert {part: count for part, _, count, _ in found}[QUESTION] == 3
 
 
+def test_own_activations_are_put_in_at_the_middle_place_alone(parts: Any) -> None:
+    model, tokenizer, own, other = parts
+    places = [("resid_pre", 0), *(("resid_post", layer) for layer in range(LAYERS))]
+    found = patched_pair(model, tokenizer, own, other, places, 0, 1)
+    assert [place for part, place, *_ in found if part == OWN] == [("resid_post", 1)]
+    assert len(found) == 1 + 3 * len(places) + 1
+
+
+def test_a_text_ends_at_the_first_closed_box_of_its_consensus(parts: Any, monkeypatch: Any) -> None:
+    model, tokenizer, own, _ = parts
+    texts = [rf"1 has \boxed{{7}} {TAG}: \boxed{{7}}", rf"1 has \boxed{{7}} {TAG}: \boxed{{7", r"1 has \boxed{7}"]
+    for text, ended in zip(texts, (True, False, False), strict=True):
+        rows = torch.tensor([encode_prompt(tokenizer, text)])
+        assert Decided(tokenizer)(rows, None).tolist() == [ended], text
+
+    class Third(Decided):
+        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+            return torch.tensor([len(row) == len(own.ids) + 3 for row in input_ids])
+
+    monkeypatch.setattr(rounds, "Decided", Third)
+    assert continuations(model, tokenizer, own.ids, [[]], 6) == [plainly(model, tokenizer, own.ids, 3)]
+
+
 def test_pairs_have_rounds_of_one_length_and_unequal_ones_are_left_out(parts: Any, monkeypatch: Any) -> None:
     model, tokenizer, *_ = parts
     monkeypatch.setattr(rounds, "read_answer", lambda text, kind: text[:1] or None)
@@ -152,7 +178,7 @@ def test_pairs_have_rounds_of_one_length_and_unequal_ones_are_left_out(parts: An
         model, tokenizer, [*texts, ("1+1", longer.body), ("2+2", "4")], "number", layers=[1], max_new_tokens=2
     )
     assert counts == {"texts": 5, "with round 1": 4, "pairs": 3}
-    assert set(table["pair"]) == {0, 1, 2} and len(table) == 3 * 2 * 4
+    assert set(table["pair"]) == {0, 1, 2} and len(table) == 3 * (2 * 3 + 1)
     answers = table.groupby("pair")["answer"].first()
     for index, one in enumerate(debates(3)):
         case = case_of(tokenizer, one.question, one.body)
@@ -187,6 +213,35 @@ def test_shares_count_pairs_with_two_different_answers() -> None:
     assert apart[REVISION, "follows"] == 0.25 and apart[AGREED, "chance"] == pytest.approx(1 / 12)
 
 
+def test_a_killed_call_patches_the_missing_pairs_alone(parts: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    model, tokenizer, *_ = parts
+    monkeypatch.setattr(rounds, "read_answer", lambda text, kind: text[:1] or None)
+    texts, done = [(one.question, one.body) for one in debates(4)], list[Case]()
+
+    def call(log: Path | None) -> pd.DataFrame:
+        return patched_rounds(model, tokenizer, texts, "number", layers=[1], max_new_tokens=2, log=log)[0]
+
+    def once(model: Any, tokenizer: Any, own: Case, *given: Any) -> Any:
+        done.append(own)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return patched_pair(model, tokenizer, own, *given)
+
+    whole = call(None)
+    monkeypatch.setattr(rounds, "patched_pair", once)
+    with pytest.raises(KeyboardInterrupt):
+        call(tmp_path / "pairs.jsonl")
+    assert call(tmp_path / "pairs.jsonl").equals(whole) and len(done) == 3 + 2
+
+
+def test_own_texts_in_the_log_are_not_written_again(parts: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    model, tokenizer, *_ = parts
+    call = model, tokenizer, ["1+1", "2+2"], Sampling(max_new_tokens=3), tmp_path / "written.jsonl"
+    first = rounds._written(*call)
+    monkeypatch.setattr(rounds.LocalModel, "__call__", lambda *_: pytest.fail("written again"))
+    assert rounds._written(*call) == first and [question for question, _ in first] == ["1+1", "2+2"]
+
+
 def test_the_command_writes_the_shares_of_both_checkpoints_and_resumes(
     tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
@@ -213,12 +268,16 @@ def test_the_command_writes_the_shares_of_both_checkpoints_and_resumes(
     assert counts["stage"].tolist() == ["SFT", "SFT", "IMAD", "IMAD"]
     assert counts[counts["text"] == "debate"]["pairs"].tolist() == [4, 4]
     own = table[(table["part"] == OWN) & (table["quantity"] == "changed")]
-    assert len(own) == 6 and set(own["share"]) == {0.0}
+    assert len(own) == 2 and set(own["share"]) == {0.0} and set(own["layer"]) == {1}
     assert set(zip(table["site"], table["layer"], strict=True)) == {
         ("resid_pre", 0),
         ("resid_post", 1),
         ("resid_post", 3),
     }
+    (tmp_path / "out" / "IMAD-debate.csv").unlink()
+    monkeypatch.setattr(rounds, "_written", None)  # the texts of the finished table are not needed
+    monkeypatch.setattr(rounds, "patched_pair", None)  # the pairs are in the log
+    rounds.main(call)
     monkeypatch.setattr(rounds, "patched_rounds", None)
     rounds.main(call)
     assert read_table(tmp_path / "out" / "patched_rounds.csv")[0].equals(table)

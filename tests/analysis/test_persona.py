@@ -14,8 +14,9 @@ from tests.project.test_recipes import refusing_model
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TRAIT: dict[str, Any] = {
-    "rubric": "How many S?", "positive": ["Be!"], "negative": ["Be?"], "read": ["the sky?", "a tree?", "my book?"],
-    "validation": ["that river?", "one door?"], "test": ["some rain?", "her song?", "no lamp?"],
+    "rubric": "How many S?", "positive": ["Be!", "Do!"], "negative": ["Be?", "Do?"],
+    "read": ["the sky?", "a tree?", "my book?"], "validation": ["that river?", "one door?"],
+    "test": ["some rain?", "her song?", "no lamp?"],
 }  # fmt: skip
 HOW: dict[str, Any] = {"layers": [0, 1, 2], "coefficients": [-2.0, 2.0], "n_random": 3, "max_new_tokens": 6}
 

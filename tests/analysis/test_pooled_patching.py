@@ -134,3 +134,24 @@ def test_the_page_shows_every_place_identity_and_read_position_once(seeds) -> No
     ]
     changed = erased_changes_table(pooled["erasure_changes"]).set_index("erasure")
     assert changed.loc["shuffled", "tag"] == pytest.approx(0.21)
+
+
+def test_a_share_is_hidden_where_its_own_erasure_costs_what_the_identity_adds(seeds) -> None:
+    pooled = pool_erasure(seeds)
+    gains, survives = pooled["erasure_gains"], pooled["erasure_survives"]
+    of_tag = gains["identity"] == "tag"
+    added = gains[of_tag & (gains["erasure"] == "none")]["mean"].item()
+    gains.loc[of_tag & (gains["erasure"] == "agents") & (gains["quantity"] == "cost"), "mean"] = -added
+    shown = erased_gains_table(gains, survives).set_index(["identity", "erasure"])
+    assert shown.loc[("tag", "agents"), ["survives", "survives by seed"]].tolist() == ["texts broken", ""]
+    assert shown.loc[("tag", "shuffled"), "survives"].startswith("1.00 [")
+    assert shown.loc[("vector", "agents"), "survives"] == "not testable"
+
+
+def test_own_activations_are_shown_where_they_were_measured_and_shares_everywhere(seeds) -> None:
+    pooled = pool_patched_rounds(seeds)["patched_rounds"]
+    more = pooled[pooled["part"] == ROUND].assign(layer=0)
+    shown = patched_table(pd.concat([more, pooled])).set_index(["after round 1", "place"])
+    column = shown["changes, round 1 (own activations)"]
+    assert column[REVISION, "resid_post, layer 1"].endswith("] (0.00)")
+    assert column[REVISION, "resid_post, layer 0"].endswith("]")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -226,6 +228,26 @@ def test_a_planting_that_was_killed_ends_with_the_weights_of_one_that_was_not(be
     fresh, changed = model()[0].state_dict(), "model.layers.{}.mlp.up_proj.weight".format
     assert torch.equal(weights[changed(1)], fresh[changed(1)]) == behind
     assert not torch.equal(weights[changed(2)], fresh[changed(2)])
+
+
+class OnMeta(torch.nn.Module):
+    """One block and logits, on a device that is not the CPU; it takes inputs of that device alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.block = torch.nn.Embedding(9, 4, device="meta"), torch.nn.Linear(4, 4, device="meta")
+
+    def forward(self, logits_to_keep: int, **inputs: torch.Tensor) -> Any:
+        assert {value.device.type for value in inputs.values()} == {"meta"}
+        return SimpleNamespace(logits=self.block(self.embed(inputs["input_ids"]))[:, -logits_to_keep:])
+
+
+def test_the_loss_of_planting_is_computed_on_the_device_of_the_model() -> None:
+    loaded = OnMeta()
+    batch = planting.Batch([(1, 2, 3, 4), (1, 2, 3)], [2, 1], [torch.ones(4), torch.zeros(4)])
+    loss = planting._loss(loaded, batch, {1: loaded.block})
+    loss.backward()
+    assert loss.device.type == "meta" and loaded.block.weight.grad is not None
 
 
 def test_controls_at_doses_are_compared_with_the_own_directions_at_these() -> None:

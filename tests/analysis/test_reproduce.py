@@ -45,6 +45,7 @@ from analysis.paper.reproduce import (  # fmt: skip
     TRAIT,
     Step,
     carry_out,
+    config,
     finished_seeds,
     note_start,
     plan,
@@ -223,16 +224,20 @@ def test_first_rounds_are_patched_and_names_erased_for_each_seed_of_both_presets
                 assert patch.arguments[4:] == ("--n", "60", "--layers", "4,9,14,19,24")
 
 
+def mark_done(out: Path, steps: Sequence[Step]) -> None:
+    """Marks of completion as `carry_out` writes them."""
+    by_name = {step.name: step for step in steps}
+    for step in steps:
+        write_json(out / "done" / step.name, {"step": config(step, by_name), "seconds": 1.0})
+
+
 def test_tables_of_finished_seeds_are_made_again_by_a_call_that_names_fewer(tmp_path) -> None:
     for family, seed in (("addition", 20), ("addition", 21), ("malice", 20), ("addition", 22)):
         (tmp_path / family / f"seed-{seed}").mkdir(parents=True)
-    earlier = plan("smollm2", seeds_of("smollm2", True, 20), tmp_path, True)
-    (tmp_path / "done").mkdir()
-    for step in earlier:
-        if step.name != "protocol-addition-22":
-            (tmp_path / "done" / step.name).write_text("{}")
-    known = finished_seeds("smollm2", tmp_path, True)
-    assert known == {"addition": [20, 21], "malice": [20]}
+    mark_done(tmp_path, plan("smollm2", seeds_of("smollm2", True, 20), tmp_path, True))
+    (tmp_path / "done" / "protocol-addition-22").unlink()
+    known, left_out = finished_seeds("smollm2", tmp_path, True)
+    assert known == {"addition": [20, 21], "malice": [20]} and left_out == {22: ["protocol-addition-22"]}
     steps = {step.name: step for step in plan("smollm2", {"addition": [23]}, tmp_path, True, finished=known)}
     shown = [part for part in steps["main-table"].arguments if "seed-" in part]
     assert [Path(part).relative_to(tmp_path).as_posix() for part in shown] == [
@@ -240,6 +245,27 @@ def test_tables_of_finished_seeds_are_made_again_by_a_call_that_names_fewer(tmp_
     ]  # fmt: skip
     assert [part for part in steps["results"].arguments if part.isdecimal()] == ["20", "21", "23"]
     assert "figures-malice" in steps and not any(name.startswith("malice") for name in steps)
+
+
+def test_a_seed_that_was_run_with_other_settings_is_left_out_of_the_tables_and_named(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    for family in ("clues", "malice"):
+        (tmp_path / family / "seed-20").mkdir(parents=True)
+    mark_done(tmp_path, plan("tiny", seeds_of("tiny", False, 20), tmp_path, fluency="some/model"))
+    assert finished_seeds("tiny", tmp_path, False, "some/model") == ({"clues": [20], "malice": [20]}, {})
+    planned = []
+    monkeypatch.setattr(reproduce, "carry_out", lambda steps, *_: planned.extend(steps))
+    call = ["--out", str(tmp_path), "--first", "21"]
+    reproduce.main([*call, "--fluency", "some/model"])
+    assert "left out" not in capsys.readouterr().out
+    monkeypatch.setitem(reproduce.GRIDS["tiny"], "clues", ("max_new_tokens=9",))
+    reproduce.main(call)
+    assert "Seed 20 is left out of the tables: 4 of its steps, such as agents-clues-20" in capsys.readouterr().out
+    tables = [[part for part in step.arguments if "seed-" in part] for step in planned if step.name == "main-table"]
+    assert [len(runs) for runs in tables] == [4, 2]
+    reproduce.main(["--out", str(tmp_path), "--first", "20"])  # it is run again, and not left out
+    assert "left out" not in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent was killed")

@@ -279,20 +279,21 @@ def test_a_kit_is_joined_from_its_pieces_and_a_missing_or_changed_one_is_reporte
         add(tmp_path, kit)
 
 
-def test_commands_of_a_kit_have_absolute_paths_and_the_script_accepts_them(tmp_path, monkeypatch) -> None:
+def test_commands_of_a_kit_have_absolute_paths_that_a_shell_and_the_script_read(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "kit" / "weights").mkdir(parents=True)
+    (tmp_path / "my kit" / "weights").mkdir(parents=True)
     for name in ("model.gguf", "traces.jsonl"):
-        (tmp_path / "kit" / "weights" / name).touch()
+        (tmp_path / "my kit" / "weights" / name).touch()
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu, "machine", lambda *_: {"device": "H200", "commit": "0"})
     asked = []
     monkeypatch.setattr(gpu, "run_all", lambda chosen, settings, *_: asked.append((chosen, settings)))
-    for line in commands(Path("kit")):
+    for line in commands(Path("my kit")):
+        assert shlex.split(line)[:2] == ["env", f"PYTHONPATH={tmp_path / 'my kit' / 'site'}"]
         assert gpu.main(shlex.split(line.partition(" -m benchmarks.gpu ")[2])) == 0
     assert [name for chosen, _ in asked for name in chosen] == list(PARTS)
-    assert asked[1][1].checkpoint == tmp_path / "kit" / "weights" / "model.gguf"
-    assert asked[1][1].debates == tmp_path / "kit" / "weights" / "traces.jsonl"
+    assert asked[1][1].checkpoint == tmp_path / "my kit" / "weights" / "model.gguf"
+    assert asked[1][1].debates == tmp_path / "my kit" / "weights" / "traces.jsonl"
 
 
 def test_a_kit_with_the_larger_model_prints_commands_that_its_programs_accept(tmp_path, monkeypatch) -> None:

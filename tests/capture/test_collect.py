@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import steerkit as sk
+from steerkit.capture import collect as capture
 from steerkit.text.prompt import encode_prompt, render
 from tests.capture.test_capture import PAIRS, TEXTS, relative
 from tests.reference import hidden_states
@@ -175,13 +177,35 @@ def test_a_mean_over_position_0_warns_of_the_attention_sink_and_names_the_fix(ll
     assert len(sink_warnings(*llama, [CHATS[0]], position="mean")) == 1
 
 
-def test_a_mean_that_starts_later_other_positions_and_the_embedding_do_not_warn(llama) -> None:
+def test_a_token_that_is_read_at_position_0_warns_of_the_attention_sink_at_every_position(llama) -> None:
+    texts = ["a", "Two", "Three", sk.SpannedText("b", ((0, 1),), prompt="Say")]
+    for position, at_zero in (("last", 1), ("first", 3), ("letter", 1), (0, 3), (-1, 1), ("mean", 3)):
+        some = texts if position != "letter" else ["a", "?a", texts[3]]
+        for read in (sk.collect, sk.collect_means):
+            (message,) = sink_warnings(*llama, some, position=position, layers=[1], read=read)
+            assert f"position={position!r}" in message and f"position 0 in {at_zero} of {len(some)} spans" in message
+            assert "SpannedText or ContrastPair that starts after position 0" in message
+
+
+def test_positions_after_0_and_the_embedding_do_not_warn(llama) -> None:
     later = [*PAIRS, sk.SpannedText("One two", ((3, 7),))]
     for texts, position, layers in (
-        (later, "mean", "all"), (TEXTS, "last", "all"), (TEXTS, "first", "all"), (TEXTS, "mean", "embed"),
+        (later, "mean", "all"), (later, "first", "all"), (TEXTS[1:], "last", "all"), (TEXTS[1:], -2, "all"),
+        (TEXTS, "mean", "embed"), (TEXTS, "last", "embed"),
     ):  # fmt: skip
         assert not sink_warnings(*llama, texts, position=position, layers=layers)
         assert not sink_warnings(*llama, texts, position=position, layers=layers, read=sk.collect_means)
+
+
+def test_the_letter_is_at_one_index_in_all_windows_of_the_means(llama, monkeypatch) -> None:
+    monkeypatch.setattr(capture, "WINDOW", 2)
+    pairs = [sk.ContrastPair("q", " (A)", " (B)") for _ in range(2)]
+    means = sk.collect_means(*llama, [*pairs, *pairs], layers=[1], position="letter")
+    assert means.counts == (4, 4)
+    ending = sk.ContrastPair("q", " A", " B")
+    for read in (sk.collect, sk.collect_means):
+        with pytest.raises(ValueError, match="expected spans that end alike for position='letter'"):
+            read(*llama, [*pairs, ending, ending], layers=[1], position="letter")
 
 
 def test_the_means_of_unrelated_texts_are_nearly_equal_at_position_0_and_not_after_it(smollm) -> None:
@@ -211,6 +235,55 @@ def test_the_shown_forms_of_activations_are_short_and_escaped(llama) -> None:
     )
     assert repr(wide).startswith("Activations(items 20, layers 0, ..., 16 (9 layers), d_model 4, labels 0 1, 1 1")
     assert "... (20 labels)" in repr(wide) and len(wide._repr_html_()) < 3000
+
+
+def test_merged_activations_hold_the_items_of_all_parts_in_order(llama) -> None:
+    first, second = (
+        sk.collect(*llama, texts, layers=[1, 2], labels=["a", "b"]) for texts in (["ab", "cd"], ["ef", "gh"])
+    )
+    both = sk.Activations.merge([first, second])
+    assert torch.equal(both.resid, torch.cat([first.resid, second.resid]))
+    assert both.items.index.tolist() == both.items["text"].tolist() == [0, 1, 2, 3]
+    assert both.items["label"].tolist() == ["a", "b"] * 2 and both.items["group"].tolist() == ["0", "1"] * 2
+    assert both.meta["n_texts"] == 4 and len(both.meta["data_sha256"]) == 64
+    assert both.meta["data_sha256"] not in (first.meta["data_sha256"], second.meta["data_sha256"])
+    rest = {key: value for key, value in first.meta.items() if key not in ("n_texts", "data_sha256")}
+    assert {key: value for key, value in both.meta.items() if key not in ("n_texts", "data_sha256")} == rest
+    assert sk.Activations.merge([first]).meta == first.meta
+    assert sk.difference_in_means(both, "a", "b").meta["n"] == 2
+
+
+def test_activations_that_were_read_otherwise_are_not_merged(llama) -> None:
+    model, tokenizer = llama
+    acts = sk.collect(model, tokenizer, ["ab"], layers=[1])
+    others = {
+        "layers": sk.collect(model, tokenizer, ["ab"], layers=[2]),
+        "site": sk.collect(model, tokenizer, ["ab"], layers=[1], site="mlp_out"),
+        "read position": sk.collect(model, tokenizer, ["ab"], layers=[1], position="first"),
+        "width": replace(acts, resid=acts.resid[..., :8]),
+        "model_fingerprint": replace(acts, meta={**acts.meta, "model_fingerprint": "other"}),
+        "adapter_fingerprint": replace(acts, meta={**acts.meta, "adapter_fingerprint": "other"}),
+    }
+    for name, other in others.items():
+        with pytest.raises(ValueError, match=rf"expected activations of one kind; got .*'{name}'"):
+            sk.Activations.merge([acts, other])
+    for nothing in ([], acts):
+        with pytest.raises(ValueError, match="expected a list of activations"):
+            sk.Activations.merge(nothing)
+
+
+def test_a_text_without_a_group_never_shares_that_of_another(llama) -> None:
+    pairs = [sk.ContrastPair(f"q{i}", " a", " b", group={0: "2", 3: "1'"}.get(i)) for i in range(4)]
+    assert sk.collect(*llama, pairs, layers=[1]).items["group"].tolist()[::2] == ["2", "1", "2'", "1'"]
+    spans = [sk.SpannedText("ab cd", ((1, 2), (3, 5)), group=group) for group in (1, None, None)]
+    assert sk.collect(*llama, [*spans, "ef"], layers=[1]).items["group"].tolist() == ["1"] * 2 + ["1'"] * 2 + [
+        "2", "2", "3",
+    ]  # fmt: skip
+
+
+def test_items_are_counted_from_zero_whatever_their_index_was(llama) -> None:
+    acts = sk.collect(*llama, ["ab", "cd"], layers=[1])
+    assert replace(acts, items=acts.items.set_index(pd.Index([3, 3]))).items.index.tolist() == [0, 1]
 
 
 def test_activations_and_means_are_equal_only_to_themselves_and_can_be_in_sets(llama) -> None:

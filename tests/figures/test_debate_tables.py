@@ -61,7 +61,7 @@ def test_only_the_named_malicious_agent_is_shown(tmp_path) -> None:
     assert row["begins like another agent: before -> after"] == "0.00 -> 0.70"
 
 
-def test_transplants_patches_and_erasures_have_a_row_per_checkpoint(tmp_path) -> None:
+def test_transplants_and_patches_have_a_row_per_checkpoint(tmp_path) -> None:
     ends = {"low": 0.1, "high": 0.3}
     moved = {"stage": "SFT", "share_with_round_1": 0.9, "changed": 0.5, "changed_again": 0.2, "value": 0.3, **ends,
              "by_seed": "0.3", "follows": 0.2, "follows_low": 0.1, "follows_high": 0.3, "missing": 0.05}  # fmt: skip
@@ -72,13 +72,26 @@ def test_transplants_patches_and_erasures_have_a_row_per_checkpoint(tmp_path) ->
     put(tmp_path, "clues/patched_rounds", [*rows, {**rows[0], "part": "question"}, {**rows[0], "quantity": "chance"}])
     (row,) = cells(debate_tables.patched(tmp_path))
     assert row["resid_post, layer 1"] == "0.20 [0.10, 0.30]" and row["pairs per seed"] == "40"
-    gain = {"stage": "SFT", "identity": "tag", "erasure": "none", "quantity": "gain", "mean": 0.2, **ends}
-    put(tmp_path, "clues/erasure_gains", [gain, {**gain, "quantity": "cost"}, {**gain, "identity": "vector"}])
+
+
+def test_an_erasure_that_costs_as_much_as_the_identity_adds_has_no_share(tmp_path) -> None:
+    gain = {"stage": "SFT", "identity": "tag", "erasure": "none", "quantity": "gain", "mean": 0.2, "low": 0.1,
+            "high": 0.3}  # fmt: skip
+    costs = [
+        {**gain, "quantity": "cost", "erasure": erasure, "mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+        for erasure, mean in (("agents", -0.1), ("variance", -0.2))
+    ]
+    vector = {"identity": "vector"}
+    put(tmp_path, "clues/erasure_gains", [gain, *costs, {**gain, **vector, "mean": 0.01}, {**costs[0], **vector}])
     left = {"stage": "SFT", "identity": "tag", "survives": 0.5, "survives_low": 0.4, "survives_high": 0.6}
-    put(tmp_path, "clues/erasure_survives", [{**left, "erasure": name} for name in ("agents", "shuffled")])
-    tag, vector = cells(debate_tables.erased(tmp_path))
-    assert tag["share left: names erased"] == "0.50 [0.40, 0.60]" and "share left: vectors erased" not in tag
-    assert vector["share left: names erased"] == "" and vector["gain"] == "+0.20 [+0.10, +0.30]"
+    put(tmp_path, "clues/erasure_survives", [{**left, "erasure": name} for name in ("agents", "variance")])
+    names, variance, vectors = cells(debate_tables.erased(tmp_path))
+    assert (names["erased"], names["share left"], names["cost"]) == (
+        "names", "0.50 [0.40, 0.60]", "-0.10 [-0.20, +0.00]"
+    )  # fmt: skip
+    assert (variance["erased"], variance["share left"]) == ("largest variance", "")
+    assert variance["cost"] == "-0.20 [-0.30, -0.10]" and names["gain"] == variance["gain"] == "+0.20 [+0.10, +0.30]"
+    assert vectors["agent given by"] == "vector" and vectors["erased"] == vectors["share left"] == vectors["cost"] == ""
 
 
 def test_probes_have_a_column_per_text_and_the_malicious_experiment_a_row_per_checkpoint(tmp_path) -> None:

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 import steerkit as sk
+from steerkit.generation import batches
 from steerkit.io.rows import append_rows
-from steerkit.scores import fluency
 from steerkit.sweeps import store
 from steerkit.sweeps.result import KEYS, SweepResult
 from steerkit.sweeps.sweep import sweep
@@ -75,7 +75,7 @@ def assert_same(found: pd.DataFrame, whole: pd.DataFrame) -> None:
 @pytest.mark.parametrize("size", [1, 3, 8, 64])
 def test_a_table_does_not_depend_on_the_batch_size(setting: Setting, size: int, monkeypatch) -> None:
     row = 4 * 260 * OPTIONS["max_new_tokens"] * 2
-    monkeypatch.setattr(fluency, "LOGIT_BYTES", size * row)  # as many rows at a time are scored
+    monkeypatch.setitem(batches.LOGIT_BYTES, "cpu", size * row)  # as many rows at a time are scored
     assert_same(setting.table(ROWS, batch_rows=size), setting.whole)
 
 

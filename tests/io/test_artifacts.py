@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from steerkit.io import json as json_module
 from steerkit.io.files import atomic_path, sha256, write_text
-from steerkit.io.json import canonical_json, short_json, unique_keys
+from steerkit.io.json import canonical_json, depth_of, parse_json, short_json, unique_keys
 from steerkit.io.rows import append_rows, read_rows
 from steerkit.io.run_folder import ConfigurationChanged, RunFolderBusy, check_config, run_folder
 from steerkit.io.tables import read_table, write_table
@@ -112,6 +113,19 @@ def test_of_the_ranks_of_one_run_the_first_holds_the_folder_for_all(tmp_path, mo
             pass
 
 
+def test_only_a_text_with_many_brackets_is_searched_for_deep_nesting(tmp_path, monkeypatch) -> None:
+    searched: list[object] = []
+    monkeypatch.setattr(json_module, "depth_of", lambda value: searched.append(value) or depth_of(value))
+    row = {"ids": list(range(256)), "text": "[{" * 40}
+    append_rows(tmp_path / "rows.jsonl", [row] * 3)
+    assert read_rows(tmp_path / "rows.jsonl") == [row] * 3 and not searched
+    assert parse_json(json.dumps({"text": "[" * 500})) == {"text": "[" * 500} and len(searched) == 1
+    for deep in ("[" * 101 + "]" * 101, '{"a":' * 101 + "1" + "}" * 101):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            parse_json(deep)
+    assert parse_json("[" * 100 + "]" * 100)
+
+
 def test_a_duplicate_key_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="duplicate key 'b'"):
         json.loads('{"a": 1, "b": 2, "b": 3}', object_pairs_hook=unique_keys)
@@ -152,6 +166,13 @@ def test_a_model_is_the_same_wherever_its_folder_is_moved(tmp_path) -> None:
         check_config(tmp_path, {"model": model, "checkpoint": "runs/b"})
     with pytest.raises(ConfigurationChanged, match=r"model\.model_fingerprint"):
         check_config(tmp_path, {"model": {**model, "model_fingerprint": "g"}, "checkpoint": "runs/a"})
+
+
+def test_groups_are_text_and_come_back_equal(tmp_path) -> None:
+    pairs = [ContrastPair("x", "a", "b", group=3), ContrastPair("y", "a", "b", group=0)]  # type: ignore[arg-type]
+    assert [pair.group for pair in pairs] == ["3", "0"]
+    write_pairs(tmp_path / "p.jsonl", pairs)
+    assert read_pairs(tmp_path / "p.jsonl") == pairs
 
 
 def test_pairs_come_back_equal(tmp_path) -> None:

@@ -305,6 +305,15 @@ def test_the_band_of_shuffled_labels_holds_the_accuracy_of_grouped_labels_withou
     assert outside <= 6
 
 
+def test_a_band_of_permutations_that_cannot_be_estimated_is_missing() -> None:
+    x = torch.randn(16, 1, 16, generator=torch.Generator().manual_seed(4))
+    table = probe_layers(activations(x, np.arange(16) % 2, np.arange(16) // 2), folds=3).table
+    (shuffled,) = table[table["labels"] == "shuffled"].itertuples()
+    assert np.isnan(shuffled.accuracy_low) and np.isnan(shuffled.accuracy_high) and 0 <= shuffled.accuracy <= 1
+    rest = table[table["labels"] == "true"]
+    assert rest[["accuracy_low", "accuracy_high"]].notna().all(axis=None)
+
+
 def test_larger_groups_are_dealt_first_so_that_folds_have_equal_shares_of_a_label() -> None:
     sizes = [40, *[4] * 10] * 2
     groups = pd.Series(np.repeat(np.arange(22), sizes))

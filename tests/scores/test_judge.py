@@ -214,6 +214,9 @@ READ = {
     "": None, "none": None, "120": None, "-5": None, "85 or 90": None, "85-90": None, "1,000": None, "7,5": None,
     "Article 4 describes duties": None, "I rate this text 85.": 85, "Rating: *85*": 85, "100: very glad": 100,
     "85 of 3 words": None, "gpt4": None, "85%": 85, "85 85": 85, "85/10": None, "100/1000": None, "\u0668\u0665": None,
+    "10/10": None, "Score: 5/5": None, "10 out of 10": None, "Rating: 4 Out of 4 stars": None, "0/0": None,
+    "10 of 10": None, "10 points out of 10": None, "a score of 85": 85,
+    "85 / 100": 85, "85 OUT OF 100": 85,
 }  # fmt: skip
 
 

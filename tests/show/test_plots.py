@@ -353,6 +353,15 @@ def test_the_profile_has_embedding_nested_choice_and_controls(numbers: str, tmp_
     assert "n = 240 items in 60 groups" in figure.legends[0].get_title().get_text()
 
 
+def test_a_profile_draws_an_accuracy_whose_band_is_missing() -> None:
+    table = probe_table()
+    shuffled = table["labels"] == "shuffled"
+    table.loc[shuffled & table["layer"].isin([3, 4]), ["accuracy_low", "accuracy_high"]] = np.nan
+    for figure in (plots.layer_profile(table), plots.layer_profiles({"base": table})):
+        drawn = [np.asarray(line.get_ydata()).tolist() for line in figure.axes[0].lines]
+        assert any(set(table[shuffled]["accuracy"][1:]) <= set(values) for values in drawn)
+
+
 def test_a_profile_needs_no_embedding_nor_controls() -> None:
     table = probe_table()
     figure = plots.layer_profile(table[table["layer"].isin(range(3)) & (table["labels"] == "true")])

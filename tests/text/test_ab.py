@@ -56,6 +56,14 @@ def test_rows_without_two_options_are_dropped_and_the_letters_balanced(as_list: 
         assert sk.read_ab(path) == pairs
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_byte_order_mark_before_the_questions_is_no_part_of_them(as_list: bool, tmp_path) -> None:
+    path = write(tmp_path / "a.json", [row(0, " (A)", " (B)"), row(1, " (B)", " (A)")], as_list)
+    plain = sk.read_ab(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert sk.read_ab(path) == plain
+
+
 def test_yes_and_no_are_balanced_too_and_nothing_is_said_where_nothing_is_dropped(tmp_path) -> None:
     rows = [{**row(i, *answers, ""), "statement": "s"} for i, answers in enumerate([(" Yes", " No"), (" No", " Yes")])]
     with warnings.catch_warnings():

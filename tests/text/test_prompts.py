@@ -151,6 +151,23 @@ def test_a_span_at_the_start_of_a_text_holds_exactly_its_own_tokens(make, cut: s
     assert first[0] == (1 if tokenizer.bos_token_id is not None else 0)
 
 
+@pytest.mark.parametrize("first", [False, True], ids=["no BOS", "BOS"])
+def test_spans_of_a_prompt_of_ids_are_in_these_ids_or_it_is_refused(first: bool) -> None:
+    tokenizer = with_first_token(tiny_tokenizer()) if first else tiny_tokenizer()
+    own = tuple(tokenizer("Hello was", add_special_tokens=False)["input_ids"])
+    for cut in ("spans", "whole"):
+        passage = passage_of(tokenizer, SpannedText(Prompt.of_ids(tokenizer, own), ((6, 9),), cut=cut), "g")
+        assert passage.ids == own and passage.spans == ((6, 9),)
+    spelled = [tokenizer.convert_tokens_to_ids(letter) for letter in "<|end|>"]  # as its text, one special token
+    prompt = Prompt.of_ids(tokenizer, spelled)
+    for cut, fix in (
+        ("spans", "Pass cut='whole' if .*sk.render"),
+        ("whole", "Make the prompt of its text by sk.render"),
+    ):
+        with pytest.raises(ValueError, match=f"expected a prompt whose ids are those of its text.*{fix}"):
+            passage_of(tokenizer, SpannedText(prompt, ((0, 7),), cut=cut), "g")
+
+
 def test_the_first_piece_of_a_spanned_text_is_encoded_once(monkeypatch) -> None:
     tokenizer = with_first_token(tiny_tokenizer())
     encoded: list[str] = []

@@ -150,6 +150,51 @@ def test_a_failed_call_is_recorded_and_made_again_with_all_that_had_read_it(tmp_
     assert repaired == run_debates(PROBLEMS, Counting(), CAST)
 
 
+def test_calls_that_another_process_repeated_after_a_failure_are_not_hidden_by_those_of_before(tmp_path) -> None:
+    run_debates(PROBLEMS, Failing(), CAST, out=tmp_path)
+    log = tmp_path / "calls.jsonl"
+    before = len(log.read_text().splitlines())
+    repaired = run_debates(PROBLEMS, Counting(), CAST, out=tmp_path)
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:before]))
+    (tmp_path / "calls-1.jsonl").write_text("".join(lines[before:]))  # as the second of two processes writes them
+    again = Counting()
+    assert run_debates(PROBLEMS, again, CAST, out=tmp_path) == repaired and again.given == 0
+
+
+def test_debates_grow_by_more_problems_and_ask_no_finished_call_again(tmp_path) -> None:
+    first, more = Counting(), Counting()
+    run_debates(PROBLEMS[:5], first, CAST, out=tmp_path / "run")
+    assert run_debates(PROBLEMS, more, CAST, out=tmp_path / "run") == run_debates(PROBLEMS, Counting(), CAST)
+    asked = [{key for batch in one.batches for key in batch} for one in (first, more)]
+    assert asked[0] and asked[1] and not asked[0] & asked[1]
+    assert len(read_rows(tmp_path / "run" / "debates.jsonl")) == 12
+    for others in (PROBLEMS[:5], [*PROBLEMS[1:], PROBLEMS[0]], arithmetic(13, 1, "train")):
+        with pytest.raises(ConfigurationChanged, match="problems"):
+            run_debates(others, Counting(), CAST, out=tmp_path / "run")
+
+
+def test_an_interrupted_growth_keeps_the_finished_debates(tmp_path) -> None:
+    run_debates(PROBLEMS[:5], Counting(), CAST, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_debates(PROBLEMS, Counting(3), CAST, out=tmp_path)
+    again = Counting()
+    assert len(run_debates(PROBLEMS[:5], again, CAST, out=tmp_path)) == 5 and again.given == 0
+
+
+def test_a_folder_of_debates_from_before_their_number_was_stored_resumes_with_the_same_problems(tmp_path) -> None:
+    run_debates(PROBLEMS[:5], Counting(), CAST, out=tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("n_problems") == 5
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigurationChanged, match="problems"):
+        run_debates(PROBLEMS, Counting(), CAST, out=tmp_path)
+    again = Counting()
+    run_debates(PROBLEMS[:5], again, CAST, out=tmp_path)
+    assert again.given == 0
+    assert len(run_debates(PROBLEMS, Counting(), CAST, out=tmp_path)) == 12  # its number is known now
+
+
 def test_the_files_say_what_the_debates_were(tmp_path) -> None:
     debates = run_debates(PROBLEMS, Counting(), CAST, out=tmp_path / "run")
     rows = read_rows(tmp_path / "run" / "debates.jsonl")

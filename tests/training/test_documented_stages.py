@@ -115,7 +115,7 @@ def test_every_documented_stage_runs_and_the_next_one_reads_its_files(at_hand, m
     curve = read_table("runs/mine/curve/curve.csv")[0]
     assert list(curve["step"]) == [1, 2] and set(curve["n"]) == {held} and curve["accuracy"].between(0, 1).all()
     rounds = json.loads(Path("runs/mine/evolve/evolve.json").read_text())
-    assert [(row["round"], row["steps"]) for row in rounds] == [(1, 1)]  # every answer is 4 before and after
+    assert [(row["round"], row.get("steps")) for row in rounds] == [(0, None), (1, 1)]  # all answers are 4
     judged = read_table("runs/evil/evaluation/questions.parquet")[0]
     assert set(judged["method"]) == {"Single", "SFT", "IMAD"} and set(judged["correct"]) == {True, False}
     log = [json.loads(line) for line in Path("runs/evil/grpo/log.jsonl").read_text().splitlines()]

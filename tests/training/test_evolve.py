@@ -13,7 +13,7 @@ from training.problems.families import addition
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
-from steerkit.io.json import read_json  # noqa: E402
+from steerkit.io.json import read_json, write_json  # noqa: E402
 from steerkit.io.rows import read_rows  # noqa: E402
 from steerkit.io.run_folder import ConfigurationChanged  # noqa: E402
 from tests.training.test_training import grpo, model_and_tokenizer  # noqa: E402
@@ -73,15 +73,41 @@ def test_each_round_debates_by_the_last_checkpoint_and_a_round_that_gains_little
     best, loaded = run(start, tmp_path / "run", (0.2, 0.6, 0.5, 1.0))
     assert best == tmp_path / "run" / "round-1" / "grpo" / "checkpoint"  # round 2 was worse, round 3 never ran
     log = read_json(tmp_path / "run" / "evolve.json")
-    assert [(row["round"], row["accuracy"], row["labels"]) for row in log] == [(1, 0.6, 6), (2, 0.5, 6)]
-    assert [row["steps"] for row in log] == [2, 2]  # what was made, not the steps of three rounds
+    assert log[0] == {"round": 0, "accuracy": 0.2}
+    assert [(row["round"], row["accuracy"], row["labels"]) for row in log[1:]] == [(1, 0.6, 6), (2, 0.5, 6)]
+    assert [row["steps"] for row in log[1:]] == [2, 2]  # what was made, not the steps of three rounds
     assert loaded == [0, 0, 1, 1, 2]  # measured and debated by the start, then by round 1, then measured only
     second = read_rows(tmp_path / "run" / "round-2" / "debates" / "debates.jsonl")
     assert {row["answer"] for row in second} == {"1"}
     rewarded = read_rows(tmp_path / "run" / "round-1" / "grpo" / "log.jsonl")
     assert {row["format"] for row in rewarded} == {0.0}
     monkeypatch.setattr(module, "run_debates", pytest.fail)
-    assert run(start, tmp_path / "run", (0.2, 0.6, 0.5, 1.0))[0] == best
+    assert run(start, tmp_path / "run", (0.2, 0.6, 0.9, 1.0)) == (best, [])  # a rounding changes no finished run
+
+
+def test_the_accuracies_of_finished_rounds_are_on_disk_and_not_measured_again(start, tmp_path, monkeypatch) -> None:
+    class Killed(Exception):
+        pass
+
+    def train(model, tokenizer, problems, grpo, out):
+        if out.parent.name == "round-2" and killed:
+            raise Killed
+        (out / "checkpoint").mkdir(parents=True, exist_ok=True)
+        return out / "checkpoint"
+
+    monkeypatch.setattr(module, "train_grpo", train)
+    monkeypatch.setattr(module, "loaded", lambda checkpoint: (None, None))
+    shares, file, killed = (0.2, 0.6, 0.7, 0.7), tmp_path / "run" / "evolve.json", True
+    with pytest.raises(Killed):
+        run(start, tmp_path / "run", shares)
+    assert [(row["round"], row["accuracy"]) for row in read_json(file)] == [(0, 0.2), (1, 0.6)]
+    killed = False
+    assert run(start, tmp_path / "run", shares)[1] == [2, 2, 3]  # measured and debated, then measured
+    write_json(file, read_json(file)[1:])  # as earlier versions wrote it
+    assert run(start, tmp_path / "run", shares)[1] == [0] and len(read_json(file)) == 4
+    (tmp_path / "run" / "round-2" / "grpo" / "checkpoint").rmdir()
+    assert run(start, tmp_path / "run", (0.2, 0.6, 0.6))[1] == [2]  # trained again
+    assert [row["accuracy"] for row in read_json(file)] == [0.2, 0.6, 0.6]
 
 
 @pytest.mark.parametrize("before", [2, 5, 7, 29, 58])
@@ -92,7 +118,7 @@ def test_a_gain_of_one_answer_in_a_hundred_goes_on_whatever_the_accuracy(before,
     real = Evolve
     monkeypatch.setitem(run.__globals__, "Evolve", lambda rounds, least, grpo: real(rounds, 0.01, grpo))
     run(start, tmp_path / "run", shares, rounds=2, held=100)
-    assert len(read_json(tmp_path / "run" / "evolve.json")) == 2
+    assert [row["round"] for row in read_json(tmp_path / "run" / "evolve.json")] == [0, 1, 2]
 
 
 def test_another_cast_or_other_problems_are_another_run(start, tmp_path, monkeypatch) -> None:

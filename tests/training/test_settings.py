@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import pytest
 
 from training.debates.answerers import Sampling
 from training.presets import TINY, get_preset, preset_names
-from training.settings import override
+from training.settings import override, shell
 from training.train.checkpoints import LoRA
-from training.train.grpo import GRPO
+from training.train.grpo import GRPO, check_clip
+from training.train.schedules import Anneal
 from training.train.sft import SFT
 
 
@@ -49,6 +53,13 @@ from training.train.sft import SFT
         ('rates={"SFT on gold answers": -1}', "expected rates of 0 or more"),
         ("grpo.rounds=5", "expected as many rounds in GRPO as in the debates"),
         ("sampling.seed=1", "expected no seed among the settings"),
+        ("sampling.top_p=0", "expected top_p above 0 and at most 1; got 0"),
+        ("grpo.top_p=0", "expected top_p above 0 and at most 1; got 0"),
+        ("sampling.temperature=Infinity", r"expected a value of type float \(finite\) for 'sampling.temperature'"),
+        ("grpo.temperature=Infinity", r"expected a value of type float \(finite\)"),
+        ("grpo.anneal.weight=[Infinity,1]", "expected a list of 2 numbers"),
+        ('grpo.kept=["<|consensus|>"]', r"expected tags of 3 agents and 2 rounds in kept; got \['<|consensus|>'\]"),
+        ('grpo.kept=["<|Agent 4 Solution|>"]', "expected tags of 3 agents and 2 rounds in kept"),
         ("family=chess", "expected a family among"),
         ("cast=nobody", "and a cast among"),
         ("sft.micro_batch=5", "expected a micro_batch that divides"),
@@ -79,6 +90,32 @@ def test_every_documented_value_of_a_setting_is_accepted(name) -> None:
     assert get_preset(name, settings=settings).grpo.anneal.clip == (900, 400)
     assert get_preset(name, settings=["grpo.decay=cosine"]).grpo.decay == "cosine"
     assert get_preset(name, settings=["grpo.decay=true"]).grpo.decay is True
+
+
+def test_a_tag_that_keeps_its_reward_is_one_of_the_agents_and_rounds_that_are_set() -> None:
+    four = ["grpo.agents=4", 'grpo.kept=["<|Agent 4 Solution|>","<|Consensus|>"]']
+    assert get_preset("llama-3.1-8b", settings=four).grpo.kept == ("<|Agent 4 Solution|>", "<|Consensus|>")
+    with pytest.raises(ValueError, match="expected tags of 1 agents"):
+        GRPO(agents=1, kept=("<|Agent 2 Solution|>",))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_number_that_is_not_finite_is_refused_in_python_too(value) -> None:
+    for setting in (lambda: Sampling(temperature=value), lambda: GRPO(temperature=value), lambda: SFT(epochs=value)):
+        with pytest.raises(ValueError, match=r"expected a value of type float \(finite\)"):
+            setting()
+    with pytest.raises(ValueError, match="expected top_p above 0 and at most 1; got 0"):
+        Sampling(top_p=0)
+
+
+def test_an_option_in_a_message_is_one_word_of_a_shell() -> None:
+    anneal = Anneal("gated", clip=(200, 40))
+    with pytest.raises(ValueError) as refused:
+        check_clip({1: 54, 2: 46}, GRPO(anneal=anneal, must_end=True))
+    words = shlex.split(str(refused.value).partition("Pass ")[2])
+    assert words[:2] == ["--set", "grpo.anneal.clip=[200,54]"]
+    assert "'grpo.anneal.clip=[200,54]'" in str(refused.value)  # zsh would look for files by the brackets
+    assert shlex.split(shell("--run", Path("my runs"), 3)) == ["--run", "my runs", "3"]
 
 
 def test_an_object_becomes_the_dataclass_of_its_field() -> None:

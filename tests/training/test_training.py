@@ -33,11 +33,11 @@ def model_and_tokenizer():
     return tiny_model(**WIDE), tokenizer
 
 
-def traces(count: int = 8) -> list[DebateTrace]:
+def traces(count: int = 8, rounds: int = 2) -> list[DebateTrace]:
     debates = []
     for number in range(count):
         texts = [f"{i} \\boxed{{{number + (i == 3)}}}" for i in (1, 2, 3)]
-        turns = [Turn(i, r, text) for r in (1, 2) for i, text in enumerate(texts, 1)]
+        turns = [Turn(i, r, text) for r in range(1, rounds + 1) for i, text in enumerate(texts, 1)]
         sentence = f"A majority of agents converged on the solution of \\boxed{{{number}}}"
         debates.append(DebateTrace.of(f"{number}+0", turns, sentence, str(number)))
     return debates
@@ -101,6 +101,31 @@ def test_debategpt_learns_the_answer_or_a_turn_that_gave_it() -> None:
         ["<|Round 1 - Initial Solutions|", f"<|Agent {agent} Solution|", "<|Consensus|", "<|endofdebate|"]
         for agent in (1, 2, 3)
     ]
+
+
+def test_of_three_rounds_a_shortened_trace_keeps_one_turn_of_the_last_one() -> None:
+    import random
+
+    rng, trace = random.Random(0), traces(1, rounds=3)[0]
+    for text in {cut_trace(trace, "number", rng, "revision") for _ in range(40)}:
+        assert [line.partition(">")[0] for line in text.split("\n\n") if line.startswith("<")] in [
+            ["<|Round 1 - Initial Solutions|", "<|Agent 1 Solution|", "<|Agent 2 Solution|", "<|Agent 3 Solution|",
+             "<|Round 2 - Revision|", "<|Agent 1 Revision|", "<|Agent 2 Revision|", "<|Agent 3 Revision|",
+             "<|Round 3 - Revision|", f"<|Agent {agent} Revision|", "<|Consensus|", "<|endofdebate|"]
+            for agent in (1, 2)
+        ]  # fmt: skip
+
+
+def test_an_empty_first_turn_is_no_target() -> None:
+    def debate(*texts: str) -> DebateTrace:
+        return DebateTrace.of("1+1", [Turn(i, 1, text) for i, text in enumerate(texts, 1)], r"All: \boxed{2}", "2")
+
+    one = [debate("", r"\boxed{2}", "")] * 20
+    assert {row["completion"] for row in examples(one, SFT(target="first"))} == {r"\boxed{2}"}
+    rows = examples(one, SFT(structure_dropout=1.0, cut_to="turn"))
+    assert all(agents_in(row["completion"]) == {2} for row in rows)
+    with pytest.raises(ValueError, match="got 1 that give none"):
+        examples([debate("", "")], SFT(target="first"))
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(4, 8)], ids=["full", "lora"])

@@ -279,6 +279,58 @@ def test_the_evaluation_debates_with_as_many_agents_as_the_run_by_default(tmp_pa
     assert len(cast_from(parser.parse_args(["--agents", "4"]), preset).personas) == 4
 
 
+def test_grpo_and_the_evaluation_read_the_agents_of_own_debates_that_sft_has_learned(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    import steerkit as sk
+    from training.commands import evaluate
+    from training.train import grpo, sft
+
+    monkeypatch.chdir(tmp_path)
+    debates = [{"question": f"{n}+0", "rounds": [[rf"\boxed{{{n}}}"] * 2] * 2} for n in range(8)]
+    Path("my traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in debates))
+    Path("my.jsonl").write_text('{"question": "What is 1 + 0?", "gold": 1}\n')
+    Path("MODEL").mkdir()
+
+    def learned(model, tokenizer, traces, setting, out, kind) -> Path:
+        (out / "checkpoint").mkdir(parents=True)
+        return out / "checkpoint"
+
+    monkeypatch.setattr(sk, "load", lambda *_, **__: (None, None))
+    monkeypatch.setattr(sft, "train_sft", learned)
+    for name in ("sft", "other"):
+        call = ["sft", "--run", "my run", "--checkpoint", "./MODEL", "--traces", "my traces.jsonl", "--name", name]
+        assert commands.main(call) == 0
+    monkeypatch.setattr(sk, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    for options in ([], ["--checkpoint", "./my run/other/checkpoint"]):
+        with pytest.raises(SystemExit):
+            commands.main(["grpo", "--run", "my run", "--problems", "my.jsonl", *options])
+        shown = capsys.readouterr().err
+        assert "agents and rounds of the run's debates, 2 and 2; got grpo.agents=3 and grpo.rounds=2" in shown
+    two = ["--set", "grpo.agents=2"]
+    monkeypatch.setattr(sk, "load", lambda *_, **__: (None, None))
+    monkeypatch.setattr(sft, "short_finished", lambda *_: {})
+    monkeypatch.setattr(grpo, "train_grpo", lambda model, tokenizer, problems, setting, *_: setting.agents)
+    assert commands.main(["grpo", "--run", "my run", "--problems", "my.jsonl", *two]) == 0
+    casts = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda evaluation, given, cast: casts.append(cast) or pytest.skip())
+    with pytest.raises(pytest.skip.Exception):
+        commands.main(["evaluate", "--run", "my run", "--problems", "my.jsonl", "--checkpoint", "./MODEL"])
+    assert len(casts[0].personas) == 2
+
+
+def test_a_command_in_a_message_names_a_folder_as_one_word(tmp_path, monkeypatch, capsys) -> None:
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    monkeypatch.chdir(tmp_path)
+    for call in (["debates"], ["sft"], ["curve"], ["grpo", "--problems", "my.jsonl"]):
+        Path("my.jsonl").write_text('{"question": "What is 1 + 0?", "gold": 1}\n')
+        with pytest.raises(SystemExit):
+            commands.main([call[0], "--run", "my run", *call[1:]])
+        proposed = shlex.split(capsys.readouterr().err.split("`")[1])
+        assert proposed[:3] == ["python", "-m", "training"] and proposed[4:6] == ["--run", "my run"]
+
+
 def test_more_samples_are_added_to_a_finished_self_consistency_and_one_untrained_model_is_freed_first(
     tmp_path, monkeypatch, capsys
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -101,16 +103,83 @@ def test_labels_are_shuffled_within_groups_that_hold_several_labels(balanced: bo
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_labels_are_shuffled_over_all_items_where_a_group_has_one_label_only(balanced: bool) -> None:
+def test_items_without_groups_of_their_own_are_shuffled_one_by_one(balanced: bool) -> None:
+    acts = paired(grouped=False)
+    mixed = shuffle_labels(acts, 0, balanced).items
+    assert mixed["label"].value_counts().to_dict() == {"positive": 40, "negative": 40}
+    assert 0.3 < (mixed["label"] != acts.items["label"]).mean() < 0.7
+
+
+def clustered(sizes: list[int], seed: int = 0):
+    """Groups with one label each, in turn, that differ along the first four axes; the label has no effect."""
+    rng = np.random.default_rng(seed)
+    centres = np.zeros((len(sizes), WIDTH))
+    centres[:, :4] = rng.normal(size=(len(sizes), 4))
+    resid = np.repeat(centres, sizes, 0) + rng.normal(size=(sum(sizes), WIDTH)) / 2
+    labels = np.repeat(rng.permutation(["positive", "negative"] * (len(sizes) // 2)), sizes)
+    items = pd.DataFrame({"label": labels, "group": np.repeat(np.arange(len(sizes)).astype(str), sizes)})
+    return Activations(torch.tensor(resid, dtype=torch.float32)[:, None], (3,), items)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_groups_with_one_label_exchange_it_as_whole_groups(balanced: bool) -> None:
+    acts = clustered([4, 7, 3, 5, 4, 9, 2, 6])
+    before = acts.items.groupby("group")["label"].first()
+    for seed in range(5):
+        mixed = shuffle_labels(acts, seed, balanced)
+        after = mixed.items.groupby("group")["label"]
+        assert (after.nunique() == 1).all()
+        assert after.first().value_counts().to_dict() == {"positive": 4, "negative": 4}
+        if balanced:
+            assert (after.first() == before).sum() == 4
+        assert shuffle_labels(acts, seed, balanced).items["label"].equals(mixed.items["label"])
+
+
+def test_shuffled_vectors_of_labelled_groups_lie_where_groups_differ_as_the_vector_does() -> None:
+    exceeded = 0
+    for seed in range(30):
+        acts = clustered([10] * 12, seed)
+        v = sk.difference_in_means(acts)
+        share = lambda one: float(one.unit().layers[3][:4].norm())  # noqa: E731
+        exceeded += max(map(share, sk.controls.shuffled(v, acts, 19, seed=100 * seed).values())) < share(v)
+    assert exceeded <= 6  # 1 in 20 without an effect; 28 of 30 where items are shuffled
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_group_that_lost_an_item_does_not_undo_the_pairing_of_the_others(balanced: bool) -> None:
     acts = paired()
-    groups = acts.items["group"].where(acts.items["group"] != "0", ["a", "b", *acts.items["group"][2:]])
-    lone = Activations(acts.resid, acts.layers, acts.items.assign(group=groups), acts.meta)
-    for data in (lone, paired(grouped=False)):
-        mixed = shuffle_labels(data, 0, balanced).items
-        assert mixed["label"].value_counts().to_dict() == {"positive": 40, "negative": 40}
-        moved = (mixed["label"].to_numpy() != data.items["label"].to_numpy()).mean()
-        assert 0.3 < moved < 0.7
-        assert (mixed.groupby(data.items["group"])["label"].nunique() == 1).sum() > 2  # across groups
+    broken = acts.where(acts.items.index != 3)
+    for seed in range(5):
+        mixed = shuffle_labels(broken, seed, balanced).items
+        labels = mixed.groupby("group")["label"].nunique()
+        assert labels["1"] == 1 and (labels.drop("1") == 2).all()
+        assert mixed["label"].value_counts().to_dict() == {"positive": 40, "negative": 39}
+        assert 0.3 < (mixed["label"] != broken.items["label"]).mean() < 0.7
+    two = Activations(acts.resid, acts.layers, acts.items.assign(group=["a", "b", *acts.items["group"][2:]]))
+    alone = {tuple(shuffle_labels(two, seed, balanced).items["label"][:2]) for seed in range(20)}
+    assert alone == {("positive", "negative"), ("negative", "positive")}  # the two single items exchange their labels
+
+
+def test_few_whole_groups_are_said_and_a_missing_group_or_label_is_refused() -> None:
+    with pytest.warns(UserWarning, match=r"the labels of 4 whole groups .*6 different assignments.*Read more groups"):
+        shuffle_labels(clustered([5] * 4))
+    acts = clustered([5] * 6)  # 20 assignments, and no warning
+    shuffle_labels(acts)
+    for column in ("label", "group"):
+        some = acts.items.assign(**{column: acts.items[column].mask(acts.items.index > 25)})
+        with pytest.raises(ValueError, match=rf"expected a {column} for every item; 4 have none"):
+            shuffle_labels(Activations(acts.resid, acts.layers, some))
+    with pytest.raises(ValueError, match=r"expected a column 'agent' in the items; got \['label', 'group'\]"):
+        shuffle_labels(acts, label="agent")
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_shuffle_does_not_depend_on_the_index_of_the_items(grouped: bool, balanced: bool) -> None:
+    acts = paired(8, grouped=grouped)
+    doubled = acts.items.set_index(pd.Index([0, 1] * 8))
+    mixed = shuffle_labels(Activations(acts.resid, acts.layers, doubled), 1, balanced).items["label"]
+    assert mixed.tolist() == shuffle_labels(acts, 1, balanced).items["label"].tolist()
 
 
 def test_a_balanced_shuffle_swaps_half_of_the_pairs_and_shares_out_the_labels_of_larger_groups() -> None:
@@ -163,6 +232,22 @@ def test_a_vector_without_a_method_needs_a_function_that_extracts_it() -> None:
     total = sk.difference_in_means(acts) + sk.difference_in_means(acts)
     with pytest.raises(ValueError, match=r"got 'sum', 'positive', 'negative'"):
         extract_again(total, acts)
+
+
+@pytest.mark.parametrize("role", ["matched", "shuffled"])
+def test_activations_of_another_model_or_adapter_give_no_controls_and_another_position_is_said(role: str) -> None:
+    known = {"model_fingerprint": "m", "adapter_fingerprint": None, "read_position": "last"}
+    acts = replace(paired(), meta=known)
+    v = sk.difference_in_means(acts)
+    for name, value in (("model_fingerprint", "other"), ("adapter_fingerprint", "other")):
+        with pytest.raises(ValueError, match=rf"expected activations of the model that 'calm' was .*'{name}': 'other'"):
+            MAKE[role]({"calm": v}, replace(acts, meta={**known, name: value}), n=1)
+    with pytest.raises(ValueError, match="expected activations at resid_post; got mlp_out"):
+        MAKE[role](v, replace(acts, site="mlp_out"), n=1)
+    with pytest.warns(UserWarning, match=r"at the read position of 'calm', 'last'; got 'mean'") as caught:
+        MAKE[role]({"calm": v}, replace(acts, meta={**known, "read_position": "mean"}), n=3)
+    assert len(caught) == 1
+    assert MAKE[role](v, replace(acts, meta={}), n=1)  # nothing is known of them
 
 
 def test_what_is_no_control_is_refused() -> None:

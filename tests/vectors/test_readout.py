@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -47,3 +49,21 @@ def test_reading_without_prompts_or_tokens_is_refused() -> None:
         tokens_of(model, tokenizer, vector(model), [])
     with pytest.raises(ValueError, match="one token at least"):
         tokens_of(model, tokenizer, vector(model), PROMPTS, k=0)
+
+
+def test_a_vector_that_is_no_direction_of_this_models_stream_is_refused() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    fitting = sk.SteeringVector({1: torch.ones(32)})
+    z = replace(fitting, site="z")
+    with pytest.raises(ValueError, match=r"expected a direction of the stream; got one of the head outputs, z"):
+        tokens_of(model, tokenizer, z, PROMPTS)
+    for width in (1, 16):
+        with pytest.raises(ValueError, match=rf"expected a vector of width 32, the model's; got {width}"):
+            tokens_of(model, tokenizer, sk.SteeringVector({1: torch.ones(width)}), PROMPTS)
+    with pytest.raises(ValueError, match="99"):
+        tokens_of(model, tokenizer, sk.SteeringVector({99: torch.ones(32)}), PROMPTS)
+    other = replace(fitting, meta={"model_fingerprint": "other", "adapter_fingerprint": None})
+    with pytest.raises(ValueError, match=r"expected a vector read from this model, .*Pass foreign=True"):
+        tokens_of(model, tokenizer, other, PROMPTS)
+    assert len(tokens_of(model, tokenizer, other, PROMPTS, k=1, foreign=True)) == 2
+    assert len(tokens_of(model, tokenizer, replace(fitting, site="mlp_out"), PROMPTS, k=1)) == 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,8 @@ import torch
 
 import steerkit as sk
 from steerkit.capture.activations import Activations
-from steerkit.vectors.controls import random_like
-from steerkit.vectors.extract import difference_in_means, logistic, one_against_others, pca
+from steerkit.vectors.controls import random_like, shuffled
+from steerkit.vectors.extract import difference_in_means, extract_again, logistic, one_against_others, pca
 from steerkit.vectors.vector import SteeringVector
 
 
@@ -71,6 +72,77 @@ def test_pca_is_the_first_singular_vector_of_the_differences() -> None:
     values, vectors = np.linalg.eigh(differences.T @ differences)
     slow = torch.tensor(vectors[:, values.argmax()])
     assert abs(float(pca(activations).layers[1].double() @ slow)) == pytest.approx(1, abs=1e-6)
+
+
+METHODS = (difference_in_means, pca, logistic)
+
+
+def labelled(labels: list) -> Activations:
+    activations = acts(len(labels) // 2)
+    return replace(activations, items=activations.items.assign(label=labels))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_that_are_no_strings_are_compared_as_text(method) -> None:
+    activations, wanted = labelled([1, 0] * 8), method(acts(8))
+    for positive, negative in ((1, 0), ("1", "0")):
+        found = method(activations, positive, negative)
+        assert found == wanted
+        assert (found.meta["positive"], found.meta["negative"]) == ("1", "0")
+    with pytest.raises(ValueError, match=r"one of the labels \['0', '1'\]; got 'x'"):
+        method(activations, "x", 0)
+    with pytest.raises(ValueError, match=r"expected two different labels; got 1 on both sides"):
+        method(activations, 1, "1")
+
+
+@pytest.mark.parametrize("method", [*METHODS, one_against_others])
+def test_a_missing_label_is_refused_with_the_way_to_drop_its_item(method) -> None:
+    for missing in (None, float("nan")):
+        activations = labelled(["positive", "negative"] * 4 + [missing] * 2)
+        with pytest.raises(ValueError, match=r"expected a label for every item; 2 of 10 have none\. .*drop them: acts"):
+            method(activations)
+        assert method(activations.where(activations.items["label"].notna()))
+
+
+def test_the_number_in_a_vector_is_that_of_the_smaller_label_and_is_not_called_pairs() -> None:
+    activations = labelled(["positive"] * 3 + ["negative"] * 9)
+    assert difference_in_means(activations).meta["n"] == logistic(activations).meta["n"] == 3
+    assert {label: v.meta["n"] for label, v in one_against_others(activations).items()} == {
+        "positive": 3,
+        "negative": 9,
+    }
+    assert repr(logistic(activations)).startswith("SteeringVector(2 layers, d_model 6, n = 3, norms 1")
+
+
+def test_the_penalty_of_a_logistic_vector_is_stored_and_its_shuffled_controls_have_it(tmp_path) -> None:
+    activations = acts()
+    strict, default = logistic(activations, c=1e-3), logistic(activations)
+    assert (strict.meta["c"], default.meta["c"]) == (1e-3, 1.0)
+    strict.save(tmp_path / "v.safetensors")
+    loaded = SteeringVector.load(tmp_path / "v.safetensors")
+    assert extract_again(loaded, activations) == strict != default
+    (of_strict, of_default) = (next(iter(shuffled(v, activations, 1).values())) for v in (loaded, default))
+    assert of_strict.cosine(of_default)[0] < 0.999
+
+
+def test_pca_does_not_need_differences_at_the_embedding() -> None:
+    activations = acts()
+    activations.resid[:, 0] = 1.0  # as where all continuations end in the same token
+    assert pca(activations) == pca(replace(activations, resid=activations.resid[:, 1:], layers=(0, 1)))
+    for method in (pca, logistic):
+        with pytest.raises(ValueError, match=r"expected activations of a block; got 'embed' alone"):
+            method(replace(activations, resid=activations.resid[:, :1], layers=("embed",)))
+
+
+def test_pca_names_differences_that_are_zero_and_those_that_cancel() -> None:
+    activations = acts(4)
+    mirrored = activations.resid.clone()
+    mirrored[4:] = mirrored[[1, 0, 3, 2]]
+    with pytest.raises(ValueError, match=r"at layer 0 they cancel, so its sign is undefined"):
+        pca(replace(activations, resid=mirrored))
+    mirrored[:, 2] = 1.0
+    with pytest.raises(ValueError, match=r"got only zeros at layer 1"):
+        pca(replace(activations, resid=mirrored[:, 1:][:, [1]], layers=(1,)))
 
 
 def test_arithmetic_gives_new_vectors_and_leaves_the_old_ones() -> None:

@@ -1,8 +1,8 @@
 """Tabulate loss and accuracy over the steps of SFT: `curve/curve.csv`.
 
-The steps are those that `sft` kept (`--set sft.keep_at=[25,50,100]`), and the last one. Each model answers the test
-problems once per decoding seed of the preset. A finished step is read from disk; processes of torchrun share the
-questions.
+The steps are those that `sft` kept (`--set 'sft.keep_at=[25,50,100]'`), and the last one. Each model answers the test
+problems once per decoding seed of the preset; the table has a row per step and family of problems. The loss is the mean
+of the last ten steps. A finished step is read from disk; processes of torchrun share the questions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from steerkit.io.json import read_json
@@ -29,6 +30,7 @@ from training.commands.options import (
     one_line_errors,
     problems_of,
     settings_of,
+    stage_command,
     stage_parser,
 )
 from training.debates.answerers import Answerer, LocalModel, Sampling, loaded
@@ -54,9 +56,10 @@ def main(arguments: list[str] | None = None) -> None:
         checkpoint, kept = stages.checkpoint(given.name), stages.folder / given.name / STEPS
         models = {int(path.name): path for path in kept.glob("*") if path.name.isdecimal()}
         if not checkpoint.exists() or not models:
+            options = ("--run", given.run, "--name", given.name, "--set", "sft.keep_at=[25,50]")
             raise FileNotFoundError(
-                f"expected a finished stage sft with models in {kept}; got {len(models)}. Run `python -m training sft "
-                f"--run {given.run} --name {given.name} --set sft.keep_at=[25,50]`, with the steps to keep."
+                f"expected a finished stage sft with models in {kept}; got {len(models)}. Run "
+                f"`{stage_command('sft', *options)}`, with the steps to keep."
             )
         problems = problems_of(given, "test")
         log = [row for row in read_json(checkpoint.with_name("log.json")) if "loss" in row or "train_loss" in row]
@@ -70,12 +73,15 @@ def main(arguments: list[str] | None = None) -> None:
         def answered(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
             return [one_answer(problems, Shared(answerer), bare, sampling, judge)]
 
-        rows = []
+        tables = []
         for step, path in sorted(models.items()):
             job = Job((f"step {step}",), partial(_load, path, base, preset.dtype), answered)
-            parts = pd.concat(evaluation.rows(job), ignore_index=True).assign(family="", decoding="", seed=0)
-            rows.append({"step": step, "loss": loss_at(log, step), **summary(parts).iloc[0]})
-        table = pd.DataFrame(rows).drop(columns=["family", "method", "decoding", "seed", "mean_agents"])
+            parts = pd.concat(evaluation.rows(job), ignore_index=True).assign(decoding="", seed=0)
+            of_step = summary(parts).drop(columns=["method", "decoding", "seed", "mean_agents"])
+            of_step.insert(0, "step", step)
+            of_step.insert(2, "loss", loss_at(log, step))  # after the family
+            tables.append(of_step)
+        table = pd.concat(tables, ignore_index=True)
         in_first_process(lambda: write_table(folder / "curve.csv", table, {"seed": given.seed, "stage": given.name}))
     if is_first():
         print(table.round(3).to_string(index=False))
@@ -83,10 +89,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def loss_at(log: Sequence[Mapping[str, Any]], step: int) -> float:
-    """Return the mean loss of the last logged steps up to a step, or of the first ones if none is logged before it."""
+    """Return the mean loss of the ten steps up to a step, or the first logged one if none of them is logged."""
     losses = [(row["step"], row["loss"]) for row in log if "loss" in row]
-    before = [loss for logged, loss in losses if logged <= step]
-    return float((before or [loss for _, loss in losses[:1]] or [float("nan")])[-1])
+    recent = [loss for logged, loss in losses if step - 10 < logged <= step]
+    return float(np.mean(recent or [loss for _, loss in losses[:1]] or [np.nan]))
 
 
 def _load(path: Path, base: str | Path, dtype: str | None) -> LocalModel:

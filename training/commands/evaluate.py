@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
         judge = judge and replace(judge, answerer=Shared(judge.answerer))
         folder = Stages(given.run).folder / "evaluation"
         evaluation = Evaluation(problems, preset, given.seed, folder, judge, about)
-        cast = cast_from(given, preset)
+        cast = cast_from(given, preset, Stages(given.run).learned)
         rows = evaluate(evaluation, given, cast)
         methods = list(dict.fromkeys(rows["method"]))
         of_interest = "IMAD" if "IMAD" in methods else methods[-1]

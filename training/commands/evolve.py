@@ -31,7 +31,7 @@ from training.train.distributed import process_count
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from training.train.evolve import HELD, Evolve, evolve
+    from training.train.evolve import HELD, LOG, Evolve, evolve
     from training.train.grpo import check_division, check_rollouts
 
     parser = stage_parser("evolve", __doc__)
@@ -76,9 +76,11 @@ def main(arguments: list[str] | None = None) -> None:
             out,
             load=lambda checkpoint: LocalModel(*loaded(checkpoint, dtype=preset.dtype)),
         )
-    for row in read_json(out / "evolve.json"):
+    start, *rounds = read_json(out / LOG)
+    show(f"Start: accuracy {start['accuracy']:.3f} on {len(held)} held-out problems.")
+    for row in rounds:
         show(
             f"Round {row['round']}: {row['labels']} problems with a majority, {row['steps']} steps, accuracy "
-            f"{row['accuracy']:.3f} on {len(held)} held-out problems."
+            f"{row['accuracy']:.3f}."
         )
     show(f"Checkpoint: {best}")

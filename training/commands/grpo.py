@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import steerkit as sk
@@ -25,8 +26,10 @@ from training.commands.options import (
     report_used,
     settings_of,
     show,
+    stage_command,
     stage_parser,
 )
+from training.debates.debate import TRACES
 from training.presets import Preset
 from training.problems.problem import Problem
 
@@ -54,8 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
         report_used(problems, every, "--set debates=N and --set fresh=N")
         if not given.checkpoint and not stages.checkpoint("sft").exists():
             raise FileNotFoundError(
-                f"expected a fine-tuned checkpoint at {stages.checkpoint('sft')}; there is none. Run `python -m "
-                f"training sft --run {given.run}` first, or pass --checkpoint."
+                f"expected a fine-tuned checkpoint at {stages.checkpoint('sft')}; there is none. Run "
+                f"`{stage_command('sft', '--run', given.run)}` first, or pass --checkpoint."
             )
         judge = judge_of(given, problems)
         judged_by = None if judge is None else judge.about()  # a server that does not answer is an error here
@@ -63,7 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
         setting = replace(preset.grpo, seed=given.seed)
         check_rollouts(setting)
         check_division(setting, process_count())
-        traces = read_traces(stages.traces) if stages.traces.is_file() else []
+        learned = next((path for path in (Path(start).parent / TRACES, stages.traces) if path.is_file()), None)
+        traces = [] if learned is None else read_traces(learned)
         _check_agents(setting, traces)
         model, tokenizer = sk.load(start)
         if traces and any(problem.kind != "open" for problem in problems):

@@ -21,6 +21,7 @@ from training.debates.personas import CASTS, Cast, cast_of
 from training.debates.server import Server
 from training.presets import Preset, get_preset, preset_names
 from training.problems.problem import Problem, read_problems
+from training.settings import shell
 from training.train.distributed import process_count
 
 DEFAULT = "llama-3.1-8b"
@@ -50,6 +51,12 @@ class Stages:
         """File of the debates with a consensus."""
         return self.debates / TRACES
 
+    @property
+    def learned(self) -> Path:
+        """File of the debates that `sft` has learned; that of the stage debates where `sft` has not written one."""
+        own = self.checkpoint("sft").with_name(TRACES)
+        return own if own.is_file() else self.traces
+
     def checkpoint(self, name: str) -> Path:
         """Checkpoint that a training stage of this name writes."""
         return self.folder / name / "checkpoint"
@@ -65,6 +72,11 @@ def stage_parser(stage: str, description: str | None) -> argparse.ArgumentParser
     parser.add_argument("--run", type=Path, required=True, help="folder of the run; each stage has files in it")
     parser.add_argument("--seed", type=int, default=0, help="seed of draws, sampling and training (default: 0)")
     return parser
+
+
+def stage_command(stage: str, *options: object) -> str:
+    """Return the command of a stage as a shell reads it, for messages."""
+    return shell("python", "-m", "training", stage, *options)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -86,10 +98,17 @@ def add_cast(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agents", type=positive, help="number of agents (default: that of the run's debates, else 3)")
 
 
-def cast_from(given: argparse.Namespace, preset: Preset) -> Cast:
-    """Return the cast that the options name, with as many agents as the debates of the run have."""
-    traces = Stages(given.run).traces
-    agents = given.agents or (agents_of(read_traces(traces)) if traces.is_file() else 3)
+def cast_from(given: argparse.Namespace, preset: Preset, traces: Path | None = None) -> Cast:
+    """Return the cast that the options name, with as many agents as the debates of a file have.
+
+    Args:
+        given: the options.
+        preset: names the cast where the options name none.
+        traces: the file; default: that of the stage debates. Without it, or with one agent in it, there are three.
+    """
+    traces = traces or Stages(given.run).traces
+    found = agents_of(read_traces(traces)) if traces.is_file() else 1
+    agents = given.agents or (found if found > 1 else 3)
     return cast_of(given.cast or ("diverse" if preset.cast == "world" else preset.cast), agents)
 
 
@@ -211,8 +230,9 @@ def problems_of(given: argparse.Namespace, part: str) -> list[Problem]:
     path = given.problems or Stages(given.run).problems(part)
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"expected problems at {path}; there are none. Run `python -m training problems --run {given.run} "
-            "--problems SOURCE` first, or pass --problems FILE.jsonl."
+            f"expected problems at {path}; there are none. Run "
+            f"`{stage_command('problems', '--run', given.run, '--problems', 'SOURCE')}` first, or pass --problems "
+            "FILE.jsonl."
         )
     return read_problems(path)
 

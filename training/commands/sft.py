@@ -1,5 +1,7 @@
 """Fine-tune a checkpoint on debates, yours (--traces FILE) or those of the stage debates: `sft/checkpoint`.
 
+The debates that were learned are in `sft/traces.jsonl`; `grpo` and `evaluate` read the number of agents there.
+
 A record of --traces has `question` and `debate_trace`, the tagged text, or turns without tags (docs/own-debates.md).
 A debate without a consensus gets that of its last round's majority, or is left out. Targets other than the whole trace
 are baselines (`--set sft.target=answer`: DebateGPT) and the tag ablation (`--set sft.target=untagged`).
@@ -11,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import steerkit as sk
-from steerkit.text.traces import DebateTrace, read_traces
+from steerkit.io.ranks import in_first_process
+from steerkit.text.traces import DebateTrace, read_traces, write_traces
 from training.commands.options import (
     Stages,
     add_settings,
@@ -20,9 +23,10 @@ from training.commands.options import (
     one_line_errors,
     settings_of,
     show,
+    stage_command,
     stage_parser,
 )
-from training.debates.debate import consensus_text
+from training.debates.debate import TRACES, consensus_text
 from training.problems.answers import KINDS, majority, read_answer
 from training.problems.problem import Kinds, kind_for, read_problems
 
@@ -30,7 +34,7 @@ from training.problems.problem import Kinds, kind_for, read_problems
 def main(arguments: list[str] | None = None) -> None:
     from training.train.checkpoints import check_batch
     from training.train.distributed import process_count
-    from training.train.sft import examples, train_sft
+    from training.train.sft import check_kept_steps, examples, train_sft
 
     parser = stage_parser("sft", __doc__)
     add_settings(parser)
@@ -45,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         path = given.traces or stages.traces
         if not path.is_file():
             raise FileNotFoundError(
-                f"expected debates at {path}; there are none. Run `python -m training debates --run {given.run}` "
+                f"expected debates at {path}; there are none. Run `{stage_command('debates', '--run', given.run)}` "
                 "first, or pass --traces FILE."
             )
         problems = stages.problems("train")
@@ -57,9 +61,11 @@ def main(arguments: list[str] | None = None) -> None:
         setting = replace(preset.sft, seed=given.seed)
         check_batch("batch", setting.batch, setting.micro_batch, process_count())  # before a model is loaded
         rows = examples(traces, setting, kind)
+        check_kept_steps(setting, len(rows))
         if len(rows) < len(traces):
             show(f"{len(traces) - len(rows)} of these have no text for the target {setting.target!r}; left out.")
         done = train_sft(*sk.load(checkpoint), traces, setting, stages.folder / given.name, kind)
+        in_first_process(lambda: write_traces(done.with_name(TRACES), traces))  # grpo and evaluate read their agents
     show(f"Checkpoint: {done}")
 
 

@@ -20,7 +20,7 @@ from steerkit.models.active import suspended
 from steerkit.models.context import context_length
 from steerkit.models.identity import describe
 from steerkit.text.prompt import Prompt, PromptLike, encode_prompt, messages_of
-from training.settings import check_fields, check_shares
+from training.settings import check_fields, check_top_p
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Sampling:
 
     Args:
         temperature: softmax temperature; 0 is greedy.
-        top_p: probability mass of the nucleus.
+        top_p: probability mass of the nucleus, above 0.
         max_new_tokens: maximum length of a reply in tokens.
         seed: the seed and a request's id together determine the reply.
     """
@@ -55,7 +55,7 @@ class Sampling:
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", int(self.seed))  # a numpy integer has another text, and keys other numbers
         check_fields(self, temperature=0, max_new_tokens=1)
-        check_shares(self, "top_p")
+        check_top_p(self.top_p)
 
 
 class Answerer(Protocol):

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from steerkit.io.files import sha256, write_text
-from steerkit.io.json import canonical_json
+from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.progress import progress
 from steerkit.io.ranks import barrier, rank_and_world
 from steerkit.io.rows import append_rows, read_rows
-from steerkit.io.run_folder import run_folder
+from steerkit.io.run_folder import CONFIG, run_folder
 from steerkit.models.identity import provenance
 from steerkit.models.kernels import resume_kernels
 from steerkit.text.prompt import Prompt, PromptLike
@@ -255,6 +255,7 @@ def run_debates(
     With `out`, each reply is appended to `calls.jsonl` as it arrives, and the same call resumes an interrupted run:
     finished calls are not repeated, failed ones are. At the end `debates.jsonl` has one row per debate, and
     `traces.jsonl` the traces of the debates with a consensus. A row states why its debate has no trace (`no_trace`).
+    A call with more problems, the stored ones first, adds their debates.
 
     A chat template that drops system messages loses the personas: a UserWarning says so, and `system_dropped` of each
     row. None there means unknown, as for a server.
@@ -293,8 +294,7 @@ def run_debates(
     if isinstance(answerer, LocalModel):
         resume_kernels(answerer.model, out)
     about = answerer.about()
-    config = {
-        "problems": sha256(canonical_json([asdict(problem) for problem in problems])),
+    config: dict[str, Any] = {
         "cast": {"name": cast.name, "personas": [asdict(persona) for persona in cast.personas]},
         "setting": asdict(setting),
         "answerer": answerer_identity(about),
@@ -314,7 +314,9 @@ def run_debates(
         raise ValueError(f"expected a folder in which {processes} processes merge their debates; got None. Pass out=.")
     started = provenance(about) if "versions" in about else None
     with contextlib.ExitStack() as stack:
-        folder = None if out is None else stack.enter_context(run_folder(out, config, started))
+        folder = None
+        if out is not None:
+            folder = stack.enter_context(run_folder(out, {**config, **_begun_with(Path(out), problems)}, started))
         asked = answerer, moderator or answerer
         debates = _run(problems[rank::processes], *asked, cast, setting, folder, rank, template, read)
         if processes > 1:
@@ -322,6 +324,7 @@ def run_debates(
             debates = _run(problems, _fail_all, _fail_all, cast, setting, folder, rank, template, read)
         if folder is not None and rank == 0:
             write_debates(folder, debates)
+            write_json(folder / CONFIG, {**read_json(folder / CONFIG), **_hashed(problems)})
         if processes > 1:
             barrier()
     return debates
@@ -330,6 +333,22 @@ def run_debates(
 def answerer_identity(about: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of an answerer's `about` determines its replies: not its address, device or versions."""
     return {name: value for name, value in about.items() if name not in ("base_url", "device", "versions")}
+
+
+def _hashed(problems: Sequence[Problem]) -> dict[str, Any]:
+    """Return the hash and the number of problems, for the configuration of a run."""
+    return {"problems": sha256(canonical_json([asdict(one) for one in problems])), "n_problems": len(problems)}
+
+
+def _begun_with(folder: Path, problems: Sequence[Problem]) -> dict[str, Any]:
+    """Return `_hashed` of as many of the problems as a folder was started with: more problems continue it.
+
+    A folder of earlier versions has the hash of all its problems, without their number.
+    """
+    stored = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    if not isinstance(stored, dict):
+        return _hashed(problems)
+    return {name: value for name, value in _hashed(problems[: stored.get("n_problems")]).items() if name in stored}
 
 
 def _fail_all(requests: Sequence[Request], sampling: Sampling) -> Iterator[Reply]:
@@ -402,12 +421,13 @@ class _CallLog:
     Args:
         folder: run folder; None writes nothing.
         rank: rank of this process, which has a log file of its own.
-        finished: request id -> (SHA-256 of the prompt, call), as read at the start.
+        finished: (request id, SHA-256 of the prompt) -> call, as read at the start. The same request has another prompt
+            where a call of an earlier round had failed before.
     """
 
     folder: Path | None
     rank: int
-    finished: Mapping[str, tuple[str, Call]]
+    finished: Mapping[tuple[str, str], Call]
 
     def append(self, key: str, prompt_sha256: str, call: Call) -> None:
         if self.folder is not None:
@@ -424,9 +444,7 @@ def _answer(
 ) -> dict[str, Call]:
     """Return the calls of one round by request id; calls whose prompt is already answered on disk are read."""
     hashes = {key: sha256(repr(prompt)) for key, (_, _, prompt) in turns.items()}
-    answered = {
-        key: log.finished[key][1] for key in turns if key in log.finished and log.finished[key][0] == hashes[key]
-    }
+    answered = {key: log.finished[key, hashes[key]] for key in turns if (key, hashes[key]) in log.finished}
     requests = [Request(key, prompt) for key, (_, _, prompt) in turns.items() if key not in answered]
     with progress(label, len(turns)) as advance:
         advance(len(answered))
@@ -445,13 +463,13 @@ def _last_texts(calls: Sequence[Call]) -> list[str]:
     return [call.text or "" for call in calls if call.round == last]
 
 
-def _read_calls(folder: Path | None) -> dict[str, tuple[str, Call]]:
-    """Read the successful calls on disk with the hash of their prompt; a call whose prompt changed is repeated."""
+def _read_calls(folder: Path | None) -> dict[tuple[str, str], Call]:
+    """Read the successful calls on disk by request id and hash of the prompt."""
     files = sorted(folder.glob(CALLS_OF_ALL)) if folder is not None else []
     rows = [row for path in files for row in read_rows(path) if row["text"] is not None]
     names = [field.name for field in fields(Call)]
     return {
-        row["key"]: (row["prompt_sha256"], Call(**{name: row[name] for name in names if name in row})) for row in rows
+        (row["key"], row["prompt_sha256"]): Call(**{name: row[name] for name in names if name in row}) for row in rows
     }
 
 

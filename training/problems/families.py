@@ -204,8 +204,10 @@ def _drawn(generate: Generator, drawn: tuple[tuple[int, int], ...]) -> frozenset
 def questions_of_seed(family: str, n: int, seed: int, draw: Generator | None = None) -> list[Problem]:
     """Return the test questions of a training seed.
 
-    Those of the `REPORTED_SEEDS` are disjoint from each other and from all in `DRAWN_BEFORE`, so that no result is
-    reported on a question on which something was chosen, and seeds are independent. Other seeds draw at random.
+    Questions are compared as texts: two orders of the same numbers, such as `53 + 35` and `35 + 53`, are different
+    questions. Those of the `REPORTED_SEEDS` are disjoint from each other and from all in `DRAWN_BEFORE`, so that no
+    result is reported on a question on which something was chosen. Another order of a question's numbers may be in
+    another seed or in `DRAWN_BEFORE`, but never in another split (see `split_of`). Other seeds draw at random.
 
     Args:
         family: a family of `FAMILIES`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -142,5 +141,4 @@ def with_equal_tokens(
     ratio = (sum(mine) / len(mine)) / (sum(theirs) / len(theirs))
     passes = setting.batch // setting.micro_batch
     micro_batch = max(1, round(setting.micro_batch * ratio))
-    steps = setting.steps or math.ceil(setting.epochs * math.ceil(len(mine) / setting.batch))
-    return replace(other, steps=steps, batch=passes * micro_batch, micro_batch=micro_batch)
+    return replace(other, steps=setting.steps_for(len(mine)), batch=passes * micro_batch, micro_batch=micro_batch)

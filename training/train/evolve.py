@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from steerkit.io.files import sha256
-from steerkit.io.json import canonical_json, write_json
+from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.ranks import in_first_process
 from steerkit.io.rows import read_rows
 from steerkit.io.run_folder import run_folder
@@ -25,6 +25,7 @@ from training.problems.problem import Problem
 from training.toy.worlds import bare
 from training.train.grpo import GRPO, train_grpo
 
+LOG = "evolve.json"
 HELD = 100
 """Validation problems on which each round is measured."""
 
@@ -112,13 +113,15 @@ def evolve(
         cast: the agents.
         debate: settings of the debates.
         setting: see `Evolve`.
-        out: folder; `round-1`, `round-2`, ... hold the debates and the training. `evolve.json` has for each round the
-            number of labels, the share of right ones (for the report alone), the optimisation steps and the accuracy.
+        out: folder; `round-1`, `round-2`, ... hold the debates and the training. `evolve.json` has the accuracy of the
+            start (round 0), and for each finished round the number of labels, the share of right ones (for the report
+            alone), the optimisation steps and the accuracy. What it has is not measured again.
         first: run folder of finished debates of `start`; they are the first round's.
         load: loads a checkpoint that debates or is measured.
 
     Returns:
-        The checkpoint with the highest validation accuracy among the trained ones.
+        The checkpoint with the highest validation accuracy among the trained ones, which may be below that of the
+        start.
 
     Raises:
         ValueError: no debate has a majority. See also `train_grpo`.
@@ -127,7 +130,8 @@ def evolve(
 
     - Debates have the rounds and prompts of `debate` and `cast` (published: at most 3 rounds, prompts that reflect,
       criticise and refine, and for small models a falling temperature).
-    - All rounds use the same problems (published: 500 new ones per round).
+    - All rounds use the same problems (published: 500 new ones per round). The preset `tiny` measures its start on
+      problems on which the training of its base model was stopped, so that the first gain is from a chosen value.
     - The completion is trained as it is written; the traces are not filtered.
     - The reward is 1 for the majority answer in the box within the length limit (published: 2 for it, with terms for a
       numeric answer, for XML tags and for the length).
@@ -166,7 +170,17 @@ def _rounds(
     accuracy: Callable[[str | Path], float],
 ) -> Path:
     """The rounds of `evolve`; `accuracy` is that of a checkpoint on the validation problems."""
-    checkpoint, best, log = start, accuracy(start), []
+    path = out / LOG
+    log: dict[int, dict[str, Any]] = {row["round"]: row for row in read_json(path)} if path.is_file() else {}
+
+    def measured(number: int, of: str | Path, **about: float) -> float:
+        """The accuracy after a round, from disk if it is there."""
+        if number not in log:
+            log[number] = {"round": number, **about, "accuracy": accuracy(of)}
+            in_first_process(lambda: write_json(path, [log[one] for one in sorted(log)]))
+        return float(log[number]["accuracy"])
+
+    checkpoint, best = start, measured(0, start)
     trained: list[tuple[float, int, Path]] = []
     for number in range(1, setting.rounds + 1):
         folder = out / f"round-{number}"
@@ -175,22 +189,15 @@ def _rounds(
             run_debates(problems, load(checkpoint), cast, debate, debates, shared=True)
         labelled = majority_labels(problems, debates)
         grpo = replace(setting.grpo, format=False, seed=setting.grpo.seed + 1000 * (number - 1))
+        if not (folder / "grpo" / "checkpoint").exists():
+            log = {one: row for one, row in log.items() if one < number}  # those of a training that was removed
         checkpoint = train_grpo(*loaded(checkpoint), labelled, grpo, folder / "grpo")
-        now = accuracy(checkpoint)
-        log.append(
-            {
-                "round": number,
-                "labels": len(labelled),
-                "right_labels": _right(problems, labelled),
-                "steps": grpo.steps_for(len(labelled)),
-                "accuracy": now,
-            }
-        )
+        right, steps = _right(problems, labelled), grpo.steps_for(len(labelled))
+        now = measured(number, checkpoint, labels=len(labelled), right_labels=right, steps=steps)
         trained.append((now, -number, checkpoint))
         if round(now - best, 9) < setting.least:  # 0.03 - 0.02 is less than 0.01 in floating point
             break
         best = now
-    in_first_process(lambda: write_json(out / "evolve.json", log))
     return max(trained)[2]
 
 

@@ -23,10 +23,10 @@ from steerkit.models.identity import describe, identity, provenance
 from steerkit.models.kernels import resume_kernels
 from steerkit.models.products import fast_products
 from steerkit.text.prompt import encode_prompt
-from steerkit.text.tags import agents_in
+from steerkit.text.tags import agents_in, tags
 from training.debates.judge import Judge
 from training.problems.problem import Problem
-from training.settings import check_fields, check_shares
+from training.settings import check_fields, check_shares, check_top_p, shell
 from training.train.checkpoints import (
     LoRA,
     NoFinalSave,
@@ -78,7 +78,7 @@ class GRPO:
         format: reward the tags; False in the control without a debate.
         box: which box counts, see `training.train.rewards.clip_reward`.
         must_end: require the end of the completion within `l`, see `training.train.rewards.clip_reward`.
-        kept: tags whose reward never fades.
+        kept: tags whose reward never fades, of the `agents` and `rounds` below.
         agents: agents of the debate whose tags are rewarded.
         rounds: rounds of that debate.
         epochs: passes over the problems, each with `generations` completions per problem; None trains for `steps`.
@@ -93,7 +93,7 @@ class GRPO:
             constant. With small batches a constant rate leaves noise in the final weights.
         warmup: share of the steps with increasing learning rate; None is 0.05.
         temperature: sampling temperature of the completions.
-        top_p: nucleus of the completions.
+        top_p: nucleus of the completions, above 0.
         beta: weight of the KL term.
         epsilon: clip of the probability ratio.
         loss: TRL's name of the loss. `"dapo"` averages over all tokens of the generation step, however it is divided;
@@ -149,11 +149,18 @@ class GRPO:
         check_fields(self, epochs=0.01, steps=1, prompts=1, generations=2, micro_batch=1, inner=1, save_every=1)
         check_fields(self, kept_checkpoints=2)  # a run may be killed while it writes the newest one
         check_fields(self, agents=1, rounds=1, learning_rate=0, beta=0, clip_weight=0, epsilon=0, max_grad_norm=0)
-        check_shares(self, "warmup", "top_p")
+        check_shares(self, "warmup")
+        check_top_p(self.top_p)
         if not self.temperature > 0:
             raise ValueError(
                 f"expected a temperature above 0, since equal completions of a problem have no advantage; got "
                 f"{self.temperature}. Pass e.g. --set grpo.temperature=0.7."
+            )
+        known = tags(self.agents, self.rounds)
+        if unknown := [tag for tag in self.kept if tag not in known]:
+            raise ValueError(
+                f"expected tags of {self.agents} agents and {self.rounds} rounds in kept; got {unknown}. Pass some of "
+                f"{list(known)}, or grpo.agents and grpo.rounds before grpo.kept."
             )
         if self.save_every % self.inner:
             raise ValueError(
@@ -413,10 +420,11 @@ def check_clip(short: Mapping[int, int], setting: GRPO) -> None:
     last = setting.anneal.at(1.0)[1]
     too_long = {agent: length for agent, length in short.items() if length > last}
     if setting.must_end and too_long:
+        limits = f"grpo.anneal.clip=[{setting.anneal.at(0.0)[1]},{max(short.values())}]"
         raise ValueError(
             f"expected a length limit that ends where every agent can finish a text; grpo.anneal.clip ends at {last} "
             f"tokens, and short texts of the agents {sorted(too_long)} have {sorted(too_long.values())}. Pass "
-            f"--set grpo.anneal.clip=[{setting.anneal.at(0.0)[1]},{max(short.values())}] or more."
+            f"{shell('--set', limits)} or more."
         )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from steerkit.models.identity import describe, identity, provenance
 from steerkit.models.kernels import resume_kernels
 from steerkit.models.products import fast_products
 from steerkit.text.prompt import encode_prompt
-from steerkit.text.tags import CONSENSUS, END, agent_tag, agents_in, round_tag, tags, without_tags
+from steerkit.text.tags import CONSENSUS, END, TAG, agents_in, tags, without_tags
 from steerkit.text.tokens import encode
 from steerkit.text.traces import DebateTrace, Turn
 from training.problems.answers import read_answer, same
@@ -63,7 +63,7 @@ class SFT:
             `"untagged"`, the trace without its tags (control: no text names an agent);
             `"answer"`, the box with the consensus (DebateGPT);
             `"response"`, a last turn that gave the consensus (DebateGPT);
-            `"first"`, the first turn of a random agent, right or wrong (no debate);
+            `"first"`, the first turn of a random agent, right or wrong, among those with a text (no debate);
             `"gold"`, the box with the correct answer (no debate).
         epochs: passes over the examples, if `steps` is None.
         steps: optimisation steps, each on `batch` examples; None trains for `epochs`.
@@ -81,14 +81,14 @@ class SFT:
             `"answers"`, one or two agents' first turns that gave the consensus;
             `"revision"`, all earlier rounds and one turn of the last round that gave the consensus, for problems
             in which the first round is seldom right;
-            `"turn"`, one agent's first turn, right or wrong, so that the first choice is who speaks.
+            `"turn"`, one agent's first turn with a text, right or wrong, so that the first choice is who speaks.
         bf16: compute in bfloat16 on a CPU too; a GPU always does. Without AMX instructions a step takes about as long
             as in float32 (`python -m benchmarks sft-bfloat16`).
         checkpointing: keep only the input of each block for the backward pass and compute the rest again: less memory,
             about a third more time, the same gradients. None is False.
         save_every: steps between two checkpoints to resume from, of which the last is kept; None is 100.
         keep_at: steps after which the model is kept in `steps/STEP`, for a learning curve; None keeps none. A step that
-            a run has passed cannot be kept later.
+            a run has passed cannot be kept later, and one after the last step is refused.
         seed: seed of the examples and of the trainer.
 
     With prompt x and target y, the loss is the mean of `-log p(y_t | x, y_1 ... y_(t-1))` over all target tokens of a
@@ -123,6 +123,15 @@ class SFT:
     def free(self) -> tuple[str, ...]:
         """Settings that do not determine the model: a run may be resumed with others."""
         return ("micro_batch", "checkpointing", "save_every", "keep_at")
+
+    def steps_for(self, examples: int) -> int:
+        """Return the optimisation steps: `steps`, or of `epochs` passes, each in whole batches.
+
+        Example:
+            >>> SFT(epochs=3, batch=16).steps_for(944)
+            177
+        """
+        return self.steps or math.ceil(self.epochs * math.ceil(examples / self.batch))
 
 
 def examples(
@@ -173,7 +182,8 @@ def _completion(trace: DebateTrace, like: DebateTrace, setting: SFT, kind: str, 
     if setting.target == "gold":
         return None if trace.gold is None else rf"\boxed{{{trace.gold}}}"
     if setting.target == "first":
-        return rng.choice([turn.text for turn in trace.turns if turn.round == 1])
+        texts = [turn.text for turn in trace.turns if turn.round == 1 and turn.text]
+        return rng.choice(texts) if texts else None
     return debategpt_target(trace, setting.target, kind)
 
 
@@ -182,7 +192,7 @@ def cut_trace(
 ) -> str:
     """Return a trace's tagged text shortened as `SFT.cut_to` defines.
 
-    The text is unchanged if no turn of the round in question gave the consensus.
+    The text is unchanged if no turn of the round in question gave the consensus (for `"turn"`, has a text).
 
     Args:
         trace: a debate with a consensus.
@@ -191,19 +201,27 @@ def cut_trace(
         cut_to: see `SFT`.
         like: a debate of the same agents and rounds whose answers decide which turns stay; default: the trace itself.
     """
-    turns = _kept_turns(like or trace, kind, rng, cut_to)
-    kept = {agent_tag(turn.agent, turn.round) for turn in turns} | {round_tag(turn.round) for turn in turns}
-    parts = re.split(f"(?={'|'.join(map(re.escape, tags_of([trace])))})", trace.body)
-    return "".join(part for part in parts if part.startswith((*kept, CONSENSUS, END)))
+    kept: set[tuple[int | None, int]] = set()
+    for turn in _kept_turns(like or trace, kind, rng, cut_to):
+        kept |= {(turn.agent, turn.round), (None, turn.round)}  # the turn, and the tag of its round
+    found = list(TAG.finditer(trace.body))
+    stops = [*(tag.start() for tag in found[1:]), len(trace.body)]
+    text, number = "", 0
+    for tag, stop in zip(found, stops, strict=True):
+        number = int(tag["round"] or number)  # an agent has the same tag in all rounds after the first
+        agent = int(tag["agent"]) if tag["agent"] else None
+        if (agent, number) in kept or tag.group() in (CONSENSUS, END):
+            text += trace.body[tag.start() : stop]
+    return text
 
 
 def _kept_turns(trace: DebateTrace, kind: str, rng: random.Random, cut_to: Cut) -> list[Turn]:
-    """Return the turns that `cut_trace` keeps: all of them if no turn of the round in question gave the consensus."""
+    """Return the turns that `cut_trace` keeps: all of them if no turn of the round in question can stay alone."""
     answer = read_answer(trace.consensus or "", kind)
     number = max(turn.round for turn in trace.turns) if cut_to == "revision" else 1
     in_round = [turn for turn in trace.turns if turn.round == number]
     if cut_to == "turn":
-        candidates = in_round
+        candidates = [turn for turn in in_round if turn.text]
     else:
         candidates = [turn for turn in in_round if same(read_answer(turn.text, kind), answer)]
     if not candidates:
@@ -293,8 +311,8 @@ def train_sft(
         tokenizer: its tokenizer.
         traces: debates with a consensus.
         setting: see `SFT`.
-        out: run folder. `log.json` has the losses, `trainer/` the checkpoints to resume from, `steps/` the models of
-            `keep_at`.
+        out: run folder. `log.json` has the mean loss of each ten steps (with `keep_at`, of each step), `trainer/` the
+            checkpoints to resume from, `steps/` the models of `keep_at`.
         kind: kind of the answers, one of `training.problems.answers.KINDS`, or a mapping from each question to it.
         cut_like: see `examples`.
 
@@ -303,7 +321,8 @@ def train_sft(
 
     Raises:
         ValueError: no trace gives an example, examples that are too long, a `batch` that the processes' micro-batches
-            do not divide, or a training that has ended without the steps of `keep_at`; the model is then unchanged.
+            do not divide, or steps of `keep_at` that the training has passed or does not reach; the model is then
+            unchanged.
         ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
 
     Source: stage 1 of Yi, Mueller and Lee 2026, arXiv 2604.24881, section 3.
@@ -316,6 +335,7 @@ def train_sft(
 
     rows = examples(traces, setting, kind, cut_like)
     check_batch("batch", setting.batch, setting.micro_batch, process_count())
+    check_kept_steps(setting, len(rows))
     resume_kernels(model, out)
     about, dtype = describe(model, tokenizer), model.dtype
     config = {**asdict(setting), "examples": sha256(canonical_json(rows)), "model": identity(about)}
@@ -431,12 +451,22 @@ def _trl_config(setting: SFT, folder: Path, steps: int) -> Any:
         save_strategy="steps",
         save_steps=setting.save_every or 100,
         save_total_limit=1,
-        logging_steps=10,
+        logging_steps=1 if setting.keep_at else 10,
         seed=setting.seed,
         **checkpointing_options(setting.checkpointing),
         disable_tqdm=True,
         **device_options(setting.bf16),
     )
+
+
+def check_kept_steps(setting: SFT, examples: int) -> None:
+    """`ValueError` for steps of `keep_at` after the last one of a training on this number of examples."""
+    last = setting.steps_for(examples)
+    if beyond := [step for step in setting.keep_at or () if step > last]:
+        raise ValueError(
+            f"expected steps up to {last}, the last one with {examples} examples, in keep_at; got {beyond}. Pass "
+            "smaller ones, or train for more steps."
+        )
 
 
 def _check_kept(setting: SFT, folder: Path, last: int) -> None:
