@@ -34,7 +34,7 @@ def program(text: str) -> float:
 
 
 NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d+)?")
-"""Digits, in which a comma stands only before whole groups of three: `3,060` is one number, `[5,6]` two."""
+"""Digits, with commas only before groups of exactly three: `3,060` is one number, `[5,6]` are two."""
 
 
 def has_answer(text: str, answer: str) -> float:

@@ -78,5 +78,5 @@ def run(name: str, check: Callable[..., Result], *given: Any) -> Finding:
     try:
         return Finding(name, *check(*given))
     except Exception as error:  # a model's own code may raise anything
-        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        return Finding(name, "failed", said)
+        detail = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return Finding(name, "failed", detail)
