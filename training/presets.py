@@ -116,6 +116,11 @@ class Preset:
         """
         return [seed + 1000 * number for number in range(self.decodings or 1)]
 
+    def test_debates(self, sampling: Sampling) -> Setting:
+        """Return the settings of debates on test questions with this sampling; turns may be shorter than answers."""
+        longest = self.turn_tokens or sampling.max_new_tokens
+        return replace(self.debate, sampling=replace(sampling, max_new_tokens=longest))
+
     @property
     def trained(self) -> tuple[str, ...]:
         """Names of the trained methods; each has one checkpoint."""
