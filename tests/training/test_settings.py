@@ -49,7 +49,7 @@ from training.train.sft import SFT
         ('rates={"SFT on gold answers": -1}', "expected rates of 0 or more"),
         ("grpo.rounds=5", "expected as many rounds in GRPO as in the debates"),
         ("sampling.seed=1", "expected no seed among the settings"),
-        ("family=chess", "expected a family among"),
+        ("family=two_sum", r"expected no family among the settings; got \['family=two_sum'\]. Pass --family to imad"),
         ("cast=nobody", "and a cast among"),
         ("sft.micro_batch=5", "expected a micro_batch that divides"),
     ],
