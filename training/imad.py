@@ -3,43 +3,46 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from transformers import AutoTokenizer
 
 from steerkit.io.files import sha256
 from steerkit.io.ranks import barrier, in_first_process
-from steerkit.io.run_folder import check_config
+from steerkit.io.run_folder import CONFIG, check_config
 from steerkit.io.signals import restore_interrupt
 from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
+from steerkit.models.hub import offline_options
 from steerkit.text.tags import tags
 from steerkit.text.traces import DebateTrace, read_traces
-from training.commands.options import one_line_errors, refuse
-from training.debates.answerers import LocalModel, Sampling, loaded, one_at_a_time
+from training.commands.options import one_line_errors, refuse, show
+from training.debates.answerers import Answerer, LocalModel, Sampling, loaded, one_at_a_time
 from training.debates.debate import TRACES, Setting, run_debates
 from training.debates.personas import Cast, cast_of, self_checking
 from training.debates.shared import Shared
 from training.devices import DEVICES, Device, this_device
 from training.estimate import FINE_TUNED, estimate, shape_of
-from training.evaluate.methods import DEBATES, PLURALITIES, debates, one_answer, self_consistency
+from training.evaluate.methods import DEBATES, PLURALITIES, Ask, debates, one_answer, self_consistency
+from training.evaluate.recorded import Recorded
 from training.evaluate.results import write_results
 from training.memory import KEPT
 from training.presets import EVOLVED, ON_ANSWERS, SELF_CHECKED, Preset, get_preset, preset_names
-from training.problems.families import FAMILIES, questions_of_seed
-from training.problems.problem import Problem
+from training.problems.families import FAMILIES, drawn_once, questions_of_seed
+from training.problems.problem import Kinds, Problem
 from training.toy.base_model import train_base
 from training.toy.worlds import WORLDS, bare
-from training.train.checkpoints import check_batch, with_tags
+from training.train.checkpoints import check_batch, weights_on_disk, with_tags
 from training.train.controls import gold_answers, right_answers, with_equal_tokens, with_foreign_turns
 from training.train.distributed import process_count
 from training.train.evolve import HELD, Evolve, evolve
-from training.train.grpo import GRPO, check_clip, check_division, check_rollouts, train_grpo
-from training.train.sft import SFT, short_finished, tags_of, train_sft
+from training.train.grpo import GRPO, check_clip, check_division, check_rollouts, finished_grpo, train_grpo
+from training.train.sft import SFT, finished_sft, short_finished, tags_of, train_sft
 
 SELF_CHECKING = ("Self-checking agents", "Self-checking agents, plurality")
 RIGHT_ANSWERS = "right-answers.jsonl"
@@ -65,11 +68,14 @@ class Run:
         """Whether the run starts from a toy base model that it trains itself."""
         return self.preset.checkpoint is None
 
+    @property
+    def family(self) -> str:
+        """The family of problems; a toy world has the name of its recipe, and a family of another name."""
+        return WORLDS[self.preset.family].family if self.is_toy else self.preset.family
+
     def problems(self, n: int, split: str) -> list[Problem]:
         """Return `n` problems of a split: train, validation or test."""
-        if self.is_toy:
-            return WORLDS[self.preset.family].problems(n, self.seed, split)
-        return FAMILIES[self.preset.family](n, self.seed, split)
+        return list(drawn_once(FAMILIES[self.family], n, self.seed, split))
 
     @property
     def debate_problems(self) -> list[Problem]:
@@ -85,8 +91,7 @@ class Run:
     @property
     def test_problems(self) -> list[Problem]:
         """Test questions of all methods; see `training.problems.families.questions_of_seed`."""
-        family = WORLDS[self.preset.family].family if self.is_toy else self.preset.family
-        return questions_of_seed(family, self.preset.test, self.seed)
+        return questions_of_seed(self.family, self.preset.test, self.seed)
 
     @property
     def cast(self) -> Cast:
@@ -105,11 +110,6 @@ class Run:
     def debate_setting(self, sampling: Sampling) -> Setting:
         """Return the settings of debates with this sampling."""
         return replace(self.preset.debate, sampling=sampling)
-
-    def test_debates(self, sampling: Sampling) -> Setting:
-        """Return the settings of debates on test questions with this sampling; turns may be shorter than answers."""
-        longest = self.preset.turn_tokens or sampling.max_new_tokens
-        return self.debate_setting(replace(sampling, max_new_tokens=longest))
 
 
 def base_checkpoint(run: Run) -> str | Path:
@@ -144,7 +144,7 @@ def collect_debates(run: Run, base: str | Path, cast: Cast, name: str = "debates
     return read_traces(path)
 
 
-def ask_single(run: Run) -> Callable[[Problem], Any]:
+def ask_single(run: Run) -> Ask:
     """Return how the base is asked for a single answer: a plain prompt, without an agent's character.
 
     A checkpoint whose agents have worked examples needs them to answer in a box; it gets those of the first agent.
@@ -158,6 +158,44 @@ def self_checks(run: Run, base: str | Path) -> list[DebateTrace]:
     """The kept traces of one agent that checks its own answer, from disk if they are there."""
     cast = self_checking(Cast(f"{run.cast.name}-one", run.cast.personas[:1], run.cast.ask))
     return collect_debates(run, base, cast, SELF_CHECKS)
+
+
+def _singles(run: Run, base: str | Path) -> list[DebateTrace]:
+    """Right single answers of the base, from disk if they are there."""
+    sampling = replace(run.preset.debate.sampling, seed=run.seed)
+    file = run.folder / RIGHT_ANSWERS
+
+    def write() -> None:
+        if not file.exists():
+            right_answers(run.debate_problems, run.load_answerer(base), ask_single(run), sampling, 4, file)
+
+    in_first_process(write)
+    return read_traces(file)
+
+
+def _tokenizer(checkpoint: str | Path) -> Any:
+    """The tokenizer of a checkpoint; the model is loaded only where its weights cannot be compared without that."""
+    if weights_on_disk(checkpoint) is None:
+        return loaded(checkpoint)[1]
+    return AutoTokenizer.from_pretrained(checkpoint, **offline_options(str(checkpoint)))
+
+
+def _fine_tuned(
+    base: str | Path,
+    traces: Sequence[DebateTrace],
+    setting: SFT,
+    out: Path,
+    kind: Kinds,
+    cut_like: Sequence[DebateTrace] | None = None,
+) -> Path:
+    """`train_sft`; the model is not loaded where the training is finished."""
+    done = finished_sft(base, traces, setting, out, kind, cut_like)
+    return done or train_sft(*loaded(base), traces, setting, out, kind, cut_like)
+
+
+def _reinforced(start: str | Path, problems: Sequence[Problem], setting: GRPO, out: Path) -> Path:
+    """`train_grpo`; the model is not loaded where the training is finished."""
+    return finished_grpo(start, problems, setting, out) or train_grpo(*loaded(start), problems, setting, out)
 
 
 def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
@@ -183,7 +221,7 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         name: str, debates: Callable[[], list[DebateTrace]] = lambda: traces, **fields: Any
     ) -> Callable[[], Path]:
         setting = replace(sft, **fields)
-        return lambda: train_sft(*loaded(base), debates(), setting, run.folder / name, kind)
+        return lambda: _fine_tuned(base, debates(), setting, run.folder / name, kind)
 
     def matched(
         name: str,
@@ -195,23 +233,12 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         """SFT of a control, with as many steps and target tokens as SFT on the traces."""
 
         def work() -> Path:
-            model, tokenizer = loaded(base)
             setting = replace(sft, learning_rate=rate(method), **fields)
-            tagged = with_tags(tokenizer, tags_of(traces))
+            tagged = with_tags(_tokenizer(base), tags_of(traces))
             setting = with_equal_tokens(sft, traces, setting, debates(), tagged, kind, cut_like)
-            return train_sft(model, tokenizer, debates(), setting, run.folder / name, kind, cut_like)
+            return _fine_tuned(base, debates(), setting, run.folder / name, kind, cut_like)
 
         return work
-
-    def singles() -> list[DebateTrace]:
-        sampling = replace(run.preset.debate.sampling, seed=run.seed)
-        file = run.folder / RIGHT_ANSWERS
-
-        def write() -> None:
-            right_answers(run.debate_problems, run.load_answerer(base), ask_single(run), sampling, 4, file)
-
-        in_first_process(write)
-        return read_traces(file)
 
     def shuffled() -> list[DebateTrace]:
         return with_foreign_turns(traces, run.seed)
@@ -221,13 +248,16 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
 
     def reinforced(name: str, start: Callable[[], str | Path], **fields: Any) -> Callable[[], Path]:
         setting = replace(grpo, **fields)
-        return lambda: train_grpo(*loaded(start()), problems, setting, run.folder / name)
+        return lambda: _reinforced(start(), problems, setting, run.folder / name)
 
     def on_debates() -> Path:
+        out = run.folder / "sft"
+        if (done := finished_sft(base, traces, sft, out, kind)) is not None:
+            return done
         model, tokenizer = loaded(base)
         tagged = with_tags(tokenizer, tags_of(traces))
         check_clip(short_finished(tagged, traces, sft, kind), grpo)
-        return train_sft(model, tokenizer, traces, sft, run.folder / "sft", kind)
+        return train_sft(model, tokenizer, traces, sft, out, kind)
 
     def evolved() -> Path:
         """Rounds share the steps of one GRPO training: no method with GRPO has more."""
@@ -257,7 +287,9 @@ def recipes(run: Run, base: str | Path) -> dict[str, Callable[[], Path]]:
         "GRPO without debate": reinforced("grpo-alone", grpo_start, format=False),
         "SFT on shuffled turns": matched("sft-shuffled", "SFT on shuffled turns", shuffled, traces),
         "SFT on gold answers": matched("sft-gold", "SFT on gold answers", golds, target="gold"),
-        "SFT on right answers": matched("sft-right", "SFT on right answers", singles, target="first"),
+        "SFT on right answers": matched(
+            "sft-right", "SFT on right answers", partial(_singles, run, base), target="first"
+        ),
         "DebateGPT + GRPO": reinforced(
             "grpo-debategpt",
             matched("debategpt-matched", "DebateGPT + GRPO", lambda: traces, target="answer"),
@@ -285,69 +317,150 @@ def evaluate(run: Run, base: str | Path, checkpoints: Mapping[str, Path]) -> pd.
         One row per method, decoding, decoding seed and question, with the columns of
         `training.evaluate.methods.one_answer` and `method`, `decoding`, `seed`, `family`.
     """
-    parts = []
     seeds = run.preset.decoding_seeds(run.seed)
-    decodings = [("sampled", replace(run.sampling(), seed=seed), number) for number, seed in enumerate(seeds)]
-    for decoding, sampling, number in (*decodings, ("greedy", run.sampling(temperature=0.0), 0)):
-        folder = run.folder / "evaluation" / (f"{decoding}-{number}" if number else decoding)
-        for method, rows in _evaluations(run, base, checkpoints, sampling, folder):
-            about = {"method": method, "decoding": decoding, "seed": run.seed, "family": run.preset.family}
-            parts.append(rows.assign(**about))
+    samplings = {f"sampled-{i}" if i else "sampled": replace(run.sampling(), seed=seed) for i, seed in enumerate(seeds)}
+    samplings["greedy"] = run.sampling(temperature=0.0)
+    stored = _Stored(run, one_at_a_time(run.load_answerer), cache(weights_on_disk))
+    tables: dict[str, dict[str, pd.DataFrame]] = {decoding: {} for decoding in samplings}
+    for decoding, sampling in samplings.items():
+        tables[decoding] |= _of_base(stored, base, decoding, sampling)
+    for method, checkpoint in checkpoints.items():  # one model after the other is in memory
+        for decoding, sampling in samplings.items():
+            tables[decoding] |= stored.answers(method, checkpoint, bare, decoding, sampling)
+    for decoding, sampling in samplings.items():
+        if run.preset.controls and sampling.temperature > 0:  # greedy samples are all equal
+            tables[decoding] |= _of_several(stored, base, decoding, sampling, tables[decoding])
+    parts = []
+    for decoding, found in tables.items():
+        about = {"decoding": decoding.partition("-")[0], "seed": run.seed, "family": run.preset.family}
+        parts += [rows.assign(method=method, **about) for method, rows in found.items()]
     return pd.concat(parts, ignore_index=True)
 
 
 def _debate_test_questions(run: Run, base: str | Path) -> None:
     folder = run.folder / "evaluation" / "sampled" / "debates"
-    setting = run.test_debates(run.sampling())
-    debates(run.test_problems, run.load_answerer(base), run.cast, setting, folder, shared=True)
+    if not (folder / TRACES).exists():
+        setting = run.preset.test_debates(run.sampling())
+        debates(run.test_problems, run.load_answerer(base), run.cast, setting, folder, shared=True)
 
 
-def _evaluations(
-    run: Run, base: str | Path, checkpoints: Mapping[str, Path], sampling: Sampling, folder: Path
-) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield each method and its rows."""
-    problems = run.test_problems
-    ask = ask_single(run)
-    model = one_at_a_time(run.load_answerer)
+@dataclass(frozen=True)
+class _Stored:
+    """Tables of evaluated methods, and the replies from which they are made, in `evaluation/` of a run.
 
-    def stored(methods: Sequence[str], work: Callable[[], list[pd.DataFrame]]) -> dict[str, pd.DataFrame]:
-        """The tables of methods that are evaluated together, from disk if they are there."""
+    Args:
+        run: the run.
+        load: loads a checkpoint.
+        weights: returns the fingerprint of a checkpoint, see `weights_on_disk`.
+    """
+
+    run: Run
+    load: Callable[[str | Path], LocalModel]
+    weights: Callable[[str | Path], str | None]
+
+    def tables(
+        self,
+        methods: Sequence[str],
+        checkpoint: str | Path,
+        decoding: str,
+        sampling: Sampling,
+        work: Callable[[Answerer, Path], list[pd.DataFrame]],
+        **about: Any,
+    ) -> dict[str, pd.DataFrame]:
+        """Return the tables of methods that are evaluated together.
+
+        They are read from disk, or made and written. Those of another checkpoint, or of other numbers of samples, are
+        made again, with a line that says so. Tables of earlier versions name neither, and are accepted.
+
+        Args:
+            methods: names of the methods.
+            checkpoint: checkpoint that answers.
+            decoding: name of the decoding, a folder in `evaluation/`.
+            sampling: its sampling.
+            work: makes the tables, from an answerer and a folder of its replies.
+            about: what else determines the tables.
+        """
+        folder = self.run.folder / "evaluation" / decoding
         paths = {method: folder / f"{sha256(method)[:8]}.parquet" for method in methods}
-        finished = all(path.exists() for path in paths.values())
+        meta = {"checkpoint": self.weights(checkpoint), **about}
+        found = {method: read_table(path) for method, path in paths.items() if path.exists()}
+        others = [method for method, (_, of) in found.items() if _other(of, meta)]
         barrier()  # all processes have looked before the first one writes
-        if not finished:
-            named = list(zip(paths.items(), work(), strict=True))
+        if others:
+            show(
+                f"Evaluating again, since the tables are of another checkpoint or number of samples: "
+                f"{', '.join(others)} ({decoding})."
+            )
+        elif len(found) == len(paths):
+            return {method: table for method, (table, _) in found.items()}
+        calls = folder / f"{sha256(methods[0])[:8]}-{meta['checkpoint'] or 'calls'}"
+        made = dict(zip(methods, work(self.load(checkpoint), calls), strict=True))
 
-            def write() -> None:
-                for (method, path), table in named:
-                    write_table(path, table, {"method": method, "sampling": asdict(sampling)})
+        def write() -> None:
+            for method, table in made.items():
+                write_table(paths[method], table, {"method": method, "sampling": asdict(sampling), **meta})
 
-            in_first_process(write)
+        in_first_process(write)
         return {method: read_table(path)[0] for method, path in paths.items()}
 
-    def debate(cast: Cast, name: str, methods: Sequence[str]) -> list[pd.DataFrame]:
-        tables = debates(problems, model(base), cast, run.test_debates(sampling), folder / name, shared=True)
-        return [tables[method] for method in methods]
+    def answers(
+        self, method: str, checkpoint: str | Path, ask: Ask, decoding: str, sampling: Sampling
+    ) -> dict[str, pd.DataFrame]:
+        """Return the table of a method with one answer to each test question."""
 
-    def answer(checkpoint: Path) -> list[pd.DataFrame]:
-        return [one_answer(problems, Shared(model(checkpoint)), bare, sampling)]
+        def work(answerer: Answerer, calls: Path) -> list[pd.DataFrame]:
+            return [one_answer(self.run.test_problems, Shared(Recorded(answerer, calls)), ask, sampling)]
 
-    tables = stored(("Single",), lambda: [one_answer(problems, Shared(model(base)), ask, sampling)])
+        return self.tables((method,), checkpoint, decoding, sampling, work)
+
+
+def _other(stored: Mapping[str, Any], meta: Mapping[str, Any]) -> bool:
+    """Whether the metadata of a table has another value; what one of both does not have is no difference."""
+    return any(None not in (value, stored.get(name)) and stored[name] != value for name, value in meta.items())
+
+
+def _of_base(stored: _Stored, base: str | Path, decoding: str, sampling: Sampling) -> dict[str, pd.DataFrame]:
+    """The tables of single answers and debates of the base model."""
+    run = stored.run
+
+    def debated(cast: Cast, name: str, methods: Sequence[str], decided: Sequence[str]) -> dict[str, pd.DataFrame]:
+        folder, setting = run.folder / "evaluation" / decoding / name, run.preset.test_debates(sampling)
+
+        def work(answerer: Answerer, _: Path) -> list[pd.DataFrame]:
+            found = debates(run.test_problems, answerer, cast, setting, folder, shared=True)
+            return [found[rule] for rule in decided]
+
+        return stored.tables(methods, base, decoding, sampling, work)
+
     both = (*DEBATES, *PLURALITIES)
-    tables |= stored(both, lambda: debate(run.cast, "debates", both))
+    tables = stored.answers("Single", base, ask_single(run), decoding, sampling)
+    tables |= debated(run.cast, "debates", both, both)
     if run.preset.self_check:
-        decided = (DEBATES[0], PLURALITIES[0])
-        tables |= stored(SELF_CHECKING, lambda: debate(self_checking(run.cast), SELF_CHECKS, decided))
-    for method, checkpoint in checkpoints.items():
-        tables |= stored((method,), partial(answer, checkpoint))
-    if run.preset.controls and sampling.temperature > 0:  # greedy samples are all equal
-        samples = {"Self-consistency of 3": 3}
-        for method in ("IMAD", "Debate"):
-            ratio = _mean_tokens(tables[method]) / _mean_tokens(tables["Single"])
-            samples[f"Self-consistency at {method}'s tokens"] = max(1, round(ratio))
-        counts = list(samples.values())
-        tables |= stored(tuple(samples), lambda: self_consistency(problems, Shared(model(base)), ask, sampling, counts))
-    yield from tables.items()
+        last = (DEBATES[0], PLURALITIES[0])
+        tables |= debated(self_checking(run.cast), SELF_CHECKS, SELF_CHECKING, last)
+    return tables
+
+
+def _of_several(
+    stored: _Stored,
+    base: str | Path,
+    decoding: str,
+    sampling: Sampling,
+    tables: Mapping[str, pd.DataFrame],
+) -> dict[str, pd.DataFrame]:
+    """The tables of self-consistency, with three answers and with about as many tokens as other methods."""
+    run = stored.run
+    samples = {"Self-consistency of 3": 3}
+    for method in ("IMAD", "Debate"):
+        ratio = _mean_tokens(tables[method]) / _mean_tokens(tables["Single"])
+        samples[f"Self-consistency at {method}'s tokens"] = max(1, round(ratio))
+    counts = list(samples.values())
+
+    def work(answerer: Answerer, calls: Path) -> list[pd.DataFrame]:
+        asked = Shared(Recorded(answerer, calls))
+        return self_consistency(run.test_problems, asked, ask_single(run), sampling, counts)
+
+    return stored.tables(tuple(samples), base, decoding, sampling, work, samples=counts)
 
 
 def _mean_tokens(rows: pd.DataFrame) -> float:
@@ -368,13 +481,15 @@ def run_all(run: Run, only: Sequence[str] = ()) -> pd.DataFrame | None:
         The results table in the first process. None in the others, and with `only`.
 
     Raises:
-        ValueError: a method that this preset does not train, or settings with which so many processes cannot train;
-            nothing is written then.
+        ValueError: a method that this preset does not train, settings with which so many processes cannot train, or
+            more questions than the family has; nothing is written then.
 
     Example:
         >>> run_all(Run(get_preset("tiny", "clues"), seed=0, folder=Path("runs/imad-tiny/clues/seed-0")))
     """
     _check_methods(run.preset, only)
+    if not (run.folder / CONFIG).exists():
+        _check_problems(run)
     run.folder.mkdir(parents=True, exist_ok=True)
     preset = {**asdict(run.preset), "seed": run.seed}
     check_config(run.folder, preset, run.preset.free)
@@ -408,6 +523,11 @@ def _check_methods(preset: Preset, only: Sequence[str]) -> None:
     if trained - FINE_TUNED.keys():
         check_rollouts(preset.grpo)
         check_division(preset.grpo, process_count())
+
+
+def _check_problems(run: Run) -> None:
+    """`TooFewProblems` before anything is trained, where the family has too few for one of the stages."""
+    _ = run.debate_problems, run.grpo_problems, run.test_problems
 
 
 def _hide_library_progress() -> None:

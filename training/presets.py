@@ -117,6 +117,11 @@ class Preset:
         """
         return [seed + 1000 * number for number in range(self.decodings or 1)]
 
+    def test_debates(self, sampling: Sampling) -> Setting:
+        """Return the settings of debates on test questions with this sampling; turns may be shorter than answers."""
+        longest = self.turn_tokens or sampling.max_new_tokens
+        return replace(self.debate, sampling=replace(sampling, max_new_tokens=longest))
+
     @property
     def trained(self) -> tuple[str, ...]:
         """Names of the trained methods; each has one checkpoint."""
@@ -336,7 +341,7 @@ def get_preset(name: str, family: str | None = None, settings: Sequence[str] = (
         settings: `field=value` texts, see `override`.
 
     Raises:
-        ValueError: an unknown preset, family or field, or a value of the wrong type.
+        ValueError: an unknown preset, family or field, a value of the wrong type, or a seed or family in the settings.
 
     Example:
         >>> get_preset("tiny", "clues", ["grpo.steps=60"]).grpo.steps
@@ -344,6 +349,11 @@ def get_preset(name: str, family: str | None = None, settings: Sequence[str] = (
     """
     if seeds := [one for one in settings if one.partition("=")[0].rpartition(".")[2] == "seed"]:
         raise ValueError(f"expected no seed among the settings; got {seeds}. Pass --seed, which all stages take.")
+    if families := [one for one in settings if one.partition("=")[0] == "family"]:
+        raise ValueError(
+            f"expected no family among the settings; got {families}. Pass --family to imad, which uses the recipe of "
+            "that family; the other stages take the family of their problems."
+        )
     if name == "tiny":
         if (family := family or "arithmetic") not in TINY:
             raise ValueError(

@@ -19,7 +19,7 @@ def override(data: T, settings: Sequence[str]) -> T:
 
     Args:
         data: a frozen dataclass, possibly with dataclasses as fields.
-        settings: `path=value` texts, e.g. `grpo.steps=60`, `sft.lora=null`, `sft.lora={"r": 8}`, `family=two_sum`.
+        settings: `path=value` texts, e.g. `grpo.steps=60`, `sft.lora=null`, `sft.lora={"r": 8}`, `sft.target=first`.
             Values are JSON, or plain text.
 
     Raises:

@@ -20,6 +20,7 @@ from steerkit.stats.mean import accuracy_interval
 from steerkit.stats.paired import Ratio
 from steerkit.stats.seeds import over_seeds
 from training.evaluate.results import (
+    NO_RATIO,
     by_method,
     difference_of,
     differences,
@@ -32,7 +33,6 @@ from training.evaluate.results import (
 
 KEYS = ["family", "method", "decoding"]
 SINGLE, DEBATE = "Single", "Debate"
-NO_RATIO = Ratio(np.nan, np.nan, np.nan, 0)
 
 
 def read_runs(folders: Sequence[str | Path]) -> pd.DataFrame:

@@ -307,7 +307,7 @@ def run_transplant(run: Path, out: Path, n: int = 300) -> pd.DataFrame:
             if not path.exists():
                 log = path.with_suffix(".jsonl")
                 if stage == EXPLICIT:
-                    turns = of_run.test_debates(sampling).sampling
+                    turns = of_run.preset.test_debates(sampling).sampling
                     table = of_debates(*inputs.load("base"), debated, of_run.cast, kind, turns, config["seed"], log)
                 else:
                     table = of_checkpoint(*inputs.load(stage), problems, sampling, config["seed"], log)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -248,6 +248,19 @@ def test_differences_are_paired_per_benchmark_and_over_all_of_them() -> None:
     assert found["difference"].round(6).to_dict() == {"a": 0.2, "b": -0.1, "all": 0.05}
     assert found["n"].to_dict() == {"a": 10, "b": 10, "all": 20}
     assert (found["token_ratio_low"] < 3.25).all() and (found["token_ratio_high"] > 3.25).all()
+
+
+def test_token_counts_that_are_not_reported_are_nan_and_so_are_their_ratios(tmp_path) -> None:
+    class Uncounted(Scripted):
+        def __call__(self, requests, sampling):
+            for reply in super().__call__(requests, sampling):
+                yield replace(reply, tokens_in=None, tokens_out=None)
+
+    with pytest.warns(UserWarning, match="expected token counts with each reply"):
+        table = run(Uncounted(), tmp_path)
+    assert table[["tokens_in", "tokens_out"]].isna().all(axis=None) and (table["accuracy"] == 1).all()
+    gaps = read_table(tmp_path / "differences.csv")[0]
+    assert len(gaps) == 6 and gaps[["token_ratio", "token_ratio_low", "token_ratio_high"]].isna().all(axis=None)
 
 
 def test_calls_that_are_on_disk_are_listed_before_their_method_is_complete(tmp_path) -> None:

@@ -112,3 +112,19 @@ def test_a_right_answer_with_a_tag_in_it_is_passed_over_and_none_at_all_is_an_er
     with pytest.raises(ValueError, match="expected a right answer"):
         right_answers([problem], answerer, ask, Sampling(), 3, tmp_path / "none.jsonl")
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_a_right_box_in_a_thought_that_the_prompt_opened_is_no_right_answer(tmp_path) -> None:
+    problem = Problem("p0", "0+0", "0", "number", "addition")
+    texts = {"p0/0": "maybe \\boxed{0}, but", "p0/1": "well</think>\\boxed{0}"}
+
+    class Thinking:
+        tokenizer = tiny_tokenizer()
+
+        def __call__(self, requests, sampling):
+            return [Reply(request.id, texts[request.id], 1, 1, True) for request in requests]
+
+    Thinking.tokenizer.chat_template = "{{ messages[0]['content'] }}<think>"
+    ask = lambda one: [{"role": "user", "content": one.question}]  # noqa: E731
+    (trace,) = right_answers([problem], Thinking(), ask, Sampling(), 2, tmp_path / "right.jsonl")
+    assert trace.turns[0].text == texts["p0/1"]

@@ -11,6 +11,7 @@ import torch
 import steerkit as sk
 from steerkit.io.json import read_json, write_json
 from steerkit.io.run_folder import ConfigurationChanged, check_config
+from steerkit.models.identity import fingerprint
 from steerkit.text.tags import tags
 from training.presets import TINY, get_preset
 
@@ -20,9 +21,9 @@ from tests.training.test_training import Killed, grpo, model_and_tokenizer, trac
 from training import imad  # noqa: E402
 from training.problems.families import addition  # noqa: E402
 from training.problems.problem import Problem  # noqa: E402
-from training.train.checkpoints import add_tags  # noqa: E402
-from training.train.grpo import train_grpo  # noqa: E402
-from training.train.sft import SFT, train_sft  # noqa: E402
+from training.train.checkpoints import add_tags, save, weights_on_disk  # noqa: E402
+from training.train.grpo import finished_grpo, train_grpo  # noqa: E402
+from training.train.sft import SFT, finished_sft, train_sft  # noqa: E402
 
 LATER = {"grpo": ("kept_checkpoints",), "sft": ("keep_at",)}
 """Settings that older configurations do not have."""
@@ -75,6 +76,47 @@ def test_a_finished_run_is_read_with_another_micro_batch_and_with_checkpointing(
     assert train_sft(*model_and_tokenizer(), traces(), smaller, tmp_path / "sft") == done
     with pytest.raises(ConfigurationChanged, match="batch: 4 -> 8"):
         train_sft(*model_and_tokenizer(), traces(), replace(setting, batch=8), tmp_path / "sft")
+
+
+def test_a_finished_training_is_known_without_its_model_and_only_for_the_same_start_and_settings(tmp_path) -> None:
+    start, other = (save(*model_and_tokenizer(), tmp_path / name) for name in ("start", "other"))
+    model, _ = sk.load(other)
+    with torch.no_grad():
+        model.get_input_embeddings().weight += 1
+    model.save_pretrained(other)
+    setting, out = SFT(steps=1, batch=4, micro_batch=4, lora=None, learning_rate=1e-2), tmp_path / "sft"
+    assert finished_sft(start, traces(), setting, out) is None
+    done = train_sft(*sk.load(start), traces(), setting, out)
+    assert finished_sft(start, traces(), replace(setting, micro_batch=2), out) == done
+    for changed in (
+        (other, traces(), setting),
+        (start, traces()[:-1], setting),
+        (start, traces(), replace(setting, seed=1)),
+        (start, traces(), replace(setting, keep_at=(1,))),
+    ):
+        assert finished_sft(*changed, out) is None
+    problems, policy, rewarded = addition(8, 0, "train"), replace(grpo(), steps=1), tmp_path / "grpo"
+    assert finished_grpo(done, problems, policy, rewarded) is None
+    best = train_grpo(*sk.load(done), problems, policy, rewarded)
+    assert finished_grpo(done, problems, policy, rewarded) == best
+    for changed in (
+        (start, problems, policy),
+        (done, problems[1:], policy),
+        (done, problems, replace(policy, beta=0.5)),
+    ):
+        assert finished_grpo(*changed, rewarded) is None
+
+
+def test_the_weights_of_a_checkpoint_are_known_on_disk_also_where_the_hub_s_files_are(tmp_path, monkeypatch) -> None:
+    folder = save(*model_and_tokenizer(), tmp_path / "model")
+    own = fingerprint(sk.load(folder)[0])[0]
+    assert weights_on_disk(folder) == own
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: str(folder / file))
+    assert weights_on_disk("owner/name") == own
+    monkeypatch.undo()
+    assert weights_on_disk("owner/name") is weights_on_disk(tmp_path / "none") is weights_on_disk("a.gguf") is None
+    (folder / "adapter_config.json").write_text("{}")
+    assert weights_on_disk(folder) is None
 
 
 def test_the_micro_batch_is_part_of_the_identity_where_it_changes_the_result() -> None:

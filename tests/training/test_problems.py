@@ -21,6 +21,7 @@ from training.problems.families import (
     FAMILIES,
     REPORTED_SEEDS,
     TooFewProblems,
+    addition,
     questions_of_seed,
     split_of,
 )
@@ -422,3 +423,17 @@ def test_reported_seeds_have_test_questions_of_their_own_that_nothing_was_chosen
 def test_too_many_questions_for_each_seed_are_refused() -> None:
     with pytest.raises(TooFewProblems, match="small_arithmetic"):
         questions_of_seed("small_arithmetic", 600, REPORTED_SEEDS[-1])
+
+
+def test_questions_of_a_seed_are_drawn_once_and_each_caller_has_a_list_of_its_own() -> None:
+    calls = []
+
+    def draw(n: int, seed: int, split: str) -> list[Problem]:
+        calls.append((n, seed, split))
+        return addition(n, seed, split)
+
+    for seed in (3, REPORTED_SEEDS[0]):
+        first = questions_of_seed("addition", 5, seed, draw)
+        known = len(calls)
+        first.append(first.pop(0))
+        assert questions_of_seed("addition", 5, seed, draw)[0] == first[-1] and len(calls) == known

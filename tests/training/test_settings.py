@@ -60,7 +60,7 @@ from training.train.sft import SFT
         ("grpo.anneal.weight=[Infinity,1]", "expected a list of 2 numbers"),
         ('grpo.kept=["<|consensus|>"]', r"expected tags of 3 agents and 2 rounds in kept; got \['<|consensus|>'\]"),
         ('grpo.kept=["<|Agent 4 Solution|>"]', "expected tags of 3 agents and 2 rounds in kept"),
-        ("family=chess", "expected a family among"),
+        ("family=two_sum", r"expected no family among the settings; got \['family=two_sum'\]. Pass --family to imad"),
         ("cast=nobody", "and a cast among"),
         ("sft.micro_batch=5", "expected a micro_batch that divides"),
     ],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,7 @@ from training.commands.options import (
     stage_command,
     stage_parser,
 )
-from training.debates.answerers import Answerer, LocalModel, Sampling, loaded
-from training.debates.shared import Shared
-from training.evaluate.methods import one_answer
+from training.debates.answerers import LocalModel, loaded
 from training.evaluate.results import summary
 from training.toy.worlds import bare
 from training.train.sft import STEPS
@@ -66,16 +63,13 @@ def main(arguments: list[str] | None = None) -> None:
         models[log[-1]["step"]] = checkpoint
         judge = judge_of(given, problems)
         about = None if judge is None else judge.about()
-        judge = judge and replace(judge, answerer=Shared(judge.answerer))
         evaluation = Evaluation(problems, preset, given.seed, folder, judge, about)
         base = checkpoint_of(given, preset)
 
-        def answered(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
-            return [one_answer(problems, Shared(answerer), bare, sampling, judge)]
-
         tables = []
         for step, path in sorted(models.items()):
-            job = Job((f"step {step}",), partial(_load, path, base, preset.dtype), answered)
+            load = partial(_load, path, base, preset.dtype)
+            job = Job((f"step {step}",), load, evaluation.one_answer(bare), checkpoint=path)
             parts = pd.concat(evaluation.rows(job), ignore_index=True).assign(decoding="", seed=0)
             of_step = summary(parts).drop(columns=["method", "decoding", "seed", "mean_agents"])
             of_step.insert(0, "step", step)

@@ -2,9 +2,10 @@
 
 Methods: Single, Self-consistency (--samples K) and Debate of the untrained model, which is --checkpoint or a server
 (--answerer URL MODEL); and every trained checkpoint: the run's SFT and IMAD, or those of --trained NAME=CHECKPOINT. A
-finished method is read from disk; processes of torchrun share the questions. The tables have the methods of the call:
-with --method, these only. Accuracies are means over the preset's decoding seeds. A right answer to an open
-question is one that a judge passes (--judge URL MODEL); debates of open questions are not evaluated.
+finished method is read from disk, and an interrupted one resumes; processes of torchrun share the questions. The tables
+have the methods of the call: with --method, these only. Accuracies are means over the preset's decoding seeds. A right
+answer to an open question is one that a judge passes (--judge URL MODEL); debates of open questions are not evaluated.
+Calls to a server that failed are counted in the tables (exit code 2); the same command asks them again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from steerkit.io.json import canonical_json
 from steerkit.io.ranks import barrier, in_first_process
 from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
+from steerkit.models.kernels import resume_kernels
 from training.commands.options import (
     Stages,
     add_cast,
@@ -35,19 +37,22 @@ from training.commands.options import (
     one_line_errors,
     positive,
     problems_of,
+    refuse,
     settings_of,
     stage_parser,
 )
 from training.debates.answerers import Answerer, LocalModel, Sampling, loaded
 from training.debates.debate import answerer_identity
-from training.debates.judge import Judge
+from training.debates.judge import YesNo
 from training.debates.personas import Cast
 from training.debates.shared import Shared
-from training.evaluate.methods import DEBATES, PLURALITIES, debates, one_answer, self_consistency
+from training.evaluate.methods import DEBATES, PLURALITIES, Ask, debates, one_answer, self_consistency
+from training.evaluate.recorded import Recorded
 from training.evaluate.results import write_results
 from training.presets import Preset
 from training.problems.problem import Problem
 from training.toy.worlds import bare
+from training.train.checkpoints import started_with
 
 SINGLE, SEVERAL, DEBATE = "Single", "Self-consistency", "Debate"
 DECIDED = (*DEBATES, *PLURALITIES)
@@ -68,6 +73,9 @@ class Job:
         work: evaluates them.
         named: the method after which the folder is named and by which a finished one is known; default: the first.
         cast: what determines the prompts of the agents and of single answers; None where no cast is used.
+        checkpoint: checkpoint that `load` loads; None for a server. A finished method whose checkpoint is known to be
+            the same is read without loading it.
+        turn_tokens: longest turn of debates, where it is not that of an answer.
     """
 
     methods: tuple[str, ...]
@@ -75,6 +83,8 @@ class Job:
     work: Work
     cast: Mapping[str, Any] | None = None
     named: tuple[str, ...] | None = None
+    checkpoint: str | Path | None = None
+    turn_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,36 +104,74 @@ class Evaluation:
     preset: Preset
     seed: int
     folder: Path
-    judge: Judge | None
+    judge: YesNo | None
     about: Mapping[str, Any] | None
+
+    def one_answer(self, ask: Ask) -> Work:
+        """Return how a job asks each problem once; replies of the answerer and of the judge are on disk on arrival."""
+
+        def work(answerer: Answerer, sampling: Sampling, calls: Path) -> list[pd.DataFrame]:
+            judge = self.judge
+            if judge is not None:
+                judge = replace(judge, answerer=Shared(Recorded(judge.answerer, calls / "judge")))
+            return [one_answer(self.problems, Shared(Recorded(answerer, calls)), ask, sampling, judge)]
+
+        return work
 
     def rows(self, job: Job) -> list[pd.DataFrame]:
         """Return the rows of methods that are evaluated together, with their names and decoding seeds."""
-        answerer, methods, named = job.load(), job.methods, job.named or job.methods
+        named = job.named or job.methods
+        place = self.folder / file_name(named[0])
+        seeds = self.preset.decoding_seeds(self.seed)
+        paths = [[place / f"{file_name(method)}-{n}.parquet" for method in job.methods] for n in range(len(seeds))]
         config = {
             "problems": sha256(canonical_json([asdict(problem) for problem in self.problems])),
-            "answerer": answerer_identity(answerer.about()),
             "preset": {name: asdict(getattr(self.preset, name)) for name in ("sampling", "debate")},
             "seed": self.seed,
             "methods": list(named),
             "judge": self.about,
             "cast": job.cast,
+            "turn_tokens": job.turn_tokens,
         }
+        known = job.checkpoint is not None and self.preset.dtype is None and all(map(self._finished, paths))
+        if not (known and started_with(place, config, "answerer", str(job.checkpoint))):
+            self._answer(job, config, place, dict(zip(seeds, paths, strict=True)))
         family = {problem.id: problem.family.partition("/")[0] for problem in self.problems}
         found = []
-        with run_folder(self.folder / file_name(named[0]), config) as folder:
-            for number, seed in enumerate(self.preset.decoding_seeds(self.seed)):
-                paths = [folder / f"{file_name(method)}-{number}.parquet" for method in methods]
-                finished = all(path.is_file() for path in paths)
+        for number, some in enumerate(paths):
+            for method, path in zip(job.methods, some, strict=True):
+                table = read_table(path)[0]
+                found.append(table.assign(method=method, sample=number, family=table["id"].map(family)))
+        return found
+
+    def _answer(self, job: Job, config: Mapping[str, Any], place: Path, paths: Mapping[int, Sequence[Path]]) -> None:
+        """Write the tables of a job that are not finished; `paths` has those of each decoding seed."""
+        answerer = job.load()
+        if isinstance(answerer, LocalModel):
+            resume_kernels(answerer.model, place)
+        config = {**config, "answerer": answerer_identity(answerer.about())}
+        with run_folder(place, config) as folder:
+            for number, (seed, some) in enumerate(paths.items()):
+                finished = self._finished(some)
                 barrier()  # all processes have looked before the first one writes
                 if not finished:
                     sampling = replace(self.preset.sampling, seed=seed)
                     tables = job.work(answerer, sampling, folder / f"calls-{number}")
-                    in_first_process(partial(_write, paths, tables, config))
-                for method, path in zip(methods, paths, strict=True):
-                    table = read_table(path)[0]
-                    found.append(table.assign(method=method, sample=number, family=table["id"].map(family)))
-        return found
+                    in_first_process(partial(_write, some, tables, config))
+
+    def _finished(self, paths: Sequence[Path]) -> bool:
+        """Whether all tables are there, without a failed call, and with a verdict on each answer to an open question.
+
+        Of a method that is not finished, replies and verdicts on disk are not asked for again.
+        """
+        if not all(path.is_file() for path in paths):
+            return False
+        tables = [read_table(path)[0] for path in paths]
+        opened = [problem.id for problem in self.problems if problem.kind == "open"]
+        return not any(
+            table.get("failed", pd.Series(0)).any() or (~table["parsed"] & table["id"].isin(opened)).any()
+            for table in tables
+        )
 
 
 def _write(paths: Sequence[Path], tables: Sequence[pd.DataFrame], config: Mapping[str, Any]) -> None:
@@ -152,7 +200,6 @@ def main(arguments: list[str] | None = None) -> None:
         problems = problems_of(given, "test")
         judge = judge_of(given, problems)
         about = None if judge is None else judge.about()
-        judge = judge and replace(judge, answerer=Shared(judge.answerer))
         folder = Stages(given.run).folder / "evaluation"
         evaluation = Evaluation(problems, preset, given.seed, folder, judge, about)
         cast = cast_from(given, preset, Stages(given.run).learned)
@@ -165,6 +212,14 @@ def main(arguments: list[str] | None = None) -> None:
         return
     print(table.round(3).to_string(index=False))
     print(f"Tables in {folder}: results.csv, results.md, results.tex, differences.csv, questions.parquet.")
+    lacking = table[(table["failed"] > 0) & ~table["method"].isin(trained_checkpoints(given))]
+    if given.answerer is not None and len(lacking):
+        counts = ", ".join(f"{row.failed} of {row.method}" for row in lacking.itertuples())
+        refuse(
+            "evaluate",
+            f"expected a reply to every call; got failed ones: {counts}. In the tables they are no answers. Run the "
+            "same command to ask these calls again.",
+        )
 
 
 def evaluate(evaluation: Evaluation, given: argparse.Namespace, cast: Cast) -> pd.DataFrame:
@@ -173,34 +228,31 @@ def evaluate(evaluation: Evaluation, given: argparse.Namespace, cast: Cast) -> p
     Raises:
         ValueError: an unknown method, or no method.
     """
-    problems, preset, judge = evaluation.problems, evaluation.preset, evaluation.judge
+    problems, preset = evaluation.problems, evaluation.preset
     checkpoints = trained_checkpoints(given)
     untrained = cache(partial(answerer_of, given, preset))
+    checkpoint = None if given.answerer is not None else given.checkpoint or preset.checkpoint
     by_cast = {"name": cast.name, "personas": [asdict(persona) for persona in cast.personas]}
     jobs: dict[str, Job] = {}
     samples = sorted(set(given.samples))
 
-    def single(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
-        return [one_answer(problems, Shared(answerer), cast.plain, sampling, judge)]
-
-    def several(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
-        return self_consistency(problems, Shared(answerer), cast.plain, sampling, samples)
+    def several(answerer: Answerer, sampling: Sampling, calls: Path) -> list[pd.DataFrame]:
+        return self_consistency(problems, Shared(Recorded(answerer, calls)), cast.plain, sampling, samples)
 
     def debate(answerer: Answerer, sampling: Sampling, calls: Path) -> list[pd.DataFrame]:
-        tables = debates(problems, answerer, cast, replace(preset.debate, sampling=sampling), calls, shared=True)
+        tables = debates(problems, answerer, cast, preset.test_debates(sampling), calls, shared=True)
         return [tables[method] for method in DECIDED]
 
-    def trained(answerer: Answerer, sampling: Sampling, _: Path) -> list[pd.DataFrame]:
-        return [one_answer(problems, Shared(answerer), bare, sampling, judge)]
-
-    jobs[SINGLE] = Job((SINGLE,), untrained, single, by_cast)
+    jobs[SINGLE] = Job((SINGLE,), untrained, evaluation.one_answer(cast.plain), by_cast, checkpoint=checkpoint)
     if not any(problem.kind == "open" for problem in problems):
         if samples:
             names = tuple(f"Self-consistency of {k}" for k in samples)
-            jobs[SEVERAL] = Job(names, untrained, several, by_cast, names[-1:])  # of the same answers as the largest
-        jobs[DEBATE] = Job(DECIDED, untrained, debate, by_cast)
+            of_largest = names[-1:]  # the others are of its answers
+            jobs[SEVERAL] = Job(names, untrained, several, by_cast, of_largest, checkpoint)
+        jobs[DEBATE] = Job(DECIDED, untrained, debate, by_cast, None, checkpoint, preset.turn_tokens)
     for name, path in checkpoints.items():
-        jobs[name] = Job((name,), partial(_local, path, preset.dtype), trained)
+        load = partial(_local, path, preset.dtype)
+        jobs[name] = Job((name,), load, evaluation.one_answer(bare), checkpoint=path)
     if unknown := [method for method in given.method if method not in jobs]:
         raise ValueError(f"expected methods among {list(jobs)}; got {unknown}. Pass one of these.")
     parts = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -152,9 +153,9 @@ class Debate:
         """Whether the last round's majority is the gold answer; False without a majority."""
         return same(self.answer(), self.problem.gold)
 
-    def tokens(self) -> tuple[int, int]:
-        """Return prompt tokens and new tokens, summed over all calls that report them."""
-        return sum(call.tokens_in or 0 for call in self._all), sum(call.tokens_out or 0 for call in self._all)
+    def tokens(self) -> tuple[float, float]:
+        """Return prompt tokens and new tokens of all calls together; NaN where one does not report them."""
+        return tokens_of(self._all)
 
     def trace(self) -> DebateTrace | None:
         """Return the debate as a trace if it has a consensus, right or wrong, and no failed call; else None.
@@ -211,6 +212,16 @@ class Debate:
             "no_trace": no_trace,
             "system_dropped": self.template.drops_system,
         }
+
+
+def counted(tokens: int | None) -> float:
+    """Return a number of tokens, NaN where none is reported."""
+    return math.nan if tokens is None else tokens
+
+
+def tokens_of(calls: Sequence[Call | Reply]) -> tuple[float, float]:
+    """Return prompt tokens and new tokens, each summed over calls; NaN where a call does not report them."""
+    return sum(counted(call.tokens_in) for call in calls), sum(counted(call.tokens_out) for call in calls)
 
 
 def consensus_text(answer: str, unanimous: bool) -> str:

@@ -37,6 +37,11 @@ class Shared:
             distributed.all_gather_object(parts, mine)
         return iter([reply for part in parts for reply in part])
 
+    @property
+    def tokenizer(self) -> Any:
+        """Tokenizer of the answerer; None where it has none in this process."""
+        return getattr(self.answerer, "tokenizer", None)
+
     def about(self) -> dict[str, Any]:
         """Return the provenance of the answerer."""
         return self.answerer.about()

@@ -25,10 +25,21 @@ from steerkit.models.kernels import resume_kernels
 from steerkit.text.prompt import PromptLike
 from steerkit.text.traces import Turn
 from training.debates.answerers import Answerer, Reply, Request, Sampling
-from training.debates.debate import CALLS, Call, Debate, Setting, Template, answerer_identity, run_debates, template_of
-from training.evaluate.chunks import prompt_sha256
+from training.debates.debate import (
+    CALLS,
+    Call,
+    Debate,
+    Setting,
+    Template,
+    answerer_identity,
+    counted,
+    run_debates,
+    template_of,
+)
+from training.evaluate.methods import warn_of_lacking
 from training.evaluate.prompts import DEBATERS, plain, read_finished
 from training.evaluate.questions import chance
+from training.evaluate.recorded import Recorded
 from training.problems.problem import Problem, write_problems
 from training.toy.worlds import bare
 
@@ -55,8 +66,9 @@ def evaluate(
 ) -> None:
     """Answer the questions of each benchmark by one model; the same call resumes. `write_tables` makes the tables.
 
-    Five samples are generated for Single and self-consistency together, with one token limit per benchmark, then the
-    debates, with a limit of their own. A trained model is sampled alone, by the prompt that it was trained with.
+    Five samples are generated for Single and self-consistency together, with one token limit per benchmark and model,
+    then the debates, with a limit of their own. A trained model is sampled alone, by the prompt that it was trained
+    with. Its limit follows from its own replies, so it may differ from that of the untrained model.
 
     Args:
         problems: benchmark -> questions, see `training.evaluate.questions.drawn`.
@@ -156,22 +168,16 @@ def sampled(
         The table of `call_row`.
     """
     requests = [Request(f"{problem.id}/{i}", ask(problem)) for problem in problems for i in range(SAMPLES)]
-    tokenizer = getattr(answerer, "tokenizer", None)
-    hashes = {request.id: prompt_sha256(tokenizer, request.prompt) for request in requests}
-    known = attempts(folder / CALLS, hashes)
+    recorded = Recorded(answerer, folder)
     last: dict[str, Reply] = {}
     asked, used = requests, LIMITS[0]
     for limit in LIMITS:
-        missing = [request for request in asked if (request.id, limit) not in known]
-        for reply in answerer(missing, replace(sampling, max_new_tokens=limit)) if missing else ():
-            row = {**asdict(reply), "limit": limit, "prompt_sha256": hashes[reply.id]}
-            append_rows(folder / CALLS, [row])
-            known[reply.id, limit] = reply
-        last |= {request.id: known[request.id, limit] for request in asked}
+        last |= {reply.id: reply for reply in recorded(asked, replace(sampling, max_new_tokens=limit))}
         used = limit
         asked = [request for request in requests if is_cut(last[request.id])]
         if len(asked) <= CUT * len(requests):
             break
+    warn_of_lacking(list(last.values()))
     template = template_of(answerer, requests[0].prompt)
     rows = []
     for problem in problems:
@@ -180,21 +186,6 @@ def sampled(
             call = Call(0, 1, reply.text, reply.tokens_in, reply.tokens_out, reply.error, reply.finished)
             rows.append(call_row(problem, call, template, i, used))
     return pd.DataFrame(rows)
-
-
-def attempts(path: Path, hashes: Mapping[str, str]) -> dict[tuple[str, int], Reply]:
-    """Return the replies on disk by id and token limit; failed ones and those to another prompt are left out.
-
-    Args:
-        path: a `calls.jsonl`; there may be none yet.
-        hashes: id -> hash of the prompt.
-    """
-    found = {}
-    for row in read_rows(path) if path.exists() else ():
-        limit, hashed = row.pop("limit"), row.pop("prompt_sha256")
-        if row["text"] is not None and hashes.get(row["id"]) == hashed:
-            found[row["id"], limit] = Reply(**row)
-    return found
 
 
 def is_cut(reply: Reply | Call) -> bool:
@@ -218,6 +209,7 @@ def debated(problems: Sequence[Problem], answerer: Answerer, sampling: Sampling,
         The table of `call_row`.
     """
     debates: list[Debate] = []
+    calls: list[Call] = []
     limit = LIMITS[0]
     for number, limit in enumerate(LIMITS):
         setting = Setting(sampling=replace(sampling, max_new_tokens=limit))
@@ -228,6 +220,7 @@ def debated(problems: Sequence[Problem], answerer: Answerer, sampling: Sampling,
         calls = [call for debate in debates for call in debate.calls]
         if sum(map(is_cut, calls)) <= CUT * len(calls):
             break
+    warn_of_lacking(calls)
     rows = [call_row(debate.problem, call, debate.template, 0, limit) for debate in debates for call in debate.calls]
     return pd.DataFrame(rows)
 
@@ -253,8 +246,8 @@ def call_row(problem: Problem, call: Call, template: Template, sample: int, limi
 
     Returns:
         Ids of problem, category, agent, round and sample; `gold` and `answer` (None where it cannot be read or was
-        cut); `chance`; token counts; whether the call was `cut`, is `unread` (it ended without an answer that can be
-        read), or `failed`; the `limit`; and the `text` of an unread call, else None.
+        cut); `chance`; token counts, NaN where none are reported; whether the call was `cut`, is `unread` (it ended
+        without an answer that can be read), or `failed`; the `limit`; and the `text` of an unread call, else None.
     """
     answer, cut = read_finished(problem, call, template), is_cut(call)
     unread = answer is None and call.text is not None and not cut
@@ -267,8 +260,8 @@ def call_row(problem: Problem, call: Call, template: Template, sample: int, limi
         "gold": problem.gold,
         "answer": answer,
         "chance": chance(problem),
-        "tokens_in": call.tokens_in or 0,
-        "tokens_out": call.tokens_out or 0,
+        "tokens_in": counted(call.tokens_in),
+        "tokens_out": counted(call.tokens_out),
         "cut": cut,
         "unread": unread,
         "failed": call.text is None,

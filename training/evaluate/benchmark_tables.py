@@ -24,7 +24,7 @@ from training.evaluate.benchmark import DEBATED, METHODS, PROBLEMS, SAMPLED, TAB
 from training.evaluate.methods import DEBATES, PLURALITIES
 from training.evaluate.prompts import read_finished
 from training.evaluate.questions import BENCHMARKS
-from training.evaluate.results import markdown
+from training.evaluate.results import NO_RATIO, markdown
 from training.problems.answers import majority, same
 from training.problems.problem import read_problems
 
@@ -209,8 +209,7 @@ def _row(calls: pd.DataFrame, method: str, answer: str | None) -> dict[str, Any]
         "gold": first["gold"],
         "correct": float(same(answer, first["gold"])),
         "chance": first["chance"],
-        "tokens_in": float(calls["tokens_in"].sum()),
-        "tokens_out": float(calls["tokens_out"].sum()),
+        **{name: float(calls[name].sum(skipna=False)) for name in ("tokens_in", "tokens_out")},
         "calls": len(calls),
         **{name: int(calls[name].sum()) for name in ("cut", "unread", "failed")},
         "limit": int(first["limit"]),
@@ -256,27 +255,31 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per benchmark (`all` for all of them together) and pair of `PAIRS`, and each trained model minus Single
         and minus Debate: `difference` in [-1, 1] with its 95 % interval over questions and p-value, their number `n`,
-        and `token_ratio`, the ratio of mean prompt and new tokens, with Fieller's interval. No row where a pair shares
-        fewer than two questions.
+        and `token_ratio`, the ratio of mean prompt and new tokens, with Fieller's interval (NaN without token counts).
+        No row where a pair shares fewer than two questions.
     """
     known = {SINGLE, CONSISTENCY, *DEBATES, *PLURALITIES}
     trained = [name for name in dict.fromkeys(rows["method"]) if name not in known]
     pairs = [*PAIRS, *((name, other) for name in trained for other in (SINGLE, DEBATE))]
-    wide = rows.assign(tokens=rows["tokens_in"] + rows["tokens_out"]).pivot_table(
-        index=["benchmark", "id"], columns="method", values=["correct", "tokens"], sort=False
+    costed = rows.assign(tokens=rows["tokens_in"] + rows["tokens_out"])
+    correct, tokens = (
+        costed.pivot_table(index=["benchmark", "id"], columns="method", values=value, sort=False)
+        for value in ("correct", "tokens")
     )
+    tokens = tokens.reindex(index=correct.index, columns=correct.columns)  # a method without any count has no column
     names = list(dict.fromkeys(rows["benchmark"]))
     lines = []
     for name in [*names, *([POOLED] if len(names) > 1 else [])]:
-        part = wide if name == POOLED else wide.loc[[name]]
         for one, other in pairs:
-            if one not in wide["correct"] or other not in wide["correct"]:
+            if one not in correct or other not in correct:
                 continue
-            correct, tokens = (part[value][[one, other]].dropna() for value in ("correct", "tokens"))
-            if len(correct) < 2:
+            right, cost = (
+                (wide if name == POOLED else wide.loc[[name]])[[one, other]].dropna() for wide in (correct, tokens)
+            )
+            if len(right) < 2:
                 continue
-            gap = paired_difference(correct[one], correct[other])
-            cost = ratio(tokens[one], tokens[other])
+            gap = paired_difference(right[one], right[other])
+            times = ratio(cost[one], cost[other]) if len(cost) else NO_RATIO
             lines.append(
                 {
                     "benchmark": name,
@@ -287,9 +290,9 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
                     "low": gap.low,
                     "high": gap.high,
                     "p": gap.p,
-                    "token_ratio": cost.value,
-                    "token_ratio_low": cost.low,
-                    "token_ratio_high": cost.high,
+                    "token_ratio": times.value,
+                    "token_ratio_low": times.low,
+                    "token_ratio_high": times.high,
                 }
             )
     return pd.DataFrame(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from steerkit.stats.mean import accuracy_interval
 from steerkit.stats.paired import Ratio, ratio
 from steerkit.stats.seeds import OverSeeds, over_seeds
 
+NO_RATIO = Ratio(math.nan, math.nan, math.nan, 0)
+"""The ratio of values that there are none of."""
 PUBLISHED_ON = ("GSM8K", "MMLU-Pro", "BBH")
 PAPER = pd.DataFrame(
     [
@@ -49,8 +52,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per family, method, decoding and seed: number of questions `n`, `accuracy` in [0, 1] with its 95 %
-        interval over questions, which holds for this checkpoint, mean `tokens_in` and `tokens_out`, unparsed answers,
-        mean number of agents.
+        interval over questions, which holds for this checkpoint, mean `tokens_in` and `tokens_out` (of the questions
+        whose calls report them), unparsed answers, `failed` calls (0 for rows without that column), mean number of
+        agents.
 
     Example:
         >>> summary(pd.read_parquet("runs/imad-tiny/clues/seed-0/questions.parquet"))
@@ -69,6 +73,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
                 "tokens_in": part["tokens_in"].mean(),
                 "tokens_out": part["tokens_out"].mean(),
                 "parse_failures": int((~part["parsed"]).sum()),
+                "failed": int(part["failed"].sum()) if "failed" in part else 0,
                 "mean_agents": part["agents"].mean(),
             }
         )
@@ -104,8 +109,13 @@ def ratio_of(wide: pd.DataFrame, first: str, second: str) -> Ratio:
         wide: see `by_method`. Questions without both values are left out.
         first: column of the numerator.
         second: column of the denominator.
+
+    Returns:
+        The ratio; NaN where no question has both values.
     """
-    both = wide[list(dict.fromkeys((first, second)))].dropna()
+    both = wide.reindex(columns=list(dict.fromkeys((first, second)))).dropna()
+    if both.empty:
+        return NO_RATIO
     by_seed = both.groupby(level="seed").mean()
     units = by_seed if len(by_seed) > 1 else both
     return ratio(units[first], units[second])
@@ -182,11 +192,12 @@ def write_results(out: str | Path, rows: pd.DataFrame, method: str, meta: dict[s
         interval_text(100 * row.accuracy, 100 * row.accuracy_low, 100 * row.accuracy_high, 1)
         for row in table.itertuples()
     ]
+    columns = ["method", "decoding", "seed", "n", "accuracy", "tokens", "parse_failures", "failed", "mean_agents"]
     shown = table.assign(
         accuracy=intervals,
-        tokens=(table["tokens_in"] + table["tokens_out"]).round(0).astype(int),
+        tokens=[f"{tokens:.0f}" for tokens in table["tokens_in"] + table["tokens_out"]],
         mean_agents=table["mean_agents"].round(2),
-    )[["method", "decoding", "seed", "n", "accuracy", "tokens", "parse_failures", "mean_agents"]]
+    )[columns]
     write_text(folder / "results.md", markdown(shown) + published(rows["family"]) + "\n")
     write_text(folder / "results.tex", latex(shown))
     return table

@@ -196,6 +196,12 @@ _BLOCKS = 1_000_000  # seed of the order in which `questions_of_seed` deals
 
 
 @lru_cache(maxsize=8)
+def drawn_once(generate: Generator, n: int, seed: int, split: str) -> tuple[Problem, ...]:
+    """Return the problems of a generator; the last draws are remembered, since some take many seconds."""
+    return tuple(generate(n, seed, split))
+
+
+@lru_cache(maxsize=8)
 def _drawn(generate: Generator, drawn: tuple[tuple[int, int], ...]) -> frozenset[str]:
     """The questions that `(seed, number)` pairs have drawn."""
     return frozenset(problem.question for seed, number in drawn for problem in generate(number, seed, "test"))
@@ -223,13 +229,13 @@ def questions_of_seed(family: str, n: int, seed: int, draw: Generator | None = N
     """
     generate = draw or FAMILIES[family]
     if seed not in REPORTED_SEEDS:
-        return generate(n, seed, "test")
+        return list(drawn_once(generate, n, seed, "test"))
     used = _drawn(generate, tuple(DRAWN_BEFORE.get(family, {}).items()))
     number = REPORTED_SEEDS.index(seed)
     try:
-        dealt = generate(len(used) + n * (number + 1), _BLOCKS, "test")
+        dealt = drawn_once(generate, len(used) + n * (number + 1), _BLOCKS, "test")
     except TooFewProblems as error:
-        dealt = generate(error.available, _BLOCKS, "test")
+        dealt = drawn_once(generate, error.available, _BLOCKS, "test")
     unused = [problem for problem in dealt if problem.question not in used]
     if len(unused) < n * (number + 1):
         raise TooFewProblems(family, "test", n * (number + 1), len(unused))

@@ -129,7 +129,7 @@ def train_base(world: World, base: Base, out: str | Path) -> Path:
         The folder `out/checkpoint`, which `steerkit.load` opens.
 
     Raises:
-        RuntimeError: validation accuracy did not reach `stop_at`, or `revised_at`, within `steps`.
+        ValueError: validation accuracy did not reach `stop_at`, or `revised_at`, within `steps`.
         ConfigurationChanged, RunFolderBusy: see `steerkit.io.run_folder`.
 
     Example:
@@ -155,9 +155,10 @@ def train_base(world: World, base: Base, out: str | Path) -> Path:
                         return save(model.eval(), tokenizer, checkpoint)
                 if step == base.steps:
                     break
-        raise RuntimeError(
+        raise ValueError(
             f"expected a validation accuracy of {base.stop_at}, and of {base.revised_at} for revised answers, within "
-            f"{base.steps} steps; got {log[-1:]}. Use more steps or another seed."
+            f"{base.steps} steps; got {log[-1:]}. Use another seed, or more steps (base.steps) and another folder "
+            "(--out)."
         )
 
 

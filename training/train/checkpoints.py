@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import math
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +17,11 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from steerkit.io.json import canonical_json, read_json
+from steerkit.io.run_folder import CONFIG, config_differences
 from steerkit.models.ends import ends_of
 from steerkit.models.model import unwrap
+from steerkit.serving.checkpoint import fingerprint_of_folder
 from training.settings import check_fields, check_shares
 
 T = TypeVar("T")
@@ -236,6 +241,55 @@ def save(model: Any, tokenizer: Any, folder: str | Path, dtype: torch.dtype | No
         raise FileExistsError(f"expected no checkpoint at {folder}; one exists. Remove it, or pass another folder.")
     staging.rename(folder)
     return folder
+
+
+def weights_on_disk(checkpoint: str | Path) -> str | None:
+    """Return the fingerprint of a checkpoint's weights, without loading them.
+
+    Args:
+        checkpoint: a folder, or a hub id of which this machine keeps the files.
+
+    Returns:
+        `model_fingerprint` of the loaded model (`steerkit.models.identity`). None where it cannot be told: for a GGUF
+        file, an adapter, a hub id without files here, and weights that transformers renames.
+
+    Example:
+        >>> weights_on_disk("runs/sft/checkpoint")
+        '0f3c2d1a9b8e7f60'
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(checkpoint)
+    with contextlib.suppress(ValueError):  # a path is no hub id
+        if not folder.exists() and isinstance(kept := try_to_load_from_cache(str(checkpoint), "config.json"), str):
+            folder = Path(kept).parent
+    is_model = (folder / "config.json").is_file() and not (folder / "adapter_config.json").exists()
+    return fingerprint_of_folder(folder) if is_model else None
+
+
+def started_with(
+    out: str | Path, config: Mapping[str, Any], model: str, checkpoint: str | Path, free: Collection[str] = ()
+) -> bool:
+    """Return whether a run folder was started with this configuration and these weights; no model is loaded.
+
+    False also where the weights cannot be compared, see `weights_on_disk`. The run itself then loads the model, and
+    refuses another one.
+
+    Args:
+        out: the run folder.
+        config: what determines the results, without the model.
+        model: key of the configuration under which the model's identity is stored.
+        checkpoint: the model's checkpoint.
+        free: see `steerkit.io.run_folder.run_folder`.
+    """
+    path = Path(out) / CONFIG
+    stored = read_json(path) if path.is_file() else {}
+    known = (stored.get(model) or {}).get("model_fingerprint")
+    if known is None or known != weights_on_disk(checkpoint):
+        return False
+    same = {name: stored.get(name) for name in config}
+    changes = config_differences(same, json.loads(canonical_json(config)))
+    return all(name in free for name, _, _ in changes)
 
 
 def in_rounds(rows: Sequence[T], n: int, seed: int) -> list[T]:

@@ -12,6 +12,7 @@ from steerkit.text.tags import TAG
 from steerkit.text.tokens import encode
 from steerkit.text.traces import DebateTrace, Turn, read_traces, write_traces
 from training.debates.answerers import Answerer, Request, Sampling
+from training.debates.debate import template_of
 from training.evaluate.methods import Ask
 from training.problems.answers import read_answer, same
 from training.problems.problem import Kinds, Problem
@@ -97,10 +98,12 @@ def right_answers(
         return read_traces(out)
     requests = [Request(f"{problem.id}/{i}", ask(problem)) for problem in problems for i in range(samples)]
     replies = {reply.id: reply.text for reply in answerer(requests, sampling)}
+    opened = any(template_of(answerer, request.prompt).opens_thinking for request in requests[:1])
     traces = []
     for problem in problems:
         for text in (replies[f"{problem.id}/{i}"] for i in range(samples)):
-            if text and not TAG.search(text) and same(read_answer(text, problem.kind), problem.gold):
+            read = read_answer(text or "", problem.kind, opened=opened)
+            if text and not TAG.search(text) and same(read, problem.gold):
                 traces.append(_single(problem, text))
                 break
     if not traces:

@@ -37,6 +37,7 @@ from training.train.checkpoints import (
     in_rounds,
     last_checkpoint,
     save,
+    started_with,
     with_adapter,
 )
 from training.train.distributed import mean_over_processes, process_count, whole_weights
@@ -485,10 +486,7 @@ def train_grpo(
     from datasets import Dataset
     from trl import GRPOTrainer
 
-    rows = [
-        {"prompt": f"Problem: {p.question}\n\n", "question": p.question, "gold": p.gold or "", "kind": p.kind}
-        for p in problems
-    ]
+    rows = _rows(problems)
     if not rows or (judge is None and any(p.kind == "open" for p in problems)):
         raise ValueError(
             f"expected problems, and a judge where one is open; got {len(rows)} problems and judge={judge}. "
@@ -500,8 +498,7 @@ def train_grpo(
     resume_kernels(model, out)
     about, dtype = describe(model, tokenizer), model.dtype
     config = {
-        **asdict(setting),
-        "problems": sha256(canonical_json(rows)),
+        **_config(setting, rows),
         "model": identity(about),
         "judge": None if judged_by is None else dict(judged_by),
     }
@@ -541,6 +538,39 @@ def train_grpo(
         with whole_weights(trainer):
             in_first_process(lambda: save(trainer.model, tokenizer, done, dtype))
         return done
+
+
+def finished_grpo(start: str | Path, problems: Sequence[Problem], setting: GRPO, out: str | Path) -> Path | None:
+    """Return the checkpoint that `train_grpo` has written for these arguments, without loading a model; None if none.
+
+    Args:
+        start: checkpoint of the policy. None is returned too where its weights cannot be compared without loading them,
+            see `training.train.checkpoints.started_with`.
+
+    The other arguments are those of `train_grpo`, without a judge.
+
+    Example:
+        >>> done = finished_grpo(sft, problems, GRPO(), out) or train_grpo(*sk.load(sft), problems, GRPO(), out)
+    """
+    rows = _rows(problems)
+    done = Path(out) / "checkpoint"
+    if not done.exists():
+        return None
+    config = {**_config(replace(setting, steps=setting.steps_for(len(rows))), rows), "judge": None}
+    return done if started_with(out, config, "model", start, setting.free) else None
+
+
+def _rows(problems: Sequence[Problem]) -> list[dict[str, str]]:
+    """What the trainer reads of each problem."""
+    return [
+        {"prompt": f"Problem: {p.question}\n\n", "question": p.question, "gold": p.gold or "", "kind": p.kind}
+        for p in problems
+    ]
+
+
+def _config(setting: GRPO, rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """What determines a training, without its model and its judge."""
+    return {**asdict(setting), "problems": sha256(canonical_json(rows))}
 
 
 def _trl_config(setting: GRPO, folder: Path, longest: int) -> Any:

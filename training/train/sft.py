@@ -41,6 +41,7 @@ from training.train.checkpoints import (
     in_rounds,
     last_checkpoint,
     save,
+    started_with,
     with_adapter,
     with_tags,
 )
@@ -338,7 +339,7 @@ def train_sft(
     check_kept_steps(setting, len(rows))
     resume_kernels(model, out)
     about, dtype = describe(model, tokenizer), model.dtype
-    config = {**asdict(setting), "examples": sha256(canonical_json(rows)), "model": identity(about)}
+    config = {**_config(setting, rows), "model": identity(about)}
     if dtype is not torch.float32 or (setting.lora is not None and setting.target != "trace"):
         config["trained"] = "float32 weights, embeddings"  # earlier versions trained others in these cases
     with run_folder(out, config, provenance(about), setting.free) as folder:
@@ -373,6 +374,37 @@ def train_sft(
         with whole_weights(trainer):
             in_first_process(lambda: _write_checkpoint(folder, trainer, tagged, dtype))
         return checkpoint
+
+
+def finished_sft(
+    start: str | Path,
+    traces: Sequence[DebateTrace],
+    setting: SFT,
+    out: str | Path,
+    kind: Kinds = "number",
+    cut_like: Sequence[DebateTrace] | None = None,
+) -> Path | None:
+    """Return the checkpoint that `train_sft` has written for these arguments, without loading a model; None if none.
+
+    Args:
+        start: checkpoint of the model. None is returned too where its weights cannot be compared without loading them,
+            see `training.train.checkpoints.started_with`.
+
+    The other arguments are those of `train_sft`.
+
+    Example:
+        >>> done = finished_sft(base, traces, SFT(), out) or train_sft(*sk.load(base), traces, SFT(), out)
+    """
+    done = Path(out) / "checkpoint"
+    if setting.keep_at or not done.exists():
+        return None
+    config = _config(setting, examples(traces, setting, kind, cut_like))
+    return done if started_with(out, config, "model", start, setting.free) else None
+
+
+def _config(setting: SFT, rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """What determines a training, without its model."""
+    return {**asdict(setting), "examples": sha256(canonical_json(rows))}
 
 
 def in_order(encoded: Sequence[dict[str, list[int]]], setting: SFT) -> list[dict[str, list[int]]]:
