@@ -91,7 +91,8 @@ PATCHED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 """Families in which activations of first rounds are patched with `--full`, by preset, and further arguments.
 
-Not two_sum: an agent that reads another question's pair has to reject it, so that no answer should follow.
+Not two_sum: an agent that reads another question's pair has to reject it, so that no answer should follow. A sum can be
+checked, too: in addition only texts whose consensus follows round 1, which copy its answer, can show that it is read.
 """
 ERASED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tiny": {"clues": ()},

@@ -11,7 +11,8 @@ which must change nothing. The stream after the last block is read by no later p
 definition. The question is no null control: a model that answers from the question follows there.
 
 What follows round 1 decides what is asked of the model. After a second round's tag it has to revise; after the tag of
-the consensus it has to copy the agents' answer. The two are counted apart.
+the consensus it has to copy the agents' answer. The two are counted apart. An agent that can check the other question's
+turn, such as a sum, has to reject it when it revises: few answers that follow there do not mean that it is not read.
 """
 
 from __future__ import annotations
