@@ -144,8 +144,8 @@ def _encode_pieces(
         end = stop
     if isinstance(text.text, Prompt) and text.text.source == "ids" and tuple(ids) != text.text.ids:
         raise ValueError(
-            f"expected a prompt whose ids are those of its text, cut at the ends of its spans; {whole!r:.80} has others."
-            " Pass cut='whole' if they are those of the whole text, or make the prompt of its text by sk.render."
+            f"expected a prompt whose ids are those of its text, cut at the ends of its spans; {whole!r:.80} has "
+            "others. Pass cut='whole' if they are those of the whole text, or make the prompt of its text by sk.render."
         )
     return tuple(ids), tuple(spans)
 
