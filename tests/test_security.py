@@ -245,7 +245,7 @@ def test_what_listens_listens_on_the_loopback() -> None:
     for folder in ("steerkit", "training", "analysis", "figures"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             text = path.read_text()
-            if re.search(r"http\.server|socketserver|\.bind\(|start_server|uvicorn|flask", text):
+            if re.search(r"http\.server|socketserver|\.listen\(|start_server|uvicorn|flask", text):
                 assert "127.0.0.1" in text and "0.0.0.0" not in text, path
 
 

@@ -63,7 +63,7 @@ def in_batches(
         ValueError: see `check_rows` and `check_switch`.
     """
     padded = check_rows(model, rows).padded
-    rooms = [room] * len(rows) if isinstance(room, int) else list(room)
+    rooms = list(room) if isinstance(room, Sequence) else [int(room)] * len(rows)
     check_switch(model, (len(row.prompt) + new for row, new in zip(rows, rooms, strict=True)))
     size = batch_rows or default_rows(model)
     places = [(max(new, SHORT).bit_length(), len(row.prompt)) for row, new in zip(rows, rooms, strict=True)]
