@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from steerkit.probes.erasure import Eraser as Eraser
     from steerkit.probes.erasure import leace as leace
     from steerkit.probes.erasure import probe_erased as probe_erased
+    from steerkit.probes.probe import Probe as Probe
     from steerkit.probes.probe import ProbeResult as ProbeResult
     from steerkit.probes.probe import fit_probe as fit_probe
     from steerkit.probes.probe import probe_layers as probe_layers
@@ -76,7 +77,7 @@ _PUBLIC = {  # module -> the public names in it
     "patching.patch": ("patch",),
     "patching.result": ("PatchResult",),
     "probes.erasure": ("Eraser", "leace", "probe_erased"),
-    "probes.probe": ("ProbeResult", "fit_probe", "probe_layers"),
+    "probes.probe": ("Probe", "ProbeResult", "fit_probe", "probe_layers"),
     "scores.judge": ("judge",),
     "stats.latex": ("latex_table",),
     "steering.calibration": ("Calibration", "calibrate_condition", "firing_rates"),

@@ -23,10 +23,11 @@ import steerkit as sk
 from analysis.inputs import Inputs
 from figures.__main__ import main as draw
 from steerkit.io.tables import write_table
+from steerkit.io.tensors import HEADER
 from steerkit.models.identity import describe, fingerprint
 from steerkit.text.prompt import render
 from steerkit.text.traces import DebateTrace
-from steerkit.vectors.vector import HEADER, SteeringVector
+from steerkit.vectors.vector import SteeringVector
 from tests.models.test_models import adapter
 from tests.scripted_server import KEY, Call, Scripted, answer
 from tests.text.test_traces import TWO_ROUNDS

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,18 @@ from torch import Tensor
 
 from steerkit.capture.activations import Activations
 from steerkit.capture.layers import Layer, Layers, layer_index, layer_list
+from steerkit.io.files import sha256
+from steerkit.io.json import canonical_json
+from steerkit.models.identity import other_model
 from steerkit.models.site_names import DEFAULT
+from steerkit.probes import file
 from steerkit.probes.folds import deal_folds, permuted_labels, permuted_over
 from steerkit.probes.probe import MAX_ITER, TOLERANCE, encoded
 from steerkit.probes.solver import solver_for
 from steerkit.stats.mean import accuracy_interval
 
+PARTS = ("mean", "right", "left")
+FIELDS = ("classes", "layers", "sources")
 EQUAL = 1e-6
 """Correlations below it are class means that are equal up to the rounding of float32 activations."""
 
@@ -34,11 +40,13 @@ class Erasure:
         mean: `[d_model]`, the mean of the items it was fitted on.
         right: `[d_model, rank]`, what is read of the activation.
         left: `[rank, d_model]`, what is subtracted. `left @ right` is the identity, so the map is a projection.
+        source: hash of what it was fitted on: activations, labels and shrinkage; empty if unknown.
     """
 
     mean: Float[Tensor, " d_model"]
     right: Float[Tensor, "d_model rank"]
     left: Float[Tensor, "rank d_model"]
+    source: str = ""
 
     def __call__(self, x: Float[Tensor, "item d_model"]) -> Float[Tensor, "item d_model"]:
         """Return the erased activations, in float64 on the CPU."""
@@ -46,9 +54,14 @@ class Erasure:
         return wide - (wide - self.mean) @ self.right @ self.left
 
     def content(self) -> str:
-        """Return 12 hexadecimal digits that depend on the map alone."""
+        """Return 12 hexadecimal digits that identify the map: its source, or if that is unknown a hash of its values.
+
+        The last bits of a fit depend on the number of threads; what it was fitted on does not.
+        """
+        if self.source:
+            return self.source
         parts = b"".join(part.contiguous().numpy().tobytes() for part in (self.mean, self.right, self.left))
-        return hashlib.sha256(parts).hexdigest()[:12]
+        return sha256(parts)[:12]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,21 +88,72 @@ class Eraser:
         rank = max(erasure.left.shape[0] for erasure in self.layers.values())
         return f"Eraser({len(self.layers)} layers, {len(self.classes)} classes, rank {rank})"
 
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file atomically: tensors `mean.N`, `right.N`, `left.N`, and a header as JSON.
+
+        Its format is that of vectors, see docs/vector-format.md. A sweep that erases is resumed with the loaded eraser.
+
+        Raises:
+            ValueError: classes that are neither strings nor numbers; nothing is written.
+
+        Example:
+            >>> eraser.save("agents.safetensors")
+            >>> eraser = sk.Eraser.load("agents.safetensors")
+        """
+        tensors = {
+            f"{part}.{layer}": getattr(erasure, part) for layer, erasure in self.layers.items() for part in PARTS
+        }
+        sources = [erasure.source for erasure in self.layers.values()]
+        fields = {"classes": list(self.classes), "layers": list(self.layers), "sources": sources}
+        file.save(path, "eraser", tensors, self.meta, self.site, fields)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Eraser:
+        """Read a file that `save` wrote; its erasures have the same names in a sweep.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ValueError: not a file of an eraser, damaged, or of an unknown hook point.
+        """
+        tensors, meta, site, fields = file.load(path, "eraser", dict.fromkeys(FIELDS, (list,)))
+        try:
+            layers = dict(zip(map(file.checked_layer, fields["layers"]), fields["sources"], strict=True))
+            if {f"{part}.{layer}" for layer in layers for part in PARTS} != set(tensors) or not layers:
+                raise ValueError(f"expected {PARTS} of each of the layers {list(layers)}; got {sorted(tensors)}")
+            found = {}
+            for layer, source in layers.items():
+                mean, right, left = (tensors[f"{part}.{layer}"] for part in PARTS)
+                file.check_tensor("mean", mean, (mean.numel(),))
+                file.check_tensor("right", right, (len(mean), len(left)))
+                file.check_tensor("left", left, (len(left), len(mean)))
+                found[layer] = Erasure(mean, right, left, str(source))
+            return cls(found, file.classes_of(fields["classes"]), meta, site)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}. Save the eraser again.") from error
+
     def at(self, layer: Layer) -> Erasure:
         """Return the erasure of one layer; `ValueError` if there is none."""
         return self.layers[list(self.layers)[layer_index(list(self.layers), layer)]]
 
-    def apply(self, acts: Activations) -> Activations:
+    def apply(self, acts: Activations, foreign: bool = False) -> Activations:
         """Return activations with the concept erased, at each of their layers.
 
+        Args:
+            foreign: allow activations of other weights than those that it was fitted on, as for `Steering`.
+
         Raises:
-            ValueError: a layer without an erasure, another site or width.
+            ValueError: a layer without an erasure, another site, width or model.
         """
         width = next(iter(self.layers.values())).mean.shape[0]
         if acts.site != self.site:
             raise ValueError(f"expected activations of {self.site}; got {acts.site}. Read the same site.")
         if acts.resid.shape[-1] != width:
             raise ValueError(f"expected activations of width {width}; got {acts.resid.shape[-1]}. Read the same model.")
+        if (other := other_model(acts.meta, self.meta)) and not foreign:
+            raise ValueError(
+                f"expected activations of the eraser's model, {self.meta.get('checkpoint', 'unknown')}; got those of "
+                f"one with {other}. Read them from that model, or pass foreign=True."
+            )
         erased = [self.at(layer)(acts.at(layer)).float() for layer in acts.layers]
         meta = {**acts.meta, "erased": str(self.meta.get("label"))}
         return replace(acts, resid=torch.stack(erased, 1), meta=meta)
@@ -144,29 +208,75 @@ def leace(acts: Activations, label: str = "label", shrinkage: float = 0.0) -> Er
             UserWarning,
             stacklevel=2,
         )
-    layers = {layer: fit_erasure(acts.at(layer), codes, len(classes), shrinkage) for layer in acts.layers}
+    layers = {
+        layer: replace(fit_erasure(acts.at(layer), codes, len(classes), shrinkage), source=source)
+        for layer, source in _sources(acts, acts.items[label].astype(str).tolist(), float(shrinkage)).items()
+    }
     meta = {**acts.meta, "label": label, "n": items, "shrinkage": shrinkage}
     return Eraser(layers, classes, meta, acts.site)
 
 
-def fit_erasure(x: Float[Tensor, "item d_model"], codes: Tensor, n_classes: int, shrinkage: float = 0.0) -> Erasure:
-    """Return the erasure of class indices `[item]` from activations; see `leace`.
+def _sources(acts: Activations, labels: list[str], shrinkage: float) -> dict[Layer, str]:
+    """Layer -> hash of what the erasure of that layer is fitted on."""
+    about = canonical_json({"method": "leace", "labels": labels, "shrinkage": shrinkage}).encode()
+    values = {layer: acts.at(layer).detach().cpu().float().contiguous().numpy().tobytes() for layer in acts.layers}
+    return {layer: sha256(about + part)[:12] for layer, part in values.items()}
 
-    With `x - mean = U S V'` (thin), `Cov(x) = V S^2 V' / n`, so the covariance itself is not formed.
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """The principal axes of the items of one layer: what the erasures of all labels of these items share.
+
+    Args:
+        mean: `[d_model]`, of the items.
+        axes: `[axis, d_model]`, orthonormal.
+        deviation: `[axis]`, the standard deviation along each, with shrinkage.
+        scores: `[item, axis]`, the items along each, centred, in units of `scale`.
+        scale: `[axis]`.
+    """
+
+    mean: Float[Tensor, " d_model"]
+    axes: Float[Tensor, "axis d_model"]
+    deviation: Float[Tensor, " axis"]
+    scores: Float[Tensor, "item axis"]
+    scale: Float[Tensor, " axis"]
+
+
+def spread_of(x: Float[Tensor, "item d_model"], shrinkage: float = 0.0) -> Spread:
+    """Return the principal axes of activations.
+
+    With `x - mean = U S V'` (thin), `Cov(x) = V S^2 V' / n`, so the covariance itself is not formed. It is formed where
+    that is faster and shrinkage keeps small variances away from zero, which squaring makes inexact.
     """
     wide = x.detach().cpu().double()
     mean = wide.mean(0)
+    centred = wide - mean
+    items, width = wide.shape
+    if shrinkage and items > width:
+        squares, vectors = torch.linalg.eigh(centred.T @ centred)
+        squares, vt, u, s = squares.clamp(min=0), vectors.T, centred @ vectors, torch.ones(width, dtype=torch.float64)
+    else:
+        u, s, vt = torch.linalg.svd(centred, full_matrices=False)
+        kept = s > s.max() * max(wide.shape) * torch.finfo(torch.float64).eps
+        u, s, vt = u[:, kept], s[kept], vt[kept]
+        squares = s**2
+    variance = (1 - shrinkage) * squares / items + shrinkage * squares.sum() / (items * width)
+    return Spread(mean, vt, variance.sqrt(), u, s)
+
+
+def fit_erasure(
+    x: Float[Tensor, "item d_model"] | Spread, codes: Tensor, n_classes: int, shrinkage: float = 0.0
+) -> Erasure:
+    """Return the erasure of class indices `[item]` from activations, or from their `spread_of`; see `leace`."""
+    spread = x if isinstance(x, Spread) else spread_of(x, shrinkage)
     z = torch.nn.functional.one_hot(codes, n_classes).double()
-    u, s, vt = torch.linalg.svd(wide - mean, full_matrices=False)
-    kept = s > s.max() * max(wide.shape) * torch.finfo(torch.float64).eps
-    u, s, vt = u[:, kept], s[kept], vt[kept]
-    variance = (1 - shrinkage) * s**2 / len(wide) + shrinkage * (s**2).sum() / (len(wide) * wide.shape[1])
-    whitened = (s / variance.sqrt())[:, None] * (u.T @ (z - z.mean(0))) / len(wide)  # W Cov(x, z), in the basis V
+    cross = spread.scores.T @ (z - z.mean(0))
+    whitened = (spread.scale / spread.deviation)[:, None] * cross / len(z)  # W Cov(x, z), in the basis of the axes
     basis, size, _ = torch.linalg.svd(whitened, full_matrices=False)
     basis = basis[:, size > EQUAL]
-    right = vt.T @ (basis / variance.sqrt()[:, None])
-    left = (basis * variance.sqrt()[:, None]).T @ vt
-    return Erasure(mean, right, left)
+    right = spread.axes.T @ (basis / spread.deviation[:, None])
+    left = (basis * spread.deviation[:, None]).T @ spread.axes
+    return Erasure(spread.mean, right, left)
 
 
 def probe_erased(
@@ -235,15 +345,16 @@ def probe_erased(
     rows = []
     for layer in chosen:
         x = acts.at(layer)
-        for features, concept in kinds.items():
-            right = np.zeros(len(codes))
-            for left_out, (fitted, probed) in enumerate(splits):
-                kept = torch.from_numpy(fold == left_out)
-                seen = x if concept is None else _erased(x, concept, fitted, len(hidden_classes), shrinkage)
-                fit = solver_for(seen, "steerkit")
-                _, _, p = fit(codes[None], probed[None], len(classes), c, TOLERANCE, MAX_ITER)
-                right[kept.numpy()] = (p[0].argmax(0) == codes)[kept].double().numpy()
-            interval = accuracy_interval(right, groups=group_of.tolist())
+        right = {features: np.zeros(len(codes)) for features in kinds}
+        for left_out, (fitted, probed) in enumerate(splits):
+            kept = torch.from_numpy(fold == left_out)
+            spread = spread_of(x[fitted], shrinkage)
+            for features, concept in kinds.items():
+                seen = x if concept is None else fit_erasure(spread, concept[fitted], len(hidden_classes))(x)
+                _, _, p = solver_for(seen, "steerkit")(codes[None], probed[None], len(classes), c, TOLERANCE, MAX_ITER)
+                right[features][kept.numpy()] = (p[0].argmax(0) == codes)[kept].double().numpy()
+        for features, each in right.items():
+            interval = accuracy_interval(each, groups=group_of.tolist())
             rows.append((layer, features, interval.mean, interval.low, interval.high))
     table = pd.DataFrame(rows, columns=["layer", "features", "accuracy", "accuracy_low", "accuracy_high"])
     majority = float(np.bincount(codes.numpy()).max() / len(codes))
@@ -263,10 +374,6 @@ def _halves(fold: np.ndarray, left_out: int, folds: int) -> tuple[Tensor, Tensor
     others = [(left_out + step) % folds for step in range(1, folds)]
     half = len(others) // 2
     return tuple(torch.from_numpy(np.isin(fold, part)) for part in (others[:half], others[half:]))  # type: ignore[return-value]
-
-
-def _erased(x: Tensor, concept: Tensor, fitted: Tensor, n_classes: int, shrinkage: float) -> Tensor:
-    return fit_erasure(x[fitted], concept[fitted], n_classes, shrinkage)(x)
 
 
 def _labels(acts: Activations, column: str) -> tuple[Tensor, tuple[Hashable, ...]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 from steerkit.capture.activations import Activations, facts_html, shown_layers
 from steerkit.capture.layers import EMBED, Layer, Layers, layer_list, plain_layer
 from steerkit.models.site_names import DEFAULT, check_name
+from steerkit.probes import file
 from steerkit.probes.folds import deal_folds, permuted_labels, permuted_over
 from steerkit.probes.solver import Fit, solver_for
 from steerkit.stats.areas import fold_roc_auc
@@ -59,6 +62,42 @@ class Probe:
     def __repr__(self) -> str:
         where = "" if self.layer is None else f", {self.site} of layer {self.layer}"
         return f"Probe(classes {_shown_classes(self.classes)}, d_model {self.weights.shape[1]}{where})"
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file atomically: tensors `weights` and `bias`, and a header as JSON.
+
+        Its format is that of vectors, see docs/vector-format.md.
+
+        Raises:
+            ValueError: classes that are neither strings nor numbers; nothing is written.
+
+        Example:
+            >>> probe.save("probe.safetensors")
+            >>> probe = sk.Probe.load("probe.safetensors")
+        """
+        fields = {"classes": list(self.classes), "layer": self.layer}
+        file.save(path, "probe", {"weights": self.weights, "bias": self.bias}, self.meta, self.site, fields)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Probe:
+        """Read a file that `save` wrote.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ValueError: not a file of a probe, damaged, or of an unknown hook point.
+        """
+        tensors, meta, site, fields = file.load(path, "probe", {"classes": (list,), "layer": (int, str, NoneType)})
+        try:
+            if set(tensors) != {"weights", "bias"}:
+                raise ValueError(f"expected the tensors weights and bias; got {sorted(tensors)}")
+            classes = file.classes_of(fields["classes"])
+            weights, bias = tensors["weights"], tensors["bias"]
+            file.check_tensor("weights", weights, (len(classes), weights.shape[-1]))
+            file.check_tensor("bias", bias, (len(classes),))
+            layer = None if fields["layer"] is None else file.checked_layer(fields["layer"])
+            return cls(classes, weights, bias, layer, site, meta)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}. Save the probe again.") from error
 
     def direction(self, cls: Hashable) -> Float[Tensor, " d_model"]:
         """Return the unit direction that raises class k: `w_k - mean_{j != k} w_j` over its L2 norm.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ def erase(
 ) -> Steering:
     """Return a steering that erases a concept at one layer, `h <- h - c (h - mean) right left`.
 
-    Its operation is named by a hash of the map and by its place, so rows of a sweep with another erasure are other
-    rows. It takes no other vector, which it would not read: a control of an erasure is the erasure of shuffled labels.
+    Its operation is named by its place and by a hash of what it was fitted on (activations, labels, shrinkage), so rows
+    of a sweep with another erasure are other rows. Save the eraser to resume a sweep in another process. It takes no
+    other vector, which it would not read: a control of an erasure is the erasure of shuffled labels.
     Like `ablate`, positions `"prompt"` and `"all"` leave out position 0. vLLM refuses it by name.
 
     Args:
@@ -61,7 +63,8 @@ def erase(
     vector = SteeringVector({int(plain_layer(layer)): erasure.left[0]}, {**meta, "method": "leace"}, eraser.site)
     place = f"{eraser.site}.{plain_layer(layer)}"  # two erasers of one stream have one map
     operation = registered(f"leace:{erasure.content()}:{place}", _Erase(erasure, vector))
-    return Steering(vector, coefficient, positions, operation, foreign)
+    known: Any = operation.function  # of an earlier fit to the same data, which may differ in its last bits
+    return Steering(replace(known.vector, meta=vector.meta), coefficient, positions, operation, foreign)
 
 
 class _Erase:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -14,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.io.files import sha256, utf8
-from steerkit.io.json import canonical_json, parse_json
+from steerkit.io.json import canonical_json
+from steerkit.io.tensors import parsed_object
 from steerkit.models.site_names import DEFAULT, SITES
 
 FORMAT = "steerkit.vector/1"
@@ -38,7 +37,6 @@ PROVENANCE: dict[str, tuple[type, ...]] = {  # field of `meta` -> its allowed ty
     "n": (int,),
     "method": (str,),
 }
-MAX_CHARACTERS = 2**20
 Layers = Mapping[int, Float[Tensor, " d_model"]]
 
 
@@ -68,7 +66,7 @@ def parse(text: str, layers: Layers) -> tuple[dict[str, Any], str]:
             convention; an unknown hook point; a field of a wrong type; a layer or width that its own model does not
             have; `units` or `content` that do not match the vectors.
     """
-    header = _parsed_object(text)
+    header = parsed_object(text)
     for key, expected in FIXED.items():
         value = header.get(key, expected if key == "operation" else None)
         if value != expected:
@@ -103,26 +101,6 @@ def parse(text: str, layers: Layers) -> tuple[dict[str, Any], str]:
                 f"{computed!r}. The file was damaged or changed: download or save it again."
             )
     return {key: value for key, value in header.items() if key not in (*FIXED, HOOK_POINT, *DERIVED)}, site
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return the metadata and the tensors by name of a safetensors file.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: not a complete safetensors file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"expected a steering vector at {path}; there is no such file. Check the path.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"expected a safetensors file with a steering vector at {path}; got {error}. Save or download it again."
-        ) from error
 
 
 def layers_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, Float[Tensor, " d_model"]]:
@@ -161,24 +139,6 @@ def content(layers: Layers, site: str = DEFAULT) -> str:
     values = b"" if site == DEFAULT else f"{site}:".encode()
     values += b"".join(f"{layer}:".encode() + value.numpy().tobytes() for layer, value in layers.items())
     return sha256(values)[:16]
-
-
-def _parsed_object(text: str) -> dict[str, Any]:
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(
-            f"expected a header of at most {MAX_CHARACTERS} characters; got {len(text)}. Keep data out of `meta`."
-        )
-    try:
-        header = parse_json(text)
-        json.dumps(header, allow_nan=False)  # refuses NaN and infinity
-        canonical_json(header)  # refuses an object that is nested too deeply to be written again
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"expected JSON in the header; got {text[:40]!r} ({error}). Save or download the file again."
-        ) from error
-    if not isinstance(header, dict):
-        raise ValueError(f"expected a JSON object in the header; got {text[:40]!r}. Save or download the file again.")
-    return header
 
 
 def _shortened(value: Any) -> str:

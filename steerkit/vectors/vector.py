@@ -13,12 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerkit.capture.layers import Layers, layer_list, plain_layer
-from steerkit.io.files import atomic_path
+from steerkit.io.tensors import HEADER, read_tensors, write_tensors
 from steerkit.models.site_names import DEFAULT, check_name
-from steerkit.vectors.file import FORMAT, compose, layers_of, parse, read_tensors
+from steerkit.vectors.file import FORMAT, compose, layers_of, parse
 from steerkit.vectors.file import content as content_of
-
-HEADER = "steerkit"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -231,12 +229,8 @@ class SteeringVector:
         Raises:
             ValueError: `meta` contradicts the file format, or a field has a wrong type; nothing is written.
         """
-        from safetensors.torch import save_file
-
         header = compose(self.meta, self.layers, self.site)
-        tensors = {f"layer.{layer}": value.contiguous() for layer, value in self.layers.items()}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={HEADER: header})
+        write_tensors(path, {f"layer.{layer}": value for layer, value in self.layers.items()}, header)
 
     @classmethod
     def load(cls, path: str | Path) -> SteeringVector:

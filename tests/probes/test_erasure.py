@@ -14,6 +14,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import steerkit as sk
+from steerkit.probes import erasure
 from steerkit.probes.erasure import fit_erasure
 
 STORED = Path(__file__).with_name("leace_reference.json")
@@ -130,8 +131,6 @@ def test_erasing_another_column_leaves_the_label_separable() -> None:
 
 def test_a_fold_s_rows_are_fitted_on_by_neither_erasure_nor_probe() -> None:
     """Labels of the scored rows replaced: their scores change, the fits do not."""
-    from steerkit.probes import erasure
-
     for folds in (3, 4, 5, 8):
         fold = np.arange(40) % folds
         for left_out in range(folds):
@@ -158,3 +157,30 @@ def test_a_fold_s_rows_are_fitted_on_by_neither_erasure_nor_probe() -> None:
 def test_bad_input_is_refused(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_all_erasures_of_the_same_rows_share_one_decomposition(monkeypatch) -> None:
+    rows: list[int] = []
+    spread_of = erasure.spread_of
+    monkeypatch.setattr(erasure, "spread_of", lambda x, *given: rows.append(len(x)) or spread_of(x, *given))
+    data = acts(120)
+    sk.probe_erased(data, folds=4, shrinkage=0.1)
+    assert len(rows) == 2 * 4  # layers x folds, for the erasure of labels and that of permuted ones
+    codes = torch.arange(120) % 3
+    spread = spread_of(data.at(1), 0.1)
+    for labels in (codes, codes.flip(0)):
+        shared, alone = fit_erasure(spread, labels, 3), fit_erasure(data.at(1), labels, 3, 0.1)
+        assert all(torch.equal(getattr(shared, part), getattr(alone, part)) for part in ("mean", "right", "left"))
+
+
+def test_the_control_of_labelled_groups_permutes_whole_groups_and_that_of_others_items() -> None:
+    rng = np.random.default_rng
+    fold, group_of = np.arange(80) // 4 % 5, np.arange(80) // 4
+    whole = torch.arange(80) // 4 % 2
+    permuted = erasure._shuffled(whole, group_of, fold, rng(0)).view(20, 4)
+    assert (
+        (permuted == permuted[:, :1]).all() and permuted[:, 0].sum() == 10 and not torch.equal(permuted.ravel(), whole)
+    )
+    for labels, groups in ((torch.arange(80) % 2, group_of), (whole, np.arange(80))):
+        expected = labels[torch.from_numpy(rng(0).permutation(80))]
+        assert torch.equal(erasure._shuffled(labels, groups, fold, rng(0)), expected)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import linecache
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +169,37 @@ def test_the_overview_of_the_reference_lists_the_names_of_each_page_once() -> No
     assert {page: re.findall(r"`([\w.]+)`", names) for page, names in rows} == listed
     every = [name for names in listed.values() for name in names]
     assert len(every) == len(set(every))
+
+
+RESOLVE = """
+import importlib, sys
+for name in sys.argv[1:]:
+    for module in [one for one in sys.modules if one.partition(".")[0] == "steerkit"]:
+        del sys.modules[module]  # as in a new process: what another name imported is no attribute yet
+    found = importlib.import_module("steerkit")
+    for part in name.split("."):
+        found = getattr(found, part)
+"""
+
+
+def test_every_name_of_the_pages_is_found_by_attribute_access_alone() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    names = {name.rstrip(".") for name in re.findall(r"\bsk\.([A-Za-z_][\w.]*)", text)}
+    overview = re.findall(r"`((?:scores|stats)\.\w+)`", (DOCS / "reference.md").read_text(encoding="utf-8"))
+    in_packages = {name for name in names if re.match(r"(scores|stats)\.", name)} | {*overview}
+    assert len(in_packages) > 7
+    for name in names - in_packages:
+        attrgetter(name)(sk)
+    command = [sys.executable, "-c", RESOLVE, *sorted(in_packages)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_packages_of_modules_list_them() -> None:
+    assert dir(sk.scores) == ["fluency", "judge", "text"]
+    assert {"paired", "seeds"} < set(dir(sk.stats))
+    with pytest.raises(AttributeError, match=r"module 'steerkit\.stats' has no attribute 'holm'"):
+        _ = sk.stats.holm
 
 
 @pytest.mark.long

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from steerkit.vectors.file import layers_of, read_tensors
-from steerkit.vectors.vector import HEADER, SteeringVector
+from steerkit.io.tensors import HEADER, read_tensors
+from steerkit.vectors.file import layers_of
+from steerkit.vectors.vector import SteeringVector
 
 PROBE = {"layer", "n_total_layers", "hook_site", "model_id", "default_method"}
 
