@@ -94,7 +94,7 @@ def test_any_text_is_a_trace_with_turns_of_its_own_or_is_refused(text: str, cut:
             assert "expected" in str(error)
             continue
         assert agents_in(candidate) == {turn.agent for turn in trace.turns}
-        assert all(turn.text == turn.text.strip() and turn.text in candidate for turn in trace.turns)
+        assert all(turn.text == turn.text.strip() and turn.text in trace.text for turn in trace.turns)
         again = DebateTrace.of("q", trace.turns, trace.consensus)
         assert (again.turns, again.consensus) == (trace.turns, trace.consensus)
         spans = trace.spans() if any(turn.text for turn in trace.turns) else None
