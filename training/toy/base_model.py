@@ -18,6 +18,7 @@ from steerkit.text.tags import tags
 from training.problems.answers import read_answer, same
 from training.problems.families import TooFewProblems
 from training.problems.problem import Problem
+from training.toy.muon import muon
 from training.toy.worlds import World, bare, document
 from training.train.checkpoints import save
 
@@ -208,7 +209,7 @@ def _optimizers(model: Any, base: Base) -> list[torch.optim.Optimizer]:
     matrices = [p for p in model.parameters() if id(p) in inner]
     rest = [p for p in model.parameters() if id(p) not in inner]
     return [
-        torch.optim.Muon(matrices, lr=base.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        muon(matrices, base.learning_rate, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=base.learning_rate, weight_decay=0.01),
     ]
 
