@@ -26,7 +26,7 @@ def test_float32_muon_takes_torchs_steps_up_to_bfloat16s_rounding(steps):
     torchs = trained(lambda weights: torch.optim.Muon(weights, adjust_lr_fn="match_rms_adamw", **how), steps)
     started = trained(lambda weights: Float32Muon(weights, **how), steps=0)
     for our, other, start in zip(ours, torchs, started, strict=True):
-        assert (our - other).norm() < 0.05 * (other - start).norm()
+        assert (our - other).norm() < 0.1 * (other - start).norm()
 
 
 @pytest.mark.parametrize("shape", [(24, 64), (64, 24), (32, 32)])
