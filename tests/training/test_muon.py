@@ -7,12 +7,12 @@ from training.toy.muon import Float32Muon, muon, orthogonal
 
 
 def trained(make, steps: int = 20) -> list[torch.Tensor]:
-    """Weights after some steps of least squares through two matrices."""
+    """Weights after some steps of least squares through two matrices, on a new batch in each."""
     generator = torch.Generator().manual_seed(0)
-    weights = [torch.nn.Parameter(torch.randn(*shape, generator=generator) / 8) for shape in ((24, 64), (64, 16))]
-    inputs, wanted = torch.randn(100, 24, generator=generator), torch.randn(100, 16, generator=generator)
+    weights = [torch.nn.Parameter(torch.randn(*shape, generator=generator) / 8) for shape in ((48, 32), (32, 40))]
     optimizer = make(weights)
     for _ in range(steps):
+        inputs, wanted = (torch.randn(100, width, generator=generator) for width in (48, 40))
         optimizer.zero_grad()
         ((inputs @ weights[0] @ weights[1] - wanted) ** 2).mean().backward()
         optimizer.step()
@@ -26,7 +26,7 @@ def test_float32_muon_takes_torchs_steps_up_to_bfloat16s_rounding(steps):
     torchs = trained(lambda weights: torch.optim.Muon(weights, adjust_lr_fn="match_rms_adamw", **how), steps)
     started = trained(lambda weights: Float32Muon(weights, **how), steps=0)
     for our, other, start in zip(ours, torchs, started, strict=True):
-        assert (our - other).norm() < 0.1 * (other - start).norm()
+        assert (our - other).norm() < 0.05 * (other - start).norm()
 
 
 @pytest.mark.parametrize("shape", [(24, 64), (64, 24), (32, 32)])
