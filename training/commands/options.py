@@ -85,7 +85,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=preset_names(),
         default=DEFAULT,
-        help=f"whose settings are used, see training/presets.py (default: {DEFAULT}, whose settings are mostly the paper's)",
+        help=f"whose settings are used, see training/presets.py (default: {DEFAULT}, for most settings the paper's)",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a setting, e.g. sft.micro_batch=2"
