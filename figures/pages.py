@@ -133,19 +133,28 @@ def _interval(row: Any, names: tuple[str, str, str] = ("gain", "low", "high"), d
     return interval_text(mean, low, high, digits)
 
 
+RANKED = {"random": "random directions", "shuffled": "shuffled labels"}
+"""Kind of controls in the demo's verdicts -> its name in the demo's gains."""
+
+
+def _trait_ranks(folder: Path) -> pd.Series:
+    """The p by rank of the demo's trait scores, by persona and kind of controls."""
+    gains, _ = _read("demo/gains", folder)
+    ranks: pd.Series = gains[gains["score"] == "trait"].set_index(["persona", "over"])["p_rank"]
+    return ranks
+
+
 def demo_table(folder: Path) -> str:
     """The demo's verdicts, one row per persona."""
     table, _ = _read("demo/verdicts", folder)
-    gains, _ = _read("demo/gains", folder)
-    ranks = gains[gains["score"] == "trait"].set_index(["persona", "over"])["p_rank"]
-    ranked = {"random": "random directions", "shuffled": "shuffled labels"}
+    ranks = _trait_ranks(folder)
     rows = [
         [
             PERSONAS[row.persona],
             f"{row.trait_unsteered:.2f} -> {row.trait_steered:.2f} ({row.trait_when_asked:.2f})",
             *(
                 _interval(row, (f"gain_over_{over}", f"gain_over_{over}_low", f"gain_over_{over}_high"))
-                + (f", {p_text(ranks[row.persona, ranked[over]])}" if over in ranked else "")
+                + (f", {p_text(ranks[row.persona, RANKED[over]])}" if over in RANKED else "")
                 for over in ("zero", "random", "shuffled")
             ),
             f"{row.right_unsteered:.2f} -> {row.right_steered:.2f}",
@@ -218,8 +227,8 @@ def sizes_table(folder: Path) -> str:
     sweep = read_json(folder / "speed" / "sweep.json")["rows"]
     line = next(row for row in sweep if "the same 72 rows" in row["against"] and "may end" not in row["job"])
     peak = read_json(folder / "speed" / "footprint.json")["rows"][0]["ours"] / 1024
-    small = ["SmolLM2-135M", "2 CPU cores", "float32", f"{peak:.1f} (measured)", f"{line['ours']:.1f} (measured)", ""]
-    rows = [small]
+    memory = f"{peak:.1f} (measured in a sweep of 128 texts x 16 tokens)"
+    rows = [["SmolLM2-135M", "2 CPU cores", "float32", memory, f"{line['ours']:.1f} (measured)", ""]]
     for row in table.itertuples():
         dtype, flag = ("bfloat16", "") if row.bits == 16 else ("4 bits", "`bits=4` (`--bits 4`)")
         seconds = "" if pd.isna(row.seconds) else f"at least {row.seconds:.1f} (estimated)"
@@ -231,9 +240,17 @@ def sizes_table(folder: Path) -> str:
     return markdown_table(("model", "machine", "weights", "memory, GiB", "seconds", "option"), rows)
 
 
+ASKED = {
+    "can steer the new tokens only; the text is the same with and without a key-value cache": "restricts steering to "
+    "the new tokens, and then gives the same text with and without a key-value cache",
+}
+"""Question of the stored comparison -> how the pages say it."""
+
+
 def comparison_table(folder: Path) -> str:
     """What packages do, in their versions; the answers are those of `python -m tests.comparison`."""
     table, _ = _read("comparison/cells", folder)
+    table = table.assign(question=table["question"].replace(ASKED))
     packages = table.drop_duplicates("package")
     header = ("", *(f"{row.package} {row.version}" for row in packages.itertuples()))
     rows = [
@@ -256,15 +273,19 @@ def findings_table(folder: Path) -> str:
     """What was found, negative results included: claim, result, n, training seeds, verdict."""
     verdicts, meta = _read("demo/verdicts", folder)
     controls, _ = _read("demo/controls", folder)
+    ranks = _trait_ranks(folder)
     rows = []
     for row in verdicts.itertuples():
         best = controls.loc[controls["vector"].str.startswith(f"{row.persona}/shuffled"), "trait"].max()
-        over = _interval(row, ("gain_over_random", "gain_over_random_low", "gain_over_random_high"))
+        random, shuffled = (
+            _interval(row, (f"gain_over_{kind}", f"gain_over_{kind}_low", f"gain_over_{kind}_high")) for kind in RANKED
+        )
+        p_random, p_shuffled = (p_text(ranks[row.persona, name]) for name in RANKED.values())
         result = (
-            f"unsteered -> steered: trait score {row.trait_unsteered:.2f} -> {row.trait_steered:.2f} ({over} above "
-            f"random directions; best vector from shuffled labels: {best:.2f}), right answers "
-            f"{row.right_unsteered:.2f} -> {row.right_steered:.2f}, perplexity {row.perplexity_unsteered:.1f} -> "
-            f"{row.perplexity_steered:.1f}"
+            f"unsteered -> steered: trait score {row.trait_unsteered:.2f} -> {row.trait_steered:.2f}; {random} above "
+            f"random directions (p by rank {p_random}), {shuffled} above vectors from shuffled labels (p by rank "
+            f"{p_shuffled}; the best of these has {best:.2f}); right answers {row.right_unsteered:.2f} -> "
+            f"{row.right_steered:.2f}; perplexity {row.perplexity_unsteered:.1f} -> {row.perplexity_steered:.1f}"
         )
         claim = f"[demo](docs/demo.md): steering raises the trait score of {PERSONAS[row.persona]}"
         rows.append([claim, result, str(meta["n_test"]), "", HOLDS if row.steered else NOT_SHOWN])
@@ -272,12 +293,13 @@ def findings_table(folder: Path) -> str:
     gain = effects.set_index(["quantity", "task"]).loc["conditional over random", "question"]
     fired = _read("recipes/conditional/rates", folder)[0].set_index("task")["rate"]
     result = (
-        f"trait score on questions {_interval(gain, ('mean', 'low', 'high'))} above random directions; condition met "
-        f"by {fired['question']:.0%} of the questions and {fired['repeat']:.0%} of the other prompts"
+        f"trait score on questions {_interval(gain, ('mean', 'low', 'high'))} above random directions (p by rank "
+        f"{p_text(gain['p_rank'])}); condition met by {fired['question']:.0%} of the questions and "
+        f"{fired['repeat']:.0%} of the other prompts"
     )
     claim = (
-        "[condition](docs/concepts/conditions.md): a vector that is added only if the prompt's stream meets a "
-        "condition changes answers to questions, but not texts of another task (to repeat a text)"
+        "[condition](docs/concepts/conditions.md): a vector is added only if the prompt's stream meets a condition; "
+        "this changes answers to questions, but no text of another task, in which the model repeats a text"
     )
     spared = fired["repeat"] == 0
     holds = _verdict(shown_sign(*gain[["mean", "low", "high", "p_rank"]])) if spared else FAILS
@@ -311,11 +333,12 @@ FOUND = {
     "IMAD is as accurate as Debate, or at most 3 points below": "the accuracy of IMAD is at most 3 points below that "
     "of Debate",
     "training on debates before GRPO gives a higher accuracy than GRPO alone (control: other trainings)": "IMAD is "
-    "more accurate than GRPO alone (control: GRPO after other SFT)",
-    "the paper's protocol: the agents' directions add more after IMAD": "an agent's direction raises ROUGE-L to the "
-    "agent's text more in IMAD than in the base, by at least 0.02",
-    "IMAD's answer depends on the first round that it writes": "IMAD's answer changes more often if the first round in "
-    "its text is replaced by that of another question than if its text is continued again (difference of the shares)",
+    "more accurate than GRPO alone (control: the same GRPO after SFT on the debates' answers alone)",
+    "the paper's protocol: the agents' directions add more after IMAD": "adding an agent's direction raises ROUGE-L to "
+    "this agent's text by at least 0.02 more in IMAD than in the base (before SFT and GRPO)",
+    "IMAD's answer depends on the first round that it writes": "IMAD's answer depends on the first round in its text: "
+    "it changes more often if this round is replaced by that of another question than if the model only continues the "
+    "text after this round again (difference of the shares)",
     "the paper's experiment: the base's vector removes the malicious trait from IMAD's texts": "a vector of the base, "
     "subtracted in IMAD, removes the malicious trait",
 }
@@ -324,10 +347,19 @@ IN_WORDS = {
     r" % \((\d+) against (\d+) tokens\)": r" % fewer (\1 instead of \2)",
     r" \(IMAD - Debate, plurality\)": "",
     r" \(IMAD - GRPO without debate\)": " over GRPO alone",
-    r"GRPO without debate was not run": "not run",
-    r"^trait ([\d.]+), fall \+": r"share of texts with the trait \1, lowered by ",
+    r"GRPO without debate was not run": "GRPO alone was not run",
+    r"^trait ([\d.]+), fall ": r"the share of texts with the trait is \1 unsteered, and falls by ",
 }
 """Pattern of a measurement in the claims' table -> how README says it."""
+REASONS = {
+    r"planted directions over random (\+[\d.]+ \[(?:-[\d.]+|\+0\.0[01]\d*), \+[\d.]+\])": r" (the check "
+    r"with planted directions fails: \1 above random ones, the whole interval must be at least +0.02)",
+    r"up to (5[1-9]|[6-9]\d|100)% of the answers were not read": r" (the check in explicit debates fails: \1 % of the "
+    "answers were not read, at most 50 % may be)",
+}
+"""Pattern of a check that fails in the claims' table -> how README gives the reason of `not testable here`."""
+CONTROL = re.compile(r"(.+) points over DebateGPT \+ GRPO")
+"""The control of a claim that holds and is not specific, in the claims' table."""
 
 
 def _training_findings(folder: Path) -> list[list[str]]:
@@ -346,18 +378,26 @@ def _training_findings(folder: Path) -> list[list[str]]:
         for claim, parts in of_claim.items():
             units = [row.unit for _, row in parts if row.unit.endswith(" training seeds")]
             seeds = ", ".join(dict.fromkeys(unit.removesuffix(" training seeds") for unit in units))
-            results = "; ".join(f"{family} {_in_words(row.ours.partition('; ')[0])}" for family, row in parts)
+            results = "; ".join(f"{family}: {_in_words(row.ours, row.verdict)}" for family, row in parts)
             verdicts = [row.verdict for _, row in parts]
-            verdict = "; ".join(f"{family} {row.verdict}" for family, row in parts)
+            verdict = "; ".join(f"{family}: {row.verdict}" for family, row in parts)
             shown = verdicts[0] if len(set(verdicts)) == 1 else verdict
             rows.append([f"[training](docs/{page}.md): {claim}", results, "", seeds, shown])
     return rows
 
 
-def _in_words(ours: str) -> str:
+def _in_words(ours: str, verdict: str) -> str:
+    """The measurement of a claim, with the control that is as good, or with the check that fails."""
+    measured, *others = ours.split("; ")
     for pattern, words in IN_WORDS.items():
-        ours = re.sub(pattern, words, ours)
-    return ours
+        measured = re.sub(pattern, words, measured)
+    for other in others:
+        if verdict == "holds, not specific" and (control := CONTROL.fullmatch(other)):
+            measured += f", but {control[1]} points over the control"
+        for pattern, words in REASONS.items():
+            if verdict == "not testable here" and (reason := re.fullmatch(pattern, other)):
+                measured += reason.expand(words)
+    return measured
 
 
 def tutorial_gains(folder: Path) -> str:
@@ -474,7 +514,7 @@ def fact_recall_table(folder: Path) -> str:
         rows.append([mode, f"`{site}`", position, *thirds, f"{largest['first']}: {_interval(largest, columns)}"])
     first = table[(table["mode"] == rows[0][0]) & (table["part"] != "largest")].drop_duplicates("part")
     spans = [f"layers {row.first} to {row.last}" for row in first.itertuples()]
-    return markdown_table(("mode", "site", "token", *spans, "layer with the largest effect: this effect"), rows)
+    return markdown_table(("mode", "site", "token", *spans, "layer with the largest effect: its effect"), rows)
 
 
 SPEED = (

@@ -126,7 +126,7 @@ def judges_table(folder: Path) -> str:
         counts = (f"{row[name]:.0f}" for name in ("n", "n_unread", "n_distinct"))
         rows.append([model, *counts, area, share, rank])
     header = ("judge", "texts", "answers that are no score", "distinct scores", "ROC AUC")
-    return markdown_table((*header, "share on the right side of 50", "rank correlation"), rows)
+    return markdown_table((*header, "share of texts on the correct side of 50", "rank correlation"), rows)
 
 
 def job_block(folder: Path, name: str) -> str:

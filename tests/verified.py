@@ -33,7 +33,7 @@ CLAIMS = {
     "zero": "coefficient 0 changes no bit",
     "resume": "an interrupted sweep resumes to the same table",
     "mutant": "a wrong implementation of this operation at this site is caught",
-    "doctor": "checked by `steerkit doctor` on each model",
+    "doctor": "`steerkit doctor CHECKPOINT` finds a wrong implementation on the model that it checks",
 }
 """Column of the table -> what a test of it shows."""
 Test = TypeVar("Test", bound=Callable[..., None])

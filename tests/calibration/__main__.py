@@ -17,39 +17,40 @@ rate of 5 % has a standard error of {100 * math.sqrt(0.05 * 0.95 / SIMULATIONS):
 
 | column | meaning |
 |---|---|
-| false positives | share of simulations without an effect in which the first test finds one at 5 % |
+| false positives | share of simulations without an effect in which the first test (named below) finds one at 5 % |
 | second test | false positives of the second test |
 | coverage, none | share of 95 % intervals that contain the true value where there is no effect |
-| coverage, effect | the same where there is the effect of the column `power` |
+| coverage, effect | the same where there is a true effect (that of `power`); also for accuracies and ratios |
 | width | mean width of the intervals |
 | power | share of simulations with the true effect named below in which it is found |
 
-Scores are computed from Gaussian latent scores, whose standard deviation over prompts or questions is 1:
+Scores are computed from Gaussian latent scores, whose standard deviation over prompts or questions is 1. The claims:
 
 - **Gain over coefficient 0** (`SweepResult.gain`, `steerkit.stats.mean`): differences of two scores of each prompt. The
   first test is the interval, the second one the sign-flip test. `power` is that of the sign-flip test, for a true gain
   of 1 in the latent scores.
 - **Direction against controls** (`SweepResult.gain(over=...)`, `steerkit.stats.controls`): one more random direction is
-  compared with k others on the same prompts. The first test is the prediction interval, or, where more than half of the
-  controls have one mean, the two-sided p-value by rank; the second test is the one-sided p-value by rank. `power` is
-  that of the first test, for a true effect of three standard deviations of the random directions. No width is given
-  where some simulations have no interval.
+  compared with k others on the same prompts. The first test is the prediction interval. Where more than half of the
+  controls have exactly the same mean, it is the two-sided p-value by rank. The second test is the one-sided p-value by
+  rank. `power` is that of the first test, for a true effect of three standard deviations of the random directions. No
+  width is given where some simulations have no interval.
 - **Difference of methods** (`steerkit.stats.seeds.seed_interval`): Student's t over training seeds, with n questions
   per seed. `seed spread` is the standard deviation of the latent scores over training seeds. `power` is for a true
   difference of 1 in the latent scores.
-- **Accuracy** (`steerkit.stats.mean.accuracy_interval`) and **ratio of tokens** (`steerkit.stats.paired.ratio`):
-  coverage and width of the intervals. A ratio whose denominators are near 0 has an interval without ends in some
-  simulations; such an interval contains the true ratio.
+- **Accuracy** (`steerkit.stats.mean.accuracy_interval`: Wilson's interval with the quantile of Student's t) and
+  **ratio of tokens** (`steerkit.stats.paired.ratio`): coverage and width of the intervals. A ratio whose denominators
+  are near 0 has an interval without ends in some simulations; such an interval contains the true ratio.
 
 Gaussian scores are the latent scores x. Skewed scores are exp(0.35 x), about as skewed as an exponential distribution.
 Very skewed scores are exp(0.7 x). Binary scores are 0 or 1, and 1 is more probable for a larger x. Rare ones are 1 with
 log-odds of x - 4: most scores are 0.
 
-Widths of gains and of differences of methods are in standard deviations of a difference. Widths of directions against
-controls are in standard deviations of a score, and those of accuracies and ratios in their own unit.
+Widths of gains and of differences of methods are in standard deviations, over prompts or questions, of the difference
+of two scores. Widths of directions against controls are in standard deviations of a score, and those of accuracies and
+ratios in their own unit.
 
-With 5 controls the p-value by rank cannot be 5 % or less. With 5 controls and very skewed scores the prediction
-interval has too many false positives: use 19.
+With 5 controls the p-value by rank cannot be 5 % or less, and the prediction interval has too many false positives for
+very skewed scores and for skewed scores at n = 20 and 32. Use 19 controls.
 
 | claim | scores | n | k or seeds | false positives | second test | coverage, none | coverage, effect | width | power |
 |---|---|---|---|---|---|---|---|---|---|
