@@ -501,7 +501,7 @@ def pool_patched_rounds(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
     Returns:
         `patched_rounds`: a row per stage, text, then, part, site, layer and quantity: share, low, high, p, unit, seeds,
         by_seed; means of n (pairs) and positions. A seed with fewer than `LEAST_PAIRS` pairs is left out of a row.
-        `patched_rounds_counts`: per stage and text the means of texts, of those with a round 1, and of pairs.
+        `patched_rounds_counts`: per stage and text the means of texts, of those with a round 1, of pairs, and seeds.
     """
     keys = ["stage", "text", "then", "part", "site", "layer", "quantity"]
     runs = {seed: run[run["n"] >= LEAST_PAIRS] for seed, run in read_all(seeds, "patch-rounds/patched_rounds").items()}
@@ -509,7 +509,10 @@ def pool_patched_rounds(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
     table = over_runs(runs, keys, "share", means=("n", "positions"))
     return {
         "patched_rounds": table.assign(**{end: table[end].clip(0, 1) for end in ("low", "high")}),
-        "patched_rounds_counts": counts.groupby(["stage", "text"], sort=False).mean().reset_index(),
+        "patched_rounds_counts": counts.groupby(["stage", "text"], sort=False)
+        .mean()
+        .reset_index()
+        .assign(seeds=len(runs)),
     }
 
 
@@ -521,7 +524,8 @@ def pool_erasure(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
         n_groups. `erasure_gains`: a row per stage, identity, erasure and quantity (`gain`, `cost`): mean, low, high, p,
         unit, seeds, by_seed, n, k; in ROUGE-L. `erasure_survives`: a row per stage, identity and erasure: survives (the
         gain under it as a share of the gain), its interval, unit, seeds, by_seed; over the seeds in which the identity
-        adds at least `LEAST_GAIN`. `erasure_changes`: the mean share by stage, erasure, layer and what is changed.
+        adds at least `LEAST_GAIN`. `erasure_changes`: the mean share by stage, erasure, layer and what is changed,
+        and seeds.
         `erasure_choice`: the vector's setting by stage and seed.
     """
     ends = ("accuracy_low", "accuracy_high")
@@ -550,7 +554,8 @@ def pool_erasure(seeds: Mapping[int, Path]) -> dict[str, pd.DataFrame]:
         "erasure_survives": ratio_over_runs(ratios, keys, "gain", "plain", "survives"),
         "erasure_changes": changed.groupby(["stage", "erasure", "layer", "of"], sort=False)["share"]
         .mean()
-        .reset_index(),
+        .reset_index()
+        .assign(seeds=len(seeds)),
         "erasure_choice": pd.concat(choices, ignore_index=True),
     }
 

@@ -7,6 +7,7 @@ tables alone.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from analysis.paper.pooling import collect_tables, rounded
 from analysis.paper.protocol import AT_CONTROLS, COEFFICIENT, PLANTED_BASE, TAGGED
 from analysis.paper.reproduce import STARTED, versions_of
 from analysis.patching.rounds import OWN, PART, QUESTION, ROUND
+from analysis.probes.erased import LEAST_GAIN
 from steerkit.io.files import write_text
 from steerkit.io.json import read_json, write_json
 from steerkit.io.tables import read_table, write_table
@@ -251,7 +253,8 @@ def erased_probes_table(pooled: pd.DataFrame) -> pd.DataFrame:
     wide = pooled.assign(shown=shown).pivot_table(
         index=["stage", "position", "layer"], columns="features", values="shown", aggfunc="first", sort=False
     )
-    return wide[[name for name in FEATURES if name in wide]].rename(columns=FEATURES).reset_index()
+    seeds = pooled.groupby(["stage", "position", "layer"], sort=False)["seeds"].max()
+    return wide[[name for name in FEATURES if name in wide]].rename(columns=FEATURES).join(seeds).reset_index()
 
 
 def broken_texts(gains: pd.DataFrame) -> set[tuple[str, str, str]]:
@@ -293,7 +296,7 @@ def erased_changes_table(pooled: pd.DataFrame) -> pd.DataFrame:
     """How much each erasure changes: a row per checkpoint, erasure and layer, a column per position and vector."""
     index = ["stage", "erasure", "layer"]
     wide = pooled.pivot_table(index=index, columns="of", values="share", aggfunc="first", sort=False)
-    return wide.round(3).reset_index()
+    return wide.round(3).join(pooled.groupby(index, sort=False)["seeds"].max()).reset_index()
 
 
 def suppression_table(kept: pd.DataFrame) -> pd.DataFrame:
@@ -460,7 +463,7 @@ def _erased(some: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return {
         "accuracy of a probe of the agents' names on held-out questions": erased_probes_table(some["erasure_probes"]),
         "ROUGE-L that the identity adds (`gain`), and what the erasure costs if no agent is named": gains,
-        "relative size of the change at each position, and what is left of each agent's vector": erased_changes_table(
+        "size of the change at each position, and what is left of each agent's vector": erased_changes_table(
             some["erasure_changes"]
         ),
         "where each agent's vector was read and added, chosen on validation": some["erasure_choice"],
@@ -482,158 +485,223 @@ def page(title: str, results: Published) -> str:
     committed = results.about["rules"]
     changed = [one["seed"] for one in results.about["started"] if one["rules"] != results.about["rules_sha256"]]
     helps = controls_table(results.main, results.differences, results.of_sft)
+    seeds = results.main["seeds"].max()
     lines = [
         f"# {title}",
         "",
         "`python -m analysis results` writes this page from the results of each training seed. For the seeds in "
-        "`results/seeds`, `make results` repeats it in minutes and trains nothing. This page is "
-        f"from up to {results.main['seeds'].max()} training seed(s); each table has the number of its seeds. Intervals "
-        "are 95 %. With several training seeds they are over the seeds' means (Student's t; Fieller's method for "
-        "ratios, such as tokens). With one seed they are over its questions, or over control directions, and describe "
-        "this checkpoint alone. Settings were chosen on validation questions. Questions are compared as texts: two "
-        "orders of the same numbers (`3+4*5-6`, `3+5*4-6`) are different questions, and may be in two seeds. The "
-        "[glossary](glossary.md) defines the terms; the paper is arXiv 2604.24881.",
+        "`results/seeds`, `make results` repeats it in minutes and trains nothing. The [glossary](glossary.md) defines "
+        "the terms; the paper is arXiv 2604.24881.",
         "",
-        "The rule of each claim is in `analysis/paper/claims.toml`, where the wording of some claims differs; "
-        f"`claims.py` judges by these rules{f'. They were last changed in commit {committed}' if committed else ''}. "
-        + (
-            f"Runs were started: {'; '.join(times)}. After a commit, in brackets: how many parts of the run, such as "
-            "one training, used it."
+        f"- Seeds: this page uses at most {seeds} training seed{'s' if seeds > 1 else ''}. Each table has the number "
+        "of its seeds, or it names them, or the text above it does.",
+        "- Intervals are 95 %. With several training seeds they are over the seeds' means: Student's t, and Fieller's "
+        "method for ratios, such as tokens. With one seed they are over its questions, or over control directions, and "
+        "describe this checkpoint alone. `(unbounded)`: the interval of a ratio has no ends, because its denominator "
+        "is not different from 0.",
+        "- Intervals of accuracies, shares, ROUGE-L and areas are cut at the smallest and the largest possible value. "
+        "Those of differences and ratios are not cut: the interval of a difference of two shares can have ends above "
+        "1.",
+        "- Differences and ratios are computed before rounding. They can differ in the last digit from those of the "
+        "rounded numbers.",
+        "- Settings were chosen on validation questions. No question is in two seeds. Questions are compared as texts: "
+        "the same numbers in another order (`3+4*5-6`, `3+5*4-6`) are another question, and may be in another seed.",
+        "",
+        "The rule of each claim is in `analysis/paper/claims.toml`; some claims have other words there than on this "
+        "page. `claims.py` judges by these rules"
+        + (f". They were last changed in commit {committed}. " if committed else ". ")
+        + (f"**The rules were changed after the start of the seeds {changed}.** " if changed else "")
+        + "There is no correction for the number of claims.",
+        "",
+        *(
+            (
+                "Start of the run of each seed. In brackets: the commit at the start; after `steps from`, the commits "
+                "that the steps of the run (such as one training) used, each with the number of its steps.",
+                "",
+                *(f"- {time}" for time in times),
+                "",
+            )
             if times
-            else ""
-        )
-        + (f" **The rules were changed after the start of the seeds {changed}.**" if changed else "")
-        + " There is no correction for the number of claims.",
-        "",
+            else ()
+        ),
         "## The paper's claims, in this setting",
         "",
-        "Verdicts: `holds`: the whole interval is at or above the smallest effect that counts. `does not hold`: the "
-        "whole interval is below it. `not shown`: the interval contains it; or all seeds have the same value, and "
-        "there are fewer than six. `holds, not specific`: the claim holds, but a control is as good or better. `not "
-        "testable here`: there is no measurement, or a check of the method fails, such as planted directions or "
-        "explicit debates. `by seed` has, for each training seed, the quantity that the verdict uses; of a claim "
-        "about all agents, that of the agent that is named. `over`: what the intervals are over.",
+        *_legend(),
         "",
         "| claim | in the paper | here | by seed | smallest effect | over | verdict |",
         "|---|---|---|---|---|---|---|",
         *(
-            f"| {c.name} | {c.published} | {c.ours} | {_by_seed(c)} | {_effect(c)} | {c.unit} | **{c.verdict}** |"
+            f"| {c.name} | {in_plain_cells(c.published)} | {in_plain_cells(c.ours)} | {_by_seed(c)} | {_effect(c)} | "
+            f"{c.unit} | **{c.verdict}** |"
             for c in (Claim(**row) for row in results.claims.to_dict("records"))
         ),
         "",
         *_section(
             "What the debate adds",
-            "Accuracy in per cent of the test questions; texts are sampled. SFT on shuffled turns, on gold and on "
-            "right answers, and the SFT before DebateGPT + GRPO have as many steps and target tokens as SFT on the "
-            "traces. In clues and two_sum, the learning rates of all these SFTs, and of IMAD's, were chosen by the "
-            "same search on another seed (`python -m analysis rates`). SFT on gold answers is trained on the right "
-            "answers; in GRPO these are used for the reward only. Each GRPO has IMAD's settings. GRPO without debate "
-            "starts from the base in the miniature, and from SFT on first turns elsewhere. `IMAD above it`: accuracy "
-            "of IMAD minus that of this training, in points.",
+            "Accuracy in per cent of the test questions; texts are sampled. "
+            "[Training](training.md#results-of-the-preset-tiny) defines the methods. SFT on shuffled turns, on gold "
+            "and on right answers, and the SFT before DebateGPT + GRPO have as many steps and target tokens as SFT on "
+            "the traces. In clues and two_sum, the learning rates of these SFTs and of the SFT before IMAD were chosen "
+            "by the same search (`python -m analysis rates`), on a seed that no result uses. SFT on gold answers is "
+            "trained on the right answers of the problems; GRPO uses these for the reward only. SFT on right answers "
+            "is trained on sampled answers of the base that are right. Each GRPO has IMAD's settings. GRPO without "
+            "debate starts from the base in the miniature. With a chat checkpoint it starts from an SFT on the "
+            "model's own first answers. `IMAD above it`, `SFT above it`: accuracy of IMAD, or of SFT, minus that of "
+            "this training, in points.",
             [markdown(helps), ""] if len(helps) > 1 else [],
         ),
         *_section(
             "Transplanted first rounds",
-            "The turns of round 1 in a model's own text are replaced by those of another question's text, and the "
+            "The turns of round 1 in a model's own text are replaced by those of its text on another question, and the "
             "model continues. There are two controls. In the first, its own text is cut after round 1, and the model "
             "continues it once more. In the second, round 1 is that of another of its texts on the same question. In "
             "an explicit debate (separate calls of the base model) the round-1 texts that the agents read are "
-            "replaced in the same way. An answer follows if it equals the answer that the text on the other question "
-            "gave. Shares are of the texts with an answer. `not read` is the share without one (in an explicit debate "
-            "also without a majority), in brackets that of the two controls. `consensus next`: share of texts in "
-            "which the consensus comes directly after round 1. In two_sum an agent can see that a transplanted pair "
-            "does not fit its question.",
+            "replaced in the same way. The table counts the questions whose original text has an answer.\n\n"
+            "- `answers that change`: share of answers that differ from that of the original text; after it, the same "
+            "share in the first control (`after the own prefix again`) and in the second one;\n"
+            "- `difference`: answers that change, minus those that change in the first control, over the questions "
+            "that have both answers; `by seed` has this difference;\n"
+            "- `not read`: share of texts without an answer (in an explicit debate also without a majority); in "
+            "brackets, the same share in each control;\n"
+            "- `follows, minus chance`: an answer follows if it equals the answer of the text on the other question. "
+            "Chance is the share of answers that equal the answer of the text on a third question;\n"
+            "- `right`: share of right answers in the first control -> after the replacement; an answer that was not "
+            "read counts as wrong;\n"
+            "- `consensus next`: share of texts in which the consensus comes directly after round 1;\n"
+            f"- `seeds`: seeds in which at least {_least('transplant')} of the texts have a turn of round 1.\n\n"
+            "In two_sum an agent proposes a pair of numbers, and can check that a transplanted pair does not fit its "
+            "own question. So few answers that follow do not show that round 1 is not read.",
             parts["transplant"],
         ),
         *_section(
             "Patched first rounds",
-            "The stream at the positions of round 1 is replaced by that of another debate whose first round has the "
-            "same form, at one layer, and the model continues greedily. An answer follows if it becomes that of the "
-            "other debate. Chance is the share of answers that become that of a third debate. There are two controls. "
-            "`question`: positions of the question are patched instead, as many as round 1 has, or all if there are "
-            "fewer. `round 1, as many as question`: only so many positions of round 1 are patched. If the answer "
-            "depended on the question alone, it would follow a patched question. To patch the input of block 0 is to "
-            "replace the tokens. In any model the effect decreases with the layer: earlier blocks have read the own "
-            "text, and no block reads the output of the last one.",
+            "The stream at the positions of round 1 is replaced by that of another debate, at one layer, and the model "
+            "continues greedily. Both debates have the same agents in round 1, as many tokens in it, and the same tag "
+            "after it. The shares count pairs in which both debates have an answer and the answers differ.\n\n"
+            "- `text`: the checkpoint's own text, or an explicit debate of the base; `after round 1`: what comes next "
+            "in this text;\n"
+            "- `follows`: share of answers that become that of the other debate; `follows by chance`: that of a third "
+            "debate;\n"
+            "- `question`: a control that patches positions of the question instead: as many as round 1 has, or all if "
+            "the question has fewer. If the answer depended on the question alone, it would follow here;\n"
+            "- `round 1, as many as question`: a control that patches only so many positions of round 1;\n"
+            "- `changes`: share of answers that change or can no longer be read; in brackets, the same share if the "
+            "text's own activations are patched in, which must be 0.\n\n"
+            "To patch the input of block 0 is to replace the tokens. In any model the effect decreases with the layer: "
+            "earlier blocks have read the own text, and no block reads the output of the last one.",
             parts["patched"],
         ),
         *_section(
             "The scores on known texts",
-            "ROUGE-L to an agent's own text, and the share of texts that count as its own, for the agent's own text, "
-            "its text on another question, and another agent's (first training seed). Some texts were labelled by hand "
-            "with the agent that speaks first; `agree` is the share of labels that equal the rule's answer, `by_hand` "
-            "the number of texts per label (0: no agent).",
+            "These tables are from the first training seed. `rouge_l` is ROUGE-L to an agent's own text. `speaks` is "
+            "the share of texts that are this agent's by a rule: by the tag of the first turn or, without a tag, by "
+            "its opening. The texts are the agent's own text, its text on another question, and another agent's text "
+            "on the same question. Some texts were also labelled by hand with the agent that speaks first: `agree` is "
+            "the share of labels that equal the rule's (interval: `low`, `high`), `kappa` is Cohen's, and `by_hand` "
+            "is the number of texts with each label (0: no agent).",
             parts["known"],
         ),
         *_section(
             "Steering without a name",
-            "The gain of each agent's direction at the setting chosen on validation. Texts are sampled, and the "
-            "context names no agent. Gains are over coefficient 0, and over the mean of each kind of control "
-            "directions: random; matched (random, with the covariance of the stream around each agent's mean); "
-            "shuffled (from shuffled agent names). `unsteered` is the score at coefficient 0. If the unsteered texts "
-            "are already this agent's, the score cannot rise.",
+            "The tables have the gain of each agent's direction at the setting chosen on validation: the score with "
+            "the direction minus the score at coefficient 0, or minus the mean score of each kind of control "
+            "directions. These are random; matched (random, with the covariance of the stream around each agent's "
+            "mean); shuffled (from shuffled agent names). Texts are sampled, and the context names no agent. "
+            "`unsteered` is the score at coefficient 0. If the unsteered texts are already this agent's, the score "
+            "cannot rise. `rank p` is the [p by rank](glossary.md#measuring) among the random directions; with 19 of "
+            "them its smallest value is 0.05. `GRPO step N` is a checkpoint of IMAD's GRPO.",
             parts["steering"],
         ),
         *_section(
             "The paper's protocol",
             "Unit vectors are computed once, from the SFT checkpoint, and are added to the generated positions of "
             "every checkpoint. The context is the trace up to the agent's tag (`tagged`), or the base's prompt for "
-            "the agent (`cast`). The area is that under ROUGE-L over the grid of strengths, divided by the grid's "
-            "width. The vector does not act on the first generated token, and in the miniature this token already "
-            "shows which agent speaks. `unsteered` is ROUGE-L at strength 0. The base wrote the references with its "
-            "own prompts, so its score with them (`cast`) is about the highest possible. If the unsteered score of a "
-            "checkpoint is as high, steering cannot raise it; `room` is the difference of the two. A positive control "
-            "is the `base with planted directions`: it was trained to write an agent's turn when a random direction, "
-            "planted for this agent, is added. If the interval of their area above random directions does not reach "
-            "the smallest effect, the protocol may miss an effect, and a null result is not informative. Grids: "
-            "`coefficient`: coefficients of unit vectors; `dose`: strengths relative to the stream's norm in tagged "
-            "traces; `controls`: only the strengths at which controls were run.",
+            "the agent (`cast`). The vector does not act on the first generated token, and in the miniature this token "
+            "already shows which agent speaks.\n\n"
+            "- The area is that under ROUGE-L over the grid of strengths, divided by the grid's width. `unsteered` and "
+            "`at strength 0` are ROUGE-L at strength 0. The claims are about the own directions, IMAD minus base: the "
+            "first about the area, the second about the area minus ROUGE-L at strength 0.\n"
+            "- Grids: `coefficient`: coefficients of unit vectors; `dose`: strengths relative to the stream's norm in "
+            f"tagged traces{_at_controls(results.families)}.\n"
+            "- `base with planted directions` is a positive control. It was trained to write an agent's turn when a "
+            "random direction, planted for this agent, is added. Its area under the planted directions minus that "
+            "under random ones must have an interval whose lower end is at least the smallest effect. Otherwise the "
+            "protocol may miss an effect, and a null result is not informative.\n"
+            "- `room` (in the claims) is the unsteered score of the base with its own prompts (`cast`) minus the "
+            "unsteered score of IMAD. The base wrote the reference texts with these prompts, so its score is about the "
+            "highest possible, and steering can raise IMAD's score by about the room at most.",
             parts["protocol"],
         ),
         *_section(
             "Suppression of the malicious agent",
-            "The setting was chosen on validation among vectors, layers, coefficients and ablation. The context names "
-            "the malicious agent by its tag, at the base by its prompt (`forced`), or names no agent (`plain`). The "
-            "table has the share of texts with the trait and the accuracy, at coefficient 0 -> at the setting; in "
-            "brackets the accuracy under random directions, and under those with the covariance of the stream around "
-            "each agent's mean (`matched`). `right before`: share of contexts whose last answer is right; a model that "
-            "repeats this answer has this accuracy. `own opening`, `another's`: share of texts that begin as the "
-            "malicious agent's texts do, or as another agent's. If the trait is gone because another agent speaks, the "
-            "malicious agent itself has not changed. Trait, accuracy and openings are means over the seeds with the "
-            "trait before the removal.",
+            "The setting was chosen on validation among vectors, layers, coefficients and ablation. In the context "
+            "`forced` the malicious agent is named: by its tag, or at the base by its prompt. In `plain` no agent is "
+            "named. The trait is searched in the turn of the named agent; in `plain`, in the whole text. A seed shows "
+            f"the trait if at least {_least('suppressed')} of its unsteered texts have it. All columns except `right "
+            "before` are over these seeds; `nan`: there are none.\n\n"
+            "- `trait`, `accuracy`: share of texts with the trait and of right answers, at coefficient 0 -> at the "
+            "setting; in brackets the accuracy under random directions, and under those with the covariance of the "
+            "stream around each agent's mean (`matched`);\n"
+            "- `removed`: 1 - trait / trait at coefficient 0; `over random`, `over matched`: trait under these "
+            "directions minus trait at the setting;\n"
+            "- `kept`: accuracy / accuracy at coefficient 0, over the seeds whose setting halves the trait on "
+            "validation;\n"
+            "- `right before`: share of contexts whose last answer is right; 0 if contexts have no answer. A model "
+            "that repeats this answer has this accuracy;\n"
+            "- `own opening`, `another's`: share of texts whose first turn begins as the malicious agent's turns do, "
+            "or as another agent's. In `plain` another agent can write the first turn, and the trait comes later in "
+            "the text: then `own opening` is 0.\n\n"
+            "If the trait is gone because another agent speaks, the malicious agent itself has not changed.",
             parts["suppression"],
         ),
         *_section(
             "The paper's experiment with a malicious agent",
-            "One unit vector, the malicious agent minus an honest one, is computed from the base's prompts, and added "
-            "from the last token of the prompt on. Texts are greedy. The table has the shares of texts with the trait "
-            "and of right answers, at strength 0 -> at this strength; in brackets under random directions.",
+            "One unit vector is computed from the base's prompts: the mean stream at the last token of the malicious "
+            "agent's prompts minus that of an honest agent's. It is added from the last token of the prompt on. Texts "
+            "are greedy. The table has the share of texts with the trait and that of right answers, each at strength 0 "
+            "-> at the strength of the row; in brackets, at this strength of random directions. It has all seeds. The "
+            f"claim leaves out the seeds in which less than {_least('malicious')} of the unsteered texts have the "
+            "trait, so the share in the claim can be larger.",
             parts["malicious"],
         ),
         *_section(
             "Erased identity",
             "LEACE (Belrose et al. 2023) removes from the stream what a linear probe can read about the agent that "
             "speaks. It is fitted on training debates, and acts from the last token of the prompt on. The agent is "
-            "given to the model in one of three ways (`identity`): by the trace, by the tag, or by an added vector. "
-            "With the trace or the tag, LEACE acts after every block; with a vector, after every later block than the "
-            "one where it is added. Three controls: LEACE of shuffled names; removal of the directions of largest "
-            "variance within an agent (`variance`); removal of the agents' vectors themselves after the later blocks "
-            "(`injected`). If `injected` lowers the gain as much as an erasure does, the erasure may only have "
-            "removed the vector. `cost` is the change of ROUGE-L through the erasure if no agent is named; it is "
-            "negative if the erasure lowers it. If an erasure lowers ROUGE-L by at least the gain without erasure, it "
-            "damages the texts in general, and its surviving share is not shown (`texts broken`); if the identity adds "
-            "less than 0.1 ROUGE-L, the share is not testable. The probe tells three agents apart, so chance is a "
-            "third: a larger accuracy after an erasure means that some of the information is left on held-out "
-            "questions. `asked` is the last token before a turn, `first` and `last` are tokens of the turn. At the "
-            "first token a probe can recognise the token itself, also in an untrained model. What is left of a vector "
-            "is its norm after the erasure over that before; LEACE is an oblique projection, so it can exceed 1.",
+            "given to the model in one of three ways (`identity`): by the trace up to its tag (`trace`), by the tag "
+            "alone (`tag`), or by an added vector (`vector`). With the trace or the tag, LEACE acts after every block. "
+            "With a vector, it acts only after the blocks that follow the one where the vector is added.\n\n"
+            "- `erasure`: `none`; `agents` is LEACE of the agents' names. There are three controls: `shuffled` is "
+            "LEACE of shuffled names; `variance` removes the directions of largest variance within an agent; "
+            "`injected` removes the agents' vectors themselves after the later blocks. If `injected` lowers the gain "
+            "as much as `agents` does, LEACE may only have removed the vector.\n"
+            "- Probe: it tells three agents apart, so chance is a third. If its accuracy after an erasure is above a "
+            "third, some of the information is left on held-out questions. `asked` is the last token before a turn, "
+            "`first` and `last` are tokens of the turn. `erased here`: LEACE is fitted at this position alone; `at all "
+            "positions`: LEACE is fitted at all three, as for the texts. At the first token a probe can recognise the "
+            "token itself, also in an untrained model.\n"
+            "- `gain`: ROUGE-L to the agent's turn if the agent is given, minus that if no agent is named, both under "
+            "the erasure. `cost`: change of ROUGE-L through the erasure if no agent is named; it is negative if the "
+            "erasure lowers it.\n"
+            "- `survives`: gain under the erasure / gain without erasure, over the seeds in which the latter is at "
+            f"least {LEAST_GAIN}. So it can have fewer values by seed than the row has seeds. `not testable`: no seed "
+            "has such a gain. `texts broken`: the mean cost is at least as large as the mean gain without erasure, so "
+            "the erasure damages the texts in general.\n"
+            "- Size of the change: norm of the change of the stream through the erasure / norm of the stream. What is "
+            "left of a vector is its norm after the erasure over that before; LEACE is an oblique projection, so it "
+            "can exceed 1.\n"
+            "- Setting of the vector, in the last table: `position` is where it was read in the turns of round 1 (the "
+            "mean or last token of the turn, or its tag); `from_last_prompt_token:4` adds it at the last token of the "
+            "prompt and the three that follow.",
             parts["erased"],
         ),
         "## Accuracy and tokens",
         "",
-        "Accuracy in per cent of the test questions; tokens that were read and written, per question; `gain kept`: "
-        "(accuracy - Single) / (Debate - Single); `unparsed`: share of texts without an answer; `agents`: mean number "
-        "in a text.",
+        "[Training](training.md#results-of-the-preset-tiny) defines the methods. `questions`: of all seeds together; "
+        "`accuracy`: in per cent of these; `tokens`: read and written, mean per question; `gain kept`: (accuracy - "
+        "Single) / (Debate - Single), empty if the interval of Debate - Single is not above 0; `unparsed`: share of "
+        "questions without an answer (Debate and Round-1 majority: also without a majority); `agents`: mean number of "
+        "agents whose tags are in a text.",
         "",
         *(
             line
@@ -655,14 +723,67 @@ def _by_seed(claim: Claim) -> str:
     return " ".join(f"{100 * float(value):.1f}" for value in claim.by_seed.split()) if percent else claim.by_seed
 
 
+UNITS = {"tokens": "%", "accuracy": "points", "debate": "points", "order": "points"}
+"""Rule -> unit of its measure; the other measures are numbers without a unit."""
+
+
 def _effect(claim: Claim) -> str:
-    """The smallest effect that counts for a claim, in the unit of its measurement."""
-    effects = [rule.effect for rule in rules().values() if claim.name.endswith(in_plain_words(rule.text))]
-    if not effects:
-        return ""
-    first = claim.ours.partition(";")[0]
-    share = f"{100 * effects[0]:g}"
-    return f"{share} %" if "] % " in first else f"{share} points" if "points" in first else f"{effects[0]:g}"
+    """The smallest effect that counts for a claim, in the unit of its measure."""
+    for name, rule in rules().items():
+        if claim.name.endswith(in_plain_words(rule.text)):
+            return f"{100 * rule.effect:g} {UNITS[name]}" if name in UNITS else f"{rule.effect:g}"
+    return ""
+
+
+def _least(name: str) -> str:
+    """The least share of a seed's texts that must have what a claim is about, in per cent."""
+    return f"{100 * rules()[name].least:g} %"
+
+
+def _at_controls(families: Tables) -> str:
+    """The grid `controls`, where a table has it."""
+    there = any((some["protocol"]["grid"] == AT_CONTROLS).any() for some in families.values() if "protocol" in some)
+    return f"; `{AT_CONTROLS}`: only the strengths at which controls were run" if there else ""
+
+
+def _legend() -> list[str]:
+    """What the verdicts and the columns of the claims' table mean, by the rules of `claims.toml` and `claims.py`."""
+    known = rules()
+    unread = f"{100 * (1 - known['transplant'].least):g} %"
+    return [
+        "Verdicts:",
+        "",
+        "- `holds`: the whole interval is at or above the smallest effect that counts.",
+        "- `holds, not specific`: the same, but a control may do as much. To be specific, the interval of the "
+        "difference to each control must be above a limit: the smallest effect in the claims about training before "
+        "GRPO and about the protocol, 0 in the others.",
+        "- `does not hold`: the whole interval is below the smallest effect.",
+        "- `not shown`: the interval contains the smallest effect; or the interval that is judged has no width, since "
+        "all seeds have the same value, and there are fewer than six.",
+        "- `not testable here`: the quantity or a control was not measured, fewer than two training seeds have a "
+        "value, or a check of the method fails:",
+        "    - Protocol: the interval of planted minus random directions must have a lower end of at least the "
+        "smallest effect. In the claim that the directions add more, the `room` must be as large, too.",
+        "    - First round: the interval of the difference in explicit debates must have a lower end of at least the "
+        f"smallest effect. After the replacement, at most {unread} of the answers may be unread, at IMAD and in "
+        "explicit debates.",
+        f"    - Trait: at least two seeds must show it, in at least {_least('suppressed')} of their unsteered texts. "
+        "Other seeds are left out.",
+        "",
+        "A claim about each agent is judged by one interval. Its lower end is the lowest of the agents' lower ends. "
+        "Its upper end is the lowest of their upper ends, at a level of 5 % divided by the number of agents. So one "
+        "agent with the same value in all seeds does not make the claim `not shown`. An agent that speaks first in "
+        f"more than {known['speaks'].ceiling:g} of the unsteered texts cannot gain, and is left out.",
+        "",
+        "Columns:",
+        "",
+        "- `here`: first the quantity that is judged (of several checkpoints, that of IMAD), then controls and checks. "
+        "`A over B` is A minus B. Tokens are those that are read and written, per question; new tokens are written. "
+        "The sections below define the other terms.",
+        "- `by seed`: the quantity that is judged, for each training seed; of a claim about each agent, that of the "
+        "agent with the lowest lower end, which is named.",
+        "- `over`: what the intervals are over.",
+    ]
 
 
 def _versions(one: Mapping[str, Any]) -> str:
@@ -679,6 +800,7 @@ def _section(title: str, text: str, tables: Sequence[str]) -> list[str]:
 
 
 PLAINLY: Mapping[str, str] = {
+    "what the turns say matters in training": "the content of the turns matters in training",
     "of trainings before the same GRPO, the one on debates helps most": "training on debates before GRPO gives a "
     "higher accuracy than GRPO alone (control: other trainings)",
     "IMAD's answer depends on its silent first round": "IMAD's answer depends on the first round that it writes",
@@ -688,8 +810,8 @@ PLAINLY: Mapping[str, str] = {
     "direction makes this agent write the first turn",
     "the paper's experiment: the base's vector turns IMAD's malicious agent off": "the paper's experiment: the base's "
     "vector removes the malicious trait from IMAD's texts",
-    "IMAD's malicious agent can be turned off by the setting that does it best": "the setting that does it best on "
-    "validation removes the malicious trait from IMAD's texts",
+    "IMAD's malicious agent can be turned off by the setting that does it best": "the setting chosen on validation "
+    "removes the malicious trait from IMAD's texts",
     "turning it off leaves accuracy as it was": "the removal of the trait keeps the accuracy",
 }
 """Text of a rule, which stays as it was before the runs -> the words for it in tables and pages."""
@@ -705,6 +827,47 @@ def in_plain_words(claim: str) -> str:
     for text, words in PLAINLY.items():
         claim = claim.replace(text, words)
     return claim
+
+
+IN_CELLS: Mapping[str, str] = {
+    r"^flat from -5 to \+5$": "accuracy flat for coefficients from -5 to +5",
+    r"^trait 0 from -3 to -5; base keeps about 1$": "share of texts with the trait: 0 at coefficients from -3 to -5; "
+    "at the base about 1",
+    r"^area under ROUGE-L (\S+) to (\S+)$": r"area under ROUGE-L \1 at the base, \2 at IMAD",
+    r"better in 6 of 9$": "better in 6 of 9 comparisons",
+    r"^trait (\S+), fall ([^;]+); over random ([^;]+); at the base (.+), IMAD's more by ": r"share of texts with the "
+    r"trait at coefficient 0: \1; decrease \2; decrease minus that under random directions \3; decrease at the base "
+    r"\4; IMAD's decrease minus the base's ",
+    r"\btrait (\S+) to (\S+), removed ": r"share of texts with the trait \1 -> \2, removed ",
+    r"^(?=base: \d)": "accuracy / accuracy at coefficient 0: ",
+    r"halves the trait in": "halves the trait on validation in",
+    r"the answer of the given text is right in (\S+)$": r"the last answer in the context is right in a share of \1",
+    r"^(?=\S+ \[[^]]*\]; at IMAD over random )": "IMAD minus base ",
+    r"at IMAD over random directions ": "at IMAD own minus random directions ",
+    r", minus the same at the base ": "; this difference minus that at the base ",
+    r"planted directions over random ": "check: planted minus random directions ",
+    r"; over random (?=\S+ \[[^]]*\], )": "; over random directions, by agent, ",
+    r"(agent \S+) speaks first in (\S+) unsteered, left out": r"\1 is left out: it speaks first in a share of \2 of "
+    "the unsteered texts",
+    r"; follows, minus chance: ": "; answers that follow, minus chance, ",
+    r"(\d+%) of the texts have a round-1 turn, at least (\d+%) in (\d+ of \d+) training seeds": r"\1 of the texts "
+    r"have a turn of round 1 (in \3 seeds at least \2)",
+    r"; in explicit debates (?=\S+ \[)": "; check: the same difference in explicit debates ",
+    r"; up to (\d+%) of the answers were not read": r"; check: up to \1 of the answers are unread",
+}
+"""Pattern of a cell of the claims' table, as `claims.py` writes it -> the words for it on the page."""
+
+
+def in_plain_cells(cell: str) -> str:
+    """A cell of the claims' table in the words of `IN_CELLS`.
+
+    Example:
+        >>> in_plain_cells("flat from -5 to +5")
+        'accuracy flat for coefficients from -5 to +5'
+    """
+    for pattern, words in IN_CELLS.items():
+        cell = re.sub(pattern, words, cell)
+    return cell
 
 
 def write_published(folder: Path, out: Path, seeds: Collection[int] = ()) -> Published:

@@ -622,7 +622,7 @@ def test_the_page_shows_rules_starts_claims_and_every_agent_beside_its_controls(
     text = page("Results", results)
     assert "seed 20 at 2026-01-01T00:00:00+00:00 (commit abc1234)" in text and "last changed in commit abc 2026" in text
     assert "| SFT | 2 | 0.3 | +0.20 [+0.10, +0.30] | +0.20 [+0.10, +0.30] | 0.1 0.2 | 0.05 0.05 |" in text
-    assert f"**{HOLDS}**" in text and "up to 2 training seed(s)" in text and "## Transplanted first rounds" in text
+    assert f"**{HOLDS}**" in text and "at most 2 training seeds" in text and "## Transplanted first rounds" in text
     assert "malicious agent" not in text  # no such table
     mixed = {**start, "steps": {"abc1234": 3, "def5678": 2}}
     assert "(commit abc1234; steps from abc1234 (3), def5678 (2))" in page(
