@@ -299,7 +299,7 @@ def findings_table(folder: Path) -> str:
     )
     claim = (
         "[condition](docs/concepts/conditions.md): a vector is added only if the prompt's stream meets a condition; "
-        "this changes answers to questions, but no text of another task, in which the model repeats a text"
+        "this changes the answers to questions, but no output of a second task, which is to repeat a text"
     )
     spared = fired["repeat"] == 0
     holds = _verdict(shown_sign(*gain[["mean", "low", "high", "p_rank"]])) if spared else FAILS
@@ -336,9 +336,9 @@ FOUND = {
     "more accurate than GRPO alone (control: the same GRPO after SFT on the debates' answers alone)",
     "the paper's protocol: the agents' directions add more after IMAD": "adding an agent's direction raises ROUGE-L to "
     "this agent's text by at least 0.02 more in IMAD than in the base (before SFT and GRPO)",
-    "IMAD's answer depends on the first round that it writes": "IMAD's answer depends on the first round in its text: "
-    "it changes more often if this round is replaced by that of another question than if the model only continues the "
-    "text after this round again (difference of the shares)",
+    "IMAD's answer depends on the first round that it writes": "IMAD's answer depends on the first round in its text "
+    "(share of answers that change if this round is replaced by the first round of another question, minus the share "
+    "that change if the model keeps it and generates the rest again)",
     "the paper's experiment: the base's vector removes the malicious trait from IMAD's texts": "a vector of the base, "
     "subtracted in IMAD, removes the malicious trait",
 }
@@ -353,9 +353,10 @@ IN_WORDS = {
 """Pattern of a measurement in the claims' table -> how README says it."""
 REASONS = {
     r"planted directions over random (\+[\d.]+ \[(?:-[\d.]+|\+0\.0[01]\d*), \+[\d.]+\])": r" (the check "
-    r"with planted directions fails: \1 above random ones, the whole interval must be at least +0.02)",
-    r"up to (5[1-9]|[6-9]\d|100)% of the answers were not read": r" (the check in explicit debates fails: \1 % of the "
-    "answers were not read, at most 50 % may be)",
+    r"fails on a base that was trained to write an agent's turn when a given direction is added: this direction raises "
+    r"ROUGE-L by \1 more than random ones; the whole interval must be at least +0.02)",
+    r"up to (5[1-9]|[6-9]\d|100)% of the answers were not read": r" (the check in explicit debates fails: in \1 % of the "
+    "texts no answer was found, at most 50 % are allowed)",
 }
 """Pattern of a check that fails in the claims' table -> how README gives the reason of `not testable here`."""
 CONTROL = re.compile(r"(.+) points over DebateGPT \+ GRPO")
