@@ -20,7 +20,8 @@ import pandas as pd
 
 import steerkit as sk
 from analysis.published import published
-from steerkit.io.tables import write_table
+from steerkit.io.json import canonical_json
+from steerkit.io.tables import read_table, write_table
 from steerkit.models.blocks import find_blocks
 from steerkit.models.identity import describe
 from steerkit.scores.text import rouge_l
@@ -62,6 +63,9 @@ TOWARDS = {"a": "letter A", "yes": "answer yes"}
 TEXTS, YES_TEXTS, OTHER_TEXTS = "texts", "texts, yes or no", "texts, other answers"
 """The measure of texts by a judge; without one by their first word, and by their likeness to both answers."""
 GAIN = ("gain", "low", "high", "p", "n")
+OF_MODEL = ("model_fingerprint", "adapter_fingerprint", "dtype", "tokenizer_sha256", "template_sha256", "chat")
+SETTINGS = (*OF_MODEL, "layers", "doses", "n_random", "n_test", "n_texts", "parts", "n_validation", "at")
+"""What tables of several behaviors must share."""
 JUDGED = (LETTERS, YES_OR_NO, "answers", "answers, not yes or no", TEXTS, YES_TEXTS, OTHER_TEXTS)
 """Measures with a verdict; the others show what moves whatever the behavior."""
 OPTION = re.compile(r"^\s*(\([AB]\))\s*(.+?)\s*$", re.MULTILINE)
@@ -429,13 +433,51 @@ def questions_of(file: Path, n_test: int) -> list[ContrastPair]:
     return pairs
 
 
+def measured_before(
+    folder: Path, about: Mapping[str, Any], names: Sequence[str]
+) -> tuple[list[pd.DataFrame], dict[str, dict[str, Any]]]:
+    """What earlier calls measured on other files of behaviors, so that one call can measure one file.
+
+    Args:
+        folder: where their tables are, if any.
+        about: the model and the settings of this call.
+        names: behaviors that this call measures; their earlier rows are left out.
+
+    Returns:
+        The tables `by_layer` and `by_dose`, and what their description says of each behavior.
+
+    Raises:
+        ValueError: the tables are of another model, or were made with other settings.
+    """
+    of_each: dict[str, dict[str, Any]] = {"matching_answers": {}, "judges": {}, "vectors": {}}
+    if not (folder / "by_dose.csv").is_file():
+        return [pd.DataFrame(), pd.DataFrame()], of_each
+    tables = []
+    for name in ("by_layer", "by_dose"):
+        table, meta = read_table(folder / f"{name}.csv")
+        differ = [key for key in SETTINGS if canonical_json(meta.get(key)) != canonical_json(about.get(key))]
+        if differ:
+            raise ValueError(
+                f"expected the tables in {folder} to be of this model with these settings; other {', '.join(differ)}. "
+                "Pass another --results (or --out)."
+            )
+        tables.append(table[~table["behavior"].isin(names)])
+    for key, known in of_each.items():
+        known.update({name: one for name, one in meta[key].items() if name not in names})
+    return tables, of_each
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis caa", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="folder, GGUF file or hub name")
     parser.add_argument("--data", type=Path, required=True, help="folder with BEHAVIOR.jsonl")
     parser.add_argument("--behaviors", default=",".join(BEHAVIORS), help="names of files, with commas")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; the same call resumes it")
-    parser.add_argument("--results", type=Path, help="folder for the tables, such as results/recipes/caa-smollm2")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="folder for the tables, such as results/recipes/caa-smollm2; rows of other behaviors stay",
+    )
     parser.add_argument("--layers", type=int, default=5, help="number of layers, evenly spaced, each steered by itself")
     parser.add_argument("--n-test", type=int, default=150, help="number of test questions, half per answer")
     parser.add_argument("--n-texts", type=int, default=150, help="largest number of them that texts are written for")
@@ -459,32 +501,37 @@ def main(arguments: list[str] | None = None) -> None:
     model, tokenizer = sk.load(given.checkpoint)
     chat = bool(getattr(tokenizer, "chat_template", None))
     layers = spaced_layers(model, given.layers)
-    found, judges, facts = [], {}, {}
+    about = {
+        **published(describe(model, tokenizer)),
+        "chat": chat,
+        "layers": layers,
+        "doses": list(DOSES),
+        "n_random": N_RANDOM,
+        "n_test": given.n_test,
+        "n_texts": given.n_texts,
+        "parts": PARTS,
+        "n_validation": N_VALIDATION,
+        "at": AT,
+    }
+    results = given.results or given.out
+    try:
+        (by_layer, by_dose), of_each = measured_before(results, about, names)
+    except ValueError as error:
+        parser.error(str(error))
     for name, pairs in questions.items():
         judge = None
         if given.judge_url:
             rubric = f"{RUBRICS[name]} 0: not at all. 100: as strongly as a text can show."
             judge = sk.judge(given.judge_url, given.judge_model, rubric, cache=given.out / name / "judge.jsonl")
-            judges[name] = judge.about()
+            of_each["judges"][name] = judge.about()
         pairs = [as_asked(pair, chat) for pair in pairs]
         how = {"layers": layers, "n_test": given.n_test, "n_random": N_RANDOM, "judge": judge, "n_texts": given.n_texts}
-        *tables, facts[name] = measure_behavior(model, tokenizer, pairs, given.out / name, **how)
-        found.append([table.assign(behavior=name) for table in tables])
-        by_layer, by_dose = (pd.concat(tables, ignore_index=True) for tables in zip(*found, strict=True))
-        about = {
-            **published(describe(model, tokenizer)),
-            "chat": chat,
-            "matching_answers": {name: MATCHING.get(name, "") for name in names},
-            "judges": judges,
-            "layers": layers,
-            "doses": list(DOSES),
-            "n_random": N_RANDOM,
-            "n_test": given.n_test,
-            "parts": PARTS,
-            "n_validation": N_VALIDATION,
-            "vectors": facts,
-            "at": AT,
-        }
+        *found, of_each["vectors"][name] = measure_behavior(model, tokenizer, pairs, given.out / name, **how)
+        of_each["matching_answers"][name] = MATCHING.get(name, "")
+        by_layer, by_dose = (
+            pd.concat([table, new.assign(behavior=name)], ignore_index=True)
+            for table, new in zip((by_layer, by_dose), found, strict=True)
+        )
         for table, content in (("by_layer", by_layer), ("by_dose", by_dose), ("verdicts", verdicts(by_dose))):
-            write_table((given.results or given.out) / f"{table}.csv", content, about)
+            write_table(results / f"{table}.csv", content, {**about, **of_each})
     print(verdicts(by_dose).to_string(index=False))

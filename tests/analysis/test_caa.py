@@ -313,6 +313,40 @@ def test_the_command_measures_questions_with_yes_and_no_as_those_with_letters(tm
     assert set(judged["measure"]) == {"yes or no", caa.YES_TEXTS}
 
 
+def test_behaviors_measured_one_call_at_a_time_have_the_tables_of_one_call(tmp_path, monkeypatch, capsys) -> None:
+    for name in ("good", "fine"):
+        write_questions(tmp_path / f"{name}.jsonl", alike=False)
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    monkeypatch.setattr(sk, "load", lambda *_: (model, tokenizer))
+    found = iter(range(9))
+
+    def measured(*_: Any, **__: Any) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+        """Gains of one measure at one dose, other ones in each call."""
+        n = next(found)
+        common = {"measure": "letters", "layer": 1, "gain": 0.1 * n, "low": 0.0, "high": 1.0, "p": 0.01, "n": 16}
+        rows = [common | {"dose": 0.2, "over": over} for over in ("coefficient 0", caa.OWN_LAYER)]
+        table = pd.DataFrame(rows).assign(unsteered=0.5, wrong_way=0.1)
+        return table, table, {"n_read": n}
+
+    monkeypatch.setattr(caa, "measure_behavior", measured)
+    common = ["--checkpoint", "C", "--data", str(tmp_path), "--n-test", "16"]
+    caa.main([*common, "--behaviors", "good,fine", "--out", str(tmp_path / "one")])
+    found = iter(range(9))
+    for name in ("good", "fine"):
+        caa.main([*common, "--behaviors", name, "--out", str(tmp_path / "two")])
+    for name in ("by_layer", "by_dose", "verdicts"):
+        (one, about), (two, same) = (read_table(tmp_path / which / f"{name}.csv") for which in ("one", "two"))
+        assert one.equals(two) and about == same and set(one["behavior"]) == {"good", "fine"}
+    caa.main([*common, "--behaviors", "good", "--out", str(tmp_path / "two")])
+    again, about = read_table(tmp_path / "two" / "by_dose.csv")
+    assert len(again) == 4 and about["vectors"] == {"fine": {"n_read": 1}, "good": {"n_read": 2}}
+    before = (tmp_path / "two" / "by_dose.csv").read_bytes()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        caa.main([*common, "--n-texts", "8", "--behaviors", "fine", "--out", str(tmp_path / "two")])
+    assert "other n_texts" in capsys.readouterr().err and (tmp_path / "two" / "by_dose.csv").read_bytes() == before
+
+
 @pytest.mark.parametrize("what", ["few", "both kinds", "one beginning"])
 def test_a_file_that_cannot_be_measured_is_named_before_a_model_is_loaded(tmp_path, monkeypatch, capsys, what) -> None:
     monkeypatch.setattr(sk, "load", lambda *_: pytest.fail("loaded"))
