@@ -20,7 +20,7 @@ from steerkit.stats.sign import shown_sign
 CAA, RANDOM = "CAA", "random directions"
 OPTIONS = ("letters", "yes or no")
 """Measures of the options as a question names them."""
-MODELS = {"smollm2": "SmolLM2-135M", "gemma": "Gemma 3 270M", "qwen": "Qwen2.5-Coder-0.5B"}
+MODELS = {"smollm2": "SmolLM2-135M-Instruct", "gemma": "Gemma 3 270M", "qwen": "Qwen2.5-Coder-0.5B-Instruct"}
 """End of a folder's name, as in `results/recipes/caa-smollm2` -> the model."""
 LEAST = 150
 """Number of test questions or prompts that is asked for; a table says where there are fewer."""
@@ -184,7 +184,7 @@ def caa_curves(tables: Mapping[str, pd.DataFrame], axis: str) -> Any:
         axis: `layer` or `dose`.
     """
     panels = {
-        f"gain in probability of the\nmatching answer, {model}": {
+        f"gain in probability\nof the matching answer,\n{model}": {
             name.partition("-")[0]: against_random(part, axis) for name, part in _options(table).items()
         }
         for model, table in tables.items()

@@ -20,37 +20,50 @@ rate of 5 % has a standard error of {100 * math.sqrt(0.05 * 0.95 / SIMULATIONS):
 | false positives | share of simulations without an effect in which the first test (named below) finds one at 5 % |
 | second test | false positives of the second test |
 | coverage, none | share of 95 % intervals that contain the true value where there is no effect |
-| coverage, effect | the same where there is a true effect (that of `power`); also for accuracies and ratios |
+| coverage, effect | the same with the true effect of `power`. For accuracies and ratios: coverage of the true value |
 | width | mean width of the intervals |
 | power | share of simulations with the true effect named below in which it is found |
 
-Scores are computed from Gaussian latent scores, whose standard deviation over prompts or questions is 1. The claims:
+Scores are computed from Gaussian latent scores x. x is a sum of independent parts. One part belongs to the prompt or
+question, and is the same in all scores that are compared. Another part belongs to this score alone. Each of the two has
+a standard deviation of 1. Directions and training seeds have a further part, see below. For ratios, x has only the part
+of the score. For accuracies there is no x: each answer is right with the stated probability. The claims:
 
 - **Gain over coefficient 0** (`SweepResult.gain`, `steerkit.stats.mean`): differences of two scores of each prompt. The
   first test is the interval, the second one the sign-flip test. `power` is that of the sign-flip test, for a true gain
   of 1 in the latent scores.
 - **Direction against controls** (`SweepResult.gain(over=...)`, `steerkit.stats.controls`): one more random direction is
-  compared with k others on the same prompts. The first test is the prediction interval. Where more than half of the
-  controls have exactly the same mean, it is the two-sided p-value by rank. The second test is the one-sided p-value by
-  rank. `power` is that of the first test, for a true effect of three standard deviations of the random directions. No
-  width is given where some simulations have no interval.
+  compared with k others on the same prompts. The latent scores have a part for each direction, with a standard
+  deviation of 1. The first test is the prediction interval. Where more than half of the controls have exactly the same
+  mean, it is the two-sided p-value by rank. The second test is the one-sided p-value by rank. `power` is that of the
+  first test, for a true effect of three standard deviations of the random directions. No width is given where some
+  simulations have no interval.
 - **Difference of methods** (`steerkit.stats.seeds.seed_interval`): Student's t over training seeds, with n questions
-  per seed. `seed spread` is the standard deviation of the latent scores over training seeds. `power` is for a true
-  difference of 1 in the latent scores.
+  per seed. The latent scores have a part for each training seed, whose standard deviation is `seed spread`. `power` is
+  for a true difference of 1 in the latent scores.
 - **Accuracy** (`steerkit.stats.mean.accuracy_interval`: Wilson's interval with the quantile of Student's t) and
   **ratio of tokens** (`steerkit.stats.paired.ratio`): coverage and width of the intervals. A ratio whose denominators
   are near 0 has an interval without ends in some simulations; such an interval contains the true ratio.
 
-Gaussian scores are the latent scores x. Skewed scores are exp(0.35 x), about as skewed as an exponential distribution.
-Very skewed scores are exp(0.7 x). Binary scores are 0 or 1, and 1 is more probable for a larger x. Rare ones are 1 with
-log-odds of x - 4: most scores are 0.
+The kinds of scores:
 
-Widths of gains and of differences of methods are in standard deviations, over prompts or questions, of the difference
-of two scores. Widths of directions against controls are in standard deviations of a score, and those of accuracies and
-ratios in their own unit.
+- Gaussian: the latent scores x.
+- Skewed: exp(0.35 x). The skewness depends on the variance of x. For a variance of 1 (ratios) it is 1.1. For 2 (gains;
+  differences of methods with seed spread 0) it is 1.7. For 3 (directions; differences of methods with seed spread 1) it
+  is 2.3. An exponential distribution has a skewness of 2.
+- Very skewed: exp(0.7 x), with a skewness of 11.6 (variance 3).
+- Binary: 0 or 1. The log-odds of 1 are x.
+- Rare: 0 or 1. The log-odds of 1 are x - 4, so most scores are 0.
 
-With 5 controls the p-value by rank cannot be 5 % or less, and the prediction interval has too many false positives for
-very skewed scores and for skewed scores at n = 20 and 32. Use 19 controls.
+The unit of the width:
+
+- Gains and differences of methods: the standard deviation of the difference of two scores, over prompts or questions,
+  without an effect and without seed spread.
+- Directions against controls: the standard deviation of a score, over prompts and directions.
+- Accuracies and ratios: the unit of the accuracy or ratio.
+
+Use 19 controls. With 5 controls the p-value by rank cannot be 5 % or less. The prediction interval with 5 controls has
+too many false positives for very skewed scores, and for skewed scores at n = 20 and 32.
 
 | claim | scores | n | k or seeds | false positives | second test | coverage, none | coverage, effect | width | power |
 |---|---|---|---|---|---|---|---|---|---|

@@ -18,8 +18,7 @@ from steerkit.stats.sign import shown_sign
 KINDS = ("Gaussian", "skewed", "binary")
 SIZES = (8, 20, 32, 100)
 SKEW = {"skewed": 0.35, "very skewed": 0.7}
-"""Factor in the exponent of lognormal scores; with the first, a score is as skewed as an exponential one."""
-
+"""Factor in the exponent of lognormal scores. With the first, a score has a skewness of 1.7 if x has the variance 2."""
 
 RARE = -4.0
 """Log-odds of rare binary scores at a latent score of 0: most texts have 0."""

@@ -42,7 +42,7 @@ def test_the_tables_of_the_pages_print_gains_verdicts_and_what_could_not_be_test
     about = {"matching_answers": {"myopic-reward": "prefers less now"}}
     write_table(tmp_path / "recipes/caa-smollm2/verdicts.csv", pd.DataFrame(rows), about)
     lines = recipes.caa_table(tmp_path).splitlines()[2:]
-    start = "| SmolLM2-135M | myopic-reward (prefers less now) |"
+    start = "| SmolLM2-135M-Instruct | myopic-reward (prefers less now) |"
     assert lines[0] == f"{start} letters | -0.2 | 0.50 | 0.10 [0.05, 0.15] | 0.20 [0.10, 0.30] | 0.25 | moves | 150 |"
     assert len(lines) == 3 and "texts | +0.2 |" in lines[2] and "not detected | 40 (fewer than 150)" in lines[2]
     rates = [{"kind": kind, "refused": 0.02, "low": 0.0, "high": 0.07, "n": 100} for kind in ("harmful", "harmless")]
@@ -52,7 +52,8 @@ def test_the_tables_of_the_pages_print_gains_verdicts_and_what_could_not_be_test
     added = pd.DataFrame([{**one, "over": over} for over in ("coefficient 0", "random")])
     write_table(tmp_path / "recipes/refusal-smollm2/gains.csv", added, {})
     lines = recipes.refusal_table(tmp_path).splitlines()[2:]
-    assert lines[0] == "| SmolLM2-135M | unsteered, harmful | 0.02 [0.00, 0.07] |  |  |  | 100 (fewer than 150) |"
+    model = "SmolLM2-135M-Instruct"
+    assert lines[0] == f"| {model} | unsteered, harmful | 0.02 [0.00, 0.07] |  |  |  | 100 (fewer than 150) |"
     assert lines[3].count("0.50 [0.40, 0.60]") == 2 and "not testable" in lines[2]
     assert "| 0.04 | 0.50" in lines[3] and "| 0.06 | 50 (fewer than 150) |" in lines[3]
     assert recipes.WRONG in recipes.refusal_table(tmp_path)
@@ -67,7 +68,8 @@ def test_the_tables_of_the_pages_print_gains_verdicts_and_what_could_not_be_test
     write_table(tmp_path / "recipes/persona-qwen/gains.csv", judged, {})
     (line,) = recipes.persona_table(tmp_path).splitlines()[2:]
     gain = "0.50 [0.40, 0.60]"
-    assert line == (f"| Qwen2.5-Coder-0.5B | judge | -2 | 0.04 | {gain} | {gain} | 0.06 | 50 (fewer than 150) |")
+    judged_texts = "judge | -2 | 0.04"
+    assert line == f"| Qwen2.5-Coder-0.5B-Instruct | {judged_texts} | {gain} | {gain} | 0.06 | 50 (fewer than 150) |"
 
 
 def test_every_judge_that_was_measured_is_in_the_tables_in_the_order_of_the_models(tmp_path: Path) -> None:
@@ -76,7 +78,8 @@ def test_every_judge_that_was_measured_is_in_the_tables_in_the_order_of_the_mode
     for name, change in (("qwen", {"spearman": 0.5}), ("smollm2", {}), ("another", {"n_unread": 0})):
         write_table(tmp_path / f"recipes/judge-{name}/agreement.csv", pd.DataFrame([{**row, **change}]), {})
     lines = recipes.judges_table(tmp_path).splitlines()[2:]
-    assert [line.split(" | ")[0] for line in lines] == ["| SmolLM2-135M", "| Qwen2.5-Coder-0.5B", "| another"]
+    names = [line.split(" | ")[0] for line in lines]
+    assert names == ["| SmolLM2-135M-Instruct", "| Qwen2.5-Coder-0.5B-Instruct", "| another"]
     assert lines[0].endswith("| 50 | 3 | 7 | 0.80 [0.70, 0.90] | 0.60 [0.50, 0.70] |  |") and lines[1].endswith(
         "0.50 |"
     )
