@@ -355,8 +355,8 @@ REASONS = {
     r"planted directions over random (\+[\d.]+ \[(?:-[\d.]+|\+0\.0[01]\d*), \+[\d.]+\])": r" (the check "
     r"fails on a base that was trained to write an agent's turn when a given direction is added: this direction raises "
     r"ROUGE-L by \1 more than random ones; the whole interval must be at least +0.02)",
-    r"up to (5[1-9]|[6-9]\d|100)% of the answers were not read": r" (the check in explicit debates fails: in \1 % of the "
-    "texts no answer was found, at most 50 % are allowed)",
+    r"up to (5[1-9]|[6-9]\d|100)% of the answers were not read": r" (the check in explicit debates fails: in \1 % of "
+    "the texts no answer was found, at most 50 % are allowed)",
 }
 """Pattern of a check that fails in the claims' table -> how README gives the reason of `not testable here`."""
 CONTROL = re.compile(r"(.+) points over DebateGPT \+ GRPO")
