@@ -29,6 +29,11 @@ MOST_ROWS = 576
 LOGIT_BYTES = {"cpu": 2**28, "cuda": 2**32}
 """Logits that a batch of scored texts holds at once."""
 SCORED_ROWS = 96
+SCORED_TOKENS = 768
+"""A batch of scored texts has at least so many rows, and of short texts as many as make so many tokens.
+
+A prompt is read once per batch, so that small batches of short texts would mostly read prompts.
+"""
 SHORT = 63
 """Rows with room for at most so many new tokens share batches; of others, those within a factor of 2."""
 _fitting: weakref.WeakKeyDictionary[nn.Module, dict[bool, int]] = weakref.WeakKeyDictionary()

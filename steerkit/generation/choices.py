@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from steerkit.generation.batches import SCORED_ROWS, held_logits, in_batches
+from steerkit.generation.batches import SCORED_ROWS, SCORED_TOKENS, held_logits, in_batches
 from steerkit.generation.engine import Engine, Row, prompt_edit
 from steerkit.text.prompt import Prompt
 from steerkit.text.tokens import encode
@@ -128,8 +128,9 @@ def log_probs_of(
     for length, some in groupby(by_length, key=lambda numbers: len(texts[numbers[0]])):
         groups = list(some)
         held = batch_rows * length if batch_rows else held_logits(model)
+        size = batch_rows or max(SCORED_ROWS, SCORED_TOKENS // length)
         work, first = partial(_score, groups, texts), [rows[numbers[0]] for numbers in groups]
-        for done in in_batches(model, first, length - 1, work, batch_rows or SCORED_ROWS, held):
+        for done in in_batches(model, first, length - 1, work, size, held):
             yield [pair for _, pairs in done for pair in pairs]
 
 
