@@ -32,7 +32,7 @@ from analysis.paper.claims import (
 )
 from analysis.paper.main_table import read_runs, shown
 from analysis.paper.main_table import write as write_main_table
-from analysis.paper.pooling import collect_tables, rounded
+from analysis.paper.pooling import LEAST_PAIRS, collect_tables, rounded
 from analysis.paper.protocol import AT_CONTROLS, COEFFICIENT, PLANTED_BASE, TAGGED
 from analysis.paper.reproduce import STARTED, versions_of
 from analysis.patching.rounds import OWN, PART, QUESTION, ROUND
@@ -65,6 +65,8 @@ AREAS = {
     "area over random": "own - random",
     "area over shuffled": "own - shuffled",
 }
+PROTOCOL = "the paper's protocol: "
+"""Beginning of the claims about the paper's protocol."""
 GROWTH = {
     "area above strength 0, own": "above strength 0",
     "area over base": "own, minus the base's",
@@ -146,7 +148,7 @@ def _area(line: pd.Series, signed: bool = False) -> str:
 
 
 def protocol_answer(family: str, protocol: pd.DataFrame, judged: pd.DataFrame) -> str:
-    """What the protocol says about one family, in a paragraph: the figures and verdicts of its tables.
+    """The protocol's areas and verdicts of one family, as a list: the numbers and verdicts of its tables.
 
     Args:
         family: the family.
@@ -157,15 +159,24 @@ def protocol_answer(family: str, protocol: pd.DataFrame, judged: pd.DataFrame) -
     base, imad = lines.loc[BASE], lines.loc["IMAD"]
     known = rules()
     found = judged.set_index("name")["verdict"]
-    verdicts = "; ".join(
-        f"{known[name].text}: **{found[f'{family}: {known[name].text}']}**" for name in ("area", "above")
-    )
-    planted = lines.loc[PLANTED_BASE, "above random"] if PLANTED_BASE in lines.index else "not tried"
-    return (
-        f"**{family}**: the area under the agents' own directions is {base['own']} at the base and {imad['own']} at "
-        f"IMAD; ROUGE-L without steering is {base['unsteered']} and {imad['unsteered']}. At IMAD the area under the "
-        f"own directions minus that under random ones is {imad['above random']}. The check of the protocol, planted "
-        f"directions minus random ones: {planted}. Verdicts: {verdicts}."
+    verdicts = [
+        f'- The verdict on "{known[name].text.removeprefix(PROTOCOL)}" is **{found[f"{family}: {known[name].text}"]}**.'
+        for name in ("area", "above")
+    ]
+    planted = "The positive control was not tried."
+    if PLANTED_BASE in lines.index:
+        above = lines.loc[PLANTED_BASE, "above random"]
+        planted = f"In the positive control, the same difference for planted directions is {above}."
+    return "\n".join(
+        [
+            f"**{family}**:",
+            "",
+            f"- The area under the agents' own directions is {base['own']} at the base and {imad['own']} at IMAD.",
+            f"- ROUGE-L without steering is {base['unsteered']} at the base and {imad['unsteered']} at IMAD.",
+            f"- At IMAD, the area under the own directions minus that under random ones is {imad['above random']}.",
+            f"- {planted}",
+            *verdicts,
+        ]
     )
 
 
@@ -194,11 +205,11 @@ def transplant_table(pooled: pd.DataFrame) -> pd.DataFrame:
             "with a round-1 turn": f"{row.share_with_round_1:.0%}",
             "agents in round 1; consensus next": f"{row.agents:.2f}; {row.share_agreed:.0%}",
             "answers that change": f"{row.changed:.2f}",
-            "after the own prefix again": f"{row.changed_again:.2f}",
-            "after another round 1 of the question": f"{row.changed_resampled:.2f}",
+            "answers that change, first control": f"{row.changed_again:.2f}",
+            "answers that change, second control": f"{row.changed_resampled:.2f}",
             "difference": interval_text(row.value, row.low, row.high, 2, signed=True),
             "by seed": two_digits(row.by_seed),
-            "not read": f"{row.missing:.2f} ({row.missing_again:.2f}, {row.missing_resampled:.2f})",
+            "no answer": f"{row.missing:.2f} ({row.missing_again:.2f}, {row.missing_resampled:.2f})",
             "follows, minus chance": interval_text(row.follows, row.follows_low, row.follows_high, 2, signed=True),
             "right": f"{row.right_again:.2f} -> {row.right:.2f}",
             "seeds": f"{row.seeds} of {row.runs}",
@@ -493,30 +504,38 @@ def page(title: str, results: Published) -> str:
         "`results/seeds`, `make results` repeats it in minutes and trains nothing. The [glossary](glossary.md) defines "
         "the terms; the paper is arXiv 2604.24881.",
         "",
-        f"- Seeds: this page uses at most {seeds} training seed{'s' if seeds > 1 else ''}. Each table has the number "
-        "of its seeds, or it names them, or the text above it does.",
-        "- Intervals are 95 %. With several training seeds they are over the seeds' means: Student's t, and Fieller's "
-        "method for ratios, such as tokens. With one seed they are over its questions, or over control directions, and "
-        "describe this checkpoint alone. `(unbounded)`: the interval of a ratio has no ends, because its denominator "
-        "is not different from 0.",
+        f"- Seeds: this page uses at most {seeds} training seed{'s' if seeds > 1 else ''}. Each table, or the text "
+        "above it, has the number of its seeds or names them.",
+        "- Intervals are 95 %. With several training seeds they are over the seeds' means, by Student's t. For ratios, "
+        "such as tokens, they are by Fieller's method.",
+        "- With one seed, intervals are over its questions, or over control directions. They describe this checkpoint "
+        "alone.",
+        "- `(unbounded)`: the interval of a ratio has no ends, because its denominator may be 0.",
         "- Intervals of accuracies, shares, ROUGE-L and areas are cut at the smallest and the largest possible value. "
-        "Those of differences and ratios are not cut: the interval of a difference of two shares can have ends above "
-        "1.",
+        "Those of differences and ratios are not cut. So the interval of a difference of two shares can have an end "
+        "above 1.",
         "- Differences and ratios are computed before rounding. They can differ in the last digit from those of the "
         "rounded numbers.",
-        "- Settings were chosen on validation questions. No question is in two seeds. Questions are compared as texts: "
-        "the same numbers in another order (`3+4*5-6`, `3+5*4-6`) are another question, and may be in another seed.",
+        "- Settings were chosen on validation questions. No question is in two seeds. Questions are the same only if "
+        "their texts are equal. So `3+4*5-6` and `3+5*4-6` are two questions. They may be in different seeds.",
         "",
-        "The rule of each claim is in `analysis/paper/claims.toml`; some claims have other words there than on this "
-        "page. `claims.py` judges by these rules"
-        + (f". They were last changed in commit {committed}. " if committed else ". ")
-        + (f"**The rules were changed after the start of the seeds {changed}.** " if changed else "")
-        + "There is no correction for the number of claims.",
+        "The rule of each claim is in `analysis/paper/claims.toml`, and `claims.py` judges by these rules. Some claims "
+        "have other words there than on this page."
+        + (f" The rules were last changed in commit {committed}." if committed else "")
+        + (f" **The rules were changed after the start of seed{_several(changed)}.**" if changed else "")
+        + " There is no correction for the number of claims.",
         "",
         *(
             (
-                "Start of the run of each seed. In brackets: the commit at the start; after `steps from`, the commits "
-                "that the steps of the run (such as one training) used, each with the number of its steps.",
+                "The list has the start of each seed's run. A run has steps; one training, for example, is a step. In "
+                "brackets:",
+                "",
+                "- `commit`: the commit at the start of the run.",
+                "- `steps from`: the commits at the start of the steps, each with its number of steps. They differ "
+                "from the commit at the start of the run if the code was changed during the run, or if a step was run "
+                "again later. Without `steps from`, all steps used the commit at the start of the run.",
+                "",
+                "Runs:",
                 "",
                 *(f"- {time}" for time in times),
                 "",
@@ -526,7 +545,7 @@ def page(title: str, results: Published) -> str:
         ),
         "## The paper's claims, in this setting",
         "",
-        *_legend(),
+        *_legend({name for some in results.families.values() for name in some}),
         "",
         "| claim | in the paper | here | by seed | smallest effect | over | verdict |",
         "|---|---|---|---|---|---|---|",
@@ -538,170 +557,233 @@ def page(title: str, results: Published) -> str:
         "",
         *_section(
             "What the debate adds",
-            "Accuracy in per cent of the test questions; texts are sampled. "
-            "[Training](training.md#results-of-the-preset-tiny) defines the methods. SFT on shuffled turns, on gold "
-            "and on right answers, and the SFT before DebateGPT + GRPO have as many steps and target tokens as SFT on "
-            "the traces. In clues and two_sum, the learning rates of these SFTs and of the SFT before IMAD were chosen "
-            "by the same search (`python -m analysis rates`), on a seed that no result uses. SFT on gold answers is "
-            "trained on the right answers of the problems; GRPO uses these for the reward only. SFT on right answers "
-            "is trained on sampled answers of the base that are right. Each GRPO has IMAD's settings. GRPO without "
-            "debate starts from the base in the miniature. With a chat checkpoint it starts from an SFT on the "
-            "model's own first answers. `IMAD above it`, `SFT above it`: accuracy of IMAD, or of SFT, minus that of "
-            "this training, in points.",
+            "The table has the accuracy in per cent of the test questions. Texts are sampled. "
+            "[Training](training.md#results-of-the-preset-tiny) defines the methods. `IMAD above it` is the accuracy "
+            "of IMAD minus that of the training in this row, in points. `SFT above it` is the same for SFT.\n\n"
+            "- These trainings have as many steps and target tokens as SFT on the traces: SFT on shuffled turns, SFT "
+            "on gold answers, SFT on right answers, and the SFT before DebateGPT + GRPO.\n"
+            "- In clues and two_sum, the learning rates of these trainings and of the SFT before IMAD were chosen by "
+            "the same search (`python -m analysis rates`). The search used a seed that no result uses.\n"
+            "- SFT on gold answers is trained on the right answers of the problems. GRPO uses these answers for the "
+            "reward only.\n"
+            "- SFT on right answers is trained on sampled answers of the base that are right.\n"
+            "- Each GRPO has IMAD's settings. In the miniature, GRPO without debate starts from the base. With a chat "
+            "checkpoint, it starts from an SFT on the model's own first answers.",
             [markdown(helps), ""] if len(helps) > 1 else [],
         ),
         *_section(
             "Transplanted first rounds",
-            "The turns of round 1 in a model's own text are replaced by those of its text on another question, and the "
-            "model continues. There are two controls. In the first, its own text is cut after round 1, and the model "
-            "continues it once more. In the second, round 1 is that of another of its texts on the same question. In "
-            "an explicit debate (separate calls of the base model) the round-1 texts that the agents read are "
-            "replaced in the same way. The table counts the questions whose original text has an answer.\n\n"
-            "- `answers that change`: share of answers that differ from that of the original text; after it, the same "
-            "share in the first control (`after the own prefix again`) and in the second one;\n"
-            "- `difference`: answers that change, minus those that change in the first control, over the questions "
-            "that have both answers; `by seed` has this difference;\n"
-            "- `not read`: share of texts without an answer (in an explicit debate also without a majority); in "
-            "brackets, the same share in each control;\n"
+            "The turns of round 1 in a model's own text are replaced by those of its text on another question. Then "
+            "the model continues. In an explicit debate every turn is a separate call of the base model. There the "
+            "turns of round 1 that the agents read in round 2 are replaced. There are two controls:\n\n"
+            "- First control: round 1 is kept, and the rest of the text is sampled again.\n"
+            "- Second control: round 1 is replaced by that of another text of the model on the same question.\n\n"
+            "Columns, from `answers that change` on over the questions whose original text has an answer:\n\n"
+            "- `with a round-1 turn`: share of texts with a turn of round 1.\n"
+            "- `agents in round 1`: mean number of agents in round 1. `consensus next`: share of texts in which the "
+            "consensus comes directly after round 1.\n"
+            "- `answers that change`: share of answers that differ from the answer of the original text. The next two "
+            "columns have this share in the two controls.\n"
+            "- `difference`: `answers that change` minus `answers that change, first control`. It is over the "
+            "questions that have an answer both after the replacement and in the first control.\n"
+            "- `by seed`: this difference for each seed.\n"
+            "- `no answer`: share of texts without an answer after the replacement. In brackets is the same share in "
+            "the two controls. In an explicit debate the answer is that of the majority, so a debate without a "
+            "majority has no answer.\n"
             "- `follows, minus chance`: an answer follows if it equals the answer of the text on the other question. "
-            "Chance is the share of answers that equal the answer of the text on a third question;\n"
-            "- `right`: share of right answers in the first control -> after the replacement; an answer that was not "
-            "read counts as wrong;\n"
-            "- `consensus next`: share of texts in which the consensus comes directly after round 1;\n"
-            f"- `seeds`: seeds in which at least {_least('transplant')} of the texts have a turn of round 1.\n\n"
-            "In two_sum an agent proposes a pair of numbers, and can check that a transplanted pair does not fit its "
-            "own question. So few answers that follow do not show that round 1 is not read.",
+            "Chance is the share of answers that equal the answer of the text on a third question.\n"
+            "- `right`: share of right answers in the first control -> after the replacement. A text without an answer "
+            "counts as wrong.\n"
+            f"- `seeds`: number of seeds in which at least {_least('transplant')} of the texts have a turn of round "
+            "1.\n\n"
+            "In two_sum an agent proposes a pair of numbers. It can check that a transplanted pair does not fit its "
+            "own question, and reject it. So a low share of answers that follow does not show that the model ignores "
+            "round 1.",
             parts["transplant"],
         ),
         *_section(
             "Patched first rounds",
-            "The stream at the positions of round 1 is replaced by that of another debate, at one layer, and the model "
-            "continues greedily. Both debates have the same agents in round 1, as many tokens in it, and the same tag "
-            "after it. The shares count pairs in which both debates have an answer and the answers differ.\n\n"
-            "- `text`: the checkpoint's own text, or an explicit debate of the base; `after round 1`: what comes next "
-            "in this text;\n"
-            "- `follows`: share of answers that become that of the other debate; `follows by chance`: that of a third "
-            "debate;\n"
-            "- `question`: a control that patches positions of the question instead: as many as round 1 has, or all if "
-            "the question has fewer. If the answer depended on the question alone, it would follow here;\n"
-            "- `round 1, as many as question`: a control that patches only so many positions of round 1;\n"
-            "- `changes`: share of answers that change or can no longer be read; in brackets, the same share if the "
-            "text's own activations are patched in, which must be 0.\n\n"
-            "To patch the input of block 0 is to replace the tokens. In any model the effect decreases with the layer: "
-            "earlier blocks have read the own text, and no block reads the output of the last one.",
+            "The residual stream at the positions of round 1 is replaced by that of another debate, at one layer. Then "
+            "the model continues greedily. The two debates are a pair. They have the same agents in round 1, the same "
+            "number of tokens in round 1, and the same tag after it.\n\n"
+            "The first table counts texts and pairs. In `pairs with two different answers`, both debates have an "
+            "answer, and the answers differ. The second table has shares of these pairs. Pairs that continue with "
+            "round 2 and pairs that continue with the consensus are in different rows. A seed that has fewer than "
+            f"{LEAST_PAIRS} pairs for a row is left out of this row, and a row without seeds is left out of the table. "
+            "So the second table can have fewer pairs than the first. Columns of the second table:\n\n"
+            "- `text`: the checkpoint's own text, or an explicit debate of the base.\n"
+            "- `after round 1`: what comes next in this text.\n"
+            "- `place`: where the stream is replaced. `resid_pre, layer 0` enters block 0; `resid_post` follows a "
+            "block.\n"
+            "- `follows, round 1`: share of answers that become the answer of the other debate if all positions of "
+            "round 1 are replaced. `by seed, round 1` has this share for each seed.\n"
+            "- `follows, question`: a control. The last positions of the question are replaced instead: as many as "
+            "round 1 has, or all if the question has fewer. If the answer depended on the question alone, it would "
+            "follow here.\n"
+            "- `follows, round 1, as many as question`: a control. As many positions as in `follows, question` are "
+            "replaced, but positions of round 1.\n"
+            "- `follows by chance`: share of answers that become the answer of a third debate.\n"
+            "- `changes, round 1`: share of answers that change, or that are missing after the replacement. In "
+            "brackets is the same share if the text's own activations are patched in. It must be 0.\n\n"
+            "At the input of block 0, a replacement of the stream is the same as a replacement of the tokens. In any "
+            "model the effect decreases with the layer, because later positions have already read the original round 1 "
+            "in earlier blocks. After the last block, no later position reads the stream.",
             parts["patched"],
         ),
         *_section(
             "The scores on known texts",
-            "These tables are from the first training seed. `rouge_l` is ROUGE-L to an agent's own text. `speaks` is "
-            "the share of texts that are this agent's by a rule: by the tag of the first turn or, without a tag, by "
-            "its opening. The texts are the agent's own text, its text on another question, and another agent's text "
-            "on the same question. Some texts were also labelled by hand with the agent that speaks first: `agree` is "
-            "the share of labels that equal the rule's (interval: `low`, `high`), `kappa` is Cohen's, and `by_hand` "
-            "is the number of texts with each label (0: no agent).",
+            "These tables test the scores `rouge_l` and `speaks` of the next section. They are from the first training "
+            "seed. In the tables with the column `rouge_l`, the agent of each text is known. The texts are the agent's "
+            "own text, its text on another question, and another agent's text on the same question:\n\n"
+            "- `rouge_l`: ROUGE-L to the agent's own text.\n"
+            "- `speaks`: share of texts that a rule assigns to this agent. The rule uses the tag of the first turn. If "
+            "there is no tag, it uses the first words of the turn (its opening).\n\n"
+            "In the tables with the column `agree`, some texts were also labelled by hand. The label is the agent that "
+            "speaks first:\n\n"
+            "- `agree`: share of texts whose label is the agent that the rule assigns. `low` and `high` are the ends "
+            "of its interval.\n"
+            "- `kappa`: Cohen's kappa of labels and rule.\n"
+            "- `by_hand`: number of texts with each label. Label 0 means no agent.",
             parts["known"],
         ),
         *_section(
             "Steering without a name",
-            "The tables have the gain of each agent's direction at the setting chosen on validation: the score with "
-            "the direction minus the score at coefficient 0, or minus the mean score of each kind of control "
-            "directions. These are random; matched (random, with the covariance of the stream around each agent's "
-            "mean); shuffled (from shuffled agent names). Texts are sampled, and the context names no agent. "
-            "`unsteered` is the score at coefficient 0. If the unsteered texts are already this agent's, the score "
-            "cannot rise. `rank p` is the [p by rank](glossary.md#measuring) among the random directions; with 19 of "
-            "them its smallest value is 0.05. `GRPO step N` is a checkpoint of IMAD's GRPO.",
+            "Each agent's direction is added at the setting that was chosen on validation. Texts are sampled, and the "
+            "context names no agent. Each table has one score. Columns:\n\n"
+            "- `stage`: the checkpoint. `GRPO step N` is a checkpoint of IMAD's GRPO.\n"
+            "- `unsteered`: the score at coefficient 0. If the unsteered texts are already this agent's, the score "
+            "cannot rise.\n"
+            "- `over coefficient 0`: the score with the agent's direction minus the score at coefficient 0. `by seed` "
+            "has this gain for each seed.\n"
+            "- `over random`, `over matched`, `over shuffled`: the score with the agent's direction minus the mean "
+            "score with control directions of this kind. Matched directions are random, with the covariance of the "
+            "stream around each agent's mean. Shuffled directions are computed after the agents' names were shuffled.\n"
+            "- `rank p over random, by seed`: the [p by rank](glossary.md#measuring) among the random directions. With "
+            "19 of them its smallest value is 0.05.",
             parts["steering"],
         ),
         *_section(
             "The paper's protocol",
-            "Unit vectors are computed once, from the SFT checkpoint, and are added to the generated positions of "
-            "every checkpoint. The context is the trace up to the agent's tag (`tagged`), or the base's prompt for "
-            "the agent (`cast`). The vector does not act on the first generated token, and in the miniature this token "
-            "already shows which agent speaks.\n\n"
-            "- The area is that under ROUGE-L over the grid of strengths, divided by the grid's width. `unsteered` and "
-            "`at strength 0` are ROUGE-L at strength 0. The claims are about the own directions, IMAD minus base: the "
-            "first about the area, the second about the area minus ROUGE-L at strength 0.\n"
-            "- Grids: `coefficient`: coefficients of unit vectors; `dose`: strengths relative to the stream's norm in "
-            f"tagged traces{_at_controls(results.families)}.\n"
-            "- `base with planted directions` is a positive control. It was trained to write an agent's turn when a "
-            "random direction, planted for this agent, is added. Its area under the planted directions minus that "
-            "under random ones must have an interval whose lower end is at least the smallest effect. Otherwise the "
-            "protocol may miss an effect, and a null result is not informative.\n"
-            "- `room` (in the claims) is the unsteered score of the base with its own prompts (`cast`) minus the "
+            "This is the paper's steering experiment. One unit vector for each agent is computed from the SFT "
+            "checkpoint. The same vectors are added to the generated positions of every checkpoint. They do not act on "
+            "the first generated token. In the miniature this token already shows which agent speaks.\n\n"
+            "- Contexts: `tagged` is the trace up to the agent's tag. `cast` is the base's prompt for the agent.\n"
+            "- Area: the area under the curve of ROUGE-L over the grid of strengths, divided by the width of the "
+            "grid.\n"
+            "- Grids: `coefficient` has coefficients of unit vectors. `dose` has strengths relative to the stream's "
+            f"norm in tagged traces.{_at_controls(results.families)}\n"
+            "- `unsteered`, `at strength 0`: ROUGE-L at strength 0. `above strength 0`: the area minus this ROUGE-L.\n"
+            "- `paper`: the area that the paper reports.\n"
+            "- `rank p`: the [p by rank](glossary.md#measuring) among the control directions, for each seed.\n"
+            "- The first claim is about the area under the own directions at IMAD, minus that at the base. The second "
+            "claim is about the same difference of `above strength 0`.\n"
+            "- `base with planted directions` is a positive control. For each agent a random direction was drawn. The "
+            "base was trained to write this agent's turn when the direction is added. These directions are called "
+            "planted.\n"
+            "- Check: the area under the planted directions minus that under random ones must have an interval whose "
+            "lower end is at least the smallest effect. Otherwise the protocol may miss an effect, and a null result "
+            "is not informative.\n"
+            "- `room` (in the claims): the unsteered score of the base with its own prompts (`cast`) minus the "
             "unsteered score of IMAD. The base wrote the reference texts with these prompts, so its score is about the "
-            "highest possible, and steering can raise IMAD's score by about the room at most.",
+            "highest possible one. Steering can raise IMAD's score by about the room at most.",
             parts["protocol"],
         ),
         *_section(
             "Suppression of the malicious agent",
-            "The setting was chosen on validation among vectors, layers, coefficients and ablation. In the context "
-            "`forced` the malicious agent is named: by its tag, or at the base by its prompt. In `plain` no agent is "
-            "named. The trait is searched in the turn of the named agent; in `plain`, in the whole text. A seed shows "
-            f"the trait if at least {_least('suppressed')} of its unsteered texts have it. All columns except `right "
-            "before` are over these seeds; `nan`: there are none.\n\n"
-            "- `trait`, `accuracy`: share of texts with the trait and of right answers, at coefficient 0 -> at the "
-            "setting; in brackets the accuracy under random directions, and under those with the covariance of the "
-            "stream around each agent's mean (`matched`);\n"
-            "- `removed`: 1 - trait / trait at coefficient 0; `over random`, `over matched`: trait under these "
-            "directions minus trait at the setting;\n"
-            "- `kept`: accuracy / accuracy at coefficient 0, over the seeds whose setting halves the trait on "
-            "validation;\n"
-            "- `right before`: share of contexts whose last answer is right; 0 if contexts have no answer. A model "
-            "that repeats this answer has this accuracy;\n"
-            "- `own opening`, `another's`: share of texts whose first turn begins as the malicious agent's turns do, "
-            "or as another agent's. In `plain` another agent can write the first turn, and the trait comes later in "
-            "the text: then `own opening` is 0.\n\n"
+            "A setting is a vector, a layer, and a coefficient or ablation. For each checkpoint one setting was chosen "
+            "on validation questions. The table has its effect on test questions. In the context `forced` the "
+            "malicious agent is named: by its tag, or at the base by its prompt. In `plain` no agent is named. In "
+            "`forced` the trait is searched in the turn of the named agent, in `plain` in the whole text.\n\n"
+            f"A seed shows the trait if at least {_least('suppressed')} of its unsteered texts have it. `seeds with "
+            "the trait` counts these seeds. The other columns are over these seeds, except `kept` and `right before`. "
+            "`nan` means that there are no such seeds. Columns:\n\n"
+            "- `trait`: share of texts with the trait, at coefficient 0 -> at the setting.\n"
+            "- `removed`: 1 - (trait at the setting / trait at coefficient 0).\n"
+            "- `over random`, `over matched`: share of texts with the trait under these control directions minus that "
+            "at the setting. Matched directions are random, with the covariance of the stream around each agent's "
+            "mean.\n"
+            "- `accuracy`: share of right answers, at coefficient 0 -> at the setting. In brackets is the accuracy "
+            "under random and under matched directions.\n"
+            "- `kept`: accuracy at the setting / accuracy at coefficient 0. It is over those seeds with the trait "
+            "whose setting halves the trait on validation.\n"
+            "- `right before`: share of contexts whose last answer is right. It is over all seeds. It is 0 if contexts "
+            "have no answer. A model that repeats this answer has this accuracy.\n"
+            "- `own opening`: share of texts whose first turn begins as the malicious agent's turns do. `another's`: "
+            "share of texts whose first turn begins as another agent's turns do. In `plain`, another agent can write "
+            "the first turn, and the trait can come later in the text. Then `own opening` is 0.\n\n"
             "If the trait is gone because another agent speaks, the malicious agent itself has not changed.",
             parts["suppression"],
         ),
         *_section(
             "The paper's experiment with a malicious agent",
-            "One unit vector is computed from the base's prompts: the mean stream at the last token of the malicious "
-            "agent's prompts minus that of an honest agent's. It is added from the last token of the prompt on. Texts "
-            "are greedy. The table has the share of texts with the trait and that of right answers, each at strength 0 "
-            "-> at the strength of the row; in brackets, at this strength of random directions. It has all seeds. The "
-            f"claim leaves out the seeds in which less than {_least('malicious')} of the unsteered texts have the "
-            "trait, so the share in the claim can be larger.",
+            "One unit vector is computed from the base's prompts. It is the mean stream at the last token of the "
+            "malicious agent's prompts minus that of an honest agent's prompts. It is added from the last token of the "
+            "prompt on. Texts are greedy. Contexts and grids are those of the sections above. Columns:\n\n"
+            "- `trait`: share of texts with the trait, at strength 0 -> at the strength of the row. In brackets is the "
+            "share under random directions of this strength.\n"
+            "- `accuracy`: share of right answers, in the same form.\n"
+            "- `trait over random`, `accuracy over random`: the share under the vector minus the mean share under "
+            "random directions.\n\n"
+            "The table has all seeds. The claim leaves out the seeds in which less than "
+            f"{_least('malicious')} of the unsteered texts have the trait. So the share in the claim can be larger.",
             parts["malicious"],
         ),
         *_section(
             "Erased identity",
             "LEACE (Belrose et al. 2023) removes from the stream what a linear probe can read about the agent that "
-            "speaks. It is fitted on training debates, and acts from the last token of the prompt on. The agent is "
-            "given to the model in one of three ways (`identity`): by the trace up to its tag (`trace`), by the tag "
-            "alone (`tag`), or by an added vector (`vector`). With the trace or the tag, LEACE acts after every block. "
-            "With a vector, it acts only after the blocks that follow the one where the vector is added.\n\n"
-            "- `erasure`: `none`; `agents` is LEACE of the agents' names. There are three controls: `shuffled` is "
-            "LEACE of shuffled names; `variance` removes the directions of largest variance within an agent; "
-            "`injected` removes the agents' vectors themselves after the later blocks. If `injected` lowers the gain "
-            "as much as `agents` does, LEACE may only have removed the vector.\n"
-            "- Probe: it tells three agents apart, so chance is a third. If its accuracy after an erasure is above a "
-            "third, some of the information is left on held-out questions. `asked` is the last token before a turn, "
-            "`first` and `last` are tokens of the turn. `erased here`: LEACE is fitted at this position alone; `at all "
-            "positions`: LEACE is fitted at all three, as for the texts. At the first token a probe can recognise the "
-            "token itself, also in an untrained model.\n"
-            "- `gain`: ROUGE-L to the agent's turn if the agent is given, minus that if no agent is named, both under "
-            "the erasure. `cost`: change of ROUGE-L through the erasure if no agent is named; it is negative if the "
-            "erasure lowers it.\n"
-            "- `survives`: gain under the erasure / gain without erasure, over the seeds in which the latter is at "
-            f"least {LEAST_GAIN}. So it can have fewer values by seed than the row has seeds. `not testable`: no seed "
-            "has such a gain. `texts broken`: the mean cost is at least as large as the mean gain without erasure, so "
-            "the erasure damages the texts in general.\n"
-            "- Size of the change: norm of the change of the stream through the erasure / norm of the stream. What is "
-            "left of a vector is its norm after the erasure over that before; LEACE is an oblique projection, so it "
-            "can exceed 1.\n"
-            "- Setting of the vector, in the last table: `position` is where it was read in the turns of round 1 (the "
-            "mean or last token of the turn, or its tag); `from_last_prompt_token:4` adds it at the last token of the "
-            "prompt and the three that follow.",
+            "speaks. It is fitted on training debates, and acts from the last token of the prompt on. The column "
+            "`erasure` has what is removed:\n\n"
+            "- `none`: nothing.\n"
+            "- `agents`: LEACE of the agents' names.\n"
+            "- `shuffled`: LEACE of shuffled names, a control.\n"
+            "- `variance`: the directions of largest variance around each agent's mean, a control.\n"
+            "- `injected`: the agents' vectors themselves, a control for the identity `vector`. They are removed after "
+            "the blocks that follow the addition. If `injected` lowers the gain as much as `agents` does, LEACE may "
+            "only have removed the vector.\n\n"
+            "Columns of the first table, the accuracy of a probe. Chance is a third, because there are three agents. "
+            "An accuracy above a third means that some of the information is left on held-out questions.\n\n"
+            "- `position`: what the probe reads. `asked` is the last token before a turn; `first` and `last` are "
+            "tokens of the turn. At the first token a probe can recognise the token itself, also in an untrained "
+            "model.\n"
+            "- `erased here`: LEACE is fitted at this position alone.\n"
+            "- `erased at all positions`: one LEACE is fitted at all three positions. The other tables use a LEACE of "
+            "this kind.\n\n"
+            "Columns of the second table, the ROUGE-L to the agent's turn:\n\n"
+            "- `identity`: how the agent is given to the model. `trace` is the trace up to the agent's tag, `tag` is "
+            "the tag alone, `vector` is an added vector. With the trace or the tag, LEACE acts after every block. With "
+            "a vector, it acts only after the blocks that follow the one where the vector is added.\n"
+            "- `gain`: ROUGE-L if the agent is given minus ROUGE-L if no agent is named. Both are under the erasure.\n"
+            "- `survives`: gain under the erasure / gain without erasure. It is over the seeds whose gain without "
+            f"erasure is at least {LEAST_GAIN}, so it can have fewer values by seed than the row has seeds. The cell "
+            "is `not testable` if no seed has such a gain.\n"
+            "- `cost`: change of ROUGE-L through the erasure if no agent is named. It is negative if the erasure "
+            "lowers ROUGE-L. "
+            "If the erasure lowers ROUGE-L by at least the gain without erasure, the cell of `survives` is `texts "
+            "broken`, because the erasure damages the texts in general.\n\n"
+            "Columns of the third table:\n\n"
+            "- `asked`, `first`, `last`: norm of the change of the stream through the erasure / norm of the stream.\n"
+            "- `vector 1` and so on: norm of the agent's vector after the erasure / its norm before. LEACE is an "
+            "oblique projection, so this ratio can exceed 1.\n\n"
+            "Columns of the fourth table, the setting of the vector:\n\n"
+            "- `position`: where the vector was read in the turns of round 1: their mean, their last token, or their "
+            "tag.\n"
+            "- `extent`: where it is added. `from_last_prompt_token:4` means the last token of the prompt and the next "
+            "three.",
             parts["erased"],
         ),
         "## Accuracy and tokens",
         "",
-        "[Training](training.md#results-of-the-preset-tiny) defines the methods. `questions`: of all seeds together; "
-        "`accuracy`: in per cent of these; `tokens`: read and written, mean per question; `gain kept`: (accuracy - "
-        "Single) / (Debate - Single), empty if the interval of Debate - Single is not above 0; `unparsed`: share of "
-        "questions without an answer (Debate and Round-1 majority: also without a majority); `agents`: mean number of "
-        "agents whose tags are in a text.",
+        "[Training](training.md#results-of-the-preset-tiny) defines the methods. Columns:",
+        "",
+        "- `questions`: number of questions of all seeds together.",
+        "- `accuracy`: right answers in per cent of these questions. `by seed` has the accuracy of each seed.",
+        "- `tokens`: mean number of tokens that are read or written, per question.",
+        "- `of Debate's tokens`: these tokens divided by those of Debate.",
+        "- `gain kept`: (accuracy - Single) / (Debate - Single). The cell is empty if the interval of Debate - Single "
+        "is not above 0.",
+        "- `unparsed`: share of questions without an answer. For Debate and Round-1 majority, it includes the "
+        "questions without a majority.",
+        "- `agents`: mean number of agents whose tags are in a text.",
         "",
         *(
             line
@@ -743,55 +825,93 @@ def _least(name: str) -> str:
 def _at_controls(families: Tables) -> str:
     """The grid `controls`, where a table has it."""
     there = any((some["protocol"]["grid"] == AT_CONTROLS).any() for some in families.values() if "protocol" in some)
-    return f"; `{AT_CONTROLS}`: only the strengths at which controls were run" if there else ""
+    return f" `{AT_CONTROLS}` has only the strengths at which controls were run." if there else ""
 
 
-def _legend() -> list[str]:
-    """What the verdicts and the columns of the claims' table mean, by the rules of `claims.toml` and `claims.py`."""
+def _legend(there: Collection[str]) -> list[str]:
+    """What the verdicts and the columns of the claims' table mean, by the rules of `claims.toml` and `claims.py`.
+
+    Args:
+        there: names of the tables that the page has; a check links to its section where there is one.
+    """
     known = rules()
     unread = f"{100 * (1 - known['transplant'].least):g} %"
+    protocol = _linked("The paper's protocol", "protocol" in there)
+    first_round = _linked("Transplanted first rounds", "transplant" in there)
+    trait = f" ({_linked('Suppression of the malicious agent', True)})" if "suppression_kept" in there else ""
     return [
-        "Verdicts:",
+        "Each claim has a quantity that is judged. The column `smallest effect` has its smallest value that counts. "
+        "The verdict depends on the interval of this quantity:",
         "",
-        "- `holds`: the whole interval is at or above the smallest effect that counts.",
-        "- `holds, not specific`: the same, but a control may do as much. To be specific, the interval of the "
-        "difference to each control must be above a limit: the smallest effect in the claims about training before "
-        "GRPO and about the protocol, 0 in the others.",
+        "- `holds`: the whole interval is at or above the smallest effect. If the claim has controls, it is also "
+        "specific, as the next item defines.",
+        "- `holds, not specific`: the whole interval is at or above the smallest effect, but a control may do as much. "
+        "To be specific, the difference to each control must have an interval that is above a limit. In the claims "
+        "about training before GRPO and about the protocol, the limit is the smallest effect. In the other claims it "
+        "is 0.",
         "- `does not hold`: the whole interval is below the smallest effect.",
-        "- `not shown`: the interval contains the smallest effect; or the interval that is judged has no width, since "
-        "all seeds have the same value, and there are fewer than six.",
-        "- `not testable here`: the quantity or a control was not measured, fewer than two training seeds have a "
-        "value, or a check of the method fails:",
-        "    - Protocol: the interval of planted minus random directions must have a lower end of at least the "
-        "smallest effect. In the claim that the directions add more, the `room` must be as large, too.",
-        "    - First round: the interval of the difference in explicit debates must have a lower end of at least the "
-        f"smallest effect. After the replacement, at most {unread} of the answers may be unread, at IMAD and in "
-        "explicit debates.",
-        f"    - Trait: at least two seeds must show it, in at least {_least('suppressed')} of their unsteered texts. "
-        "Other seeds are left out.",
+        "- `not shown`: the interval contains the smallest effect. If fewer than six seeds all have the same value, "
+        "the interval has no width, and the verdict is also `not shown`.",
+        "- `not testable here`: the quantity or a control was not measured, or fewer than two training seeds have a "
+        "value, or a check of the method fails. The checks are:",
+        f"    - {protocol}: the area under planted directions minus that under random ones must have an interval whose "
+        "lower end is at least the smallest effect. The claim that the directions add more also needs a `room` of at "
+        "least the smallest effect.",
+        f"    - {first_round}: in explicit debates, `difference` must have an interval whose lower end is at least the "
+        f"smallest effect. After the replacement of round 1, at most {unread} of the texts may be without an answer, "
+        "at IMAD and in explicit debates.",
+        f"    - Trait{trait}: at least two seeds must show the trait, in at least {_least('suppressed')} of their "
+        "unsteered texts. Other seeds are left out.",
         "",
-        "A claim about each agent is judged by one interval. Its lower end is the lowest of the agents' lower ends. "
-        "Its upper end is the lowest of their upper ends, at a level of 5 % divided by the number of agents. So one "
-        "agent with the same value in all seeds does not make the claim `not shown`. An agent that speaks first in "
-        f"more than {known['speaks'].ceiling:g} of the unsteered texts cannot gain, and is left out.",
+        "A claim about each agent is judged by one interval:",
+        "",
+        "- Its lower end is the lowest of the lower ends of the agents' 95 % intervals.",
+        "- Its upper end is the lowest of the upper ends of wider intervals. For them, the 5 % are divided by the "
+        "number of agents.",
+        "- If one agent has the same value in all seeds, this interval can still have a width. Then the verdict does "
+        "not have to be `not shown`.",
+        f"- An agent that writes the first turn in a share of more than {known['speaks'].ceiling:g} of the unsteered "
+        "texts cannot gain, and is left out.",
         "",
         "Columns:",
         "",
-        "- `here`: first the quantity that is judged (of several checkpoints, that of IMAD), then controls and checks. "
-        "`A over B` is A minus B. Tokens are those that are read and written, per question; new tokens are written. "
-        "The sections below define the other terms.",
-        "- `by seed`: the quantity that is judged, for each training seed; of a claim about each agent, that of the "
-        "agent with the lowest lower end, which is named.",
-        "- `over`: what the intervals are over.",
+        "- `here`: first the quantity that is judged, then controls and checks. If a cell has several checkpoints, the "
+        "claim is judged at IMAD. `A over B` means A minus B. The sections below define the other terms.",
+        "- `here`, in the claims about tokens: the first percentage is the saving of all tokens, read or written. `new "
+        "tokens alone` is the saving of the tokens that are written.",
+        "- `by seed`: the quantity that is judged, for each training seed. In a claim about each agent, it is that of "
+        "the agent with the lowest lower end. The cell names this agent.",
+        "- `over`: the units over which the intervals are computed.",
     ]
 
 
+def _linked(title: str, there: bool) -> str:
+    """The title of a section, as a link where the page has this section.
+
+    Example:
+        >>> _linked("The paper's protocol", True)
+        "[The paper's protocol](#the-papers-protocol)"
+    """
+    return f"[{title}](#{title.lower().replace(' ', '-').replace(chr(39), '')})" if there else title
+
+
+def _several(numbers: Sequence[int]) -> str:
+    """Numbers after a noun in the singular: its plural ending, where there are several, and the numbers.
+
+    Example:
+        >>> "seed" + _several([20]), "seed" + _several([20, 21])
+        ('seed 20', 'seeds 20, 21')
+    """
+    return ("s " if len(numbers) > 1 else " ") + ", ".join(map(str, numbers))
+
+
 def _versions(one: Mapping[str, Any]) -> str:
-    """The commits of the steps of a seed, where others than that of its start were used."""
+    """The commits of the steps of a seed, that of its start first, where others than this one were used."""
     counts = one.get("steps", {})
     if set(counts) <= {one["commit"]}:
         return ""
-    return f"; steps from {', '.join(f'{commit} ({count})' for commit, count in counts.items())}"
+    ordered = sorted(counts.items(), key=lambda item: (item[0] != one["commit"], -item[1]))
+    return f"; steps from {', '.join(f'{commit} ({count})' for commit, count in ordered)}"
 
 
 def _section(title: str, text: str, tables: Sequence[str]) -> list[str]:
@@ -854,7 +974,7 @@ IN_CELLS: Mapping[str, str] = {
     r"(\d+%) of the texts have a round-1 turn, at least (\d+%) in (\d+ of \d+) training seeds": r"\1 of the texts "
     r"have a turn of round 1 (in \3 seeds at least \2)",
     r"; in explicit debates (?=\S+ \[)": "; check: the same difference in explicit debates ",
-    r"; up to (\d+%) of the answers were not read": r"; check: up to \1 of the answers are unread",
+    r"; up to (\d+%) of the answers were not read": r"; check: up to \1 of the texts have no answer",
 }
 """Pattern of a cell of the claims' table, as `claims.py` writes it -> the words for it on the page."""
 

@@ -624,12 +624,12 @@ def test_the_page_shows_rules_starts_claims_and_every_agent_beside_its_controls(
     assert "| SFT | 2 | 0.3 | +0.20 [+0.10, +0.30] | +0.20 [+0.10, +0.30] | 0.1 0.2 | 0.05 0.05 |" in text
     assert f"**{HOLDS}**" in text and "at most 2 training seeds" in text and "## Transplanted first rounds" in text
     assert "malicious agent" not in text  # no such table
-    mixed = {**start, "steps": {"abc1234": 3, "def5678": 2}}
-    assert "(commit abc1234; steps from abc1234 (3), def5678 (2))" in page(
+    mixed = {**start, "steps": {"def5678": 4, "abc1234": 3}}
+    assert "(commit abc1234; steps from abc1234 (3), def5678 (4))" in page(
         "R", replace(results, about={**about, "started": [mixed]})
     )
     later = page("Results", replace(results, about={**about, "rules_sha256": "2a"}))
-    assert "rules were changed after the start of the seeds [20]" in later and "rules were changed" not in text
+    assert "rules were changed after the start of seed 20." in later and "rules were changed" not in text
     main = {"main_table": results.main, "differences": results.differences, "differences_sft": results.of_sft}
     for name, table in {**main, "claims": listed}.items():
         write_table(tmp_path / f"{name}.csv", table, {})
@@ -656,7 +656,7 @@ def test_the_table_of_transplants_has_what_changes_and_what_the_own_prefix_chang
     assert row["difference"] == "+0.20 [+0.10, +0.30]" and row["right"] == "0.70 -> 0.40"
     assert row["with a round-1 turn"] == "90%" and row["follows, minus chance"] == "+0.25 [+0.20, +0.30]"
     assert row["agents in round 1; consensus next"] == "3.00; 25%"
-    assert row["not read"] == "0.20 (0.01, 0.02)" and row["after another round 1 of the question"] == "0.35"
+    assert row["no answer"] == "0.20 (0.01, 0.02)" and row["answers that change, second control"] == "0.35"
 
 
 def test_a_transplant_says_nothing_where_explicit_debates_do_not_change_their_answers() -> None:
