@@ -507,7 +507,7 @@ def page(title: str, results: Published) -> str:
         f"- Seeds: this page uses at most {seeds} training seed{'s' if seeds > 1 else ''}. Each table, or the text "
         "above it, has the number of its seeds or names them.",
         "- Intervals are 95 %. With several training seeds they are over the seeds' means, by Student's t. For ratios, "
-        "such as tokens, they are by Fieller's method.",
+        "such as tokens / tokens of Debate, they are by Fieller's method.",
         "- With one seed, intervals are over its questions, or over control directions. They describe this checkpoint "
         "alone.",
         "- `(unbounded)`: the interval of a ratio has no ends, because its denominator may be 0.",
@@ -578,12 +578,14 @@ def page(title: str, results: Published) -> str:
             "turns of round 1 that the agents read in round 2 are replaced. There are two controls:\n\n"
             "- First control: round 1 is kept, and the rest of the text is sampled again.\n"
             "- Second control: round 1 is replaced by that of another text of the model on the same question.\n\n"
-            "Columns, from `answers that change` on over the questions whose original text has an answer:\n\n"
+            "The columns from `answers that change` on are over the questions whose original text has an answer. "
+            "Columns:\n\n"
             "- `with a round-1 turn`: share of texts with a turn of round 1.\n"
             "- `agents in round 1`: mean number of agents in round 1. `consensus next`: share of texts in which the "
             "consensus comes directly after round 1.\n"
-            "- `answers that change`: share of answers that differ from the answer of the original text. The next two "
-            "columns have this share in the two controls.\n"
+            "- `answers that change`: share of the answers after the replacement that differ from the answer of the "
+            "original text. Texts without an answer do not count. The next two columns have this share in the two "
+            "controls.\n"
             "- `difference`: `answers that change` minus `answers that change, first control`. It is over the "
             "questions that have an answer both after the replacement and in the first control.\n"
             "- `by seed`: this difference for each seed.\n"
@@ -632,11 +634,13 @@ def page(title: str, results: Published) -> str:
         ),
         *_section(
             "The scores on known texts",
-            "These tables test the scores `rouge_l` and `speaks` of the next section. They are from the first training "
-            "seed. In the tables with the column `rouge_l`, the agent of each text is known. The texts are the agent's "
-            "own text, its text on another question, and another agent's text on the same question:\n\n"
+            "These tables test two scores: ROUGE-L, and the rule for the agent that writes the first turn. They are "
+            "from the first training seed. In the tables with the column `rouge_l`, the agent of each text is known. "
+            "The texts are the agent's own text, its text on another question, and another agent's text on the same "
+            "question:\n\n"
             "- `rouge_l`: ROUGE-L to the agent's own text.\n"
-            "- `speaks`: share of texts that a rule assigns to this agent. The rule uses the tag of the first turn. If "
+            "- `speaks`: share of texts that a rule assigns to the agent of the reference text, so another agent's "
+            "text should have 0. The rule uses the tag of the first turn. If "
             "there is no tag, it uses the first words of the turn (its opening).\n\n"
             "In the tables with the column `agree`, some texts were also labelled by hand. The label is the agent that "
             "speaks first:\n\n"
@@ -675,8 +679,9 @@ def page(title: str, results: Published) -> str:
             "- `unsteered`, `at strength 0`: ROUGE-L at strength 0. `above strength 0`: the area minus this ROUGE-L.\n"
             "- `paper`: the area that the paper reports.\n"
             "- `rank p`: the [p by rank](glossary.md#measuring) among the control directions, for each seed.\n"
-            "- The first claim is about the area under the own directions at IMAD, minus that at the base. The second "
-            "claim is about the same difference of `above strength 0`.\n"
+            "- The claim about closeness to the agents' own texts uses the area under the own directions at IMAD, "
+            "minus that at the base. The claim that the directions add more uses the same difference of `above "
+            "strength 0`.\n"
             "- `base with planted directions` is a positive control. For each agent a random direction was drawn. The "
             "base was trained to write this agent's turn when the direction is added. These directions are called "
             "planted.\n"
@@ -718,12 +723,15 @@ def page(title: str, results: Published) -> str:
             "The paper's experiment with a malicious agent",
             "One unit vector is computed from the base's prompts. It is the mean stream at the last token of the "
             "malicious agent's prompts minus that of an honest agent's prompts. It is added from the last token of the "
-            "prompt on. Texts are greedy. Contexts and grids are those of the sections above. Columns:\n\n"
+            "prompt on. Texts are greedy. The contexts `forced` and `plain` are those of the section above. "
+            "The grids are those of the paper's protocol. Columns:\n\n"
             "- `trait`: share of texts with the trait, at strength 0 -> at the strength of the row. In brackets is the "
             "share under random directions of this strength.\n"
             "- `accuracy`: share of right answers, in the same form.\n"
             "- `trait over random`, `accuracy over random`: the share under the vector minus the mean share under "
             "random directions.\n\n"
+            "`decrease` in the claim, in the context `forced`: the share of texts with the trait at coefficient 0 "
+            "minus the mean share at the coefficients -3, -4 and -5.\n\n"
             "The table has all seeds. The claim leaves out the seeds in which less than "
             f"{_least('malicious')} of the unsteered texts have the trait. So the share in the claim can be larger.",
             parts["malicious"],
@@ -765,6 +773,7 @@ def page(title: str, results: Published) -> str:
             "- `vector 1` and so on: norm of the agent's vector after the erasure / its norm before. LEACE is an "
             "oblique projection, so this ratio can exceed 1.\n\n"
             "Columns of the fourth table, the setting of the vector:\n\n"
+            "- `source`: the text in which the vector was read. `trace` is the trace of a debate.\n"
             "- `position`: where the vector was read in the turns of round 1: their mean, their last token, or their "
             "tag.\n"
             "- `extent`: where it is added. `from_last_prompt_token:4` means the last token of the prompt and the next "
@@ -850,8 +859,8 @@ def _legend(there: Collection[str]) -> list[str]:
         "about training before GRPO and about the protocol, the limit is the smallest effect. In the other claims it "
         "is 0.",
         "- `does not hold`: the whole interval is below the smallest effect.",
-        "- `not shown`: the interval contains the smallest effect. If fewer than six seeds all have the same value, "
-        "the interval has no width, and the verdict is also `not shown`.",
+        "- `not shown`: the interval contains the smallest effect. If all seeds have the same value, the interval has "
+        "no width. With fewer than six seeds the verdict is then also `not shown`.",
         "- `not testable here`: the quantity or a control was not measured, or fewer than two training seeds have a "
         "value, or a check of the method fails. The checks are:",
         f"    - {protocol}: the area under planted directions minus that under random ones must have an interval whose "
@@ -866,8 +875,8 @@ def _legend(there: Collection[str]) -> list[str]:
         "A claim about each agent is judged by one interval:",
         "",
         "- Its lower end is the lowest of the lower ends of the agents' 95 % intervals.",
-        "- Its upper end is the lowest of the upper ends of wider intervals. For them, the 5 % are divided by the "
-        "number of agents.",
+        "- Its upper end is the lowest of the upper ends of wider intervals, whose level is 100 % - 5 % / number of "
+        "agents.",
         "- If one agent has the same value in all seeds, this interval can still have a width. Then the verdict does "
         "not have to be `not shown`.",
         f"- An agent that writes the first turn in a share of more than {known['speaks'].ceiling:g} of the unsteered "
@@ -960,6 +969,7 @@ IN_CELLS: Mapping[str, str] = {
     r"trait at coefficient 0: \1; decrease \2; decrease minus that under random directions \3; decrease at the base "
     r"\4; IMAD's decrease minus the base's ",
     r"\btrait (\S+) to (\S+), removed ": r"share of texts with the trait \1 -> \2, removed ",
+    r"^(\S+ \[[^]]*\] )\((0\.\d{3}) - (0\.\d{3})\)$": r"\1(accuracy after training with tags \2, without tags \3)",
     r"^(?=base: \d)": "accuracy / accuracy at coefficient 0: ",
     r"halves the trait in": "halves the trait on validation in",
     r"the answer of the given text is right in (\S+)$": r"the last answer in the context is right in a share of \1",
