@@ -120,7 +120,8 @@ def protocol_areas(protocols: Mapping[str, pd.DataFrame]) -> Any:
 
 def _caption(figure: Any, table: pd.DataFrame, handles: Sequence[tuple[str, Any]] = ()) -> None:
     """The legend with what bars and dots are, and how many there are."""
-    seeds, n = sorted({int(number) for number in table["seeds"]}), int(table["n"].max())
+    seeds, numbers = (sorted({int(number) for number in table[column]}) for column in ("seeds", "n"))
+    n = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     several = " or ".join(str(number) for number in seeds if number > 1)
     unit = f"over {several} training seeds, each a dot" if several else "over questions, one training seed"
     if several and seeds[0] == 1:

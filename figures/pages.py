@@ -377,8 +377,11 @@ def _training_findings(folder: Path) -> list[list[str]]:
             if claim in FOUND and row.ours:
                 of_claim.setdefault(FOUND[claim], []).append((family, row))
         for claim, parts in of_claim.items():
-            units = [row.unit for _, row in parts if row.unit.endswith(" training seeds")]
-            seeds = ", ".join(dict.fromkeys(unit.removesuffix(" training seeds") for unit in units))
+            units = {family: row.unit for family, row in parts if row.unit.endswith(" training seeds")}
+            number = {family: unit.removesuffix(" training seeds") for family, unit in units.items()}
+            of_each = "; ".join(f"{family}: {seeds}" for family, seeds in number.items())
+            seeds = of_each if len(set(number.values())) > 1 else next(iter(number.values()), "")
+
             results = "; ".join(f"{family}: {_in_words(row.ours, row.verdict)}" for family, row in parts)
             verdicts = [row.verdict for _, row in parts]
             verdict = "; ".join(f"{family}: {row.verdict}" for family, row in parts)
