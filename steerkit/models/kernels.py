@@ -58,7 +58,8 @@ def use_kernels(model: nn.Module, kernels: Kernels | None = None) -> Iterator[st
     `torch.no_grad()` instead. Forwards that need gradients take torch's path.
 
     Args:
-        model: a model on a CPU in float32 or bfloat16; any other takes torch's path.
+        model: a model on a CPU in float32, or in bfloat16 on a processor for which oneDNN multiplies it (AVX-512 or
+            AVX-NE-CONVERT); any other takes torch's path.
         kernels: `"onednn"`, `"torch"`, or `"auto"`: what is faster on this machine for the shapes of the model's
             layers, measured once per machine and library versions (under a second). Default: the choice of an outer
             `with`, else what `sk.load` was given, else `"auto"`.
@@ -233,10 +234,16 @@ def _can_pack(module: Any) -> bool:
         and module._parameters.get("weight") is weight
         and weight.device.type == "cpu"
         and weight.dtype in TYPES
+        and (weight.dtype is not torch.bfloat16 or _multiplies_bfloat16())
         and weight.ndim == 2
         and weight.is_contiguous()
         and weight.numel() > 0
     )
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether oneDNN has bfloat16 on this processor; packing raises an error where it does not."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _packed(module: Any, weight: Tensor) -> Tensor:

@@ -71,6 +71,27 @@ def test_the_linear_layer_of_gpt2_and_one_in_bfloat16_are_those_of_torch() -> No
         torch.testing.assert_close(half(x.bfloat16()), plain[1], atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("chosen", ["auto", "onednn"])
+def test_a_model_in_bfloat16_takes_torchs_path_where_onednn_does_not_multiply_it(
+    chosen, other_file, monkeypatch
+) -> None:
+    if chosen == "onednn" and kernels.missing() is not None:
+        pytest.skip(f"no oneDNN here: {kernels.missing()}")
+    monkeypatch.setattr(kernels, "_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(kernels, "_pack", lambda _: pytest.fail("packed"))
+    model, x = linear(1000, 1001).bfloat16(), torch.ones(3, 1000).bfloat16()
+    plain = model(x)
+    with use_kernels(model, chosen), torch.inference_mode():
+        assert torch.equal(model(x), plain)
+
+
+def test_a_large_model_in_bfloat16_runs_with_the_kernels_of_this_processor(other_file) -> None:
+    model, x = linear(1000, 1001).bfloat16(), torch.ones(3, 1000).bfloat16()
+    plain = model(x)
+    with use_kernels(model), torch.inference_mode():
+        torch.testing.assert_close(model(x), plain, atol=0.5, rtol=0.05)
+
+
 @needs_onednn
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 600), st.integers(0, 2**30), st.sampled_from([(576, 1536), (1536, 576), (896, 4864)]))
