@@ -60,7 +60,7 @@ def caa_table(folder: Path) -> str:
             told = f"{behavior} ({called[behavior]})" if called.get(behavior) else behavior
             shown = [interval_text(*(row[f"{gain}{end}"] for end in ("", "_low", "_high"))) for gain in gains]
             start = [model, told, row["measure"], f"{row['dose']:+g}", f"{row['unsteered']:.2f}"]
-            rows.append([*start, *shown, f"{row['wrong_way']:.2f}", row["verdict"], _count(row["n"])])
+            rows.append([*start, *shown, f"{row['wrong_way']:.2f}", row["verdict"], _count(row["questions"])])
     about = (
         "behavior (what matching answers do)" if any("(" in row[1] for row in rows) else "behavior (name of the file)"
     )

@@ -28,10 +28,10 @@ def muon(matrices: Sequence[torch.nn.Parameter], lr: float, weight_decay: float)
 
 
 class Float32Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) with Nesterov momentum, orthogonalised in float32.
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) with Nesterov momentum, orthogonalised in float32.
 
-    With gradient g, momentum m and learning rate r, the weights w of a matrix with p rows and q columns become
-    w (1 - r weight_decay) - 0.2 sqrt(max(p, q)) r orthogonal(g (1 - 0.95) + 0.95 m), after m = 0.95 m + (1 - 0.95) g.
+    Per step, with gradient g, learning rate r and b = `momentum`: m becomes b m + (1 - b) g, then the weights w of a
+    matrix with p rows and q columns become w (1 - r weight_decay) - 0.2 sqrt(max(p, q)) r orthogonal((1 - b) g + b m).
     """
 
     def __init__(self, matrices: Sequence[torch.nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
