@@ -34,7 +34,8 @@ def test_a_further_random_direction_is_drawn_where_the_gain_over_it_says(axis: s
 
 
 def test_the_tables_of_the_pages_print_gains_verdicts_and_what_could_not_be_tested(tmp_path: Path) -> None:
-    row = {"behavior": "myopic-reward", "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15, "n": 140, "questions": 150, "verdict": "moves",
+    row = {"behavior": "myopic-reward", "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15, "n": 140, "questions": 150,
+           "verdict": "moves",
            "unsteered": 0.5, "wrong_way": 0.25,
            "over_random": 0.2, "over_random_low": 0.1, "over_random_high": 0.3}  # fmt: skip
     rows = [{**row, "measure": "letters", "dose": dose} for dose in (-0.2, 0.2)]
