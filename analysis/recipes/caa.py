@@ -20,7 +20,8 @@ import pandas as pd
 
 import steerkit as sk
 from analysis.published import published
-from steerkit.io.json import canonical_json
+from analysis.stored import stored_vectors
+from steerkit.io.json import canonical_json, read_json, write_json
 from steerkit.io.tables import read_table, write_table
 from steerkit.models.blocks import find_blocks
 from steerkit.models.identity import describe
@@ -40,6 +41,8 @@ N_VALIDATION = 60  # largest number of validation questions
 N_RANDOM = 19
 N_NEW = 16  # tokens of a written text: enough for its first words, which say which answer it gives
 N_FIRST = 4  # where these are yes or no
+READ, FACTS = "read.json", ("norms", "halves")
+"""File in the folder of a behavior with what was read beside the vectors."""
 OWN_LAYER = "random, each at its own layer"
 MATCHING = {
     "corrigible-neutral-HHH": "agrees to be changed",
@@ -254,11 +257,19 @@ def measure_behavior(
     """
     options = options_of(pairs)
     parts = split(pairs, n_test)
-    read = sk.collect(model, tokenizer, parts["vector"], position="letter" if options == LETTERS else "last")
-    vectors = {"caa": sk.difference_in_means(read)}
-    compared = vectors | sk.controls.random(vectors, n=n_random)
     validation, test = (rows_of(parts[name], options) for name in ("validation", "test"))
-    norms = median_norms(model, [(encode_prompt(tokenizer, row["prompt"]), ()) for row in validation])
+
+    def make() -> dict[str, sk.SteeringVector]:
+        read = sk.collect(model, tokenizer, parts["vector"], position="letter" if options == LETTERS else "last")
+        vectors = {"caa": sk.difference_in_means(read)}
+        norms = median_norms(model, [(encode_prompt(tokenizer, row["prompt"]), ()) for row in validation])
+        write_json(out / READ, {"norms": norms, "halves": halves(read, layers)})
+        return vectors | sk.controls.shuffled(vectors, read, n=n_random)
+
+    shuffled = stored_vectors(out / "vectors", make)  # another number of threads would round otherwise
+    norms, cosines = ({int(layer): one for layer, one in read_json(out / READ)[name].items()} for name in FACTS)
+    vectors = {"caa": shuffled["caa"]}
+    compared = vectors | sk.controls.random(vectors, n=n_random)
 
     def swept(
         name: str, used: Any, rows: Sequence[Any], at: Sequence[int], doses: Sequence[float], **how: Any
@@ -281,7 +292,6 @@ def measure_behavior(
 
     by_layer = _gains(matching(swept("options", compared, test, layers, [AT]), options), options)
     at_doses = matching(swept("options", compared, test, [best], DOSES), options)
-    shuffled = vectors | sk.controls.shuffled(vectors, read, n=n_random)
     at_shuffled = _gains(matching(swept("options", shuffled, test, [best], (-AT, AT)), options), options)
     at_own = matching(swept_at_own("options", test), options)
     by_dose = [_gains(at_doses, options), at_shuffled[at_shuffled["over"] == "shuffled"]]
@@ -304,7 +314,7 @@ def measure_behavior(
             ceiling = float(np.mean([likeness({**row, "text": row["matching"]}) for row in rows]))
             found = _gains_at_own(texts, own_layer, measure)
             by_dose += [one.assign(attainable=ceiling if judge is None else np.nan) for one in found]
-    facts = {"n_read": len(parts["vector"]), "halves": halves(read, layers)}
+    facts = {"n_read": len(parts["vector"]), "halves": cosines}
     return by_layer, pd.concat(by_dose, ignore_index=True), facts
 
 

@@ -23,9 +23,11 @@ import pandas as pd
 
 import steerkit as sk
 from analysis.published import published
+from analysis.stored import stored_vectors
 from steerkit.demo.checkpoint import default_checkpoint
 from steerkit.demo.questions import SYSTEM, Question, instruction_texts, read_questions, split
 from steerkit.demo.traits import steps
+from steerkit.io.json import read_json, write_json
 from steerkit.io.tables import write_table
 from steerkit.models.identity import describe
 from steerkit.scores.text import rouge_l
@@ -101,6 +103,30 @@ def calibrated(model: Any, tokenizer: Any, parts: Mapping[str, Sequence[Question
         sk.calibrate_condition(direction, validation, layer, positive=TARGET) for layer in setting.condition_layers
     ]
     return max(found, key=lambda one: one.roc_auc)
+
+
+def read_once(
+    model: Any, tokenizer: Any, parts: Mapping[str, Sequence[Question]], setting: Setting, folder: Path
+) -> tuple[sk.Condition, sk.SteeringVector, pd.DataFrame]:
+    """The condition, the vector and the ROC curve; kept in `folder`, since another number of threads rounds otherwise.
+
+    The sweeps of a resumed call need equal ones.
+    """
+    file = folder / "condition.json"
+
+    def make() -> dict[str, sk.SteeringVector]:
+        found = calibrated(model, tokenizer, parts, setting)
+        instructions = instruction_texts(tokenizer, parts["train"])
+        acts = sk.collect(model, tokenizer, instructions, layers=[setting.layer], position="last")
+        known = {name: getattr(found.condition, name) for name in ("layer", "above", "below", "decide", "meta")}
+        write_json(file, {**known, "roc": found.roc.to_dict("list")})
+        direction: Any = found.condition.direction  # a vector
+        return {VECTOR: sk.difference_in_means(acts, "steps", "plain"), "condition": direction}
+
+    vectors = stored_vectors(folder / "vectors", make)
+    known = read_json(file)
+    roc = pd.DataFrame(known.pop("roc"))
+    return sk.Condition(vectors["condition"], **known), vectors[VECTOR], roc
 
 
 def swept(
@@ -192,23 +218,19 @@ def run(checkpoint: str | Path, out: Path, results: Path | None, setting: Settin
     train, left = demo["train"][: setting.train], demo["train"][setting.train :]
     validation = [*demo["validation"], *left][: setting.validation]
     parts = {"train": train, "validation": validation, "test": demo["test"][: setting.test]}
-    found = calibrated(model, tokenizer, parts, setting)
-    instructions = instruction_texts(tokenizer, parts["train"])
-    acts = sk.collect(model, tokenizer, instructions, layers=[setting.layer], position="last")
-    vector = sk.difference_in_means(acts, "steps", "plain")
+    when, vector, roc = read_once(model, tokenizer, parts, setting, out)
     controls = sk.controls.random({VECTOR: vector}, n=setting.controls, seed=setting.seed)
     test = parts["test"]
     always = swept(model, tokenizer, {VECTOR: vector}, test, None, setting, out / "always")
-    when = found.condition
     own = swept(model, tokenizer, {VECTOR: vector}, test, when, setting, out / "when")
     random = swept(model, tokenizer, controls, test, when, setting, out / "random", [TARGET])
     conditional = pd.concat([own, random], ignore_index=True)
     about = published({**describe(model, tokenizer), "setting": asdict(setting), "condition": described(when)})
-    tables = {"effects": effects(always, conditional), "rates": rates(conditional), "roc": found.roc}
+    tables = {"effects": effects(always, conditional), "rates": rates(conditional), "roc": roc}
     for folder in (out, *([] if results is None else [results])):
         for name, table in tables.items():
             write_table(folder / f"{name}.csv", table, about)
-    print(found, *tables.values(), sep="\n")
+    print(when, *tables.values(), sep="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -115,9 +115,11 @@ def measure_persona(
             f"expected texts of both sides that follow their instruction; got {counts} of {len(read)}. The trait is "
             "not testable on this model with this judge: use another."
         )
-    spans = [sk.SpannedText(text, ((0, len(text)),), (row["label"],), prompt=row["prompt"]) for row, text in kept]
-    vectors = {"trait": sk.difference_in_means(sk.collect(model, tokenizer, spans, position="mean"))}
-    vectors["trait"].save(out / "trait.safetensors")
+    if not (out / "trait.safetensors").is_file():  # another number of threads would round otherwise
+        spans = [sk.SpannedText(text, ((0, len(text)),), (row["label"],), prompt=row["prompt"]) for row, text in kept]
+        read_vector = sk.difference_in_means(sk.collect(model, tokenizer, spans, position="mean"))
+        read_vector.save(out / "trait.safetensors")
+    vectors = {"trait": sk.SteeringVector.load(out / "trait.safetensors")}
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     validation, test = ([ask(question) for question in trait[part]] for part in ("validation", "test"))
     chosen = sk.sweep(
