@@ -391,11 +391,13 @@ def verdicts(by_dose: pd.DataFrame) -> pd.DataFrame:
     p-values are adjusted by Holm's method over all rows, separately over coefficient 0 and over random directions, each
     at its own layer. Where directions at the vector's layer are known too, the larger p of both counts (1, if the two
     gains have opposite signs): that layer was chosen for the vector, so that it alone would find too much.
-    `changes`: in the direction of the dose, with both adjusted p below 0.05. `changes like random directions`: only
-    over coefficient 0. `changes against the dose`: against the dose, with both. `changes along the dose, less than
-    random directions` or `changes against the dose, less than random directions`: with both, and the two gains have
-    opposite signs. Otherwise `not detected`. Beside it the unsteered mean, the share of items that move against the
-    vector, the number n of groups of questions that begin alike, and of questions.
+    A gain is shown if its adjusted p is below 0.05 and its interval does not hold 0 (of few and skewed scores the
+    interval is wider than the sign-flip test's). `changes`: in the direction of the dose, with both gains shown.
+    `changes like random directions`: only the gain over coefficient 0 is. `changes against the dose`: against the dose,
+    with both. `changes along the dose, less than random directions` or `changes against the dose, less than random
+    directions`: with both, and the two gains have opposite signs. Otherwise `not detected`. Beside it the unsteered
+    mean, the share of items that move against the vector, the number n of groups of questions that begin alike, and of
+    questions.
     """
     at = by_dose[(by_dose["dose"].abs() == AT) & by_dose["measure"].isin(JUDGED)]
     keys = ["behavior", "measure", "dose"]
@@ -410,12 +412,16 @@ def verdicts(by_dose: pd.DataFrame) -> pd.DataFrame:
         row = wide.iloc[number]
         signs = [np.sign(row["gain", over]) for over in ("coefficient 0", "random")]
         along = signs[0] == np.sign(dose)
+        is_shown = [
+            bool(p < 0.05 and not row["low", over] <= 0 <= row["high", over])
+            for p, over in ((plain[number], "coefficient 0"), (random[number], "random"))
+        ]
         verdict = "changes" if along else "changes against the dose"
         if signs[0] != signs[1]:
             verdict = f"changes {'along' if along else 'against'} the dose, less than random directions"
-        if plain[number] >= 0.05 or random[number] >= 0.05:
+        if not is_shown[0]:
             verdict = "not detected"
-        if plain[number] < 0.05 <= random[number]:
+        elif not is_shown[1]:
             verdict = "changes like random directions"
         found = {over: (row["gain", over], row["low", over], row["high", over]) for over in ("coefficient 0", "random")}
         unsteered, wrong, n = (row[name, "coefficient 0"] for name in ("unsteered", "wrong_way", "n"))

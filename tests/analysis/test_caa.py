@@ -197,13 +197,14 @@ def test_a_verdict_needs_the_sign_of_the_dose_in_both_gains_and_both_p_values(ga
         "measure": "letters",
         "dose": 0.2,
         "gain": gain,
-        "low": 0.0,
-        "high": 1.0,
+        "low": gain - 0.05,
+        "high": gain + 0.05,
         "n": 30,
         "unsteered": 0.6,
         "wrong_way": 0.25,
     }
-    own = {**row, "over": caa.OWN_LAYER, "gain": over, "p": p_random, "n": 40}
+    ends = {"low": over - 0.05, "high": over + 0.05}
+    own = {**row, "over": caa.OWN_LAYER, "gain": over, **ends, "p": p_random, "n": 40}
     rows = [{**row, "over": "coefficient 0", "p": p}, own]
     rows += [{**one, "measure": "letter A", "p": 1e-9} for one in rows]
     (line,) = caa.verdicts(pd.DataFrame(rows)).to_dict("records")
@@ -213,9 +214,21 @@ def test_a_verdict_needs_the_sign_of_the_dose_in_both_gains_and_both_p_values(ga
     assert caa.verdicts(pd.DataFrame(rows))["verdict"].tolist() == [verdict]
 
 
+@pytest.mark.parametrize(
+    ("held", "verdict"), [("coefficient 0", "not detected"), (caa.OWN_LAYER, "changes like random directions")]
+)
+def test_a_gain_whose_interval_holds_0_is_not_shown_whatever_its_p_value(held: str, verdict: str) -> None:
+    row = {"behavior": "b", "measure": "letters", "dose": 0.2, "gain": 0.2, "p": 1e-9, "n": 30, "unsteered": 0.6}
+    rows = [
+        {**row, "over": over, "low": -0.01 if over == held else 0.1, "high": 0.5, "wrong_way": 0.0}
+        for over in ("coefficient 0", caa.OWN_LAYER)
+    ]
+    assert caa.verdicts(pd.DataFrame(rows))["verdict"].tolist() == [verdict]
+
+
 @pytest.mark.parametrize(("gain", "p"), [(0.1, 0.4), (-0.1, 1e-9)])
 def test_a_vector_is_compared_with_directions_at_its_own_layer_too(gain: float, p: float) -> None:
-    row = {"behavior": "b", "measure": "letters", "dose": 0.2, "low": 0.0, "high": 1.0, "n": 30, "unsteered": 0.6}
+    row = {"behavior": "b", "measure": "letters", "dose": 0.2, "low": 0.1, "high": 1.0, "n": 30, "unsteered": 0.6}
     rows = [
         {**row, "over": over, "gain": 0.2, "p": 1e-9, "wrong_way": 0.0} for over in ("coefficient 0", caa.OWN_LAYER)
     ]
