@@ -42,7 +42,9 @@ from steerkit.io.json import read_json, write_json
 from steerkit.io.tables import read_table, write_table
 from steerkit.io.versions import versions
 from steerkit.stats.format import interval_text
+from training.evaluate.methods import DEBATES
 from training.evaluate.results import differences, markdown
+from training.imad import SELF_CHECKING
 
 ABOUT = "about.json"
 WHAT_HELPS = ("IMAD", "SFT", SHUFFLED, *OTHER_SFT, ALONE, *OTHER_GRPO)
@@ -508,9 +510,8 @@ def page(title: str, results: Published) -> str:
         "above it, has the number of its seeds or names them.",
         "- Intervals are 95 %. With several training seeds they are over the seeds' means, by Student's t. For ratios, "
         "such as tokens / tokens of Debate, they are by Fieller's method.",
-        "- With one seed, intervals are over its questions, or over control directions. They describe this checkpoint "
-        "alone.",
-        "- `(unbounded)`: the interval of a ratio has no ends, because its denominator may be 0.",
+        *([OF_ONE_SEED] if _of_one_seed(results) else []),
+        WITHOUT_ENDS,
         "- Intervals of accuracies, shares, ROUGE-L and areas are cut at the smallest and the largest possible value. "
         "Those of differences and ratios are not cut. So the interval of a difference of two shares can have an end "
         "above 1.",
@@ -527,8 +528,8 @@ def page(title: str, results: Published) -> str:
         "",
         *(
             (
-                "The list has the start of each seed's run. A run has steps; one training, for example, is a step. In "
-                "brackets:",
+                "Each item under `Runs` has the start of the run of one seed. A run has steps; one training, for "
+                "example, is a step. The brackets have:",
                 "",
                 "- `commit`: the commit at the start of the run.",
                 "- `steps from`: the commits at the start of the steps, each with its number of steps. They differ "
@@ -550,7 +551,7 @@ def page(title: str, results: Published) -> str:
         "| claim | in the paper | here | by seed | smallest effect | over | verdict |",
         "|---|---|---|---|---|---|---|",
         *(
-            f"| {c.name} | {in_plain_cells(c.published)} | {in_plain_cells(c.ours)} | {_by_seed(c)} | {_effect(c)} | "
+            f"| {c.name} | {in_plain_cells(c.published)} | {_here(c)} | {_by_seed(c)} | {_effect(c)} | "
             f"{c.unit} | **{c.verdict}** |"
             for c in (Claim(**row) for row in results.claims.to_dict("records"))
         ),
@@ -558,17 +559,22 @@ def page(title: str, results: Published) -> str:
         *_section(
             "What the debate adds",
             "The table has the accuracy in per cent of the test questions. Texts are sampled. "
-            "[Training](training.md#results-of-the-preset-tiny) defines the methods. `IMAD above it` is the accuracy "
-            "of IMAD minus that of the training in this row, in points. `SFT above it` is the same for SFT.\n\n"
-            "- These trainings have as many steps and target tokens as SFT on the traces: SFT on shuffled turns, SFT "
-            "on gold answers, SFT on right answers, and the SFT before DebateGPT + GRPO.\n"
-            "- In clues and two_sum, the learning rates of these trainings and of the SFT before IMAD were chosen by "
-            "the same search (`python -m analysis rates`). The search used a seed that no result uses.\n"
-            "- SFT on gold answers is trained on the right answers of the problems. GRPO uses these answers for the "
+            "[Training](training.md#results-of-the-preset-tiny) defines the methods. Columns:\n\n"
+            "- `by seed`: the accuracy of each seed.\n"
+            "- `IMAD above it`: the accuracy of IMAD minus that of the training in this row, in points. `SFT above "
+            "it`: the same for SFT.\n"
+            "- `tokens`: mean number of tokens that are read or written, per question.\n\n"
+            "The trainings:\n\n"
+            "- `SFT` is trained on the traces. `IMAD` is `SFT` after GRPO.\n"
+            "- `SFT on shuffled turns`, `SFT on gold answers`, `SFT on right answers`, and the SFT before `DebateGPT + "
+            "GRPO` have as many steps and target tokens as `SFT`.\n"
+            "- In clues and two_sum, the learning rates of these trainings and of `SFT` were chosen by the same search "
+            "(`python -m analysis rates`). The search used a seed that no result uses.\n"
+            "- `SFT on gold answers` is trained on the right answers of the problems. GRPO uses these answers for the "
             "reward only.\n"
-            "- SFT on right answers is trained on sampled answers of the base that are right.\n"
-            "- Each GRPO has IMAD's settings. In the miniature, GRPO without debate starts from the base. With a chat "
-            "checkpoint, it starts from an SFT on the model's own first answers.",
+            "- `SFT on right answers` is trained on sampled answers of the base that are right.\n"
+            "- Each GRPO has the settings of IMAD's GRPO. In the miniature, `GRPO without debate` starts from the "
+            "base. With a chat checkpoint, it starts from an SFT on the model's own first answers.",
             [markdown(helps), ""] if len(helps) > 1 else [],
         ),
         *_section(
@@ -578,8 +584,8 @@ def page(title: str, results: Published) -> str:
             "turns of round 1 that the agents read in round 2 are replaced. There are two controls:\n\n"
             "- First control: round 1 is kept, and the rest of the text is sampled again.\n"
             "- Second control: round 1 is replaced by that of another text of the model on the same question.\n\n"
-            "The columns from `answers that change` on are over the questions whose original text has an answer. "
-            "Columns:\n\n"
+            "The columns from `answers that change` to `right` are over the questions whose original text has an "
+            "answer. Columns:\n\n"
             "- `with a round-1 turn`: share of texts with a turn of round 1.\n"
             "- `agents in round 1`: mean number of agents in round 1. `consensus next`: share of texts in which the "
             "consensus comes directly after round 1.\n"
@@ -592,8 +598,9 @@ def page(title: str, results: Published) -> str:
             "- `no answer`: share of texts without an answer after the replacement. In brackets is the same share in "
             "the two controls. In an explicit debate the answer is that of the majority, so a debate without a "
             "majority has no answer.\n"
-            "- `follows, minus chance`: an answer follows if it equals the answer of the text on the other question. "
-            "Chance is the share of answers that equal the answer of the text on a third question.\n"
+            "- `follows, minus chance`: share of answers that follow, minus chance. An answer follows if it equals the "
+            "answer of the text on the other question. For chance, each answer is compared with the answers of all "
+            "texts except this one. Chance is the share of equal answers in these comparisons.\n"
             "- `right`: share of right answers in the first control -> after the replacement. A text without an answer "
             "counts as wrong.\n"
             f"- `seeds`: number of seeds in which at least {_least('transplant')} of the texts have a turn of round "
@@ -608,9 +615,10 @@ def page(title: str, results: Published) -> str:
             "The residual stream at the positions of round 1 is replaced by that of another debate, at one layer. Then "
             "the model continues greedily. The two debates are a pair. They have the same agents in round 1, the same "
             "number of tokens in round 1, and the same tag after it.\n\n"
-            "The first table counts texts and pairs. In `pairs with two different answers`, both debates have an "
-            "answer, and the answers differ. The second table has shares of these pairs. Pairs that continue with "
-            "round 2 and pairs that continue with the consensus are in different rows. A seed that has fewer than "
+            "The first table counts texts, texts with a turn of round 1, and pairs. In `pairs with two different "
+            "answers`, both debates have an answer, and the answers differ. The second table has shares of these "
+            "pairs. Pairs that continue with round 2 and pairs that continue with the consensus are in different rows. "
+            "A seed that has fewer than "
             f"{LEAST_PAIRS} pairs for a row is left out of this row, and a row without seeds is left out of the table. "
             "So the second table can have fewer pairs than the first. Columns of the second table:\n\n"
             "- `text`: the checkpoint's own text, or an explicit debate of the base.\n"
@@ -624,7 +632,8 @@ def page(title: str, results: Published) -> str:
             "follow here.\n"
             "- `follows, round 1, as many as question`: a control. As many positions as in `follows, question` are "
             "replaced, but positions of round 1.\n"
-            "- `follows by chance`: share of answers that become the answer of a third debate.\n"
+            "- `follows by chance`: each answer after the replacement of round 1 is compared with the answers of the "
+            "other debates of all other pairs. The column has the share of equal answers in these comparisons.\n"
             "- `changes, round 1`: share of answers that change, or that are missing after the replacement. In "
             "brackets is the same share if the text's own activations are patched in. It must be 0.\n\n"
             "At the input of block 0, a replacement of the stream is the same as a replacement of the tokens. In any "
@@ -641,12 +650,13 @@ def page(title: str, results: Published) -> str:
             "- `rouge_l`: ROUGE-L to the agent's own text.\n"
             "- `speaks`: share of texts that a rule assigns to the agent of the reference text, so another agent's "
             "text should have 0. The rule uses the tag of the first turn. If "
-            "there is no tag, it uses the first words of the turn (its opening).\n\n"
+            "there is no tag, it uses the first words of the turn (its opening).\n"
+            "- `n`: number of texts.\n\n"
             "In the tables with the column `agree`, some texts were also labelled by hand. The label is the agent that "
             "speaks first:\n\n"
             "- `agree`: share of texts whose label is the agent that the rule assigns. `low` and `high` are the ends "
-            "of its interval.\n"
-            "- `kappa`: Cohen's kappa of labels and rule.\n"
+            "of its interval over the texts.\n"
+            "- `kappa`: Cohen's kappa of labels and rule. `n`: number of labelled texts.\n"
             "- `by_hand`: number of texts with each label. Label 0 means no agent.",
             parts["known"],
         ),
@@ -671,12 +681,17 @@ def page(title: str, results: Published) -> str:
             "This is the paper's steering experiment. One unit vector for each agent is computed from the SFT "
             "checkpoint. The same vectors are added to the generated positions of every checkpoint. They do not act on "
             "the first generated token. In the miniature this token already shows which agent speaks.\n\n"
-            "- Contexts: `tagged` is the trace up to the agent's tag. `cast` is the base's prompt for the agent.\n"
+            "- Contexts: `tagged` is the trace up to the agent's tag in round 1. It contains the turns of the agents "
+            "that come before this agent in round 1. `cast` is the base's prompt for the agent.\n"
             "- Area: the area under the curve of ROUGE-L over the grid of strengths, divided by the width of the "
             "grid.\n"
             "- Grids: `coefficient` has coefficients of unit vectors. `dose` has strengths relative to the stream's "
             f"norm in tagged traces.{_at_controls(results.families)}\n"
+            "- The lists below, the first table and the claims use the context `tagged` and the grid "
+            f"{_summary_grid(results.families)}. `room` also uses `cast`.\n"
             "- `unsteered`, `at strength 0`: ROUGE-L at strength 0. `above strength 0`: the area minus this ROUGE-L.\n"
+            "- `own`, `planted`, `random`, `shuffled`: the area under directions of this kind. `above random`, `own - "
+            "random`: the area under the own or planted directions minus that under random ones.\n"
             "- `paper`: the area that the paper reports.\n"
             "- `rank p`: the [p by rank](glossary.md#measuring) among the control directions, for each seed.\n"
             "- The claim about closeness to the agents' own texts uses the area under the own directions at IMAD, "
@@ -695,10 +710,12 @@ def page(title: str, results: Published) -> str:
         ),
         *_section(
             "Suppression of the malicious agent",
-            "A setting is a vector, a layer, and a coefficient or ablation. For each checkpoint one setting was chosen "
-            "on validation questions. The table has its effect on test questions. In the context `forced` the "
-            "malicious agent is named: by its tag, or at the base by its prompt. In `plain` no agent is named. In "
-            "`forced` the trait is searched in the turn of the named agent, in `plain` in the whole text.\n\n"
+            "A setting has a vector, a layer and an operation: the vector is added with a negative coefficient, or its "
+            "direction is ablated (removed from the stream). For each checkpoint and seed one setting was chosen on "
+            "validation questions. The table has its effect on test questions. Texts are greedy. In the context "
+            "`forced` the malicious agent is named: by its tag, or at the base by its prompt. In `plain` no agent is "
+            "named. In `forced` the trait is searched in the turn of the named agent, in `plain` in the whole text. "
+            "The claims use `forced`.\n\n"
             f"A seed shows the trait if at least {_least('suppressed')} of its unsteered texts have it. `seeds with "
             "the trait` counts these seeds. The other columns are over these seeds, except `kept` and `right before`. "
             "`nan` means that there are no such seeds. Columns:\n\n"
@@ -712,7 +729,7 @@ def page(title: str, results: Published) -> str:
             "- `kept`: accuracy at the setting / accuracy at coefficient 0. It is over those seeds with the trait "
             "whose setting halves the trait on validation.\n"
             "- `right before`: share of contexts whose last answer is right. It is over all seeds. It is 0 if contexts "
-            "have no answer. A model that repeats this answer has this accuracy.\n"
+            "have no answer. If a model repeats the last answer of each context, this share is its accuracy.\n"
             "- `own opening`: share of texts whose first turn begins as the malicious agent's turns do. `another's`: "
             "share of texts whose first turn begins as another agent's turns do. In `plain`, another agent can write "
             "the first turn, and the trait can come later in the text. Then `own opening` is 0.\n\n"
@@ -723,8 +740,9 @@ def page(title: str, results: Published) -> str:
             "The paper's experiment with a malicious agent",
             "One unit vector is computed from the base's prompts. It is the mean stream at the last token of the "
             "malicious agent's prompts minus that of an honest agent's prompts. It is added from the last token of the "
-            "prompt on. Texts are greedy. The contexts `forced` and `plain` are those of the section above. "
-            "The grids are those of the paper's protocol. Columns:\n\n"
+            "prompt on. The contexts `forced` and `plain` are those of the section above. The grids are those of the "
+            f"paper's protocol. Texts are greedy, as in the section above. {_malicious_questions(results.families)}"
+            "Columns:\n\n"
             "- `trait`: share of texts with the trait, at strength 0 -> at the strength of the row. In brackets is the "
             "share under random directions of this strength.\n"
             "- `accuracy`: share of right answers, in the same form.\n"
@@ -745,9 +763,10 @@ def page(title: str, results: Published) -> str:
             "- `agents`: LEACE of the agents' names.\n"
             "- `shuffled`: LEACE of shuffled names, a control.\n"
             "- `variance`: the directions of largest variance around each agent's mean, a control.\n"
-            "- `injected`: the agents' vectors themselves, a control for the identity `vector`. They are removed after "
-            "the blocks that follow the addition. If `injected` lowers the gain as much as `agents` does, LEACE may "
-            "only have removed the vector.\n\n"
+            "- `injected`: the agents' vectors themselves. This is a control for the rows of the second table with the "
+            "`identity` `vector`, in which an agent's vector is added to the stream. The vectors are removed after the "
+            "blocks that follow the one where the vector is added. If `injected` lowers the gain as much as `agents` "
+            "does, LEACE may only have removed the vector.\n\n"
             "Columns of the first table, the accuracy of a probe. Chance is a third, because there are three agents. "
             "An accuracy above a third means that some of the information is left on held-out questions.\n\n"
             "- `position`: what the probe reads. `asked` is the last token before a turn; `first` and `last` are "
@@ -757,9 +776,10 @@ def page(title: str, results: Published) -> str:
             "- `erased at all positions`: one LEACE is fitted at all three positions. The other tables use a LEACE of "
             "this kind.\n\n"
             "Columns of the second table, the ROUGE-L to the agent's turn:\n\n"
-            "- `identity`: how the agent is given to the model. `trace` is the trace up to the agent's tag, `tag` is "
-            "the tag alone, `vector` is an added vector. With the trace or the tag, LEACE acts after every block. With "
-            "a vector, it acts only after the blocks that follow the one where the vector is added.\n"
+            "- `identity`: what tells the model which agent is to write. `trace` is the trace up to the agent's tag. "
+            "`tag` is the tag without an agent's turn before it. `vector` is the agent's vector, added in a context "
+            "that names no agent. With the trace or the tag, LEACE acts after every block. With a vector, it acts only "
+            "after the blocks that follow the one where the vector is added.\n"
             "- `gain`: ROUGE-L if the agent is given minus ROUGE-L if no agent is named. Both are under the erasure.\n"
             "- `survives`: gain under the erasure / gain without erasure. It is over the seeds whose gain without "
             f"erasure is at least {LEAST_GAIN}, so it can have fewer values by seed than the row has seeds. The cell "
@@ -790,22 +810,56 @@ def page(title: str, results: Published) -> str:
         "- `of Debate's tokens`: these tokens divided by those of Debate.",
         "- `gain kept`: (accuracy - Single) / (Debate - Single). The cell is empty if the interval of Debate - Single "
         "is not above 0.",
-        "- `unparsed`: share of questions without an answer. For Debate and Round-1 majority, it includes the "
-        "questions without a majority.",
+        f"- `unparsed`: share of questions without an answer. For {_by_majority(results.main)}, it includes the "
+        "questions without a majority. With `plurality`, the most frequent answer counts, so it has only the questions "
+        "on which no agent has an answer in the round that decides.",
         "- `agents`: mean number of agents whose tags are in a text.",
         "",
         *(
             line
             for decoding, part in results.main.groupby("decoding", sort=False)
             for line in (
-                f"**{decoding}**:",
+                f"Texts are **{decoding}**:",
                 "",
                 markdown(shown(part).drop(columns="decoding").rename(columns=RENAMED)),
                 "",
             )
         ),
     ]
-    return "\n".join(lines)
+    unbounded = any("(unbounded)" in line for line in lines if line.startswith("|"))
+    return "\n".join(line for line in lines if unbounded or line != WITHOUT_ENDS)
+
+
+OF_ONE_SEED = (
+    "- With one seed, intervals are over the questions of this seed, or over control directions. They describe the "
+    "checkpoints of this seed alone."
+)
+WITHOUT_ENDS = "- `(unbounded)`: the interval of a ratio has no ends, because its denominator may be 0."
+"""Items of the page that are shown only where a table has such intervals."""
+
+
+def _of_one_seed(results: Published) -> bool:
+    """Whether an interval of the page is within one training seed."""
+    return bool((results.main["seeds"] == 1).any() or results.claims["unit"].str.contains("one training seed").any())
+
+
+def _by_majority(main: pd.DataFrame) -> str:
+    """The methods of the table that a strict majority decides, as a list in words."""
+    there = [f"`{method}`" for method in (*DEBATES, SELF_CHECKING[0]) if (main["method"] == method).any()]
+    return " and ".join(filter(None, (", ".join(there[:-1]), *there[-1:])))
+
+
+def _malicious_questions(families: Tables) -> str:
+    """How the questions of the paper's malicious experiment differ from those of the section on suppression."""
+    for some in families.values():
+        if "malicious" in some and "suppression_kept" in some:
+            few, many = (round(some[name]["n"].max()) for name in ("malicious", "suppression_kept"))
+            if few < many:
+                return (
+                    f"Each seed has {few} questions here, the first of the {many} in the section above. So the "
+                    "accuracy without steering can differ between the two sections. "
+                )
+    return ""
 
 
 def _by_seed(claim: Claim) -> str:
@@ -818,12 +872,18 @@ UNITS = {"tokens": "%", "accuracy": "points", "debate": "points", "order": "poin
 """Rule -> unit of its measure; the other measures are numbers without a unit."""
 
 
+def _rule(claim: Claim) -> str:
+    """The short name of a claim's rule; empty for a claim without one."""
+    return next((name for name, rule in rules().items() if claim.name.endswith(in_plain_words(rule.text))), "")
+
+
 def _effect(claim: Claim) -> str:
     """The smallest effect that counts for a claim, in the unit of its measure."""
-    for name, rule in rules().items():
-        if claim.name.endswith(in_plain_words(rule.text)):
-            return f"{100 * rule.effect:g} {UNITS[name]}" if name in UNITS else f"{rule.effect:g}"
-    return ""
+    name = _rule(claim)
+    if not name:
+        return ""
+    effect = rules()[name].effect
+    return f"{100 * effect:g} {UNITS[name]}" if name in UNITS else f"{effect:g}"
 
 
 def _least(name: str) -> str:
@@ -835,6 +895,12 @@ def _at_controls(families: Tables) -> str:
     """The grid `controls`, where a table has it."""
     there = any((some["protocol"]["grid"] == AT_CONTROLS).any() for some in families.values() if "protocol" in some)
     return f" `{AT_CONTROLS}` has only the strengths at which controls were run." if there else ""
+
+
+def _summary_grid(families: Tables) -> str:
+    """The grid of the summary of the protocol, see `protocol_summary`."""
+    fewer = f" (`{AT_CONTROLS}` where a table has it)" if _at_controls(families) else ""
+    return f"`{COEFFICIENT}`{fewer}"
 
 
 def _legend(there: Collection[str]) -> list[str]:
@@ -870,7 +936,8 @@ def _legend(there: Collection[str]) -> list[str]:
         f"smallest effect. After the replacement of round 1, at most {unread} of the texts may be without an answer, "
         "at IMAD and in explicit debates.",
         f"    - Trait{trait}: at least two seeds must show the trait, in at least {_least('suppressed')} of their "
-        "unsteered texts. Other seeds are left out.",
+        "unsteered texts in the context `forced`. Other seeds are left out. For the claim about the accuracy, the "
+        "setting must also halve the trait on validation in at least two of these seeds.",
         "",
         "A claim about each agent is judged by one interval:",
         "",
@@ -885,9 +952,10 @@ def _legend(there: Collection[str]) -> list[str]:
         "Columns:",
         "",
         "- `here`: first the quantity that is judged, then controls and checks. If a cell has several checkpoints, the "
-        "claim is judged at IMAD. `A over B` means A minus B. The sections below define the other terms.",
-        "- `here`, in the claims about tokens: the first percentage is the saving of all tokens, read or written. `new "
-        "tokens alone` is the saving of the tokens that are written.",
+        "claim is judged at IMAD. The names in backticks are methods, which "
+        "[Training](training.md#results-of-the-preset-tiny) defines, or quantities, which the sections below define.",
+        "- `here`, in the claims about tokens: all tokens are those that are read or written, new tokens are those "
+        "that are written. The brackets have the tokens per question of IMAD and of Debate.",
         "- `by seed`: the quantity that is judged, for each training seed. In a claim about each agent, it is that of "
         "the agent with the lowest lower end. The cell names this agent.",
         "- `over`: the units over which the intervals are computed.",
@@ -942,6 +1010,8 @@ PLAINLY: Mapping[str, str] = {
     "IMAD's malicious agent can be turned off by the setting that does it best": "the setting chosen on validation "
     "removes the malicious trait from IMAD's texts",
     "turning it off leaves accuracy as it was": "the removal of the trait keeps the accuracy",
+    "without tags in training, agents are less separable (probe at the last token)": "without tags in training, agents "
+    "are less separable (probe at the last token of a turn)",
 }
 """Text of a rule, which stays as it was before the runs -> the words for it in tables and pages."""
 
@@ -958,33 +1028,48 @@ def in_plain_words(claim: str) -> str:
     return claim
 
 
+MEASURED = r"\S+(?: \[[^]]*\])?"
+POINTS = rf"{MEASURED} points"
 IN_CELLS: Mapping[str, str] = {
+    # in the paper
     r"^flat from -5 to \+5$": "accuracy flat for coefficients from -5 to +5",
-    r"^trait 0 from -3 to -5; base keeps about 1$": "share of texts with the trait: 0 at coefficients from -3 to -5; "
-    "at the base about 1",
+    r"^trait 0 from -3 to -5; base keeps about 1$": "share of texts with the trait at coefficients from -3 to -5: 0 at "
+    "IMAD, about 1 at the base",
     r"^area under ROUGE-L (\S+) to (\S+)$": r"area under ROUGE-L \1 at the base, \2 at IMAD",
+    r"^concluded from the area$": "concluded from the area (row above)",
+    r"^markedly less$": "markedly less separable",
     # misquoted in claims.toml, which no verdict reads; it stays as it was registered
     r"^-6\.2 to \+19\.0 points, better in 6 of 9$": "-4.8 to +19.0 points, better in 5 of 9 comparisons",
-    r"^trait (\S+), fall ([^;]+); over random ([^;]+); at the base (.+), IMAD's more by ": r"share of texts with the "
-    r"trait at coefficient 0: \1; decrease \2; decrease minus that under random directions \3; decrease at the base "
-    r"\4; IMAD's decrease minus the base's ",
-    r"\btrait (\S+) to (\S+), removed ": r"share of texts with the trait \1 -> \2, removed ",
-    r"^(\S+ \[[^]]*\] )\((0\.\d{3}) - (0\.\d{3})\)$": r"\1(accuracy after training with tags \2, without tags \3)",
-    r"^(?=base: \d)": "accuracy / accuracy at coefficient 0: ",
+    # tokens and accuracy
+    r"\((\d+) against (\d+) tokens\)": r"(\1 tokens instead of \2)",
+    r"; new tokens alone ": "; saving of new tokens ",
+    rf"^({POINTS}) \((IMAD|SFT) - (.+?)\)(?=;|$)": r"`\2` minus `\3` \1",
+    rf"; ({POINTS}) against a strict majority": r"; `IMAD` minus `Debate` \1",
+    rf"; ({POINTS}) over ([^;]+)": r"; `IMAD` minus `\2` \1",
+    # the malicious trait
+    r"^trait (\S+), fall ([^;]+); over random ([^;]+); at the base (.+), IMAD's more by ": r"`decrease` at IMAD \2 "
+    r"(share of texts with the trait at coefficient 0: \1); `decrease` minus that under random directions \3; "
+    r"`decrease` at the base \4; `decrease` at IMAD minus that at the base ",
+    rf"\btrait (\S+) to (\S+), removed ({MEASURED}), over random ({MEASURED}), over matched ": r"`removed` \3 (share "
+    r"of texts with the trait \1 -> \2), `over random` \4, `over matched` ",
+    rf"^(?=base: {MEASURED};)": "`kept`, which is accuracy / accuracy at coefficient 0: ",
     r"halves the trait in": "halves the trait on validation in",
-    r"the answer of the given text is right in (\S+)$": r"the last answer in the context is right in a share of \1",
-    r"^(?=\S+ \[[^]]*\]; at IMAD over random )": "IMAD minus base ",
-    r"at IMAD over random directions ": "at IMAD own minus random directions ",
+    r"the answer of the given text is right in (\S+)$": r"`right before` at IMAD \1",
+    # probes, the protocol, steering and transplants
+    r"^(\S+ \[[^]]*\] )\((0\.\d{3}) - (0\.\d{3})\)$": r"\1(with tags \2, without tags \3)",
+    r"; at IMAD over random directions ": "; area at IMAD, own minus random directions, ",
     r", minus the same at the base ": "; this difference minus that at the base ",
-    r"planted directions over random ": "check: planted minus random directions ",
-    r"; over random (?=\S+ \[[^]]*\], )": "; over random directions, by agent, ",
+    r"; planted directions over random ": "; check: area, planted minus random directions, ",
+    r"; room at IMAD ": "; check: `room` ",
+    r"; over random (?=\S+ \[[^]]*\], )": "; minus the mean under random directions, for these agents in this order: ",
     r"(agent \S+) speaks first in (\S+) unsteered, left out": r"\1 is left out: it speaks first in a share of \2 of "
     "the unsteered texts",
-    r"; follows, minus chance: ": "; answers that follow, minus chance, ",
+    r"; follows, minus chance: ": "; `follows, minus chance` ",
     r"(\d+%) of the texts have a round-1 turn, at least (\d+%) in (\d+ of \d+) training seeds": r"\1 of the texts "
     r"have a turn of round 1 (in \3 seeds at least \2)",
-    r"; in explicit debates (?=\S+ \[)": "; check: the same difference in explicit debates ",
-    r"; up to (\d+%) of the answers were not read": r"; check: up to \1 of the texts have no answer",
+    r"; in explicit debates (?=\S+ \[)": "; check: `difference` in explicit debates ",
+    r"; up to (\d+%) of the answers were not read": r"; check: `no answer` \1, the larger of the values of IMAD and of "
+    "explicit debates",
 }
 """Pattern of a cell of the claims' table, as `claims.py` writes it -> the words for it on the page."""
 
@@ -999,6 +1084,25 @@ def in_plain_cells(cell: str) -> str:
     for pattern, words in IN_CELLS.items():
         cell = re.sub(pattern, words, cell)
     return cell
+
+
+LEADS: Mapping[str, str] = {
+    "tokens": "saving of all tokens ",
+    "area": "area at IMAD minus that at the base ",
+    "above": "`above strength 0` at IMAD minus that at the base ",
+    "steered": "ROUGE-L to the agent's turn, minus that without steering: ",
+    "speaks": "share of texts whose first turn is the agent's, minus that without steering: ",
+    "tags": "accuracy of the probe after training with tags minus that without tags ",
+    "transplant": "`difference` ",
+}
+"""Rule -> what the first number of its cell is, where `claims.py` does not write it."""
+
+
+def _here(claim: Claim) -> str:
+    """What was measured for a claim, in the words of `IN_CELLS`, after the name of its first number."""
+    cell = in_plain_cells(claim.ours)
+    measured = re.match(r"(?:agent \S+ )?[+-]?\d", cell)
+    return LEADS.get(_rule(claim), "") + cell if measured else cell
 
 
 def write_published(folder: Path, out: Path, seeds: Collection[int] = ()) -> Published:
