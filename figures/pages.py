@@ -336,8 +336,8 @@ FOUND = {
     "IMAD is as accurate as Debate, or at most 3 points below": "the accuracy of IMAD is at most 3 points below that "
     "of Debate",
     "training on debates before GRPO gives a higher accuracy than GRPO alone (control: other trainings)": "IMAD is "
-    "more accurate than GRPO alone (without SFT). A third training is the control: SFT on only the answers of the "
-    "debates, then the same GRPO",
+    "more accurate than GRPO alone (no SFT on debates). A third training is the control: SFT on only the answers of "
+    "the debates, then the same GRPO",
     "the paper's protocol: the agents' directions add more after IMAD": "adding an agent's direction raises the "
     "ROUGE-L between the text and this agent's own turn. The increase in IMAD minus that in the base (the model before "
     "SFT and GRPO) is at least 0.02",
