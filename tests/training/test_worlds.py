@@ -6,6 +6,9 @@ import random
 
 import pytest
 
+from steerkit.text.tokens import encode
+from steerkit.text.traces import DebateTrace, Turn
+from training.debates.debate import consensus_text
 from training.problems.answers import read_answer, same
 from training.toy.base_model import Base, tokenizer_of
 from training.toy.worlds import WORLDS, World, bare, document
@@ -82,3 +85,15 @@ def test_the_two_worlds_texts_look_as_they_are_meant_to() -> None:
     assert " yes. max \\boxed{" in text
     steps = WORLDS["arithmetic"].write(WORLDS["arithmetic"].problems(1, 0, "train")[0], "steps", random.Random(0))
     assert steps.startswith("step 1: ")
+
+
+def test_a_debate_of_one_round_in_arithmetic_has_111_tokens_for_every_question() -> None:
+    """docs/training.md, choice of the recipe."""
+    world, rng = WORLDS["arithmetic"], random.Random(0)
+    tokenizer = tokenizer_of(world)
+    lengths = set()
+    for problem in world.problems(200, 0, "train"):
+        turns = [Turn(i, 1, world.write(problem, persona, rng)) for i, persona in enumerate(world.personas, 1)]
+        trace = DebateTrace.of(problem.question, turns, consensus_text(problem.gold, True))
+        lengths.add(len(encode(tokenizer, trace.body)) + 1)  # the end token
+    assert lengths == {111}
