@@ -228,7 +228,9 @@ def sizes_table(folder: Path) -> str:
     line = next(row for row in sweep if "the same 72 rows" in row["against"] and "may end" not in row["job"])
     peak = read_json(folder / "speed" / "footprint.json")["rows"][0]["ours"] / 1024
     memory = f"{peak:.1f} (measured in a sweep of 128 texts x 16 tokens)"
-    rows = [["SmolLM2-135M", "2 CPU cores", "float32", memory, f"{line['ours']:.1f} (measured)", ""]]
+    rows = [
+        ["SmolLM2-135M", "2 CPU cores", "float32", memory, f"{line['ours']:.1f} (measured, 72 texts x 64 tokens)", ""]
+    ]
     for row in table.itertuples():
         dtype, flag = ("bfloat16", "") if row.bits == 16 else ("4 bits", "`bits=4` (`--bits 4`)")
         seconds = f"not estimated for {dtype}" if pd.isna(row.seconds) else f"at least {row.seconds:.1f} (estimated)"
@@ -293,8 +295,9 @@ def findings_table(folder: Path) -> str:
     gain = effects.set_index(["quantity", "task"]).loc["conditional over random", "question"]
     fired = _read("recipes/conditional/rates", folder)[0].set_index("task")["rate"]
     result = (
-        f"trait score of numbered steps on questions: {_interval(gain, ('mean', 'low', 'high'))} above random "
-        f"directions (p by rank {p_text(gain['p_rank'])}); condition met by {fired['question']:.0%} of the questions "
+        "trait score of numbered steps on questions (vector of 48 questions; the demo's is of 64): "
+        f"{_interval(gain, ('mean', 'low', 'high'))} above random directions "
+        f"(p by rank {p_text(gain['p_rank'])}); condition met by {fired['question']:.0%} of the questions "
         f"and {fired['repeat']:.0%} of the prompts of the second task"
     )
     claim = (
@@ -322,7 +325,7 @@ def findings_table(folder: Path) -> str:
         shown = verdicts[0] if len(set(verdicts)) == 1 else "; ".join(f"{one[0]} {one[3]}" for one in judges)
         counts = ", ".join(dict.fromkeys(one[2] for one in judges))
         measured = "; ".join(one[1] for one in judges)
-        measured += "; brackets: 95 % interval over texts, which must be above 0.5 (random numbers)"
+        measured += "; brackets: 95 % interval over texts; it must be above 0.5, the value of random numbers"
         rows.append([claim, measured, counts, "", shown])
     header = ["claim", "result", "test questions or texts", "training seeds", "verdict"]
     rows += _training_findings(folder)
@@ -338,14 +341,15 @@ FOUND = {
     "training on debates before GRPO gives a higher accuracy than GRPO alone (control: other trainings)": "IMAD is "
     "more accurate than GRPO alone (no SFT on debates). A third training is the control: SFT on only the answers of "
     "the debates, then the same GRPO",
-    "the paper's protocol: the agents' directions add more after IMAD": "adding an agent's direction raises the "
-    "ROUGE-L between the text and this agent's own turn. The increase in IMAD minus that in the base (the model before "
-    "SFT and GRPO) is at least 0.02",
+    "the paper's protocol: the agents' directions add more after IMAD": "adding an agent's direction (mean stream at "
+    "the last token of its turns minus that of the other agents' turns) raises the ROUGE-L of the model's text to this "
+    "agent's turn in the debate on the same question. The increase in IMAD minus that in the base (the model "
+    "before SFT and GRPO) is at least 0.02",
     "IMAD's answer depends on the first round that it writes": "IMAD's answer depends on the first round in its text. "
     "Measure: share of answers that change if this round is replaced by that of a text on another question, minus "
     "the share that change if the model's own first round is kept and the rest is generated again",
-    "the paper's experiment: the base's vector removes the malicious trait from IMAD's texts": "a vector of the base, "
-    "subtracted in IMAD, removes the malicious trait",
+    "the paper's experiment: the base's vector removes the malicious trait from IMAD's texts": "the vector of the "
+    "malicious trait, read in the base (the model before SFT and GRPO) and subtracted in IMAD, removes this trait",
 }
 """Claims about training that README shows -> how it says them; the pages of results have all claims."""
 IN_WORDS = {
@@ -358,11 +362,12 @@ IN_WORDS = {
 }
 """Pattern of a measurement in the claims' table -> how README says it."""
 REASONS = {
-    r"planted directions over random (\+[\d.]+ \[(?:-[\d.]+|\+0\.0[01]\d*), \+[\d.]+\])": r"; the method fails "
-    r"its check: a base was trained to write an agent's turn when a given direction is added. This direction raises "
-    r"ROUGE-L by \1 more than random ones do, and the whole interval must be at least +0.02",
-    r"up to (5[1-9]|[6-9]\d|100)% of the answers were not read": r"; the method fails its check, the same replacement "
-    r"in the texts of Debate: \1 % of these texts then have no answer, at most 50 % may",
+    r"planted directions over random (\+[\d.]+ \[(?:-[\d.]+|\+0\.0[01]\d*), \+[\d.]+\])": r", but the "
+    r"method fails its check here: a copy of the base was trained to write an agent's turn when a given direction is "
+    r"added. This direction raises ROUGE-L by \1 more than random ones do; the whole interval must be at least +0.02",
+    r"up to (5[1-9]|[6-9]\d|100)% of the answers were not read": r", but the method fails its check here, which is "
+    r"the same replacement in the texts of Debate: \1 % of these texts then have no answer, and at most 50 % may have "
+    r"none",
 }
 """Pattern of a check that fails in the claims' table -> how README gives the reason of `not testable here`."""
 CONTROL = re.compile(r"(.+) points over DebateGPT \+ GRPO")
