@@ -149,11 +149,57 @@ LONG = (
     "test_demo.py::test_a_resumed_demo_repeats_nothing_and_ends_the_same",
     "test_backends.py::test_a_real_checkpoint_is_read_and_steered_through_each_backend[nnsight]",
     "test_backends.py::test_a_real_checkpoint_is_read_and_steered_through_each_backend[transformer_lens]",
+    "test_jobs.py::test_a_script_that_fails_is_named_and_run_again",
+    "test_docs.py::test_the_python_of_a_page_runs_as_written_and_prints_what_the_page_shows[docs/concepts/scores.md]",
+    "test_docs.py::test_the_python_of_a_page_runs_as_written_and_prints_what_the_page_shows[docs/concepts/vectors.md]",
+    "test_docs.py::test_the_python_of_a_page_runs_as_written_and_prints_what_the_page_shows[docs/concepts/residual-stream.md]",
+    "test_protocol.py::test_a_run_compares_every_stage_and_a_second_call_only_reads",
+    "test_agent_subspaces.py::test_a_choice_that_is_made_again_generates_nothing",
+    "test_agent_subspaces.py::test_controls_may_be_left_to_sampled_texts_without_a_name[True]",
+    "test_agent_subspaces.py::test_controls_may_be_left_to_sampled_texts_without_a_name[False]",
+    "test_projections.py::test_blocks_compiled_one_by_one_are_read_as_before",
+    "test_remote.py::test_a_sweep_has_the_same_table_through_an_engine_and_over_http[options1]",
+    "test_remote.py::test_a_sweep_has_the_same_table_through_an_engine_and_over_http[options2]",
+    "test_reproduce.py::test_a_reproduction_that_is_ended_ends_its_steps[2]",
+    "test_malicious.py::test_a_run_has_base_and_imad_in_both_contexts_and_a_second_call_only_reads",
+    "test_gguf.py::test_of_two_processes_that_write_an_entry_the_first_ones_is_kept",
+    "test_shared.py::test_two_processes_answer_half_of_the_requests_each_and_receive_all_replies",
+    "test_suppression.py::test_a_run_goes_from_traces_to_tables_and_a_finished_stage_is_not_run_again",
+    "test_boundaries.py::test_sft_trains_on_the_ids_that_generation_reads_and_writes[SmolLM2-first]",
+    "test_boundaries.py::test_sft_trains_on_the_ids_that_generation_reads_and_writes[SmolLM2-response]",
+    "test_boundaries.py::test_sft_trains_on_the_ids_that_generation_reads_and_writes[SmolLM2-answer]",
+    "test_boundaries.py::test_sft_trains_on_the_ids_that_generation_reads_and_writes[SmolLM2-untagged]",
+    "test_benchmark.py::test_the_command_evaluates_checkpoints_and_resumes",
+    "test_gpu.py::test_every_part_runs_on_a_cpu",
+    "test_fact_recall.py::test_the_tables_are_those_of_sk_patch_and_a_finished_part_is_read_back",
+    "test_vectors.py::test_a_random_direction_points_everywhere_alike",
+    "test_erased_identity.py::test_a_probe_finds_less_under_the_joint_erasure_of_other_questions_than_under_shuffled_names",
+    "test_evolve.py::test_each_round_debates_by_the_last_checkpoint_and_a_round_that_gains_little_ends_the_training",
+    "test_probes.py::test_without_an_effect_the_area_is_one_half_however_unequal_groups_of_one_label_are",
+    "test_probes.py::test_the_band_of_shuffled_labels_holds_the_accuracy_of_grouped_labels_without_an_effect",
+    "test_probes.py::test_nested_choice_is_at_chance_on_noise_where_the_best_layer_is_not",
+    "test_controls.py::test_shuffled_vectors_of_labelled_groups_lie_where_groups_differ_as_the_vector_does",
+    "test_cascade.py::test_a_row_of_the_real_checkpoint_has_the_same_bits_alone_and_in_any_batch",
+    "test_benchmarks.py::test_a_worker_runs_the_steerkit_of_its_checkout",
+    "test_explorer.py::test_two_thousand_rows_of_eighty_tokens_stay_under_five_megabytes[True]",
+    "test_estimate.py::test_generation_takes_as_many_rows_as_fit",
+    "test_estimate.py::test_the_longest_prompt_of_each_cast_is_counted_as_a_tokenizer_counts_it",
+    "test_curve.py::test_the_table_has_the_kept_steps_and_the_last_one_with_their_losses",
+    "test_training_stages.py::test_more_samples_are_added_to_a_finished_self_consistency_and_one_untrained_model_is_freed_first",
+    "test_backends.py::test_steered_texts_are_the_same_token_for_token[transformer_lens-gemma2]",
+    "test_backends.py::test_steered_texts_are_the_same_token_for_token[transformer_lens-gpt2]",
+    "test_protocol.py::test_a_planting_that_was_killed_ends_with_the_weights_of_one_that_was_not[False]",
+    "test_protocol.py::test_a_planting_that_was_killed_ends_with_the_weights_of_one_that_was_not[True]",
+    "test_separability.py::test_both_sources_probe_one_turn_of_each_agent_and_question",
 )
 """Tests of many seconds, marked `long`: `make test` leaves them out, `make test-long` runs them."""
+LONG_WITH_ALL_PARAMETERS = (
+    "test_estimate.py::test_the_options_that_are_named_make_their_stage_fit_and_a_shell_reads_them",
+    "test_lm_eval.py::test_coefficient_zero_is_the_harness_own_model_and_another_is_not",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.nodeid.endswith(LONG):
+        if item.nodeid.endswith(LONG) or item.nodeid.partition("[")[0].endswith(LONG_WITH_ALL_PARAMETERS):
             item.add_marker("long")

@@ -28,8 +28,9 @@ def states(findings: list[Finding]) -> dict[str, str]:
     return {finding.check: finding.state for finding in findings}
 
 
-def found_in(model: Any, check: str) -> Finding:
-    return next(finding for finding in examine(model, tiny_tokenizer()) if finding.check == check)
+def found_in(model: Any, check: str, tokenizer: Any = None) -> Finding:
+    """The finding of one check, which is that of `examine` (`test_each_check_is_a_function_...`)."""
+    return report.run(check, CHECKS[check], model, tokenizer or tiny_tokenizer())
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "gpt_neox", "qwen2"])
@@ -46,13 +47,12 @@ def test_a_sound_model_has_no_failed_check(kind) -> None:
 
 
 def test_a_tokenizer_without_template_is_noted_and_one_with_too_many_tokens_fails() -> None:
-    found = examine(tiny_model(), tiny_tokenizer(template=False))
-    assert states(found)["tokenizer"] == "note"
+    assert found_in(tiny_model(), "tokenizer", tiny_tokenizer(template=False)).state == "note"
     larger = tiny_tokenizer()
     larger.add_tokens(["<a>", "<b>"])
-    found = examine(tiny_model(), larger)
-    assert states(found)["tokenizer"] == "failed"
-    assert "262 tokens for 260 embeddings" in str(found)
+    found = found_in(tiny_model(), "tokenizer", larger)
+    assert found.state == "failed"
+    assert "262 tokens for 260 embeddings" in found.detail
 
 
 class Leaky(torch.nn.Module):
@@ -96,9 +96,7 @@ def test_a_check_that_raises_has_failed_and_the_others_run(error: Exception, det
 def test_rows_that_see_their_batch_are_found() -> None:
     model = tiny_model()
     model.model.layers[1].mlp = Leaky(model.model.layers[1].mlp)
-    found = states(examine(model, tiny_tokenizer()))
-    assert found["padding"] == "failed"
-    assert found["cache"] == "failed"
+    assert found_in(model, "padding").state == found_in(model, "cache").state == "failed"
 
 
 def test_a_stream_that_is_replaced_between_blocks_is_refused_with_the_reason() -> None:
@@ -155,14 +153,12 @@ def test_an_adapter_that_does_nothing_is_found_and_one_that_does_is_not() -> Non
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     model = peft.get_peft_model(tiny_model(), config).eval()
-    found = examine(model, tiny_tokenizer())
-    assert states(found)["adapter"] == "failed"  # B is zero: nothing was trained
+    assert found_in(model, "adapter").state == "failed"  # B is zero: nothing was trained
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(std=0.1)
-    found = examine(model, tiny_tokenizer())
-    assert states(found)["adapter"] == "ok"
+    assert found_in(model, "adapter").state == "ok"
 
 
 def test_the_command_prints_json_and_its_exit_code_is_1_if_a_check_failed(tmp_path, capsys, monkeypatch) -> None:
@@ -186,7 +182,7 @@ def test_the_command_prints_json_and_its_exit_code_is_1_if_a_check_failed(tmp_pa
 
 
 def result_of(check: str, model: Any, tokenizer: Any) -> tuple[str, str]:
-    finding = next(finding for finding in examine(model, tokenizer) if finding.check == check)
+    finding = found_in(model, check, tokenizer)
     return finding.state, finding.detail
 
 
