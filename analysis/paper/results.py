@@ -475,7 +475,7 @@ def _erased(some: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     gains = erased_gains_table(some["erasure_gains"], some["erasure_survives"])
     return {
         "accuracy of a probe of the agents' names on held-out questions": erased_probes_table(some["erasure_probes"]),
-        "ROUGE-L that the identity adds (`gain`), and what the erasure costs if no agent is named": gains,
+        "ROUGE-L that the identity adds (`gain`), and what the erasure changes without the identity (`cost`)": gains,
         "size of the change at each position, and what is left of each agent's vector": erased_changes_table(
             some["erasure_changes"]
         ),
@@ -499,15 +499,16 @@ def page(title: str, results: Published) -> str:
     changed = [one["seed"] for one in results.about["started"] if one["rules"] != results.about["rules_sha256"]]
     helps = controls_table(results.main, results.differences, results.of_sft)
     seeds = results.main["seeds"].max()
+    unnamed = _linked("Steering without a name", bool(parts["steering"]))
     lines = [
         f"# {title}",
         "",
         "`python -m analysis results` writes this page from the results of each training seed. For the seeds in "
-        "`results/seeds`, `make results` repeats it in minutes and trains nothing. The [glossary](glossary.md) defines "
-        "the terms; the paper is arXiv 2604.24881.",
+        "`results/seeds`, `make results` calls this command. It takes minutes and trains nothing. The "
+        "[glossary](glossary.md) defines the terms; the paper is arXiv 2604.24881.",
         "",
-        f"- Seeds: this page uses at most {seeds} training seed{'s' if seeds > 1 else ''}. Each table, or the text "
-        "above it, has the number of its seeds or names them.",
+        f"- Seeds: on this page, a [family](glossary.md#debate-and-training) of problems has at most {seeds} training "
+        f"seed{'s' if seeds > 1 else ''}. Each table, or the text above it, has the number of its seeds or names them.",
         "- Intervals are 95 %. With several training seeds they are over the seeds' means, by Student's t. For ratios, "
         "such as tokens / tokens of Debate, they are by Fieller's method.",
         *([OF_ONE_SEED] if _of_one_seed(results) else []),
@@ -599,8 +600,8 @@ def page(title: str, results: Published) -> str:
             "the two controls. In an explicit debate the answer is that of the majority, so a debate without a "
             "majority has no answer.\n"
             "- `follows, minus chance`: share of answers that follow, minus chance. An answer follows if it equals the "
-            "answer of the text on the other question. For chance, each answer is compared with the answers of all "
-            "texts except this one. Chance is the share of equal answers in these comparisons.\n"
+            "answer of the text from which round 1 was taken. For chance, each answer is compared with the answers of "
+            "all texts except that text. Chance is the share of equal answers in these comparisons.\n"
             "- `right`: share of right answers in the first control -> after the replacement. A text without an answer "
             "counts as wrong.\n"
             f"- `seeds`: number of seeds in which at least {_least('transplant')} of the texts have a turn of round "
@@ -613,8 +614,8 @@ def page(title: str, results: Published) -> str:
         *_section(
             "Patched first rounds",
             "The residual stream at the positions of round 1 is replaced by that of another debate, at one layer. Then "
-            "the model continues greedily. The two debates are a pair. They have the same agents in round 1, the same "
-            "number of tokens in round 1, and the same tag after it.\n\n"
+            "the model continues greedily. The two debates are a pair. In round 1 they have turns of the same agents "
+            "(a model can leave an agent out) and the same number of tokens. The same tag follows round 1.\n\n"
             "The first table counts texts, texts with a turn of round 1, and pairs. In `pairs with two different "
             "answers`, both debates have an answer, and the answers differ. The second table has shares of these "
             "pairs. Pairs that continue with round 2 and pairs that continue with the consensus are in different rows. "
@@ -662,11 +663,14 @@ def page(title: str, results: Published) -> str:
         ),
         *_section(
             "Steering without a name",
-            "Each agent's direction is added at the setting that was chosen on validation. Texts are sampled, and the "
-            "context names no agent. Each table has one score. Columns:\n\n"
+            "Each agent's direction is added. The text and token at which it is read, the layer, the steered positions "
+            "and the coefficient were chosen on validation. Texts are sampled, and the context names no agent. Each "
+            "table has one score. ROUGE-L is to the turn that the agent wrote in round 1 of the base's debate on the "
+            "same question. Columns:\n\n"
             "- `stage`: the checkpoint. `GRPO step N` is a checkpoint of IMAD's GRPO.\n"
-            "- `unsteered`: the score at coefficient 0. If the unsteered texts are already this agent's, the score "
-            "cannot rise.\n"
+            "- `unsteered`: the score at coefficient 0. A share of 1 cannot rise. ROUGE-L can rise even if all "
+            "unsteered texts begin with a turn of this agent, because the turn can become more similar to the "
+            "reference.\n"
             "- `over coefficient 0`: the score with the agent's direction minus the score at coefficient 0. `by seed` "
             "has this gain for each seed.\n"
             "- `over random`, `over matched`, `over shuffled`: the score with the agent's direction minus the mean "
@@ -763,10 +767,10 @@ def page(title: str, results: Published) -> str:
             "- `agents`: LEACE of the agents' names.\n"
             "- `shuffled`: LEACE of shuffled names, a control.\n"
             "- `variance`: the directions of largest variance around each agent's mean, a control.\n"
-            "- `injected`: the agents' vectors themselves. This is a control for the rows of the second table with the "
-            "`identity` `vector`, in which an agent's vector is added to the stream. The vectors are removed after the "
-            "blocks that follow the one where the vector is added. If `injected` lowers the gain as much as `agents` "
-            "does, LEACE may only have removed the vector.\n\n"
+            "- `injected`: the agents' vectors themselves. This is a control for some rows of the second table: those "
+            "that have `vector` in the column `identity`. In these rows an agent's vector is added to the stream. "
+            "`injected` removes the vectors after the blocks that follow the one where this vector is added. If "
+            "`injected` lowers the gain as much as `agents` does, LEACE may only have removed the vector.\n\n"
             "Columns of the first table, the accuracy of a probe. Chance is a third, because there are three agents. "
             "An accuracy above a third means that some of the information is left on held-out questions.\n\n"
             "- `position`: what the probe reads. `asked` is the last token before a turn; `first` and `last` are "
@@ -775,19 +779,26 @@ def page(title: str, results: Published) -> str:
             "- `erased here`: LEACE is fitted at this position alone.\n"
             "- `erased at all positions`: one LEACE is fitted at all three positions. The other tables use a LEACE of "
             "this kind.\n\n"
-            "Columns of the second table, the ROUGE-L to the agent's turn:\n\n"
-            "- `identity`: what tells the model which agent is to write. `trace` is the trace up to the agent's tag. "
-            "`tag` is the tag without an agent's turn before it. `vector` is the agent's vector, added in a context "
-            "that names no agent. With the trace or the tag, LEACE acts after every block. With a vector, it acts only "
-            "after the blocks that follow the one where the vector is added.\n"
-            "- `gain`: ROUGE-L if the agent is given minus ROUGE-L if no agent is named. Both are under the erasure.\n"
+            "Columns of the second table, which is about the ROUGE-L to the agent's turn:\n\n"
+            "- `identity`: what tells the model which agent is to write:\n"
+            "    - `trace`: the trace up to the agent's tag. The erasure acts after every block.\n"
+            "    - `tag`: the tag without an agent's turn before it. The erasure acts after every block.\n"
+            "    - `vector`: the agent's vector, added after the question alone. The erasure acts only after the "
+            "blocks that follow the one where the vector is added. This vector is not that of "
+            f"{unnamed}, so its gain can differ. "
+            "Here only vectors that are read in the turns and tags of round 1 were tried, at all layers but the last. "
+            "There the last layer was also tried, and also vectors that are read at the last token of a context that "
+            "names the agent.\n"
+            "- `gain`: ROUGE-L with the identity minus ROUGE-L without it, mean over the agents. Without it, the "
+            "context is the question alone, and no vector is added. Both are under the erasure.\n"
             "- `survives`: gain under the erasure / gain without erasure. It is over the seeds whose gain without "
-            f"erasure is at least {LEAST_GAIN}, so it can have fewer values by seed than the row has seeds. The cell "
-            "is `not testable` if no seed has such a gain.\n"
-            "- `cost`: change of ROUGE-L through the erasure if no agent is named. It is negative if the erasure "
-            "lowers ROUGE-L. "
-            "If the erasure lowers ROUGE-L by at least the gain without erasure, the cell of `survives` is `texts "
-            "broken`, because the erasure damages the texts in general.\n\n"
+            f"erasure is at least {LEAST_GAIN}, so it can have fewer values by seed than the row has seeds. Under "
+            "two conditions the cell has words instead of a number. If both are met, the first one counts:\n"
+            "    - `not testable`: no seed has such a gain.\n"
+            "    - `texts broken`: without the identity, the erasure lowers ROUGE-L (`cost`) by at least the gain "
+            "without erasure. So the erasure damages the texts in general.\n"
+            "- `cost`: ROUGE-L without the identity under the erasure, minus the same without erasure. It is negative "
+            "if the erasure lowers ROUGE-L.\n\n"
             "Columns of the third table:\n\n"
             "- `asked`, `first`, `last`: norm of the change of the stream through the erasure / norm of the stream.\n"
             "- `vector 1` and so on: norm of the agent's vector after the erasure / its norm before. LEACE is an "
@@ -811,8 +822,9 @@ def page(title: str, results: Published) -> str:
         "- `gain kept`: (accuracy - Single) / (Debate - Single). The cell is empty if the interval of Debate - Single "
         "is not above 0.",
         f"- `unparsed`: share of questions without an answer. For {_by_majority(results.main)}, it includes the "
-        "questions without a majority. With `plurality`, the most frequent answer counts, so it has only the questions "
-        "on which no agent has an answer in the round that decides.",
+        "questions without a majority. With `plurality`, the most frequent answer of the last round counts, or of "
+        "round 1 in `Round 1, plurality`. So `unparsed` has only the questions on which no agent has an answer in this "
+        "round.",
         "- `agents`: mean number of agents whose tags are in a text.",
         "",
         *(
@@ -946,8 +958,9 @@ def _legend(there: Collection[str]) -> list[str]:
         "agents.",
         "- If one agent has the same value in all seeds, this interval can still have a width. Then the verdict does "
         "not have to be `not shown`.",
-        f"- An agent that writes the first turn in a share of more than {known['speaks'].ceiling:g} of the unsteered "
-        "texts cannot gain, and is left out.",
+        f"- An agent is left out if it writes the first turn in a share of more than {known['speaks'].ceiling:g} of "
+        "the unsteered texts. This share can hardly rise. The agent is also left out of the claim about ROUGE-L, "
+        "although its ROUGE-L may rise.",
         "",
         "Columns:",
         "",

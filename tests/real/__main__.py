@@ -44,7 +44,8 @@ PROMPTS = (
     "12*13 =", "\U0001f680 to the moon", "a\n\nb",
 )  # fmt: skip
 LONG = "The tides rise and fall twice a day. " * 12
-TORCH_SIZES, TORCH_ALONE = (2, 7), 4  # batches, and single rows, that are compared with torch's kernels
+ROWS, SIZES, ALONE = 72, (2, 3, 7, 72), 12  # rows, sizes of batches, and single rows, that are compared
+TORCH_SIZES, TORCH_ALONE = (2, 7), 4  # the same with torch's kernels
 PARTS = ("First, 1 + 2.", " Then\n\n", f"{CHINESE}.", " The sea is calm", " \U0001f680 done.")
 
 
@@ -124,8 +125,8 @@ def swept(model: Any, tokenizer: Any, prompts: list[Any], layer: int) -> dict[st
 
 def same_bits(model: Any, layer: int) -> dict[str, int]:
     """With oneDNN's kernels a row's logits are the same numbers in every batch; with torch's they may not be."""
-    rows = population(model, 72, 60, layer, shared=40)
-    found = differences(model, rows, 24)
+    rows = population(model, ROWS, 60, layer, shared=40)
+    found = differences(model, rows, 24, sizes=SIZES, alone=ALONE)
     assert found["rows with other bits"] == 0, found
     with sk.use_kernels(model, "torch"):
         other = differences(model, rows, 8, sizes=TORCH_SIZES, alone=TORCH_ALONE)
@@ -157,30 +158,52 @@ INTRODUCTION = (
     "GGUF files from PyPI, dequantised to float32. All checks run on a CPU in float32. The check `sites in 32 and 16 "
     "bits` also runs in bfloat16 and float16."
 )
+
+
+def comparisons(sizes: Sequence[int], alone: int) -> int:
+    """Comparisons of a row: `tests.bits.differences` draws two batches of each size, besides single rows."""
+    return alone + 2 * sum(sizes)
+
+
+def in_words(sizes: Sequence[int]) -> str:
+    """Numbers with `and` before the last.
+
+    Example:
+        >>> in_words((2, 3, 7))
+        '2, 3 and 7'
+    """
+    return f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
+
+
 OF_BITS = (
-    "`same bits alone and in any batch` draws its token ids, batches and lengths with one seed for all checkpoints. So "
-    "the number of comparisons and the number of compared vectors do not depend on the checkpoint. The number of "
-    "comparisons in which a row differs is measured. With torch's kernels it depends on the processor and the number "
-    "of threads."
+    "`same bits alone and in any batch` compares the logits of a row, alone or in a random batch, with those of the "
+    f"same row in a batch of all {ROWS} rows. With oneDNN's kernels, {ALONE} rows are run alone, and two batches each "
+    f"of {in_words(SIZES)} rows: {comparisons(SIZES, ALONE)} comparisons. With torch's kernels nothing is required, "
+    f"and fewer are made: {TORCH_ALONE} rows are run alone, and two batches each of {in_words(TORCH_SIZES)} rows, "
+    f"which is {comparisons(TORCH_SIZES, TORCH_ALONE)} comparisons. Token ids, batches and lengths are drawn with one "
+    "seed for all checkpoints. So the number of comparisons and the number of compared vectors do not depend on the "
+    "checkpoint. The number of comparisons in which a row differs is measured. With torch's kernels it depends on the "
+    "processor and the number of threads."
 )
 CHECKED = {
     "boundaries": "the tokens of each prompt, continuation and [span](glossary.md#model-and-stream) (part of a text) "
     "decode to its text; at the start of a text the tokenizer may add a blank",
-    "cached = uncached = batch = single": "steered and unsteered prompts have the same greedy tokens with and without "
-    "a key-value cache, in one batch and alone",
+    "cached = uncached = batch = single": "each prompt, steered or unsteered, has the same greedy tokens in a "
+    "batch with a key-value cache, alone with a cache, and alone without one",
     "spans = separate forwards": "activations of several spans, read in one forward pass, equal those of separate "
     "passes; a relative difference of up to 1e-3 is allowed",
     "scored = generated = stored = reported": "the sampled tokens of a [sweep](glossary.md#measuring) are the same "
-    "when they are generated, stored, scored and shown in a report. A resumed row may have other tokens only if its "
-    "random number is within 1e-5 of the boundary between two tokens. The log-probabilities of scoring equal those of "
-    "a plain forward pass; a difference of up to 1e-3 nats is allowed",
+    "when they are generated, stored, scored and shown in a report. Half of the stored rows are deleted, and the sweep "
+    "is resumed with another batch size. A resumed row may have other tokens than before only if its random number is "
+    "within 1e-5 of the boundary between two tokens. The log-probabilities of scoring equal those of a plain forward "
+    "pass; a difference of up to 1e-3 nats is allowed",
     "same bits alone and in any batch": "with [oneDNN's kernels](concepts/kernels.md) the logits of a row are bitwise "
     "equal alone and in any batch",
     "sites in 32 and 16 bits": "every [site](concepts/residual-stream.md) (point of a block that can be read or "
     "changed) is found and verified at every layer, in float32, bfloat16 and float16",
     "patching = TransformerLens": "effects of [activation patching](concepts/patching.md) equal those of "
-    "TransformerLens. An effect of 1 is the whole difference between the two runs; a difference of up to 1e-3 between "
-    "two effects is allowed",
+    "TransformerLens. An effect of 1 is the whole difference between the clean and the corrupted run. The effects of "
+    "the two packages may differ by up to 1e-3",
     "baked, without steerkit = steered": "a [baked](recipes/baking.md) checkpoint has a steering in its weights. Its "
     "logits, computed without steerkit, equal those of the steered model; a relative difference of up to 1e-4 is "
     "allowed",
@@ -188,8 +211,6 @@ CHECKED = {
 """Check -> what the page says about it."""
 OF_LLAMA = ("patching = TransformerLens", "baked, without steerkit = steered")
 """Checks that run on models of type llama only."""
-TORCH_ROWS = TORCH_ALONE + 2 * sum(TORCH_SIZES)
-"""Comparisons of a row with torch's kernels: `tests.bits.differences` draws two batches of each size."""
 SHOWN = {
     "changed": "texts of steered prompts that differ from the unsteered texts",
     "decided by rounding": "resumed rows that rounding changes",
@@ -199,10 +220,10 @@ SHOWN = {
     "largest difference, add": "largest relative difference of the logits with the operation `add`",
     "largest difference, ablate": "largest relative difference of the logits with the operation `ablate`",
     "tokens": "new tokens",
-    "rows compared": "comparisons of a row in two batches",
+    "rows compared": "comparisons of a row",
     "steps": "compared vectors of logits, one for each new token",
     "rows with other bits": "comparisons in which the row differs",
-    "with torch's path": "the same with torch's kernels, where rows may differ",
+    "with torch's path": "comparisons in which the row differs with torch's kernels (allowed)",
     "places": "compared effects",
     "layers with every site, float32": "float32",
     "layers with every site, bfloat16": "bfloat16",
@@ -218,10 +239,13 @@ SHOWN_OF = {
 
 def figure(key: str, value: Any, figures: Mapping[str, Any]) -> str:
     """The value of a number; a count has its total."""
-    if key == "changed":
-        return f"{value} of {(figures['prompts'] + 1) // 2}"  # every second prompt is steered
+    if key in ("prompts", "changed"):
+        steered_prompts = (figures["prompts"] + 1) // 2  # every second prompt is steered
+        return f"{value} ({steered_prompts} of them steered)" if key == "prompts" else f"{value} of {steered_prompts}"
+    if key == "rows with other bits":
+        return f"{value} of {figures['rows compared']}"
     if key == "with torch's path":
-        return f"{value} of {TORCH_ROWS}"
+        return f"{value} of {comparisons(TORCH_SIZES, TORCH_ALONE)}"
     if key.startswith("layers with every site"):
         return f"all {value} layers"  # `sites_by_dtype` accepts no other number
     return f"{value:.1e}" if isinstance(value, float) else str(value)
