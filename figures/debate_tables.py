@@ -1,4 +1,4 @@
-"""Tables of docs/agents.md and docs/training.md: what a reproduction found, from `results/miniature`."""
+"""Tables of docs/agents.md: what a reproduction found, from `results/miniature`."""
 
 from __future__ import annotations
 

@@ -560,7 +560,7 @@ def page(title: str, results: Published) -> str:
         *_section(
             "What the debate adds",
             "The table has the accuracy in per cent of the test questions. Texts are sampled. "
-            "[Training](training.md#results-of-the-preset-tiny) defines the methods. Columns:\n\n"
+            "[Training results](training-results.md#results-of-the-preset-tiny) defines the methods. Columns:\n\n"
             "- `by seed`: the accuracy of each seed.\n"
             "- `IMAD above it`: the accuracy of IMAD minus that of the training in this row, in points. `SFT above "
             "it`: the same for SFT.\n"
@@ -813,7 +813,7 @@ def page(title: str, results: Published) -> str:
         ),
         "## Accuracy and tokens",
         "",
-        "[Training](training.md#results-of-the-preset-tiny) defines the methods. Columns:",
+        "[Training results](training-results.md#results-of-the-preset-tiny) defines the methods. Columns:",
         "",
         "- `questions`: number of questions of all seeds together.",
         "- `accuracy`: right answers in per cent of these questions. `by seed` has the accuracy of each seed.",
@@ -966,7 +966,8 @@ def _legend(there: Collection[str]) -> list[str]:
         "",
         "- `here`: first the quantity that is judged, then controls and checks. If a cell has several checkpoints, the "
         "claim is judged at IMAD. The names in backticks are methods, which "
-        "[Training](training.md#results-of-the-preset-tiny) defines, or quantities, which the sections below define.",
+        "[Training results](training-results.md#results-of-the-preset-tiny) defines, or quantities, which the sections "
+        "below define.",
         "- `here`, in the claims about tokens: all tokens are those that are read or written, new tokens are those "
         "that are written. The brackets have the tokens per question of IMAD and of Debate.",
         "- `by seed`: the quantity that is judged, for each training seed. In a claim about each agent, it is that of "

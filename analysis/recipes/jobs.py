@@ -200,9 +200,9 @@ JOBS = {
     ),
     "checkpoints": Job(
         write_checkpoints,
-        "The checkpoints are those of the [miniature](../training.md), a small model that was trained from scratch. "
-        f"Each pair (at most {N_PAIRS}) has one question of the debates on which the models were trained. The positive "
-        "continuation is the right answer. The negative one is a wrong answer that an agent gave in round 1.",
+        "The checkpoints are those of the [miniature](../training-results.md), a small model that was trained from "
+        f"scratch. Each pair (at most {N_PAIRS}) has one question of the debates on which the models were trained. The "
+        "positive continuation is the right answer. The negative one is a wrong answer that an agent gave in round 1.",
         {".pdf": ".png"},
         {
             "profiles.png": "Accuracy of probes by layer, for base, SFT and IMAD",

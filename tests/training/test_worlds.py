@@ -88,7 +88,7 @@ def test_the_two_worlds_texts_look_as_they_are_meant_to() -> None:
 
 
 def test_a_debate_of_one_round_in_arithmetic_has_111_tokens_for_every_question() -> None:
-    """docs/training.md, choice of the recipe."""
+    """docs/training-settings.md, choice of the recipe."""
     world, rng = WORLDS["arithmetic"], random.Random(0)
     tokenizer = tokenizer_of(world)
     lengths = set()

@@ -70,8 +70,8 @@ class GRPO:
     with rho_t the probability ratio of token t between the policy and the policy that generated it. The reward is that
     of `training.train.rewards`.
 
-    docs/training.md compares the settings with the paper's (arXiv 2604.24881, section 3) and its released script's; the
-    presets of its checkpoints have them.
+    docs/training-settings.md compares the settings with the paper's (arXiv 2604.24881, section 3) and its released
+    script's; the presets of its checkpoints have them.
 
     Args:
         anneal: schedule of `w_fmt` and `l`.

@@ -56,7 +56,7 @@ Cut = Literal["answers", "revision", "turn"]
 
 @dataclass(frozen=True)
 class SFT:
-    """Settings of supervised fine-tuning; docs/training.md compares them with the paper's (arXiv 2604.24881).
+    """Settings of supervised fine-tuning; docs/training-settings.md compares them with the paper's (arXiv 2604.24881).
 
     Args:
         target: text to learn after the prompt `Problem: ...`:
