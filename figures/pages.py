@@ -285,9 +285,9 @@ def findings_table(folder: Path) -> str:
         p_random, p_shuffled = (p_text(ranks[row.persona, name]) for name in RANKED.values())
         result = (
             f"unsteered -> steered: trait score {row.trait_unsteered:.2f} -> {row.trait_steered:.2f}; {random} above "
-            f"random directions (p by rank {p_random}), {shuffled} above vectors from shuffled labels (p by rank "
-            f"{p_shuffled}; the best of these has {best:.2f}); right answers {row.right_unsteered:.2f} -> "
-            f"{row.right_steered:.2f}; perplexity {row.perplexity_unsteered:.1f} -> {row.perplexity_steered:.1f}"
+            f"the mean of random directions (p by rank {p_random}), {shuffled} above the mean of vectors from shuffled "
+            f"labels (p by rank {p_shuffled}; the best of these has the score {best:.2f}); right answers "
+            f"{row.right_unsteered:.2f} -> {row.right_steered:.2f}; perplexity {row.perplexity_unsteered:.1f} -> {row.perplexity_steered:.1f}"
         )
         claim = f"[demo](docs/demo.md): steering raises the trait score of {PERSONAS[row.persona]}"
         rows.append([claim, result, str(meta["n_test"]), "", HOLDS if row.steered else NOT_SHOWN])
@@ -295,8 +295,8 @@ def findings_table(folder: Path) -> str:
     gain = effects.set_index(["quantity", "task"]).loc["conditional over random", "question"]
     fired = _read("recipes/conditional/rates", folder)[0].set_index("task")["rate"]
     result = (
-        "trait score of numbered steps on questions (vector of 48 questions; the demo's is of 64): "
-        f"{_interval(gain, ('mean', 'low', 'high'))} above random directions "
+        "trait score of numbered steps on questions (the vector was computed from 48 other questions, that of the demo "
+        f"from 64): {_interval(gain, ('mean', 'low', 'high'))} above the mean of random directions "
         f"(p by rank {p_text(gain['p_rank'])}); condition met by {fired['question']:.0%} of the questions "
         f"and {fired['repeat']:.0%} of the prompts of the second task"
     )
@@ -362,12 +362,12 @@ IN_WORDS = {
 }
 """Pattern of a measurement in the claims' table -> how README says it."""
 REASONS = {
-    r"planted directions over random (\+[\d.]+ \[(?:-[\d.]+|\+0\.0[01]\d*), \+[\d.]+\])": r", but the "
-    r"method fails its check here: a copy of the base was trained to write an agent's turn when a given direction is "
-    r"added. This direction raises ROUGE-L by \1 more than random ones do; the whole interval must be at least +0.02",
-    r"up to (5[1-9]|[6-9]\d|100)% of the answers were not read": r", but the method fails its check here, which is "
-    r"the same replacement in the texts of Debate: \1 % of these texts then have no answer, and at most 50 % may have "
-    r"none",
+    r"planted directions over random (\+[\d.]+ \[(?:-[\d.]+|\+0\.0[01]\d*), \+[\d.]+\])": r". The "
+    r"method fails its check here. In the check, a copy of the base is trained to write an agent's turn when a given "
+    r"direction is added. The whole interval of this direction's gain in ROUGE-L over random ones must be at least "
+    r"+0.02; it is \1",
+    r"up to (5[1-9]|[6-9]\d|100)% of the answers were not read": r". The method fails its check here. The check is "
+    r"the same replacement in the texts of Debate: at most 50 % of them may then be without an answer, but \1 % are",
 }
 """Pattern of a check that fails in the claims' table -> how README gives the reason of `not testable here`."""
 CONTROL = re.compile(r"(.+) points over DebateGPT \+ GRPO")
