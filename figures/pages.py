@@ -287,7 +287,8 @@ def findings_table(folder: Path) -> str:
             f"unsteered -> steered: trait score {row.trait_unsteered:.2f} -> {row.trait_steered:.2f}; {random} above "
             f"the mean of random directions (p by rank {p_random}), {shuffled} above the mean of vectors from shuffled "
             f"labels (p by rank {p_shuffled}; the best of these has the score {best:.2f}); right answers "
-            f"{row.right_unsteered:.2f} -> {row.right_steered:.2f}; perplexity {row.perplexity_unsteered:.1f} -> {row.perplexity_steered:.1f}"
+            f"{row.right_unsteered:.2f} -> {row.right_steered:.2f}; "
+            f"perplexity {row.perplexity_unsteered:.1f} -> {row.perplexity_steered:.1f}"
         )
         claim = f"[demo](docs/demo.md): steering raises the trait score of {PERSONAS[row.persona]}"
         rows.append([claim, result, str(meta["n_test"]), "", HOLDS if row.steered else NOT_SHOWN])

@@ -161,9 +161,9 @@ def protocol_answer(family: str, protocol: pd.DataFrame, judged: pd.DataFrame) -
     base, imad = lines.loc[BASE], lines.loc["IMAD"]
     known = rules()
     found = judged.set_index("name")["verdict"]
+    texts = [PLAINLY.get(known[name].text, known[name].text) for name in ("area", "above")]
     verdicts = [
-        f'- The verdict on "{known[name].text.removeprefix(PROTOCOL)}" is **{found[f"{family}: {known[name].text}"]}**.'
-        for name in ("area", "above")
+        f'- The verdict on "{text.removeprefix(PROTOCOL)}" is **{found[f"{family}: {text}"]}**.' for text in texts
     ]
     planted = "The positive control was not tried."
     if PLANTED_BASE in lines.index:
@@ -601,7 +601,8 @@ def page(title: str, results: Published) -> str:
             "majority has no answer.\n"
             "- `follows, minus chance`: share of answers that follow, minus chance. An answer follows if it equals the "
             "answer of the text from which round 1 was taken. For chance, each answer is compared with the answers of "
-            "all texts except that text. Chance is the share of equal answers in these comparisons.\n"
+            "all texts except the one from which round 1 was taken. Chance is the share of equal answers in these "
+            "comparisons.\n"
             "- `right`: share of right answers in the first control -> after the replacement. A text without an answer "
             "counts as wrong.\n"
             f"- `seeds`: number of seeds in which at least {_least('transplant')} of the texts have a turn of round "
@@ -633,8 +634,9 @@ def page(title: str, results: Published) -> str:
             "follow here.\n"
             "- `follows, round 1, as many as question`: a control. As many positions as in `follows, question` are "
             "replaced, but positions of round 1.\n"
-            "- `follows by chance`: each answer after the replacement of round 1 is compared with the answers of the "
-            "other debates of all other pairs. The column has the share of equal answers in these comparisons.\n"
+            "- `follows by chance`: each answer after the replacement of round 1 is compared with the answers of all "
+            "remaining pairs: in each of them, with that of the debate whose stream is patched in. The column has "
+            "the share of equal answers in these comparisons.\n"
             "- `changes, round 1`: share of answers that change, or that are missing after the replacement. In "
             "brackets is the same share if the text's own activations are patched in. It must be 0.\n\n"
             "At the input of block 0, a replacement of the stream is the same as a replacement of the tokens. In any "
@@ -771,8 +773,8 @@ def page(title: str, results: Published) -> str:
             "that have `vector` in the column `identity`. In these rows an agent's vector is added to the stream. "
             "`injected` removes the vectors after the blocks that follow the one where this vector is added. If "
             "`injected` lowers the gain as much as `agents` does, LEACE may only have removed the vector.\n\n"
-            "Columns of the first table, the accuracy of a probe. Chance is a third, because there are three agents. "
-            "An accuracy above a third means that some of the information is left on held-out questions.\n\n"
+            "The first table has the accuracy of a probe. Chance is a third, because there are three agents. An "
+            "accuracy above a third means that some of the information is left on held-out questions. Its columns:\n\n"
             "- `position`: what the probe reads. `asked` is the last token before a turn; `first` and `last` are "
             "tokens of the turn. At the first token a probe can recognise the token itself, also in an untrained "
             "model.\n"
@@ -786,9 +788,9 @@ def page(title: str, results: Published) -> str:
             "    - `vector`: the agent's vector, added after the question alone. The erasure acts only after the "
             "blocks that follow the one where the vector is added. This vector is not that of "
             f"{unnamed}, so its gain can differ. "
-            "Here only vectors that are read in the turns and tags of round 1 were tried, at all layers but the last. "
-            "There the last layer was also tried, and also vectors that are read at the last token of a context that "
-            "names the agent.\n"
+            "For this section, only vectors that are read in the turns and tags of round 1 were tried, at all layers "
+            "but the last. For the other section, the last layer was also tried, and also vectors that are read at the "
+            "last token of a context that names the agent.\n"
             "- `gain`: ROUGE-L with the identity minus ROUGE-L without it, mean over the agents. Without it, the "
             "context is the question alone, and no vector is added. Both are under the erasure.\n"
             "- `survives`: gain under the erasure / gain without erasure. It is over the seeds whose gain without "
@@ -868,8 +870,8 @@ def _malicious_questions(families: Tables) -> str:
             few, many = (round(some[name]["n"].max()) for name in ("malicious", "suppression_kept"))
             if few < many:
                 return (
-                    f"Each seed has {few} questions here, the first of the {many} in the section above. So the "
-                    "accuracy without steering can differ between the two sections. "
+                    f"Each seed has {few} questions here, the first of the {many} in the section above, which has only "
+                    "the seeds with the trait. So the accuracy without steering can differ between the two sections. "
                 )
     return ""
 
@@ -964,8 +966,9 @@ def _legend(there: Collection[str]) -> list[str]:
         "",
         "Columns:",
         "",
-        "- `here`: first the quantity that is judged, then controls and checks. If a cell has several checkpoints, the "
-        "claim is judged at IMAD. The names in backticks are methods, which "
+        "- `here`: first the quantity that is judged, then its controls and checks. Some cells end with further "
+        "values, such as the saving of new tokens, which do not change the verdict. If a cell has several checkpoints, "
+        "the claim is judged at IMAD. The names in backticks are methods, which "
         "[Training results](training-results.md#results-of-the-preset-tiny) defines, or quantities, which the sections "
         "below define.",
         "- `here`, in the claims about tokens: all tokens are those that are read or written, new tokens are those "
@@ -1019,6 +1022,8 @@ PLAINLY: Mapping[str, str] = {
     "raises the ROUGE-L to this agent's turn",
     "a push alone, nobody named, makes each agent speak first": "in a context that names no agent, each agent's "
     "direction makes this agent write the first turn",
+    "the paper's protocol: texts under the agents' directions are closer to the agents' own after IMAD": "the paper's "
+    "protocol: texts under the agents' directions are closer to the agents' own texts after IMAD",
     "the paper's experiment: the base's vector turns IMAD's malicious agent off": "the paper's experiment: the base's "
     "vector removes the malicious trait from IMAD's texts",
     "IMAD's malicious agent can be turned off by the setting that does it best": "the setting chosen on validation "
