@@ -363,12 +363,12 @@ IN_WORDS = {
 }
 """Pattern of a measurement in the claims' table -> how README says it."""
 REASONS = {
-    r"planted directions over random (\+[\d.]+ \[(?:-[\d.]+|\+0\.0[01]\d*), \+[\d.]+\])": r". The "
-    r"method fails its check here. In the check, a copy of the base is trained to write an agent's turn when a given "
-    r"direction is added. The whole interval of this direction's gain in ROUGE-L over random ones must be at least "
-    r"+0.02; it is \1",
-    r"up to (5[1-9]|[6-9]\d|100)% of the answers were not read": r". The method fails its check here. The check is "
-    r"the same replacement in the texts of Debate: at most 50 % of them may then be without an answer, but \1 % are",
+    r"planted directions over random (\+[\d.]+ \[(?:-[\d.]+|\+0\.0[01]\d*), \+[\d.]+\])": r". In FAMILY the method "
+    r"fails its check. In the check, a copy of the base is trained to write an agent's turn when a given direction is "
+    r"added. All of the interval of this direction's gain in ROUGE-L over random ones must be at least +0.02; the gain "
+    r"is \1",
+    r"up to (5[1-9]|[6-9]\d|100)% of the answers were not read": r". In FAMILY the method fails its check. The check "
+    r"is the same replacement in the texts of Debate: at most 50 % of them may then be without an answer, but \1 % are",
 }
 """Pattern of a check that fails in the claims' table -> how README gives the reason of `not testable here`."""
 CONTROL = re.compile(r"(.+) points over DebateGPT \+ GRPO")
@@ -394,7 +394,7 @@ def _training_findings(folder: Path) -> list[list[str]]:
             of_each = "; ".join(f"{family}: {seeds}" for family, seeds in number.items())
             seeds = of_each if len(set(number.values())) > 1 else next(iter(number.values()), "")
 
-            results = "; ".join(f"{family}: {_in_words(row.ours, row.verdict)}" for family, row in parts)
+            results = "; ".join(f"{family}: {_in_words(row.ours, row.verdict, family)}" for family, row in parts)
             verdicts = [row.verdict for _, row in parts]
             verdict = "; ".join(f"{family}: {row.verdict}" for family, row in parts)
             shown = verdicts[0] if len(set(verdicts)) == 1 else verdict
@@ -402,7 +402,7 @@ def _training_findings(folder: Path) -> list[list[str]]:
     return rows
 
 
-def _in_words(ours: str, verdict: str) -> str:
+def _in_words(ours: str, verdict: str, family: str) -> str:
     """The measurement of a claim, with the control that is as good, or with the check that fails."""
     measured, *others = ours.split("; ")
     for pattern, words in IN_WORDS.items():
@@ -412,7 +412,7 @@ def _in_words(ours: str, verdict: str) -> str:
             measured += f", but IMAD minus the control {control[1]} points"
         for pattern, words in REASONS.items():
             if verdict == "not testable here" and (reason := re.fullmatch(pattern, other)):
-                measured += reason.expand(words)
+                measured += reason.expand(words.replace("FAMILY", family))
     return measured
 
 
