@@ -615,7 +615,9 @@ def page(title: str, results: Published) -> str:
         *_section(
             "Patched first rounds",
             "The residual stream at the positions of round 1 is replaced by that of another debate, at one layer. Then "
-            "the model continues greedily. The two debates are a pair. In round 1 they have turns of the same agents "
+            "the model continues greedily. In this section a debate is a text of the model itself or an explicit "
+            "debate of "
+            "the base (column `text`). The two debates are a pair. In round 1 they have turns of the same agents "
             "(a model can leave an agent out) and the same number of tokens. The same tag follows round 1.\n\n"
             "The first table counts texts, texts with a turn of round 1, and pairs. In `pairs with two different "
             "answers`, both debates have an answer, and the answers differ. The second table has shares of these "
@@ -634,9 +636,9 @@ def page(title: str, results: Published) -> str:
             "follow here.\n"
             "- `follows, round 1, as many as question`: a control. As many positions as in `follows, question` are "
             "replaced, but positions of round 1.\n"
-            "- `follows by chance`: each answer after the replacement of round 1 is compared with the answers of all "
-            "remaining pairs: in each of them, with that of the debate whose stream is patched in. The column has "
-            "the share of equal answers in these comparisons.\n"
+            "- `follows by chance`: in each pair, one debate gives the stream. Each answer after the replacement of "
+            "round 1 is compared with the answers of these debates in all other pairs. The column has the share of "
+            "equal answers in these comparisons.\n"
             "- `changes, round 1`: share of answers that change, or that are missing after the replacement. In "
             "brackets is the same share if the text's own activations are patched in. It must be 0.\n\n"
             "At the input of block 0, a replacement of the stream is the same as a replacement of the tokens. In any "
@@ -651,7 +653,8 @@ def page(title: str, results: Published) -> str:
             "The texts are the agent's own text, its text on another question, and another agent's text on the same "
             "question:\n\n"
             "- `rouge_l`: ROUGE-L to the agent's own text.\n"
-            "- `speaks`: share of texts that a rule assigns to the agent of the reference text, so another agent's "
+            "- `speaks`: share of texts that a rule assigns to the agent whose own text is the reference, so another "
+            "agent's "
             "text should have 0. The rule uses the tag of the first turn. If "
             "there is no tag, it uses the first words of the turn (its opening).\n"
             "- `n`: number of texts.\n\n"
@@ -687,7 +690,8 @@ def page(title: str, results: Published) -> str:
             "This is the paper's steering experiment. One unit vector for each agent is computed from the SFT "
             "checkpoint. The same vectors are added to the generated positions of every checkpoint. They do not act on "
             "the first generated token. In the miniature this token already shows which agent speaks.\n\n"
-            "- Contexts: `tagged` is the trace up to the agent's tag in round 1. It contains the turns of the agents "
+            "- Contexts: `tagged` is the trace up to the agent's tag in round 1, which is its end. It contains the "
+            "turns of the agents "
             "that come before this agent in round 1. `cast` is the base's prompt for the agent.\n"
             "- Area: the area under the curve of ROUGE-L over the grid of strengths, divided by the width of the "
             "grid.\n"
@@ -771,7 +775,7 @@ def page(title: str, results: Published) -> str:
             "- `variance`: the directions of largest variance around each agent's mean, a control.\n"
             "- `injected`: the agents' vectors themselves. This is a control for some rows of the second table: those "
             "that have `vector` in the column `identity`. In these rows an agent's vector is added to the stream. "
-            "`injected` removes the vectors after the blocks that follow the one where this vector is added. If "
+            "After each later block, `injected` removes the vectors of all agents. If "
             "`injected` lowers the gain as much as `agents` does, LEACE may only have removed the vector.\n\n"
             "The first table has the accuracy of a probe. Chance is a third, because there are three agents. An "
             "accuracy above a third means that some of the information is left on held-out questions. Its columns:\n\n"
@@ -870,8 +874,9 @@ def _malicious_questions(families: Tables) -> str:
             few, many = (round(some[name]["n"].max()) for name in ("malicious", "suppression_kept"))
             if few < many:
                 return (
-                    f"Each seed has {few} questions here, the first of the {many} in the section above, which has only "
-                    "the seeds with the trait. So the accuracy without steering can differ between the two sections. "
+                    f"Each seed has {few} questions here, the first {few} of the {many} in the section above. That "
+                    "section has only the seeds with the trait. So the accuracy without steering can differ between "
+                    "the two sections. "
                 )
     return ""
 
@@ -1080,7 +1085,8 @@ IN_CELLS: Mapping[str, str] = {
     r", minus the same at the base ": "; this difference minus that at the base ",
     r"; planted directions over random ": "; check: area, planted minus random directions, ",
     r"; room at IMAD ": "; check: `room` ",
-    r"; over random (?=\S+ \[[^]]*\], )": "; minus the mean under random directions, for these agents in this order: ",
+    r"; over random (?=\S+ \[[^]]*\], )": "; the same score minus its mean under random directions, for these agents "
+    "in this order: ",
     r"(agent \S+) speaks first in (\S+) unsteered, left out": r"\1 is left out: it speaks first in a share of \2 of "
     "the unsteered texts",
     r"; follows, minus chance: ": "; `follows, minus chance` ",
