@@ -127,7 +127,7 @@ reproduce-full: $(DEV)  ## more families, the paper's protocol, controls and tra
 	$(BIN)/python -m analysis reproduce --preset $(PRESET) $(if $(filter file,$(origin SEEDS)),,--seeds $(SEEDS)) --full $(if $(FLUENCY),--fluency $(FLUENCY))
 
 results: $(DEV)  ## docs/results.md and the tables over training seeds, from the archived seeds in results/seeds
-	$(BIN)/python -m analysis results results/seeds/tiny --out results/miniature --page docs/results.md --title "Claims of the paper: miniature"
+	$(BIN)/python -m analysis results results/seeds/tiny --out results/miniature --page docs/results.md --title "Claims of the paper: miniature" --planned 6
 
 documents: $(DEV)  ## the tables behind demo (after make demo), tutorial and the page on steering, in results; outputs of notebooks
 	$(BIN)/python -m analysis documents

@@ -57,10 +57,13 @@ def accuracy_by_seed(main: pd.DataFrame, methods: Sequence[str] = WHAT_HELPS, ti
 
 
 def _best_title(table: pd.DataFrame) -> str:
-    """The most accurate method of each family."""
+    """The most accurate method of each family, and where its interval overlaps that of another."""
     best = table.loc[table.groupby("family", sort=False)["accuracy"].idxmax()]
     by_method = best.groupby("method", sort=False)["family"].apply(" and ".join)
-    return "Which method does best: " + "; ".join(f"{method} ({families})" for method, families in by_method.items())
+    highest = table.groupby("family").apply(lambda some: some["high"].nlargest(2).iloc[-1])
+    unclear = [row.family for row in best.itertuples() if row.low <= highest[row.family]]
+    title = "Highest mean: " + "; ".join(f"{method} ({families})" for method, families in by_method.items())
+    return title + (f". Intervals overlap in {' and '.join(unclear)}" if unclear else "")
 
 
 def _protocol_title(protocols: Mapping[str, pd.DataFrame]) -> str:

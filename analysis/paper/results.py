@@ -379,8 +379,10 @@ class Published:
         of_sft: the same of SFT.
         claims: the judged claims, one per row.
         families: tables over the seeds by family, see `analysis.paper.pooling.collect_tables`.
-        about: `rules` (commit and time of the last change of the rules), `rules_sha256`, and `started` (seed, time,
-            commit and hash of the rules at each seed's start, and how many of its steps were run from which commit).
+        about: `rules` (commit and time of the last change of the rules), `rules_sha256`, `started` (seed, time, commit
+            and hash of the rules at each seed's start, and how many of its steps were run from which commit),
+            `left_out` (seeds that were not read), `planned` (number of seeds that are planned, or None), and
+            `without_pilot` (the verdicts without the seeds after whose start rules were changed, by claim).
     """
 
     main: pd.DataFrame
@@ -503,12 +505,13 @@ def page(title: str, results: Published) -> str:
     lines = [
         f"# {title}",
         "",
-        "`python -m analysis results` writes this page from the results of each training seed. For the seeds in "
+        "`python -m analysis results FOLDER` writes this page from the results of each training seed. For the seeds in "
         "`results/seeds`, `make results` calls this command. It takes minutes and trains nothing. The "
         "[glossary](glossary.md) defines the terms; the paper is arXiv 2604.24881.",
         "",
         f"- Seeds: on this page, a [family](glossary.md#debate-and-training) of problems has at most {seeds} training "
         f"seed{'s' if seeds > 1 else ''}. Each table, or the text above it, has the number of its seeds or names them.",
+        *_interim(results),
         "- Intervals are 95 %. With several training seeds they are over the seeds' means, by Student's t. For ratios, "
         "such as tokens / tokens of Debate, they are by Fieller's method.",
         *([OF_ONE_SEED] if _of_one_seed(results) else []),
@@ -522,9 +525,10 @@ def page(title: str, results: Published) -> str:
         "their texts are equal. So `3+4*5-6` and `3+5*4-6` are two questions. They may be in different seeds.",
         "",
         "The rule of each claim is in `analysis/paper/claims.toml`, and `claims.py` judges by these rules. Some claims "
-        "have other words there than on this page."
+        "have other words there than on this page. One value of the paper (its differences in accuracy) is misquoted "
+        "there; no verdict reads it, and this page has the right one."
         + (f" The rules were last changed in commit {committed}." if committed else "")
-        + (f" **The rules were changed after the start of seed{_several(changed)}.**" if changed else "")
+        + (f" **The rules were changed after the start of seed{_several(changed)}.** {WHAT_CHANGED}" if changed else "")
         + " There is no correction for the number of claims.",
         "",
         *(
@@ -557,6 +561,7 @@ def page(title: str, results: Published) -> str:
             for c in (Claim(**row) for row in results.claims.to_dict("records"))
         ),
         "",
+        *_without_pilot(results, changed),
         *_section(
             "What the debate adds",
             "The table has the accuracy in per cent of the test questions. Texts are sampled. "
@@ -569,6 +574,11 @@ def page(title: str, results: Published) -> str:
             "- `SFT` is trained on the traces. `IMAD` is `SFT` after GRPO.\n"
             "- `SFT on shuffled turns`, `SFT on gold answers`, `SFT on right answers`, and the SFT before `DebateGPT + "
             "GRPO` have as many steps and target tokens as `SFT`.\n"
+            "- `SFT on shuffled turns` is trained on traces with their own question and consensus, but with turns "
+            "of other questions. `SFT` minus this training is the claim about the content of the turns. It shows "
+            "that turns which do not fit the question do harm. Whether fitting turns help more than no turns is the "
+            "comparison of `SFT` with trainings on answers alone, such as `DebateGPT (answer)` in "
+            "[Accuracy and tokens](#accuracy-and-tokens).\n"
             "- In clues and two_sum, the learning rates of these trainings and of `SFT` were chosen by the same search "
             "(`python -m analysis rates`). The search used a seed that no result uses.\n"
             "- `SFT on gold answers` is trained on the right answers of the problems. GRPO uses these answers for the "
@@ -1130,13 +1140,51 @@ def _here(claim: Claim) -> str:
     return LEADS.get(_rule(claim), "") + cell if measured else cell
 
 
-def write_published(folder: Path, out: Path, seeds: Collection[int] = ()) -> Published:
+WHAT_CHANGED = (
+    "The change did not concern the claims about tokens, the content of the turns, the first round, training without "
+    "tags, and the accuracy after the removal of the trait (`git diff 438d6f5~1 438d6f5 -- "
+    "analysis/paper/claims.toml`)."
+)
+
+
+def _interim(results: Published) -> list[str]:
+    """Whether further seeds are planned, and which of those that are there were not read."""
+    planned, found = results.about.get("planned"), results.main["seeds"].min()
+    lines = []
+    if planned and found < planned:
+        lines.append(
+            f"- **The verdicts are interim.** {planned} seeds are planned for each family. The families are run one "
+            "after the other, and this page is written again after each, so families can have different numbers of "
+            "seeds. A verdict can change with a further seed, and every look at the results adds to the rate of false "
+            "verdicts. CHANGELOG has the verdicts that changed."
+        )
+    if left := results.about.get("left_out"):
+        lines.append(f"- Not read for this page: seed{_several(left)}.")
+    return lines
+
+
+def _without_pilot(results: Published, changed: Sequence[int]) -> list[str]:
+    """The verdicts that are others without the seeds after whose start rules were changed."""
+    without = results.about.get("without_pilot") or {}
+    if not changed or not without:
+        return []
+    of_all = dict(zip(results.claims["name"], results.claims["verdict"], strict=True))
+    others = [(name, verdict) for name, verdict in without.items() if name in of_all and verdict != of_all[name]]
+    told = f"Without seed{_several(changed)}, after whose start rules were changed, "
+    if not others:
+        return [f"{told}all verdicts are the same.", ""]
+    lines = [f"- {name}: `{verdict}` instead of `{of_all[name]}`" for name, verdict in others]
+    return [f"{told}these verdicts are others (fewer seeds give wider intervals):", "", *lines, ""]
+
+
+def write_published(folder: Path, out: Path, seeds: Collection[int] = (), planned: int | None = None) -> Published:
     """Write the tables of a reproduction into a folder, with six significant digits, and return them as read back.
 
     Args:
         folder: output folder of `python -m analysis reproduce`.
         out: the folder of the tables.
         seeds: training seeds; default: all that are there.
+        planned: number of training seeds that are planned for each family, which the page then says.
 
     Raises:
         FileNotFoundError: no finished run of these seeds is there.
@@ -1162,25 +1210,36 @@ def write_published(folder: Path, out: Path, seeds: Collection[int] = ()) -> Pub
     begun = folder / STARTED
     known = read_json(begun) if begun.is_file() else []
     started = [{**one, "steps": versions_of(folder, one["seed"])} for one in known if not seeds or one["seed"] in seeds]
-    write_json(out / ABOUT, {"rules": rules_commit(), "rules_sha256": rules_sha256(), "started": started})
+    there = {int(run.name.removeprefix("seed-")) for run in found}
+    used = {int(run.name.removeprefix("seed-")) for run in runs}
+    rest = used - {one["seed"] for one in started if one["rules"] != rules_sha256()}
+    without = {}
+    if used > rest > set():
+        kept = [run for run in runs if int(run.name.removeprefix("seed-")) in rest]
+        of_rest = claims(read_runs(kept), collect_tables(folder, rest))
+        without = {in_plain_words(claim.name): claim.verdict for claim in of_rest}
+    about: dict[str, Any] = {"rules": rules_commit(), "rules_sha256": rules_sha256(), "started": started}
+    about |= {"planned": planned, "left_out": sorted(there - used), "without_pilot": without}
+    write_json(out / ABOUT, about)
     return read_published(out)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis results", description=__doc__)
     parser.add_argument(
-        "folder", type=Path, help="output folder of `python -m analysis reproduce`, or an archive of it"
+        "folder", type=Path, help="output folder of `python -m analysis reproduce`, or a folder of archives of it"
     )
     parser.add_argument("--out", type=Path, help="default: FOLDER/tables")
     parser.add_argument(
         "--seed", type=int, action="append", default=[], help="only this training seed; may be repeated"
     )
+    parser.add_argument("--planned", type=int, help="number of training seeds that are planned for each family")
     parser.add_argument("--page", type=Path, help="write results.md also to this path")
     parser.add_argument("--title", default="Results", help="of the page")
     given = parser.parse_args(arguments)
     out = given.out or given.folder / "tables"
     with unpacked(given.folder) as folder:
-        text = page(given.title, write_published(folder, out, given.seed))
+        text = page(given.title, write_published(folder, out, given.seed, given.planned))
     for path in filter(None, (out / "results.md", given.page)):
         write_text(path, text)
         print(f"Wrote {path}; tables in {out}.")
