@@ -986,6 +986,9 @@ def _legend(there: Collection[str]) -> list[str]:
         "the claim is judged at IMAD. The names in backticks are methods, which "
         "[Training results](training-results.md#results-of-the-preset-tiny) defines, or quantities, which the sections "
         "below define.",
+        "- `here`, in the claims about tokens, accuracy and training: texts are sampled. In the other claims they are "
+        "as "
+        "their sections say.",
         "- `here`, in the claims about tokens: all tokens are those that are read or written, new tokens are those "
         "that are written. The brackets have the tokens per question of IMAD and of Debate.",
         "- `by seed`: the quantity that is judged, for each training seed. In a claim about each agent, it is that of "
