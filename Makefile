@@ -51,7 +51,7 @@ test-oldest:  ## the core tests on the lower bounds of pyproject.toml (torch is 
 test-real: $(DEV)  ## the core equivalences on a real checkpoint: make test-real MODEL=smollm2, gemma or qwen
 	$(BIN)/python -m tests.real $(MODEL)
 
-test-lab: $(VENV)/.peers  ## every command of docs/training.md on a real checkpoint and server: make test-lab CHECKPOINT=FILE
+test-lab: $(VENV)/.peers  ## every command of the training pages on a real checkpoint and server: make test-lab CHECKPOINT=FILE
 	$(BIN)/python -m tests.lab $(if $(CHECKPOINT),$(CHECKPOINT),$$($(BIN)/python -m steerkit.demo.checkpoint))
 
 test-llamacpp: $(DEV) .venv-llamacpp/.ready  ## log-probabilities and greedy tokens against llama.cpp on the same files

@@ -1,4 +1,4 @@
-"""`make test-lab`: every command of docs/training.md on a real checkpoint, with a real server as teacher and judge.
+"""`make test-lab`: every command of the training pages on a real checkpoint, with a real server as teacher and judge.
 
 Each command runs in a process of its own, in small sizes, and reads the files of those before it. The same call resumes
 after the last command that ended well. It writes `results/lab/commands.csv`: seconds, and the last line of the output.
@@ -45,11 +45,11 @@ HUB = {
     "TIGER-Lab/MMLU-Pro": "mmlu_pro/test_sample.jsonl",
     "lukaemon/bbh": "bbh",
 }
-"""Hub ids of the page -> local files: there is no hub here."""
+"""Hub ids of the pages -> local files: there is no hub here."""
 
 
 def prepare(checkpoint: str, folder: Path, data: Path) -> dict[str, Any]:
-    """Write what the page names into a folder: the checkpoint, problems, debates, open questions; return its meta."""
+    """Write what the pages name into a folder: the checkpoint, problems, debates, open questions; return its meta."""
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = sk.load(checkpoint)
     meta = published(describe(model, tokenizer))

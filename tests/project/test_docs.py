@@ -24,6 +24,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"
 ELSEWHERE = {
     "docs/serving.md": "tests/vllm/page.py",
     "docs/training.md": "tests/training/test_documented_stages.py",
+    "docs/training-benchmarks.md": "tests/training/test_documented_stages.py",
+    "docs/training-evolve.md": "tests/training/test_documented_stages.py",
     **{f"docs/recipes/{page.name}": "tests/project/test_recipes.py" for page in (DOCS / "recipes").glob("*.md")},
 }
 """Pages whose blocks another test runs: on vLLM, on a scripted server, or on a model with a planted effect."""

@@ -1,4 +1,4 @@
-"""Every command of docs/training.md runs: tiny models, a scripted server, small sizes; each stage reads the last."""
+"""Every command of the training pages runs: tiny models, a scripted server, small sizes; each reads the last."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ from training import __main__ as commands  # noqa: E402
 from training.debates.answerers import LocalModel, Reply  # noqa: E402
 from training.evaluate.methods import DEBATES, PLURALITIES  # noqa: E402
 
-PAGE = Path(__file__).parents[2] / "docs" / "training.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = ("training.md", "training-gpu.md", "training-benchmarks.md", "training-evolve.md")
+"""Pages with commands, in the order in which these run."""
 URL = "http://127.0.0.1:8000"
 SMALL = {
     "debates": ("debates=8", "debate.sampling.max_new_tokens=8"),
@@ -41,11 +44,18 @@ SMALL = {
 }  # fmt: skip
 
 
-def documented() -> list[list[str]]:
-    """The arguments of every `python -m training STAGE` in the page's blocks, in order."""
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+def documented(pages: Sequence[str] = PAGES) -> list[list[str]]:
+    """The arguments of every `python -m training STAGE` in the pages' blocks, in order."""
+    texts = [(DOCS / page).read_text(encoding="utf-8") for page in pages]
+    blocks = [block for text in texts for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [shlex.split(line)[3:] for line in lines if re.match(r"(?:\.venv/bin/)?python -m training ", line)]
+
+
+def test_no_other_page_has_a_command_of_a_stage() -> None:
+    others = [str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if page.name not in PAGES]
+    assert len(others) > 20 and documented(others) == []
+    assert {call[0] for call in documented()} == set(commands.STAGES) - {"imad"}
 
 
 def by_role(call: Call, number: int) -> None:
@@ -63,7 +73,7 @@ def by_role(call: Call, number: int) -> None:
 
 @pytest.fixture
 def at_hand(tmp_path, monkeypatch) -> Path:
-    """A folder with the files that the page names: a model, problems, debates, a benchmark, open questions."""
+    """A folder with the files that the pages name: a model, problems, debates, a benchmark, open questions."""
     monkeypatch.chdir(tmp_path)
     tiny_model("llama", context=4096).save_pretrained("MODEL")
     tiny_tokenizer().save_pretrained("MODEL")
