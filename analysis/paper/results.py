@@ -525,8 +525,8 @@ def page(title: str, results: Published) -> str:
         "their texts are equal. So `3+4*5-6` and `3+5*4-6` are two questions. They may be in different seeds.",
         "",
         "The rule of each claim is in `analysis/paper/claims.toml`, and `claims.py` judges by these rules. Some claims "
-        "have other words there than on this page. One value of the paper (its differences in accuracy) is misquoted "
-        "there; no verdict reads it, and this page has the right one."
+        "have other words there than on this page. The paper's range of differences in accuracy is misquoted there. No "
+        "verdict reads it, and this page has the right one."
         + (f" The rules were last changed in commit {committed}." if committed else "")
         + (f" **The rules were changed after the start of seed{_several(changed)}.** {WHAT_CHANGED}" if changed else "")
         + " There is no correction for the number of claims.",
@@ -575,9 +575,9 @@ def page(title: str, results: Published) -> str:
             "- `SFT on shuffled turns`, `SFT on gold answers`, `SFT on right answers`, and the SFT before `DebateGPT + "
             "GRPO` have as many steps and target tokens as `SFT`.\n"
             "- `SFT on shuffled turns` is trained on traces with their own question and consensus, but with turns "
-            "of other questions. `SFT` minus this training is the claim about the content of the turns. It shows "
-            "that turns which do not fit the question do harm. Whether fitting turns help more than no turns is the "
-            "comparison of `SFT` with trainings on answers alone, such as `DebateGPT (answer)` in "
+            "of other questions. `SFT` minus this training is the claim about the content of the turns. It compares "
+            "turns that fit the question with turns that do not. Whether fitting turns help more than no turns is "
+            "shown by the comparison of `SFT` with trainings on answers alone, such as `DebateGPT (answer)` in "
             "[Accuracy and tokens](#accuracy-and-tokens).\n"
             "- In clues and two_sum, the learning rates of these trainings and of `SFT` were chosen by the same search "
             "(`python -m analysis rates`). The search used a seed that no result uses.\n"
@@ -625,9 +625,9 @@ def page(title: str, results: Published) -> str:
         *_section(
             "Patched first rounds",
             "The residual stream at the positions of round 1 is replaced by that of another debate, at one layer. Then "
-            "the model continues greedily. In this section a debate is a text of the model itself or an explicit "
-            "debate of "
-            "the base (column `text`). The two debates are a pair. In round 1 they have turns of the same agents "
+            "the model continues greedily. In this section both kinds of text are called debates: a text of the model "
+            "itself (`own text` in the column `text`), and an explicit debate of the base (`debate` in this column). "
+            "The two debates are a pair. In round 1 they have turns of the same agents "
             "(a model can leave an agent out) and the same number of tokens. The same tag follows round 1.\n\n"
             "The first table counts texts, texts with a turn of round 1, and pairs. In `pairs with two different "
             "answers`, both debates have an answer, and the answers differ. The second table has shares of these "
@@ -652,7 +652,8 @@ def page(title: str, results: Published) -> str:
             "- `changes, round 1`: share of answers that change, or that are missing after the replacement. In "
             "brackets is the same share if the text's own activations are patched in. It must be 0.\n\n"
             "At the input of block 0, a replacement of the stream is the same as a replacement of the tokens. In any "
-            "model the effect decreases with the layer, because later positions have already read the original round 1 "
+            "model the effect tends to decrease with the layer, because later positions have already read the original "
+            "round 1 "
             "in earlier blocks. After the last block, no later position reads the stream.",
             parts["patched"],
         ),
@@ -700,7 +701,8 @@ def page(title: str, results: Published) -> str:
             "This is the paper's steering experiment. One unit vector for each agent is computed from the SFT "
             "checkpoint. The same vectors are added to the generated positions of every checkpoint. They do not act on "
             "the first generated token. In the miniature this token already shows which agent speaks.\n\n"
-            "- Contexts: `tagged` is the trace up to the agent's tag in round 1, which is its end. It contains the "
+            "- Contexts: `tagged` is the trace up to the agent's tag in round 1; it ends with this tag. It contains "
+            "the "
             "turns of the agents "
             "that come before this agent in round 1. `cast` is the base's prompt for the agent.\n"
             "- Area: the area under the curve of ROUGE-L over the grid of strengths, divided by the width of the "
@@ -987,13 +989,13 @@ def _legend(there: Collection[str]) -> list[str]:
         "[Training results](training-results.md#results-of-the-preset-tiny) defines, or quantities, which the sections "
         "below define.",
         "- `here`, in the claims about tokens, accuracy and training: texts are sampled. In the other claims they are "
-        "as "
-        "their sections say.",
+        "as their sections say; the probe of the claim about training without tags reads the last token of a turn.",
         "- `here`, in the claims about tokens: all tokens are those that are read or written, new tokens are those "
         "that are written. The brackets have the tokens per question of IMAD and of Debate.",
         "- `by seed`: the quantity that is judged, for each training seed. In a claim about each agent, it is that of "
         "the agent with the lowest lower end. The cell names this agent.",
-        "- `over`: the units over which the intervals are computed.",
+        "- `over`: the units over which the interval of the judged quantity is computed. Intervals of other "
+        "checkpoints in the same cell can be over more seeds.",
     ]
 
 

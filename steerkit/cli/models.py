@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from steerkit.cli.inputs import check_coefficient, check_new_folder, check_vectors, parse_layer, parse_layers
 from steerkit.cli.options import Checkpoint, Foreign, Json, LoadOptions, load_model, with_load_options
 from steerkit.show.terminal import facts, table
+
+if TYPE_CHECKING:
+    from steerkit.doctor.report import Finding
 
 
 @with_load_options
@@ -41,17 +44,20 @@ def doctor(checkpoint: Checkpoint, loading: LoadOptions, as_json: Json = False) 
     def progress(check: str) -> None:
         print(f"checking {check} ...", file=sys.stderr)
 
+    def finished(finding: Finding) -> None:
+        print(f"  {finding.state}: {finding.detail}", file=sys.stderr)
+
     if checkpoint.startswith(("http://", "https://")):
         from steerkit.doctor.served import examine_served
 
         if loading != LoadOptions():
             raise ValueError("expected no options of loading for a server; got some. Leave them out.")
-        findings = examine_served(checkpoint, progress)
+        findings = examine_served(checkpoint, progress, finished)
     else:
         loading.check(checkpoint)
         from steerkit.doctor.report import examine
 
-        findings = examine(*load_model(checkpoint, loading), progress)
+        findings = examine(*load_model(checkpoint, loading), progress, finished)
     import pandas as pd
 
     table(f"doctor: {checkpoint}", pd.DataFrame([asdict(finding) for finding in findings]), as_json)

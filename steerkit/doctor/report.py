@@ -49,11 +49,17 @@ class Finding:
     detail: str
 
 
-def examine(model: nn.Module, tokenizer: Any, progress: Callable[[str], None] | None = None) -> list[Finding]:
+def examine(
+    model: nn.Module,
+    tokenizer: Any,
+    progress: Callable[[str], None] | None = None,
+    finished: Callable[[Finding], None] | None = None,
+) -> list[Finding]:
     """Run all checks on a model.
 
     Args:
         progress: called with the name of each check before it runs.
+        finished: called with the finding of each of these checks after it.
 
     Returns:
         One finding per check. A check that raises counts as failed, with its error as the detail. Where no residual
@@ -70,6 +76,8 @@ def examine(model: nn.Module, tokenizer: Any, progress: Callable[[str], None] | 
         if progress is not None:
             progress(name)
         found.append(run(name, check, model, tokenizer))
+        if finished is not None:
+            finished(found[-1])
     return found
 
 

@@ -195,13 +195,18 @@ CHECKS: dict[str, Callable[[_Patient], Result]] = {
 }
 
 
-def examine_served(server: Any, progress: Callable[[str], None] | None = None) -> list[Finding]:
+def examine_served(
+    server: Any,
+    progress: Callable[[str], None] | None = None,
+    finished: Callable[[Finding], None] | None = None,
+) -> list[Finding]:
     """Run all checks on a server (a `steerkit.serving.Server`, `VLLM`, or an address).
 
     A vector is added for it, and removed at the end.
 
     Args:
         progress: called with the name of each check before it runs.
+        finished: called with the finding of each of these checks after it.
 
     Returns:
         One finding per check; a check that raises counts as failed.
@@ -227,6 +232,8 @@ def examine_served(server: Any, progress: Callable[[str], None] | None = None) -
             if progress is not None:
                 progress(name)
             findings.append(run(name, check, patient))
+            if finished is not None:
+                finished(findings[-1])
     except (ValueError, RuntimeError) as error:
         findings.append(Finding("steering", "failed", str(error)))
     finally:

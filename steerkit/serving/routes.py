@@ -145,6 +145,7 @@ def _put(known: _Known, name: str, data: bytes | None) -> dict[str, Any]:
         one = tried.get(name)
         if one is None or one.error:
             reason = one.error if one is not None else "it holds several vectors"
+            reason = reason.replace(f"{trial}/", "").rstrip(".")
             raise BadUpload(f"expected a vector that fits the served model; {name!r}: {reason}. Send another file.")
         total = len(one.layers) + sum(len(other.layers) for key, other in folder.served().items() if key != name)
         if total > settings.capacity:

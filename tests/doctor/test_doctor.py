@@ -171,6 +171,8 @@ def test_the_command_prints_json_and_its_exit_code_is_1_if_a_check_failed(tmp_pa
     shown = capsys.readouterr()
     assert "All checks passed." in shown.out
     assert [line.split()[1] for line in shown.err.splitlines() if "checking" in line][:2] == ["weights", "tokenizer"]
+    told = [line.split(":")[0] for line in shown.err.splitlines() if line.startswith("  ")]
+    assert len(told) == len(CHECKS) and set(told) == {"  ok", "  note"}  # each as soon as it is known
     tokenizer.add_tokens(["<a>", "<b>"])
     with pytest.raises(SystemExit) as stopped:
         doctor("somewhere")
