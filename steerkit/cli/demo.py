@@ -35,5 +35,5 @@ def demo(
 
     checkpoint = model or str(default_checkpoint())
     loading.check(checkpoint)
-    print(f"This takes about four minutes on two cores. The report will be {out}/report.html.", file=sys.stderr)
+    print(f"This takes about five minutes on two cores. The report will be {out}/report.html.", file=sys.stderr)
     print_summary(run_demo(*load_model(checkpoint, loading), out), out)

@@ -18,6 +18,7 @@ from steerkit.demo.questions import (
     instruction_texts,
 )
 from steerkit.io.json import write_json
+from steerkit.io.progress import line
 from steerkit.io.tables import write_table
 from steerkit.models.blocks import find_blocks
 from steerkit.probes.probe import probe_layers
@@ -65,15 +66,18 @@ def _extract_vectors(
     model: Any, tokenizer: Any, questions: Sequence[Question], out: Path, seed: int, n_shuffled: int
 ) -> dict[tuple[str, str], Controlled]:
     layers = [EMBED, *range(len(find_blocks(model)))]
-    answers = collect_each(model, tokenizer, answer_texts(questions), layers=layers, positions=["mean", "last"])
-    instructions = collect(model, tokenizer, instruction_texts(tokenizer, questions), layers=layers, position="last")
+    with line("reading the activations of answers and instructions"):
+        answers = collect_each(model, tokenizer, answer_texts(questions), layers=layers, positions=["mean", "last"])
+        asked = instruction_texts(tokenizer, questions)
+        instructions = collect(model, tokenizer, asked, layers=layers, position="last")
     activations_of = {
         "answers-mean": answers["mean"],
         "answers-last": answers["last"],
         "instructions-last": instructions,
     }
     for source in ("answers-mean", "instructions-last"):
-        probes = probe_layers(activations_of[source], seed=seed)
+        with line(f"fitting linear probes ({source})"):
+            probes = probe_layers(activations_of[source], seed=seed)
         path = out / "tables" / f"probes-{source}.csv"
         table = probes.table.assign(weights=activations_of[source].meta["weights"])
         write_table(path, table, {**activations_of[source].meta, **probes.meta})
