@@ -579,7 +579,7 @@ def page(title: str, results: Published) -> str:
             "turns that fit the question with turns that do not. Whether fitting turns help more than no turns is "
             "shown by the comparison of `SFT` with trainings on answers alone, such as `DebateGPT (answer)` in "
             "[Accuracy and tokens](#accuracy-and-tokens).\n"
-            "- In clues and two_sum, the learning rates of these trainings and of `SFT` were chosen by the same search "
+            "- In clues and two_sum, the learning rate of each SFT in this table was chosen by the same search "
             "(`python -m analysis rates`). The search used a seed that no result uses.\n"
             "- `SFT on gold answers` is trained on the right answers of the problems. GRPO uses these answers for the "
             "reward only.\n"
@@ -590,7 +590,8 @@ def page(title: str, results: Published) -> str:
         ),
         *_section(
             "Transplanted first rounds",
-            "The turns of round 1 in a model's own text are replaced by those of its text on another question. Then "
+            "Texts are sampled. The turns of round 1 in a model's own text are replaced by those of its text on "
+            "another question. Then "
             "the model continues. In an explicit debate every turn is a separate call of the base model. There the "
             "turns of round 1 that the agents read in round 2 are replaced. There are two controls:\n\n"
             "- First control: round 1 is kept, and the rest of the text is sampled again.\n"
@@ -627,7 +628,8 @@ def page(title: str, results: Published) -> str:
             "The residual stream at the positions of round 1 is replaced by that of another debate, at one layer. Then "
             "the model continues greedily. In this section both kinds of text are called debates: a text of the model "
             "itself (`own text` in the column `text`), and an explicit debate of the base (`debate` in this column). "
-            "The two debates are a pair. In round 1 they have turns of the same agents "
+            "The debate that gives the stream and the one that is patched are a pair, of the same kind. In round 1 "
+            "they have turns of the same agents "
             "(a model can leave an agent out) and the same number of tokens. The same tag follows round 1.\n\n"
             "The first table counts texts, texts with a turn of round 1, and pairs. In `pairs with two different "
             "answers`, both debates have an answer, and the answers differ. The second table has shares of these "
@@ -702,9 +704,8 @@ def page(title: str, results: Published) -> str:
             "checkpoint. The same vectors are added to the generated positions of every checkpoint. They do not act on "
             "the first generated token. In the miniature this token already shows which agent speaks.\n\n"
             "- Contexts: `tagged` is the trace up to the agent's tag in round 1; it ends with this tag. It contains "
-            "the "
-            "turns of the agents "
-            "that come before this agent in round 1. `cast` is the base's prompt for the agent.\n"
+            "the turns of the agents that come before this agent in round 1. `cast` is the base's prompt for the agent.\n"
+            "- Texts are sampled. ROUGE-L is to the agent's turn in the reference debate, which the base wrote.\n"
             "- Area: the area under the curve of ROUGE-L over the grid of strengths, divided by the width of the "
             "grid.\n"
             "- Grids: `coefficient` has coefficients of unit vectors. `dose` has strengths relative to the stream's "
@@ -801,7 +802,8 @@ def page(title: str, results: Published) -> str:
             "- `identity`: what tells the model which agent is to write:\n"
             "    - `trace`: the trace up to the agent's tag. The erasure acts after every block.\n"
             "    - `tag`: the tag without an agent's turn before it. The erasure acts after every block.\n"
-            "    - `vector`: the agent's vector, added after the question alone. The erasure acts only after the "
+            "    - `vector`: the agent's vector. The context is the question alone, and the vector is added from its "
+            "last token on. The erasure acts only after the "
             "blocks that follow the one where the vector is added. This vector is not that of "
             f"{unnamed}, so its gain can differ. "
             "For this section, only vectors that are read in the turns and tags of round 1 were tried, at all layers "
@@ -1158,9 +1160,10 @@ def _interim(results: Published) -> list[str]:
     lines = []
     if planned and found < planned:
         lines.append(
-            f"- **The verdicts are interim.** {planned} seeds are planned for each family. The families are run one "
-            "after the other, and this page is written again after each, so families can have different numbers of "
-            "seeds. A verdict can change with a further seed, and every look at the results adds to the rate of false "
+            f"- **The verdicts are interim.** {planned} seeds are planned for each family. For each seed, the families "
+            f"are run one after the other, and this page is written again after each family. So families can have "
+            f"different numbers of seeds. A verdict can change with a further seed, and every look at the results adds "
+            f"to the rate of false "
             "verdicts. CHANGELOG has the verdicts that changed."
         )
     if left := results.about.get("left_out"):
