@@ -57,13 +57,15 @@ def accuracy_by_seed(main: pd.DataFrame, methods: Sequence[str] = WHAT_HELPS, ti
 
 
 def _best_title(table: pd.DataFrame) -> str:
-    """The most accurate method of each family, and where its interval overlaps that of another."""
+    """The most accurate method of each family; families where its interval overlaps that of another, apart."""
     best = table.loc[table.groupby("family", sort=False)["accuracy"].idxmax()]
-    by_method = best.groupby("method", sort=False)["family"].apply(" and ".join)
-    highest = table.groupby("family").apply(lambda some: some["high"].nlargest(2).iloc[-1])
-    unclear = [row.family for row in best.itertuples() if row.low <= highest[row.family]]
-    title = "Highest mean: " + "; ".join(f"{method} ({families})" for method, families in by_method.items())
-    return title + (f". Intervals overlap in {' and '.join(unclear)}" if unclear else "")
+    rest = table.drop(index=best.index)
+    is_unclear = [bool((rest[rest["family"] == row.family]["high"] >= row.low).any()) for row in best.itertuples()]
+    clear = best[[not one for one in is_unclear]].groupby("method", sort=False)["family"].apply(" and ".join)
+    told = [f"{method} does best in {families}" for method, families in clear.items()]
+    if any(is_unclear):
+        told.append(f"which method does best in {' and '.join(best['family'][is_unclear])} is not shown")
+    return "; ".join(told)[:1].upper() + "; ".join(told)[1:]
 
 
 def _protocol_title(protocols: Mapping[str, pd.DataFrame]) -> str:

@@ -526,7 +526,7 @@ def page(title: str, results: Published) -> str:
         "",
         "The rule of each claim is in `analysis/paper/claims.toml`, and `claims.py` judges by these rules. Some claims "
         "have other words there than on this page. The paper's range of differences in accuracy is misquoted there. No "
-        "verdict reads it, and this page has the right one."
+        "verdict depends on this range, and this page has the right range."
         + (f" The rules were last changed in commit {committed}." if committed else "")
         + (f" **The rules were changed after the start of seed{_several(changed)}.** {WHAT_CHANGED}" if changed else "")
         + " There is no correction for the number of claims.",
@@ -704,7 +704,8 @@ def page(title: str, results: Published) -> str:
             "checkpoint. The same vectors are added to the generated positions of every checkpoint. They do not act on "
             "the first generated token. In the miniature this token already shows which agent speaks.\n\n"
             "- Contexts: `tagged` is the trace up to the agent's tag in round 1; it ends with this tag. It contains "
-            "the turns of the agents that come before this agent in round 1. `cast` is the base's prompt for the agent.\n"
+            "the turns of the agents that come before this agent in round 1. `cast` is the base's prompt for the "
+            "agent.\n"
             "- Texts are sampled. ROUGE-L is to the agent's turn in the reference debate, which the base wrote.\n"
             "- Area: the area under the curve of ROUGE-L over the grid of strengths, divided by the width of the "
             "grid.\n"
@@ -802,15 +803,15 @@ def page(title: str, results: Published) -> str:
             "- `identity`: what tells the model which agent is to write:\n"
             "    - `trace`: the trace up to the agent's tag. The erasure acts after every block.\n"
             "    - `tag`: the tag without an agent's turn before it. The erasure acts after every block.\n"
-            "    - `vector`: the agent's vector. The context is the question alone, and the vector is added from its "
-            "last token on. The erasure acts only after the "
+            "    - `vector`: the agent's vector. The context is the question alone. The vector is added at its last "
+            "token and the next three (`extent` in the fourth table). The erasure acts only after the "
             "blocks that follow the one where the vector is added. This vector is not that of "
             f"{unnamed}, so its gain can differ. "
             "For this section, only vectors that are read in the turns and tags of round 1 were tried, at all layers "
             "but the last. For the other section, the last layer was also tried, and also vectors that are read at the "
             "last token of a context that names the agent.\n"
             "- `gain`: ROUGE-L with the identity minus ROUGE-L without it, mean over the agents. Without it, the "
-            "context is the question alone, and no vector is added. Both are under the erasure.\n"
+            "context is the question alone, and no vector is added. Both scores are under the erasure.\n"
             "- `survives`: gain under the erasure / gain without erasure. It is over the seeds whose gain without "
             f"erasure is at least {LEAST_GAIN}, so it can have fewer values by seed than the row has seeds. Under "
             "two conditions the cell has words instead of a number. If both are met, the first one counts:\n"
@@ -990,8 +991,9 @@ def _legend(there: Collection[str]) -> list[str]:
         "the claim is judged at IMAD. The names in backticks are methods, which "
         "[Training results](training-results.md#results-of-the-preset-tiny) defines, or quantities, which the sections "
         "below define.",
-        "- `here`, in the claims about tokens, accuracy and training: texts are sampled. In the other claims they are "
-        "as their sections say; the probe of the claim about training without tags reads the last token of a turn.",
+        "- `here`, in the claims about tokens, accuracy and training: texts are sampled. In the other claims the "
+        "section of the claim says whether they are sampled or greedy. The probe of the claim about training without "
+        "tags reads the last token of a turn.",
         "- `here`, in the claims about tokens: all tokens are those that are read or written, new tokens are those "
         "that are written. The brackets have the tokens per question of IMAD and of Debate.",
         "- `by seed`: the quantity that is judged, for each training seed. In a claim about each agent, it is that of "
@@ -1178,11 +1180,12 @@ def _without_pilot(results: Published, changed: Sequence[int]) -> list[str]:
         return []
     of_all = dict(zip(results.claims["name"], results.claims["verdict"], strict=True))
     others = [(name, verdict) for name, verdict in without.items() if name in of_all and verdict != of_all[name]]
-    told = f"Without seed{_several(changed)}, after whose start rules were changed, "
+    told = f"Rules were changed after the start of seed{_several(changed)}. Without "
+    told += "it" if len(changed) == 1 else "them"
     if not others:
-        return [f"{told}all verdicts are the same.", ""]
+        return [f"{told}, all verdicts are the same.", ""]
     lines = [f"- {name}: `{verdict}` instead of `{of_all[name]}`" for name, verdict in others]
-    return [f"{told}these verdicts are others (fewer seeds give wider intervals):", "", *lines, ""]
+    return [f"{told}, these verdicts differ from the table (fewer seeds give wider intervals):", "", *lines, ""]
 
 
 def write_published(folder: Path, out: Path, seeds: Collection[int] = (), planned: int | None = None) -> Published:
