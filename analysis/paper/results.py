@@ -528,7 +528,8 @@ def page(title: str, results: Published) -> str:
         "have other words there than on this page. The paper's range of differences in accuracy is misquoted there. No "
         "verdict depends on this range, and this page has the right range."
         + (f" The rules were last changed in commit {committed}." if committed else "")
-        + (f" **The rules were changed after the start of seed{_several(changed)}.** {WHAT_CHANGED}" if changed else "")
+        + (f" **The rules were changed after the start of seed{_several(changed)}.**" if changed else "")
+        + (f" {WHAT_CHANGED}" if changed and str(committed).startswith("438d6f5") else "")
         + " There is no correction for the number of claims.",
         "",
         *(
@@ -1163,10 +1164,9 @@ def _interim(results: Published) -> list[str]:
     if planned and found < planned:
         lines.append(
             f"- **The verdicts are interim.** {planned} seeds are planned for each family. For each seed, the families "
-            f"are run one after the other, and this page is written again after each family. So families can have "
-            f"different numbers of seeds. A verdict can change with a further seed, and every look at the results adds "
-            f"to the rate of false "
-            "verdicts. CHANGELOG has the verdicts that changed."
+            "are run one after the other, and this page is written again after each family. So families can have "
+            "different numbers of seeds. A verdict can change with a further seed, and every look at the results adds "
+            "to the rate of false verdicts. CHANGELOG has the verdicts that changed."
         )
     if left := results.about.get("left_out"):
         lines.append(f"- Not read for this page: seed{_several(left)}.")
@@ -1181,7 +1181,7 @@ def _without_pilot(results: Published, changed: Sequence[int]) -> list[str]:
     of_all = dict(zip(results.claims["name"], results.claims["verdict"], strict=True))
     others = [(name, verdict) for name, verdict in without.items() if name in of_all and verdict != of_all[name]]
     told = f"Rules were changed after the start of seed{_several(changed)}. Without "
-    told += "it" if len(changed) == 1 else "them"
+    told += "this seed" if len(changed) == 1 else "these seeds"
     if not others:
         return [f"{told}, all verdicts are the same.", ""]
     lines = [f"- {name}: `{verdict}` instead of `{of_all[name]}`" for name, verdict in others]

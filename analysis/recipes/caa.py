@@ -22,9 +22,10 @@ import steerkit as sk
 from analysis.published import published
 from analysis.stored import stored_vectors
 from steerkit.io.json import canonical_json, read_json, write_json
+from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import read_table, write_table
 from steerkit.models.blocks import find_blocks
-from steerkit.models.identity import describe
+from steerkit.models.identity import describe, fingerprint
 from steerkit.scores.text import rouge_l
 from steerkit.stats.controls import against_controls
 from steerkit.stats.multiple import holm
@@ -263,11 +264,14 @@ def measure_behavior(
         read = sk.collect(model, tokenizer, parts["vector"], position="letter" if options == LETTERS else "last")
         vectors = {"caa": sk.difference_in_means(read)}
         norms = median_norms(model, [(encode_prompt(tokenizer, row["prompt"]), ()) for row in validation])
-        write_json(out / READ, {"norms": norms, "halves": halves(read, layers)})
+        write_json(kept / READ, {"norms": norms, "halves": halves(read, layers)})
         return vectors | sk.controls.shuffled(vectors, read, n=n_random)
 
-    shuffled = stored_vectors(out / "vectors", make)  # another number of threads would round otherwise
-    norms, cosines = ({int(layer): one for layer, one in read_json(out / READ)[name].items()} for name in FACTS)
+    asked = {name: [question_of(pair) for pair in parts[name]] for name in ("vector", "validation")}
+    about = {"questions": asked, "layers": list(layers), "n_random": n_random, "model": fingerprint(model)}
+    with run_folder(out / "read", about) as kept:
+        shuffled = stored_vectors(kept / "vectors", make)  # another number of threads would round otherwise
+        norms, cosines = ({int(layer): one for layer, one in read_json(kept / READ)[name].items()} for name in FACTS)
     vectors = {"caa": shuffled["caa"]}
     compared = vectors | sk.controls.random(vectors, n=n_random)
 

@@ -28,8 +28,9 @@ from steerkit.demo.checkpoint import default_checkpoint
 from steerkit.demo.questions import SYSTEM, Question, instruction_texts, read_questions, split
 from steerkit.demo.traits import steps
 from steerkit.io.json import read_json, write_json
+from steerkit.io.run_folder import run_folder
 from steerkit.io.tables import write_table
-from steerkit.models.identity import describe
+from steerkit.models.identity import describe, fingerprint
 from steerkit.scores.text import rouge_l
 from steerkit.stats.controls import against_controls
 from steerkit.stats.mean import accuracy_interval, mean_interval
@@ -110,8 +111,16 @@ def read_once(
 ) -> tuple[sk.Condition, sk.SteeringVector, pd.DataFrame]:
     """The condition, the vector and the ROC curve; kept in `folder`, since another number of threads rounds otherwise.
 
-    The sweeps of a resumed call need equal ones.
+    The sweeps of a resumed call need equal ones. A call with other settings or another model is refused.
     """
+    with run_folder(folder / "read", {"setting": asdict(setting), "model": fingerprint(model)}) as kept:
+        return _read(model, tokenizer, parts, setting, kept)
+
+
+def _read(
+    model: Any, tokenizer: Any, parts: Mapping[str, Sequence[Question]], setting: Setting, folder: Path
+) -> tuple[sk.Condition, sk.SteeringVector, pd.DataFrame]:
+    """What `read_once` returns, from `folder` if it is there."""
     file = folder / "condition.json"
 
     def make() -> dict[str, sk.SteeringVector]:

@@ -14,6 +14,7 @@ import torch
 import steerkit as sk
 from analysis.recipes import caa, conditional, persona
 from steerkit.demo.questions import read_questions
+from steerkit.io.run_folder import ConfigurationChanged
 from tests.analysis.test_caa import write_questions
 from tests.analysis.test_persona import HOW, TRAIT, share_of_s
 from tests.project.test_recipes import refusing_model
@@ -59,3 +60,12 @@ def test_a_recipe_resumes_where_activations_round_otherwise(
     monkeypatch.setattr(caa, "median_norms", lambda *args, **how: pytest.fail("read again"))
     for one, other in zip(first, measure(tmp_path / "run"), strict=True):
         pd.testing.assert_frame_equal(one, other)
+
+
+def test_what_was_read_with_other_settings_is_refused(tmp_path) -> None:
+    parts = {name: read_questions()[:3] for name in ("train", "validation", "test")}
+    setting = replace(conditional.Setting(), layer=2, condition_layers=(0, 1))
+    model, tokenizer = tiny_model(context=2048), tiny_tokenizer()
+    conditional.read_once(model, tokenizer, parts, setting, tmp_path)
+    with pytest.raises(ConfigurationChanged):
+        conditional.read_once(model, tokenizer, parts, replace(setting, train=7), tmp_path)
