@@ -267,8 +267,8 @@ def measure_behavior(
         write_json(kept / READ, {"norms": norms, "halves": halves(read, layers)})
         return vectors | sk.controls.shuffled(vectors, read, n=n_random)
 
-    asked = {name: [question_of(pair) for pair in parts[name]] for name in ("vector", "validation")}
-    about = {"questions": asked, "layers": list(layers), "n_random": n_random, "model": fingerprint(model)}
+    texts_of = {name: [question_of(pair) for pair in parts[name]] for name in ("vector", "validation")}
+    about = {"questions": texts_of, "layers": list(layers), "n_random": n_random, "model": fingerprint(model)}
     with run_folder(out / "read", about) as kept:
         shuffled = stored_vectors(kept / "vectors", make)  # another number of threads would round otherwise
         norms, cosines = ({int(layer): one for layer, one in read_json(kept / READ)[name].items()} for name in FACTS)
